@@ -1,0 +1,105 @@
+"""Files that are either whole or absent, and folders with one writer at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+from pipeline.progress import say
+
+_TEMPORARY = ".tmp-"
+
+
+@contextlib.contextmanager
+def commit(path: Path | str) -> Iterator[Path]:
+    """Write to a temporary sibling; it takes the name `path` only if the block ends well, and vanishes otherwise.
+
+    The temporary keeps the suffix of `path` (writers that go by the suffix work) and is flushed to disk before the
+    rename, so that neither an exception, a kill nor a power cut leaves a partial file under the final name.
+
+    Yields:
+        The path to write to.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.stem}{_TEMPORARY}{os.getpid()}{path.suffix}")
+    try:
+        yield temporary
+        _flush(temporary)
+        temporary.replace(path)
+    except BaseException as error:
+        temporary.unlink(missing_ok=True)
+        error.add_note(f"while writing {path}")
+        raise
+
+
+def write_text(path: Path | str, text: str) -> None:
+    """Write a small text file, whole or not at all."""
+    with commit(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path | str, value) -> None:
+    """Write a small JSON file, whole or not at all."""
+    write_text(path, json.dumps(value, indent=1, sort_keys=True) + "\n")
+
+
+def remove_stale(folder: Path) -> int:
+    """Remove what a killed process left half written in `folder`; only the holder of its lock may call this.
+
+    Returns:
+        How many files were removed.
+    """
+    stale = [path for path in folder.glob(".*") if _TEMPORARY in path.name]
+    for path in stale:
+        path.unlink(missing_ok=True)
+    return len(stale)
+
+
+@contextlib.contextmanager
+def one_writer(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock; a second run waits and says for whom. The system frees it when its holder dies."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            say(f"{folder} is being written by {lock.read().strip() or 'another run'}; waiting for it to end")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()} on {socket.gethostname()}")
+        lock.flush()
+        remove_stale(folder)
+        yield
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def canonical_json(value) -> str:
+    """One text for equal values: keys sorted, no spaces."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"))
+
+
+def plain_name(text: str) -> str:
+    """A text as part of a folder's name: what is not a letter, digit, dot or underscore becomes a dash."""
+    return "".join(c if c.isalnum() or c in "._" else "-" for c in text).strip("-.") or "x"
+
+
+def link(path: Path, target: Path) -> None:
+    """Let the symbolic link `path` point to its sibling `target`, replacing an older link in one step."""
+    temporary = path.with_name(f".{path.name}{_TEMPORARY}{os.getpid()}")
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(target.name)
+    temporary.replace(path)

@@ -1,0 +1,58 @@
+"""How far a stage has come: a bar on a terminal, a plain line now and then in a log."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+from tqdm import tqdm
+
+
+def say(text: str) -> None:
+    """Print one line for the user, above any bar."""
+    tqdm.write(text, file=sys.stderr)
+    sys.stderr.flush()
+
+
+class Progress:
+    """Counts units of work. A context manager; `advance(n)` after n more are done.
+
+    On a terminal it is a tqdm bar (units/s, time left). Otherwise a line at most every `line_seconds`, so that the log
+    of a night stays readable.
+    """
+
+    def __init__(self, title: str, total: int, unit: str, *, line_seconds: float = 30.0):
+        self.title, self.total, self.unit, self.line_seconds = title, total, unit, line_seconds
+        self.done = 0
+        self._begun = self._said = time.monotonic()
+        self._bar = tqdm(total=total, unit=unit, desc=title, dynamic_ncols=True) if sys.stderr.isatty() else None
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def advance(self, n: int = 1, note: str = "") -> None:
+        """Say that n more units are done; `note` (such as a loss) is shown beside the count."""
+        self.done += n
+        if self._bar is not None:
+            self._bar.update(n)
+            if note:
+                self._bar.set_postfix_str(note, refresh=False)
+        elif time.monotonic() - self._said >= self.line_seconds:
+            self._said = time.monotonic()
+            say(self._line(note))
+
+    def _line(self, note: str) -> str:
+        count, rate = f"{self.title}: {self.done}/{self.total} {self.unit}", self.rate()
+        left = (self.total - self.done) / rate if rate else float("inf")
+        return f"{count}, {rate:.1f} {self.unit}/s, {left:.0f} s left {note}".rstrip()
+
+    def rate(self) -> float:
+        """Units a second so far."""
+        return self.done / max(time.monotonic() - self._begun, 1e-9)
+
+    def __exit__(self, kind, error, trace) -> None:
+        if self._bar is not None:
+            self._bar.close()
+        elif kind is None and self.done:
+            seconds = time.monotonic() - self._begun
+            say(f"{self.title}: {self.done} {self.unit} in {seconds:.1f} s ({self.rate():.1f} {self.unit}/s)")

@@ -1,0 +1,395 @@
+"""Settings of every stage: frozen, checked when made, with one canonical text and a digest of it.
+
+A spec holds only plain values, so it can be written into an artifact, printed, compared and hashed. Its digest names
+the artifact: two runs share an artifact if and only if everything that can change its content is the same. Settings
+that cannot change the result (time limits, batch sizes, workers) are marked *neutral* and are left out of the digest.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import hashlib
+import json
+import re
+import types
+import typing
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+FLOW_METHODS = ("tvl1", "dis_ultrafast", "dis_fast", "dis_medium", "farneback")
+
+
+def digest_of(*parts: Any) -> str:
+    """First 12 hex digits of the SHA-256 of the canonical JSON of `parts` (plain values only)."""
+    text = json.dumps(parts, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def setting(default: Any, description: str, *, choices=None, low=None, high=None, neutral=False, only_for=()):
+    """A dataclass field that knows its meaning and limits.
+
+    Args:
+        default: value when nothing else is given.
+        description: one line, with unit; shown by `luigi --help-all`.
+        choices: the allowed values, or None for any.
+        low, high: inclusive limits of a number.
+        neutral: True if it cannot change the content of the artifact, so that it stays out of the digest.
+        only_for: flow methods that read this setting; it is left out of the digest of the others.
+    """
+    about = {"description": description, "choices": choices, "low": low, "high": high}
+    return dataclasses.field(default=default, metadata={**about, "neutral": neutral, "only_for": only_for})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spec:
+    """Base of all settings. A subclass is a list of `setting` fields and, where needed, a `check`."""
+
+    SECTION: ClassVar[str] = ""
+    VERSION: ClassVar[int] = 1  # of the algorithm: raise it when the same settings begin to give other bytes
+
+    def __post_init__(self):
+        hints = _hints(type(self))
+        for field in dataclasses.fields(self):
+            if field.metadata:
+                _check_value(self.section, field, hints[field.name], getattr(self, field.name))
+        self.check()
+
+    @property
+    def section(self) -> str:
+        """The section of luigi.cfg that these settings come from; messages name it."""
+        return self.SECTION
+
+    def check(self) -> None:
+        """Rules that tie settings together; a subclass raises ValueError naming the setting."""
+
+    @classmethod
+    def settings(cls) -> dict[str, dataclasses.Field]:
+        """Name -> field of every setting that a user may give as text."""
+        return {field.name: field for field in dataclasses.fields(cls) if field.metadata}
+
+    @classmethod
+    def parse(cls, texts: dict[str, str], *, section: str = "", **values: Any):
+        """Make a spec from texts, as found in luigi.cfg or on a command line.
+
+        Args:
+            texts: setting name -> text. Names that do not exist are refused, with the nearest that does.
+            section: where the texts come from, for messages.
+            values: fields that are given as values, not as text.
+
+        Raises:
+            ValueError: unknown name, or a text that is not of the setting's type, naming the setting.
+        """
+        hints, section = _hints(cls), section or cls.SECTION
+        parsed = {}
+        for name, text in texts.items():
+            if name not in cls.settings():
+                raise ValueError(unknown_name(f"setting [{section}] {name}", name, cls.settings()))
+            parsed[name] = _parse_value(f"[{section}] {name}", hints[name], text)
+        return cls(**parsed, **values)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Every field as plain JSON values, specs within specs included."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))
+
+    def identity(self) -> dict[str, Any]:
+        """The part of `as_dict` that can change the result: what the digest covers."""
+        kept: dict[str, Any] = {"version": self.VERSION}
+        method = getattr(self, "method", None)
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.metadata.get("neutral") or (
+                field.metadata.get("only_for") and method not in field.metadata["only_for"]
+            ):
+                continue
+            kept[field.name] = value.identity() if isinstance(value, Spec) else value
+        return json.loads(json.dumps(kept))
+
+    def digest(self, *upstream: str) -> str:
+        """12 hex digits over the identity of these settings and the digests of what the stage reads."""
+        return digest_of(self.SECTION, self.identity(), list(upstream))
+
+
+def unknown_name(what: str, name: str, allowed) -> str:
+    """The message for a name that is not among `allowed`: with the nearest that is."""
+    near = difflib.get_close_matches(name, list(allowed), 1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    more = f" and {len(allowed) - 100} more" if len(allowed) > 100 else ""
+    return f"{what} does not exist; {hint}allowed: {', '.join(sorted(allowed)[:100])}{more}"
+
+
+@functools.cache
+def _hints(cls) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
+
+
+def _check_value(section: str, field: dataclasses.Field, hint: Any, value: Any) -> None:
+    where, about = f"[{section}] {field.name}", field.metadata
+    if typing.get_origin(hint) is tuple:
+        right = isinstance(value, tuple) and all(type(v) is typing.get_args(hint)[0] for v in value)
+    else:
+        right = isinstance(value, (int, float)) and type(value) is not bool if hint is float else type(value) is hint
+    if not right:
+        raise ValueError(f"{where} is {value!r}, which is not {_type_name(hint)}")
+    if about["choices"] and value not in about["choices"]:
+        raise ValueError(f"{where} is {value!r}; allowed: {', '.join(map(str, about['choices']))}")
+    if about["low"] is not None and value < about["low"]:
+        raise ValueError(f"{where} is {value}; it must be at least {about['low']}")
+    if about["high"] is not None and value > about["high"]:
+        raise ValueError(f"{where} is {value}; it must be at most {about['high']}")
+
+
+def _parse_value(where: str, hint: Any, text: str) -> Any:
+    text = text.strip()
+    try:
+        if hint is bool:
+            return {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}[text.lower()]
+        if typing.get_origin(hint) is tuple:
+            inner = typing.get_args(hint)[0]
+            return tuple(inner(part) for part in re.split(r"[,\s]+", text) if part)
+        return hint(text)
+    except (ValueError, KeyError):
+        raise ValueError(f"{where} is {text!r}, which is not {_type_name(hint)}") from None
+
+
+def _type_name(hint: Any) -> str:
+    if isinstance(hint, types.GenericAlias):
+        return f"a list of {typing.get_args(hint)[0].__name__}, separated by commas"
+    return {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}[hint]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSpec(Spec):
+    """What a run works on when the command line does not say, and where it puts things."""
+
+    SECTION: ClassVar[str] = "run"
+    dataset: str = setting("demo", "dataset used when none is given", neutral=True)
+    artifacts: str = setting("data/artifacts", "folder of everything that is made", neutral=True)
+    device: str = setting("auto", "auto, cpu, cuda or cuda:N", neutral=True)
+    seed: int = setting(0, "seed of both trainings", low=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetSpec(Spec):
+    """Where a labelled video set lies and how it is read and split."""
+
+    SECTION: ClassVar[str] = "dataset"
+    layout: str = setting("folder", "how videos and labels lie on disk", choices=("ucf101", "hmdb51", "folder", "csv"))
+    videos: str = setting("", "folder of the videos", neutral=True)
+    lists: str = setting("", "folder of the official split lists, or the CSV file", neutral=True)
+    generator: str = setting("", "writes the videos first, if they are not there", choices=("", "demo"), neutral=True)
+    split: str = setting("1", "split used when none is given: a number, or the name of the test group", neutral=True)
+    partial: bool = setting(False, "go on when videos named by the lists are absent")
+    group_pattern: str = setting(
+        "", "folder layout: regular expression whose (?P<group>...) is found in the clip's path"
+    )
+    test_fraction: float = setting(
+        0.3, "folder or csv layout without a test group: share of groups that are tested", low=0.0, high=0.9
+    )
+    val_fraction: float = setting(0.15, "share of the training groups kept for validation", low=0.0, high=0.9)
+    split_seed: int = setting(0, "seed of the cuts by group")
+
+    def check(self):
+        """The group pattern must compile and must name its group."""
+        if self.group_pattern:
+            try:
+                named = "group" in re.compile(self.group_pattern).groupindex
+            except re.error as error:
+                raise ValueError(
+                    f"[dataset] group_pattern {self.group_pattern!r} is no regular expression: {error}"
+                ) from None
+            if not named:
+                raise ValueError(f"[dataset] group_pattern {self.group_pattern!r} has no (?P<group>...)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoSpec(Spec):
+    """The demo dataset: three textures times two motions, in the UCF-101 layout."""
+
+    SECTION: ClassVar[str] = "demo"
+    groups: int = setting(12, "groups (backgrounds) a class; a third of them is tested", low=3, high=99)
+    clips: int = setting(3, "clips a group", low=1, high=99)
+    frames: int = setting(30, "frames a clip, about", low=8, high=10_000)
+    width_px: int = setting(112, "width of the videos", low=32, high=4096)
+    height_px: int = setting(84, "height of the videos", low=32, high=4096)
+    seed: int = setting(0, "seed of everything random in it", low=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrameSpec(Spec):
+    """How videos become cached frames."""
+
+    SECTION: ClassVar[str] = "frames"
+    short_side_px: int = setting(256, "frames are resized to this short side; 0 keeps their size", low=0, high=8192)
+    jpeg_quality: int = setting(95, "JPEG quality of the cached frames", low=1, high=100)
+    min_frames: int = setting(2, "a clip of which fewer frames decode is recorded as failed", low=1)
+    shard_clips: int = setting(8, "clips in one shard, at most", low=1)
+    shard_mb: int = setting(256, "video file megabytes in one shard, at most (one clip may be larger)", low=1)
+    timeout_seconds: float = setting(
+        600.0, "a clip that takes longer to decode is recorded as failed", low=0.01, neutral=True
+    )
+    max_bad_fraction: float = setting(
+        0.05, "the stage fails if more than this share of the clips fails", low=0.0, high=1.0, neutral=True
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlowSpec(Spec):
+    """How frames become optical flow, and how flow becomes bytes."""
+
+    SECTION: ClassVar[str] = "flow"
+    method: str = setting("tvl1", "estimator", choices=FLOW_METHODS)
+    backward: bool = setting(False, "also compute flow from each frame to the one before")
+    scaling: str = setting(
+        "bound", "bytes by a fixed bound, or by each field's own minimum and maximum", choices=("bound", "minmax")
+    )
+    bound_px: float = setting(
+        20.0, "displacements are clipped to +- this many pixels (scaling = bound)", low=0.1, high=1000.0
+    )
+    jpeg_quality: int = setting(95, "JPEG quality of the flow planes", low=1, high=100)
+    tvl1_data_weight: float = setting(
+        0.3, "TV-L1: weight of the data term on 0..255 images; smaller is smoother", low=0.001, only_for=("tvl1",)
+    )
+    tvl1_theta: float = setting(
+        0.3, "TV-L1: coupling of data and smoothness; smaller couples tighter", low=0.001, only_for=("tvl1",)
+    )
+    tvl1_scale_step: float = setting(
+        0.65, "TV-L1: size of each pyramid level over the one below", low=0.3, high=0.95, only_for=("tvl1",)
+    )
+    tvl1_warps: int = setting(5, "TV-L1: warpings a pyramid level", low=1, only_for=("tvl1",))
+    tvl1_iterations: int = setting(30, "TV-L1: inner iterations a warping", low=1, only_for=("tvl1",))
+    batch_pairs: int = setting(0, "pairs computed at once; 0 chooses by frame size and device", low=0, neutral=True)
+
+    def __post_init__(self):
+        if self.method == "dis":  # the preset that people mean by DIS
+            object.__setattr__(self, "method", "dis_medium")
+        super().__post_init__()
+
+
+@dataclass(frozen=True, kw_only=True)
+class StackSpec(Spec):
+    """How consecutive flow fields become one network input (paper, section 3.1)."""
+
+    SECTION: ClassVar[str] = "stack"
+    length: int = setting(10, "flow fields in a stack, L; the input has 2L channels", low=1, high=64)
+    kind: str = setting(
+        "stack", "fields at the same points, or along the path of each point", choices=("stack", "trajectory")
+    )
+    direction: str = setting(
+        "forward", "L forward fields, or L/2 forward and L/2 backward ones", choices=("forward", "bidirectional")
+    )
+    subtract_mean: bool = setting(True, "subtract from each field its own mean vector")
+    short: str = setting("repeat_last", "clips shorter than the window", choices=("repeat_last", "wrap"))
+
+    def check(self):
+        """Both halves of a bidirectional stack are equally long."""
+        if self.direction == "bidirectional" and self.length % 2:
+            raise ValueError(f"[stack] length is {self.length}; a bidirectional stack needs an even number")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamSpec(Spec):
+    """One stream: its input, its network and its training. The stream is a value here, nowhere a copy of code."""
+
+    SECTION: ClassVar[str] = "stream"
+    stream: str = setting("spatial", "which stream", choices=("spatial", "temporal"))
+    network: str = setting("cnn_m_2048", "cnn_m_2048, small, or a torchvision classification model by name")
+    start: str = setting("scratch", "scratch, imagenet (torchvision's weights), or the path of a weights file")
+    train_layers: str = setting("all", "layers that are trained", choices=("all", "last"))
+    dropout: float = setting(0.9, "dropout of the fully connected layers", low=0.0, high=0.99)
+    resize_px: int = setting(256, "short side before cropping; 0 takes frames as cached", low=0, high=4096)
+    crop_px: int = setting(224, "side of the square crop", low=16, high=4096)
+    flip: bool = setting(True, "mirror at random in training (x of the flow negated)")
+    jitter: float = setting(
+        0.0, "spatial stream: strength of the random brightness, contrast and saturation", low=0.0, high=1.0
+    )
+    flow_unit_px: float = setting(
+        4.0, "temporal stream: displacement that becomes 1.0 at the network's input", low=0.01
+    )
+    batch: int = setting(256, "clips in a training step", low=1)
+    steps: int = setting(80_000, "training steps", low=1)
+    learning_rate: float = setting(0.01, "learning rate of the first step", low=0.0)
+    milestones: tuple[int, ...] = setting((50_000, 70_000), "steps after which the learning rate is divided by 10")
+    momentum: float = setting(0.9, "momentum of SGD", low=0.0, high=0.999)
+    weight_decay: float = setting(5e-4, "weight decay of SGD", low=0.0)
+    label_smoothing: float = setting(0.0, "label smoothing of the loss", low=0.0, high=0.5)
+    validate_every: int = setting(1000, "steps between validations; the best validated weights are kept", low=1)
+    amp: bool = setting(True, "automatic mixed precision on CUDA")
+    seed: int = setting(0, "seed of initialisation, sampling and augmentation", low=0)
+    loader_workers: int = setting(-1, "processes that load training data; -1 chooses by device", low=-1, neutral=True)
+    save_every: int = setting(500, "steps between checkpoints for resuming", low=1, neutral=True)
+    stack: StackSpec | None = None
+
+    @property
+    def section(self) -> str:
+        """`[spatial]` or `[temporal]`."""
+        return str(self.stream)
+
+    def check(self):
+        """A temporal stream has a stack, a spatial one has none; a crop fits into the resized frame."""
+        if (self.stream == "temporal") != (self.stack is not None):
+            raise ValueError(
+                f"[{self.stream}] stack is {self.stack!r}; a temporal stream needs one, a spatial stream has none"
+            )
+        if self.resize_px and self.crop_px > self.resize_px:
+            raise ValueError(
+                f"[{self.stream}] crop_px is {self.crop_px}; it must be at most resize_px ({self.resize_px})"
+            )
+
+    @property
+    def channels(self) -> int:
+        """Input channels of the network: 3, or 2L."""
+        return 2 * self.stack.length if self.stack else 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreSpec(Spec):
+    """Test views of a clip (paper, section 5: 25 frames, four corners and the centre and their mirror images)."""
+
+    SECTION: ClassVar[str] = "score"
+    frames: int = setting(25, "frames at equal temporal spacing", low=1)
+    crops: int = setting(
+        10, "views of a frame: centre; and its mirror; corners and centre; and their mirrors", choices=(1, 2, 5, 10)
+    )
+    batch: int = setting(0, "views in one forward pass; 0 chooses by device", low=0, neutral=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FusionSpec(Spec):
+    """How two score tables become one."""
+
+    SECTION: ClassVar[str] = "fusion"
+    weight_step: float = setting(
+        0.05, "grid of the temporal stream's weight, searched on validation clips", low=0.001, high=0.5
+    )
+    svm_c: float = setting(1.0, "C of the linear SVM", low=1e-6)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterSpec(Spec):
+    """Where preprocessing runs. Nothing here changes a result."""
+
+    SECTION: ClassVar[str] = "cluster"
+    kind: str = setting(
+        "local",
+        "this process, local processes, a running scheduler, or a job queue",
+        choices=("inline", "local", "address", "jobqueue"),
+        neutral=True,
+    )
+    workers: int = setting(0, "worker processes or jobs; 0 means one a core (local) or one a GPU", low=0, neutral=True)
+    address: str = setting("", "kind = address: tcp://host:port of the dask scheduler", neutral=True)
+    queue_system: str = setting(
+        "slurm", "kind = jobqueue: which", choices=("slurm", "pbs", "sge", "lsf", "htcondor"), neutral=True
+    )
+    queue: str = setting("", "kind = jobqueue: queue or partition", neutral=True)
+    memory: str = setting("4GiB", "kind = jobqueue: memory of a job", neutral=True)
+    walltime: str = setting("04:00:00", "kind = jobqueue: time limit of a job", neutral=True)
+    in_flight: int = setting(4, "shards handed out at once, a worker", low=1, neutral=True)
+
+    def check(self):
+        """An address is needed exactly when the kind asks for one."""
+        if self.kind == "address" and not self.address:
+            raise ValueError(
+                "[cluster] address is empty; kind = address needs the scheduler's, such as tcp://127.0.0.1:8786"
+            )

@@ -1,0 +1,73 @@
+"""What all tests share: the folder of real data, the GPU rule, one thread in cv2, no leaked random state."""
+
+import os
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder that holds `data/weizmann` and the like; tests that need it skip without it."""
+    folder = Path(os.environ.get("TWOSTREAM_SHARED", ROOT.parent / "shared"))
+    if not (folder / "data").is_dir():
+        pytest.skip(f"real data is not at {folder} (set TWOSTREAM_SHARED)")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _one_thread_and_own_random_state():
+    threads, state = cv2.getNumThreads(), np.random.get_state()
+    cv2.setNumThreads(1)
+    yield
+    cv2.setNumThreads(threads)
+    np.random.set_state(state)
+
+
+def pytest_collection_modifyitems(items):
+    """Skip GPU tests without a GPU, unless FAIL_WITHOUT_CUDA says that there must be one."""
+    marked = [item for item in items if item.get_closest_marker("needs_cuda")]
+    if not marked or os.environ.get("FAIL_WITHOUT_CUDA"):
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        for item in marked:
+            item.add_marker(pytest.mark.skip(reason="no CUDA device here"))
+
+
+def write_video(path: Path, frames: np.ndarray, *, fps: float = 25.0) -> Path:
+    """Write (T, H, W, 3) uint8 RGB frames as a Motion-JPEG AVI; sides should be even."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), fps, frames.shape[2:0:-1])
+    for frame in frames:
+        writer.write(frame[..., ::-1].copy())
+    writer.release()
+    return path
+
+
+def moving_texture(
+    frames: int, *, height: int = 48, width: int = 64, dx: float = 2.0, dy: float = 0.0, seed: int = 0
+) -> np.ndarray:
+    """(T, H, W, 3) uint8: a smooth random texture that moves by (dx, dy) pixels a frame."""
+    noise = np.random.default_rng(seed).random((height, width)).astype(np.float32)
+    texture = cv2.normalize(cv2.GaussianBlur(noise, (0, 0), 2.5), None, 20, 235, cv2.NORM_MINMAX)
+    x, y = np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32))
+    shifted = [
+        cv2.remap(texture, x - t * dx, y - t * dy, cv2.INTER_CUBIC, borderMode=cv2.BORDER_WRAP) for t in range(frames)
+    ]
+    return np.repeat(np.stack(shifted).clip(0, 255).astype(np.uint8)[..., None], 3, axis=3)
+
+
+@pytest.fixture(scope="session")
+def tiny_dataset(tmp_path_factory) -> Path:
+    """A folder of real videos, 2 classes x 4 groups: `<class>/<group>_<class>.avi`, 48 x 64 pixels, 12 to 15 frames."""
+    folder = tmp_path_factory.mktemp("tiny")
+    for i, (name, dx, dy) in enumerate([("right", 2.0, 0.0), ("down", 0.0, 2.0)]):
+        for j, group in enumerate(["anna", "ben", "cleo", "dan"]):
+            write_video(folder / name / f"{group}_{name}.avi", moving_texture(12 + j, dx=dx, dy=dy, seed=10 * i + j))
+    return folder

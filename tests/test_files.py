@@ -1,0 +1,80 @@
+"""A file is whole or absent; a folder has one writer."""
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from pipeline import files
+
+
+def test_commit_shows_the_file_only_at_the_end(tmp_path):
+    path = tmp_path / "deep" / "a.h5"
+    with files.commit(path) as temporary:
+        temporary.write_text("half")
+        assert not path.exists()
+        assert temporary.parent == path.parent and temporary.suffix == ".h5"
+    assert path.read_text() == "half"
+    assert os.listdir(path.parent) == ["a.h5"]
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_commit_leaves_nothing_after_an_error_and_says_where(tmp_path, error):
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    with pytest.raises(error) as caught, files.commit(path) as temporary:
+        temporary.write_text("half")
+        raise error("stop")
+    assert caught.value.__notes__ == [f"while writing {path}"]
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_what_a_killed_process_left_is_removed_by_the_next_writer(tmp_path):
+    code = (
+        "import os, signal, sys; from pipeline import files\n"
+        "with files.commit(sys.argv[1]) as t: t.write_text('half'); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    killed = subprocess.run([sys.executable, "-c", code, str(tmp_path / "a.h5")])
+    assert killed.returncode == -signal.SIGKILL
+    assert len(os.listdir(tmp_path)) == 1 and not (tmp_path / "a.h5").exists()
+    with files.one_writer(tmp_path):
+        pass
+    assert os.listdir(tmp_path) == [".lock"]
+
+
+def _hold(folder, entered, seconds):
+    with files.one_writer(folder):
+        entered.set()
+        time.sleep(seconds)
+
+
+def test_a_second_writer_waits_and_says_for_whom(tmp_path, capsys):
+    entered = multiprocessing.get_context("spawn").Event()
+    holder = multiprocessing.get_context("spawn").Process(target=_hold, args=(tmp_path, entered, 1.0))
+    holder.start()
+    assert entered.wait(20)
+    with files.one_writer(tmp_path):
+        assert not holder.is_alive() or holder.join(5) is None
+    assert f"is being written by process {holder.pid}" in capsys.readouterr().err
+    holder.join()
+
+
+def test_small_files_and_names(tmp_path):
+    files.write_json(tmp_path / "a.json", {"b": [1, 2], "a": "é"})
+    assert (tmp_path / "a.json").read_text() == '{\n "a": "\\u00e9",\n "b": [\n  1,\n  2\n ]\n}\n'
+    assert files.canonical_json({"b": 1, "a": 2}) == '{"a":2,"b":1}'
+    assert files.plain_name("../-a b!") == "a-b"
+    assert files.plain_name("..") == "x"
+
+
+def test_link_is_replaced_in_one_step(tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        files.link(tmp_path / "latest", tmp_path / name)
+    assert os.readlink(tmp_path / "latest") == "two"
+    assert sorted(os.listdir(tmp_path)) == ["latest", "one", "two"]

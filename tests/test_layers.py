@@ -1,0 +1,81 @@
+"""The layers: a module imports only from those above it, HDF5 and dask stay where they belong, imports stay light."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+# read downwards: the way of the data, and the order of imports
+LAYERS = [
+    *("specs", "progress", "files", "official", "layouts", "catalog", "jpeg", "video", "flow", "quantize", "store"),
+    *("cluster", "preprocess", "stacks", "transforms", "dataset", "backbones", "networks", "checkpoint", "evaluation"),
+    *("training", "scores", "inference", "fusion", "report", "demo", "inspection", "__main__"),
+]
+
+
+def modules() -> dict[Path, str]:
+    """Every file of pipeline/ -> the layer it belongs to."""
+    files = sorted((ROOT / "pipeline").rglob("*.py"))
+    return {file: file.relative_to(ROOT / "pipeline").parts[0].removesuffix(".py") for file in files}
+
+
+def imported(file: Path) -> set[str]:
+    """Dotted names of all that a file imports, at its top or inside functions; `from a import b` gives a and a.b."""
+    names = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def test_every_module_has_its_place():
+    assert set(modules().values()) - {"__init__"} == set(LAYERS)
+
+
+@pytest.mark.parametrize("file", modules(), ids=lambda file: str(file.relative_to(ROOT)))
+def test_a_module_imports_only_from_above(file):
+    layer = modules()[file]
+    above = LAYERS[: LAYERS.index(layer)] if layer in LAYERS else []
+    used = {name.split(".")[1] for name in imported(file) if name.startswith("pipeline.")}
+    below = {name for name in used if name in LAYERS} - set(above) - {layer}
+    assert not below, f"{file} imports {sorted(below)}, which stand below it"
+
+
+def test_luigi_stays_in_tasks():
+    assert not [file for file in modules() if any(name.split(".")[0] in ("luigi", "tasks") for name in imported(file))]
+
+
+def test_hdf5_lives_in_the_store():
+    users = {layer for file, layer in modules().items() if "h5py" in imported(file)}
+    assert users == {"store"}
+
+
+def test_dask_lives_in_one_place():
+    users = {layer for file, layer in modules().items() if {"dask", "distributed"} & imported(file)}
+    assert users == {"cluster"}
+
+
+def test_tasks_import_no_arithmetic():
+    for file in (ROOT / "tasks").glob("*.py"):
+        assert not {name.split(".")[0] for name in imported(file)} & {
+            "numpy",
+            "torch",
+            "cv2",
+            "h5py",
+            "dask",
+            "sklearn",
+        }
+
+
+@pytest.mark.parametrize(
+    "module", ["tasks", "pipeline.catalog", "pipeline.store", "pipeline.preprocess", "pipeline.scores"]
+)
+def test_importing_it_does_not_import_torch(module):
+    code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

@@ -1,0 +1,148 @@
+"""Settings: checked when made, refused by name, and named by a digest of what matters."""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from typing import ClassVar
+
+import pytest
+
+from pipeline import specs
+from pipeline.specs import (
+    ClusterSpec,
+    DatasetSpec,
+    FlowSpec,
+    FrameSpec,
+    RunSpec,
+    ScoreSpec,
+    Spec,
+    StackSpec,
+    StreamSpec,
+)
+
+
+def test_specs_are_frozen():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        FrameSpec().jpeg_quality = 3
+
+
+def test_digest_is_sha256_of_canonical_json():
+    import hashlib
+
+    spec = ScoreSpec(frames=7)
+    identity = {"crops": 10, "frames": 7, "version": 1}
+    text = json.dumps(["score", identity, ["abc"]], sort_keys=True, separators=(",", ":"))
+    assert spec.digest("abc") == hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+@pytest.mark.parametrize("change", [{"short_side_px": 0}, {"jpeg_quality": 90}, {"min_frames": 3}, {"shard_clips": 9}])
+def test_digest_changes_with_what_changes_the_result(change):
+    assert FrameSpec(**change).digest() != FrameSpec().digest()
+
+
+@pytest.mark.parametrize("change", [{"timeout_seconds": 1.0}, {"max_bad_fraction": 0.5}])
+def test_digest_ignores_what_cannot_change_the_result(change):
+    assert FrameSpec(**change).digest() == FrameSpec().digest()
+
+
+def test_digest_ignores_settings_of_other_flow_methods():
+    assert FlowSpec(method="dis_fast", tvl1_warps=9).digest() == FlowSpec(method="dis_fast").digest()
+    assert FlowSpec(method="tvl1", tvl1_warps=9).digest() != FlowSpec(method="tvl1").digest()
+
+
+def test_digest_changes_with_upstream_and_algorithm_version():
+    @dataclass(frozen=True, kw_only=True)
+    class Newer(FrameSpec):
+        VERSION: ClassVar[int] = 2
+
+    assert FrameSpec().digest("a") != FrameSpec().digest("b")
+    assert Newer().digest() != FrameSpec().digest()
+
+
+def test_the_stack_is_part_of_the_stream():
+    long, short = (StreamSpec(stream="temporal", stack=StackSpec(length=n)) for n in (10, 5))
+    assert long.digest() != short.digest()
+    assert (long.channels, short.channels, StreamSpec().channels) == (20, 10, 3)
+
+
+def test_as_dict_is_plain_json():
+    spec = StreamSpec(stream="temporal", stack=StackSpec())
+    assert json.loads(json.dumps(spec.as_dict())) == spec.as_dict()
+    assert spec.as_dict()["stack"]["length"] == 10
+
+
+def test_dis_means_its_medium_preset():
+    assert FlowSpec(method="dis").method == "dis_medium"
+
+
+def test_parse_reads_every_type():
+    spec = StreamSpec.parse(
+        {"steps": " 5 ", "learning_rate": "1e-3", "flip": "No", "milestones": "3, 4", "start": "a b.pth"}
+    )
+    assert (spec.steps, spec.learning_rate, spec.flip, spec.milestones, spec.start) == (
+        5,
+        1e-3,
+        False,
+        (3, 4),
+        "a b.pth",
+    )
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        ({"metod": "tvl1"}, r"setting \[flow\] metod does not exist; did you mean 'method'\? allowed: "),
+        ({"method": "tvl2"}, r"\[flow\] method is 'tvl2'; allowed: tvl1, "),
+        ({"bound_px": "wide"}, r"\[flow\] bound_px is 'wide', which is not a number"),
+        ({"jpeg_quality": "9.5"}, r"\[flow\] jpeg_quality is '9.5', which is not a whole number"),
+        ({"backward": "maybe"}, r"\[flow\] backward is 'maybe', which is not true or false"),
+        ({"jpeg_quality": "0"}, r"\[flow\] jpeg_quality is 0; it must be at least 1"),
+        ({"jpeg_quality": "101"}, r"\[flow\] jpeg_quality is 101; it must be at most 100"),
+    ],
+)
+def test_wrong_settings_are_refused_by_name(texts, message):
+    with pytest.raises(ValueError, match=message):
+        FlowSpec.parse(texts)
+
+
+def test_wrong_lists_and_types_are_refused():
+    with pytest.raises(
+        ValueError, match=r"\[temporal\] milestones is 'a', which is not a list of int, separated by commas"
+    ):
+        StreamSpec.parse({"milestones": "a"}, section="temporal")
+    with pytest.raises(ValueError, match=r"\[score\] frames is 2.5, which is not a whole number"):
+        ScoreSpec(frames=2.5)
+    with pytest.raises(ValueError, match=r"\[score\] frames is True, which is not a whole number"):
+        ScoreSpec(frames=True)
+
+
+def test_rules_between_settings():
+    with pytest.raises(ValueError, match=r"\[temporal\] stack is None; a temporal stream needs one"):
+        StreamSpec(stream="temporal")
+    with pytest.raises(ValueError, match=r"\[spatial\] crop_px is 224; it must be at most resize_px \(128\)"):
+        StreamSpec(resize_px=128)
+    with pytest.raises(ValueError, match=r"\[stack\] length is 5; a bidirectional stack needs an even number"):
+        StackSpec(length=5, direction="bidirectional")
+    with pytest.raises(ValueError, match=r"\[cluster\] address is empty; kind = address needs the scheduler's"):
+        ClusterSpec(kind="address")
+    with pytest.raises(ValueError, match=r"group_pattern '\(' is no regular expression"):
+        DatasetSpec(group_pattern="(")
+    with pytest.raises(ValueError, match=r"group_pattern 'x' has no \(\?P<group>"):
+        DatasetSpec(group_pattern="x")
+
+
+def all_specs() -> list[type[Spec]]:
+    return [s for s in vars(specs).values() if isinstance(s, type) and issubclass(s, Spec) and s is not Spec]
+
+
+@pytest.mark.parametrize("spec", all_specs(), ids=lambda spec: spec.__name__)
+def test_every_setting_is_described_and_its_default_survives_as_text(spec):
+    for name, field in spec.settings().items():
+        assert field.metadata["description"]
+        text = ", ".join(map(str, field.default)) if isinstance(field.default, tuple) else str(field.default)
+        fixed = {"stream": "temporal", "stack": StackSpec()} if spec is StreamSpec and name != "stream" else {}
+        assert getattr(spec.parse({name: text}, **fixed), name) == field.default
+
+
+def test_run_settings_are_where_things_are_put():
+    assert RunSpec().artifacts == "data/artifacts"
