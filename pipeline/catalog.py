@@ -1,0 +1,302 @@
+"""What clips there are: one row a clip, with its label, its group and its part of the data.
+
+Labels become zero-based here and nowhere else. Validation clips are cut from the training part by group, so that no
+source video is on both sides. The clips and classes of a dataset do not depend on the split: all splits share frames.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from pipeline.layouts import Stat, find_on_disk, folded_paths, list_files, read_layout, scan_videos
+from pipeline.official import PARTS, Row
+from pipeline.progress import Progress, say
+from pipeline.specs import DatasetSpec, digest_of
+
+SHOWN = 5  # names in a message, at most
+HASH_BLOCK_BYTES = 1 << 20
+UNREADABLE = "0" * 16  # content of a file that cannot be read; decoding it will tell why
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One video of the dataset.
+
+    Attributes:
+        id: unique name, used in every artifact.
+        path: relative to the folder of the videos, with forward slashes.
+        label: zero-based index into `Catalog.classes`.
+        class_name: the same, as text.
+        group: what must not be torn apart: clips of one group come from one source.
+        split: "train", "val", "test" or "unused".
+        bytes, mtime_ns: size and time stamp of the file.
+        content: 16 hex digits of BLAKE2b over the bytes of the file.
+    """
+
+    id: str
+    path: str
+    label: int
+    class_name: str
+    group: str
+    split: str
+    bytes: int
+    mtime_ns: int
+    content: str
+
+
+@dataclass(frozen=True)
+class Catalog:
+    """All clips of a dataset under one split, sorted by id.
+
+    Attributes:
+        clips: every present clip, the unused ones too.
+        classes: class names; the position is the label.
+        split_name: the split, as it was asked for.
+        absent: paths that the lists name and the disk lacks (only with `partial`).
+    """
+
+    clips: tuple[Clip, ...]
+    classes: tuple[str, ...]
+    split_name: str
+    absent: tuple[str, ...]
+
+    def __post_init__(self):
+        object.__setattr__(self, "clips", tuple(sorted(self.clips, key=lambda clip: clip.id)))
+        _refuse_duplicates(self.clips)
+        for clip in self.clips:
+            if clip.split not in PARTS or self.classes[clip.label : clip.label + 1] != (clip.class_name,):
+                raise ValueError(f"clip {clip.id!r}: no split {clip.split!r}, or {clip.class_name!r} not {clip.label}")
+
+    def __repr__(self) -> str:
+        parts = ", ".join(f"{name}={len(self.part(name))}" for name in PARTS)
+        return f"Catalog({len(self.clips)} clips, {len(self.classes)} classes, split {self.split_name!r}: {parts})"
+
+    def part(self, name: str) -> tuple[Clip, ...]:
+        """The clips of "train", "val", "test" or "unused", sorted by id.
+
+        Raises:
+            ValueError: there is no such part.
+        """
+        if name not in PARTS:
+            raise ValueError(f"part is {name!r}; allowed: {', '.join(PARTS)}")
+        return tuple(clip for clip in self.clips if clip.split == name)
+
+    def counts(self) -> dict[str, dict[str, int]]:
+        """Part -> number of clips and of groups, for the parts that have any."""
+        found = {name: self.part(name) for name in PARTS}
+        return {
+            name: {"clips": len(clips), "groups": len({c.group for c in clips})}
+            for name, clips in found.items()
+            if clips
+        }
+
+    @property
+    def videos_key(self) -> str:
+        """12 hex digits over the videos and their labels, whatever the split: what frames and flow depend on."""
+        return digest_of([[c.id, c.label, c.class_name, c.group, c.content] for c in self.clips])
+
+    @property
+    def key(self) -> str:
+        """12 hex digits over all that training depends on: the videos, the classes and the part of each clip."""
+        return digest_of(self.videos_key, list(self.classes), [clip.split for clip in self.clips])
+
+
+def listing(spec: DatasetSpec) -> str:
+    """Cheap test of freshness: has any video or list been added, removed or touched?
+
+    Args:
+        spec: the dataset.
+
+    Returns:
+        12 hex digits over path, size and time stamp of every video and list; no file is opened.
+
+    Raises:
+        FileNotFoundError: the folder of the videos, or the lists, do not exist.
+    """
+    videos = [[path, stat.bytes, stat.mtime_ns] for path, stat in _videos(spec).items()]
+    stats = [(file.name, file.stat()) for file in list_files(spec)]
+    return digest_of(videos, [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats])
+
+
+def read_dataset(spec: DatasetSpec, split: str, *, known: Iterable[Clip] = ()) -> Catalog:
+    """Read a dataset of any layout and cut its training part by group.
+
+    With `spec.partial`, listed videos that are absent are left out and named in `Catalog.absent`, and classes without
+    any present video are left out too: the others keep their order and are numbered densely. Otherwise both are errors.
+
+    Args:
+        spec: where it lies, how it is read and cut.
+        split: a number; layouts "folder" and "csv" also take the name of the group that is tested.
+        known: rows of an older catalog. A file whose path, size and time stamp are theirs is not read again.
+
+    Returns:
+        The catalog. Videos that no list names are not in it.
+
+    Raises:
+        FileNotFoundError: the folder of the videos, a list, or a listed video is not there.
+        ValueError: no videos, a duplicate id, an unknown label, a class without clips or without training clips,
+            a split that does not exist.
+    """
+    videos = _videos(spec)
+    if not videos:
+        raise ValueError(f"[dataset] videos: there is no video in {spec.videos!r} or below it")
+    rows, listed_classes = read_layout(spec, split, videos)
+    rows, absent = _match(spec, rows, videos)
+    _refuse_duplicates(rows)
+    rows = _cut(spec, rows, split)
+    classes = _classes(spec, rows, listed_classes, split)
+    content = _hash_files(spec, [row.path for row in rows], videos, known)
+    label = {name: number for number, name in enumerate(classes)}
+    clips = [
+        Clip(row.id, row.path, label[row.class_name], row.class_name, row.group, row.part,
+             videos[row.path].bytes, videos[row.path].mtime_ns, content[row.path])
+        for row in rows
+    ]  # fmt: skip
+    return Catalog(tuple(clips), tuple(classes), split, tuple(absent))
+
+
+def _videos(spec: DatasetSpec) -> dict[str, Stat]:
+    if not spec.videos:  # else it would mean the current folder
+        raise ValueError("[dataset] videos is empty; give the folder of the videos")
+    return scan_videos(Path(spec.videos))
+
+
+def _match(spec: DatasetSpec, rows: list[Row], videos: dict[str, Stat]) -> tuple[list[Row], list[str]]:
+    """Put paths as they are on disk into the rows; return those found and the paths of those absent."""
+    folded = folded_paths(videos)
+    paths = {row.path: find_on_disk(row.path, videos, folded) for row in rows}
+    found = [replace(row, path=paths[row.path]) for row in rows if paths[row.path] is not None]
+    absent = sorted({path for path, there in paths.items() if there is None})
+    told = f"{len(absent)} of {len(rows)} listed videos are absent from {spec.videos!r}: {_some(absent)}"
+    if absent and not spec.partial:
+        raise FileNotFoundError(f"{told}; if the set is meant to be partial, set [dataset] partial = true")
+    if not found:
+        raise ValueError(f"none of the {len(rows)} listed videos is in {spec.videos!r}, such as {_some(absent)}")
+    if absent:
+        say(f"catalog: {told}")
+    if ignored := len(videos) - len({row.path for row in found}):
+        say(f"catalog: {ignored} videos in {spec.videos!r} are in no list and are ignored")
+    return found, absent
+
+
+def _classes(spec: DatasetSpec, rows: list[Row], listed: list[str], split: str) -> list[str]:
+    """Check that every class has clips and training clips; a partial set keeps the classes that have clips."""
+    present = {row.class_name for row in rows}
+    trained = {row.class_name for row in rows if row.part == "train"}
+    empty, untrained = [name for name in listed if name not in present], sorted(present - trained)
+    if empty and not spec.partial:
+        raise ValueError(f"{len(empty)} classes have no clip: {_some(empty)}; take them out, or set [dataset] partial")
+    if untrained and not spec.partial:
+        raise ValueError(f"{len(untrained)} classes have no training clip in split {split}: {_some(untrained)}")
+    if untrained:
+        say(f"catalog: {len(untrained)} classes have no training clip in split {split}: {_some(untrained)}")
+    return [name for name in listed if name in present]
+
+
+def _cut(spec: DatasetSpec, rows: list[Row], split: str) -> list[Row]:
+    """Draw the test part where the layout left it open, then the validation part, unless the layout names one."""
+    if any(not row.part for row in rows):
+        drawn = draw_groups(rows, spec.test_fraction, key=f"{spec.split_seed}/test/{split}")
+        rows = [replace(row, part="test" if row.group in drawn else "train") for row in rows]
+    if any(row.part == "val" for row in rows):
+        return rows
+    training = [row for row in rows if row.part == "train"]
+    drawn = draw_groups(training, spec.val_fraction, key=f"{spec.split_seed}/val/{split}")
+    return [replace(row, part="val") if row.part == "train" and row.group in drawn else row for row in rows]
+
+
+def draw_groups(rows: Iterable[Row], fraction: float, *, key: str) -> set[str]:
+    """Draw whole groups at random, evenly over the classes, and never all groups of a class.
+
+    Of a class with n groups, n * fraction are wanted, rounded, and at least one if n >= 2 and fraction > 0. Groups are
+    visited in an order that only `key` and their names decide. The first pass takes a group if none of its classes
+    gets more than wanted; the second, for groups that span classes, if one of its classes got none at all.
+    Worked example: one class, groups a b c d, fraction 0.25: one is drawn. Eight persons who each show all ten
+    classes, fraction 0.15: one person is drawn, and is in every class.
+
+    Args:
+        rows: any order; only class and group are read.
+        fraction: share of the groups, 0 to 1.
+        key: seed of the order. The class's name is not part of a group's key, so that g03 of one class is drawn with
+            g03 of another: where they share a background, it is on one side only.
+
+    Returns:
+        Names of the drawn groups. Empty if each class has a single group.
+    """
+    classes_of: dict[str, set[str]] = defaultdict(set)
+    for row in rows:
+        classes_of[row.group].add(row.class_name)
+    groups = Counter(name for names in classes_of.values() for name in names)
+    wanted = {name: _share(fraction, n) for name, n in groups.items()}
+    order = sorted(classes_of, key=lambda group: (_order_key(key, group, classes_of[group]), group))
+    drawn: dict[str, set[str]] = {}
+    taken: Counter[str] = Counter()
+    for group in order:
+        if all(taken[name] < wanted[name] for name in classes_of[group]):
+            drawn[group] = classes_of[group]
+            taken.update(classes_of[group])
+    for group in (group for group in order if group not in drawn):
+        lacking = any(wanted[name] and not taken[name] for name in classes_of[group])
+        if lacking and all(taken[name] < groups[name] - 1 for name in classes_of[group]):
+            drawn[group] = classes_of[group]
+            taken.update(classes_of[group])
+    return set(drawn)
+
+
+def _share(fraction: float, groups: int) -> int:
+    """Groups wanted of a class: the share, rounded, but neither none nor all."""
+    return min(max(int(fraction * groups + 0.5), 1), groups - 1) if fraction > 0 else 0
+
+
+def _order_key(key: str, group: str, classes: set[str]) -> bytes:
+    if len(classes) == 1:
+        group = group.removeprefix(next(iter(classes)))
+    return hashlib.blake2b(f"{key}/{group}".encode(), digest_size=8).digest()
+
+
+def _hash_files(spec: DatasetSpec, paths: list[str], videos: dict[str, Stat], known: Iterable[Clip]) -> dict[str, str]:
+    """Content of each path: taken from `known` where size and time stamp are the same, else read in threads."""
+    old = {(clip.path, clip.bytes, clip.mtime_ns): clip.content for clip in known if clip.content != UNREADABLE}
+    content = {path: old.get((path, videos[path].bytes, videos[path].mtime_ns)) for path in paths}
+    new = [path for path in paths if content[path] is None]
+    if not new:
+        return content
+    workers = min(8, 2 * (os.cpu_count() or 1))
+    with ThreadPoolExecutor(workers) as pool, Progress("catalog: reading", len(new), "videos") as progress:
+        for path, digest in zip(new, pool.map(_hash_file, [Path(spec.videos, path) for path in new]), strict=True):
+            content[path] = digest
+            progress.advance()
+    return content
+
+
+def _hash_file(file: Path) -> str:
+    digest = hashlib.blake2b(digest_size=8)
+    try:
+        with file.open("rb") as stream:
+            while block := stream.read(HASH_BLOCK_BYTES):
+                digest.update(block)
+    except OSError as error:
+        say(f"catalog: {file} cannot be read: {error}")
+        return UNREADABLE
+    return digest.hexdigest()
+
+
+def _refuse_duplicates(rows: Iterable[Row | Clip]) -> None:
+    paths: dict[str, str] = {}
+    for row in rows:
+        if row.id in paths:
+            raise ValueError(f"two videos have the id {row.id!r}: {paths[row.id]!r} and {row.path!r}; rename one")
+        paths[row.id] = row.path
+    for path, times in Counter(paths.values()).items():
+        if times > 1:
+            raise ValueError(f"the video {path!r} is listed under {times} names")
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(map(repr, names[:SHOWN])) + (", ..." if len(names) > SHOWN else "")

@@ -1,0 +1,234 @@
+"""The demo dataset: three textures times two motions, written as real video files in the UCF-101 layout.
+
+A disc moves over a noisy background. It is built so that one stream alone cannot tell the classes apart:
+
+- Luminance is the same random pattern for all textures. They differ in chroma only, which optical flow, computed on
+  grey, does not see: the temporal stream cannot tell the textures apart.
+- Both motions sweep the same box at constant speed from a uniformly drawn start, one coordinate each, so a single frame
+  has the same distribution for both: the spatial stream cannot tell the motions apart.
+
+Clips of the same group and number are matched across the six classes: same background, noise, start, speed and length;
+only texture and motion differ. What a stream cannot see, it can then not guess from a clip it remembers either.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from pipeline.progress import Progress
+from pipeline.specs import DemoSpec
+
+TEXTURES = ("Checks", "Dots", "Stripes")
+MOTIONS = ("Lift", "Slide")  # up and down, left and right: both are still told apart in a mirror
+FPS = 25.0
+MARKER = "demo.json"
+GRAY, CHROMA = 118.0, 36.0  # so that no colour leaves 0..255: clipping would leak chroma into luminance
+JPEG_QUALITY = 95
+YCC_TO_BGR = np.array([[1, 1.772, 0], [1, -0.344136, -0.714136], [1, 0, 1.402]])
+HUE_DEGREES = {"Checks": 0.0, "Dots": 120.0, "Stripes": 240.0}  # in the Cb, Cr plane
+
+
+@dataclass(frozen=True)
+class _Scene:
+    """What the six matched clips of one group and number share."""
+
+    background: np.ndarray  # (H, W, 3) float32, Y Cb Cr
+    noise: np.ndarray  # (T, H, W) float32, added to the luminance
+    luminance: np.ndarray  # (P, P) float32, of the object
+    alpha: np.ndarray  # (P, P) float32, 1 inside the disc
+    chroma: dict[str, np.ndarray]  # texture -> (P, P, 2) float32, Cb Cr
+    centers_px: dict[str, np.ndarray]  # motion -> (T, 2) float64, x y
+
+
+def write_demo(folder: Path, spec: DemoSpec) -> bool:
+    """Write the demo dataset, unless it is there.
+
+    Args:
+        folder: gets `videos/<Class>/v_<Class>_gNN_cMM.avi`, `ucfTrainTestlist/` with three splits, and `demo.json`.
+            Everything is written beside it and renamed at the end, so the folder is never half-written.
+        spec: size and seed.
+
+    Returns:
+        True if it was written, False if the folder already held exactly this dataset.
+
+    Raises:
+        FileExistsError: the folder holds something that is no demo dataset.
+        OSError: OpenCV cannot write the videos.
+    """
+    folder = Path(folder)
+    if is_written(folder, spec):
+        return False
+    if folder.exists() and not (folder / MARKER).is_file() and any(folder.iterdir()):
+        raise FileExistsError(f"{str(folder)!r} holds files that are no demo dataset; move them, or name another")
+    writing = folder.with_name(folder.name + ".writing")
+    shutil.rmtree(writing, ignore_errors=True)  # left by a killed process
+    try:
+        _write_videos(writing / "videos", spec)
+        _write_lists(writing / "ucfTrainTestlist", spec)
+        (writing / MARKER).write_text(json.dumps(spec.identity(), indent=1))
+        shutil.rmtree(folder, ignore_errors=True)
+        writing.rename(folder)
+    finally:
+        shutil.rmtree(writing, ignore_errors=True)
+    return True
+
+
+def is_written(folder: Path, spec: DemoSpec) -> bool:
+    """Whether the folder holds exactly this demo dataset, whole."""
+    marker = folder / MARKER
+    return marker.is_file() and json.loads(marker.read_text()) == spec.identity()
+
+
+def class_names() -> list[str]:
+    """The six classes, sorted, as `classInd.txt` has them."""
+    return sorted(texture + motion for texture in TEXTURES for motion in MOTIONS)
+
+
+def render(spec: DemoSpec, texture: str, motion: str, *, group: int, number: int) -> np.ndarray:
+    """Draw one clip.
+
+    Args:
+        spec: size and seed.
+        texture: one of TEXTURES.
+        motion: one of MOTIONS.
+        group: from 1; clips of one group share the background.
+        number: of the clip in its group, from 1.
+
+    Returns:
+        (T, H, W, 3) uint8 RGB.
+    """
+    scene = _scene(spec, group, number)
+    return np.stack(list(_frames(scene, texture, motion)))[..., ::-1]
+
+
+def _scene(spec: DemoSpec, group: int, number: int) -> _Scene:
+    height, width = spec.height_px, spec.width_px
+    of_group = np.random.default_rng([spec.seed, group])
+    background = np.empty((height, width, 3), np.float32)
+    background[..., 0] = GRAY + 16 * _smooth_noise(of_group, (height, width), sigma_px=2.5)
+    for channel in (1, 2):
+        background[..., channel] = 5 * _smooth_noise(of_group, (height, width), sigma_px=6) + of_group.uniform(-5, 5)
+    draw = np.random.default_rng([spec.seed, group, number])
+    frames = round(spec.frames * draw.uniform(0.9, 1.1))
+    radius_px = min(height, width) * draw.uniform(0.19, 0.23)
+    side = 2 * int(np.ceil(radius_px)) + 3
+    across = np.arange(side) - side // 2
+    distance = np.hypot(across, across[:, None])
+    return _Scene(
+        background=background,
+        noise=draw.normal(0, 3, (frames, height, width)).astype(np.float32),
+        luminance=(GRAY + 24 * _smooth_noise(draw, (side, side), sigma_px=1.5)).astype(np.float32),
+        alpha=np.clip(radius_px - distance + 0.5, 0, 1).astype(np.float32),
+        chroma=_chroma(draw, across, period_px=radius_px * draw.uniform(0.7, 0.85)),
+        centers_px=_centers_px(draw, frames, margin_px=radius_px + 1, size_px=(width, height)),
+    )
+
+
+def _smooth_noise(draw: np.random.Generator, shape: tuple[int, int], *, sigma_px: float) -> np.ndarray:
+    """Band-limited noise of standard deviation 1, cut at +-2."""
+    noise = cv2.GaussianBlur(draw.normal(size=shape).astype(np.float32), (0, 0), sigma_px)
+    return np.clip((noise - noise.mean()) / noise.std(), -2, 2)
+
+
+def _chroma(draw: np.random.Generator, across: np.ndarray, *, period_px: float) -> dict[str, np.ndarray]:
+    """The three textures as colours: each a pattern between a hue and its opposite."""
+    shift_px, turn_degrees = draw.uniform(0, period_px, 2), draw.uniform(-15, 15)
+    wave_x, wave_y = (np.sin(2 * np.pi * (across + shift) / period_px) for shift in shift_px)
+    patterns = {
+        "Checks": np.sign(wave_x * wave_y[:, None]),
+        "Dots": np.where(wave_x + wave_y[:, None] > 0.7, 1.0, -1.0),
+        "Stripes": np.sign(np.broadcast_to(wave_y[:, None] + 1e-9, (len(across), len(across)))),
+    }
+    chroma = {}
+    for texture, pattern in patterns.items():
+        hue = np.deg2rad(HUE_DEGREES[texture] + turn_degrees)
+        chroma[texture] = (CHROMA * pattern[..., None] * [np.cos(hue), np.sin(hue)]).astype(np.float32)
+    return chroma
+
+
+def _centers_px(draw: np.random.Generator, frames: int, *, margin_px: float, size_px: tuple) -> dict[str, np.ndarray]:
+    """Path of the disc's centre: one coordinate goes there and back over the box, the other stays.
+
+    Both motions begin at the same point. A phase in 0..2 means there (0..1) and back (1..2); as its start is uniform,
+    so is the position at every frame.
+    """
+    box_px = np.array(size_px) - 1 - 2 * margin_px
+    start, speed_px = draw.uniform(0, 2, 2), draw.uniform(1.5, 4.0)
+    centers = {}
+    for motion, moving in (("Lift", [0.0, 1.0]), ("Slide", [1.0, 0.0])):
+        phase = start + np.arange(frames)[:, None] * np.array(moving) * speed_px / box_px
+        centers[motion] = margin_px + box_px * (1 - np.abs(phase % 2 - 1))
+    return centers
+
+
+def _frames(scene: _Scene, texture: str, motion: str) -> Iterator[np.ndarray]:
+    """Frames of one clip, (H, W, 3) uint8 BGR."""
+    planes = np.dstack([scene.luminance, scene.chroma[texture], np.ones_like(scene.alpha)]) * scene.alpha[..., None]
+    height, width = scene.background.shape[:2]
+    for noise, center in zip(scene.noise, scene.centers_px[motion], strict=True):
+        corner = center - len(scene.alpha) // 2
+        shift = np.array([[1, 0, corner[0]], [0, 1, corner[1]]])
+        moved = cv2.warpAffine(planes, shift, (width, height))
+        ycc = scene.background * (1 - moved[..., 3:]) + moved[..., :3]
+        ycc[..., 0] += noise
+        yield _to_bgr(ycc)
+
+
+def _to_bgr(ycc: np.ndarray) -> np.ndarray:
+    """(H, W, 3) float32 Y Cb Cr, chroma around 0 -> (H, W, 3) uint8 BGR; Y is exactly .299 R + .587 G + .114 B."""
+    return cv2.transform(ycc, YCC_TO_BGR).round().clip(0, 255).astype(np.uint8)
+
+
+def _write_videos(folder: Path, spec: DemoSpec) -> None:
+    for name in class_names():
+        (folder / name).mkdir(parents=True)
+    total = len(class_names()) * spec.groups * spec.clips
+    with Progress("demo: writing", total, "videos") as progress:
+        for group in range(1, spec.groups + 1):
+            for number in range(1, spec.clips + 1):
+                scene = _scene(spec, group, number)
+                for texture in TEXTURES:
+                    for motion in MOTIONS:
+                        _write_video(folder / _relative_path(texture + motion, group, number), scene, texture, motion)
+                        progress.advance()
+
+
+def _write_video(file: Path, scene: _Scene, texture: str, motion: str) -> None:
+    """Motion JPEG: each frame is coded alone, so no trace of the motion is left in a single frame."""
+    height, width = scene.background.shape[:2]
+    codec = cv2.VideoWriter_fourcc(*"MJPG")
+    writer = cv2.VideoWriter(str(file), cv2.CAP_OPENCV_MJPEG, codec, FPS, (width, height))
+    if not writer.isOpened():
+        raise OSError(f"OpenCV cannot write {file}; it needs the MJPG writer of opencv-contrib-python, and a free disk")
+    writer.set(cv2.VIDEOWRITER_PROP_QUALITY, JPEG_QUALITY)
+    for frame in _frames(scene, texture, motion):
+        writer.write(frame)
+    writer.release()
+
+
+def _relative_path(class_name: str, group: int, number: int) -> str:
+    return f"{class_name}/v_{class_name}_g{group:02d}_c{number:02d}.avi"
+
+
+def _write_lists(folder: Path, spec: DemoSpec) -> None:
+    """Official style: three splits, each tests another third of the groups; only train lists carry labels."""
+    folder.mkdir(parents=True)
+    names = class_names()
+    (folder / "classInd.txt").write_text("".join(f"{label} {name}\n" for label, name in enumerate(names, start=1)))
+    for split in (1, 2, 3):
+        lines: dict[str, list[str]] = {"train": [], "test": []}
+        for label, name in enumerate(names, start=1):
+            for group in range(1, spec.groups + 1):
+                tested = (group - split) % 3 == 0
+                for number in range(1, spec.clips + 1):
+                    path = _relative_path(name, group, number)
+                    lines["test" if tested else "train"].append(path if tested else f"{path} {label}")
+        for part, listed in lines.items():
+            (folder / f"{part}list{split:02d}.txt").write_text("\n".join(listed) + "\n")

@@ -1,0 +1,173 @@
+"""How labelled video sets lie on disk: the four layouts, each read into the same rows.
+
+Which clips and classes there are never depends on the split. Here nothing is decoded, hashed or cut for validation.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+
+from pipeline.official import PARTS, Row, folded, read_hmdb51_lists, read_ucf101_classes, read_ucf101_lists, safe_path
+from pipeline.specs import DatasetSpec, unknown_name
+
+VIDEO_SUFFIXES = (".avi", ".mp4", ".mkv", ".webm", ".mov", ".mpg", ".mpeg", ".m4v", ".wmv", ".flv", ".ts", ".gif")
+
+
+@dataclass(frozen=True)
+class Stat:
+    """Size and time stamp of a file: what tells cheaply that it changed."""
+
+    bytes: int
+    mtime_ns: int
+
+
+def scan_videos(folder: Path) -> dict[str, Stat]:
+    """Find every video file below a folder; links are followed, names with a leading dot are left out.
+
+    Args:
+        folder: of the videos.
+
+    Returns:
+        Path relative to the folder, with forward slashes -> size and time stamp, in the order of the paths.
+
+    Raises:
+        FileNotFoundError: the folder does not exist.
+        ValueError: a path is not UTF-8, so that it cannot be written to an artifact.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"[dataset] videos: the folder {str(folder)!r} does not exist; give the videos' own")
+    found: dict[str, Stat] = {}
+    _scan(folder, "", (), found)
+    for path in found:
+        if any("\ud800" <= letter <= "\udfff" for letter in path):  # how Python writes bytes that are no UTF-8
+            raise ValueError(f"the name of the video {path!r} is not UTF-8; rename it")
+    return dict(sorted(found.items()))
+
+
+def _scan(folder: Path, prefix: str, above: tuple[tuple[int, int], ...], found: dict[str, Stat]) -> None:
+    here = (folder.stat().st_dev, folder.stat().st_ino)
+    if here in above:  # a link to a folder that it lies in
+        return
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith(".") or (entry.is_symlink() and not Path(entry.path).exists()):  # link to nothing
+                continue
+            if entry.is_dir():
+                _scan(Path(entry.path), f"{prefix}{entry.name}/", (*above, here), found)
+            elif entry.is_file() and PurePosixPath(entry.name).suffix.lower() in VIDEO_SUFFIXES:
+                stat = entry.stat()
+                found[prefix + entry.name] = Stat(stat.st_size, stat.st_mtime_ns)
+
+
+def list_files(spec: DatasetSpec) -> list[Path]:
+    """The files that name and split the clips: none for layout "folder", one for "csv".
+
+    Raises:
+        FileNotFoundError: the folder of the lists, or the CSV file, does not exist or holds no list.
+    """
+    if spec.layout == "folder":
+        return []
+    lists = Path(spec.lists)
+    files = [lists] if spec.layout == "csv" else sorted(lists.glob("*.txt"))
+    if not spec.lists or not files or not files[0].is_file():
+        kind = "CSV file" if spec.layout == "csv" else "folder of the official split lists (*.txt)"
+        raise FileNotFoundError(f"[dataset] lists: {spec.lists!r} is no {kind}; layout {spec.layout} needs one")
+    return files
+
+
+def read_layout(spec: DatasetSpec, split: str, videos: Iterable[str]) -> tuple[list[Row], list[str]]:
+    """Read any layout.
+
+    Args:
+        spec: the dataset.
+        split: a number, or (layouts "folder" and "csv") the name of the group that is tested.
+        videos: paths of the videos on disk, as `scan_videos` gives them.
+
+    Returns:
+        One row a clip that the layout names, present or not, and the class names in the order of their labels.
+
+    Raises:
+        FileNotFoundError: a list is not there.
+        ValueError: a list contradicts itself or the layout, or the split does not exist.
+    """
+    list_files(spec)
+    lists = Path(spec.lists)
+    if spec.layout == "ucf101":
+        return read_ucf101_lists(lists, split), read_ucf101_classes(lists)
+    if spec.layout == "hmdb51":
+        rows = read_hmdb51_lists(lists, split)
+        return rows, sorted({row.class_name for row in rows})
+    rows = _read_csv(lists, split) if spec.layout == "csv" else _read_folder(spec, list(videos))
+    if any(not row.part for row in rows):
+        rows = _hold_out(rows, split)
+    classes = {row.class_name for row in rows}
+    if spec.layout == "folder":  # a class folder without videos is a class too, for the catalog to refuse
+        classes |= {file.name for file in Path(spec.videos).iterdir() if file.is_dir() and file.name[0] != "."}
+    return rows, sorted(classes)
+
+
+def _read_folder(spec: DatasetSpec, videos: list[str]) -> list[Row]:
+    """Rows of `<class>/<clip>`; the group is found in the path, and without a pattern each clip is its own group."""
+    rows = []
+    for path in videos:
+        if "/" not in path:
+            raise ValueError(f"{path!r} lies in no class folder; layout folder needs <class>/<clip>")
+        match = re.search(spec.group_pattern, path)
+        if match is None or (spec.group_pattern and not match["group"]):
+            raise ValueError(f"[dataset] group_pattern {spec.group_pattern!r} finds no group in {path!r}")
+        group = match["group"] if spec.group_pattern else path_id(path)
+        rows.append(Row(path_id(path), path, path.split("/")[0], group, ""))
+    return rows
+
+
+def _read_csv(file: Path, split: str) -> list[Row]:
+    """Rows of a CSV file with a header: path,label[,group][,split]; paths are relative to the folder of the videos."""
+    with file.open(encoding="utf-8-sig", newline="") as stream:
+        reader = csv.DictReader(stream)
+        columns = reader.fieldnames or []
+        if not {"path", "label"} <= set(columns) <= {"path", "label", "group", "split"}:
+            raise ValueError(f"{file.name}: the header is {','.join(columns)!r}; it must be path,label[,group][,split]")
+        if "split" in columns and split != "1":
+            raise ValueError(f"split {split!r} does not exist; the split column of {file.name} is split 1")
+        return [_csv_row(record, f"{file.name}, line {reader.line_num}") for record in reader]
+
+
+def _csv_row(record: dict, where: str) -> Row:
+    if None in record or None in record.values():
+        raise ValueError(f"{where}: the number of fields is not that of the header")
+    path, part = safe_path(record["path"], where), record.get("split", "")
+    if not record["label"]:
+        raise ValueError(f"{where}: {path!r} has no label")
+    if "split" in record and part not in PARTS:
+        raise ValueError(f"{where}: split is {part!r}; allowed: {', '.join(PARTS)}")
+    return Row(path_id(path), path, record["label"], record.get("group") or path_id(path), part)
+
+
+def _hold_out(rows: list[Row], split: str) -> list[Row]:
+    """Leave one group out as the test part, if the split is a group's name; a number is left to be drawn."""
+    groups = {row.group for row in rows}
+    if split in groups:
+        return [replace(row, part="test" if row.group == split else "train") for row in rows]
+    if not re.fullmatch(r"\d+", split):
+        raise ValueError(unknown_name(f"split {split!r} (a group, or a number)", split, groups))
+    return rows
+
+
+def path_id(path: str) -> str:
+    """Id of a clip that only its path names: `walk/daria.avi` -> `walk__daria`."""
+    return str(PurePosixPath(path).with_suffix("")).replace("/", "__")
+
+
+def find_on_disk(path: str, videos: dict[str, Stat], by_folded: dict[str, str]) -> str | None:
+    """Path on disk of a listed clip: as it is written, else regardless of case and of how accents are composed."""
+    return path if path in videos else by_folded.get(folded(path))
+
+
+def folded_paths(videos: Iterable[str]) -> dict[str, str]:
+    """Path without regard to case -> path on disk, for `find_on_disk`."""
+    return {folded(path): path for path in videos}

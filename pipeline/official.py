@@ -1,0 +1,185 @@
+"""The official split lists of UCF-101 and HMDB-51, read without any video.
+
+Both become rows: path, class, group, and the part of the data that the clip belongs to in the wanted split. A clip that
+other splits name is a row too, "unused", so that which clips and classes there are never depends on the split.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+
+from pipeline.specs import unknown_name
+
+PARTS = ("train", "val", "test", "unused")
+HMDB51_PARTS = {"0": "unused", "1": "train", "2": "test"}
+# HMDB-51 file names end in: visible part, camera motion, number of people, view, quality, number
+HMDB51_TAIL = r"_[a-z]_[a-z]+_np\d+_[a-z]+_[a-z]+_\d+"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One clip as its layout tells it. `part` is one of PARTS, or "" where the split is still to be drawn by group."""
+
+    id: str
+    path: str
+    class_name: str
+    group: str
+    part: str
+
+
+def read_ucf101_classes(folder: Path) -> list[str]:
+    """Class names of `classInd.txt`, in order; its numbers count from one and are used nowhere else.
+
+    Raises:
+        FileNotFoundError: there is no `classInd.txt`.
+        ValueError: its numbers are not 1, 2, 3 ..., or a class is named twice.
+    """
+    file = folder / "classInd.txt"
+    if not file.is_file():
+        raise FileNotFoundError(f"{str(folder)!r} holds no classInd.txt; layout ucf101 needs ucfTrainTestlist")
+    pairs = [line.split(maxsplit=1) for line in _lines(file)]
+    if [pair[0] for pair in pairs] != [str(number) for number in range(1, len(pairs) + 1)]:
+        raise ValueError(f"{file.name}: the class numbers are not 1, 2, 3 ... in order")
+    names = [pair[-1] for pair in pairs]
+    if len({folded(name) for name in names}) < len(names):
+        raise ValueError(f"{file.name}: a class is named twice")
+    return names
+
+
+def read_ucf101_lists(folder: Path, split: str) -> list[Row]:
+    """Read the official UCF-101 lists; no video is needed.
+
+    Args:
+        folder: holds `classInd.txt` and `trainlist01.txt`, `testlist01.txt`, `trainlist02.txt` ...
+        split: its number, such as "1" or "01".
+
+    Returns:
+        A row for every clip that any list names, in the order of the paths; "unused" if not in the wanted split.
+
+    Raises:
+        FileNotFoundError: `classInd.txt` is not there.
+        ValueError: no such split, an unknown label, a clip in both lists, or a path that is not `<Class>/<video>`.
+    """
+    labels = {folded(name): (label, name) for label, name in enumerate(read_ucf101_classes(folder))}
+    found = [re.fullmatch(r"(train|test)list(\d+)\.txt", file.name) for file in sorted(folder.iterdir())]
+    files = [(match[0], match[1], str(int(match[2]))) for match in found if match]
+    wanted = _wanted_split(split, {number for _, _, number in files})
+    rows: dict[str, Row] = {}
+    for name, part, number in files:
+        for line in _lines(folder / name):
+            row = _ucf101_row(line, labels, name)
+            _add(rows, replace(row, part=part if number == wanted else "unused"), name)
+    for part in ("train", "test"):
+        if not any(row.part == part for row in rows.values()):
+            raise ValueError(f"split {wanted}: {part}list{int(wanted):02d}.txt is missing or empty")
+    return [rows[path] for path in sorted(rows)]
+
+
+def _ucf101_row(line: str, labels: dict[str, tuple[int, str]], where: str) -> Row:
+    path, label = re.fullmatch(r"(.*?\S)(?:\s+(\d+))?", line).groups()
+    folder, _, file = safe_path(path, where).partition("/")
+    if not file or "/" in file:
+        raise ValueError(f"{where}: {path!r} is not <Class>/<video>")
+    if folded(folder) not in labels:
+        names = [name for _, name in labels.values()]
+        raise ValueError(f"{where}: {path!r}: " + unknown_name(f"class {folder!r}", folder, names))
+    zero_based, class_name = labels[folded(folder)]
+    if label is not None and int(label) - 1 != zero_based:
+        raise ValueError(f"{where}: {path!r} has label {label}; classInd.txt numbers {class_name} {zero_based + 1}")
+    number = re.search(r"_g(\d+)_", file)
+    if number is None:
+        raise ValueError(f"{where}: {path!r} has no _gNN_, so its group is unknown; layout csv can name it")
+    return Row(PurePosixPath(file).stem, path, class_name, f"{class_name}_g{number[1]}", "unused")
+
+
+def read_hmdb51_lists(folder: Path, split: str) -> list[Row]:
+    """Read the official HMDB-51 lists; no video is needed. The group of a clip is the video it was cut from.
+
+    Args:
+        folder: holds `<class>_test_split<N>.txt`, with lines `<video> <0 unused | 1 train | 2 test>`.
+        split: its number.
+
+    Returns:
+        A row for every clip that any list names, in the order of the paths.
+
+    Raises:
+        ValueError: no such split, a class without a list for it, an unknown number, a clip listed twice.
+    """
+    files: dict[tuple[str, str], Path] = {}
+    for file in sorted(folder.iterdir()):
+        if match := re.fullmatch(r"(.+)_test_split(\d+)\.txt", file.name):
+            files[match[1], match[2]] = file
+    wanted = _wanted_split(split, {number for _, number in files})
+    rows: dict[str, Row] = {}
+    for class_name in sorted({name for name, _ in files}):
+        if (class_name, wanted) not in files:
+            raise ValueError(f"split {wanted}: {class_name}_test_split{wanted}.txt is missing")
+    for (class_name, number), file in files.items():
+        for line in _lines(file):
+            row = _hmdb51_row(line, class_name, file.name)
+            _add(rows, row if number == wanted else replace(row, part="unused"), file.name)
+    return [rows[path] for path in sorted(rows)]
+
+
+def _hmdb51_row(line: str, class_name: str, where: str) -> Row:
+    match = re.fullmatch(r"(.*?\S)\s+([012])", line)
+    if match is None:
+        raise ValueError(f"{where}: {line!r} does not end in 0 (unused), 1 (train) or 2 (test)")
+    name, number = match.groups()
+    path = safe_path(f"{class_name}/{name}", where)
+    stem = PurePosixPath(path).stem
+    source = re.fullmatch(rf"(.+)_{re.escape(class_name)}{HMDB51_TAIL}", stem)
+    if source is None:
+        raise ValueError(
+            f"{where}: {name!r} is not <source>_{class_name}_<visible>_<camera>_np<N>_<view>_<quality>_<n>, "
+            "so its group is unknown; layout csv can name it"
+        )
+    return Row(stem, path, class_name, source[1], HMDB51_PARTS[number])
+
+
+def folded(text: str) -> str:
+    """Text without regard to case and to how accents are composed."""
+    return unicodedata.normalize("NFC", text).casefold()
+
+
+def _lines(file: Path) -> list[str]:
+    stripped = (line.rstrip() for line in file.read_text(encoding="utf-8-sig").split("\n"))
+    return [line for line in stripped if line]
+
+
+def safe_path(path: str, where: str) -> str:
+    """Check a path that a list names.
+
+    Args:
+        path: with forward slashes.
+        where: the list, for the message.
+
+    Returns:
+        The path without empty parts and `.`.
+
+    Raises:
+        ValueError: it is absolute, empty or holds `..`.
+    """
+    parts = path.split("/")
+    if ".." in parts or path.startswith("/") or not path.strip("/. "):
+        raise ValueError(f"{where}: {path!r} is not a path below the folder of the videos")
+    return "/".join(part for part in parts if part not in ("", "."))
+
+
+def _wanted_split(split: str, numbers: set[str]) -> str:
+    wanted = str(int(split)) if re.fullmatch(r"\d+", split) else split
+    if wanted not in numbers:
+        raise ValueError(unknown_name(f"split {split!r}", split, numbers))
+    return wanted
+
+
+def _add(rows: dict[str, Row], row: Row, where: str) -> None:
+    """Add what one list says of a clip to what the others said: at most one may use it in the wanted split."""
+    before = rows.get(row.path)
+    if before and "unused" not in (before.part, row.part):
+        raise ValueError(f"{where}: {row.path!r} is listed twice in one split, as {before.part} and as {row.part}")
+    if before is None or before.part == "unused":
+        rows[row.path] = row

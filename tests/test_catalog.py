@@ -1,0 +1,283 @@
+"""Reading datasets from small trees: matching with the disk, labels, parts, freshness."""
+
+import hashlib
+import os
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pipeline.catalog import UNREADABLE, listing, read_dataset
+from pipeline.specs import DatasetSpec
+
+
+def touch(folder, *paths):
+    for path in paths:
+        file = folder / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(path.encode())
+
+
+def ucf_paths(classes=("Jump", "Run"), groups=4, clips=2):
+    numbers = [f"g{group:02d}_c{number:02d}" for group in range(1, groups + 1) for number in range(1, clips + 1)]
+    return [f"{name}/v_{name}_{number}.avi" for name in classes for number in numbers]
+
+
+def make_ucf(folder, *, absent=(), **settings):
+    """Two classes, four groups: split 1 tests g01, split 2 tests g02."""
+    touch(folder / "videos", *(path for path in ucf_paths() if path not in absent))
+    lists = folder / "lists"
+    lists.mkdir()
+    (lists / "classInd.txt").write_text("1 Run\n2 Jump\n")
+    for split in (1, 2):
+        tested = [path for path in ucf_paths() if f"_g0{split}_" in path]
+        trained = [f"{path} {2 - path.startswith('Run')}" for path in ucf_paths() if path not in tested]
+        (lists / f"testlist0{split}.txt").write_text("\n".join(tested))
+        (lists / f"trainlist0{split}.txt").write_text("\n".join(trained))
+    return DatasetSpec(layout="ucf101", videos=str(folder / "videos"), lists=str(lists), **settings)
+
+
+def folder_spec(folder, *paths, **settings):
+    touch(folder, *paths)
+    return DatasetSpec(layout="folder", videos=str(folder), **settings)
+
+
+def csv_spec(folder, text, *paths, **settings):
+    touch(folder, *paths)
+    (folder / "clips.csv").write_text(text)
+    return DatasetSpec(layout="csv", videos=str(folder), lists=str(folder / "clips.csv"), **settings)
+
+
+# what is read
+
+
+def test_labels_are_zero_based_in_official_order(tmp_path):
+    catalog = read_dataset(make_ucf(tmp_path), "1")
+    assert catalog.classes == ("Run", "Jump")
+    assert {(c.class_name, c.label) for c in catalog.clips} == {("Run", 0), ("Jump", 1)}
+    assert [c.id for c in catalog.clips] == sorted(path.split("/")[1][:-4] for path in ucf_paths())
+    assert (catalog.split_name, catalog.absent) == ("1", ())
+
+
+def test_each_clip_carries_its_file(tmp_path):
+    spec = make_ucf(tmp_path)
+    for c in read_dataset(spec, "1").clips:
+        stat = (tmp_path / "videos" / c.path).stat()
+        assert (c.bytes, c.mtime_ns) == (stat.st_size, stat.st_mtime_ns)
+        assert c.content == hashlib.blake2b(c.path.encode(), digest_size=8).hexdigest()
+
+
+def test_large_files_are_hashed_whole(tmp_path):
+    spec = folder_spec(tmp_path, "x/a.avi", "x/b.avi")
+    data = os.urandom((1 << 20) + 17)
+    (tmp_path / "x/a.avi").write_bytes(data)
+    contents = {c.id: c.content for c in read_dataset(spec, "1").clips}
+    assert contents["x__a"] == hashlib.blake2b(data, digest_size=8).hexdigest()
+
+
+def test_case_of_names_on_disk_does_not_matter(tmp_path):
+    spec = make_ucf(tmp_path)
+    (tmp_path / "videos/Run").rename(tmp_path / "videos/RUN")
+    (tmp_path / "videos/RUN/v_Run_g01_c01.avi").rename(tmp_path / "videos/RUN/v_run_g01_c01.AVI")
+    by_id = {c.id: c for c in read_dataset(spec, "1").clips}
+    assert by_id["v_Run_g01_c01"].path == "RUN/v_run_g01_c01.AVI"
+    assert by_id["v_Run_g01_c01"].class_name == "Run"
+
+
+def test_official_hmdb51_lists_read_as_a_partial_set(tmp_path, shared):
+    name = "Amazing_Soccer_#2_kick_ball_f_cm_np1_fr_bad_1"
+    touch(tmp_path, f"kick_ball/{name}.avi")
+    lists = str(shared / "data/splits/testTrainMulti_7030_splits")
+    catalog = read_dataset(DatasetSpec(layout="hmdb51", videos=str(tmp_path), lists=lists, partial=True), "1")
+    assert [(c.id, c.label, c.group, c.split) for c in catalog.clips] == [(name, 0, "Amazing_Soccer_#2", "train")]
+    assert catalog.classes == ("kick_ball",)
+    assert len(catalog.absent) == 6765
+
+
+def test_the_ucf101_sample(shared, capsys):
+    data = shared / "data"
+    lists = str(data / "splits/ucfTrainTestlist")
+    spec = DatasetSpec(layout="ucf101", videos=str(data / "ucf101_sample"), lists=lists, partial=True)
+    catalog = read_dataset(spec, "1")
+    assert len(catalog.clips) == 22
+    assert len(catalog.absent) == 13320 - 22
+    assert catalog.classes == ("ApplyEyeMakeup", "BenchPress", "Biking", "BoxingSpeedBag", "Diving", "JavelinThrow")
+    assert {c.id for c in catalog.part("test")} >= {"v_Diving_g01_c01", "v_JavelinThrow_g05_c05"}
+    told = capsys.readouterr().err
+    assert "13298 of 13320 listed videos are absent" in told
+    assert "3 classes have no training clip in split 1: 'ApplyEyeMakeup', 'BenchPress', 'Diving'" in told
+
+
+@pytest.mark.parametrize("person", ["daria", "denis", "eli"])
+def test_weizmann_with_one_person_held_out(shared, person):
+    videos = str(shared / "data/weizmann")
+    catalog = read_dataset(DatasetSpec(layout="folder", videos=videos, group_pattern="(?P<group>[a-z]+)_"), person)
+    assert (len(catalog.clips), len(catalog.classes)) == (90, 10)
+    people = {part: {c.group for c in catalog.part(part)} for part in ("train", "val", "test")}
+    assert people["test"] == {person}
+    assert [len(people[part]) for part in ("train", "val")] == [7, 1]
+    assert Counter(c.class_name for c in catalog.part("val")) == dict.fromkeys(catalog.classes, 1)
+
+
+# absent videos, partial sets
+
+
+ABSENT = ("Jump/v_Jump_g03_c01.avi", "Jump/v_Jump_g03_c02.avi")
+
+
+def test_absent_videos_are_counted_and_shown(tmp_path):
+    with pytest.raises(FileNotFoundError, match="2 of 16 listed videos are absent.*v_Jump_g03_c01.*partial = true"):
+        read_dataset(make_ucf(tmp_path, absent=ABSENT), "1")
+
+
+def test_many_absent_videos_are_cut_short(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"8 of 16 [^:]*: ('Jump/v_Jump\S+ ){5}\.\.\.;"):
+        read_dataset(make_ucf(tmp_path, absent=ucf_paths(["Jump"])), "1")
+
+
+def test_partial_goes_on_and_keeps_the_absent(tmp_path):
+    catalog = read_dataset(make_ucf(tmp_path, absent=ABSENT, partial=True), "1")
+    assert catalog.absent == ABSENT
+    assert len(catalog.clips) == 14
+
+
+def test_partial_drops_classes_without_videos_and_numbers_densely(tmp_path):
+    catalog = read_dataset(make_ucf(tmp_path, absent=ucf_paths(["Run"]), partial=True), "1")
+    assert catalog.classes == ("Jump",)
+    assert {c.label for c in catalog.clips} == {0}
+
+
+def test_partial_set_of_nothing(tmp_path):
+    spec = make_ucf(tmp_path, absent=ucf_paths(), partial=True)
+    touch(tmp_path / "videos", "other.avi")
+    with pytest.raises(ValueError, match="none of the 16 listed videos"):
+        read_dataset(spec, "1")
+
+
+def test_videos_in_no_list_are_ignored_and_counted(tmp_path, capsys):
+    spec = make_ucf(tmp_path)
+    touch(tmp_path / "videos", "Run/holiday.mp4")
+    assert len(read_dataset(spec, "1").clips) == 16
+    assert "1 videos in" in capsys.readouterr().err
+
+
+# refusals
+
+
+def test_no_videos(tmp_path):
+    touch(tmp_path, "readme.txt")
+    with pytest.raises(ValueError, match="there is no video in"):
+        read_dataset(DatasetSpec(videos=str(tmp_path)), "1")
+    with pytest.raises(ValueError, match="videos is empty; give the folder"):
+        read_dataset(DatasetSpec(), "1")
+
+
+def test_duplicate_ids(tmp_path):
+    with pytest.raises(ValueError, match="two videos have the id 'x__a': 'x/a.avi' and 'x/a.mp4'"):
+        read_dataset(folder_spec(tmp_path, "x/a.avi", "x/a.mp4"), "1")
+
+
+def test_one_video_under_two_names(tmp_path):
+    with pytest.raises(ValueError, match="the video 'a.avi' is listed under 2 names"):
+        read_dataset(csv_spec(tmp_path, "path,label\na.avi,x\nA.avi,x\n", "a.avi"), "1")
+
+
+def test_empty_class(tmp_path):
+    (tmp_path / "empty").mkdir()
+    spec = folder_spec(tmp_path, "x/a.avi", "x/b.avi")
+    with pytest.raises(ValueError, match="1 classes have no clip: 'empty'"):
+        read_dataset(spec, "1")
+    assert read_dataset(replace(spec, partial=True), "1").classes == ("x",)
+
+
+def test_class_without_training_clips(tmp_path):
+    spec = folder_spec(tmp_path, "x/eli_.avi", "x/ira_.avi", "y/eli_.avi", group_pattern="(?P<group>[a-z]+)_")
+    with pytest.raises(ValueError, match="1 classes have no training clip in split eli: 'y'"):
+        read_dataset(spec, "eli")
+
+
+# cuts by group
+
+
+def test_validation_is_cut_by_group_and_is_the_same_number_in_each_class(tmp_path):
+    catalog = read_dataset(make_ucf(tmp_path, val_fraction=0.3), "1")
+    groups = {part: {c.group for c in catalog.part(part)} for part in ("train", "val", "test")}
+    assert groups["test"] == {"Run_g01", "Jump_g01"}
+    assert not groups["train"] & groups["val"]
+    assert Counter(c.class_name for c in catalog.part("val")) == {"Run": 2, "Jump": 2}
+    assert len({group[-3:] for group in groups["val"]}) == 1
+
+
+def test_no_validation_when_none_is_wanted(tmp_path):
+    assert read_dataset(make_ucf(tmp_path, val_fraction=0.0), "1").part("val") == ()
+
+
+def test_test_part_drawn_by_number(tmp_path):
+    spec = folder_spec(tmp_path, *(f"{c}/{n}.avi" for c in "xy" for n in range(10)), val_fraction=0.2)
+    first, second = read_dataset(spec, "1"), read_dataset(spec, "2")
+    assert [len(first.part(part)) for part in ("train", "val", "test")] == [12, 2, 6]
+    assert first.part("test") != second.part("test")
+    assert first.videos_key == second.videos_key
+    assert first.key != second.key
+
+
+def test_csv_split_column_is_kept(tmp_path):
+    text = "path,label,split\na.avi,x,train\nb.avi,x,val\nc.avi,x,test\nd.avi,x,unused\ne.avi,x,train\n"
+    catalog = read_dataset(csv_spec(tmp_path, text, *(f"{c}.avi" for c in "abcde"), val_fraction=0.9), "1")
+    wanted = {"a": "train", "b": "val", "c": "test", "d": "unused", "e": "train"}
+    assert {c.id: c.split for c in catalog.clips} == wanted
+
+
+# keys and freshness
+
+
+def test_clips_and_classes_do_not_depend_on_the_split(tmp_path):
+    spec = make_ucf(tmp_path)
+    first, second = read_dataset(spec, "1"), read_dataset(spec, "2")
+    assert [replace(c, split="") for c in first.clips] == [replace(c, split="") for c in second.clips]
+    assert first.videos_key == second.videos_key
+    assert first.key != second.key
+
+
+def test_known_files_are_not_read_again(tmp_path):
+    spec = make_ucf(tmp_path)
+    old = [replace(c, content="f" * 16) for c in read_dataset(spec, "1").clips]
+    assert {c.content for c in read_dataset(spec, "2", known=old).clips} == {"f" * 16}
+    touched = tmp_path / "videos" / old[0].path
+    os.utime(touched, ns=(1, 1))
+    again = read_dataset(spec, "2", known=old)
+    assert again.clips[0].content == hashlib.blake2b(touched.read_bytes(), digest_size=8).hexdigest()
+    assert {c.content for c in again.clips[1:]} == {"f" * 16}
+
+
+def test_a_file_that_cannot_be_read_is_left_to_the_decoder(tmp_path, monkeypatch, capsys):
+    spec = folder_spec(tmp_path, "x/a.avi", "x/b.avi")
+    opened = Path.open
+
+    def refuse(file, *args, **settings):
+        if file.name == "a.avi":
+            raise PermissionError("no")
+        return opened(file, *args, **settings)
+
+    monkeypatch.setattr(Path, "open", refuse)
+    catalog = read_dataset(spec, "1")
+    assert [c.content == UNREADABLE for c in catalog.clips] == [True, False]
+    assert "a.avi cannot be read: no" in capsys.readouterr().err
+    monkeypatch.undo()
+    assert UNREADABLE not in {c.content for c in read_dataset(spec, "1", known=catalog.clips).clips}
+
+
+def test_listing_changes_with_any_video_or_list(tmp_path):
+    spec = make_ucf(tmp_path)
+    seen = [listing(spec)]
+    assert listing(spec) == seen[0]
+    touch(tmp_path / "videos", "Run/new.avi")
+    seen.append(listing(spec))
+    os.utime(tmp_path / "videos/Run/new.avi", ns=(1, 1))
+    seen.append(listing(spec))
+    (tmp_path / "lists/testlist02.txt").write_text("Run/v_Run_g02_c01.avi")
+    seen.append(listing(spec))
+    (tmp_path / "videos/Run/new.avi").unlink()
+    seen.append(listing(spec))
+    assert len(set(seen)) == 5

@@ -1,0 +1,132 @@
+"""Layouts "folder" and "csv", and the search for videos, against small trees made here."""
+
+import os
+
+import pytest
+
+from pipeline.layouts import list_files, read_layout, scan_videos
+from pipeline.specs import DatasetSpec
+
+
+def touch(folder, *paths):
+    for path in paths:
+        file = folder / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(path.encode(errors="surrogateescape"))
+    return folder
+
+
+def csv_spec(folder, text):
+    file = folder / "clips.csv"
+    file.write_text(text)
+    return DatasetSpec(layout="csv", videos=str(folder), lists=str(file))
+
+
+# folder
+
+
+def folder_rows(folder, split="1", **settings):
+    spec = DatasetSpec(layout="folder", videos=str(folder), **settings)
+    return read_layout(spec, split, scan_videos(folder))
+
+
+def test_folder_groups_by_pattern_and_leaves_one_out(tmp_path):
+    touch(tmp_path, "bend/eli_bend.avi", "bend/ira_bend.avi", "walk/eli_walk.avi", "walk/slow/ira_walk.avi")
+    rows, classes = folder_rows(tmp_path, "eli", group_pattern="(?P<group>[a-z]+)_")
+    assert classes == ["bend", "walk"]
+    assert [(row.id, row.group, row.part) for row in rows] == [
+        ("bend__eli_bend", "eli", "test"),
+        ("bend__ira_bend", "ira", "train"),
+        ("walk__eli_walk", "eli", "test"),
+        ("walk__slow__ira_walk", "ira", "train"),
+    ]
+
+
+def test_folder_without_pattern_makes_each_clip_its_own_group(tmp_path):
+    rows, _ = folder_rows(touch(tmp_path, "a/x.avi", "a/y.mp4"))
+    assert [(row.group, row.part) for row in rows] == [("a__x", ""), ("a__y", "")]
+
+
+def test_folder_refusals(tmp_path):
+    touch(tmp_path, "walk/eli_walk.avi", "walk/other.avi")
+    with pytest.raises(ValueError, match="finds no group in 'walk/other.avi'"):
+        folder_rows(tmp_path, group_pattern="(?P<group>[a-z]+)_")
+    with pytest.raises(ValueError, match="split 'el' .* does not exist; did you mean 'eli'"):
+        folder_rows(tmp_path, "el", group_pattern="(?P<group>eli|other)")
+    touch(tmp_path, "stray.avi")
+    with pytest.raises(ValueError, match="'stray.avi' lies in no class folder"):
+        folder_rows(tmp_path)
+
+
+# CSV
+
+
+def test_csv_with_group_and_split_and_any_name(tmp_path):
+    text = 'path,label,group,split\n"-a, ""b"".avi",x,g1,train\n深/é,x,,test\nd/ e .avi,y,g1,val\nf.avi,y,g2,unused\n'
+    rows, classes = read_layout(csv_spec(tmp_path, text), "1", [])
+    assert classes == ["x", "y"]
+    assert [(row.path, row.id, row.group, row.part) for row in rows] == [
+        ('-a, "b".avi', '-a, "b"', "g1", "train"),
+        ("深/é", "深__é", "深__é", "test"),
+        ("d/ e .avi", "d__ e ", "g1", "val"),
+        ("f.avi", "f", "g2", "unused"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "split", "message"),
+    [
+        ("a.avi,x\n", "1", r"the header is 'a.avi,x'; it must be path,label\[,group\]"),
+        ("path,label,person\n", "1", "the header is"),
+        ("", "1", "the header is ''"),
+        ("path,label\na.avi\n", "1", "line 2: the number of fields"),
+        ("path,label\na.avi,x,y\n", "1", "line 2: the number of fields"),
+        ("path,label\na.avi,\n", "1", "'a.avi' has no label"),
+        ("path,label,split\na.avi,x,dev\n", "1", "split is 'dev'; allowed: train, val, test, unused"),
+        ("path,label,split\na.avi,x,train\n", "2", "split '2' does not exist; the split column"),
+        ("path,label\n../a.avi,x\n", "1", r"'../a.avi' is not a path below"),
+        ("path,label\n/etc/a.avi,x\n", "1", "'/etc/a.avi' is not a path below"),
+        ("path,label\n,x\n", "1", "'' is not a path below"),
+        ("path,label,group\na.avi,x,eli\n", "ira", "split 'ira' .* does not exist"),
+    ],
+)
+def test_csv_refusals(tmp_path, text, split, message):
+    with pytest.raises(ValueError, match=message):
+        read_layout(csv_spec(tmp_path, text), split, [])
+
+
+def test_csv_leaves_a_group_out(tmp_path):
+    rows, _ = read_layout(csv_spec(tmp_path, "path,label,group\na.avi,x,eli\nb.avi,x,ira\n"), "ira", [])
+    assert [row.part for row in rows] == ["train", "test"]
+
+
+# files
+
+
+def test_scan_finds_videos_only_and_follows_links(tmp_path):
+    touch(tmp_path, "a/x.avi", "a/Y.MP4", "a/x.txt", "a/.hidden.avi", ".git/z.avi", "b/c/d.webm", "-.avi", "q 'é\".mkv")
+    other = touch(tmp_path.parent / f"{tmp_path.name}-other", "far.mov")
+    (tmp_path / "link").symlink_to(other)
+    (tmp_path / "a/round").symlink_to(tmp_path)
+    (tmp_path / "a/nowhere.avi").symlink_to(tmp_path / "none.avi")
+    (tmp_path / "a/itself.avi").symlink_to(tmp_path / "a/itself.avi")
+    found = scan_videos(tmp_path)
+    assert list(found) == ["-.avi", "a/Y.MP4", "a/x.avi", "b/c/d.webm", "link/far.mov", "q 'é\".mkv"]
+    assert found["a/x.avi"].bytes == len("a/x.avi")
+    assert found["a/x.avi"].mtime_ns == (tmp_path / "a/x.avi").stat().st_mtime_ns
+
+
+def test_scan_refuses_what_it_cannot_read_or_name(tmp_path):
+    with pytest.raises(FileNotFoundError, match="the folder '.*none' does not exist"):
+        scan_videos(tmp_path / "none")
+    touch(tmp_path, os.fsdecode(b"\xff.avi"))
+    with pytest.raises(ValueError, match="is not UTF-8; rename it"):
+        scan_videos(tmp_path)
+
+
+@pytest.mark.parametrize("layout", ["ucf101", "hmdb51", "csv"])
+@pytest.mark.parametrize("lists", ["", "none"])
+def test_lists_that_are_not_there(tmp_path, layout, lists):
+    lists = lists and str(tmp_path / lists)
+    with pytest.raises(FileNotFoundError, match=rf"\[dataset\] lists: '.*' is no .* layout {layout} needs one"):
+        list_files(DatasetSpec(layout=layout, videos=str(tmp_path), lists=lists))
