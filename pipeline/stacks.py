@@ -1,0 +1,293 @@
+"""Flow fields -> the temporal stream's input: windows, trajectories, both directions, mean subtraction (paper, 3.1).
+
+A clip of T frames has F = T - 1 forward fields, field t from frame t to t + 1, and, when asked for, F backward ones,
+field t from frame t + 1 to t. A *window* is the L fields s ... s + L - 1 that an input is made of; s is its start:
+
+    starts(F, spec)           how many starts there are
+    window(F, spec, s)        which fields to read: one contiguous range a direction
+    make_stack(fw, bw, ...)   what was read -> (2L, H, W)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipeline.specs import StackSpec
+
+
+def flow_stack(flow: np.ndarray, start: int, length: int) -> np.ndarray:
+    """Displacement fields start ... start + length - 1 one after the other, at the same points.
+
+    Args:
+        flow: (N, 2, H, W) floating, pixels.
+        start: first field, 0 <= start <= N - length.
+        length: L, at least 1.
+
+    Returns:
+        (2L, H, W) float32, pixels, channels x1 y1 x2 y2 ... xL yL. A copy.
+
+    Raises:
+        ValueError: flow of another shape, or a window that does not lie inside it.
+
+    Source: paper, equation 1.
+    """
+    _check_window(flow, start, length)
+    return _same_points(flow[start : start + length])
+
+
+def trajectory_stack(flow: np.ndarray, start: int, length: int) -> np.ndarray:
+    """Displacement vectors found along the path of each point.
+
+    The path is p_1 = (u, v), p_k = p_{k-1} + d_{start+k-2}(p_{k-1}); channels 2k-1 and 2k hold d_{start+k-1}(p_k).
+    Between pixels d is interpolated bilinearly; outside the image it has the value of the nearest border point, and
+    the path goes on from where it is, so that a point may come back.
+
+    Args:
+        flow: (N, 2, H, W) floating, pixels.
+        start: first field, 0 <= start <= N - length.
+        length: L, at least 1.
+
+    Returns:
+        (2L, H, W) float32, pixels, channels x1 y1 x2 y2 ... xL yL.
+
+    Raises:
+        ValueError: flow of another shape, or a window that does not lie inside it.
+
+    Source: paper, equation 2. Interpolation and borders are ours; the paper names none.
+    """
+    _check_window(flow, start, length)
+    return _along_path(flow[start : start + length])
+
+
+def bidirectional_stack(
+    forward: np.ndarray, backward: np.ndarray, frame: int, length: int, *, kind: str = "stack"
+) -> np.ndarray:
+    """L/2 forward fields from `frame` to frame + L/2, then L/2 backward fields from `frame` back to frame - L/2.
+
+    Both halves walk away from the frame, which is what a trajectory needs. Example: frame 5, length 4 takes forward
+    fields 5, 6 (5 -> 6, 6 -> 7), then backward fields 4, 3 (5 -> 4, 4 -> 3).
+
+    Args:
+        forward, backward: (N, 2, H, W) floating, pixels; backward[t] carries frame t + 1 onto frame t.
+        frame: tau, length / 2 <= frame <= N - length / 2.
+        length: L, even, at least 2.
+        kind: how each half is stacked, "stack" or "trajectory".
+
+    Returns:
+        (2L, H, W) float32, pixels, channels x1 y1 ... of the forward half, then of the backward half.
+
+    Raises:
+        ValueError: shapes that differ, an odd length, an unknown kind, or a window that does not lie inside.
+
+    Source: paper, section 3.1; it does not say in which order the backward fields come.
+    """
+    _check_flow("forward", forward)
+    if backward.shape != forward.shape:
+        raise ValueError(f"backward has shape {backward.shape}; it must be that of forward, {forward.shape}")
+    half, count = length // 2, len(forward)
+    if length < 2 or length % 2:
+        raise ValueError(f"length is {length}; a bidirectional stack needs an even number, at least 2")
+    if not half <= frame <= count - half:
+        allowed = f"{half} to {count - half}" if count >= length else f"none; take a length of at most {count}"
+        raise ValueError(f"frame is {frame}; with {count} fields and length {length} allowed: {allowed}")
+    arrange = _arrangement(kind)
+    behind = backward[frame - half : frame][::-1]
+    return np.concatenate([arrange(forward[frame : frame + half]), arrange(behind)])
+
+
+def subtract_mean(stack: np.ndarray) -> np.ndarray:
+    """Subtract from each displacement field its own mean vector, a cheap stand-in for camera motion compensation.
+
+    Args:
+        stack: (..., H, W) floating, pixels; each channel is one component of one field.
+
+    Returns:
+        The same shape, float32: every channel has mean zero.
+
+    Source: paper, section 3.1.
+    """
+    mean = stack.mean(axis=(-2, -1), keepdims=True, dtype=np.float64)
+    return np.subtract(stack, mean, dtype=np.float32, casting="same_kind")
+
+
+@dataclass(frozen=True)
+class Window:
+    """The fields of one input. Read `forward` and `backward`, ranges [i, j), and hand both to `make_stack`.
+
+    `ahead` and `behind` are the fields in the order in which they are stacked, as indices into the clip. A range is
+    None where that direction is not needed.
+    """
+
+    forward: tuple[int, int]
+    backward: tuple[int, int] | None
+    ahead: tuple[int, ...]
+    behind: tuple[int, ...]
+
+
+def starts(num_fields: int, spec: StackSpec) -> int:
+    """How many windows a clip has: F - L + 1, or 1 for a clip shorter than the window.
+
+    Example: 99 fields and L = 10 give 90, starts 0 ... 89; 10 fields give 1; 4 fields give 1, filled by `spec.short`.
+
+    Raises:
+        ValueError: a clip without any field.
+    """
+    if num_fields < 1:
+        raise ValueError(f"num_fields is {num_fields}; a stack needs a clip of at least 1 flow field (2 frames)")
+    return max(1, num_fields - spec.length + 1)
+
+
+def spaced(count: int, n: int) -> np.ndarray:
+    """n of the positions 0 ... count - 1 at equal spacing, first and last included, rounded to whole positions.
+
+    Examples: spaced(9, 3) is 0 4 8; spaced(90, 4) is 0 30 59 89; spaced(2, 4) is 0 0 1 1 (positions repeat where
+    there are fewer than n); spaced(9, 1) is 4, the middle.
+
+    Raises:
+        ValueError: count or n below 1.
+    """
+    if count < 1 or n < 1:
+        raise ValueError(f"count is {count} and n is {n}; both must be at least 1")
+    if n == 1:
+        return np.array([(count - 1) // 2])
+    return (2 * np.arange(n) * (count - 1) + n - 1) // (2 * (n - 1))
+
+
+def window(num_fields: int, spec: StackSpec, start: int) -> Window:
+    """Which fields the input that starts at field `start` is made of.
+
+    Bidirectional, the frame in the middle is start + L/2. Example: 99 fields, L = 4, start 3: fields 3, 4 backward and
+    5, 6 forward; ahead (5, 6), behind (4, 3), forward [5, 7), backward [3, 5). A clip shorter than the window is taken
+    from its start (bidirectional: from its middle frame) and filled by `fill`.
+
+    Args:
+        num_fields: F, flow fields of the clip, in one direction.
+        spec: length, direction and the policy for short clips.
+        start: 0 <= start < starts(num_fields, spec).
+
+    Raises:
+        ValueError: a start outside that range, or a clip without any field.
+    """
+    count = starts(num_fields, spec)
+    if not 0 <= start < count:
+        raise ValueError(f"start is {start}; {num_fields} fields and length {spec.length} allow 0 to {count - 1}")
+    if spec.direction == "forward":
+        ahead, behind = fill(start, start + spec.length, num_fields, short=spec.short), ()
+    else:
+        half = spec.length // 2
+        frame = start + half if num_fields >= spec.length else num_fields // 2
+        ahead = fill(frame, frame + half, num_fields, short=spec.short)
+        behind = fill(frame - half, frame, num_fields, short=spec.short)[::-1]
+    return Window(_span(ahead), _span(behind) if behind else None, ahead, behind)
+
+
+def fill(first: int, stop: int, num_fields: int, *, short: str) -> tuple[int, ...]:
+    """Fields first ... stop - 1, those outside the clip replaced by fields of the clip; never by zeros.
+
+    Examples with 3 fields: fill(0, 5, 3) is 0 1 2 2 2 by `repeat_last` and 0 1 2 0 1 by `wrap`; fill(-2, 1, 3) is
+    0 0 0 and 1 2 0.
+
+    Raises:
+        ValueError: an unknown policy.
+    """
+    if short not in ("repeat_last", "wrap"):
+        raise ValueError(f"short is {short!r}; allowed: repeat_last, wrap")
+    fields = range(first, stop)
+    if short == "wrap":
+        return tuple(k % num_fields for k in fields)
+    return tuple(min(max(k, 0), num_fields - 1) for k in fields)
+
+
+def make_stack(forward: np.ndarray, backward: np.ndarray | None, spec: StackSpec, where: Window) -> np.ndarray:
+    """The network input of one window, from the fields that the window said to read.
+
+    Args:
+        forward: (j - i, 2, H, W) floating, pixels: forward fields [i, j) = where.forward.
+        backward: the same for where.backward, or None where that is None.
+        spec: kind of stack, and whether means are subtracted.
+        where: from `window`, with the same spec.
+
+    Returns:
+        (2L, H, W) float32, pixels.
+
+    Raises:
+        ValueError: other fields than the window asked for.
+    """
+    arrange = _arrangement(spec.kind)
+    halves = [("forward", forward, where.forward, where.ahead), ("backward", backward, where.backward, where.behind)]
+    parts = []
+    for name, fields, span, order in halves:
+        _check_read(name, fields, span)
+        if span is not None:
+            parts.append(arrange(fields[np.array(order) - span[0]]))
+    stack = np.concatenate(parts)
+    return subtract_mean(stack) if spec.subtract_mean else stack
+
+
+def _same_points(fields: np.ndarray) -> np.ndarray:
+    return fields.astype(np.float32).reshape(-1, *fields.shape[2:])
+
+
+def _along_path(fields: np.ndarray) -> np.ndarray:
+    """Fields (L, 2, H, W) in the order of the walk -> (2L, H, W)."""
+    height, width = fields.shape[2:]
+    stack = np.empty(fields.shape, np.float32)
+    y, x = np.mgrid[:height, :width].astype(np.float64)  # an error of position grows with every step
+    for k, field in enumerate(fields):
+        moved = field.astype(np.float64) if k == 0 else _bilinear(field, x, y)
+        stack[k] = moved
+        x += moved[0]
+        y += moved[1]
+    return stack.reshape(-1, height, width)
+
+
+def _bilinear(field: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Values (2, H, W) float64 of a field (2, H, W) at the points (x, y), clamped to the image."""
+    height, width = field.shape[1:]
+    x, y = x.clip(0, width - 1), y.clip(0, height - 1)
+    left, top = x.astype(np.intp), y.astype(np.intp)
+    x -= left
+    y -= top
+    right_step, down_step = left < width - 1, (top < height - 1) * width
+    corner = top * width + left
+    flat = field.reshape(2, -1)
+    upper = flat[:, corner] * (1 - x) + flat[:, corner + right_step] * x
+    corner += down_step
+    lower = flat[:, corner] * (1 - x) + flat[:, corner + right_step] * x
+    return upper * (1 - y) + lower * y
+
+
+def _arrangement(kind: str):
+    if kind not in ("stack", "trajectory"):
+        raise ValueError(f"kind is {kind!r}; allowed: stack, trajectory")
+    return _same_points if kind == "stack" else _along_path
+
+
+def _span(fields: tuple[int, ...]) -> tuple[int, int]:
+    return min(fields), max(fields) + 1
+
+
+def _check_flow(name: str, flow: np.ndarray) -> None:
+    if flow.ndim != 4 or flow.shape[1] != 2:
+        raise ValueError(f"{name} has shape {flow.shape}; it must be (N, 2, H, W)")
+
+
+def _check_window(flow: np.ndarray, start: int, length: int) -> None:
+    _check_flow("flow", flow)
+    if length < 1:
+        raise ValueError(f"length is {length}; it must be at least 1")
+    if not 0 <= start <= len(flow) - length:
+        last = len(flow) - length
+        allowed = f"0 to {last}" if last >= 0 else f"none; take a length of at most {len(flow)}"
+        raise ValueError(f"start is {start}; with {len(flow)} fields and length {length} allowed: {allowed}")
+
+
+def _check_read(name: str, fields: np.ndarray | None, span: tuple[int, int] | None) -> None:
+    got = None if fields is None else len(fields)
+    needed = None if span is None else span[1] - span[0]
+    if got != needed:
+        raise ValueError(f"{name} holds {got} fields; the window asks for {needed}, those of [i, j) = {span}")
+    if fields is not None:
+        _check_flow(name, fields)

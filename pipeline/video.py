@@ -1,0 +1,121 @@
+"""Video file -> frames, one at a time, with OpenCV's FFmpeg decoder.
+
+Frames are counted by decoding them: headers are often one too many and sometimes negative. Rotation tags are honoured.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+
+class VideoError(ValueError):
+    """A video gives no usable frames; the message is the reason that goes into the ledger."""
+
+
+class Video:
+    """One open video. Iterate once: yields (image, pts_seconds), image (H, W, 3) uint8 RGB.
+
+    Args:
+        path: the file.
+        short_side_px: frames are resized to this short side; 0 keeps their size.
+        timeout_seconds: decoding that takes longer than this in all raises; 0 means no limit.
+
+    Raises:
+        VideoError: the file is absent, empty or cannot be opened, or it takes too long.
+    """
+
+    def __init__(self, path: Path | str, *, short_side_px: int = 0, timeout_seconds: float = 0.0):
+        self.path = Path(
+            path
+        ).absolute()  # a name such as `-x.avi` or `a:b.avi` must not look like an option or a protocol
+        self.short_side_px = short_side_px
+        self.timeout_seconds = timeout_seconds
+        if not self.path.is_file():
+            raise VideoError("the file is not there")
+        if not self.path.stat().st_size:
+            raise VideoError("the file is empty (0 bytes)")
+        os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # its complaints name no file; ours do
+        self._capture = cv2.VideoCapture(str(self.path), cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
+        if not self._capture.isOpened():
+            raise VideoError("it cannot be opened: not a video, or one that OpenCV's FFmpeg does not know")
+        self.fps = self._positive(cv2.CAP_PROP_FPS)
+        self.promised_frames = int(self._positive(cv2.CAP_PROP_FRAME_COUNT))
+        self.codec = self._codec()
+
+    def _positive(self, prop: int) -> float:
+        value = self._capture.get(prop)
+        return float(value) if 0 < value < 1e9 else 0.0  # no duration: OpenCV gives -9.2e15, or NaN
+
+    def _codec(self) -> str:
+        """Four-character code of the codec, such as `h264`."""
+        code = int(self._capture.get(cv2.CAP_PROP_FOURCC))
+        return "".join(chr(code >> shift & 255) for shift in (0, 8, 16, 24)).strip("\0 ").lower() or "unknown"
+
+    def __iter__(self) -> Iterator[tuple[np.ndarray, float]]:
+        begun, size, last = time.monotonic(), None, -1.0
+        try:
+            while True:
+                read, image = self._capture.read()
+                if self.timeout_seconds and time.monotonic() - begun > self.timeout_seconds:
+                    raise VideoError(f"decoding takes longer than {self.timeout_seconds:g} s")
+                if not read:
+                    return
+                size = size or target_size(*image.shape[:2], self.short_side_px)
+                last = self._pts_seconds(last)
+                yield cv2.cvtColor(_resized(image, size), cv2.COLOR_BGR2RGB), last
+        finally:
+            self._capture.release()
+
+    def _pts_seconds(self, last: float) -> float:
+        """When the frame just read is shown; where the container has no rising time, one frame after the last."""
+        seconds = self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
+        if last < 0:
+            return max(seconds, 0.0) if np.isfinite(seconds) else 0.0
+        return seconds if np.isfinite(seconds) and seconds > last else last + 1 / (self.fps or 25.0)
+
+
+def target_size(height: int, width: int, short_side_px: int) -> tuple[int, int]:
+    """(height, width) with the short side at `short_side_px` and the aspect kept; 0 keeps both.
+
+    Example: 240 x 320 at 256 gives 256 x 341.
+    """
+    if not short_side_px:
+        return height, width
+    scale = short_side_px / min(height, width)
+    return max(1, round(height * scale)), max(1, round(width * scale))
+
+
+def _resized(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    height, width = size
+    if image.shape[:2] == size:
+        return image
+    shrinks = height < image.shape[0]
+    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+
+
+def try_decoding(path: Path | str, *, timeout_seconds: float) -> None:
+    """Decode a video to its end in a process of its own, which may crash or hang without harm to this one.
+
+    Raises:
+        VideoError: the decoder crashed, or took longer than `timeout_seconds`.
+    """
+    command = [
+        sys.executable,
+        "-c",
+        "import sys; from pipeline.video import Video; [None for _ in Video(sys.argv[1])]",
+        str(path),
+    ]
+    try:
+        code = subprocess.run(command, timeout=timeout_seconds or None, capture_output=True).returncode
+    except subprocess.TimeoutExpired:
+        raise VideoError(f"decoding takes longer than {timeout_seconds:g} s") from None
+    if code < 0:
+        raise VideoError(f"the decoder crashed (signal {-code})")

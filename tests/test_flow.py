@@ -1,0 +1,289 @@
+import importlib.util
+import subprocess
+import sys
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from pipeline.flow import estimate, methods, opencv, to_gray, tvl1, warp
+from pipeline.specs import FLOW_METHODS, FlowSpec
+
+QUICK = FlowSpec(tvl1_warps=2, tvl1_iterations=5)  # for tests of behaviour, not of accuracy
+
+
+@pytest.fixture(autouse=True)
+def _one_torch_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def texture(x, y, seed=0):
+    """Gray value at any real point: a sum of waves in many directions, 8 to 40 px long."""
+    rng = np.random.default_rng(seed)
+    value = np.zeros(np.broadcast(x, y).shape)
+    for _ in range(24):
+        angle, phase = rng.uniform(0, 2 * np.pi, 2)
+        wave = 2 * np.pi / rng.uniform(8, 40)
+        value += np.sin(wave * (np.cos(angle) * x + np.sin(angle) * y) + phase)
+    return np.rint(np.clip(128 + 20 * value, 0, 255)).astype(np.uint8)
+
+
+def moved(motion, height=96, width=120):
+    """Two frames and the true flow: the second frame at p shows what the first shows at p - (its motion)."""
+    y, x = np.mgrid[:height, :width].astype(float)
+    flow = np.stack(np.broadcast_arrays(*motion(x, y), x)[:2])
+    before_x, before_y = x.copy(), y.copy()
+    for _ in range(50):  # the point q that motion carries onto p, by fixed point iteration
+        dx, dy = motion(before_x, before_y)
+        before_x, before_y = x - dx, y - dy
+    return np.stack([texture(x, y), texture(before_x, before_y)]), flow
+
+
+def turn(x, y, angle=0.03):
+    x, y = x - 60, y - 48
+    return np.cos(angle) * x - np.sin(angle) * y - x, np.sin(angle) * x + np.cos(angle) * y - y
+
+
+MOTIONS = {
+    "right": lambda x, y: (2.0 + 0 * x, 0 * y),
+    "up": lambda x, y: (0 * x, -3.0 + 0 * y),
+    "subpixel": lambda x, y: (0.3 + 0 * x, -0.45 + 0 * y),
+    "far": lambda x, y: (9.0 + 0 * x, -6.0 + 0 * y),
+    "rotation": turn,
+    "zoom": lambda x, y: (0.04 * (x - 60), 0.04 * (y - 48)),
+    "sinusoid": lambda x, y: (1.5 * np.sin(2 * np.pi * y / 120), np.cos(2 * np.pi * x / 160)),
+}
+
+
+def error_px(flow, truth, border=12):
+    """Mean end-point error away from the border, where things enter and leave."""
+    inner = (slice(None), slice(border, -border), slice(border, -border))
+    return np.linalg.norm(flow[inner] - truth[inner], axis=0).mean()
+
+
+@pytest.mark.parametrize("motion", MOTIONS)
+@pytest.mark.parametrize(
+    ("method", "limit_px"),
+    [("tvl1", 0.1), ("dis_medium", 0.2), ("dis_fast", 0.3), ("dis_ultrafast", 0.4), ("farneback", 0.3)],
+)
+def test_known_motion(method, limit_px, motion):
+    frames, truth = moved(MOTIONS[motion], 128, 160)
+    flow = estimate(frames, FlowSpec(method=method), device="cpu")
+    assert flow.shape == (1, 2, 128, 160) and flow.dtype == np.float32
+    assert error_px(flow[0], truth) < limit_px
+
+
+@pytest.mark.parametrize("method", FLOW_METHODS)
+def test_backward_is_the_flow_of_the_reversed_clip(method):
+    frames = np.stack([moved(MOTIONS[name])[0][1] for name in ("right", "subpixel", "far")])
+    frames = np.concatenate([moved(MOTIONS["right"])[0][:1], frames])
+    spec = FlowSpec(method=method, tvl1_warps=2, tvl1_iterations=5)
+    back = estimate(frames, spec, device="cpu", direction="backward")
+    assert np.array_equal(back, estimate(frames[::-1], spec, device="cpu")[::-1])
+    assert back[0, 0, 12:-12, 12:-12].mean() == pytest.approx(-2, abs=0.3)  # frame 1 onto frame 0: to the left
+
+
+@pytest.mark.parametrize("name", ["RubberWhale", "Venus", "Dimetrodon", "Hydrangea"])
+def test_middlebury_end_point_error(shared, name):
+    limit_px = {"RubberWhale": 0.148, "Venus": 0.265, "Dimetrodon": 0.155, "Hydrangea": 0.223}[name]
+    folder = shared / "data" / "middlebury" / name
+    frames = np.stack([cv2.imread(str(folder / f"frame1{k}.png"))[..., ::-1] for k in (0, 1)])
+    raw = (folder / "flow10.flo").read_bytes()
+    width, height = np.frombuffer(raw, np.int32, 2, offset=4)
+    truth = np.frombuffer(raw, np.float32, offset=12).reshape(height, width, 2).transpose(2, 0, 1)
+    known = (np.abs(truth) < 1e9).all(0)
+    flow = estimate(frames, FlowSpec(), device="cpu")[0]
+    assert np.linalg.norm(flow - truth, axis=0)[known].mean() < limit_px
+
+
+@pytest.mark.parametrize("size", [(16, 16), (17, 13), (40, 1), (1, 40), (1, 1), (61, 83), (75, 30)])
+def test_a_pair_alone_is_the_pair_in_a_batch(size):
+    y, x = np.mgrid[: size[0], : size[1]].astype(float)
+    frames = np.stack([texture(x - 0.8 * t, y + 0.3 * t * t) for t in range(6)])
+    together = estimate(frames, FlowSpec(batch_pairs=5), device="cpu")
+    alone = np.concatenate([estimate(frames[t : t + 2], FlowSpec(), device="cpu") for t in range(5)])
+    assert together.tobytes() == alone.tobytes()
+    for pairs in (1, 2, 0):
+        assert estimate(frames, FlowSpec(batch_pairs=pairs), device="cpu").tobytes() == together.tobytes()
+
+
+def test_threads_do_not_change_a_bit():
+    frames = np.concatenate([moved(MOTIONS["rotation"], 61, 83)[0], moved(MOTIONS["zoom"], 61, 83)[0]])
+    one = estimate(frames, FlowSpec(), device="cpu")
+    torch.set_num_threads(2)
+    assert estimate(frames, FlowSpec(), device="cpu").tobytes() == one.tobytes()
+
+
+@pytest.mark.parametrize("method", FLOW_METHODS)
+def test_results_do_not_depend_on_earlier_calls(method):
+    spec = FlowSpec(method=method, tvl1_warps=2, tvl1_iterations=5)
+    fast, slow = moved(MOTIONS["far"])[0], moved(MOTIONS["subpixel"])[0]
+    fresh = estimate(slow, spec, device="cpu")
+    estimate(fast, spec, device="cpu")
+    assert np.array_equal(estimate(slow, spec, device="cpu"), fresh)
+    assert np.array_equal(estimate(np.concatenate([fast, slow]), spec, device="cpu")[2:], fresh)
+
+
+@pytest.mark.parametrize("method", FLOW_METHODS)
+@pytest.mark.parametrize("size", [(16, 16), (1, 1), (1, 33), (37, 1), (2, 3), (15, 64), (33, 47)])
+def test_any_size_and_any_content_is_finite(method, size):
+    noise = np.random.default_rng(0).integers(0, 256, size)
+    flat = [np.full(size, value) for value in (0, 0, 255, 128)]
+    frames = np.stack([noise, *flat, 255 * (noise > 128), noise]).astype(np.uint8)
+    flow = estimate(frames, FlowSpec(method=method, tvl1_warps=2, tvl1_iterations=5), device="cpu")
+    assert flow.shape == (6, 2, *size) and np.isfinite(flow).all()
+
+
+@pytest.mark.parametrize("size", [(16, 16), (61, 83), (1, 5)])
+def test_tvl1_of_identical_frames_is_exactly_zero(size):
+    noise = np.random.default_rng(1).integers(0, 256, (1, *size)).astype(np.uint8)
+    assert not estimate(np.repeat(noise, 3, axis=0), FlowSpec(), device="cpu").any()
+
+
+@pytest.mark.parametrize("method", FLOW_METHODS)
+def test_rgb_is_its_gray(method):
+    rgb = np.random.default_rng(2).integers(0, 256, (2, 24, 32, 3)).astype(np.uint8)
+    gray = np.stack([cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in rgb])
+    assert np.array_equal(to_gray(rgb), gray) and to_gray(gray) is gray
+    assert np.abs(gray - rgb @ np.array([0.299, 0.587, 0.114])).max() < 0.51
+    spec = FlowSpec(method=method, tvl1_warps=2, tvl1_iterations=5)
+    assert np.array_equal(estimate(rgb, spec, device="cpu"), estimate(gray, spec, device="cpu"))
+
+
+def test_warp_is_keys_cubic_interpolation():
+    rng = np.random.default_rng(3)
+    image = rng.normal(0, 50, (7, 9)).astype(np.float32)
+    flow = rng.normal(0, 3, (2, 7, 9)).astype(np.float32)
+    warped, inside = warp.warp(torch.from_numpy(image)[None, None], torch.from_numpy(flow)[None])
+    for v in range(7):
+        for u in range(9):
+            x, y = u + flow[0, v, u], v + flow[1, v, u]
+            assert bool(inside[0, 0, v, u]) == (0 <= x <= 8 and 0 <= y <= 6)
+            assert float(warped[0, 0, v, u]) == pytest.approx(keys(image, np.clip(x, 0, 8), np.clip(y, 0, 6)), abs=1e-3)
+
+
+def keys(image, x, y):
+    def weight(d):
+        d = abs(d)
+        return 1.5 * d**3 - 2.5 * d**2 + 1 if d <= 1 else -0.5 * d**3 + 2.5 * d**2 - 4 * d + 2 if d < 2 else 0.0
+
+    total, left, top = 0.0, int(np.floor(x)), int(np.floor(y))
+    for row in range(top - 1, top + 3):
+        for column in range(left - 1, left + 3):
+            value = image[np.clip(row, 0, image.shape[0] - 1), np.clip(column, 0, image.shape[1] - 1)]
+            total += float(value) * weight(x - column) * weight(y - row)
+    return total
+
+
+def test_median_of_nine():
+    images = np.random.default_rng(4).normal(0, 1, (2, 2, 6, 5)).astype(np.float32)
+    padded = np.pad(images, ((0, 0), (0, 0), (1, 1), (1, 1)), mode="edge")
+    nine = np.stack([padded[..., i : i + 6, j : j + 5] for i in range(3) for j in range(3)])
+    assert np.array_equal(warp.median3(torch.from_numpy(images)).numpy(), np.median(nine, axis=0))
+
+
+def test_resized_flow_keeps_its_meaning():
+    flow = torch.tensor([3.0, -2.0]).view(1, 2, 1, 1).expand(1, 2, 10, 20)
+    larger = warp.resize_flow(flow, (15, 50))
+    assert larger.shape == (1, 2, 15, 50)
+    assert torch.allclose(larger[0, 0], torch.tensor(7.5)) and torch.allclose(larger[0, 1], torch.tensor(-3.0))
+
+
+def test_gradient_of_a_ramp():
+    y, x = np.mgrid[:9, :11].astype(np.float32)
+    along_x, along_y = warp.gradient(torch.from_numpy(3 * x - 5 * y)[None, None])
+    assert torch.allclose(along_x[..., 2:-2], torch.tensor(3.0), atol=1e-4)
+    assert torch.allclose(along_y[..., 2:-2, :], torch.tensor(-5.0), atol=1e-4)
+
+
+def test_pyramid_sizes_by_example():
+    halves = warp.pyramid_sizes(240, 320, step=0.5, min_side=12)
+    assert halves == [(240, 320), (120, 160), (60, 80), (30, 40), (15, 20)]
+    assert warp.pyramid_sizes(16, 1, step=0.5, min_side=12) == [(16, 1)]
+    assert warp.blur(torch.ones(1, 1, 4, 4), sigma_px=0).eq(1).all()
+
+
+def test_methods_say_what_is_there(monkeypatch):
+    assert methods() == dict.fromkeys(FLOW_METHODS, "available")
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "torch" else find(name))
+    assert methods()["tvl1"] == "not available: torch is not installed; pip install torch"
+    assert methods()["farneback"] == "available"
+
+
+def test_torch_is_imported_only_for_tvl1():
+    code = (
+        "import sys, numpy; from pipeline.flow import estimate, methods; from pipeline.specs import FlowSpec; "
+        "estimate(numpy.zeros((2, 20, 20), 'uint8'), FlowSpec(method='dis')); methods(); "
+        "print('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
+
+
+@pytest.mark.parametrize(
+    ("frames", "message"),
+    [
+        (np.zeros((2, 8, 8), np.float32), "frames are float32; they must be a numpy array of uint8"),
+        ([[0]], "frames are list"),
+        (np.zeros((2, 8, 8, 4), np.uint8), r"frames have shape \(2, 8, 8, 4\); allowed: \(T, H, W, 3\) RGB"),
+        (np.zeros((8, 8), np.uint8), r"frames have shape \(8, 8\)"),
+        (np.zeros((2, 0, 8), np.uint8), "no side 0"),
+        (np.zeros((1, 8, 8), np.uint8), "frames hold 1 frame; motion needs at least 2"),
+    ],
+)
+def test_refuses_other_frames(frames, message):
+    with pytest.raises(ValueError, match=message):
+        estimate(frames, QUICK, device="cpu")
+
+
+def test_refuses_unknown_direction_and_device():
+    frames = np.zeros((2, 8, 8), np.uint8)
+    with pytest.raises(ValueError, match="direction is 'back'; allowed: forward, backward"):
+        estimate(frames, QUICK, direction="back")
+    with pytest.raises(ValueError, match="device is 'gpu'; allowed: auto, cpu, cuda"):
+        estimate(frames, QUICK, device="gpu")
+    with pytest.raises(ValueError, match="method dis_fast computes on the CPU only; use device auto or cpu"):
+        estimate(frames, FlowSpec(method="dis_fast"), device="cuda")
+    with pytest.raises(ValueError, match=r"device is 'cuda:99', but torch sees \d+ CUDA devices"):
+        estimate(frames, QUICK, device="cuda:99")
+
+
+def test_auto_is_the_cpu_without_cuda(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    frames = moved(MOTIONS["right"], 24, 32)[0]
+    assert np.array_equal(estimate(frames, QUICK), estimate(frames, QUICK, device="cpu"))
+    with pytest.raises(ValueError, match="torch sees 0 CUDA devices here; use device auto or cpu"):
+        estimate(frames, QUICK, device="cuda")
+
+
+def test_batches_bound_the_memory(monkeypatch):
+    seen = []
+    original = tvl1._coarse_to_fine
+    monkeypatch.setattr(tvl1, "_coarse_to_fine", lambda a, b, spec: seen.append(len(a)) or original(a, b, spec))
+    frames = np.zeros((8, 20, 20), np.uint8)
+    estimate(frames, FlowSpec(batch_pairs=3, tvl1_warps=1, tvl1_iterations=1), device="cpu")
+    assert seen == [3, 3, 1]
+    monkeypatch.setitem(tvl1.PIXELS_AT_ONCE, "cpu", 100)  # less than one frame: still a pair at a time
+    estimate(frames, QUICK, device="cpu")
+    assert seen[3:] == [1] * 7
+
+
+def test_presets_are_those_of_opencv():
+    frames = moved(MOTIONS["rotation"])[0]
+    for name in opencv.PRESETS:
+        dis = cv2.DISOpticalFlow.create(getattr(cv2, f"DISOPTICAL_FLOW_PRESET_{name[4:].upper()}"))
+        expected = dis.calc(frames[0], frames[1], None).transpose(2, 0, 1)
+        assert np.array_equal(estimate(frames, FlowSpec(method=name), device="cpu")[0], expected)
+
+
+@pytest.mark.needs_cuda
+def test_cuda_agrees_with_the_cpu():
+    frames = np.concatenate([moved(MOTIONS["rotation"])[0], moved(MOTIONS["zoom"])[0]])
+    on_gpu = estimate(frames, FlowSpec(), device="cuda")
+    assert np.abs(on_gpu - estimate(frames, FlowSpec(), device="cpu")).mean() < 1e-3
+    alone = np.concatenate([estimate(frames[t : t + 2], FlowSpec(), device="cuda") for t in range(3)])
+    assert on_gpu.tobytes() == alone.tobytes()
