@@ -1,0 +1,148 @@
+"""One way to get dask workers: in this process, local processes, a running scheduler, or a job queue."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from pipeline.specs import ClusterSpec
+
+# A worker that dies takes the tasks it held with it; once more is enough to tell the guilty one from its neighbours.
+_DASK_SETTINGS = {
+    "distributed.scheduler.allowed-failures": 1,
+    "distributed.worker.daemon": False,
+    "distributed.admin.tick.limit": "60s",
+}
+
+
+def worker_count(spec: ClusterSpec) -> int:
+    """Workers that `spec` asks for: its number, or one a core this process may use."""
+    return spec.workers or len(os.sched_getaffinity(0))
+
+
+class Workers:
+    """Runs a function over jobs, each job in one worker process with one thread.
+
+    Args:
+        spec: where the workers are.
+        most: workers that the work at hand can occupy; no more are started.
+    """
+
+    def __init__(self, spec: ClusterSpec, *, most: int):
+        self.spec = spec
+        self.count = min(worker_count(spec), max(most, 1))
+        self._stack = contextlib.ExitStack()
+        self._client: Any = None
+
+    def __enter__(self) -> Workers:
+        if self.spec.kind != "inline":
+            self._client = _connect(self.spec, self.count, self._stack)
+        return self
+
+    def __exit__(self, *error) -> None:
+        self._stack.close()
+
+    @property
+    def separate(self) -> bool:
+        """Whether jobs run in processes of their own, which may die without taking this one along."""
+        return self._client is not None
+
+    def run(self, function: Callable[[Any], Any], jobs: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
+        """Yield (job, result) as jobs end; a job that raised gives its exception as result.
+
+        A bounded number of jobs is handed out at a time, so that a million clips cost no more memory than a thousand.
+        A job whose worker died gives a `WorkerDied`.
+        """
+        if self._client is None:
+            for job in jobs:
+                yield job, _outcome(function, job)
+            return
+        yield from self._run_on_dask(function, iter(jobs))
+
+    def _run_on_dask(self, function: Callable[[Any], Any], jobs: Iterator[Any]) -> Iterator[tuple[Any, Any]]:
+        from distributed import as_completed
+
+        width = self.spec.in_flight * self.count
+        held, running = {}, as_completed(loop=self._client.loop)
+
+        def hand_out() -> None:
+            for job in jobs:
+                future = self._client.submit(function, job, pure=False)
+                held[future.key] = job
+                running.add(future)
+                return
+
+        for _ in range(width):
+            hand_out()
+        while held:
+            future = next(running)
+            yield held.pop(future.key), _result_of(future)
+            future.release()
+            hand_out()
+
+
+class WorkerDied(RuntimeError):
+    """The process that ran a job ended without an answer: a crash in native code, a kill, or too little memory."""
+
+
+def _outcome(function: Callable[[Any], Any], job: Any) -> Any:
+    try:
+        return function(job)
+    except Exception as error:
+        return error
+
+
+def _result_of(future: Any) -> Any:
+    from distributed.scheduler import KilledWorker
+
+    error = future.exception()
+    if isinstance(error, KilledWorker):
+        return WorkerDied(
+            "its worker process died twice: a crash in native code, a kill from outside, or too little memory"
+        )
+    return error if error is not None else future.result()
+
+
+def _connect(spec: ClusterSpec, workers: int, stack: contextlib.ExitStack) -> Any:
+    import dask
+    from distributed import Client
+
+    stack.enter_context(dask.config.set(_DASK_SETTINGS))
+    if spec.kind == "address":
+        return stack.enter_context(Client(spec.address, timeout="30s"))
+    if spec.kind == "jobqueue":
+        cluster = stack.enter_context(_job_queue(spec))
+        cluster.scale(jobs=workers)
+    else:
+        from distributed import LocalCluster
+
+        # nothing listens on anything but loopback, and no dashboard is opened
+        cluster = LocalCluster(
+            n_workers=workers,
+            threads_per_worker=1,
+            host="127.0.0.1",
+            dashboard_address=None,
+            memory_limit=0,
+            silence_logs=50,
+        )
+        stack.enter_context(cluster)
+    return stack.enter_context(Client(cluster))
+
+
+def _job_queue(spec: ClusterSpec) -> Any:
+    try:
+        import dask_jobqueue
+    except ImportError:
+        raise ValueError("[cluster] kind = jobqueue needs dask-jobqueue: pip install dask-jobqueue") from None
+    name = {
+        "slurm": "SLURMCluster",
+        "pbs": "PBSCluster",
+        "sge": "SGECluster",
+        "lsf": "LSFCluster",
+        "htcondor": "HTCondorCluster",
+    }[spec.queue_system]
+    queue = {"queue": spec.queue} if spec.queue and spec.queue_system != "htcondor" else {}
+    walltime = {} if spec.queue_system == "htcondor" else {"walltime": spec.walltime}
+    return getattr(dask_jobqueue, name)(cores=1, processes=1, memory=spec.memory, **queue, **walltime)

@@ -1,0 +1,35 @@
+"""The only HDF5 code: what files look like, how they are committed and how they are read. See docs/format.md.
+
+A *store* is a folder: `index.h5` (one table row and one external link a clip) and `shards/*.h5` (JPEG bytes and their
+offsets). Other tables (catalog, scores) are plain named arrays. Every file carries its format's name and version.
+"""
+
+from pipeline.store.container import (
+    FORMAT_VERSION,
+    read_arrays,
+    read_attrs,
+    read_catalog,
+    write_arrays,
+    write_catalog,
+)
+from pipeline.store.reader import Store, StoredClip, open_flow, open_frames
+from pipeline.store.writer import ClipWriter, Record, ShardWriter, read_records, shard_is_current, write_index
+
+__all__ = [
+    "FORMAT_VERSION",
+    "ClipWriter",
+    "Record",
+    "ShardWriter",
+    "Store",
+    "StoredClip",
+    "open_flow",
+    "open_frames",
+    "read_arrays",
+    "read_attrs",
+    "read_catalog",
+    "read_records",
+    "shard_is_current",
+    "write_arrays",
+    "write_catalog",
+    "write_index",
+]

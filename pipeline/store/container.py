@@ -1,0 +1,108 @@
+"""Any HDF5 file of ours: its format's name and version, committed whole; named arrays; the catalog."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from pipeline.catalog import Catalog, Clip
+from pipeline.files import commit
+
+FORMAT_VERSION = 1
+TEXT = h5py.string_dtype("utf-8")
+
+
+@contextlib.contextmanager
+def create(path: Path | str, kind: str, attrs: Mapping[str, Any]) -> Iterator[h5py.File]:
+    """A new file of format `two-stream-<kind>`, which exists only if the block ends well."""
+    with commit(path) as temporary, h5py.File(temporary, "w") as file:
+        file.attrs["format"] = f"two-stream-{kind}"
+        file.attrs["format_version"] = FORMAT_VERSION
+        file.attrs.update(attrs)
+        yield file
+
+
+def open_file(path: Path | str, kind: str | None) -> h5py.File:
+    """Open for reading; any format that this code does not know is refused with what to do."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist; `python -m pipeline status` shows what has been made")
+    try:
+        file = h5py.File(path, "r")
+    except OSError as error:
+        raise ValueError(
+            f"{path} is no HDF5 file, or a damaged one ({error}); delete it and run its stage again"
+        ) from None
+    found, version = file.attrs.get("format", "no format attribute"), int(file.attrs.get("format_version", 0))
+    wanted = f"two-stream-{kind}" if kind else "two-stream-*"
+    if not str(found).startswith(wanted.rstrip("*")) or (kind and found != wanted):
+        file.close()
+        raise ValueError(f"{path} holds {found!r}, not {wanted!r}; give the path of the right artifact")
+    if version != FORMAT_VERSION:
+        file.close()
+        raise ValueError(
+            f"{path} has format version {version}; this code reads {FORMAT_VERSION}: "
+            "update the code, or make the artifact again"
+        )
+    return file
+
+
+def read_attrs(path: Path | str) -> dict[str, Any]:
+    """The root attributes of any file of ours, as plain values."""
+    with open_file(path, None) as file:
+        return plain(file.attrs)
+
+
+def plain(attrs: Mapping[str, Any]) -> dict[str, Any]:
+    """Attributes as plain Python values."""
+    return {name: value.item() if hasattr(value, "item") else value for name, value in attrs.items()}
+
+
+def text(value: Any) -> Any:
+    """A cell of a table: h5py gives texts in compound rows as bytes."""
+    return value.decode() if isinstance(value, bytes) else value
+
+
+def write_arrays(path: Path | str, kind: str, arrays: Mapping[str, Any], attrs: Mapping[str, Any]) -> None:
+    """Write named arrays (numpy, or lists of str) as one file of format `two-stream-<kind>`."""
+    with create(path, kind, attrs) as file:
+        for name, values in arrays.items():
+            if isinstance(values, np.ndarray):
+                file.create_dataset(name, data=values)
+            else:
+                file.create_dataset(name, data=np.array(list(values), dtype=object), dtype=TEXT)
+
+
+def read_arrays(path: Path | str, kind: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What `write_arrays` wrote: (arrays, attributes); texts come back as lists of str."""
+    with open_file(path, kind) as file:
+        arrays = {
+            name: list(data.asstr()[()]) if h5py.check_string_dtype(data.dtype) else data[()]
+            for name, data in file.items()
+        }
+    return arrays, read_attrs(path)
+
+
+def write_catalog(path: Path | str, catalog: Catalog, **attrs: Any) -> None:
+    """Write a catalog: one array a column of `Clip`."""
+    columns: dict[str, Any] = {}
+    for field in Clip.__dataclass_fields__:
+        values = [getattr(clip, field) for clip in catalog.clips]
+        columns[field] = np.array(values, np.int64) if field in ("label", "bytes", "mtime_ns") else values
+    columns |= {"classes": catalog.classes, "absent": catalog.absent}
+    keys = {"split_name": catalog.split_name, "videos_key": catalog.videos_key, "key": catalog.key}
+    write_arrays(path, "catalog", columns, {**attrs, **keys})
+
+
+def read_catalog(path: Path | str) -> Catalog:
+    """The catalog in `path`."""
+    arrays, attrs = read_arrays(path, "catalog")
+    classes, absent = tuple(arrays.pop("classes")), tuple(arrays.pop("absent"))
+    columns = [values.tolist() if isinstance(values, np.ndarray) else values for values in arrays.values()]
+    clips = tuple(Clip(**dict(zip(arrays, row, strict=True))) for row in zip(*columns, strict=True))
+    return Catalog(clips=clips, classes=classes, split_name=attrs["split_name"], absent=absent)

@@ -1,0 +1,219 @@
+"""Reading stores: a lazy, picklable view that reads only the windows asked for."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from pipeline import jpeg, quantize
+from pipeline.store.container import open_file, plain, text
+
+_OPEN_SHARDS = 32
+_KNOWN_CLIPS = 4096
+_READ_BYTES = 8 << 20
+
+
+class StoredClip:
+    """One clip of a store. Reads only what is asked for: one HDF5 read a window, then JPEG decoding."""
+
+    def __init__(self, store: Store, video_id: str):
+        self._store, self.id = store, video_id
+        with store._located(video_id) as group:
+            self.attrs = plain(group.attrs)
+            parts = [part for part in ("", "backward") if not part or part in group]
+            self._offsets = {part: group[f"{part}/offsets".lstrip("/")][()] for part in parts}
+            ranges = {part: f"{part}/range_px".lstrip("/") for part in parts}
+            self._ranges = {part: group[name][()] for part, name in ranges.items() if name in group}
+        self.height, self.width = int(self.attrs["height"]), int(self.attrs["width"])
+
+    def __len__(self) -> int:
+        """Frames T in a frames store, fields T - 1 in a flow store."""
+        return (len(self._offsets[""]) - 1) // self._store.planes
+
+    def __repr__(self) -> str:
+        what = "frames" if self._store.kind == "frames" else "flow fields"
+        return f"StoredClip({self.id!r}, {len(self)} {what} of {self.height} x {self.width})"
+
+    @property
+    def seconds(self) -> np.ndarray:
+        """(T,) float64 presentation times in seconds (frames store)."""
+        with self._store._located(self.id) as group:
+            return group["seconds"][()]
+
+    @property
+    def has_backward(self) -> bool:
+        """Whether backward flow is stored."""
+        return "backward" in self._offsets
+
+    @property
+    def kind(self) -> str:
+        """ "frames" or "flow"."""
+        return self._store.kind
+
+    @property
+    def parts(self) -> list[str]:
+        """Sequences of images: "" and, in a flow store that has it, "backward"."""
+        return list(self._offsets)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of JPEG in all."""
+        return int(sum(offsets[-1] for offsets in self._offsets.values()))
+
+    def count(self, *, part: str = "") -> int:
+        """Stored images: frames, or planes of flow."""
+        return len(self._offsets[part]) - 1
+
+    def jpegs(self, first: int = 0, last: int | None = None, *, part: str = "") -> Iterator[np.ndarray]:
+        """JPEG bytes of images first..last-1, (n,) uint8 each: a few megabytes a read, one read for a window."""
+        offsets = self._offsets[part]
+        last = self.count(part=part) if last is None else last
+        while first < last:
+            until = max(first + 1, int(np.searchsorted(offsets, offsets[first] + _READ_BYTES, "right")) - 1)
+            until = min(until, last)
+            with self._store._located(self.id) as group:
+                data = group[f"{part}/jpeg".lstrip("/")][offsets[first] : offsets[until]]
+            for image in range(first, until):
+                yield data[offsets[image] - offsets[first] : offsets[image + 1] - offsets[first]]
+            first = until
+
+    def images(self, first: int, last: int, *, part: str = "") -> np.ndarray:
+        """Stored images first..last-1 as they are: (n, H, W, 3) RGB frames or (n, H, W) flow planes, uint8."""
+        gray = self.kind == "flow"
+        try:
+            return np.stack([jpeg.decode(data, gray=gray) for data in self.jpegs(first, last, part=part)])
+        except ValueError as error:
+            error.add_note(f"while decoding images {first} to {last - 1} of clip {self.id!r} of {self._store.path}")
+            raise
+
+    def frames(self, first: int, last: int) -> np.ndarray:
+        """Frames first..last-1: (last-first, H, W, 3) uint8 RGB."""
+        self._check("frames", first, last)
+        return self.images(first, last)
+
+    def flow(self, first: int, last: int, *, backward: bool = False) -> np.ndarray:
+        """Flow fields first..last-1: (last-first, 2, H, W) float32 pixels per frame, x then y, whatever the scaling."""
+        self._check("flow", first, last)
+        part = "backward" if backward else ""
+        if part not in self._offsets:
+            raise ValueError(
+                f"{self._store.path} holds no backward flow; run the Flow stage with [flow] backward = true"
+            )
+        planes = self.images(2 * first, 2 * last, part=part)
+        q = planes.reshape(last - first, 2, *planes.shape[1:])
+        if part in self._ranges:
+            return quantize.minmax_to_pixels(q, self._ranges[part][first:last])
+        return quantize.to_pixels(q, bound_px=float(self.attrs["bound_px"]))
+
+    def _check(self, kind: str, first: int, last: int) -> None:
+        if self._store.kind != kind:
+            raise ValueError(f"{self._store.path} is a {self._store.kind} store; it has no .{kind}()")
+        if not 0 <= first < last <= len(self):
+            raise IndexError(f"{kind}({first}, {last}) of clip {self.id!r}: needs 0 <= first < last <= {len(self)}")
+
+
+class Store(Mapping[str, StoredClip]):
+    """Read-only view of a frames or flow store, or of one shard: clip id -> StoredClip, for the clips that are ok.
+
+    Files are opened when first needed, once a process, at most 32 shards at a time, and never carried over a fork or
+    into a pickle.
+    """
+
+    def __init__(self, path: Path | str, kind: str):
+        self.path, self.kind, self.planes = Path(path), kind, 1 if kind == "frames" else 2
+        if self.path.is_dir():
+            self.path = self.path / "index.h5"
+        with open_file(self.path, kind) as file:
+            self.attrs = plain(file.attrs)
+            names = file["table"].dtype.names
+            rows = [dict(zip(names, map(text, row), strict=True)) for row in file["table"][()].tolist()]
+        self.rows = {
+            row["id"]: row | {"split": row.get("split", ""), "shard": row.get("shard", self.path.stem)} for row in rows
+        }
+        self.failed = {video_id: row["reason"] for video_id, row in self.rows.items() if row["status"] != "ok"}
+        self._folder = self.path.parent if "shard" in self.attrs else self.path.parent / "shards"
+        self._forget()
+
+    def shard_paths(self) -> list[Path]:
+        """The shards, by name."""
+        return [self._folder / f"{name}.h5" for name in sorted({row["shard"] for row in self.rows.values()})]
+
+    def splits(self) -> dict[str, str]:
+        """Clip id -> part, in the split that the store was first made for."""
+        return {video_id: row["split"] for video_id, row in self.rows.items()}
+
+    @property
+    def key(self) -> str:
+        """Content key, 12 hex digits: changes when any clip's images or labels do."""
+        return self.attrs["key"]
+
+    def __len__(self) -> int:
+        return len(self.rows) - len(self.failed)
+
+    def __iter__(self) -> Iterator[str]:
+        return (video_id for video_id in self.rows if video_id not in self.failed)
+
+    def __repr__(self) -> str:
+        return f"Store({str(self.path)!r}, {self.kind}, {len(self)} clips, {len(self.failed)} failed)"
+
+    def __getitem__(self, video_id: str) -> StoredClip:
+        if video_id not in self.rows or video_id in self.failed:
+            raise KeyError(f"{video_id!r} is not in {self.path}: {self.failed.get(video_id, 'no such clip')}")
+        self._own_process()
+        if video_id not in self._clips:
+            self._clips[video_id] = StoredClip(self, video_id)
+        self._clips.move_to_end(video_id)
+        while len(self._clips) > _KNOWN_CLIPS:
+            self._clips.popitem(last=False)
+        return self._clips[video_id]
+
+    @contextlib.contextmanager
+    def _located(self, video_id: str) -> Iterator[h5py.Group]:
+        """The clip's group; an error raised while it is in use gets a note saying where."""
+        try:
+            yield self._shard(self.rows[video_id]["shard"])[f"clips/{video_id}"]
+        except Exception as error:
+            error.add_note(f"while reading clip {video_id!r} of {self.path} ({self.rows[video_id]['shard']})")
+            raise
+
+    def _shard(self, name: str) -> h5py.File:
+        self._own_process()
+        if name not in self._shards:
+            self._shards[name] = open_file(self._folder / f"{name}.h5", self.kind)
+        self._shards.move_to_end(name)
+        while len(self._shards) > _OPEN_SHARDS:
+            self._shards.popitem(last=False)[1].close()
+        return self._shards[name]
+
+    def _own_process(self) -> None:
+        if self._process != os.getpid():  # forked: the parent's handles share its file positions and locks
+            self._forget()
+
+    def _forget(self) -> None:
+        self._process = os.getpid()
+        self._shards: OrderedDict[str, h5py.File] = OrderedDict()
+        self._clips: OrderedDict[str, StoredClip] = OrderedDict()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name not in ("_shards", "_clips", "_process")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._forget()
+
+
+def open_frames(path: Path | str) -> Store:
+    """Open a frames store by its folder or its `index.h5`."""
+    return Store(path, "frames")
+
+
+def open_flow(path: Path | str) -> Store:
+    """Open a flow store by its folder or its `index.h5`."""
+    return Store(path, "flow")

@@ -1,0 +1,167 @@
+"""Writing stores: clips into shards, then the index over finished shards."""
+
+from __future__ import annotations
+
+import tempfile
+import zlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import h5py
+import numpy as np
+
+from pipeline.specs import digest_of
+from pipeline.store.container import TEXT, create, open_file, read_attrs, text
+
+_COPY_BYTES = 8 << 20
+
+
+class Record(NamedTuple):
+    """What became of one clip: a row of `/table`, in a shard and in the index."""
+
+    id: str
+    class_name: str
+    label: int
+    group: str
+    frames: int  # T, of the video; a flow store holds T - 1 fields
+    status: str  # ok | failed
+    reason: str  # why it failed, or what was odd about it
+    crc32: int  # of the JPEG bytes
+
+
+_COLUMNS = {
+    "id": TEXT,
+    "class": TEXT,
+    "label": "<i8",
+    "group": TEXT,
+    "frames": "<i8",
+    "status": TEXT,
+    "reason": TEXT,
+    "crc32": "<u4",
+}
+_RECORD = np.dtype(list(_COLUMNS.items()))  # a row of a shard's table
+_ROW = np.dtype([*_COLUMNS.items(), ("split", TEXT), ("shard", TEXT)])  # a row of the index's
+
+
+class _Spool:
+    """Encoded images end to end: in memory while they are few, beside the shard on disk when a clip is long."""
+
+    def __init__(self, folder: Path):
+        self._file = tempfile.SpooledTemporaryFile(max_size=32 << 20, dir=folder, prefix=".spool.tmp-")  # noqa: SIM115
+        self.offsets, self.crc32 = [0], 0
+
+    def append(self, data: bytes) -> None:
+        self._file.write(data)
+        self.crc32 = zlib.crc32(data, self.crc32)
+        self.offsets.append(self.offsets[-1] + len(data))
+
+    def store(self, group: h5py.Group) -> None:
+        """Write `jpeg` (contiguous: a window of planes is one read) and `offsets`, a bounded piece at a time."""
+        jpeg_bytes = group.create_dataset("jpeg", shape=(self.offsets[-1],), dtype=np.uint8)
+        self._file.seek(0)
+        for begin in range(0, self.offsets[-1], _COPY_BYTES):
+            piece = np.frombuffer(self._file.read(_COPY_BYTES), np.uint8)
+            jpeg_bytes[begin : begin + len(piece)] = piece
+        group.create_dataset("offsets", data=np.array(self.offsets, np.int64))
+        self._file.close()
+
+
+class ClipWriter:
+    """Collects the images of one clip; nothing of it reaches the shard before `finish`."""
+
+    def __init__(self, file: h5py.File, folder: Path, video_id: str):
+        self._file, self._folder, self.id = file, folder, video_id
+        self._parts: dict[str, _Spool] = {"": _Spool(folder)}
+        self._ranges: dict[str, list[np.ndarray]] = {}
+
+    def append(self, data: bytes, *, part: str = "") -> None:
+        """Add one encoded image; `part` is "" or "backward"."""
+        if part not in self._parts:
+            self._parts[part] = _Spool(self._folder)
+        self._parts[part].append(data)
+
+    def append_range(self, range_px: np.ndarray, *, part: str = "") -> None:
+        """Add the (n, 2, 2) float32 minimum and maximum of n fields, x then y (min-max scaling)."""
+        self._ranges.setdefault(part, []).append(range_px)
+
+    def finish(self, attrs: Mapping[str, Any], seconds: list[float] | None = None) -> int:
+        """Write the clip into the shard and return the CRC-32 over all its images."""
+        group, crc32 = self._file.create_group(f"clips/{self.id}"), 0
+        for part, spool in self._parts.items():
+            where = group.create_group(part) if part else group
+            spool.store(where)
+            crc32 = zlib.crc32(spool.crc32.to_bytes(4, "little"), crc32)
+            if part in self._ranges:
+                where.create_dataset("range_px", data=np.concatenate(self._ranges[part]).astype(np.float32))
+        if seconds is not None:
+            group.create_dataset("seconds", data=np.array(seconds, np.float64))
+        group.attrs.update({**attrs, "crc32": np.uint32(crc32)})
+        return crc32
+
+
+class ShardWriter:
+    """One shard being written; a context manager that commits the whole file at its end."""
+
+    def __init__(self, path: Path, kind: str, attrs: Mapping[str, Any]):
+        self._path, self._create = path, create(path, kind, {**attrs, "shard": path.stem})
+        self._records: list[Record] = []
+
+    def __enter__(self) -> ShardWriter:
+        self._file = self._create.__enter__()
+        return self
+
+    def clip(self, video_id: str) -> ClipWriter:
+        """Begin a clip."""
+        return ClipWriter(self._file, self._path.parent, video_id)
+
+    def record(self, record: Record) -> None:
+        """Add the outcome of one clip, failed ones included."""
+        self._records.append(record)
+
+    def __exit__(self, kind, error, trace) -> None:
+        if kind is None:
+            self._file.create_dataset("table", data=np.array([tuple(record) for record in self._records], _RECORD))
+        self._create.__exit__(kind, error, trace)
+
+
+def shard_is_current(path: Path, kind: str, *, digest: str, inputs: str) -> bool:
+    """Whether the shard at `path` was made by these settings from these inputs."""
+    if not path.is_file():
+        return False
+    try:
+        attrs = read_attrs(path)
+    except ValueError:  # damaged, or of another version: it is made again
+        return False
+    return (attrs["format"], attrs.get("digest"), attrs.get("inputs")) == (f"two-stream-{kind}", digest, inputs)
+
+
+def read_records(path: Path, kind: str) -> list[Record]:
+    """The outcome of each clip in a shard."""
+    with open_file(path, kind) as file:
+        return [Record(*map(text, row)) for row in file["table"][()].tolist()]
+
+
+def write_index(
+    path: Path, kind: str, found: Iterable[tuple[Record, str]], splits: Mapping[str, str], attrs: Mapping[str, Any]
+) -> None:
+    """Write the index over finished shards; it exists only when the whole store does.
+
+    Its `key` attribute is the content key: equal keys mean that every clip has the same images and the same labels.
+
+    Args:
+        path: `<store>/index.h5`; the shards lie in `<store>/shards/`.
+        kind: "frames" or "flow".
+        found: each clip's outcome, and the name of its shard.
+        splits: clip id -> train, val, test or unused, for the table.
+        attrs: root attributes.
+    """
+    found = sorted(found, key=lambda pair: pair[0].id)
+    rows = [(*record, splits.get(record.id, ""), shard) for record, shard in found]
+    key = digest_of(kind, attrs["digest"], [list(record) for record, _ in found])
+    with create(path, kind, {**attrs, "key": key}) as file:
+        file.create_dataset("table", data=np.array(rows, _ROW))
+        clips = file.create_group("clips")
+        for record, shard in found:
+            if record.status == "ok":
+                clips[record.id] = h5py.ExternalLink(f"shards/{shard}.h5", f"/clips/{record.id}")

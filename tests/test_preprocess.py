@@ -1,0 +1,297 @@
+"""Videos to stores: every clip has an outcome, nothing is done twice, and the bytes depend on nothing but the input."""
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+
+import cv2
+import h5py
+import numpy as np
+import pytest
+from conftest import moving_texture, write_video
+
+from pipeline import preprocess, store
+from pipeline.catalog import Clip, read_dataset
+from pipeline.cluster import WorkerDied
+from pipeline.flow import estimate
+from pipeline.preprocess import StageFailed, make_flow, make_frames, plan_shards
+from pipeline.specs import ClusterSpec, DatasetSpec, FlowSpec, FrameSpec
+
+INLINE, LOCAL = ClusterSpec(kind="inline"), ClusterSpec(kind="local", workers=2)
+FRAMES = FrameSpec(short_side_px=0, shard_clips=2)
+FLOW = FlowSpec(method="dis_medium")
+GROUPS = r"/(?P<group>[a-z]+)_"
+
+
+def frames_of(videos, folder, *, spec=FRAMES, cluster=INLINE, digest="f"):
+    catalog = read_dataset(DatasetSpec(videos=str(videos), group_pattern=GROUPS), "dan")
+    make_frames(folder, catalog, videos=videos, spec=spec, cluster=cluster, attrs={"digest": digest, "spec": "{}"})
+    return store.open_frames(folder)
+
+
+def flow_of(frames, folder, *, spec=FLOW, cluster=INLINE):
+    attrs = {"digest": "d", "spec": "{}"}
+    make_flow(folder, frames.path, spec=spec, cluster=cluster, device="cpu", attrs=attrs, max_bad_fraction=0.5)
+    return store.open_flow(folder)
+
+
+def sums(folder):
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in (folder / "shards").glob("*.h5")}
+
+
+def times(folder):
+    return {path.name: path.stat().st_mtime_ns for path in (folder / "shards").glob("*.h5")}
+
+
+# --- shards
+
+
+def clips(n, *, size=100):
+    return [Clip(f"v{i:05}", f"{i}.avi", 0, "c", "g", "train", size, 0, "0" * 16) for i in range(n)]
+
+
+def test_every_clip_is_in_exactly_one_shard_within_bounds():
+    plan = plan_shards(clips(1000), most_clips=8, most_bytes=10**9)
+    assert sorted(c.id for shard in plan.values() for c in shard) == [c.id for c in clips(1000)]
+    assert max(map(len, plan.values())) <= 8
+    assert 1000 / len(plan) > 4  # not many small ones
+    by_size = plan_shards(clips(1000), most_clips=10**6, most_bytes=500)
+    assert max(map(len, by_size.values())) <= 5
+
+
+def test_one_clip_may_be_larger_than_a_shard():
+    assert len(plan_shards(clips(3, size=10**9), most_clips=8, most_bytes=1)) == 3
+
+
+def test_an_added_clip_touches_only_its_own_shard():
+    before = plan_shards(clips(500), most_clips=8, most_bytes=10**9)
+    after = plan_shards(clips(501), most_clips=8, most_bytes=10**9)
+    changed = {name for name in before | after if before.get(name) != after.get(name)}
+    home = {name for name, inside in after.items() if clips(501)[-1] in inside}
+    assert home <= changed and len(changed) <= 3  # its own, or the two that its own was split into
+
+
+def test_the_plan_does_not_depend_on_the_order():
+    assert plan_shards(clips(99)[::-1], most_clips=4, most_bytes=10**9) == plan_shards(
+        clips(99), most_clips=4, most_bytes=10**9
+    )
+    assert list(plan_shards(clips(2), most_clips=4, most_bytes=10**9)) == ["shard-all"]
+
+
+# --- frames and flow
+
+
+def test_frames_and_flow_hold_what_the_videos_show(tiny_dataset, tmp_path):
+    frames = frames_of(tiny_dataset, tmp_path / "frames")
+    flow = flow_of(frames, tmp_path / "flow")
+    assert sorted(flow) == sorted(frames) and len(frames) == 8
+    clip = frames["right__anna_right"]
+    assert np.abs(clip.frames(0, 12).astype(int) - moving_texture(12, dx=2.0, seed=0)).max() < 40
+    assert (clip.attrs["class"], clip.attrs["group"], clip.attrs["source"]) == ("right", "anna", "right/anna_right.avi")
+    assert len(flow["right__anna_right"]) == 11
+    for name, motion in [("right__anna_right", (2, 0)), ("down__ben_down", (0, 2))]:
+        inside = flow[name].flow(0, 5)[:, :, 12:-12, 12:-12]
+        assert np.abs(np.median(inside, axis=(0, 2, 3)) - motion).max() < 0.25
+    assert {row["split"] for row in frames.rows.values()} == {"train", "val", "test"}
+
+
+def test_flow_in_pieces_equals_flow_at_once(tiny_dataset, tmp_path, monkeypatch):
+    frames = frames_of(tiny_dataset, tmp_path / "frames")
+    whole = flow_of(frames, tmp_path / "whole")
+    monkeypatch.setattr(preprocess, "_BATCH_BYTES", 3 * 48 * 64 * 3)  # three pairs a batch
+    pieces = flow_of(frames, tmp_path / "pieces")
+    assert whole.key == pieces.key and sums(tmp_path / "whole") == sums(tmp_path / "pieces")
+    clip = frames["down__cleo_down"]
+    expected = estimate(clip.frames(0, len(clip)), FLOW, device="cpu")
+    assert np.abs(whole["down__cleo_down"].flow(0, len(expected)) - expected).max() < 1.5
+
+
+def test_backward_flow_and_min_max_scaling(tiny_dataset, tmp_path):
+    frames = frames_of(tiny_dataset, tmp_path / "frames")
+    flow = flow_of(frames, tmp_path / "flow", spec=FlowSpec(method="dis_medium", backward=True, scaling="minmax"))
+    clip = flow["right__anna_right"]
+    forward, backward = clip.flow(0, 5), clip.flow(0, 5, backward=True)
+    assert abs(np.median(forward[:, 0]) - 2) < 0.25 and abs(np.median(backward[:, 0]) + 2) < 0.25
+    with h5py.File(flow.path) as file:
+        assert file["clips/right__anna_right/range_px"].shape == (11, 2, 2)
+        assert file["clips/right__anna_right/backward/range_px"].shape == (11, 2, 2)
+
+
+def test_bytes_do_not_depend_on_the_workers(tiny_dataset, tmp_path):
+    inline = frames_of(tiny_dataset, tmp_path / "a")
+    local = frames_of(tiny_dataset, tmp_path / "b", cluster=LOCAL)
+    assert sums(tmp_path / "a") == sums(tmp_path / "b") and inline.key == local.key
+    flow_of(inline, tmp_path / "c")
+    flow_of(local, tmp_path / "d", cluster=LOCAL)
+    assert sums(tmp_path / "c") == sums(tmp_path / "d")
+
+
+def test_only_what_is_missing_or_changed_is_made_again(tiny_dataset, tmp_path):
+    videos = shutil.copytree(tiny_dataset, tmp_path / "videos")
+    frames = frames_of(videos, tmp_path / "frames")
+    flow_of(frames, tmp_path / "flow")
+    before, flow_before, key = times(tmp_path / "frames"), times(tmp_path / "flow"), frames.key
+
+    frames = frames_of(videos, tmp_path / "frames")
+    assert times(tmp_path / "frames") == before and frames.key == key
+
+    write_video(videos / "right/ben_right.avi", moving_texture(14, dx=3.0, seed=9))
+    frames = frames_of(videos, tmp_path / "frames")
+    home = frames.rows["right__ben_right"]["shard"] + ".h5"
+    changed = {name for name, t in times(tmp_path / "frames").items() if before[name] != t}
+    assert changed == {home} and frames.key != key
+    flow_of(frames, tmp_path / "flow")
+    assert {name for name, t in times(tmp_path / "flow").items() if flow_before[name] != t} == {home}
+
+
+def test_shards_that_no_longer_belong_are_removed(tiny_dataset, tmp_path):
+    videos = shutil.copytree(tiny_dataset, tmp_path / "videos")
+    before = frames_of(videos, tmp_path / "frames")
+    for person in ("anna", "ben", "cleo"):
+        write_video(videos / f"down/{person}x_down.avi", moving_texture(12, dy=2.0, seed=77))
+    after = frames_of(videos, tmp_path / "frames")
+    assert len(after) == len(before) + 3
+    assert {p.stem for p in (tmp_path / "frames/shards").glob("*.h5")} == {row["shard"] for row in after.rows.values()}
+
+
+def test_an_interrupted_stage_has_no_index_and_goes_on(tiny_dataset, tmp_path, monkeypatch):
+    made = []
+    original = preprocess._frames_clip
+
+    def interrupted(shard, job, clip):
+        if len(made) == 4:
+            raise KeyboardInterrupt
+        made.append(clip.id)
+        return original(shard, job, clip)
+
+    monkeypatch.setattr(preprocess, "_frames_clip", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        frames_of(tiny_dataset, tmp_path / "frames")
+    assert not (tmp_path / "frames/index.h5").exists()
+    kept = times(tmp_path / "frames")
+    assert kept and not [name for name in os.listdir(tmp_path / "frames/shards") if "tmp" in name]
+    monkeypatch.setattr(preprocess, "_frames_clip", original)
+    assert len(frames_of(tiny_dataset, tmp_path / "frames")) == 8
+    assert kept.items() <= times(tmp_path / "frames").items()
+
+
+# --- when things go wrong
+
+
+def test_bad_clips_are_recorded_and_the_run_goes_on(tiny_dataset, tmp_path, capsys):
+    videos = shutil.copytree(tiny_dataset, tmp_path / "videos")
+    (videos / "right/ben_right.avi").write_bytes(b"")
+    write_video(videos / "down/ben_down.avi", moving_texture(1))
+    frames = frames_of(
+        videos, tmp_path / "frames", spec=FrameSpec(short_side_px=0, shard_clips=2, max_bad_fraction=0.5)
+    )
+    assert frames.failed == {
+        "right__ben_right": "the file is empty (0 bytes)",
+        "down__ben_down": "only 1 frame can be decoded",
+    }
+    assert "frames: right__ben_right failed: the file is empty" in capsys.readouterr().err
+    flow = flow_of(frames, tmp_path / "flow")
+    assert flow.failed == frames.failed and len(flow) == 6
+
+
+def test_too_many_bad_clips_fail_the_stage_by_name(tiny_dataset, tmp_path):
+    videos = shutil.copytree(tiny_dataset, tmp_path / "videos")
+    (videos / "right/ben_right.avi").write_bytes(b"")
+    with pytest.raises(
+        StageFailed,
+        match=r"frames: 1 of 8 clips failed, more than \[frames\] max_bad_fraction = 0.05 allows: right__ben_right",
+    ):
+        frames_of(videos, tmp_path / "frames")
+    assert not (tmp_path / "frames/index.h5").exists()
+
+
+def test_a_single_frame_has_no_flow(tiny_dataset, tmp_path):
+    videos = shutil.copytree(tiny_dataset, tmp_path / "videos")
+    write_video(videos / "down/ben_down.avi", moving_texture(1))
+    frames = frames_of(videos, tmp_path / "frames", spec=FrameSpec(short_side_px=0, min_frames=1))
+    assert flow_of(frames, tmp_path / "flow").failed == {"down__ben_down": "no flow: one frame alone has no flow"}
+
+
+def test_a_time_limit_is_a_reason(tiny_dataset, tmp_path):
+    spec = FrameSpec(short_side_px=0, timeout_seconds=0.01, max_bad_fraction=1.0, min_frames=2)
+    catalog = read_dataset(DatasetSpec(videos=str(tiny_dataset), group_pattern=GROUPS), "dan")
+    job = preprocess.FramesJob(tmp_path / "s.h5", tiny_dataset, catalog.clips[:1], spec, {"digest": "d"}, careful=True)
+    preprocess._frames_shard(job)
+    (record,) = store.read_records(tmp_path / "s.h5", "frames")
+    assert (record.status, record.reason) == ("failed", "decoding takes longer than 0.01 s")
+
+
+def test_a_shard_whose_worker_died_is_tried_with_care(tiny_dataset, tmp_path, monkeypatch):
+    """The first try ends in WorkerDied; the second one is careful, and its result stands."""
+    tried = []
+
+    class Dying(preprocess.Workers):
+        def run(self, function, jobs):
+            for job in jobs:
+                tried.append((job.path.stem, job.careful))
+                yield job, function(job) if job.careful else WorkerDied("its worker process died twice")
+
+    monkeypatch.setattr(preprocess, "Workers", Dying)
+    assert len(frames_of(tiny_dataset, tmp_path / "frames")) == 8
+    shards = {name for name, _ in tried}
+    assert all((name, True) in tried and (name, False) in tried for name in shards)
+
+
+def test_a_shard_that_cannot_be_made_fails_the_stage_and_says_what_to_do(tiny_dataset, tmp_path, monkeypatch):
+    def full(job):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(preprocess, "_frames_shard", full)
+    with pytest.raises(
+        StageFailed,
+        match="shard .*shard-.* could not be made: OSError: .*No space left on device.*run the same command again",
+    ):
+        frames_of(tiny_dataset, tmp_path / "frames")
+
+
+def test_odd_clips_all_have_an_outcome(shared, tmp_path):
+    """Files that break things: every one is in the ledger, as ok or with its reason."""
+    shutil.copytree(shared / "data/odd_clips", tmp_path / "videos/odd")
+    spec = DatasetSpec(videos=str(tmp_path / "videos"), test_fraction=0.3)
+    catalog = read_dataset(spec, "1")
+    options = {
+        "spec": FrameSpec(short_side_px=0, max_bad_fraction=0.5),
+        "cluster": LOCAL,
+        "attrs": {"digest": "f", "spec": "{}"},
+    }
+    make_frames(tmp_path / "frames", catalog, videos=tmp_path / "videos", **options)
+    frames = store.open_frames(tmp_path / "frames")
+    assert len(frames.rows) == 13
+    assert {i.removeprefix("odd__") for i in frames.failed} == {"empty", "av1"}
+    assert frames.failed["odd__empty"] == "the file is empty (0 bytes)"
+    assert frames.failed["odd__av1"] == "it opens, but no frame decodes (codec av01); converting it to H.264 helps"
+    expected = {"truncated": 28, "cinepak_partial": 68, "one_pixel": 5, "-leading-dash-": 5, "h265_10bits": 30}
+    assert {name: frames.rows[f"odd__{name}"]["frames"] for name in expected} == expected
+    assert frames.rows["odd__truncated"]["reason"] == "28 of 50 promised frames decode"
+    flow = flow_of(frames, tmp_path / "flow", spec=FlowSpec(method="dis_ultrafast"), cluster=LOCAL)
+    assert set(flow.rows) == set(frames.rows)
+    assert all(len(flow[i]) == frames.rows[i]["frames"] - 1 for i in flow)
+
+
+def test_memory_does_not_grow_with_the_length_of_a_clip(tmp_path):
+    """600 frames of 640 x 480 are 553 MB decoded, and 2.9 GB as float32 flow."""
+    frame = moving_texture(1, height=480, width=640)[0]
+    writer = cv2.VideoWriter(str(tmp_path / "a.avi"), cv2.VideoWriter.fourcc(*"MJPG"), 25, (640, 480))
+    for t in range(600):
+        writer.write(np.roll(frame, t, 1))
+    writer.release()
+    code = (
+        "import sys; from pathlib import Path; sys.path.insert(0, 'tests')\n"
+        "from pipeline.specs import *; from pipeline.catalog import Clip; from pipeline import preprocess as p, store\n"
+        "root = Path(sys.argv[1]); clip = Clip('a', 'a.avi', 0, 'x', 'g', 'train', 1, 0, '0' * 16)\n"
+        "p._frames_shard(p.FramesJob(root / 'f.h5', root, (clip,), FrameSpec(short_side_px=0), {'digest': 'd'}))\n"
+        "records = tuple(store.read_records(root / 'f.h5', 'frames'))\n"
+        "spec = FlowSpec(method='dis_ultrafast')\n"
+        "p._flow_shard(p.FlowJob(root / 'w.h5', root / 'f.h5', records, spec, 'cpu', {'digest': 'd'}))\n"
+        "assert records[0].frames == 600\n"
+        "print(next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 500 * 1024  # KiB

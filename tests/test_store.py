@@ -1,0 +1,299 @@
+"""The files on disk, read back with bare h5py; the reader, lazy, picklable and never carried over a fork."""
+
+import hashlib
+import multiprocessing
+import os
+import pickle
+import zlib
+
+import cv2
+import h5py
+import numpy as np
+import pytest
+from conftest import moving_texture
+
+from pipeline import jpeg, store
+from pipeline.catalog import Catalog, Clip
+from pipeline.quantize import minmax_to_bytes, to_bytes
+from pipeline.store import Record
+
+ATTRS = {"digest": "d" * 12, "spec": "{}", "inputs": "i" * 12}
+ABOUT = {"label": 1, "class": "right", "group": "anna", "source": "right/a.avi", "fps": 25.0, "height": 48, "width": 64}
+
+
+def write_frames(folder, clips: dict[str, np.ndarray], *, failed: dict[str, str] | None = None):
+    """A frames store of one shard with these clips."""
+    (folder / "shards").mkdir(parents=True)
+    with store.ShardWriter(folder / "shards/shard-all.h5", "frames", ATTRS) as shard:
+        for video_id, frames in clips.items():
+            clip = shard.clip(video_id)
+            for frame in frames:
+                clip.append(jpeg.encode(frame, quality=95))
+            crc32 = clip.finish({**ABOUT, "promised_frames": len(frames)}, [t / 25 for t in range(len(frames))])
+            shard.record(Record(video_id, "right", 1, "anna", len(frames), "ok", "", crc32))
+        for video_id, reason in (failed or {}).items():
+            shard.record(Record(video_id, "down", 0, "ben", 0, "failed", reason, 0))
+    return index(folder, "frames")
+
+
+def write_flow(folder, forward: np.ndarray, *, backward: np.ndarray | None = None, minmax: bool = False):
+    """A flow store of one clip, "a"."""
+    (folder / "shards").mkdir(parents=True)
+    with store.ShardWriter(folder / "shards/shard-all.h5", "flow", ATTRS) as shard:
+        clip = shard.clip("a")
+        for part, flow in {"": forward, "backward": backward}.items():
+            if flow is None:
+                continue
+            q, ranges = minmax_to_bytes(flow) if minmax else (to_bytes(flow), None)
+            if ranges is not None:
+                clip.append_range(ranges, part=part)
+            for plane in q.reshape(-1, *q.shape[2:]):
+                clip.append(jpeg.encode(plane, quality=100), part=part)
+        crc32 = clip.finish({**ABOUT, "method": "test", "bound_px": 20.0})
+        shard.record(Record("a", "right", 1, "anna", len(forward) + 1, "ok", "", crc32))
+    return index(folder, "flow")
+
+
+def index(folder, kind):
+    found = [(r, "shard-all") for r in store.read_records(folder / "shards/shard-all.h5", kind)]
+    store.write_index(folder / "index.h5", kind, found, {r.id: "train" for r, _ in found}, {**ATTRS, "split_name": "1"})
+    return folder / "index.h5"
+
+
+def smooth_flow(fields: int, *, seed: int = 0) -> np.ndarray:
+    """(N, 2, 48, 64) float32 smooth random motion of a few pixels."""
+    noise = np.random.default_rng(seed).normal(size=(fields * 2, 48, 64)).astype(np.float32)
+    return np.stack([cv2.GaussianBlur(plane, (0, 0), 6) * 40 for plane in noise]).reshape(fields, 2, 48, 64)
+
+
+def test_a_frames_shard_is_what_the_format_says(tmp_path):
+    frames = moving_texture(5)
+    path = write_frames(tmp_path, {"v_a!&[1]": frames}, failed={"b": "it is broken"})
+    with h5py.File(path) as file:
+        assert file.attrs["format"] == "two-stream-frames" and file.attrs["format_version"] == 1
+        table = file["table"][()]
+        assert table.dtype.names == (
+            "id",
+            "class",
+            "label",
+            "group",
+            "frames",
+            "status",
+            "reason",
+            "crc32",
+            "split",
+            "shard",
+        )
+        assert [row["id"].decode() for row in table] == ["b", "v_a!&[1]"]
+        assert [row["status"].decode() for row in table] == ["failed", "ok"]
+        assert table["reason"][0].decode() == "it is broken" and table["split"][1].decode() == "train"
+        assert list(file["clips"]) == ["v_a!&[1]"]  # a failed clip has a row but no data
+        clip = file["clips/v_a!&[1]"]  # the link leads into the shard
+        data, offsets = clip["jpeg"][()], clip["offsets"][()]
+        assert data.dtype == np.uint8 and offsets.dtype == np.int64 and offsets[0] == 0 and offsets[-1] == len(data)
+        assert np.allclose(clip["seconds"][()], np.arange(5) / 25)
+        assert dict(clip.attrs)["class"] == "right" and clip.attrs["label"] == 1
+        for t in range(5):
+            image = cv2.imdecode(data[offsets[t] : offsets[t + 1]], cv2.IMREAD_COLOR)[..., ::-1]
+            assert np.abs(image.astype(int) - frames[t]).max() < 12
+        inner = zlib.crc32(data.tobytes())
+        assert clip.attrs["crc32"] == zlib.crc32(inner.to_bytes(4, "little"))
+
+
+def test_a_flow_shard_is_x0_y0_x1_y1(tmp_path):
+    flow = smooth_flow(3)
+    path = write_flow(tmp_path, flow)
+    with h5py.File(path) as file:
+        clip = file["clips/a"]
+        data, offsets = clip["jpeg"][()], clip["offsets"][()]
+        assert len(offsets) == 2 * 3 + 1
+        for k in range(6):
+            plane = cv2.imdecode(data[offsets[k] : offsets[k + 1]], cv2.IMREAD_GRAYSCALE)
+            expected = np.rint((flow[k // 2, k % 2].clip(-20, 20) + 20) * 255 / 40)
+            assert np.abs(plane - expected).max() <= 2
+
+
+def test_reading_windows_of_frames(tmp_path):
+    frames = moving_texture(7)
+    opened = store.open_frames(write_frames(tmp_path, {"a": frames}).parent)
+    clip = opened["a"]
+    assert (len(clip), clip.height, clip.width, clip.attrs["group"]) == (7, 48, 64, "anna")
+    got = clip.frames(2, 5)
+    assert got.shape == (3, 48, 64, 3) and got.dtype == np.uint8
+    assert np.abs(got.astype(int) - frames[2:5]).max() < 12
+    assert np.allclose(clip.seconds, np.arange(7) / 25)
+    assert repr(clip) == "StoredClip('a', 7 frames of 48 x 64)" and "1 clips, 0 failed" in repr(opened)
+
+
+@pytest.mark.parametrize("minmax", [False, True], ids=["bound", "minmax"])
+def test_reading_windows_of_flow_in_pixels(tmp_path, minmax):
+    forward, backward = smooth_flow(4), smooth_flow(4, seed=1)
+    clip = store.open_flow(write_flow(tmp_path, forward, backward=backward, minmax=minmax))["a"]
+    span = (forward.max((2, 3)) - forward.min((2, 3))).max() if minmax else 40.0
+    for got, true in [(clip.flow(1, 3), forward[1:3]), (clip.flow(0, 4, backward=True), backward)]:
+        assert got.shape == true.shape and got.dtype == np.float32
+        assert np.abs(got - true).max() < 2.5 * span / 255  # half a step of rounding, two of JPEG
+    assert len(clip) == 4 and clip.has_backward and clip.parts == ["", "backward"]
+
+
+def test_a_shard_alone_can_be_opened(tmp_path):
+    write_frames(tmp_path, {"a": moving_texture(3)})
+    opened = store.open_frames(tmp_path / "shards/shard-all.h5")
+    assert opened["a"].frames(0, 3).shape == (3, 48, 64, 3)
+    assert opened.rows["a"]["shard"] == "shard-all"
+
+
+def test_a_long_clip_is_spooled_and_read_in_pieces(tmp_path, monkeypatch):
+    monkeypatch.setattr("pipeline.store.writer._COPY_BYTES", 1000)
+    monkeypatch.setattr("pipeline.store.reader._READ_BYTES", 3000)
+    frames = moving_texture(9)
+    clip = store.open_frames(write_frames(tmp_path, {"a": frames}))["a"]
+    assert clip.nbytes > 9000
+    assert np.abs(clip.frames(0, 9).astype(int) - frames).max() < 12
+    assert os.listdir(tmp_path / "shards") == ["shard-all.h5"]
+
+
+def test_same_content_gives_same_bytes(tmp_path):
+    digests = set()
+    for name in ("one", "two"):
+        write_frames(tmp_path / name, {"b": moving_texture(4), "a": moving_texture(3, seed=1)}, failed={"c": "x"})
+        digests.add(hashlib.sha256((tmp_path / name / "shards/shard-all.h5").read_bytes()).hexdigest())
+    assert len(digests) == 1
+
+
+def test_the_key_changes_with_the_content_only(tmp_path):
+    keys = [
+        store.open_frames(write_frames(tmp_path / str(i), {"a": moving_texture(4, seed=seed)})).key
+        for i, seed in enumerate([0, 0, 1])
+    ]
+    assert keys[0] == keys[1] != keys[2]
+
+
+def test_a_store_is_a_mapping_of_the_clips_that_are_ok(tmp_path):
+    opened = store.open_frames(
+        write_frames(tmp_path, {"a": moving_texture(3), "c": moving_texture(3)}, failed={"b": "empty"})
+    )
+    assert list(opened) == ["a", "c"] and len(opened) == 2 and "b" not in opened
+    assert opened.failed == {"b": "empty"} and opened.splits()["a"] == "train"
+    with pytest.raises(KeyError, match="'b' is not in .*: empty"):
+        opened["b"]
+    with pytest.raises(KeyError, match="'z' is not in .*: no such clip"):
+        opened["z"]
+
+
+def test_pickled_and_forked_readers_open_their_own_files(tmp_path):
+    opened = store.open_frames(write_frames(tmp_path, {"a": moving_texture(3)}))
+    here = opened["a"].frames(0, 3)
+    assert np.array_equal(pickle.loads(pickle.dumps(opened))["a"].frames(0, 3), here)
+    handles = dict(opened._shards)
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        assert np.array_equal(pool.apply(_read, (opened,)), here)
+    assert opened._shards == handles  # the parent keeps its own
+
+
+def _read(opened):
+    return opened["a"].frames(0, 3)
+
+
+def test_a_forked_child_drops_the_handles_of_its_parent(tmp_path):
+    opened = store.open_frames(write_frames(tmp_path, {"a": moving_texture(3)}))
+    opened["a"].frames(0, 1)
+    opened._process = -1  # as a child sees it
+    opened._own_process()
+    assert not opened._shards and not opened._clips
+
+
+def test_open_shards_are_bounded(tmp_path, monkeypatch):
+    monkeypatch.setattr("pipeline.store.reader._OPEN_SHARDS", 1)
+    monkeypatch.setattr("pipeline.store.reader._KNOWN_CLIPS", 1)
+    path = write_frames(tmp_path, {"a": moving_texture(3), "b": moving_texture(3)})
+    opened = store.open_frames(path)
+    opened.rows["b"]["shard"] = "other"
+    (tmp_path / "shards/other.h5").write_bytes((tmp_path / "shards/shard-all.h5").read_bytes())
+    for video_id in "abab":
+        opened[video_id].frames(0, 1)
+        assert len(opened._shards) == 1 and len(opened._clips) == 1
+
+
+def test_wrong_use_is_refused(tmp_path):
+    frames = store.open_frames(write_frames(tmp_path / "frames", {"a": moving_texture(3)}))["a"]
+    flow = store.open_flow(write_flow(tmp_path / "flow", smooth_flow(2)))["a"]
+    with pytest.raises(ValueError, match=r"is a frames store; it has no .flow\(\)"):
+        frames.flow(0, 1)
+    with pytest.raises(ValueError, match=r"is a flow store; it has no .frames\(\)"):
+        flow.frames(0, 1)
+    with pytest.raises(ValueError, match=r"holds no backward flow; run the Flow stage with \[flow\] backward = true"):
+        flow.flow(0, 1, backward=True)
+    for first, last in [(-1, 1), (0, 0), (2, 4), (3, 4)]:
+        with pytest.raises(IndexError, match=r"of clip 'a': needs 0 <= first < last <= 3"):
+            frames.frames(first, last)
+
+
+def test_foreign_and_damaged_files_are_refused_with_what_to_do(tmp_path):
+    with pytest.raises(FileNotFoundError, match="does not exist; `python -m pipeline status` shows"):
+        store.open_frames(tmp_path / "absent.h5")
+    (tmp_path / "text.h5").write_text("no HDF5")
+    with pytest.raises(ValueError, match="is no HDF5 file, or a damaged one .*; delete it and run its stage again"):
+        store.open_frames(tmp_path / "text.h5")
+    with h5py.File(tmp_path / "foreign.h5", "w"):
+        pass
+    with pytest.raises(ValueError, match="holds 'no format attribute', not 'two-stream-frames'; give the path"):
+        store.open_frames(tmp_path / "foreign.h5")
+    path = write_flow(tmp_path / "flow", smooth_flow(2))
+    with pytest.raises(ValueError, match="holds 'two-stream-flow', not 'two-stream-frames'"):
+        store.open_frames(path)
+    with h5py.File(path, "r+") as file:
+        file.attrs["format_version"] = 99
+    with pytest.raises(ValueError, match="has format version 99; this code reads 1: update the code"):
+        store.open_flow(path)
+
+
+def test_an_error_while_reading_says_where(tmp_path):
+    path = write_frames(tmp_path, {"a": moving_texture(3)})
+    opened = store.open_frames(path)
+    with h5py.File(tmp_path / "shards/shard-all.h5", "r+") as file:
+        file["clips/a/jpeg"][:40] = 0
+    with pytest.raises(ValueError, match="do not decode as JPEG; `python -m pipeline verify`") as caught:
+        opened["a"].frames(0, 1)
+    assert "clip 'a'" in caught.value.__notes__[0]
+    (tmp_path / "shards/shard-all.h5").unlink()
+    with pytest.raises(FileNotFoundError) as caught:
+        store.open_frames(path)["a"]
+    assert "while reading clip 'a'" in caught.value.__notes__[0]
+
+
+def test_an_interrupted_shard_leaves_nothing(tmp_path):
+    with pytest.raises(KeyboardInterrupt), store.ShardWriter(tmp_path / "s.h5", "frames", ATTRS) as shard:
+        shard.clip("a").append(jpeg.encode(moving_texture(1)[0], quality=95))
+        raise KeyboardInterrupt
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_shard_is_current_only_with_the_same_digest_and_inputs(tmp_path):
+    write_frames(tmp_path, {"a": moving_texture(3)})
+    path = tmp_path / "shards/shard-all.h5"
+    same = {"digest": ATTRS["digest"], "inputs": ATTRS["inputs"]}
+    assert store.shard_is_current(path, "frames", **same)
+    assert not store.shard_is_current(path, "flow", **same)
+    assert not store.shard_is_current(path, "frames", **{**same, "inputs": "other"})
+    assert not store.shard_is_current(path, "frames", **{**same, "digest": "other"})
+    assert not store.shard_is_current(tmp_path / "absent.h5", "frames", **same)
+    path.write_bytes(path.read_bytes()[:100])
+    assert not store.shard_is_current(path, "frames", **same)
+
+
+def test_arrays_and_catalogs_come_back_as_they_were(tmp_path):
+    arrays = {"p": np.random.default_rng(0).random((3, 4)).astype(np.float32), "names": ["a", "ü☃", ""]}
+    store.write_arrays(tmp_path / "x.h5", "scores", arrays, {"n": 3, "text": "t"})
+    got, attrs = store.read_arrays(tmp_path / "x.h5", "scores")
+    assert np.array_equal(got["p"], arrays["p"]) and got["names"] == arrays["names"]
+    assert attrs == {"format": "two-stream-scores", "format_version": 1, "n": 3, "text": "t"}
+
+    clips = (
+        Clip("a", "x/a.avi", 0, "x", "g1", "train", 10, 123456789012345678, "0" * 16),
+        Clip("b", "y/b ü.avi", 1, "y", "g2", "test", 20, 5, "f" * 16),
+    )
+    catalog = Catalog(clips=clips, classes=("x", "y"), split_name="1", absent=("z/z.avi",))
+    store.write_catalog(tmp_path / "catalog.h5", catalog, inputs="abc")
+    assert store.read_catalog(tmp_path / "catalog.h5") == catalog
+    assert store.read_attrs(tmp_path / "catalog.h5")["key"] == catalog.key
