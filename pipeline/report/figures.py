@@ -1,0 +1,211 @@
+"""Numbers -> drawings, legible for 2 to 101 classes, on paper, in light and in dark.
+
+Colours are named once, here. On the page each becomes a CSS variable, so that a drawing follows the reader's theme.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.collections import PatchCollection
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from pipeline.scores import Scores
+
+COLOURS = {
+    "ink": "#22262b",
+    "soft": "#6d757d",
+    "line": "#d9dde1",
+    "paper": "#fefefd",
+    "spatial": "#2f7fb8",
+    "temporal": "#d9822b",
+    "average": "#3d4a5c",
+}
+PAGE_INCHES = 10.6  # the width of the page's column; text then has its nominal size
+CELL_COUNTS = 24  # up to so many classes the confusion matrix says its counts
+
+
+def draw(tables: Mapping[str, Scores], curves: Mapping[str, Mapping[str, Any]]) -> dict[str, Figure]:
+    """Every figure of the report by name: per_class, confusion, and training_<stream> for each curve."""
+    drawn = {"per_class": class_bars(tables), "confusion": confusion(tables["average"])}
+    drawn |= {f"training_{name}": training(curve, name) for name, curve in curves.items()}
+    for figure in drawn.values():  # lay out once: it is most of the work, and each drawing is saved three times
+        with _plain_text():
+            figure.draw_without_rendering()
+        figure.set_layout_engine("none")
+    return drawn
+
+
+def class_bars(tables: Mapping[str, Scores]) -> Figure:
+    """Accuracy by class, three bars each, the fused average's best class on top; two columns from 31 classes on."""
+    names = ("average", "spatial", "temporal")
+    right = {name: tables[name].per_class()[0] for name in names}
+    clips = tables["average"].per_class()[1]
+    share = {name: right[name] / np.maximum(clips, 1) for name in names}
+    means = sum(share.values())
+    order = [k for k in np.lexsort((-means, -share["average"])) if clips[k]]
+    columns = np.array_split(order, 2 if len(order) > 30 else 1)
+    figure = _figure(PAGE_INCHES, 0.55 + (0.36 if len(order) <= 30 else 0.27) * len(columns[0]))
+    for axes, rows in zip(np.atleast_1d(figure.subplots(1, len(columns))), columns, strict=True):
+        axes.set_ylim(len(columns[0]) - 0.5, -0.5)
+        for place, name in enumerate(names):
+            axes.barh(np.arange(len(rows)) + 0.27 * (place - 1), share[name][rows], 0.25, color=COLOURS[name])
+        labels = [_label(tables["average"].classes[k]) for k in rows]
+        axes.set_yticks(range(len(rows)), labels, fontsize=8, parse_math=False)
+        axes.set_xlim(0, 1)
+        axes.xaxis.set_major_formatter(PercentFormatter(1, 0))
+        axes.tick_params(axis="x", top=True, labeltop=True, labelsize=7.5)
+        _calm(axes, grid="x")
+    return figure
+
+
+def confusion(table: Scores) -> Figure:
+    """True class by row, predicted class by column; the darker, the larger the share of the row's clips."""
+    matrix, clips, k = table.confusion(), table.per_class()[1], len(table.classes)
+    side = float(np.clip(1.6 + 0.5 * k, 4.2, PAGE_INCHES))
+    figure = _figure(side, side)
+    axes = figure.add_subplot(aspect="equal", xlim=(-0.5, k - 0.5), ylim=(k - 0.5, -0.5))
+    share = matrix / np.maximum(clips, 1)[:, None]
+    cells = [(i, j) for i, j in zip(*np.nonzero(matrix), strict=True)]
+    squares = [Rectangle((j - 0.5, i - 0.5), 1, 1) for i, j in cells]
+    # a single wrong clip among hundreds must remain visible, hence never paler than 0.14
+    alpha = [0.14 + 0.86 * share[i, j] for i, j in cells]
+    axes.add_collection(PatchCollection(squares, facecolor=COLOURS["average"], alpha=alpha, linewidth=0))
+    if k <= CELL_COUNTS:
+        for i, j in cells:
+            colour = COLOURS["paper" if share[i, j] > 0.45 else "ink"]
+            axes.text(j, i, str(matrix[i, j]), ha="center", va="center", fontsize=8 if k > 12 else 9, color=colour)
+    _name_cells(axes, [_label(name) for name in table.classes])
+    return figure
+
+
+def training(curve: Mapping[str, Any], stream: str) -> Figure:
+    """Loss, validation accuracy and learning rate by step, side by side; a line where the kept weights are."""
+    figure = _figure(PAGE_INCHES, 2.5)
+    loss, accuracy, rate = figure.subplots(1, 3, sharex=True)
+    colour, steps = COLOURS.get(stream, COLOURS["average"]), curve.get("steps", ())
+    validation = curve.get("validation", ())
+    for axes, title in ((loss, "loss"), (accuracy, "validation accuracy"), (rate, "learning rate")):
+        axes.set_title(title, loc="left", fontsize=9, color=COLOURS["ink"])
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        _calm(axes, grid="y")
+        if curve.get("best_step") is not None:
+            axes.axvline(curve["best_step"], color=COLOURS["soft"], linewidth=0.8, linestyle=(0, (2, 2)))
+    _line(loss, steps, curve.get("loss", ()), colour, label="training")
+    at = [row["step"] for row in validation]
+    if any(row.get("loss") is not None for row in validation):
+        losses = [np.nan if row.get("loss") is None else row["loss"] for row in validation]
+        _line(loss, at, losses, COLOURS["soft"], label="validation", marker=".")
+        loss.legend(frameon=False, fontsize=7.5, labelcolor=COLOURS["soft"])
+    _line(accuracy, at, [row["top1"] for row in validation], colour, marker=".")
+    accuracy.set_ylim(-0.02, 1.02)
+    accuracy.yaxis.set_major_formatter(PercentFormatter(1, 0))
+    _line(rate, steps, curve.get("learning_rate", ()), colour)
+    if len(curve.get("learning_rate", ())) and min(curve["learning_rate"]) > 0:
+        rate.set_yscale("log")
+    return figure
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a drawing as SVG or PNG, by the path's suffix, in the light theme."""
+    with _plain_text():
+        if path.suffix == ".png":
+            FigureCanvasAgg(figure).print_png(path, metadata={"Software": None})
+        else:
+            figure.savefig(path, format="svg", metadata=_NO_METADATA)
+
+
+def inline(figure: Figure, name: str) -> str:
+    """A drawing as an <svg> element whose text is text and whose colours are CSS variables.
+
+    It names nothing outside itself: prolog and metadata, which name addresses, are cut off. Ids get `name` in front,
+    so that drawings on one page do not take each other's clip paths.
+    """
+    buffer = io.StringIO()
+    with _plain_text():
+        figure.savefig(buffer, format="svg", metadata=_NO_METADATA, transparent=True)
+    svg = buffer.getvalue()
+    svg = re.sub(r"\s*<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
+    svg = re.sub(r'<g id="[^"]*"', "<g", svg)
+    svg = re.sub(r'( id="|href="#|url\(#)', rf"\g<1>{name}-", svg)
+    svg = re.sub(r' width="[^"]*pt"| height="[^"]*pt"', "", svg, count=2)
+    for role, colour in COLOURS.items():
+        svg = svg.replace(colour, f"var(--{role})")
+    width = figure.get_figwidth() / PAGE_INCHES
+    return svg.replace("<svg ", f'<svg role="img" style="width: {100 * width:.1f}%" ', 1)
+
+
+_NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+
+
+class _plain_text(warnings.catch_warnings):
+    """While saving: SVG text stays text, ids do not change from run to run, absent glyphs are no matter."""
+
+    def __enter__(self):
+        super().__enter__()
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        self._settings = matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "report"})
+        self._settings.__enter__()
+
+    def __exit__(self, *error):
+        self._settings.__exit__(*error)
+        super().__exit__(*error)
+
+
+def _figure(width_inches: float, height_inches: float) -> Figure:
+    figure = Figure((width_inches, height_inches), dpi=150, layout="constrained", facecolor=COLOURS["paper"])
+    figure.get_layout_engine().set(w_pad=0.06, h_pad=0.04)
+    return figure
+
+
+def _calm(axes, *, grid: str) -> None:
+    """No box, pale grid under the data, soft ticks."""
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    axes.set_axisbelow(True)
+    axes.grid(axis=grid, color=COLOURS["line"], linewidth=0.7)
+    axes.tick_params(which="both", length=0, labelcolor=COLOURS["soft"], labelsize=8)
+    axes.tick_params(axis="y" if grid == "x" else "x", labelcolor=COLOURS["ink"])
+    axes.set_facecolor("none")
+
+
+def _line(axes, x: Sequence[float], y: Sequence[float], colour: str, **style) -> None:
+    if len(y):
+        axes.plot(x, y, color=colour, linewidth=1.4, **style)
+
+
+def _name_cells(axes, names: list[str]) -> None:
+    """Class names on the left and below, small enough for their number, with lines between the cells."""
+    k = len(names)
+    size = float(np.clip(600 / k, 5, 8.5))
+    axes.set_xticks(range(k), names, rotation=90 if k > 4 else 0, fontsize=size, parse_math=False)
+    axes.set_yticks(range(k), names, fontsize=size, parse_math=False)
+    axes.tick_params(length=0, labelcolor=COLOURS["ink"], pad=2)
+    axes.set_xlabel("predicted", color=COLOURS["soft"], fontsize=8.5)
+    axes.set_ylabel("true", color=COLOURS["soft"], fontsize=8.5)
+    between = np.arange(k + 1) - 0.5
+    width = 0.4 if k <= 40 else 0.2
+    axes.hlines(between, -0.5, k - 0.5, color=COLOURS["line"], linewidth=width)
+    axes.vlines(between, -0.5, k - 0.5, color=COLOURS["line"], linewidth=width)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+
+
+def printable(text: Any) -> str:
+    """Text without what no file of ours can hold: control characters and undecodable bytes become U+FFFD."""
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]", "\ufffd", str(text))
+
+
+def _label(name: str, most: int = 28) -> str:
+    name = re.sub(r"\s+", " ", printable(name))
+    return name if len(name) <= most else name[: most - 1] + "…"

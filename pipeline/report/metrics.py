@@ -1,0 +1,220 @@
+"""Score tables -> plain numbers: everything that is in `metrics.json`, and what the page lists clip by clip."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from pipeline.scores import Scores
+
+STREAMS = ("spatial", "temporal")
+OPENCV = ("opencv-contrib-python", "opencv-python", "opencv-contrib-python-headless", "opencv-python-headless")
+PACKAGES = (
+    "two-stream-pipeline",
+    "torch",
+    "torchvision",
+    *OPENCV,
+    "numpy",
+    "h5py",
+    "dask",
+    "luigi",
+    "scikit-learn",
+    "matplotlib",
+)
+
+
+def table(numbers: Mapping[str, Any]) -> str:
+    """The headline of `metrics.json` as lines of text: top-1 and mean class accuracy, in per cent."""
+    rows = {name: numbers[name] for name in STREAMS} | {f"fused, {name}": row for name, row in numbers["fused"].items()}
+    heading = f"{numbers['dataset']}, split {numbers['split']}: {numbers['num_test']} test clips"
+    lines = [f"{'':16} {'top-1':>7} {'mean class':>11}"]
+    lines += [f"{name:16} {row['top1']:7.1%} {row['mean_class']:11.1%}" for name, row in rows.items()]
+    return "\n".join([heading, *lines])
+
+
+def join(streams: Mapping[str, Scores], fused: Mapping[str, Scores]) -> dict[str, Scores]:
+    """All tables by name, streams first, their clips in the order of the spatial stream's.
+
+    Raises:
+        ValueError: if a stream or the average is absent, tables do not join, or there is no clip.
+    """
+    absent = [name for name in STREAMS if name not in streams] + ["average"] * ("average" not in fused)
+    if absent:
+        raise ValueError(
+            f"the report needs the scores of {', '.join(absent)}; it got {', '.join([*streams, *fused]) or 'none'}"
+        )
+    first = streams["spatial"]
+    if not len(first):
+        raise ValueError("the test part has no clips; there is nothing to report")
+    ordered = {name: streams[name] for name in STREAMS} | dict(fused)
+    return {name: first.join(table)[1] for name, table in ordered.items()}
+
+
+def collect(
+    tables: Mapping[str, Scores],
+    *,
+    dataset: str,
+    split: str,
+    fusion: Mapping,
+    curves: Mapping,
+    failed: Sequence[Mapping[str, str]],
+    settings: Mapping,
+    stages: Sequence[Mapping],
+    counts: Mapping,
+) -> dict:
+    """The content of `metrics.json`: plain JSON values, accuracies as shares 0..1. Arguments as `report.write`'s."""
+    average = tables["average"]
+    return {
+        "dataset": dataset,
+        "split": split,
+        "num_test": len(average),
+        "num_failed": len(average.failed),
+        "num_failed_all_parts": len({row["id"] for row in failed} | set(average.failed)),
+        **{name: summary(tables[name]) for name in STREAMS},
+        "fused": {name: summary(table) for name, table in tables.items() if name not in STREAMS},
+        "classes": list(average.classes),
+        "per_class": per_class(tables),
+        "agreement": agreement(tables),
+        "fusion": _without_matrices(fusion),
+        "training": {name: _best(curve) for name, curve in curves.items()},
+        "seeds": dict(_seeds(settings)),
+        "counts": {part: dict(row) for part, row in counts.items()},
+        "stages": [dict(row) for row in stages],
+        "versions": versions(),
+    }
+
+
+def summary(table: Scores) -> dict[str, Any]:
+    """Accuracies of one table, and the 95 % interval of top-1."""
+    right = int(table.correct().sum())
+    return {
+        "top1": table.top1(),
+        "mean_class": table.mean_class_accuracy(),
+        "correct": right,
+        "total": len(table),
+        "top1_interval": list(wilson_interval(right, len(table))),
+    }
+
+
+def wilson_interval(right: int, total: int, z: float = 1.959964) -> tuple[float, float]:
+    """95 % score interval of a share; holds its level near 0 and 1, where right +- 2 sigma does not.
+
+    Source: E. B. Wilson, JASA 22 (1927).
+    """
+    share = right / total
+    middle = share + z * z / (2 * total)
+    half = z * np.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
+    scale = 1 + z * z / total
+    return max(0.0, float((middle - half) / scale)), min(1.0, float((middle + half) / scale))
+
+
+def per_class(tables: Mapping[str, Scores]) -> dict[str, dict[str, Any]]:
+    """Class -> its test clips, and the accuracy of each table (None for a class without test clips)."""
+    right = {name: table.per_class()[0] for name, table in tables.items()}
+    clips = tables["average"].per_class()[1]
+    return {
+        name: {"clips": int(clips[k]), **{t: float(right[t][k] / clips[k]) if clips[k] else None for t in tables}}
+        for k, name in enumerate(tables["average"].classes)
+    }
+
+
+def agreement(tables: Mapping[str, Scores]) -> dict[str, dict[str, int]]:
+    """How the streams complement each other: clips, and clips that the average gets right, by which stream is right."""
+    spatial, temporal, fused = (tables[name].correct() for name in (*STREAMS, "average"))
+    cells = {
+        "both": spatial & temporal,
+        "only_spatial": spatial & ~temporal,
+        "only_temporal": ~spatial & temporal,
+        "neither": ~spatial & ~temporal,
+    }
+    return {name: {"clips": int(cell.sum()), "fused_right": int((cell & fused).sum())} for name, cell in cells.items()}
+
+
+def confused_pairs(table: Scores, most: int = 12) -> list[dict[str, Any]]:
+    """The pairs (true class, predicted class) with the most clips, largest first, `most` of them."""
+    matrix, clips = table.confusion(), table.per_class()[1]
+    np.fill_diagonal(matrix, 0)
+    order = np.argsort(-matrix, axis=None, kind="stable")[:most]
+    cells = [np.unravel_index(cell, matrix.shape) for cell in order]
+    return [
+        {
+            "truth": table.classes[i],
+            "predicted": table.classes[j],
+            "clips": int(matrix[i, j]),
+            "share": float(matrix[i, j] / clips[i]),
+        }
+        for i, j in cells
+        if matrix[i, j]
+    ]
+
+
+def misclassified(tables: Mapping[str, Scores]) -> list[dict[str, Any]]:
+    """Test clips that were scored and that the average gets wrong, by true class and id, with every opinion."""
+    average = tables["average"]
+    rows = np.flatnonzero(~average.correct() & ~average.failed_rows)
+    said = {name: table.predictions() for name, table in tables.items()}
+    found = [
+        {
+            "id": average.video_ids[row],
+            "truth": average.classes[average.labels[row]],
+            "predicted": average.classes[said["average"][row]],
+            "p_predicted": float(average.probabilities[row].max()),
+            "p_truth": float(average.probabilities[row, average.labels[row]]),
+            **{name: tables[name].classes[said[name][row]] for name in STREAMS},
+        }
+        for row in rows
+    ]
+    return sorted(found, key=lambda row: (row["truth"], row["id"]))
+
+
+def failures(tables: Mapping[str, Scores], failed: Sequence[Mapping[str, str]]) -> list[dict[str, Any]]:
+    """Every failed clip with `stage`, `reason` and whether it is a test clip; those that no stage explains as well."""
+    tested = set(tables["average"].video_ids)
+    silent = sorted(set(tables["average"].failed) - {row["id"] for row in failed})
+    unexplained = [{"id": name, "stage": "score", "reason": "no score, and no stage gave a reason"} for name in silent]
+    rows = [{**row, "test": row["id"] in tested} for row in (*failed, *unexplained)]
+    return sorted(rows, key=lambda row: (not row["test"], row["id"]))
+
+
+def versions() -> dict[str, str]:
+    """Versions of what computed this; read from package metadata, since importing torch takes seconds."""
+    found = {"python": platform.python_version(), "system": f"{platform.system()} {platform.machine()}"}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue  # OpenCV comes under four names, of which one is installed
+    return found
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """('stack.length', 10) and so on: every value of a nested mapping, by its path."""
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _seeds(settings: Mapping) -> Iterator[tuple[str, int]]:
+    return ((path, value) for path, value in flat(settings) if path.rpartition(".")[2].endswith("seed"))
+
+
+def _best(curve: Mapping[str, Any]) -> dict[str, Any]:
+    """Steps trained, the step whose weights were kept, and its validation accuracy, as far as the curve knows."""
+    best = curve.get("best_step")
+    at_best = [row["top1"] for row in curve.get("validation", ()) if row["step"] == best]
+    last = [*curve.get("steps", ()), *(row["step"] for row in curve.get("validation", ()))]
+    return {"last_step": max(last, default=None), "best_step": best, "val_top1": at_best[0] if at_best else None}
+
+
+def _without_matrices(value: Any) -> Any:
+    """Plain values without lists of lists: the SVM's 2 K^2 coefficients belong beside the fused scores, not here."""
+    if not isinstance(value, Mapping):
+        return value
+    matrices = {name for name, v in value.items() if isinstance(v, list) and v and isinstance(v[0], list)}
+    return {name: _without_matrices(v) for name, v in value.items() if name not in matrices}

@@ -1,0 +1,111 @@
+"""The HTML page. Everything that reaches it is escaped; it fetches nothing and runs no script."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+from matplotlib.figure import Figure
+
+from pipeline.report import figures, metrics
+from pipeline.scores import Scores
+
+ROWS_SHOWN = 60  # a longer list of misclassified clips is folded
+
+
+def render(tables: Mapping[str, Scores], numbers: Mapping, drawn: Mapping[str, Figure], context: Mapping) -> str:
+    """The page as text.
+
+    Args:
+        tables: as `metrics.join` gives them.
+        numbers: as `metrics.collect` gives them.
+        drawn: as `figures.draw` gives them.
+        context: `settings` and `failed`, as `report.write` got them.
+    """
+    return (
+        _environment()
+        .get_template("page.html")
+        .render(
+            numbers=numbers,
+            headline=headline(tables, numbers),
+            chance=chance(tables["average"]),
+            figures={name: Markup(figures.inline(figure, name)) for name, figure in drawn.items()},
+            pairs=metrics.confused_pairs(tables["average"]),
+            misclassified=metrics.misclassified(tables),
+            failures=metrics.failures(tables, context["failed"]),
+            rows_shown=ROWS_SHOWN,
+            fusion=_fusion_rows(numbers["fusion"]),
+            settings={stage: list(metrics.flat(values)) for stage, values in context["settings"].items()},
+            stage_columns=_columns(numbers["stages"]),
+            count_columns=_columns(numbers["counts"].values()),
+        )
+    )
+
+
+def headline(tables: Mapping[str, Scores], numbers: Mapping) -> list[dict[str, Any]]:
+    """One row a table: name, role, note, and its `metrics.summary`."""
+    notes = {name: _note(name, numbers["fusion"].get(name, {})) for name in tables}
+    return [
+        {
+            "name": name,
+            "stream": name in metrics.STREAMS,
+            "note": notes[name],
+            **(numbers[name] if name in metrics.STREAMS else numbers["fused"][name]),
+        }
+        for name in tables
+    ]
+
+
+def chance(table: Scores) -> dict[str, float]:
+    """What a constant answer reaches: the largest class's share of the clips, and 1 / classes that have clips."""
+    clips = table.per_class()[1]
+    return {"top1": float(clips.max() / clips.sum()), "mean_class": float(1 / (clips > 0).sum())}
+
+
+def _note(name: str, parameters: Mapping[str, Any]) -> str:
+    if name == "weighted" and "weight" in parameters:
+        return f"temporal weight {parameters['weight']:g}"
+    if name == "svm" and "c" in parameters:
+        return f"linear, C = {parameters['c']:g}"
+    return {"spatial": "single frames", "temporal": "optical flow", "average": "mean of both"}.get(name, "")
+
+
+def _fusion_rows(parameters: Mapping[str, Any]) -> dict[str, list[tuple[str, Any]]]:
+    """Fusion -> (parameter, value) without lists, which are in metrics.json, but for the classes that an SVM lacks."""
+    return {
+        name: [(path, value) for path, value in metrics.flat(values) if path == "absent" or not isinstance(value, list)]
+        for name, values in parameters.items()
+    }
+
+
+def _columns(rows) -> list[str]:
+    """Keys of all rows, in the order in which they first appear."""
+    return list(dict.fromkeys(key for row in rows for key in row))
+
+
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        finalize=lambda value: figures.printable(value) if type(value) is str else value,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["percent"] = lambda share: f"{100 * share:.1f}"
+    environment.filters["plain"] = _plain
+    return environment
+
+
+def _plain(value: Any) -> str:
+    """A setting as a person writes it."""
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(_plain, value)) or "none"
+    if value is None or value == "":
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:g}" if isinstance(value, float) and abs(value) < 1e5 else str(value)

@@ -1,0 +1,242 @@
+"""Fusion against the same sums written out in plain numpy."""
+
+import json
+
+import numpy as np
+import pytest
+
+from pipeline.fusion import LinearSVM, average, choose_weight, fuse, weighted
+from pipeline.scores import Scores
+from pipeline.specs import FusionSpec
+
+CLASSES = ("one", "two", "three")
+
+
+def noisy(labels, strength: float, seed: int, classes=CLASSES, prefix: str = "clip") -> Scores:
+    """Softmax scores that lean to the label by `strength`."""
+    labels = np.asarray(labels, int)
+    logits = np.random.default_rng(seed).normal(size=(len(labels), len(classes)))
+    logits[np.arange(len(labels)), labels] += strength
+    powers = np.exp(logits)
+    ids = [f"{prefix}{i:03d}" for i in range(len(labels))]
+    return Scores(ids, powers / powers.sum(axis=1, keepdims=True), labels, classes)
+
+
+def shuffled(scores: Scores, seed: int = 0) -> Scores:
+    return scores.take(np.random.default_rng(seed).permutation(len(scores)))
+
+
+def failing(scores: Scores, *rows: int) -> Scores:
+    probabilities = scores.probabilities.copy()
+    probabilities[list(rows)] = np.nan
+    return Scores(scores.video_ids, probabilities, scores.labels, scores.classes)
+
+
+def two_rows(p: float, q: float, labels=(0, 0)) -> Scores:
+    """Two clips, two classes; p and q are the probabilities of class 0."""
+    return Scores(["i", "j"], [[p, 1 - p], [q, 1 - q]], labels, ["x", "y"])
+
+
+def test_average_by_hand():
+    fused = average(two_rows(0.9, 0.2), two_rows(0.5, 0.4))
+    np.testing.assert_allclose(fused.probabilities, [[0.7, 0.3], [0.3, 0.7]], atol=1e-7)
+
+
+def test_weight_is_the_share_of_the_second_table():
+    fused = weighted(two_rows(0.9, 0.2), two_rows(0.5, 0.4), 0.25)
+    np.testing.assert_allclose(fused.probabilities[:, 0], [0.75 * 0.9 + 0.25 * 0.5, 0.75 * 0.2 + 0.25 * 0.4], atol=1e-7)
+
+
+def test_extreme_weights_are_the_single_streams():
+    labels = np.arange(60) % 3
+    a, b = noisy(labels, 1.0, 0), noisy(labels, 1.0, 1)
+    np.testing.assert_array_equal(weighted(a, b, 0).predictions(), a.predictions())
+    np.testing.assert_array_equal(weighted(a, b, 1).predictions(), b.predictions())
+
+
+FUSIONS = {
+    "average": average,
+    "weighted": lambda a, b: weighted(a, b, 0.3),
+    "svm": lambda a, b: LinearSVM.fit(a, b).apply(a, b),
+}
+
+
+@pytest.mark.parametrize("fusion", FUSIONS.values(), ids=FUSIONS)
+def test_the_order_of_rows_does_not_matter(fusion):
+    labels = np.arange(60) % 3
+    a, b = noisy(labels, 1.5, 0), noisy(labels, 1.5, 1)
+    straight, mixed = fusion(a, b), fusion(shuffled(a, 1), shuffled(b, 2))
+    assert mixed.video_ids == shuffled(a, 1).video_ids
+    np.testing.assert_allclose(straight.join(mixed)[1].probabilities, straight.probabilities, atol=1e-6)
+
+
+def test_a_clip_that_failed_in_one_stream_has_no_fused_score():
+    labels = np.arange(30) % 3
+    a, b = failing(noisy(labels, 3, 0), 4), failing(noisy(labels, 3, 1), 4, 7)
+    for fused in (average(a, b), weighted(a, b, 0.0), LinearSVM.fit(a, b).apply(a, b)):
+        assert fused.failed == ("clip004", "clip007")
+        assert not fused.correct()[[4, 7]].any()
+
+
+def test_groups_are_kept():
+    a = Scores(["i"], [[1, 0]], [0], ["x", "y"], groups=["person"])
+    assert average(a, a).groups == ("person",)
+
+
+@pytest.mark.parametrize("weight", [-0.01, 1.01, float("nan")])
+def test_weight_out_of_range(weight):
+    with pytest.raises(ValueError, match=r"it must be in 0\.\.1"):
+        weighted(two_rows(0.5, 0.5), two_rows(0.5, 0.5), weight)
+
+
+def test_chosen_weight_has_the_most_right_clips_then_the_lowest_likelihood():
+    labels = np.arange(90) % 3
+    a, b = noisy(labels, 0.6, 5), noisy(labels, 1.2, 6)
+    weight, why = choose_weight(a, shuffled(b), step=0.1)
+    best = []
+    for w in np.arange(11) / 10:
+        p = (1 - w) * a.probabilities.astype(float) + w * b.probabilities.astype(float)
+        nll = -np.log(p[np.arange(90), labels]).mean()
+        best.append((-(p.argmax(1) == labels).sum(), nll, w))
+    assert weight == pytest.approx(min(best)[2])
+    assert why["right"] == [-row[0] for row in best]
+    np.testing.assert_allclose(why["nll"], [row[1] for row in best], rtol=1e-6)
+    assert why["weights"] == pytest.approx([row[2] for row in best])
+    json.dumps(why)
+
+
+def test_equal_accuracy_goes_to_the_lower_likelihood():
+    weight, _ = choose_weight(two_rows(0.6, 0.6), two_rows(0.9, 0.9), step=0.25)
+    assert weight == 1.0  # every weight has both right; the second table is surer of the truth
+
+
+def test_equal_tables_go_to_the_middle():
+    assert choose_weight(two_rows(0.9, 0.3), two_rows(0.9, 0.3), step=0.25)[0] == 0.5
+    assert choose_weight(two_rows(0.9, 0.3), two_rows(0.9, 0.3), step=0.4)[0] == 0.4  # of 0, 0.4, 0.8, 1
+
+
+def test_failed_validation_clips_are_wrong_at_every_weight():
+    labels = np.arange(12) % 3
+    a, b = noisy(labels, 9, 0), failing(noisy(labels, 9, 1), 0, 5)
+    _, why = choose_weight(a, b, step=0.5)
+    assert why["right"] == [10, 10, 10]
+    assert (why["num_val"], why["num_val_failed"]) == (12, 2)
+
+
+def test_grid_ends_at_one():
+    _, why = choose_weight(two_rows(0.9, 0.3), two_rows(0.9, 0.3), step=0.3)
+    assert why["weights"] == [0.0, 0.3, 0.6, 0.9, 1.0]
+
+
+@pytest.mark.parametrize("step", [0, -1, 1.5])
+def test_step_out_of_range(step):
+    with pytest.raises(ValueError, match="it must be above 0 and at most 1"):
+        choose_weight(two_rows(0.9, 0.3), two_rows(0.9, 0.3), step)
+
+
+@pytest.mark.parametrize("choose", [choose_weight, LinearSVM.fit], ids=["weight", "svm"])
+@pytest.mark.parametrize("num_clips", [0, 3])
+def test_nothing_to_choose_on(choose, num_clips):
+    empty = failing(noisy([0] * num_clips, 1, 0), *range(num_clips))
+    with pytest.raises(ValueError, match=rf"none of the {num_clips} validation clips .* val_fraction"):
+        choose(empty, empty)
+
+
+def appearance_and_motion(seed: int, n: int = 48, prefix: str = "clip") -> tuple[Scores, Scores]:
+    """Four classes texture x motion: one table knows only the texture, the other only the motion."""
+    labels, rng = np.arange(n) % 4, np.random.default_rng(seed)
+    ids = [f"{prefix}{i}" for i in range(n)]
+    tables = []
+    for of_class in (np.array([0, 0, 1, 1]), np.array([0, 1, 0, 1])):
+        logits = rng.normal(scale=0.3, size=(n, 4)) + 3 * (of_class[None] == of_class[labels][:, None])
+        powers = np.exp(logits)
+        tables.append(Scores(ids, powers / powers.sum(1, keepdims=True), labels, ["tl", "tr", "cl", "cr"]))
+    return tables[0], tables[1]
+
+
+def test_svm_joins_what_each_stream_knows():
+    svm = LinearSVM.fit(*appearance_and_motion(0))
+    a, b = appearance_and_motion(1)
+    assert a.top1() < 0.8 and b.top1() < 0.8
+    assert svm.apply(a, b).top1() == 1.0
+
+
+def test_svm_margins_are_those_of_normalised_stacked_scores():
+    a, b = appearance_and_motion(0)
+    svm = LinearSVM.fit(a, b, c=0.5)
+    p, q = a.probabilities.astype(float), b.probabilities.astype(float)
+    stacked = np.hstack([p / np.sqrt((p**2).sum(1))[:, None], q / np.sqrt((q**2).sum(1))[:, None]])
+    margins = stacked @ svm.coefficients.T + svm.intercepts
+    np.testing.assert_allclose(svm.margins(a, b), margins, atol=1e-9)
+    fused = svm.apply(a, b)
+    np.testing.assert_array_equal(fused.predictions(), margins.argmax(1))
+    np.testing.assert_array_equal(np.argsort(fused.probabilities, axis=1), np.argsort(margins, axis=1))
+
+
+def test_svm_with_two_classes():
+    labels = np.arange(40) % 2
+    a, b = noisy(labels, 4, 0, classes=("x", "y")), noisy(labels, 4, 1, classes=("x", "y"))
+    fused = LinearSVM.fit(a, b).apply(a, b)
+    assert fused.probabilities.shape == (40, 2)
+    assert fused.top1() > 0.95
+
+
+def test_svm_never_predicts_a_class_that_it_did_not_see():
+    known = np.tile([0, 2], 20)
+    svm = LinearSVM.fit(noisy(known, 4, 0), noisy(known, 4, 1))
+    assert svm.absent == ("two",)
+    labels = np.arange(30) % 3
+    fused = svm.apply(noisy(labels, 4, 2), noisy(labels, 4, 3))
+    assert (fused.probabilities[:, 1] == 0).all()
+    right, clips = fused.per_class()
+    assert right[1] == 0 and right[0] + right[2] >= 0.9 * (clips[0] + clips[2])
+
+
+def test_svm_that_saw_one_class_always_says_it():
+    svm = LinearSVM.fit(noisy([1, 1], 1, 0), noisy([1, 1], 1, 1))
+    assert svm.absent == ("one", "three")
+    assert set(svm.apply(noisy([0, 1, 2], 3, 2), noisy([0, 1, 2], 3, 3)).predictions()) == {1}
+
+
+def test_svm_is_the_same_every_time_and_survives_json():
+    a, b = appearance_and_motion(0)
+    first, second = LinearSVM.fit(a, b), LinearSVM.fit(shuffled(a, 1), shuffled(b, 2))
+    np.testing.assert_array_equal(first.coefficients, second.coefficients)
+    known = LinearSVM.fit(noisy([0, 2] * 9, 2, 0), noisy([0, 2] * 9, 2, 1))
+    again = LinearSVM.from_dict(json.loads(json.dumps(known.as_dict(), allow_nan=False)))
+    test = noisy(np.arange(9) % 3, 2, 5)
+    np.testing.assert_array_equal(again.apply(test, test).probabilities, known.apply(test, test).probabilities)
+    assert again.absent == ("two",) and again.c == known.c and again.num_val == 18
+
+
+def test_svm_refusals():
+    a, b = appearance_and_motion(0)
+    with pytest.raises(ValueError, match="c is 0; it must be above 0"):
+        LinearSVM.fit(a, b, c=0)
+    other = noisy([0, 1, 2], 1, 0)
+    message = r"3 classes \('one', 'two', 'three'\); the SVM was fitted on 4 \('tl', 'tr', 'cl', \.\.\.\)"
+    with pytest.raises(ValueError, match=message):
+        LinearSVM.fit(a, b).apply(other, other)
+
+
+def streams(pair) -> dict[str, Scores]:
+    return dict(zip(("spatial", "temporal"), pair, strict=True))
+
+
+def test_fuse_gives_all_three_with_their_parameters():
+    val, test = appearance_and_motion(0, prefix="val"), appearance_and_motion(1, prefix="test")
+    fused, parameters = fuse(streams(val), streams(test), FusionSpec(weight_step=0.1, svm_c=2.0))
+    assert list(fused) == list(parameters) == ["average", "weighted", "svm"]
+    np.testing.assert_array_equal(fused["average"].probabilities, average(*test).probabilities)
+    weight = choose_weight(*val, step=0.1)[0]
+    assert parameters["weighted"]["weight"] == weight
+    np.testing.assert_array_equal(fused["weighted"].probabilities, weighted(*test, weight).probabilities)
+    np.testing.assert_array_equal(fused["svm"].probabilities, LinearSVM.fit(*val, c=2.0).apply(*test).probabilities)
+    assert parameters["average"] == {"weight": 0.5, "val_top1": average(*val).top1()}
+    json.dumps(parameters, allow_nan=False)
+
+
+def test_fuse_refuses_test_clips_among_the_validation_clips():
+    pair = appearance_and_motion(0)
+    with pytest.raises(ValueError, match="48 clips are in the validation and in the test tables, such as 'clip0'"):
+        fuse(streams(pair), streams(pair), FusionSpec())
