@@ -201,6 +201,12 @@ class Store(Mapping[str, StoredClip]):
         self._shards: OrderedDict[str, h5py.File] = OrderedDict()
         self._clips: OrderedDict[str, StoredClip] = OrderedDict()
 
+    def close(self) -> None:
+        """Close the files; they are opened again when needed."""
+        for file in self._shards.values():
+            file.close()
+        self._forget()
+
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name not in ("_shards", "_clips", "_process")}
 

@@ -1,0 +1,145 @@
+"""`python -m pipeline`: look at what was made, without Luigi."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from pipeline import inspection
+
+ROWS_SHOWN = 20
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; returns its exit status."""
+    arguments = _parser().parse_args(argv)
+    try:
+        return arguments.run(arguments)
+    except (OSError, ValueError, KeyError) as error:
+        print(f"error: {error.args[0] if isinstance(error, KeyError) else error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m pipeline", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    command = commands.add_parser("inspect", help="show what a file or an artifact's folder holds")
+    command.add_argument("path", type=Path)
+    command.add_argument("--clip", default="", help="id of the clip shown in detail; default: the first")
+    command.add_argument("--picture", type=Path, help="write a PNG of the clip's frames or flow here")
+    command.add_argument("--all", action="store_true", help=f"every row of the table, not the first {ROWS_SHOWN}")
+    command.add_argument("--json", action="store_true", help="everything, as JSON")
+    command.set_defaults(run=_inspect)
+
+    command = commands.add_parser("summary", help="the table of accuracies of a report")
+    command.add_argument("path", type=Path, help="folder of the report, such as data/artifacts/demo/report/latest")
+    command.set_defaults(run=_summary)
+
+    command = commands.add_parser("verify", help="check every byte of a store against its checksums")
+    command.add_argument("path", type=Path)
+    command.set_defaults(run=_verify)
+
+    command = commands.add_parser("status", help="every artifact: stage, digest, done or not, size")
+    command.add_argument("--artifacts", type=Path, default=Path("data/artifacts"), help="default: %(default)s")
+    command.add_argument("--json", action="store_true")
+    command.set_defaults(run=_status)
+
+    command = commands.add_parser("invalidate", help="remove a stage's artifacts, so that they are made again")
+    command.add_argument("stage", choices=list(inspection.LAST_FILES))
+    command.add_argument("--dataset", default="", help="of this dataset only")
+    command.add_argument("--artifacts", type=Path, default=Path("data/artifacts"), help="default: %(default)s")
+    command.set_defaults(run=_invalidate)
+    return parser
+
+
+def _inspect(arguments: argparse.Namespace) -> int:
+    found = inspection.describe(arguments.path, clip=arguments.clip)
+    if arguments.picture:
+        inspection.picture(arguments.path, arguments.picture, clip=arguments.clip)
+    if arguments.json:
+        print(json.dumps(found, indent=1))
+        return 0
+    print(f"{found['path']}: {found['format']}")
+    _print_values({**found["attrs"], **found["summary"]})
+    rows = found["rows"] if arguments.all else found["rows"][:ROWS_SHOWN]
+    _print_table(rows)
+    if len(rows) < len(found["rows"]):
+        print(f"... and {len(found['rows']) - len(rows)} more (--all)")
+    if found["clip"]:
+        print(f"\nclip {found['clip']['id']}")
+        _print_values(found["clip"])
+    return 0
+
+
+def _summary(arguments: argparse.Namespace) -> int:
+    from pipeline.report import metrics  # brings matplotlib along
+
+    file = arguments.path / "metrics.json"
+    if not file.is_file():
+        raise FileNotFoundError(f"{file} does not exist; `luigi --module tasks FullPipeline` makes it")
+    print(metrics.table(json.loads(file.read_text())))
+    print(file.with_name("report.html").resolve())
+    return 0
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    faults = inspection.verify(arguments.path)
+    print("\n".join(faults) or f"{arguments.path}: every clip is as it was written")
+    return 1 if faults else 0
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    rows = inspection.status(arguments.artifacts)
+    if arguments.json:
+        print(json.dumps(rows, indent=1))
+    elif not rows:
+        print(f"nothing has been made in {arguments.artifacts}; `luigi --module tasks FullPipeline` makes the demo")
+    else:
+        shown = ("dataset", "stage", "label", "digest", "state")
+        _print_table([{**{name: row[name] for name in shown}, "size": _size(row["bytes"])} for row in rows])
+    return 0
+
+
+def _invalidate(arguments: argparse.Namespace) -> int:
+    removed = inspection.invalidate(arguments.artifacts, arguments.stage, dataset=arguments.dataset)
+    print("\n".join(f"removed {folder}" for folder in removed) or "there was nothing to remove")
+    return 0
+
+
+def _print_values(values: dict[str, Any]) -> None:
+    for name, value in values.items():
+        text = (
+            json.dumps(value)
+            if isinstance(value, (dict, list))
+            else f"{value:.4g}"
+            if isinstance(value, float)
+            else str(value)
+        )
+        print(f"  {name:16} {text}")
+
+
+def _print_table(rows: list[dict[str, Any]]) -> None:
+    if not rows:
+        return
+    cells = [list(rows[0])] + [[str(value) for value in row.values()] for row in rows]
+    widths = [min(max(len(row[i]) for row in cells), 48) for i in range(len(cells[0]))]
+    for row in cells:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

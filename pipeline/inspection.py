@@ -1,0 +1,223 @@
+"""Looking inside what was made: any HDF5 file, one clip, a picture of it; the state of all artifacts; damage."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import zlib
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from pipeline import store
+from pipeline.scores import Scores
+
+# the file that each stage writes last: without it the artifact does not exist
+LAST_FILES = {
+    "catalog": "catalog.h5",
+    "frames": "index.h5",
+    "flow": "index.h5",
+    "train_stream": "curve.json",
+    "score_stream": "scores.h5",
+    "fuse": "fusion.json",
+    "report": "metrics.json",
+}
+
+
+def describe(path: Path, *, clip: str = "") -> dict[str, Any]:
+    """What a file holds, as plain JSON values.
+
+    Args:
+        path: an HDF5 file of ours, or the folder of an artifact.
+        clip: id of the clip shown in detail; "" takes the first that is ok.
+
+    Returns:
+        {"path", "format", "attrs", "summary": {...}, "rows": [...], "clip": {...} or None}.
+
+    Raises:
+        FileNotFoundError, ValueError: no such file, or not one of ours.
+        KeyError: no such clip.
+    """
+    path = _file_of(path)
+    if path.suffix == ".json":
+        return {
+            "path": str(path),
+            "format": path.name,
+            "attrs": {},
+            "summary": json.loads(path.read_text()),
+            "rows": [],
+            "clip": None,
+        }
+    attrs = store.read_attrs(path)
+    kind = attrs.pop("format").removeprefix("two-stream-")
+    about = {"catalog": _catalog, "scores": _scores}.get(kind)
+    summary, rows, shown = about(path) if about else _store(path, kind, clip)
+    return {"path": str(path), "format": kind, "attrs": attrs, "summary": summary, "rows": rows, "clip": shown}
+
+
+def _file_of(path: Path) -> Path:
+    if not path.is_dir():
+        return path
+    found = [
+        path / name for name in ("index.h5", "catalog.h5", "scores.h5", "metrics.json", "fusion.json", "curve.json")
+    ]
+    for file in found:
+        if file.is_file():
+            return file
+    raise FileNotFoundError(
+        f"{path} holds none of {', '.join(file.name for file in found)}; give a file or an artifact's folder"
+    )
+
+
+def _catalog(path: Path) -> tuple[dict, list, None]:
+    catalog = store.read_catalog(path)
+    parts = Counter(clip.split for clip in catalog.clips)
+    summary = {
+        "clips": len(catalog.clips),
+        "classes": list(catalog.classes),
+        "split": catalog.split_name,
+        "parts": dict(parts),
+    }
+    rows = [
+        {n: getattr(clip, n) for n in ("id", "class_name", "label", "group", "split", "bytes", "path")}
+        for clip in catalog.clips
+    ]
+    return {**summary, "absent": list(catalog.absent)}, rows, None
+
+
+def _scores(path: Path) -> tuple[dict, list, None]:
+    scores = Scores.read(path)
+    summary = {"clips": len(scores.video_ids), "failed": list(scores.failed)}
+    summary |= {"top1": scores.top1(), "mean_class": scores.mean_class_accuracy(), "classes": list(scores.classes)}
+    best = np.nan_to_num(scores.probabilities).max(1)
+    rows = [
+        {
+            "id": i,
+            "class": scores.classes[label],
+            "said": scores.classes[said] if said >= 0 else "failed",
+            "probability": round(float(p), 4),
+        }
+        for i, label, said, p in zip(scores.video_ids, scores.labels, scores.predictions(), best, strict=True)
+    ]
+    return summary, rows, None
+
+
+def _store(path: Path, kind: str, clip: str) -> tuple[dict, list, dict | None]:
+    opened = store.Store(path, kind)
+    rows = list(opened.rows.values())
+    size = sum(file.stat().st_size for file in opened.shard_paths() if file.is_file())
+    summary = {"clips": len(opened), "failed": len(opened.failed), "frames": sum(row["frames"] for row in rows)}
+    summary |= {"shards": len(opened.shard_paths()), "bytes": size}
+    first = clip or next(iter(opened), "")
+    return summary, rows, _clip(opened[first]) if first else None
+
+
+def _clip(clip: store.StoredClip) -> dict[str, Any]:
+    """One clip in detail: its attributes, its size, and what its values look like."""
+    about = {"id": clip.id, **clip.attrs, "length": len(clip), "jpeg_bytes": clip.nbytes}
+    if clip.kind == "frames":
+        return about | {"first_seconds": float(clip.seconds[0]), "last_seconds": float(clip.seconds[-1])}
+    flow = clip.flow(0, min(len(clip), 32))
+    speed = np.hypot(flow[:, 0], flow[:, 1])
+    mean = {
+        "mean_x_px": float(flow[:, 0].mean()),
+        "mean_y_px": float(flow[:, 1].mean()),
+        "mean_speed_px": float(speed.mean()),
+    }
+    return about | {**mean, "max_speed_px": float(speed.max()), "has_backward": clip.has_backward}
+
+
+def picture(path: Path, out: Path, *, clip: str = "", images: int = 8) -> None:
+    """Write a PNG of equally spaced frames of a clip, or of its flow: hue is direction, brightness is speed.
+
+    Raises:
+        ValueError: the file is not a store, or the picture cannot be written.
+    """
+    kind = store.read_attrs(_file_of(path))["format"].removeprefix("two-stream-")
+    if kind not in ("frames", "flow"):
+        raise ValueError(f"{path} is a {kind} file; pictures are made of frames and flow stores")
+    opened = store.Store(_file_of(path), kind)
+    shown = opened[clip or next(iter(opened))]
+    at = np.linspace(0, len(shown) - 1, min(images, len(shown))).round().astype(int)
+    tiles = [shown.frames(i, i + 1)[0] if kind == "frames" else shown.flow(i, i + 1)[0] for i in at]
+    if kind == "flow":
+        fastest = max(float(np.percentile(np.hypot(*flow), 99.5)) for flow in tiles)
+        tiles = [flow_colours(flow, full_px=max(fastest, 1.0)) for flow in tiles]
+    if not cv2.imwrite(str(out), cv2.cvtColor(np.hstack(tiles), cv2.COLOR_RGB2BGR)):
+        raise ValueError(f"no picture can be written to {out}; give a path that ends in .png")
+
+
+def flow_colours(flow: np.ndarray, *, full_px: float) -> np.ndarray:
+    """(2, H, W) float32 flow in pixels -> (H, W, 3) uint8 RGB: hue is direction (red right, cyan left), value is speed.
+
+    `full_px` is the speed of full brightness.
+    """
+    speed, angle = cv2.cartToPolar(flow[0], flow[1], angleInDegrees=True)
+    value = np.clip(speed / full_px * 255, 0, 255)
+    hsv = np.stack([angle / 2, np.full_like(value, 255), value], -1).astype(np.uint8)
+    return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
+
+
+def verify(path: Path) -> list[str]:
+    """Check every clip of a store: all bytes against their CRC-32, and that every image decodes. Returns the faults."""
+    path = _file_of(path)
+    kind = store.read_attrs(path)["format"].removeprefix("two-stream-")
+    if kind not in ("frames", "flow"):
+        describe(path)  # reads everything there is to read
+        return []
+    opened, faults = store.Store(path, kind), []
+    for video_id in opened:
+        try:
+            faults += _faults(opened[video_id])
+        except (OSError, ValueError, KeyError) as error:
+            faults.append(f"{video_id}: {error}")
+    opened.close()
+    return faults
+
+
+def _faults(clip: store.StoredClip) -> list[str]:
+    crc32 = 0
+    for part in clip.parts:
+        inner = 0
+        for data in clip.jpegs(part=part):
+            inner = zlib.crc32(data, inner)
+        crc32 = zlib.crc32(inner.to_bytes(4, "little"), crc32)
+    if crc32 != clip.attrs["crc32"]:
+        return [f"{clip.id}: its bytes do not match their checksum; delete the shard and run the stage again"]
+    for part in clip.parts:
+        for image in range(clip.count(part=part)):
+            clip.images(image, image + 1, part=part)
+    return []
+
+
+def status(artifacts: Path) -> list[dict[str, Any]]:
+    """One row an artifact below `artifacts`: dataset, stage, label, digest, whether it is whole, its size in bytes."""
+    rows = []
+    for folder in sorted(artifacts.glob("*/*/*-*")):
+        stage = folder.parent.name
+        if folder.is_symlink() or not folder.is_dir() or stage not in LAST_FILES:
+            continue
+        label, _, digest = folder.name.rpartition("-")
+        done = (folder / LAST_FILES[stage]).is_file()
+        size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file() and not file.is_symlink())
+        row = {"dataset": folder.parent.parent.name, "stage": stage, "label": label, "digest": digest}
+        rows.append({**row, "state": "done" if done else "unfinished", "bytes": size, "path": str(folder)})
+    order = list(LAST_FILES)
+    return sorted(rows, key=lambda row: (row["dataset"], order.index(row["stage"]), row["label"]))
+
+
+def invalidate(artifacts: Path, stage: str, *, dataset: str = "") -> list[Path]:
+    """Remove every artifact of a stage, so that the next run makes it again. Returns the folders removed.
+
+    Raises:
+        ValueError: there is no such stage.
+    """
+    if stage not in LAST_FILES:
+        raise ValueError(f"stage {stage!r} does not exist; allowed: {', '.join(LAST_FILES)}")
+    rows = [row for row in status(artifacts) if row["stage"] == stage and dataset in ("", row["dataset"])]
+    for row in rows:
+        shutil.rmtree(row["path"])
+    return [Path(row["path"]) for row in rows]

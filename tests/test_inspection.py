@@ -1,0 +1,194 @@
+"""Looking inside: what is shown is what is there, damage is found, and mistakes are answered in words."""
+
+import json
+
+import cv2
+import h5py
+import numpy as np
+import pytest
+from conftest import moving_texture
+from test_store import smooth_flow, write_flow, write_frames
+
+from pipeline import inspection, store
+from pipeline.__main__ import main
+from pipeline.catalog import Catalog, Clip
+from pipeline.scores import Scores
+
+
+@pytest.fixture
+def frames(tmp_path):
+    return write_frames(tmp_path / "demo/frames/native-0123456789ab", {"a": moving_texture(5)}, failed={"b": "empty"})
+
+
+@pytest.fixture
+def flow(tmp_path):
+    return write_flow(tmp_path / "demo/flow/dis-0123456789ab", np.full((4, 2, 48, 64), 3, np.float32))
+
+
+def test_a_store_is_summed_up_and_one_clip_shown(frames):
+    found = inspection.describe(frames.parent)
+    assert found["format"] == "frames" and found["attrs"]["digest"] == "d" * 12
+    assert {name: found["summary"][name] for name in ("clips", "failed", "frames", "shards")} == {
+        "clips": 1,
+        "failed": 1,
+        "frames": 5,
+        "shards": 1,
+    }
+    assert [(row["id"], row["status"], row["reason"]) for row in found["rows"]] == [
+        ("a", "ok", ""),
+        ("b", "failed", "empty"),
+    ]
+    assert (found["clip"]["id"], found["clip"]["length"], found["clip"]["last_seconds"]) == ("a", 5, 0.16)
+    assert json.loads(json.dumps(found)) == found
+
+
+def test_flow_is_told_in_pixels(flow):
+    clip = inspection.describe(flow, clip="a")["clip"]
+    assert clip["mean_x_px"] == pytest.approx(3, abs=0.1) and clip["mean_speed_px"] == pytest.approx(
+        3 * 2**0.5, abs=0.1
+    )
+
+
+def test_catalogs_and_scores(tmp_path):
+    clips = (
+        Clip("a", "x/a.avi", 0, "x", "g", "train", 1, 2, "0" * 16),
+        Clip("b", "y/b.avi", 1, "y", "h", "test", 1, 2, "0" * 16),
+    )
+    store.write_catalog(tmp_path / "catalog.h5", Catalog(clips=clips, classes=("x", "y"), split_name="1", absent=()))
+    found = inspection.describe(tmp_path)
+    assert found["summary"]["parts"] == {"train": 1, "test": 1} and found["rows"][1]["id"] == "b"
+
+    rows = np.array([[0.25, 0.75], [0.5, 0.5], [np.nan, np.nan]], np.float32)
+    Scores(("a", "b", "c"), rows, np.array([1, 1, 0]), ("x", "y")).write(tmp_path / "scores.h5", inputs="i")
+    found = inspection.describe(tmp_path / "scores.h5")
+    assert found["summary"]["top1"] == pytest.approx(1 / 3) and found["summary"]["failed"] == ["c"]
+    assert found["rows"][0] == {"id": "a", "class": "y", "said": "y", "probability": 0.75}
+    assert found["rows"][2]["said"] == "failed"
+
+
+def test_pictures(frames, flow, tmp_path):
+    inspection.picture(frames, tmp_path / "frames.png", images=3)
+    assert cv2.imread(str(tmp_path / "frames.png")).shape == (48, 3 * 64, 3)
+    inspection.picture(flow, tmp_path / "flow.png")
+    assert cv2.imread(str(tmp_path / "flow.png")).shape == (48, 4 * 64, 3)
+    with pytest.raises(ValueError, match="no picture can be written to .*; give a path that ends in .png"):
+        inspection.picture(frames, tmp_path / "absent" / "frames.png")
+    store.write_arrays(tmp_path / "x.h5", "scores", {}, {})
+    with pytest.raises(ValueError, match="is a scores file; pictures are made of frames and flow stores"):
+        inspection.picture(tmp_path / "x.h5", tmp_path / "x.png")
+
+
+@pytest.mark.parametrize(("x", "y", "colour"), [(4, 0, (255, 0, 0)), (-4, 0, (0, 255, 255)), (0, 0, (0, 0, 0))])
+def test_hue_is_direction(x, y, colour):
+    flow = np.stack([np.full((2, 2), x, np.float32), np.full((2, 2), y, np.float32)])
+    assert np.abs(inspection.flow_colours(flow, full_px=4.0)[0, 0].astype(int) - colour).max() <= 3
+
+
+def test_damage_is_found(frames, flow, tmp_path):
+    assert inspection.verify(frames) == [] and inspection.verify(flow.parent) == []
+    with h5py.File(frames.parent / "shards/shard-all.h5", "r+") as file:
+        file["clips/a/jpeg"][100] ^= 255
+    assert inspection.verify(frames) == [
+        "a: its bytes do not match their checksum; delete the shard and run the stage again"
+    ]
+    (flow.parent / "shards/shard-all.h5").unlink()
+    assert "does not exist" in inspection.verify(flow)[0]
+    store.write_arrays(tmp_path / "x.h5", "scores", {"video_ids": []}, {})
+    with pytest.raises(KeyError):
+        inspection.verify(tmp_path / "x.h5")
+
+
+def test_status_lists_artifacts_in_the_order_of_the_chain(frames, flow, tmp_path):
+    flow.unlink()
+    rows = inspection.status(tmp_path)
+    assert [(row["dataset"], row["stage"], row["label"], row["digest"], row["state"]) for row in rows] == [
+        ("demo", "frames", "native", "0123456789ab", "done"),
+        ("demo", "flow", "dis", "0123456789ab", "unfinished"),
+    ]
+    sizes = sum(file.stat().st_size for file in frames.parent.rglob("*.h5"))
+    assert rows[0]["bytes"] == sizes
+
+
+def test_invalidate_removes_a_stage(frames, flow, tmp_path):
+    with pytest.raises(ValueError, match="stage 'flwo' does not exist; allowed: catalog, frames, flow"):
+        inspection.invalidate(tmp_path, "flwo")
+    assert inspection.invalidate(tmp_path, "flow", dataset="other") == []
+    assert inspection.invalidate(tmp_path, "flow") == [flow.parent]
+    assert not flow.parent.exists() and frames.exists()
+
+
+# --- the command
+
+
+def test_inspect_prints_a_table_and_a_clip(frames, tmp_path, capsys):
+    assert main(["inspect", str(frames), "--picture", str(tmp_path / "a.png")]) == 0
+    shown = capsys.readouterr().out
+    assert "id  class  label" in shown and "clip a" in shown and "empty" in shown
+    assert main(["inspect", str(frames), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["summary"]["clips"] == 1
+
+
+def test_long_tables_are_cut_unless_asked(tmp_path, capsys):
+    path = write_frames(tmp_path / "x", {f"clip{i:02}": moving_texture(2) for i in range(25)})
+    main(["inspect", str(path)])
+    assert "... and 5 more (--all)" in capsys.readouterr().out
+    main(["inspect", str(path), "--all"])
+    assert "clip24" in capsys.readouterr().out
+
+
+def test_status_verify_invalidate_and_summary(frames, flow, tmp_path, capsys):
+    assert main(["status", "--artifacts", str(tmp_path)]) == 0
+    assert "demo     flow    dis     0123456789ab  done" in capsys.readouterr().out
+    assert main(["status", "--artifacts", str(tmp_path), "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)) == 2
+    assert main(["verify", str(flow)]) == 0 and "every clip is as it was written" in capsys.readouterr().out
+    assert main(["invalidate", "flow", "--artifacts", str(tmp_path)]) == 0 and "removed" in capsys.readouterr().out
+    assert (
+        main(["invalidate", "flow", "--artifacts", str(tmp_path)]) == 0
+        and "nothing to remove" in capsys.readouterr().out
+    )
+    assert main(["status", "--artifacts", str(tmp_path / "none")]) == 0
+    assert "nothing has been made" in capsys.readouterr().out
+
+    row = {"top1": 0.5, "mean_class": 0.25}
+    numbers = {
+        "dataset": "demo",
+        "split": "1",
+        "num_test": 4,
+        "spatial": row,
+        "temporal": row,
+        "fused": {"average": row},
+    }
+    (tmp_path / "metrics.json").write_text(json.dumps(numbers))
+    assert main(["summary", str(tmp_path)]) == 0
+    assert "fused, average     50.0%       25.0%" in capsys.readouterr().out
+
+
+def test_verify_tells_by_its_exit_status(frames, capsys):
+    with h5py.File(frames.parent / "shards/shard-all.h5", "r+") as file:
+        file["clips/a/jpeg"][100] ^= 255
+    assert main(["verify", str(frames)]) == 1 and "checksum" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["inspect", "absent.h5"], "error: absent.h5 does not exist"),
+        (["inspect", "{empty}"], "holds none of index.h5"),
+        (["inspect", "{frames}", "--clip", "zz"], "error: 'zz' is not in"),
+        (["summary", "{empty}"], "metrics.json does not exist; `luigi --module tasks FullPipeline` makes it"),
+    ],
+)
+def test_mistakes_are_answered_in_words(frames, tmp_path, capsys, arguments, message):
+    (tmp_path / "empty").mkdir()
+    places = {"frames": frames, "empty": tmp_path / "empty"}
+    assert main([argument.format(**places) for argument in arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_backward_flow_is_verified_too(tmp_path):
+    path = write_flow(tmp_path / "x", smooth_flow(2), backward=smooth_flow(2, seed=1))
+    assert inspection.verify(path) == []
+    with h5py.File(path.parent / "shards/shard-all.h5", "r+") as file:
+        file["clips/a/backward/jpeg"][200] ^= 255
+    assert len(inspection.verify(path)) == 1
