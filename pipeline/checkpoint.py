@@ -1,0 +1,121 @@
+"""Checkpoints: a trained stream in one file, with everything that is needed to use it rightly.
+
+A file holds tensors and plain values only and is read with weights_only=True: loading one never runs code from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from pipeline.catalog import Catalog
+from pipeline.files import commit
+from pipeline.networks import CHECKPOINT_FORMAT, Network, architecture
+from pipeline.specs import StackSpec, StreamSpec
+
+FORMAT_VERSION = 1
+
+
+class Checkpoint(NamedTuple):
+    """A trained stream."""
+
+    network: Network
+    """On the CPU, in evaluation mode."""
+    spec: StreamSpec
+    """The settings it was trained with."""
+    classes: tuple[str, ...]
+    """Class names; the position is the label."""
+    record: dict[str, Any]
+    """Everything else in the file: catalog_key, inputs, best_step, validation, torch version."""
+
+
+def save_checkpoint(
+    path: Path, state: dict[str, torch.Tensor], spec: StreamSpec, catalog: Catalog, **record: str | int | float | None
+) -> None:
+    """Write a checkpoint, whole or not at all.
+
+    Args:
+        path: its file.
+        state: the network's tensors.
+        spec, catalog: what it was trained by and on.
+        record: more plain values to keep with it.
+    """
+    about = {"format": CHECKPOINT_FORMAT, "format_version": FORMAT_VERSION, "stream_spec": spec.as_dict(),
+             "classes": list(catalog.classes), "catalog_key": catalog.key, "torch": str(torch.__version__)}
+    save_tensors(path, {**about, **record, "state": state})
+
+
+def save_tensors(path: Path, values: dict[str, Any]) -> None:
+    """Write a dict of tensors and plain values, whole or not at all."""
+    with commit(path) as temporary:
+        torch.save(values, temporary)
+
+
+def load_tensors(path: Path, kind: str, version: int) -> dict[str, Any]:
+    """Read what `save_tensors` wrote, onto the CPU.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a damaged file, one of another format, or of another version of it.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path} does not exist; train the stream first")
+    try:
+        values = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ValueError(f"{path} cannot be loaded with weights_only=True ({type(error).__name__}): it is damaged, or "
+                         "not ours; delete it and train again") from error
+    found = values.get("format", "no format") if isinstance(values, dict) else type(values).__name__
+    if found != kind:
+        raise ValueError(f"{path} holds {found!r}, not {kind!r}; give the path of the right file")
+    if values.get("format_version") != version:
+        raise ValueError(f"{path} has format version {values.get('format_version')}; this code reads {version}: "
+                         "update the code, or train again")
+    return values
+
+
+def load_checkpoint(
+    path: Path | str, *, classes: Sequence[str] | None = None, network: str | None = None, stream: str | None = None
+) -> Checkpoint:
+    """Rebuild a trained stream.
+
+    Args:
+        path: the checkpoint.
+        classes: the class names it must have been trained on, in order; None takes any.
+        network, stream: what it must be; None takes any.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a file of another format or version, another network or stream, other classes, or weights that do
+            not fit the network; names what was given and what was expected.
+    """
+    record = load_tensors(Path(path), CHECKPOINT_FORMAT, FORMAT_VERSION)
+    spec, found = _spec(path, record.pop("stream_spec")), tuple(record.pop("classes"))
+    for name, wanted in (("network", network), ("stream", stream)):
+        if wanted is not None and getattr(spec, name) != wanted:
+            raise ValueError(f"{path} holds {name} {getattr(spec, name)!r}; expected {wanted!r}")
+    if classes is not None and found != tuple(classes):
+        raise ValueError(f"{path} was trained on {_classes(found)}; expected {_classes(tuple(classes))}")
+    with torch.random.fork_rng():  # the random start is overwritten; nobody's random numbers are used up
+        rebuilt = architecture(spec, len(found))
+    try:
+        rebuilt.load_state_dict(record.pop("state"))
+    except (RuntimeError, KeyError, AttributeError) as error:
+        raise ValueError(f"the weights in {path} do not fit its network {spec.network!r}: {error}") from None
+    return Checkpoint(rebuilt.eval(), spec, found, record)
+
+
+def _spec(path: Path | str, values: dict[str, Any]) -> StreamSpec:
+    try:
+        stack = StackSpec(**values["stack"]) if values.get("stack") else None
+        return StreamSpec(**{**values, "milestones": tuple(values["milestones"]), "stack": stack})
+    except TypeError as error:
+        raise ValueError(f"{path} has settings that this code does not know ({error}); "
+                         "update the code, or train again") from None
+
+
+def _classes(names: tuple[str, ...]) -> str:
+    return f"{len(names)} classes ({', '.join(names[:4])}{', ...' if len(names) > 4 else ''})"

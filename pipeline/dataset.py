@@ -1,0 +1,209 @@
+"""torch datasets over a store: random training items, and the fixed test views of every clip.
+
+Item i of step s is a pure function of (seed, s, i): which clip, where in it, which crop, flip and colours. So training
+depends neither on the number of loader processes nor on having been interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from pipeline import stacks, store
+from pipeline.catalog import Clip
+from pipeline.progress import say
+from pipeline.specs import StreamSpec
+from pipeline.transforms import TestViews, TrainView
+
+_ITEM, _CLASS_ORDER, _CLIP_ORDER = range(3)  # purposes of random numbers: each has a sequence of its own
+_MAX_WORKERS = 8
+
+
+class Pictures:
+    """What a stream sees of a clip: its frames, or the stacks of its flow. Opens the store once a process."""
+
+    def __init__(self, spec: StreamSpec, store_path: Path | str):
+        self.spec = spec
+        self.store = (store.open_frames if spec.stream == "spatial" else store.open_flow)(store_path)
+
+    def count(self, video_id: str) -> int:
+        """How many pictures the clip has: frames, or starts of a window."""
+        stored = self.store[video_id]
+        return stacks.starts(len(stored), self.spec.stack) if self.spec.stack else len(stored)
+
+    def read(self, video_id: str, position: int) -> np.ndarray:
+        """One picture: a frame (H, W, 3) uint8, or a stack (2L, H, W) float32 in pixels."""
+        stored = self.store[video_id]
+        if self.spec.stack is None:
+            return stored.frames(position, position + 1)[0]
+        where = stacks.window(len(stored), self.spec.stack, position)
+        backward = stored.flow(*where.backward, backward=True) if where.backward else None
+        return stacks.make_stack(stored.flow(*where.forward), backward, self.spec.stack, where)
+
+    def usable(self, clips: Sequence[Clip], use: str) -> list[Clip]:
+        """The clips that the store holds; says how many it does not, and for what they are lost."""
+        held = [clip for clip in clips if clip.id in self.store]
+        lost = [clip.id for clip in clips if clip.id not in self.store]
+        if lost:
+            say(f"{self.spec.stream}: {len(lost)} of {len(clips)} {use} clips are not in the store, such as "
+                f"{', '.join(lost[:3])}")
+        return held
+
+
+class ClassUniform:
+    """Which clip is the n-th item of training: classes equally often, and within a class its clips equally often.
+
+    Items go in blocks of one of each class, in a new random order each block; the b-th visit of a class takes the next
+    clip of that class in an order that is drawn anew when all were taken. Example, classes A and B: A3 B1 B2 A1 A2 B3.
+
+    Source: paper, section 5 ("uniformly across the classes"). Drawing without replacement is ours: the same mean, less
+    noise, and every clip is used.
+    """
+
+    def __init__(self, labels: Sequence[int], *, seed: int):
+        """`labels` holds the class of each clip; a class without clips never comes."""
+        places = defaultdict(list)
+        for place, label in enumerate(labels):
+            places[label].append(place)
+        self.seed, self.members = seed, [places[label] for label in sorted(places)]
+
+    def __call__(self, n: int) -> int:
+        """Index of the clip of item n, into the sequence of labels."""
+        block, rank = divmod(n, len(self.members))
+        chosen = _generator(self.seed, _CLASS_ORDER, block).permutation(len(self.members))[rank]
+        members = self.members[chosen]
+        turn, rank = divmod(block, len(members))
+        return members[_generator(self.seed, _CLIP_ORDER, turn, int(chosen)).permutation(len(members))[rank]]
+
+
+class TrainingSet(Dataset):
+    """Items of training by number: item i of step s has number s * batch + i."""
+
+    def __init__(self, spec: StreamSpec, store_path: Path | str, clips: Sequence[Clip]):
+        """`clips` are the training clips; those that are not in the store are left out, which is said.
+
+        Raises:
+            ValueError: none is left.
+        """
+        self.spec, self.view, self.pictures = spec, TrainView(spec), Pictures(spec, store_path)
+        self.clips = self.pictures.usable(clips, "training")
+        if not self.clips:
+            raise ValueError(f"none of the {len(clips)} training clips is in {store_path}; "
+                             "`python -m pipeline inspect` shows why")
+        self.choose = ClassUniform([clip.label for clip in self.clips], seed=spec.seed)
+
+    def __len__(self) -> int:
+        return self.spec.steps * self.spec.batch
+
+    def __getitem__(self, number: int) -> tuple[np.ndarray, int]:
+        """(input (C, crop_px, crop_px) float32, zero-based label) of one item."""
+        clip = self.clips[self.choose(number)]
+        rng = _generator(self.spec.seed, _ITEM, *divmod(number, self.spec.batch))
+        try:
+            picture = self.pictures.read(clip.id, int(rng.random() * self.pictures.count(clip.id)))
+        except Exception as error:
+            error.add_note(f"while reading training clip {clip.id!r}")
+            raise
+        return self.view(picture, rng), clip.label
+
+
+class TestItem(NamedTuple):
+    """The views of one picture of one clip."""
+
+    __test__ = False
+
+    clip: int
+    """Place of the clip among the tested clips."""
+    views: torch.Tensor | None
+    """(crops, C, crop_px, crop_px) float32, or None if the clip cannot be read."""
+    reason: str
+    """Why not."""
+
+
+class TestSet(Dataset):
+    """The test views of every clip, a picture at a time, so that a batch is bounded however long a clip is."""
+
+    __test__ = False
+
+    def __init__(self, spec: StreamSpec, store_path: Path | str, clips: Sequence[Clip], *, frames: int, crops: int):
+        """`frames` pictures of each clip at equal temporal spacing, `crops` views of each; a failed clip stays in."""
+        self.clips, self.frames, self.pictures = clips, frames, Pictures(spec, store_path)
+        self.views = TestViews(spec, crops=crops)
+
+    def __len__(self) -> int:
+        return len(self.clips) * self.frames
+
+    def __getitem__(self, number: int) -> TestItem:
+        """Item number k * frames + j: picture j of clip k. Never raises on a clip: what happened is its reason."""
+        place, j = divmod(number, self.frames)
+        video_id = self.clips[place].id
+        try:
+            position = stacks.spaced(self.pictures.count(video_id), self.frames)[j]
+            return TestItem(place, torch.from_numpy(self.views(self.pictures.read(video_id, int(position)))), "")
+        except Exception as error:  # whatever a damaged clip raises, it must not end the scoring of the others
+            failed = isinstance(error, KeyError) and video_id in self.pictures.store.failed
+            reason = self.pictures.store.failed[video_id] if failed else f"{type(error).__name__}: {error}"
+            return TestItem(place, None, reason)
+
+
+def loader(
+    dataset: Dataset, numbers: Sequence[int], *, batch: int, workers: int, pin: bool, collate: Callable
+) -> Iterable:
+    """Batches of the items of these numbers, in this order, made ahead of their use.
+
+    Args:
+        dataset: picklable; its store is opened again in each process.
+        numbers: which items.
+        batch: items in a batch.
+        workers: loading processes; 0 loads in a thread of this one.
+        pin: whether batches go to page-locked memory, for a GPU.
+        collate: makes a batch of a list of items.
+    """
+    parallel: dict[str, Any] = {}
+    if workers:  # not forked: neither HDF5 nor CUDA survives a fork
+        parallel = {"multiprocessing_context": "forkserver", "prefetch_factor": 4, "worker_init_fn": _begin_worker}
+    batches = DataLoader(dataset, batch_size=batch, sampler=numbers, num_workers=workers, pin_memory=pin,
+                         collate_fn=collate, **parallel)
+    return batches if workers else _ahead(batches)
+
+
+def _ahead(batches: Iterable) -> Iterator:
+    """The same batches, the next one made in a thread while one is in use (decoding and numpy let go of the GIL)."""
+    rest = iter(batches)
+    with ThreadPoolExecutor(1) as thread:
+        coming = thread.submit(next, rest, None)
+        while (batch := coming.result()) is not None:
+            coming = thread.submit(next, rest, None)
+            yield batch
+
+
+def stack_items(items: list[tuple[np.ndarray, int]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Training items -> inputs (N, C, H, W) float32 and labels (N,) int64."""
+    inputs, labels = zip(*items, strict=True)
+    # numpy's stack: torch's would start a second set of OpenMP threads beside that of the training
+    return torch.from_numpy(np.stack(inputs)), torch.tensor(labels)
+
+
+def loader_workers(wanted: int, device: torch.device) -> int:
+    """Loading processes: `wanted`; if that is -1, one a core up to 8 for a GPU, and none where the CPU also trains."""
+    if wanted >= 0:
+        return wanted
+    return min(len(os.sched_getaffinity(0)), _MAX_WORKERS) if device.type == "cuda" else 0
+
+
+def _begin_worker(worker: int) -> None:
+    cv2.setNumThreads(1)
+
+
+def _generator(*key: int) -> np.random.Generator:
+    """Random numbers of this key alone (Philox: keys that are close by give unrelated sequences)."""
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence(key)))

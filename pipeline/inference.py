@@ -1,0 +1,60 @@
+"""A trained stream over its test views: a table of scores and features, a row a clip (paper, section 5)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pipeline.catalog import Catalog
+from pipeline.checkpoint import load_checkpoint
+from pipeline.dataset import TestSet
+from pipeline.evaluation import Evaluation, evaluate
+from pipeline.networks import resolve_device
+from pipeline.progress import Progress, say
+from pipeline.scores import Scores
+from pipeline.specs import ScoreSpec
+
+_SHOWN = 5  # failed clips in a message, at most
+
+
+def score(
+    checkpoint: Path | str, *, store_path: Path | str, catalog: Catalog, part: str, spec: ScoreSpec,
+    device: str = "auto",
+) -> Scores:  # fmt: skip
+    """Score every clip of one part.
+
+    Args:
+        checkpoint: a trained stream's file.
+        store_path: index of the frames store (spatial stream) or the flow store (temporal stream).
+        catalog: the clips, with the classes that the stream was trained on.
+        part: "val" or "test" (or "train").
+        spec: frames and crops whose softmax is averaged.
+        device: "auto", "cpu", "cuda" ...
+
+    Returns:
+        Probabilities and penultimate features, means over frames x crops; a clip that failed in the store or cannot be
+        read has a row of NaN, which is said. A part without clips gives an empty table.
+
+    Raises:
+        ValueError: a checkpoint of another format or of other classes.
+        RuntimeError: every clip of the part failed.
+    """
+    target, trained = resolve_device(device), load_checkpoint(checkpoint, classes=catalog.classes)
+    clips = catalog.part(part)
+    test_set = TestSet(trained.spec, store_path, clips, frames=spec.frames, crops=spec.crops)
+    with Progress(f"scoring {part}, {trained.spec.stream}", len(test_set), "pictures") as progress:
+        found = evaluate(trained.network.to(target), test_set, device=target, batch=spec.batch, progress=progress)
+    _report_failures(found, len(clips), f"{trained.spec.stream} scores of {part}")
+    return Scores(
+        video_ids=tuple(clip.id for clip in clips), probabilities=found.probabilities,
+        labels=[clip.label for clip in clips], classes=catalog.classes, features=found.features,
+        groups=tuple(clip.group for clip in clips),
+    )  # fmt: skip
+
+
+def _report_failures(found: Evaluation, clips: int, what: str) -> None:
+    if not found.failed:
+        return
+    shown = "; ".join(f"{video_id}: {reason}" for video_id, reason in list(found.failed.items())[:_SHOWN])
+    if len(found.failed) == clips:
+        raise RuntimeError(f"{what}: all {clips} clips failed, such as {shown}")
+    say(f"{what}: {len(found.failed)} of {clips} clips failed and count as wrong: {shown}")

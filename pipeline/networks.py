@@ -1,0 +1,250 @@
+"""The networks of the streams: a body that turns inputs into features, and a linear head that turns those into logits.
+
+CNN-M-2048 is the paper's; `small` is for the demo; any torchvision classification model serves as a body by its name.
+Weights published for RGB are inflated to the 2L channels of the temporal stream by their mean.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import torchvision
+from torch import nn
+
+from pipeline.backbones import AUXILIARY, OWN, classifier_dropouts, first_convolution, torchvision_body
+from pipeline.progress import say
+from pipeline.specs import StreamSpec
+
+CHECKPOINT_FORMAT = "two-stream-checkpoint"
+
+
+def resolve_device(device: str) -> torch.device:
+    """The device meant by "auto" (CUDA if there is one), "cpu", "cuda" or "cuda:1".
+
+    Raises:
+        ValueError: a device that torch does not know, or a CUDA device that this machine does not have.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.device(device)
+    except RuntimeError:
+        raise ValueError(f"device is {device!r}; allowed: auto, cpu, cuda, cuda:0 ...") from None
+    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+        count = torch.cuda.device_count()
+        raise ValueError(f"device is {device!r}, but torch sees {count} CUDA devices here; use auto or cpu")
+    return found
+
+
+class Network(nn.Module):
+    """One stream's network: `body` gives the penultimate features, `head` is the last, linear layer.
+
+    With `train_body=False` only the head learns: the body keeps its weights and its batch-norm statistics, while its
+    dropout stays active in training (the paper's "last layer" rows differ by dropout). `replaces` is the name of the
+    layer in published weights whose place the head has taken.
+    """
+
+    def __init__(self, body: nn.Module, head: nn.Linear, *, train_body: bool = True, replaces: str = "head"):
+        super().__init__()
+        self.body, self.head, self.train_body, self.replaces = body, head, train_body, replaces
+        self.body.requires_grad_(train_body)
+
+    def train(self, mode: bool = True) -> Network:
+        """Set training mode, sparing the normalisation of a body that does not learn."""
+        super().train(mode)
+        if not self.train_body:
+            for module in self.body.modules():
+                module.training = mode and isinstance(module, nn.Dropout)
+        return self
+
+    def features(self, inputs: torch.Tensor) -> torch.Tensor:
+        """(N, C, H, W) float32 normalised inputs -> (N, D) penultimate features."""
+        return self.body(inputs)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """(N, C, H, W) float32 normalised inputs -> (N, K) logits."""
+        return self.head(self.features(inputs))
+
+
+def build(spec: StreamSpec, num_classes: int) -> Network:
+    """The network of a stream, with its starting weights.
+
+    Args:
+        spec: the stream; `network`, `start`, `dropout`, `train_layers`, `crop_px` and its channels are used.
+        num_classes: K.
+
+    Returns:
+        A network on the CPU whose head is new; draws from torch's global generator.
+
+    Raises:
+        ValueError: unknown network or start, or weights that do not belong to the network.
+        RuntimeError: ImageNet weights that are not here and cannot be downloaded.
+    """
+    network = architecture(spec, num_classes)
+    if spec.network not in OWN and spec.dropout and not classifier_dropouts(network.body):
+        say(f"{spec.network} has no dropout before its last layer: [{spec.stream}] dropout has no effect")
+    if spec.start != "scratch":
+        _start_from(network, spec)
+    return network
+
+
+def architecture(spec: StreamSpec, num_classes: int) -> Network:
+    """The network that `build` fills with starting weights, with random ones; what a checkpoint is loaded into.
+
+    Raises:
+        ValueError: unknown network, a crop too small for it, or no layer that could take the stream's channels.
+    """
+    if num_classes < 2:
+        raise ValueError(f"num_classes is {num_classes}; a network needs at least 2 classes")
+    make = {"cnn_m_2048": _cnn_m_2048, "small": _small}.get(spec.network, torchvision_body)
+    body, width, replaces = make(spec)
+    return Network(body, new_head(width, num_classes), train_body=spec.train_layers == "all", replaces=replaces)
+
+
+def new_head(width: int, num_classes: int) -> nn.Linear:
+    """A last layer that begins near equal probabilities: small Gaussian weights, no bias."""
+    head = nn.Linear(width, num_classes)
+    nn.init.normal_(head.weight, std=0.01)
+    nn.init.zeros_(head.bias)
+    return head
+
+
+# --- our own bodies ---------------------------------------------------------------------------------------------------
+
+
+def _cnn_m_2048(spec: StreamSpec) -> tuple[nn.Module, int, str]:
+    """CNN-M-2048 without its last layer, for square inputs of `crop_px`.
+
+    Source: Chatfield et al. 2014, table 2 (conv2 padded by 1, pooling rounds up, as in their Caffe model), and Simonyan
+    and Zisserman 2014, figure 1: the temporal network drops the second normalisation. Differs in its start: He et al.'s
+    initialisation, with which eight layers train without a shallower network's help.
+    """
+    side = _cnn_m_side(spec.crop_px)
+    second_norm = [_krizhevsky_norm()] if spec.stream == "spatial" else []
+    body = nn.Sequential(
+        nn.Conv2d(spec.channels, 96, 7, stride=2), nn.ReLU(inplace=True), _krizhevsky_norm(), _pool(),
+        nn.Conv2d(96, 256, 5, stride=2, padding=1), nn.ReLU(inplace=True), *second_norm, _pool(),
+        nn.Conv2d(256, 512, 3, padding=1), nn.ReLU(inplace=True),
+        nn.Conv2d(512, 512, 3, padding=1), nn.ReLU(inplace=True),
+        nn.Conv2d(512, 512, 3, padding=1), nn.ReLU(inplace=True), _pool(), nn.Flatten(),
+        nn.Linear(512 * side * side, 4096), nn.ReLU(inplace=True), nn.Dropout(spec.dropout),
+        nn.Linear(4096, 2048), nn.ReLU(inplace=True), nn.Dropout(spec.dropout),
+    )
+    return _he_start(body), 2048, "head"
+
+
+def _pool() -> nn.MaxPool2d:
+    return nn.MaxPool2d(3, stride=2, ceil_mode=True)
+
+
+def _krizhevsky_norm() -> nn.LocalResponseNorm:
+    # Krizhevsky et al. 2012, section 3.3: k + 1e-4 * sum over n = 5; torch divides its alpha by n
+    return nn.LocalResponseNorm(5, alpha=5 * 1e-4, beta=0.75, k=2.0)
+
+
+def _cnn_m_side(crop_px: int) -> int:
+    """Side of the last feature map. 224 -> 109 -> 54 -> 26 -> 13 -> 6."""
+    side = (crop_px - 7) // 2 + 1  # conv1
+    side = -(-(side - 3) // 2) + 1  # pool1
+    side = (side + 2 - 5) // 2 + 1  # conv2
+    side = -(-(side - 3) // 2) + 1  # pool2
+    side = -(-(side - 3) // 2) + 1  # pool5
+    if side < 1:
+        raise ValueError(f"[stream] crop_px is {crop_px}; cnn_m_2048 needs at least 41")
+    return side
+
+
+def _small(spec: StreamSpec) -> tuple[nn.Module, int, str]:
+    """Four convolutions for small pictures on a CPU: a millisecond an input, a hundred thousand weights."""
+    layers: list[nn.Module] = []
+    for before, after, size in ((spec.channels, 16, 5), (16, 32, 3), (32, 64, 3), (64, 128, 3)):
+        convolution = nn.Conv2d(before, after, size, stride=2, padding=size // 2, bias=False)
+        layers += [convolution, nn.BatchNorm2d(after), nn.ReLU(inplace=True)]
+    body = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(spec.dropout))
+    return _he_start(body), 128, "head"
+
+
+def _he_start(body: nn.Sequential) -> nn.Sequential:
+    for module in body:
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    return body
+
+
+# --- starting weights -------------------------------------------------------------------------------------------------
+
+
+def _start_from(network: Network, spec: StreamSpec) -> None:
+    """Load the body's weights: torchvision's by their published names, or those of a checkpoint of ours."""
+    state = _imagenet_weights(spec) if spec.start == "imagenet" else read_weights(spec.start)
+    if not any(name.startswith("body.") for name in state):
+        dropped = (f"{network.replaces}.", *(f"{name}." for name in AUXILIARY))
+        state = {f"body.{name}": value for name, value in state.items() if not name.startswith(dropped)}
+    state = {name: value for name, value in state.items() if not name.startswith("head.")}
+    _inflate(state, network, spec)
+    _refuse_mismatch({f"body.{name}": value for name, value in network.body.state_dict().items()}, state, spec)
+    network.load_state_dict(state, strict=False)  # strict but for the head: checked above
+
+
+def _inflate(state: dict[str, torch.Tensor], network: Network, spec: StreamSpec) -> None:
+    """Give a first layer made for RGB the stream's channels: to each, the mean over RGB of its weights.
+
+    Source: Wang et al., Temporal Segment Networks, 2016, section 3.1 (cross-modality pre-training).
+    """
+    name = f"body.{first_convolution(network.body)[0]}.weight"
+    weight = state.get(name)
+    if weight is None or weight.ndim != 4 or weight.shape[1] != 3 or spec.channels == 3:
+        return
+    state[name] = weight.mean(1, keepdim=True).repeat(1, spec.channels, 1, 1)
+    say(f"{spec.network}: first layer {name.removeprefix('body.')} inflated from 3 to {spec.channels} channels "
+        "by the mean over RGB")
+
+
+def _imagenet_weights(spec: StreamSpec) -> dict[str, torch.Tensor]:
+    if spec.network in OWN:
+        raise ValueError(f"[{spec.stream}] start is imagenet, but {spec.network} has no ImageNet weights; "
+                         "allowed: scratch, or the path of a weights file")
+    weights = torchvision.models.get_model_weights(spec.network).DEFAULT
+    try:
+        return weights.get_state_dict(progress=False, check_hash=True)
+    except (OSError, RuntimeError) as error:  # no network, or a file whose hash is wrong
+        folder = Path(torch.hub.get_dir()) / "checkpoints"
+        raise RuntimeError(f"[{spec.stream}] start is imagenet, but {weights.url} cannot be had ({error}); put that "
+                           f"file into {folder}, or give the path of a weights file as start") from None
+
+
+def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
+    """The tensors in a weights file: a plain state dict, or the state in a checkpoint of ours.
+
+    Raises:
+        ValueError: no such file, or one that holds something else (nothing in it is ever executed).
+    """
+    if not Path(path).is_file():
+        raise ValueError(f"start is {str(path)!r}, which is no file; "
+                         "allowed: scratch, imagenet, or the path of a weights file")
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ValueError(f"{path} is no weights file: torch cannot load it with weights_only=True "
+                         f"({type(error).__name__})") from error
+    if isinstance(found, dict) and found.get("format") == CHECKPOINT_FORMAT:
+        found = found["state"]
+    if not isinstance(found, dict) or not found or not all(isinstance(value, torch.Tensor) for value in found.values()):
+        raise ValueError(f"{path} holds no state dict (names to tensors)")
+    return found
+
+
+def _refuse_mismatch(wanted: dict, given: dict, spec: StreamSpec) -> None:
+    """Compare names and shapes of weights before any is loaded."""
+    differ = [name for name, value in wanted.items() if name not in given or given[name].shape != value.shape]
+    unknown = [name for name in given if name not in wanted]
+    if not differ and not unknown:
+        return
+    name = (differ + unknown)[0]
+    here, there = (str(tuple(which[name].shape)) if name in which else "absent" for which in (wanted, given))
+    raise ValueError(f"the weights in {spec.start!r} do not belong to network {spec.network!r} with {spec.channels} "
+                     f"input channels: {len(differ)} tensors are absent or misshapen, {len(unknown)} are unknown; "
+                     f"the first is {name}: {here} in the network, {there} in the file")

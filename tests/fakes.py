@@ -1,0 +1,77 @@
+"""A store in memory with the interface of `pipeline.store.Store`, and a catalog of its clips."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+
+from pipeline.catalog import Catalog, Clip
+
+torch.set_num_threads(1)  # tests are small: more threads cost more than they give, the more so on a busy machine
+
+
+class FakeClip:
+    """A clip whose frames (T, H, W, 3) uint8 and flow (T-1, 2, H, W) float32, forward and backward, are arrays."""
+
+    def __init__(self, kind, frames=None, forward=None, backward=None):
+        self.kind, self._frames, self._forward, self._backward = kind, frames, forward, backward
+
+    def __len__(self):
+        return len(self._frames if self.kind == "frames" else self._forward)
+
+    def frames(self, first, last):
+        assert self.kind == "frames" and 0 <= first < last <= len(self)
+        return self._frames[first:last]
+
+    def flow(self, first, last, *, backward=False):
+        assert self.kind == "flow" and 0 <= first < last <= len(self)
+        return (self._backward if backward else self._forward)[first:last]
+
+
+class BrokenClip(FakeClip):
+    """A clip of which nothing can be read."""
+
+    def frames(self, first, last):
+        raise OSError("bad JPEG")
+
+    flow = frames
+
+
+class FakeStore(Mapping):
+    """Clips by id; `failed` as in a real store."""
+
+    def __init__(self, clips, failed=None):
+        self.clips, self.failed = clips, failed or {}
+
+    def __getitem__(self, video_id):
+        return self.clips[video_id]
+
+    def __iter__(self):
+        return iter(self.clips)
+
+    def __len__(self):
+        return len(self.clips)
+
+
+def clip_row(video_id, label, split, classes, group="g"):
+    return Clip(video_id, f"{video_id}.avi", label, classes[label], group, split, 1, 1, "0" * 16)
+
+
+def two_classes(kind, *, per_class=4, val=1, test=2, size=40, frames=9, seed=0):
+    """A catalog of two classes and its store: class 0 dark or moving left, class 1 bright or moving right."""
+    rng, classes, rows, clips = np.random.default_rng(seed), ("left", "right"), [], {}
+    for label in (0, 1):
+        for k in range(per_class + val + test):
+            video_id = f"{classes[label]}_{k}"
+            split = "train" if k < per_class else "val" if k < per_class + val else "test"
+            rows.append(clip_row(video_id, label, split, classes))
+            dark = rng.integers(0, 120, (frames, size, size + 8, 3)) + 120 * label
+            moving = rng.normal((2 * label - 1) * 2.0, 0.5, (frames - 1, 2, size, size + 8)).astype(np.float32)
+            clips[video_id] = FakeClip(kind, dark.astype(np.uint8), moving, -moving)
+    return Catalog(tuple(rows), classes, "1", ()), FakeStore(clips)
+
+
+def use_store(monkeypatch, fake):
+    """Make the dataset module open this store, whatever the path."""
+    monkeypatch.setattr("pipeline.dataset.store.open_frames", lambda path: fake)
+    monkeypatch.setattr("pipeline.dataset.store.open_flow", lambda path: fake)

@@ -1,0 +1,161 @@
+"""Sampling statistics, determinism, windows of short clips, failures; on stores in memory, and one on disk."""
+
+import pickle
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from fakes import BrokenClip, FakeClip, FakeStore, clip_row, two_classes, use_store
+
+from pipeline import jpeg
+from pipeline.dataset import ClassUniform, Pictures, TestSet, TrainingSet, loader, loader_workers, stack_items
+from pipeline.specs import StackSpec, StreamSpec
+from pipeline.store import Record, ShardWriter, open_frames, write_index
+
+
+def spec(stream="spatial", **values):
+    stack = StackSpec(length=3, subtract_mean=False) if stream == "temporal" else None
+    defaults = {"stack": stack, "resize_px": 0, "crop_px": 16, "batch": 4, "steps": 6, "jitter": 0.2}
+    return StreamSpec(stream=stream, network="small", **{**defaults, **values})
+
+
+def items(dataset, workers=0, first=0):
+    numbers = range(first, len(dataset))
+    return list(loader(dataset, numbers, batch=4, workers=workers, pin=False, collate=stack_items))
+
+
+def test_classes_come_equally_often_whatever_their_size():
+    labels = [0] * 50 + [1] * 3 + [3] * 1  # class 2 has no clip
+    choose = ClassUniform(labels, seed=1)
+    drawn = [choose(n) for n in range(3000)]
+    assert Counter(labels[place] for place in drawn) == {0: 1000, 1: 1000, 3: 1000}
+    counts = Counter(drawn)
+    assert all(counts[place] == 20 for place in range(50))
+    assert all(333 <= counts[place] <= 334 for place in range(50, 53))
+
+
+def test_every_block_has_one_clip_of_each_class_in_a_new_order():
+    labels = [0, 0, 1, 1, 2, 2]
+    choose = ClassUniform(labels, seed=0)
+    blocks = [tuple(labels[choose(3 * b + k)] for k in range(3)) for b in range(60)]
+    assert all(sorted(block) == [0, 1, 2] for block in blocks)
+    assert len(set(blocks)) == 6
+    assert [choose(n) for n in range(50)] != [ClassUniform(labels, seed=2)(n) for n in range(50)]
+
+
+@pytest.mark.parametrize("stream", ["spatial", "temporal"])
+def test_items_depend_on_seed_step_and_place_only(monkeypatch, stream):
+    catalog, fake = two_classes("frames" if stream == "spatial" else "flow")
+    use_store(monkeypatch, fake)
+    once = TrainingSet(spec(stream), "index.h5", catalog.part("train"))
+    batches = items(once)
+    assert len(batches) == 6 and batches[0][0].shape == (4, 3 if stream == "spatial" else 6, 16, 16)
+    assert torch.equal(items(once, first=12)[0][0], batches[3][0])  # a resumed run
+    assert torch.equal(torch.stack([torch.from_numpy(once[n][0]) for n in (9, 8)]), batches[2][0][[1, 0]])
+    other = TrainingSet(spec(stream, seed=1), "index.h5", catalog.part("train"))
+    assert not torch.equal(items(other)[0][0], batches[0][0])
+
+
+def test_loader_processes_change_nothing(monkeypatch):
+    catalog, fake = two_classes("flow")
+    use_store(monkeypatch, fake)
+    dataset = TrainingSet(spec("temporal"), "index.h5", catalog.part("train"))
+    for alone, parallel in zip(items(dataset), items(dataset, workers=2), strict=True):
+        assert torch.equal(alone[0], parallel[0]) and torch.equal(alone[1], parallel[1])
+
+
+def test_positions_cover_the_clip_evenly(monkeypatch):
+    catalog, fake = two_classes("frames", per_class=1, frames=8)
+    for clip in fake.values():  # the frame's number is its brightness
+        clip._frames = np.broadcast_to(np.arange(8, dtype=np.uint8)[:, None, None, None], (8, 16, 16, 3)) * 30
+    use_store(monkeypatch, fake)
+    dataset = TrainingSet(spec(jitter=0.0, steps=400), "index.h5", catalog.part("train"))
+    seen = Counter(round((float(dataset[n][0][0, 0, 0]) * 0.229 + 0.485) * 255 / 30) for n in range(1600))
+    assert set(seen) == set(range(8)) and all(140 <= count <= 260 for count in seen.values())  # 200 +- 4.5 sigma
+
+
+def ramp(count):
+    """Forward field t is t everywhere (x and y), backward field t is -t."""
+    forward = np.broadcast_to(np.arange(count, dtype=np.float32)[:, None, None, None], (count, 2, 16, 16))
+    return FakeClip("flow", None, forward, -forward)
+
+
+def test_temporal_pictures_are_windows_of_flow(monkeypatch):
+    use_store(monkeypatch, FakeStore({"long": ramp(7), "short": ramp(2)}))
+    pictures = Pictures(spec("temporal"), "index.h5")
+    assert (pictures.count("long"), pictures.count("short")) == (5, 1)
+    assert pictures.read("long", 2)[:, 0, 0].tolist() == [2, 2, 3, 3, 4, 4]
+    assert pictures.read("short", 0)[:, 0, 0].tolist() == [0, 0, 1, 1, 1, 1]
+    stack = StackSpec(length=4, direction="bidirectional", subtract_mean=False)
+    both = Pictures(spec("temporal", stack=stack), "index.h5")
+    assert both.read("long", 1)[:, 0, 0].tolist() == [3, 3, 4, 4, -2, -2, -1, -1]
+
+
+def test_test_views_are_equally_spaced(monkeypatch):
+    use_store(monkeypatch, FakeStore({"a": ramp(11)}))
+    views = TestSet(spec("temporal", flow_unit_px=1.0), "index.h5", [clip_row("a", 0, "test", "xy")], frames=3, crops=2)
+    assert len(views) == 3
+    found = [views[j].views[:, :, 0, 0].tolist() for j in range(3)]  # of 9 starts: 0, 4, 8
+    assert found == [[[s, s, s + 1, s + 1, s + 2, s + 2], [-s, s, -s - 1, s + 1, -s - 2, s + 2]] for s in (0, 4, 8)]
+
+
+def test_a_clip_that_failed_is_left_out_of_training_and_said(monkeypatch, capsys):
+    catalog, fake = two_classes("frames")
+    del fake.clips["left_1"]
+    fake.failed["left_1"] = "decodes no frame"
+    use_store(monkeypatch, fake)
+    dataset = TrainingSet(spec(), "index.h5", catalog.part("train"))
+    assert "spatial: 1 of 8 training clips are not in the store, such as left_1" in capsys.readouterr().err
+    assert "left_1" not in {dataset.clips[dataset.choose(n)].id for n in range(200)}
+
+
+def test_nothing_to_train_on_is_an_error(monkeypatch):
+    catalog, _ = two_classes("frames")
+    use_store(monkeypatch, FakeStore({}))
+    with pytest.raises(ValueError, match="none of the 8 training clips is in index.h5"):
+        TrainingSet(spec(), "index.h5", catalog.part("train"))
+
+
+def test_a_training_clip_that_cannot_be_read_is_named(monkeypatch):
+    catalog, fake = two_classes("frames")
+    fake.clips = {video_id: BrokenClip("frames", clip._frames) for video_id, clip in fake.clips.items()}
+    use_store(monkeypatch, fake)
+    with pytest.raises(OSError, match="bad JPEG") as caught:
+        TrainingSet(spec(), "index.h5", catalog.part("train"))[0]
+    assert "while reading training clip" in caught.value.__notes__[0]
+
+
+def test_a_test_clip_that_cannot_be_read_is_an_item_with_its_reason(monkeypatch):
+    catalog, fake = two_classes("frames")
+    fake.clips["left_5"] = BrokenClip("frames", fake.clips["left_5"]._frames)
+    del fake.clips["right_5"]
+    fake.failed["right_5"] = "decodes no frame"
+    use_store(monkeypatch, fake)
+    tested = TestSet(spec(), "index.h5", catalog.part("test"), frames=1, crops=1)
+    failed = [item for item in map(tested.__getitem__, range(4)) if item.views is None]
+    reasons = {tested.clips[item.clip].id: item.reason for item in failed}
+    assert reasons == {"left_5": "OSError: bad JPEG", "right_5": "decodes no frame"}
+
+
+def test_loading_processes_by_device():
+    assert loader_workers(-1, torch.device("cpu")) == 0
+    assert 1 <= loader_workers(-1, torch.device("cuda")) <= 8
+    assert loader_workers(3, torch.device("cpu")) == 3
+
+
+def test_pictures_of_a_real_store_also_after_pickling(tmp_path):
+    frames = np.random.default_rng(0).integers(0, 256, (4, 16, 24, 3)).astype(np.uint8)
+    record = Record(id="a/b c", class_name="x", label=0, group="g", frames=4, status="ok", reason="", crc32=0)
+    with ShardWriter(tmp_path / "shards" / "s.h5", "frames", {"digest": "d"}) as shard:
+        writer = shard.clip(record.id)
+        for frame in frames:
+            writer.append(jpeg.encode(frame, quality=95))
+        writer.finish({"height": 16, "width": 24})
+        shard.record(record)
+    write_index(tmp_path / "index.h5", "frames", [(record, "s")], {}, {"digest": "d"})
+    pictures = Pictures(spec(), tmp_path / "index.h5")
+    expected = open_frames(tmp_path / "index.h5")[record.id].frames(0, 4)
+    for read in (pictures, pickle.loads(pickle.dumps(pictures))):
+        assert read.count(record.id) == 4
+        np.testing.assert_array_equal(read.read(record.id, 2), expected[2])

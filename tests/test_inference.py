@@ -1,0 +1,168 @@
+"""Scores against the plain numpy mean of softmax over views; failed clips; foreign checkpoints."""
+
+import numpy as np
+import pytest
+import torch
+from fakes import BrokenClip, FakeStore, two_classes, use_store
+
+from pipeline.catalog import Catalog
+from pipeline.checkpoint import load_checkpoint, save_checkpoint, save_tensors
+from pipeline.inference import score
+from pipeline.networks import CHECKPOINT_FORMAT, build
+from pipeline.specs import ScoreSpec, StackSpec, StreamSpec
+
+
+def spec(stream="spatial", **values):
+    stack = StackSpec(length=3) if stream == "temporal" else None
+    defaults = {"network": "small", "resize_px": 0, "crop_px": 32, "dropout": 0.5, "flow_unit_px": 2.0}
+    return StreamSpec(stream=stream, stack=stack, **{**defaults, **values})
+
+
+def save_untrained(path, settings, catalog):
+    torch.manual_seed(0)
+    network = build(settings, len(catalog.classes))
+    network.head.weight.data *= 30  # far from equal probabilities, so that a mean of logits would differ
+    save_checkpoint(path, network.state_dict(), settings, catalog, inputs="i", best_step=3)
+    return network.eval()
+
+
+def softmax(logits):
+    exponents = np.exp(logits - logits.max(-1, keepdims=True))
+    return exponents / exponents.sum(-1, keepdims=True)
+
+
+def test_scores_are_the_mean_softmax_over_frames_and_crops(monkeypatch, tmp_path):
+    catalog, fake = two_classes("frames", frames=9)
+    use_store(monkeypatch, fake)
+    network = save_untrained(tmp_path / "c.pt", spec(), catalog)
+    made = score(tmp_path / "c.pt", store_path="i", catalog=catalog, part="test", spec=ScoreSpec(frames=3, crops=10))
+
+    assert made.video_ids == tuple(clip.id for clip in catalog.part("test")) and made.labels.tolist() == [0, 0, 1, 1]
+    assert made.classes == catalog.classes and made.groups == ("g",) * 4
+    mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+    for row, clip in enumerate(catalog.part("test")):
+        views = []
+        for frame in (0, 4, 8):  # 40 x 48 pixels
+            for top, left in ((0, 0), (0, 16), (8, 0), (8, 16), (4, 8)):
+                view = fake[clip.id]._frames[frame][top : top + 32, left : left + 32]
+                views += [view, view[:, ::-1]]
+        inputs = ((np.stack(views) / 255 - mean) / std).transpose(0, 3, 1, 2).astype(np.float32)
+        with torch.no_grad():
+            features = network.features(torch.from_numpy(inputs))
+            logits = network.head(features).numpy()
+        np.testing.assert_allclose(made.probabilities[row], softmax(logits).mean(0), atol=1e-5)
+        np.testing.assert_allclose(made.features[row], features.numpy().mean(0), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("batch", [1, 7, 1000])
+def test_the_batch_changes_nothing(monkeypatch, tmp_path, batch):
+    catalog, fake = two_classes("flow")
+    use_store(monkeypatch, fake)
+    save_untrained(tmp_path / "c.pt", spec("temporal"), catalog)
+    made = [score(tmp_path / "c.pt", store_path="i", catalog=catalog, part="test",
+                  spec=ScoreSpec(frames=4, crops=2, batch=b)) for b in (0, batch)]  # fmt: skip
+    np.testing.assert_allclose(made[1].probabilities, made[0].probabilities, atol=1e-6)
+    assert made[1].features.shape == (4, 128)
+
+
+def test_failed_clips_become_nan_and_are_said(monkeypatch, tmp_path, capsys):
+    catalog, fake = two_classes("frames")
+    fake.clips["left_5"] = BrokenClip("frames", fake.clips["left_5"]._frames)
+    del fake.clips["right_5"]
+    fake.failed["right_5"] = "decodes no frame"
+    use_store(monkeypatch, fake)
+    save_untrained(tmp_path / "c.pt", spec(), catalog)
+    made = score(tmp_path / "c.pt", store_path="i", catalog=catalog, part="test", spec=ScoreSpec(frames=2, crops=1))
+    assert made.failed == ("left_5", "right_5")
+    assert np.isnan(made.features[0]).all() and np.isfinite(made.features[1]).all()
+    said = capsys.readouterr().err
+    assert "2 of 4 clips failed and count as wrong: left_5: OSError: bad JPEG; right_5: decodes no frame" in said
+
+
+def test_if_every_clip_fails_it_is_an_error(monkeypatch, tmp_path):
+    catalog, _ = two_classes("frames")
+    use_store(monkeypatch, FakeStore({}, {}))
+    save_untrained(tmp_path / "c.pt", spec(), catalog)
+    with pytest.raises(RuntimeError, match="spatial scores of test: all 4 clips failed, such as left_5: KeyError"):
+        score(tmp_path / "c.pt", store_path="i", catalog=catalog, part="test", spec=ScoreSpec(frames=2, crops=1))
+
+
+def test_a_part_without_clips_gives_an_empty_table(monkeypatch, tmp_path):
+    catalog, fake = two_classes("frames", val=0)
+    use_store(monkeypatch, fake)
+    save_untrained(tmp_path / "c.pt", spec(), catalog)
+    made = score(tmp_path / "c.pt", store_path="i", catalog=catalog, part="val", spec=ScoreSpec(frames=2, crops=1))
+    assert made.probabilities.shape == (0, 2)
+
+
+def test_a_checkpoint_carries_its_settings(tmp_path):
+    catalog, _ = two_classes("flow")
+    settings = spec("temporal", milestones=(3, 5))
+    network = save_untrained(tmp_path / "c.pt", settings, catalog)
+    state = torch.random.get_rng_state()
+    found = load_checkpoint(tmp_path / "c.pt", classes=catalog.classes, network="small", stream="temporal")
+    assert torch.equal(state, torch.random.get_rng_state())
+    assert found.spec == settings and found.classes == ("left", "right") and not found.network.training
+    assert found.record["best_step"] == 3 and found.record["catalog_key"] == catalog.key
+    assert all(torch.equal(value, network.state_dict()[name]) for name, value in found.network.state_dict().items())
+
+
+def test_a_checkpoint_does_not_need_the_weights_file_it_started_from(tmp_path):
+    catalog, _ = two_classes("frames")
+    network = build(spec(), 2)
+    gone = spec(start=str(tmp_path / "gone.pth"))
+    save_checkpoint(tmp_path / "c.pt", network.state_dict(), gone, catalog)
+    assert load_checkpoint(tmp_path / "c.pt").spec == gone
+
+
+def test_other_classes_networks_and_streams_are_refused_naming_both(tmp_path):
+    catalog, _ = two_classes("frames")
+    save_untrained(tmp_path / "c.pt", spec(), catalog)
+    other = Catalog((), ("up", "down", "left"), "1", ())
+    with pytest.raises(ValueError, match=r"on 2 classes \(left, right\); expected 3 classes \(up, down, left\)"):
+        score(tmp_path / "c.pt", store_path="i", catalog=other, part="test", spec=ScoreSpec())
+    with pytest.raises(ValueError, match="holds network 'small'; expected 'resnet18'"):
+        load_checkpoint(tmp_path / "c.pt", network="resnet18")
+    with pytest.raises(ValueError, match="holds stream 'spatial'; expected 'temporal'"):
+        load_checkpoint(tmp_path / "c.pt", stream="temporal")
+
+
+def test_foreign_old_and_damaged_checkpoints_are_refused(tmp_path):
+    path = tmp_path / "c.pt"
+    with pytest.raises(FileNotFoundError, match="c.pt does not exist; train the stream first"):
+        load_checkpoint(path)
+    path.write_bytes(b"not a checkpoint")
+    with pytest.raises(ValueError, match="cannot be loaded with weights_only=True"):
+        load_checkpoint(path)
+    save_tensors(path, {"state_dict": {}})
+    with pytest.raises(ValueError, match="holds 'no format', not 'two-stream-checkpoint'"):
+        load_checkpoint(path)
+    torch.save([1, 2], path)
+    with pytest.raises(ValueError, match="holds 'list', not 'two-stream-checkpoint'"):
+        load_checkpoint(path)
+    save_tensors(path, {"format": CHECKPOINT_FORMAT, "format_version": 0})
+    with pytest.raises(ValueError, match="has format version 0; this code reads 1"):
+        load_checkpoint(path)
+
+
+def test_settings_and_weights_that_do_not_fit_are_refused(tmp_path):
+    catalog, _ = two_classes("frames")
+    about = {"format": CHECKPOINT_FORMAT, "format_version": 1, "classes": ["left", "right"]}
+    save_tensors(tmp_path / "c.pt", {**about, "stream_spec": {**spec().as_dict(), "colour": 3}, "state": {}})
+    with pytest.raises(ValueError, match="has settings that this code does not know .*colour"):
+        load_checkpoint(tmp_path / "c.pt")
+    wrong = build(spec("temporal"), 2).state_dict()
+    save_checkpoint(tmp_path / "c.pt", wrong, spec(), catalog)
+    with pytest.raises(ValueError, match=r"the weights in .*c.pt do not fit its network 'small'"):
+        load_checkpoint(tmp_path / "c.pt")
+
+
+def test_code_in_a_checkpoint_is_never_run(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "owned"), "w"))
+
+    torch.save({"format": CHECKPOINT_FORMAT, "format_version": 1, "state": Evil()}, tmp_path / "evil.pt")
+    with pytest.raises(ValueError, match="weights_only=True"):
+        load_checkpoint(tmp_path / "evil.pt")
+    assert not (tmp_path / "owned").exists()

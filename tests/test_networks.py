@@ -1,0 +1,217 @@
+"""Networks: layer sizes by hand, inflation in numpy, and what is refused."""
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+from pipeline import backbones, networks
+from pipeline.networks import architecture, build, resolve_device
+from pipeline.specs import StackSpec, StreamSpec
+
+torch.set_num_threads(1)
+
+
+def spec(stream="spatial", network="small", **values):
+    stack = StackSpec(length=values.pop("length", 10)) if stream == "temporal" else None
+    return StreamSpec(stream=stream, network=network, stack=stack, **{"resize_px": 0, "crop_px": 64, **values})
+
+
+@pytest.fixture(scope="module")
+def squeezenet_file(tmp_path_factory):
+    """Random weights in the file format of torchvision's squeezenet1_1, and the state in it."""
+    torch.manual_seed(3)
+    state = torchvision.models.squeezenet1_1().state_dict()
+    path = tmp_path_factory.mktemp("weights") / "squeezenet1_1.pth"
+    torch.save(state, path)
+    return path, state
+
+
+# Chatfield et al. 2014, table 2, with a 224 x 224 input: (layer, channels, side)
+CNN_M = [("Conv2d", 96, 109), ("MaxPool2d", 96, 54), ("Conv2d", 256, 26), ("MaxPool2d", 256, 13), ("Conv2d", 512, 13),
+         ("Conv2d", 512, 13), ("Conv2d", 512, 13), ("MaxPool2d", 512, 6)]  # fmt: skip
+
+
+def on_meta(settings, num_classes=5):
+    with torch.device("meta"):
+        return architecture(settings, num_classes).eval()
+
+
+def outputs(network, inputs):
+    """(layer name, output shape) in the order in which layers run."""
+    seen = []
+    for module in network.modules():
+        if not list(module.children()):
+            module.register_forward_hook(lambda m, _, out: seen.append((type(m).__name__, tuple(out.shape))))
+    network(inputs)
+    return seen
+
+
+@pytest.mark.parametrize(("stream", "norms"), [("spatial", 2), ("temporal", 1)])
+def test_cnn_m_has_the_layers_of_the_paper(stream, norms):
+    network = on_meta(spec(stream, "cnn_m_2048", crop_px=224))
+    seen = outputs(network, torch.empty(2, 20 if stream == "temporal" else 3, 224, 224, device="meta"))
+    spatial = [(name, shape[1], shape[2]) for name, shape in seen if name in ("Conv2d", "MaxPool2d")]
+    assert spatial == CNN_M
+    assert [shape for name, shape in seen if name == "Linear"] == [(2, 4096), (2, 2048), (2, 5)]
+    assert sum(name == "LocalResponseNorm" for name, _ in seen) == norms
+    assert sum(name == "ReLU" for name, _ in seen) == 7 and sum(name == "Dropout" for name, _ in seen) == 2
+
+
+def test_cnn_m_takes_other_crops_and_says_which_are_too_small():
+    for side in (112, 41):
+        network = on_meta(spec("spatial", "cnn_m_2048", crop_px=side))
+        assert network(torch.empty(1, 3, side, side, device="meta")).shape == (1, 5)
+    with pytest.raises(ValueError, match="crop_px is 40; cnn_m_2048 needs at least 41"):
+        on_meta(spec("spatial", "cnn_m_2048", crop_px=40))
+
+
+def test_the_normalisation_is_krizhevskys():
+    x = np.random.default_rng(0).random((7, 2, 2)).astype(np.float32) * 50
+    layer = next(m for m in on_meta(spec("temporal", "cnn_m_2048")).modules() if isinstance(m, nn.LocalResponseNorm))
+    expected = np.empty_like(x)
+    for i in range(7):
+        expected[i] = x[i] / (2 + 1e-4 * (x[max(0, i - 2) : i + 3] ** 2).sum(0)) ** 0.75
+    np.testing.assert_allclose(layer(torch.from_numpy(x)[None])[0].numpy(), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("network", "width"), [("small", 128), ("squeezenet1_1", 512), ("resnet18", 512),
+                                                ("mobilenet_v3_small", 1024), ("alexnet", 4096)])  # fmt: skip
+@pytest.mark.parametrize("stream", ["spatial", "temporal"])
+def test_features_are_the_input_of_the_head(network, width, stream):
+    settings = spec(stream, network, dropout=0.5)
+    made, inputs = build(settings, 7).eval(), torch.randn(2, settings.channels, 64, 64)
+    features = made.features(inputs)
+    assert features.shape == (2, width)
+    torch.testing.assert_close(made(inputs), features @ made.head.weight.T + made.head.bias, rtol=1e-4, atol=1e-5)
+
+
+def test_small_is_small():
+    assert sum(weight.numel() for weight in build(spec("temporal"), 6).parameters()) < 200_000
+
+
+def test_dropout_of_the_spec_reaches_the_classifier_only():
+    counts = {"alexnet": 2, "mobilenet_v3_small": 1, "squeezenet1_1": 1, "small": 1, "cnn_m_2048": 2}
+    for name, count in counts.items():
+        found = [m.p for m in on_meta(spec("spatial", name, dropout=0.7)).modules() if isinstance(m, nn.Dropout)]
+        assert found == [0.7] * count, name
+
+
+def test_a_dropout_without_effect_is_said(capsys):
+    build(spec("spatial", "resnet18", dropout=0.7), 3)
+    assert "resnet18 has no dropout before its last layer" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("length", [1, 5])
+def test_first_layer_is_inflated_by_the_mean_over_rgb(squeezenet_file, length, capsys):
+    path, state = squeezenet_file
+    made = build(spec("temporal", "squeezenet1_1", start=str(path), length=length), 4)
+    mean = state["features.0.weight"].numpy().mean(axis=1, keepdims=True)
+    weight = made.body.features[0].weight.detach().numpy()
+    assert weight.shape == (64, 2 * length, 3, 3)
+    np.testing.assert_allclose(weight, np.repeat(mean, 2 * length, axis=1), rtol=1e-6)
+    for name, value in made.body.state_dict().items():
+        if name != "features.0.weight":
+            torch.testing.assert_close(value, state[name], rtol=0, atol=0)
+    assert f"features.0.weight inflated from 3 to {2 * length} channels" in capsys.readouterr().err
+
+
+def test_spatial_start_keeps_every_weight_but_the_head(squeezenet_file):
+    path, state = squeezenet_file
+    made = build(spec("spatial", "squeezenet1_1", start=str(path)), 4)
+    assert all(torch.equal(value, state[name]) for name, value in made.body.state_dict().items())
+    assert made.head.weight.shape == (4, 512)
+
+
+def test_a_state_of_our_own_starts_a_network_of_other_classes(tmp_path):
+    old = build(spec("temporal", "small"), 6)
+    torch.save({"format": networks.CHECKPOINT_FORMAT, "state": old.state_dict()}, tmp_path / "old.pt")
+    new = build(spec("temporal", "small", start=str(tmp_path / "old.pt")), 9)
+    assert all(torch.equal(value, old.body.state_dict()[name]) for name, value in new.body.state_dict().items())
+    assert new.head.out_features == 9
+
+
+def test_weights_of_another_architecture_are_refused_naming_both(squeezenet_file):
+    path, _ = squeezenet_file
+    with pytest.raises(ValueError, match=r"squeezenet1_1.pth' do not belong to network 'resnet18'.*absent in the file"):
+        build(spec("spatial", "resnet18", start=str(path)), 4)
+    with pytest.raises(ValueError, match=r"do not belong to network 'small' with 3 input channels"):
+        build(spec("spatial", "small", start=str(path)), 4)
+    with pytest.raises(ValueError, match=r"to network 'squeezenet1_0'.*\(96, 3, 7, 7\) in the network, \(64, 3"):
+        build(spec("spatial", "squeezenet1_0", start=str(path)), 4)
+
+
+def test_a_start_that_is_no_weights_file_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="'nowhere.pth', which is no file; allowed: scratch, imagenet"):
+        build(spec(start="nowhere.pth"), 4)
+    (tmp_path / "text.pth").write_text("hello")
+    with pytest.raises(ValueError, match="torch cannot load it with weights_only=True"):
+        build(spec(start=str(tmp_path / "text.pth")), 4)
+    torch.save({"epoch": 3}, tmp_path / "other.pth")
+    with pytest.raises(ValueError, match="holds no state dict"):
+        build(spec(start=str(tmp_path / "other.pth")), 4)
+
+
+def test_code_in_a_weights_file_is_never_run(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "owned"), "w"))
+
+    torch.save({"w": Evil()}, tmp_path / "evil.pth")
+    with pytest.raises(ValueError, match="weights_only=True"):
+        build(spec(start=str(tmp_path / "evil.pth")), 4)
+    assert not (tmp_path / "owned").exists()
+
+
+def test_imagenet_needs_published_weights_and_a_way_to_get_them(monkeypatch):
+    with pytest.raises(ValueError, match="cnn_m_2048 has no ImageNet weights"):
+        build(spec(network="cnn_m_2048", start="imagenet"), 4)
+
+    def offline(*args, **kwargs):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", offline)
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", offline)
+    with pytest.raises(RuntimeError, match=r"squeezenet1_1-\w+.pth cannot be had \(no route.*put that file into"):
+        build(spec(network="squeezenet1_1", start="imagenet"), 4)
+
+
+def test_real_imagenet_weights_start_both_streams(shared):
+    path = shared / "data" / "weights" / "squeezenet1_0_imagenet.pth"
+    state = torch.load(path, weights_only=True)
+    for stream in ("spatial", "temporal"):
+        made = build(spec(stream, "squeezenet1_0", start=str(path)), 10)
+        assert torch.equal(made.body.features[12].expand3x3.weight, state["features.12.expand3x3.weight"])
+
+
+def test_last_layer_training_freezes_the_body_but_not_its_dropout():
+    made = build(spec("spatial", "mobilenet_v3_small", train_layers="last", dropout=0.5), 4).train()
+    before = {name: value.clone() for name, value in made.state_dict().items()}
+    assert [name for name, weight in made.named_parameters() if weight.requires_grad] == ["head.weight", "head.bias"]
+    assert made.training and all(isinstance(m, nn.Dropout) == m.training for m in made.body.modules())
+    optimizer = torch.optim.SGD(made.head.parameters(), lr=0.1)
+    nn.functional.cross_entropy(made(torch.randn(4, 3, 64, 64)), torch.zeros(4, dtype=int)).backward()
+    optimizer.step()
+    changed = {name for name, value in made.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed == {"head.weight", "head.bias"}
+    assert not any(module.training for module in made.eval().modules())
+
+
+def test_unknown_networks_and_layers_are_refused(monkeypatch):
+    with pytest.raises(ValueError, match="network 'resnet19' does not exist; did you mean 'resnet1"):
+        build(spec(network="resnet19"), 4)
+    with pytest.raises(ValueError, match="num_classes is 1; a network needs at least 2"):
+        build(spec(), 1)
+    monkeypatch.setattr(backbones, "_torchvision_model", lambda _: nn.Sequential(nn.Flatten(), nn.Linear(12, 3)))
+    with pytest.raises(ValueError, match="no first convolution of 3 channels that could take 20"):
+        build(spec("temporal", "resnet18"), 4)
+
+
+def test_devices():
+    assert resolve_device("cpu") == torch.device("cpu")
+    assert resolve_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+    with pytest.raises(ValueError, match="device is 'gpu'; allowed: auto, cpu"):
+        resolve_device("gpu")
+    with pytest.raises(ValueError, match="device is 'cuda:99', but torch sees"):
+        resolve_device("cuda:99")

@@ -1,0 +1,275 @@
+"""Steps against SGD written out, resuming bit by bit, selection on validation clips, and what stops a training."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from fakes import FakeStore, two_classes, use_store
+
+from pipeline import training
+from pipeline.checkpoint import load_checkpoint, save_tensors
+from pipeline.dataset import TestSet
+from pipeline.inference import score
+from pipeline.networks import build
+from pipeline.specs import ScoreSpec, StackSpec, StreamSpec
+from pipeline.training import Run, TrainingDiverged, learning_rate, train, train_step, validate
+
+CPU = torch.device("cpu")
+
+
+def spec(stream="spatial", **values):
+    stack = StackSpec(length=3, subtract_mean=False) if stream == "temporal" else None
+    defaults = {"resize_px": 0, "crop_px": 24, "batch": 4, "steps": 12, "milestones": (9,), "learning_rate": 0.05,
+                "dropout": 0.3, "validate_every": 5, "save_every": 4, "jitter": 0.2}  # fmt: skip
+    return StreamSpec(stream=stream, stack=stack, network="small", **{**defaults, **values})
+
+
+@pytest.fixture
+def data(monkeypatch):
+    """A function that installs a store of one kind and returns its catalog."""
+
+    def install(kind, **values):
+        catalog, fake = two_classes(kind, **values)
+        use_store(monkeypatch, fake)
+        return catalog
+
+    return install
+
+
+def run(settings, catalog, folder, **values):
+    train(settings, store_path="i", catalog=catalog, folder=folder, inputs=values.pop("inputs", "in"), device="cpu")
+    return load_checkpoint(folder / "checkpoint.pt"), json.loads((folder / "curve.json").read_text())
+
+
+def scores_of_test_part(folder, catalog):
+    views = ScoreSpec(frames=3, crops=2)
+    return score(folder / "checkpoint.pt", store_path="i", catalog=catalog, part="test", spec=views)
+
+
+def assert_same_weights(a, b):
+    assert a.keys() == b.keys()
+    assert all(torch.equal(value, b[name]) for name, value in a.items())
+
+
+@pytest.mark.parametrize("stream", ["spatial", "temporal"])
+def test_a_stream_learns_and_its_files_are_complete(data, tmp_path, stream):
+    catalog = data("frames" if stream == "spatial" else "flow")
+    settings = spec(stream, steps=30, milestones=(20,))
+    found, curve = run(settings, catalog, tmp_path)
+    assert found.spec == settings and found.classes == catalog.classes
+    assert found.record["catalog_key"] == catalog.key and found.record["inputs"] == "in"
+    assert curve["steps"] == list(range(1, 31)) and len(curve["loss"]) == 30
+    assert curve["learning_rate"] == [0.05] * 20 + [pytest.approx(0.005)] * 10
+    assert [point["step"] for point in curve["validation"]] == [5, 10, 15, 20, 25, 30]
+    assert curve["best_step"] == found.record["best_step"] and curve["seconds"] > 0
+    assert np.mean(curve["loss"][-5:]) < 0.5 * np.mean(curve["loss"][:3])
+    assert not (tmp_path / "resume.pt").exists() and not list(tmp_path.glob(".*tmp*"))
+    assert scores_of_test_part(tmp_path, catalog).top1() == 1.0
+
+
+def test_a_step_is_sgd_with_momentum_and_weight_decay(data):
+    data("frames")
+    settings = spec(dropout=0.0, momentum=0.9, weight_decay=0.01, train_layers="last", label_smoothing=0.1)
+    now = Run(settings, 2, CPU)
+    inputs, labels = torch.randn(4, 3, 24, 24), torch.tensor([0, 1, 1, 0])
+    features = now.network.eval().features(inputs).detach().double().numpy()
+    weight, bias = (value.detach().double().numpy().copy() for value in now.network.head.parameters())
+    targets = np.eye(2)[labels.numpy()] * 0.9 + 0.05
+    momentum_weight, momentum_bias = np.zeros_like(weight), np.zeros_like(bias)
+    for _ in range(3):
+        logits = features @ weight.T + bias
+        logits -= np.log(np.exp(logits).sum(1, keepdims=True))
+        expected_loss = -(targets * logits).sum(1).mean()
+        slope = (np.exp(logits) - targets) / 4
+        momentum_weight = 0.9 * momentum_weight + slope.T @ features + 0.01 * weight
+        momentum_bias = 0.9 * momentum_bias + slope.sum(0) + 0.01 * bias
+        weight, bias = weight - 0.05 * momentum_weight, bias - 0.05 * momentum_bias
+        assert train_step(now, inputs, labels) == pytest.approx(expected_loss, rel=1e-4)
+        now.step += 1
+    np.testing.assert_allclose(now.network.head.weight.detach().numpy(), weight, rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(now.network.head.bias.detach().numpy(), bias, rtol=1e-3, atol=1e-5)
+
+
+def test_learning_rate_falls_by_ten_at_each_milestone():
+    settings = spec(learning_rate=0.01, milestones=(3, 5))
+    rates = [learning_rate(settings, step) for step in range(7)]
+    assert rates == pytest.approx([0.01] * 3 + [0.001] * 2 + [0.0001] * 2)
+
+
+@pytest.mark.parametrize("stream", ["spatial", "temporal"])
+@pytest.mark.parametrize("stop", [3, 4, 9, 11])
+def test_an_interrupted_training_ends_with_the_same_bits(data, tmp_path, monkeypatch, stream, stop):
+    catalog = data("frames" if stream == "spatial" else "flow")
+    whole, whole_curve = run(spec(stream), catalog, tmp_path / "whole")
+
+    real = training.train_step
+
+    def interrupted(now, inputs, labels):
+        if now.step == stop:
+            raise KeyboardInterrupt
+        return real(now, inputs, labels)
+
+    monkeypatch.setattr(training, "train_step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(spec(stream), catalog, tmp_path / "parts")
+    assert not (tmp_path / "parts" / "checkpoint.pt").exists()
+    assert (tmp_path / "parts" / "resume.pt").exists() == (stop >= 4)
+    monkeypatch.setattr(training, "train_step", real)
+    parts, parts_curve = run(spec(stream), catalog, tmp_path / "parts")
+
+    assert_same_weights(whole.network.state_dict(), parts.network.state_dict())
+    assert {**whole_curve, "seconds": 0} == {**parts_curve, "seconds": 0}
+
+
+def test_resuming_repeats_no_step(data, tmp_path, monkeypatch, capsys):
+    catalog, real, taken = data("frames"), training.train_step, []
+
+    def counted(now, inputs, labels):
+        if now.step == 10 and 10 not in taken:
+            taken.append(10)
+            raise KeyboardInterrupt
+        taken.append(now.step)
+        return real(now, inputs, labels)
+
+    monkeypatch.setattr(training, "train_step", counted)
+    with pytest.raises(KeyboardInterrupt):
+        run(spec(), catalog, tmp_path)
+    taken.clear()
+    taken.append(10)
+    run(spec(), catalog, tmp_path)
+    assert taken[1:] == [10, 11]
+    assert "spatial: training goes on from step 10 of 12" in capsys.readouterr().err
+
+
+def interrupt_after(monkeypatch, step):
+    real = training.train_step
+    monkeypatch.setattr(training, "train_step", lambda now, *batch: real(now, *batch) if now.step < step else 1 / 0)
+    return real
+
+
+@pytest.mark.parametrize("change", ["spec", "inputs", "format", "damaged"])
+def test_the_resume_file_of_another_training_is_not_used(data, tmp_path, monkeypatch, capsys, change):
+    catalog = data("frames")
+    expected, _ = run(spec(seed=5), catalog, tmp_path / "expected")
+    real = interrupt_after(monkeypatch, 9)
+    with pytest.raises(ZeroDivisionError):
+        run(spec(seed=4 if change == "spec" else 5), catalog, tmp_path, inputs="other" if change == "inputs" else "in")
+    monkeypatch.setattr(training, "train_step", real)
+    if change == "format":
+        save_tensors(tmp_path / "resume.pt", {"format": "something", "format_version": 1})
+    if change == "damaged":
+        (tmp_path / "resume.pt").write_bytes(b"half")
+    found, _ = run(spec(seed=5), catalog, tmp_path)
+    assert "spatial: training starts anew" in capsys.readouterr().err
+    assert_same_weights(found.network.state_dict(), expected.network.state_dict())
+
+
+def test_the_seed_decides_everything(data, tmp_path):
+    catalog = data("frames")
+    torch.manual_seed(1)
+    first, _ = run(spec(seed=1), catalog, tmp_path / "a")
+    torch.manual_seed(2)
+    again, _ = run(spec(seed=1), catalog, tmp_path / "b")
+    other, _ = run(spec(seed=2), catalog, tmp_path / "c")
+    assert_same_weights(first.network.state_dict(), again.network.state_dict())
+    assert not torch.equal(first.network.head.weight, other.network.head.weight)
+
+
+def test_training_leaves_the_random_state_alone(data, tmp_path):
+    catalog, before = data("frames"), torch.random.get_rng_state()
+    run(spec(), catalog, tmp_path)
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+def validated(monkeypatch, tmp_path, catalog, results):
+    """Train with given validation results; returns (best step, weights seen at each validation, checkpoint)."""
+    seen, results = [], iter(results)
+    labels = np.array([clip.label for clip in catalog.part("val")])
+
+    def evaluate(network, test_set, **_):
+        seen.append({name: value.clone() for name, value in network.state_dict().items()})
+        right, confidence = next(results)
+        probabilities = np.full((len(labels), 2), 1 - confidence)
+        rows = np.arange(len(labels))
+        probabilities[rows, np.where(rows < right, labels, 1 - labels)] = confidence
+        return training_evaluation(probabilities)
+
+    monkeypatch.setattr(training, "evaluate", evaluate)
+    found, curve = run(spec(validate_every=3), catalog, tmp_path)
+    return curve["best_step"], seen, found
+
+
+def training_evaluation(probabilities):
+    from pipeline.evaluation import Evaluation
+
+    return Evaluation(probabilities, probabilities, {})
+
+
+@pytest.mark.parametrize(
+    ("results", "best"),
+    [([(1, 0.9), (2, 0.6), (1, 0.9), (0, 0.9)], 6),  # the highest top-1
+     ([(2, 0.7), (2, 0.9), (2, 0.8), (1, 0.9)], 6),  # of equals the lowest loss
+     ([(2, 0.8), (2, 0.8), (2, 0.8), (2, 0.8)], 3)],  # of all equals the first
+)  # fmt: skip
+def test_the_best_validated_weights_are_kept(data, tmp_path, monkeypatch, results, best):
+    catalog = data("frames")
+    step, seen, found = validated(monkeypatch, tmp_path, catalog, results)
+    assert step == best
+    assert_same_weights(found.network.state_dict(), seen[best // 3 - 1])
+
+
+def test_validation_counts_clips_and_their_log_probability(data, monkeypatch):
+    catalog = data("frames", val=3)  # left_4 left_5 left_6 right_4 right_5 right_6
+    table = np.array([[0.9, 0.1], [0.4, 0.6], [np.nan, np.nan], [0.2, 0.8], [0.7, 0.3], [0.25, 0.75]])
+    monkeypatch.setattr(training, "evaluate", lambda *_, **__: training_evaluation(table))
+    now = Run(spec(), 2, CPU)
+    validate(now, TestSet(spec(), "i", catalog.part("val"), frames=1, crops=1))
+    assert now.best["top1"] == pytest.approx(3 / 6)  # the clip that failed counts as wrong
+    assert now.best["loss"] == pytest.approx(-np.log([0.9, 0.4, 0.8, 0.3, 0.75]).mean(), rel=1e-6)
+
+
+def test_without_validation_clips_the_last_weights_are_kept_and_it_is_said(data, tmp_path, capsys):
+    catalog = data("frames", val=0)
+    found, curve = run(spec(), catalog, tmp_path)
+    assert found.record["best_step"] == curve["best_step"] == 12 and curve["validation"] == []
+    assert "no validation clips, so the weights of the last step are kept" in capsys.readouterr().err
+
+
+def test_a_loss_that_is_not_finite_stops_with_step_and_rate(data, tmp_path):
+    catalog = data("frames")
+    with pytest.raises(TrainingDiverged, match=r"spatial stream is (nan|inf) at step \d+, learning rate 1e\+30"):
+        run(spec(learning_rate=1e30, milestones=()), catalog, tmp_path)
+    assert not (tmp_path / "checkpoint.pt").exists()
+
+
+def test_only_the_head_changes_when_only_the_last_layer_is_trained(data, tmp_path):
+    catalog = data("frames")
+    torch.manual_seed(7)
+    torch.save(build(spec(), 2).state_dict(), tmp_path / "start.pth")
+    found, _ = run(spec(train_layers="last", start=str(tmp_path / "start.pth")), catalog, tmp_path / "run")
+    start = torch.load(tmp_path / "start.pth", weights_only=True)
+    changed = {name for name, value in found.network.state_dict().items() if not torch.equal(value, start[name])}
+    assert changed == {"head.weight", "head.bias"}
+
+
+def test_wrong_settings_are_refused_before_any_work(data, tmp_path, monkeypatch):
+    catalog = data("frames")
+    with pytest.raises(ValueError, match="device is 'gpu'"):
+        train(spec(), store_path="i", catalog=catalog, folder=tmp_path, inputs="in", device="gpu")
+    use_store(monkeypatch, FakeStore({}))
+    with pytest.raises(ValueError, match="none of the 8 training clips"):
+        run(spec(), catalog, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.needs_cuda
+def test_mixed_precision_on_cuda_learns_and_resumes(data, tmp_path, monkeypatch):
+    catalog = data("flow")
+    settings = spec("temporal", steps=30, milestones=(20,), loader_workers=0)
+    real = interrupt_after(monkeypatch, 13)
+    with pytest.raises(ZeroDivisionError):
+        train(settings, store_path="i", catalog=catalog, folder=tmp_path, inputs="in", device="cuda")
+    monkeypatch.setattr(training, "train_step", real)
+    train(settings, store_path="i", catalog=catalog, folder=tmp_path, inputs="in", device="cuda")
+    assert scores_of_test_part(tmp_path, catalog).top1() == 1.0
