@@ -1,0 +1,42 @@
+"""What the benchmarks share: the machine in words, a table on the screen, JSON in data/benchmarks/."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+def machine() -> str:
+    """The machine in words: cores that this process may use, processor, GPU if there is one."""
+    names = [
+        line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
+    ]
+    text = f"{len(os.sched_getaffinity(0))} cores of {names[0] if names else platform.machine()}"
+    try:
+        import torch
+
+        return f"{text}, {torch.cuda.get_device_name()}" if torch.cuda.is_available() else f"{text}, no GPU"
+    except ImportError:
+        return text
+
+
+def spread(values: list[float], digits: int = 2) -> str:
+    """`median (lowest to highest)`."""
+    low, middle, high = (f"{value:.{digits}f}" for value in (min(values), statistics.median(values), max(values)))
+    return f"{middle} ({low} to {high})"
+
+
+def show(title: str, rows: list[tuple[str, str]], record: dict) -> None:
+    """Print a Markdown table and write `record` to data/benchmarks/<title>.json."""
+    print(f"\n{title}, on {machine()}\n\n| what | measured |\n|---|---|")
+    for name, value in rows:
+        print(f"| {name} | {value} |")
+    path = ROOT / "data/benchmarks" / f"{title.replace(' ', '-')}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"machine": machine(), **record}, indent=1))
+    print(f"\n{path}")

@@ -1,0 +1,25 @@
+"""The chain, as Luigi tasks; each calls one function of `pipeline`.
+
+`Catalog` lists the clips of a dataset with their labels, groups and parts. `Frames` decodes every clip into HDF5
+shards, `Flow` computes optical flow from them; both are shared by all splits. `TrainStream(stream)` trains the spatial
+stream on frames or the temporal one on stacks of flow. `ScoreStream(stream, part)` gives each clip its probabilities
+and features. `Fuse` joins both streams, `Report` writes `metrics.json` and `report.html`. `FullPipeline` requires all:
+
+    luigi --module tasks FullPipeline --dataset ucf101 --split 1
+"""
+
+from tasks.conclude import FullPipeline, Fuse, Report
+from tasks.learn import ExtractFeatures, ScoreStream, TrainStream
+from tasks.prepare import Catalog, Flow, Frames
+
+__all__ = [
+    "Catalog",
+    "ExtractFeatures",
+    "Flow",
+    "Frames",
+    "FullPipeline",
+    "Fuse",
+    "Report",
+    "ScoreStream",
+    "TrainStream",
+]

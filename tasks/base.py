@@ -1,0 +1,185 @@
+"""The base of all stages. It owns every path, and it alone decides whether an artifact is up to date.
+
+An artifact lies at `<artifacts>/<dataset>/<stage>/<label>-<digest>/`. The digest covers the settings of the stage and
+of all before it, so a changed setting makes a new artifact. What the artifact was made *from* (a changed or added
+video) is recorded in it as `inputs`: when that no longer equals the keys of what the stage reads, it is made again in
+place, and the stage's own function keeps the parts that are still right.
+"""
+
+from __future__ import annotations
+
+import abc
+import functools
+import json
+import time
+from pathlib import Path
+
+import luigi
+
+from pipeline.files import one_writer
+from pipeline.progress import say
+from pipeline.specs import digest_of
+from tasks import settings
+
+
+class Artifact(luigi.Target):
+    """One artifact on disk: there is one if its file, which is written last, exists and was made from these inputs."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def exists(self) -> bool:
+        """Whether it is whole."""
+        return self.path.is_file()
+
+    def recorded(self) -> dict:
+        """What the artifact says of itself: at least `inputs`."""
+        if self.path.suffix == ".json":
+            return json.loads(self.path.read_text())
+        from pipeline import store
+
+        return store.read_attrs(self.path)
+
+
+class Stage(luigi.Task):
+    """A stage of the chain for one dataset and split. A subclass says what it reads, its digest, and its function."""
+
+    dataset = luigi.Parameter(default="", description="section [dataset.NAME] of luigi.cfg; default: [run] dataset")
+    split = luigi.Parameter(default="", description="split number or name of the test group; default: the dataset's")
+    seed = luigi.IntParameter(default=-1, description="seed of the training; default: [run] seed")
+    artifacts = luigi.Parameter(default="", description="folder of everything that is made; default: [run] artifacts")
+    # where the arithmetic is done cannot be seen in the name of the result
+    device = luigi.Parameter(
+        default="", significant=False, description="auto, cpu, cuda or cuda:N; default: [run] device"
+    )
+
+    file = ""  # the file that is written last
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        try:
+            settings.check(self.dataset_name)
+        except ValueError as error:
+            if settings.from_command_line():
+                raise SystemExit(f"error: {error}") from None
+            raise
+
+    @functools.cached_property
+    def run_spec(self):
+        """The [run] settings, with what the command line gave in their place."""
+        given = {"dataset": self.dataset, "device": self.device, "artifacts": self.artifacts, "seed": self.seed}
+        return settings.resolve("run", **{name: value for name, value in given.items() if value not in ("", -1)})
+
+    @functools.cached_property
+    def dataset_name(self) -> str:
+        """The dataset, refused if luigi.cfg has no section for it."""
+        name = self.run_spec.dataset
+        if name not in settings.datasets():
+            raise ValueError(settings.unknown_name(f"dataset {name!r}", name, settings.datasets()))
+        return name
+
+    def spec(self, section: str):
+        """The settings of a section for this dataset."""
+        return settings.resolve(section, self.dataset_name)
+
+    @functools.cached_property
+    def split_name(self) -> str:
+        """The split, the dataset's own if none was given."""
+        return self.split or self.spec("dataset").split
+
+    # --- what a subclass says
+
+    @property
+    @abc.abstractmethod
+    def label(self) -> str:
+        """The readable part of the artifact's name."""
+
+    @abc.abstractmethod
+    def own_digest(self) -> str:
+        """Digest of the settings of this stage and of the digests of those it reads."""
+
+    @abc.abstractmethod
+    def make(self) -> None:
+        """Make the artifact: one call of the library."""
+
+    # --- what follows from it
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """`own_digest`, worked out once."""
+        return self.own_digest()
+
+    @property
+    def folder(self) -> Path:
+        """Where the artifact lies."""
+        stage = _snake(type(self).__name__)
+        return Path(self.run_spec.artifacts) / self.dataset_name / stage / f"{self.label}-{self.digest}"
+
+    def output(self) -> Artifact:
+        """The file that is written last."""
+        return Artifact(self.folder / self.file)
+
+    @property
+    def path(self) -> Path:
+        """The artifact's file."""
+        return self.output().path
+
+    def key(self) -> str:
+        """Content key of the artifact: what the stages that read it record as their inputs."""
+        return digest_of(self.digest, self.inputs())
+
+    def inputs(self) -> str:
+        """Content key of all that this stage reads; remembered once all of it is complete."""
+        return self.__dict__.get("_inputs") or digest_of([task.key() for task in self.before()])
+
+    def before(self) -> list[Stage]:
+        """The stages that this one reads."""
+        return luigi.task.flatten(self.requires())
+
+    def attrs(self) -> dict[str, str]:
+        """What every artifact records about how it was made; nothing of the machine or the time."""
+        return {"digest": self.digest, "inputs": self.inputs()}
+
+    def is_current(self) -> bool:
+        """Whether the artifact is there and was made from what its inputs are now."""
+        return self.output().exists() and self.output().recorded().get("inputs") == self.inputs()
+
+    def complete(self) -> bool:
+        """Done if everything before is done and the artifact is current. A yes is remembered for this run."""
+        known = self.__dict__
+        if "_inputs" not in known and all(task.complete() for task in self.before()):
+            known["_inputs"] = self.inputs()
+        if "_inputs" in known and not known.get("_complete"):
+            known["_complete"] = self.is_current()
+        return known.get("_complete", False)
+
+    def run(self) -> None:
+        """Make the artifact, with the folder locked; if another run has just made it, there is nothing left to do."""
+        with one_writer(self.folder):
+            if self.is_current():
+                return
+            begun = time.monotonic()
+            say(f"{self.title}: {self.folder}")
+            self.make()
+            say(f"{self.title}: done in {time.monotonic() - begun:.1f} s")
+
+    @property
+    def title(self) -> str:
+        """How the stage is called in what is printed."""
+        return f"{type(self).__name__} {self.label}"
+
+
+def _snake(name: str) -> str:
+    """Folder of a task class: `TrainStream` -> `train_stream`."""
+    return "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in name).lstrip("_")
+
+
+@luigi.Task.event_handler(luigi.Event.DEPENDENCY_PRESENT)
+def _say_present(task: luigi.Task) -> None:
+    if path := getattr(task, "path", None):
+        say(f"{getattr(task, 'title', type(task).__name__)}: is there: {path}")
+
+
+@luigi.Task.event_handler(luigi.Event.FAILURE)
+def _say_failure(task: luigi.Task, error: BaseException) -> None:
+    say(f"{type(task).__name__} FAILED: {error}")

@@ -1,0 +1,121 @@
+"""Scores to fused scores, and everything to the report."""
+
+from __future__ import annotations
+
+import json
+
+import luigi
+
+from pipeline import files
+from pipeline.progress import say
+from pipeline.specs import digest_of
+from tasks import settings
+from tasks.base import Stage
+from tasks.learn import ScoreStream, TrainStream
+from tasks.prepare import Catalog, Flow, Frames
+
+STREAMS = ("spatial", "temporal")
+FUSIONS = ("average", "weighted", "svm")
+
+
+class Fuse(Stage):
+    """Both streams as one, three ways: average, weighted, linear SVM. All choices are made on validation clips."""
+
+    file = "fusion.json"  # written after the scores
+
+    @property
+    def label(self) -> str:
+        """The split."""
+        return files.plain_name(self.split_name)
+
+    def own_digest(self) -> str:
+        """The settings of the fusion and of the scores."""
+        return self.spec("fusion").digest(*[task.digest for task in luigi.task.flatten(self.requires())])
+
+    def requires(self) -> dict[str, dict[str, Stage]]:
+        """Scores of both streams on the validation and the test part."""
+        return {part: {s: self.clone(ScoreStream, stream=s, part=part) for s in STREAMS} for part in ("val", "test")}
+
+    def scores_path(self, name: str):
+        """The fused scores of one way: `average/scores.h5` and so on."""
+        return self.folder / name / "scores.h5"
+
+    def make(self) -> None:
+        """Fuse."""
+        from pipeline import fusion
+        from pipeline.scores import Scores
+
+        tables = {part: {s: Scores.read(task.path) for s, task in of.items()} for part, of in self.requires().items()}
+        fused, parameters = fusion.fuse(tables["val"], tables["test"], spec=self.spec("fusion"))
+        for name, scores in fused.items():
+            scores.write(self.scores_path(name), **self.attrs())
+        files.write_json(self.path, {**self.attrs(), "parameters": parameters})
+
+
+class Report(Stage):
+    """`metrics.json` and one self-contained `report.html`."""
+
+    file = "metrics.json"
+
+    @property
+    def label(self) -> str:
+        """The split."""
+        return files.plain_name(self.split_name)
+
+    def own_digest(self) -> str:
+        """The digests of all that is reported."""
+        return digest_of("report", 1, [task.digest for task in self.before()])
+
+    def requires(self) -> list[Stage]:
+        """Everything above: the fusion, the trainings with their curves, the stores with their failed clips."""
+        trained = [self.clone(TrainStream, stream=s) for s in STREAMS]
+        return [self.clone(Fuse), *trained, self.clone(Frames), self.clone(Flow), self.clone(Catalog)]
+
+    def make(self) -> None:
+        """Write the report, print its table, and let `latest` point here."""
+        from pipeline import report, store
+        from pipeline.scores import Scores
+
+        fuse, *trained, frames, flow, catalog = self.requires()
+        stores = {"Frames": store.open_frames(frames.path), "Flow": store.open_flow(flow.path)}
+        numbers = report.write(
+            self.folder,
+            dataset=self.dataset_name,
+            split=self.split_name,
+            streams={s: Scores.read(fuse.requires()["test"][s].path) for s in STREAMS},
+            fused={name: Scores.read(fuse.scores_path(name)) for name in FUSIONS},
+            fusion=json.loads(fuse.path.read_text())["parameters"],
+            curves={task.stream: json.loads(task.path.read_text()) for task in trained},
+            failed=[{"id": i, "stage": stage, "reason": r} for stage, s in stores.items() for i, r in s.failed.items()],
+            settings=self.all_settings(),
+            stages=[
+                {"stage": type(t).__name__, "label": t.label, "digest": t.digest, "path": str(t.path)}
+                for t in self.before()
+            ],
+            counts=store.read_catalog(catalog.path).counts(),
+            inputs=self.inputs(),
+        )
+        files.link(self.folder.parent / "latest", self.folder)
+        say(f"{report.metrics.table(numbers)}\n{self.folder / 'report.html'}")
+
+    def all_settings(self) -> dict[str, dict]:
+        """Every setting as it held for this run."""
+        streams = {s: settings.stream(s, self.dataset_name, self.run_spec.seed).as_dict() for s in STREAMS}
+        others = ("dataset", "frames", "flow", "score", "fusion", "cluster")
+        return {**{name: self.spec(name).as_dict() for name in others}, **streams, "run": self.run_spec.as_dict()}
+
+
+class FullPipeline(luigi.WrapperTask):
+    """The whole chain, from a folder of videos to `report.html`."""
+
+    dataset, split, seed = Stage.dataset, Stage.split, Stage.seed
+    artifacts, device = Stage.artifacts, Stage.device
+
+    def requires(self) -> Stage:
+        """The report, which requires all the rest."""
+        return self.clone(Report)
+
+    @property
+    def path(self):
+        """The page that it all ends in."""
+        return self.requires().folder / "report.html"

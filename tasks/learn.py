@@ -1,0 +1,106 @@
+"""Frames or flow to trained streams, and trained streams to scores. A stream is a parameter."""
+
+from __future__ import annotations
+
+import luigi
+
+from pipeline import files
+from tasks import settings
+from tasks.base import Stage
+from tasks.prepare import Catalog, Flow, Frames
+
+
+class TrainStream(Stage):
+    """One stream, trained on the training part; the weights that did best on the validation part are kept."""
+
+    stream = luigi.ChoiceParameter(choices=("spatial", "temporal"), description="which stream")
+    resources = {"gpu": 1}
+    file = "curve.json"  # written after checkpoint.pt
+
+    @property
+    def stream_spec(self):
+        """The settings of the stream."""
+        return settings.stream(self.stream, self.dataset_name, self.run_spec.seed)
+
+    @property
+    def label(self) -> str:
+        """Stream, network and split."""
+        return files.plain_name(f"{self.stream}-{self.stream_spec.network}-{self.split_name}")
+
+    def own_digest(self) -> str:
+        """The settings of the stream, of the store it reads, and of the split."""
+        return self.stream_spec.digest(*[task.digest for task in self.requires()])
+
+    def requires(self) -> list[Stage]:
+        """The frames for the spatial stream or the flow for the temporal one, and the parts of the split."""
+        return [self.clone(Frames if self.stream == "spatial" else Flow), self.clone(Catalog)]
+
+    @property
+    def checkpoint(self):
+        """The trained weights."""
+        return self.folder / "checkpoint.pt"
+
+    def make(self) -> None:
+        """Train, from where an interrupted run of the same inputs stopped."""
+        from pipeline import store, training
+
+        data, catalog = self.requires()
+        training.train(
+            self.stream_spec,
+            store_path=data.path,
+            catalog=store.read_catalog(catalog.path),
+            folder=self.folder,
+            inputs=self.inputs(),
+            device=self.run_spec.device,
+        )
+
+
+class ScoreStream(Stage):
+    """Probabilities and features of every clip of one part, from one trained stream."""
+
+    stream = luigi.ChoiceParameter(choices=("spatial", "temporal"), description="which stream")
+    part = luigi.ChoiceParameter(choices=("train", "val", "test"), default="test", description="which clips")
+    resources = {"gpu": 1}
+    file = "scores.h5"
+
+    @property
+    def label(self) -> str:
+        """Stream, part and split."""
+        return files.plain_name(f"{self.stream}-{self.part}-{self.split_name}")
+
+    def own_digest(self) -> str:
+        """The settings of the test views and of the training."""
+        return self.spec("score").digest(self.part, *[task.digest for task in self.requires()])
+
+    def requires(self) -> list[Stage]:
+        """The trained stream, what it reads, and the parts of the split."""
+        data = self.clone(Frames if self.stream == "spatial" else Flow)
+        return [self.clone(TrainStream), data, self.clone(Catalog)]
+
+    def make(self) -> None:
+        """Score every clip of the part."""
+        from pipeline import inference, store
+
+        trained, data, catalog = self.requires()
+        scores = inference.score(
+            trained.checkpoint,
+            store_path=data.path,
+            catalog=store.read_catalog(catalog.path),
+            part=self.part,
+            spec=self.spec("score"),
+            device=self.run_spec.device,
+        )
+        scores.write(self.path, **self.attrs())
+
+
+class ExtractFeatures(luigi.WrapperTask):
+    """Scores and features of every part from both streams: what other classifiers train on."""
+
+    dataset, split, seed = Stage.dataset, Stage.split, Stage.seed
+    artifacts, device = Stage.artifacts, Stage.device
+
+    def requires(self) -> list[Stage]:
+        """ScoreStream for both streams and all parts."""
+        return [
+            self.clone(ScoreStream, stream=s, part=p) for s in ("spatial", "temporal") for p in ("train", "val", "test")
+        ]

@@ -1,0 +1,179 @@
+"""Videos to catalog, frames and flow."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import luigi
+
+from pipeline import files
+from pipeline.progress import say
+from tasks.base import Stage
+
+
+class DemoVideos(luigi.Task):
+    """The demo dataset, written as real video files if it is not there yet."""
+
+    folder = luigi.Parameter(description="where it goes: its videos/ and ucfTrainTestlist/")
+    dataset = luigi.Parameter(description="section [dataset.NAME] of luigi.cfg")
+
+    @property
+    def spec(self):
+        """The [demo] settings."""
+        from tasks import settings
+
+        return settings.resolve("demo", self.dataset)
+
+    def complete(self) -> bool:
+        """Whether this very demo is there."""
+        from pipeline.demo import is_written
+
+        return is_written(Path(self.folder), self.spec)
+
+    def run(self) -> None:
+        """Write it."""
+        from pipeline.demo import write_demo
+
+        write_demo(Path(self.folder), self.spec)
+
+
+class Catalog(Stage):
+    """One row a clip: where it lies, its label, its group, its part of the split. Complete while no video changes."""
+
+    file = "catalog.h5"
+
+    @property
+    def label(self) -> str:
+        """The split."""
+        return files.plain_name(self.split_name)
+
+    def own_digest(self) -> str:
+        """How the dataset is read, and which split."""
+        return self.spec("dataset").digest(self.split_name)
+
+    def requires(self) -> list[luigi.Task]:
+        """The demo's videos; any other dataset is there already."""
+        dataset = self.spec("dataset")
+        return [DemoVideos(str(Path(dataset.videos).parent), self.dataset_name)] if dataset.generator else []
+
+    def inputs(self) -> str:
+        """What a quick look at the folder tells: names, sizes and time stamps of videos and lists."""
+        from pipeline import catalog
+
+        dataset = self.spec("dataset")
+        if self.path.is_file() and not Path(dataset.videos).is_dir():
+            say(f"Catalog: the videos are no longer at {dataset.videos}; going on with what was made from them")
+            return self.output().recorded()["inputs"]
+        return self.__dict__.get("_inputs") or catalog.listing(dataset)
+
+    def key(self) -> str:
+        """Content of the videos, the classes and the parts."""
+        return self.output().recorded()["key"]
+
+    def videos_key(self) -> str:
+        """Content of the videos, whatever the split: all that frames depend on."""
+        return self.output().recorded()["videos_key"]
+
+    def make(self) -> None:
+        """Read the folder and the lists; files that an older catalog of this split knows are not hashed again."""
+        from pipeline import catalog, store
+
+        known = [clip for path in self.folder.parent.glob("*/catalog.h5") for clip in _clips_if_readable(path)]
+        found = catalog.read_dataset(self.spec("dataset"), self.split_name, known=known)
+        store.write_catalog(self.path, found, **self.attrs())
+        say(f"Catalog: {found!r}")
+
+
+def _clips_if_readable(path: Path):
+    from pipeline import store
+
+    try:
+        return store.read_catalog(path).clips
+    except ValueError:  # another version, or damaged: then its videos are hashed again
+        return ()
+
+
+class _Store(Stage):
+    """What Frames and Flow share: an index over shards, shared by all splits of the dataset."""
+
+    file = "index.h5"
+
+    def key(self) -> str:
+        """Content of every clip."""
+        return self.output().recorded()["key"]
+
+    def shard_attrs(self, spec) -> dict[str, str]:
+        """What every shard and the index say of how they were made."""
+        return {"digest": self.digest, "spec": files.canonical_json(spec.identity())}
+
+
+class Frames(_Store):
+    """The frames of every clip, resized, as JPEG in HDF5 shards."""
+
+    @property
+    def label(self) -> str:
+        """The size of the frames."""
+        side = self.spec("frames").short_side_px
+        return f"short{side}" if side else "native"
+
+    def own_digest(self) -> str:
+        """The settings of the frames alone: which videos there are is recorded as inputs."""
+        return self.spec("frames").digest()
+
+    def requires(self) -> list[Stage]:
+        """The list of the videos."""
+        return [self.clone(Catalog)]
+
+    def inputs(self) -> str:
+        """The videos and their labels; not the split."""
+        return self.requires()[0].videos_key()
+
+    def make(self) -> None:
+        """Decode every clip, shard by shard."""
+        from pipeline import preprocess, store
+
+        spec = self.spec("frames")
+        preprocess.make_frames(
+            self.folder,
+            store.read_catalog(self.requires()[0].path),
+            videos=Path(self.spec("dataset").videos),
+            spec=spec,
+            cluster=self.spec("cluster"),
+            attrs=self.shard_attrs(spec),
+        )
+
+
+class Flow(_Store):
+    """The optical flow of every clip, computed from the cached frames, as JPEG planes in HDF5 shards."""
+
+    @property
+    def label(self) -> str:
+        """The method."""
+        return self.spec("flow").method
+
+    def own_digest(self) -> str:
+        """The settings of the flow and of the frames."""
+        return self.spec("flow").digest(self.requires()[0].digest)
+
+    def requires(self) -> list[Stage]:
+        """The frames."""
+        return [self.clone(Frames)]
+
+    def inputs(self) -> str:
+        """The frames' content."""
+        return self.requires()[0].key()
+
+    def make(self) -> None:
+        """Compute flow for every clip, shard by shard."""
+        from pipeline import preprocess
+
+        spec = self.spec("flow")
+        preprocess.make_flow(
+            self.folder,
+            self.requires()[0].path,
+            spec=spec,
+            cluster=self.spec("cluster"),
+            device=self.run_spec.device,
+            attrs=self.shard_attrs(spec),
+            max_bad_fraction=self.spec("frames").max_bad_fraction,
+        )

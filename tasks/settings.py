@@ -1,0 +1,162 @@
+"""From luigi.cfg and the command line to specs. The only module that knows both.
+
+A setting is looked up, first found wins: the command line (`--flow-method`), the dataset's section
+(`[dataset.demo] flow_method`), the stage's section (`[flow] method`), the default in `pipeline/specs.py`.
+"""
+
+from __future__ import annotations
+
+import luigi
+from luigi.cmdline_parser import CmdlineParser
+from luigi.configuration import get_config
+
+from pipeline import specs
+from pipeline.specs import Spec, unknown_name
+
+SECTIONS: dict[str, type[Spec]] = {
+    "run": specs.RunSpec,
+    "dataset": specs.DatasetSpec,
+    "demo": specs.DemoSpec,
+    "frames": specs.FrameSpec,
+    "flow": specs.FlowSpec,
+    "stack": specs.StackSpec,
+    "spatial": specs.StreamSpec,
+    "temporal": specs.StreamSpec,
+    "score": specs.ScoreSpec,
+    "fusion": specs.FusionSpec,
+    "cluster": specs.ClusterSpec,
+}
+STREAMS = ("spatial", "temporal")
+# Luigi's own sections, of which luigi.cfg may hold any.
+_OF_LUIGI = [
+    "core",
+    "worker",
+    "scheduler",
+    "retcode",
+    "resources",
+    "execution_summary",
+    "email",
+    "smtp",
+    "sendgrid",
+    "batch_notifier",
+    "logging",
+]
+
+
+def _flag_family(section: str) -> str:
+    """`--flow-method` for [flow]; `--data-videos` for a dataset, because `--dataset` alone names it."""
+    return "data" if section == "dataset" else section
+
+
+def _flags(section: str, spec: type[Spec]) -> type[luigi.Config]:
+    """A Luigi config class whose only purpose is to give `--<section>-<setting>` to every command line."""
+    shown = {
+        name: luigi.Parameter(default="", description=f"{field.metadata['description']}; default: {field.default}")
+        for name, field in spec.settings().items()
+        if name != "stream"  # the section says which
+    }
+    return type(_flag_family(section), (luigi.Config,), {**shown, "__module__": __name__, "__doc__": spec.__doc__})
+
+
+# [run] has no flags: --dataset, --device and --seed are parameters of every task
+_FLAGS = [_flags(section, spec) for section, spec in SECTIONS.items() if section != "run"]
+
+
+def check(dataset: str) -> None:
+    """Refuse any unknown section, setting or value that this dataset's run would meet, before any work is done.
+
+    Raises:
+        ValueError: naming it.
+    """
+    for section in SECTIONS:
+        if section not in STREAMS:
+            resolve(section, dataset)
+    for name in STREAMS:
+        stream(name, dataset, 0)
+
+
+def from_command_line() -> bool:
+    """Whether `luigi` was called as a command, whose user reads a line better than a traceback."""
+    return CmdlineParser.get_instance() is not None
+
+
+def datasets() -> list[str]:
+    """Names of the datasets that have a section."""
+    return sorted(
+        section.removeprefix("dataset.") for section in get_config().sections() if section.startswith("dataset.")
+    )
+
+
+def resolve(section: str, dataset: str = "", /, **values) -> Spec:
+    """The settings of one section as they hold for one dataset.
+
+    Args:
+        section: a key of SECTIONS.
+        dataset: name of the dataset, whose section overrides the stage's; "" for none.
+        values: fields that are no texts (the stack of a temporal stream), or that the task fixes.
+
+    Raises:
+        ValueError: an unknown section, setting or value, by name.
+    """
+    _check_sections()
+    texts = {} if section == "dataset" else _items(section)
+    texts |= _of_dataset(section, dataset) | _of_command_line(section)
+    texts = {name: text for name, text in texts.items() if name not in values}
+    return SECTIONS[section].parse(texts, section=section, **values)
+
+
+def stream(name: str, dataset: str, seed: int) -> specs.StreamSpec:
+    """The settings of one stream; the temporal one carries its stack."""
+    stack = resolve("stack", dataset) if name == "temporal" else None
+    return resolve(name, dataset, stream=name, stack=stack, **_seed_of(name, dataset, seed))
+
+
+def _seed_of(name: str, dataset: str, seed: int) -> dict[str, int]:
+    given = _items(name) | _of_dataset(name, dataset) | _of_command_line(name)
+    return {} if "seed" in given else {"seed": seed}
+
+
+def _of_dataset(section: str, dataset: str) -> dict[str, str]:
+    """What the dataset's section says: its own settings bare, those of a stage with the stage's name before them."""
+    if not dataset:
+        return {}
+    found = _items(f"dataset.{dataset}")
+    if section == "dataset":
+        return {name: text for name, text in found.items() if not _stage_of(name)}
+    return {name.removeprefix(f"{section}_"): text for name, text in found.items() if _stage_of(name) == section}
+
+
+def _stage_of(name: str) -> str:
+    """The stage whose setting `name` overrides, or "" for a setting of the dataset itself."""
+    if name in specs.DatasetSpec.settings():
+        return ""
+    return next((section for section in SECTIONS if name.startswith(f"{section}_")), "")
+
+
+def _of_command_line(section: str) -> dict[str, str]:
+    parser = CmdlineParser.get_instance()
+    if parser is None:
+        return {}
+    flags = {name: f"{_flag_family(section)}_{name}" for name in SECTIONS[section].settings()}
+    found = {name: getattr(parser.known_args, flag, None) for name, flag in flags.items()}
+    return {name: text for name, text in found.items() if text is not None}
+
+
+def _items(section: str) -> dict[str, str]:
+    config = get_config()
+    return dict(config.items(section)) if config.has_section(section) else {}
+
+
+def _check_sections() -> None:
+    """A misspelt section would otherwise be read by nobody."""
+    for section in get_config().sections():
+        if section.startswith("dataset."):
+            for name in _items(section):
+                if not _stage_of(name) and name not in specs.DatasetSpec.settings():
+                    raise ValueError(unknown_name(f"setting [{section}] {name}", name, specs.DatasetSpec.settings()))
+        elif (
+            section not in SECTIONS
+            and section not in _OF_LUIGI
+            and not luigi.task_register.Register.task_names().count(section)
+        ):
+            raise ValueError(unknown_name(f"section [{section}]", section, [*SECTIONS, "dataset.<name>"]))

@@ -1,0 +1,118 @@
+"""From luigi.cfg and the command line to specs: who wins, and what is refused."""
+
+import configparser
+from pathlib import Path
+
+import pytest
+from luigi.cmdline_parser import CmdlineParser
+from luigi.configuration import get_config
+
+from pipeline import specs
+from tasks import settings
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(autouse=True)
+def config():
+    """An empty configuration; the one of the project comes back afterwards."""
+    config = get_config()
+    before = {section: dict(config.items(section)) for section in config.sections()}
+    config.clear()
+    yield config
+    config.clear()
+    config.read_dict(before)
+
+
+def test_defaults_come_from_the_specs():
+    assert settings.resolve("flow") == specs.FlowSpec()
+    assert settings.stream("spatial", "", 3) == specs.StreamSpec(seed=3)
+    assert settings.stream("temporal", "", 0).stack == specs.StackSpec()
+
+
+def test_stage_then_dataset_then_command_line(config):
+    config.read_dict({"flow": {"method": "farneback", "bound_px": "9"}, "dataset.mine": {"flow_method": "dis_fast"}})
+    assert settings.resolve("flow").method == "farneback"
+    assert settings.resolve("flow", "mine").method == "dis_fast"
+    assert settings.resolve("flow", "mine").bound_px == 9
+    with CmdlineParser.global_instance(["Flow", "--flow-method", "dis_ultrafast"], allow_override=True):
+        assert settings.resolve("flow", "mine").method == "dis_ultrafast"
+        assert settings.resolve("flow", "mine").bound_px == 9
+
+
+def test_settings_of_a_dataset_are_told_from_overrides_of_stages(config):
+    section = {"layout": "ucf101", "split_seed": "4", "spatial_steps": "7", "stack_length": "3", "score_frames": "2"}
+    config.read_dict({"dataset.mine": section})
+    assert settings.resolve("dataset", "mine") == specs.DatasetSpec(layout="ucf101", split_seed=4)
+    assert settings.stream("spatial", "mine", 0).steps == 7
+    assert settings.stream("temporal", "mine", 0).stack.length == 3
+    assert settings.stream("temporal", "mine", 0).steps == specs.StreamSpec().steps
+    assert settings.datasets() == ["mine"]
+
+
+def test_a_stream_may_have_its_own_seed(config):
+    config.read_dict({"spatial": {"seed": "9"}})
+    assert settings.stream("spatial", "", 1).seed == 9
+    assert settings.stream("temporal", "", 1).seed == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"flwo": {"method": "tvl1"}}, r"section \[flwo\] does not exist; did you mean 'flow'\?"),
+        ({"flow": {"metod": "tvl1"}}, r"setting \[flow\] metod does not exist; did you mean 'method'\?"),
+        ({"flow": {"method": "x"}}, r"\[flow\] method is 'x'; allowed: "),
+        ({"dataset.mine": {"vidoes": "x"}}, r"setting \[dataset.mine\] vidoes does not exist; did you mean 'videos'\?"),
+        ({"dataset.mine": {"flow_metod": "x"}}, r"setting \[flow\] metod does not exist"),
+    ],
+)
+def test_what_does_not_exist_is_refused(config, content, message):
+    config.read_dict(content)
+    with pytest.raises(ValueError, match=message):
+        settings.resolve("flow", "mine" if "dataset.mine" in content else "")
+
+
+def test_an_unknown_flag_is_refused(capsys):
+    with pytest.raises(SystemExit), CmdlineParser.global_instance(["Flow", "--flow-metod", "x"], allow_override=True):
+        pass
+    assert "unrecognized arguments: --flow-metod" in capsys.readouterr().err
+
+
+def project_config() -> configparser.ConfigParser:
+    parser = configparser.ConfigParser()
+    parser.read(ROOT / "luigi.cfg")
+    return parser
+
+
+def test_luigi_cfg_holds_every_setting_and_nothing_unknown(config):
+    parser = project_config()
+    config.read_dict(parser)
+    for section, spec in settings.SECTIONS.items():
+        settings.resolve(section)
+        if section != "dataset":
+            missing = (
+                set(spec.settings())
+                - set(parser[section])
+                - {"stream", "seed" if section != "demo" else "", "jitter", "flow_unit_px"}
+            )
+            assert not missing - ({"seed"} if section in ("spatial", "temporal") else set()), section
+
+
+def test_luigi_cfg_agrees_with_the_defaults_of_the_specs(config):
+    config.read_dict(project_config())
+    for section in ("run", "demo", "frames", "flow", "stack", "score", "fusion", "cluster"):
+        assert settings.resolve(section) == settings.SECTIONS[section](), section
+
+
+@pytest.mark.parametrize("preset", sorted((ROOT / "configs").glob("*.cfg")), ids=lambda p: p.stem)
+def test_every_preset_overlays_luigi_cfg(config, preset):
+    config.read_dict(project_config())
+    parser = configparser.ConfigParser()
+    parser.read(preset)
+    config.read_dict(parser)
+    for dataset in settings.datasets():
+        for section in settings.SECTIONS:
+            if section not in ("spatial", "temporal"):
+                settings.resolve(section, dataset)
+        assert settings.stream("spatial", dataset, 0).stream == "spatial"
+        assert settings.stream("temporal", dataset, 0).channels % 2 == 0

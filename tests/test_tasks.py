@@ -1,0 +1,342 @@
+"""The chain as tasks: the target contract, what is redone and what is reused, and the whole way on four tiny clips."""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import h5py
+import luigi
+import numpy as np
+import pytest
+from conftest import moving_texture, write_video
+from luigi.configuration import get_config
+
+from pipeline import store
+from tasks import Catalog, ExtractFeatures, Flow, Frames, FullPipeline, Fuse, Report, ScoreStream, TrainStream
+from tasks.base import Artifact, Stage
+
+ROOT = Path(__file__).parents[1]
+TINY = {
+    "network": "small",
+    "resize_px": "0",
+    "crop_px": "32",
+    "batch": "4",
+    "steps": "4",
+    "milestones": "3",
+    "validate_every": "2",
+    "dropout": "0.5",
+}
+
+
+def write_four_clips(folder: Path) -> dict[str, str]:
+    """Two classes, four clips, and the CSV that lists them. Returns the dataset's section."""
+    rows = [("right", "a", "train"), ("down", "b", "train"), ("right", "c", "val"), ("down", "d", "test")]
+    lines = ["path,label,group,split"]
+    for i, (label, name, part) in enumerate(rows):
+        motion = {"dx": 2.0} if label == "right" else {"dx": 0.0, "dy": 2.0}
+        write_video(folder / "videos" / f"{name}.avi", moving_texture(9, seed=i, **motion))
+        lines.append(f"{name}.avi,{label},{name},{part}")
+    (folder / "clips.csv").write_text("\n".join(lines) + "\n")
+    return {"layout": "csv", "videos": str(folder / "videos"), "lists": str(folder / "clips.csv"), "split": "1"}
+
+
+@pytest.fixture
+def config(tmp_path):
+    """Settings for the four clips, artifacts in tmp_path; the project's own come back afterwards."""
+    config = get_config()
+    before = {section: dict(config.items(section)) for section in config.sections()}
+    config.clear()
+    config.read_dict(
+        {
+            "run": {"dataset": "four", "artifacts": str(tmp_path / "artifacts"), "device": "cpu"},
+            "dataset.four": write_four_clips(tmp_path),
+            "frames": {"short_side_px": "0"},
+            "flow": {"method": "dis_ultrafast"},
+            "stack": {"length": "2"},
+            "spatial": TINY,
+            "temporal": TINY,
+            "score": {"frames": "2", "crops": "2"},
+            "cluster": {"kind": "inline"},
+            "worker": {"check_complete_on_run": "true"},
+        }
+    )
+    yield config
+    luigi.task_register.Register.clear_instance_cache()
+    config.clear()
+    config.read_dict(before)
+
+
+def build(*tasks: luigi.Task) -> bool:
+    """Run tasks as a new process would see them."""
+    return luigi.build(list(tasks), local_scheduler=True, log_level="ERROR")
+
+
+def fresh(task: type, **parameters) -> luigi.Task:
+    """The task as a new process would see it."""
+    luigi.task_register.Register.clear_instance_cache()
+    return task(**parameters)
+
+
+def snapshot(folder: Path) -> dict[str, tuple[int, int]]:
+    """Every file with its time and inode, locks included."""
+    return {
+        str(p.relative_to(folder)): (p.lstat().st_mtime_ns, p.lstat().st_ino)
+        for p in folder.rglob("*")
+        if not p.is_dir()
+    }
+
+
+def shards_and_index(found: dict) -> dict:
+    """A snapshot without locks, which are taken to find that there is nothing to do."""
+    return {name: value for name, value in found.items() if not name.endswith(".lock")}
+
+
+# --- the target contract
+
+
+class Contract:
+    """What every stage's artifact must do; a stage mixes it in by naming itself."""
+
+    def stage(self) -> Stage:
+        raise AssertionError("name a stage")
+
+    def test_it_exists_only_when_whole(self, config, monkeypatch):
+        task = self.stage()
+        assert build(*task.before())
+        task = self.stage()
+        assert not task.complete() and not task.output().exists()
+        monkeypatch.setattr(type(task), "make", lambda self: (_ for _ in ()).throw(RuntimeError("broken on purpose")))
+        assert not build(task)
+        left = [p for p in task.folder.rglob("*") if p.name != ".lock" and p.is_file()]
+        assert not task.output().exists() and not left
+        monkeypatch.undo()
+        config.set("run", "artifacts", str(task.folder.parents[2]))
+        task = self.stage()
+        assert build(task) and self.stage().complete() and task.path.is_file()
+
+    def test_a_rerun_does_nothing(self, config):
+        task = self.stage()
+        assert build(task)
+        before = snapshot(task.folder.parents[2])
+        assert build(self.stage()) and snapshot(task.folder.parents[2]) == before
+
+    def test_it_is_made_again_when_its_inputs_changed(self, config, monkeypatch):
+        task = self.stage()
+        assert build(task)
+        monkeypatch.setattr(Artifact, "recorded", lambda self: {"inputs": "other", "key": "k", "videos_key": "v"})
+        assert not self.stage().complete()
+
+
+class TestCatalog(Contract):
+    def stage(self):
+        return fresh(Catalog)
+
+
+class TestFrames(Contract):
+    def stage(self):
+        return fresh(Frames)
+
+
+class TestFlow(Contract):
+    def stage(self):
+        return fresh(Flow)
+
+
+class TestTrainStream(Contract):
+    def stage(self):
+        return fresh(TrainStream, stream="spatial")
+
+
+class TestScoreStream(Contract):
+    def stage(self):
+        return fresh(ScoreStream, stream="temporal", part="test")
+
+
+class TestFuse(Contract):
+    def stage(self):
+        return fresh(Fuse)
+
+
+class TestReport(Contract):
+    def stage(self):
+        return fresh(Report)
+
+
+# --- the whole chain
+
+
+def test_four_tiny_clips_go_all_the_way(config, tmp_path):
+    assert build(fresh(FullPipeline), fresh(ExtractFeatures))
+    report = tmp_path / "artifacts/four/report"
+    metrics = json.loads((report / "latest/metrics.json").read_text())
+    assert (metrics["dataset"], metrics["split"], metrics["num_test"]) == ("four", "1", 1)
+    for row in [
+        metrics["spatial"],
+        metrics["temporal"],
+        *(metrics["fused"][f] for f in ("average", "weighted", "svm")),
+    ]:
+        assert row["top1"] in (0.0, 1.0) and row["mean_class"] == row["top1"]
+    page = (report / "latest/report.html").read_text()
+    assert "<html" in page and "four" in page
+    assert str((report / "latest").readlink()).startswith("1-")
+
+    flow = store.open_flow(fresh(Flow).path)
+    with h5py.File(flow.path) as file:
+        assert sorted(file["clips"]) == ["a", "b", "c", "d"]
+    assert np.median(flow["a"].flow(0, 8)[:, 0, 12:-12, 12:-12]) == pytest.approx(2, abs=0.4)
+    scores, _ = store.read_arrays(fresh(ScoreStream, stream="temporal", part="train").path, "scores")
+    assert scores["video_ids"] == ["a", "b"] and scores["features"].shape[0] == 2
+
+    before = snapshot(tmp_path / "artifacts")
+    assert fresh(FullPipeline).complete() and build(fresh(FullPipeline))
+    assert snapshot(tmp_path / "artifacts") == before  # nothing to do: nothing is written
+
+
+def test_a_changed_flow_setting_redoes_flow_and_what_follows(config, tmp_path):
+    assert build(fresh(FullPipeline))
+    frames, spatial = fresh(Frames).path, fresh(TrainStream, stream="spatial").path
+    flow, temporal = fresh(Flow).path, fresh(TrainStream, stream="temporal").path
+    times = frames.stat().st_mtime_ns, spatial.stat().st_mtime_ns
+    config.set("flow", "bound_px", "10")
+    assert build(fresh(FullPipeline))
+    assert (fresh(Frames).path, fresh(TrainStream, stream="spatial").path) == (frames, spatial)
+    assert (frames.stat().st_mtime_ns, spatial.stat().st_mtime_ns) == times
+    assert fresh(Flow).path != flow and fresh(TrainStream, stream="temporal").path != temporal
+    assert flow.is_file()  # the old one stays
+
+
+def test_a_setting_that_cannot_change_the_result_redoes_nothing(config):
+    assert build(fresh(Frames))
+    for section, name, value in [
+        ("cluster", "workers", "1"),
+        ("frames", "timeout_seconds", "5"),
+        ("run", "device", "auto"),
+    ]:
+        config.set(section, name, value)
+    assert fresh(Frames).complete()
+
+
+def test_a_changed_video_redoes_its_shard_and_what_follows(config, tmp_path):
+    config.set("frames", "shard_clips", "1")
+    assert build(fresh(Flow))
+    folder = fresh(Frames).folder
+    before = {p.name: p.stat().st_mtime_ns for p in (folder / "shards").iterdir()}
+    write_video(tmp_path / "videos/c.avi", moving_texture(11, seed=99))
+    assert not fresh(Catalog).complete() and not fresh(Flow).complete()
+    assert build(fresh(Flow)) and fresh(Frames).folder == folder
+    changed = {p.name for p in (folder / "shards").iterdir() if before.get(p.name) != p.stat().st_mtime_ns}
+    assert changed == {store.open_frames(folder).rows["c"]["shard"] + ".h5"}
+    assert len(store.open_flow(fresh(Flow).path)["c"]) == 10
+
+
+def test_a_touched_video_is_looked_at_but_nothing_is_redone(config, tmp_path):
+    assert build(fresh(Flow))
+    before = snapshot(fresh(Frames).folder)
+    os.utime(tmp_path / "videos/a.avi", (1, 1))
+    assert not fresh(Catalog).complete()
+    assert build(fresh(Flow)) and shards_and_index(snapshot(fresh(Frames).folder)) == shards_and_index(before)
+
+
+def test_videos_that_were_taken_away_do_not_hold_up_what_was_made(config, tmp_path, capsys):
+    assert build(fresh(Frames))
+    shutil.move(tmp_path / "videos", tmp_path / "elsewhere")
+    assert build(fresh(Flow)) and fresh(Flow).complete()
+    assert "the videos are no longer at" in capsys.readouterr().err
+
+
+def test_all_splits_share_frames_and_flow(config, tiny_dataset):
+    section = {"layout": "folder", "videos": str(tiny_dataset), "group_pattern": r"/(?P<group>[a-z]+)_", "split": "dan"}
+    config.read_dict({"dataset.tiny": section})
+    assert build(fresh(Flow, dataset="tiny", split="dan"))
+    before = snapshot(fresh(Flow, dataset="tiny").folder)
+    assert build(fresh(Flow, dataset="tiny", split="anna"))
+    assert shards_and_index(snapshot(fresh(Flow, dataset="tiny", split="anna").folder)) == shards_and_index(before)
+    dan, anna = (store.read_catalog(fresh(Catalog, dataset="tiny", split=s).path) for s in ("dan", "anna"))
+    assert {c.group for c in dan.part("test")} == {"dan"} and {c.group for c in anna.part("test")} == {"anna"}
+
+
+def test_the_same_run_twice_gives_the_same_bytes_and_scores(config, tmp_path):
+    found = []
+    for name, cluster in [("one", "inline"), ("two", "local")]:
+        config.set("run", "artifacts", str(tmp_path / name))
+        config.set("cluster", "kind", cluster)
+        assert build(fresh(FullPipeline))
+        shards = sorted((tmp_path / name).rglob("shards/*.h5"))
+        sums = {str(p.relative_to(tmp_path / name)): hashlib.sha256(p.read_bytes()).hexdigest() for p in shards}
+        scores = {
+            str(p.relative_to(tmp_path / name)): store.read_arrays(p, "scores")[0]
+            for p in (tmp_path / name).rglob("scores.h5")
+        }
+        found.append((sums, scores))
+    assert found[0][0] == found[1][0] and len(found[0][0]) >= 2
+    assert found[0][1].keys() == found[1][1].keys() and len(found[0][1]) == 7
+    for path, arrays in found[0][1].items():
+        np.testing.assert_array_equal(arrays["probabilities"], found[1][1][path]["probabilities"])
+
+
+def test_an_unknown_dataset_is_refused(config):
+    with pytest.raises(ValueError, match="dataset 'for' does not exist; did you mean 'four'?"):
+        fresh(Catalog, dataset="for").output()
+
+
+# --- the command
+
+
+def luigi_command(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess:
+    command = [str(Path(sys.executable).with_name("luigi")), "--module", "tasks", *arguments]
+    env = {**os.environ, **environment}
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, env=env, timeout=300)
+
+
+@pytest.fixture
+def overlay(tmp_path) -> dict[str, str]:
+    """The four clips as a preset over the project's own luigi.cfg."""
+    section = write_four_clips(tmp_path)
+    lines = ["[run]", "dataset = four", f"artifacts = {tmp_path / 'artifacts'}", "[dataset.four]"]
+    lines += [f"{name} = {value}" for name, value in section.items()]
+    (tmp_path / "four.cfg").write_text("\n".join(lines))
+    return {"LUIGI_CONFIG_PATH": str(tmp_path / "four.cfg")}
+
+
+def test_the_command_says_what_it_does_and_repeats_nothing(overlay, tmp_path):
+    first = luigi_command("Flow", "--flow-method", "dis_ultrafast", "--cluster-kind", "inline", cwd=ROOT, **overlay)
+    assert first.returncode == 0, first.stderr
+    assert "Frames short256: done in" in first.stderr and "Flow dis_ultrafast: done in" in first.stderr
+    assert "flow: 4 clips in" in first.stderr
+    before, begun = snapshot(tmp_path / "artifacts"), time.monotonic()
+    again = luigi_command("Flow", "--flow-method", "dis_ultrafast", cwd=ROOT, **overlay)
+    assert again.returncode == 0 and "Flow dis_ultrafast: is there" in again.stderr
+    assert snapshot(tmp_path / "artifacts") == before
+    assert time.monotonic() - begun < 60
+
+
+def test_a_failed_task_is_a_failed_command(overlay, tmp_path):
+    (tmp_path / "videos/a.avi").write_bytes(b"")
+    failed = luigi_command("Frames", "--cluster-kind", "inline", cwd=ROOT, **overlay)
+    assert failed.returncode == 30
+    assert (
+        "Frames FAILED: frames: 1 of 4 clips failed" in failed.stderr
+        and "a (the file is empty (0 bytes))" in failed.stderr
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["Flow", "--flow-method", "tvl2"], "[flow] method is 'tvl2'; allowed: tvl1"),
+        (["Flow", "--flow-metod", "tvl1"], "unrecognized arguments: --flow-metod"),
+        (["Flow", "--dataset", "fuor"], "dataset 'fuor' does not exist; did you mean 'four'?"),
+        (["Flow", "--data-layout", "floder"], "[dataset] layout is 'floder'; allowed: "),
+        (["Catalog", "--split", "7"], "7"),
+    ],
+)
+def test_mistakes_are_refused_before_any_work(overlay, tmp_path, arguments, message):
+    refused = luigi_command(*arguments, cwd=ROOT, **overlay)
+    assert refused.returncode != 0 and message in refused.stderr
+    assert refused.stderr.count("Traceback") <= (arguments[0] == "Catalog")
+    assert not list((tmp_path / "artifacts").rglob("*.h5"))
