@@ -14,13 +14,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from pipeline.files import content_of
 from pipeline.layouts import Stat, find_on_disk, folded_paths, list_files, read_layout, scan_videos
 from pipeline.official import PARTS, Row
 from pipeline.progress import Progress, say
 from pipeline.specs import DatasetSpec, digest_of
 
 SHOWN = 5  # names in a message, at most
-HASH_BLOCK_BYTES = 1 << 20
 UNREADABLE = "0" * 16  # content of a file that cannot be read; decoding it will tell why
 
 
@@ -276,15 +276,11 @@ def _hash_files(spec: DatasetSpec, paths: list[str], videos: dict[str, Stat], kn
 
 
 def _hash_file(file: Path) -> str:
-    digest = hashlib.blake2b(digest_size=8)
     try:
-        with file.open("rb") as stream:
-            while block := stream.read(HASH_BLOCK_BYTES):
-                digest.update(block)
+        return content_of(file)
     except OSError as error:
         say(f"catalog: {file} cannot be read: {error}")
         return UNREADABLE
-    return digest.hexdigest()
 
 
 def _refuse_duplicates(rows: Iterable[Row | Clip]) -> None:

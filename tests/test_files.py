@@ -72,6 +72,14 @@ def test_small_files_and_names(tmp_path):
     assert files.plain_name("..") == "x"
 
 
+def test_content_of_a_file_is_its_blake2b(tmp_path):
+    import hashlib
+
+    data = bytes(range(256)) * 9000  # more than one block
+    (tmp_path / "a").write_bytes(data)
+    assert files.content_of(tmp_path / "a") == hashlib.blake2b(data, digest_size=8).hexdigest()
+
+
 def test_link_is_replaced_in_one_step(tmp_path):
     for name in ("one", "two"):
         (tmp_path / name).mkdir()

@@ -242,6 +242,22 @@ def test_a_touched_video_is_looked_at_but_nothing_is_redone(config, tmp_path):
     assert build(fresh(Flow)) and shards_and_index(snapshot(fresh(Frames).folder)) == shards_and_index(before)
 
 
+def test_other_weights_at_the_same_path_train_anew(config, tmp_path):
+    weights = tmp_path / "start.pth"
+    weights.write_bytes(b"one")
+    config.set("spatial", "start", str(weights))
+    keys = set()
+    for content in (b"one", b"two", b"one"):
+        weights.write_bytes(content)
+        keys.add(_inputs_after_frames(fresh(TrainStream, stream="spatial")))
+    assert len(keys) == 2
+
+
+def _inputs_after_frames(task: TrainStream) -> str:
+    assert build(*task.before())
+    return fresh(TrainStream, stream="spatial").inputs()
+
+
 def test_videos_that_were_taken_away_do_not_hold_up_what_was_made(config, tmp_path, capsys):
     assert build(fresh(Frames))
     shutil.move(tmp_path / "videos", tmp_path / "elsewhere")
