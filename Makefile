@@ -28,7 +28,7 @@ lint: $(VENV)/.installed
 
 bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/preprocess.py
-	$(BIN)/python benchmarks/flow.py
+	$(BIN)/python benchmarks/chain.py demo --seeds 0 1 2
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -69,7 +69,7 @@ class Memory:
         return self
 
     def _poll(self) -> None:
-        while not self._stop.wait(0.05):
+        while not self._stop.wait(0.5):
             for process in psutil.Process().children(recursive=True):
                 try:
                     self.peak = max(self.peak, process.memory_info().rss)

@@ -7,7 +7,8 @@ import warnings
 import torchvision
 from torch import nn
 
-from pipeline.specs import StreamSpec, unknown_name
+from pipeline.spec import unknown_name
+from pipeline.specs import StreamSpec
 
 OWN = ("cnn_m_2048", "small")  # networks that `networks.py` defines itself
 AUXILIARY = ("aux1", "aux2", "AuxLogits")
@@ -59,8 +60,11 @@ def _drop_auxiliary(model: nn.Module) -> None:
 
 def classifier_dropouts(model: nn.Module) -> list[nn.Dropout]:
     """The dropout layers of the classifier, not those inside transformer blocks."""
-    return [module for name, module in model.named_modules()
-            if isinstance(module, nn.Dropout) and name.split(".")[0] in ("classifier", "dropout")]
+    return [
+        module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Dropout) and name.split(".")[0] in ("classifier", "dropout")
+    ]
 
 
 def first_convolution(model: nn.Module) -> tuple[str, nn.Conv2d | None]:
@@ -71,10 +75,18 @@ def first_convolution(model: nn.Module) -> tuple[str, nn.Conv2d | None]:
 def _widenfirst_convolution(model: nn.Module, spec: StreamSpec) -> None:
     name, old = first_convolution(model)
     if old is None or old.in_channels != 3:
-        raise ValueError(f"network {spec.network!r} has no first convolution of 3 channels that could take "
-                         f"{spec.channels}; choose another network for the temporal stream")
-    wide = nn.Conv2d(spec.channels, old.out_channels, old.kernel_size, stride=old.stride, padding=old.padding,
-                     bias=old.bias is not None)
+        raise ValueError(
+            f"network {spec.network!r} has no first convolution of 3 channels that could take "
+            f"{spec.channels}; choose another network for the temporal stream"
+        )
+    wide = nn.Conv2d(
+        spec.channels,
+        old.out_channels,
+        old.kernel_size,
+        stride=old.stride,
+        padding=old.padding,
+        bias=old.bias is not None,
+    )
     _replace(model, name, wide)
 
 

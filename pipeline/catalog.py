@@ -18,7 +18,8 @@ from pipeline.files import content_of
 from pipeline.layouts import Stat, find_on_disk, folded_paths, list_files, read_layout, scan_videos
 from pipeline.official import PARTS, Row
 from pipeline.progress import Progress, say
-from pipeline.specs import DatasetSpec, digest_of
+from pipeline.spec import digest_of
+from pipeline.specs import DatasetSpec
 
 SHOWN = 5  # names in a message, at most
 UNREADABLE = "0" * 16  # content of a file that cannot be read; decoding it will tell why
@@ -154,10 +155,19 @@ def read_dataset(spec: DatasetSpec, split: str, *, known: Iterable[Clip] = ()) -
     content = _hash_files(spec, [row.path for row in rows], videos, known)
     label = {name: number for number, name in enumerate(classes)}
     clips = [
-        Clip(row.id, row.path, label[row.class_name], row.class_name, row.group, row.part,
-             videos[row.path].bytes, videos[row.path].mtime_ns, content[row.path])
+        Clip(
+            row.id,
+            row.path,
+            label[row.class_name],
+            row.class_name,
+            row.group,
+            row.part,
+            videos[row.path].bytes,
+            videos[row.path].mtime_ns,
+            content[row.path],
+        )
         for row in rows
-    ]  # fmt: skip
+    ]
     return Catalog(tuple(clips), tuple(classes), split, tuple(absent))
 
 

@@ -43,8 +43,14 @@ def save_checkpoint(
         spec, catalog: what it was trained by and on.
         record: more plain values to keep with it.
     """
-    about = {"format": CHECKPOINT_FORMAT, "format_version": FORMAT_VERSION, "stream_spec": spec.as_dict(),
-             "classes": list(catalog.classes), "catalog_key": catalog.key, "torch": str(torch.__version__)}
+    about = {
+        "format": CHECKPOINT_FORMAT,
+        "format_version": FORMAT_VERSION,
+        "stream_spec": spec.as_dict(),
+        "classes": list(catalog.classes),
+        "catalog_key": catalog.key,
+        "torch": str(torch.__version__),
+    }
     save_tensors(path, {**about, **record, "state": state})
 
 
@@ -66,14 +72,18 @@ def load_tensors(path: Path, kind: str, version: int) -> dict[str, Any]:
     try:
         values = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise ValueError(f"{path} cannot be loaded with weights_only=True ({type(error).__name__}): it is damaged, or "
-                         "not ours; delete it and train again") from error
+        raise ValueError(
+            f"{path} cannot be loaded with weights_only=True ({type(error).__name__}): it is damaged, or "
+            "not ours; delete it and train again"
+        ) from error
     found = values.get("format", "no format") if isinstance(values, dict) else type(values).__name__
     if found != kind:
         raise ValueError(f"{path} holds {found!r}, not {kind!r}; give the path of the right file")
     if values.get("format_version") != version:
-        raise ValueError(f"{path} has format version {values.get('format_version')}; this code reads {version}: "
-                         "update the code, or train again")
+        raise ValueError(
+            f"{path} has format version {values.get('format_version')}; this code reads {version}: "
+            "update the code, or train again"
+        )
     return values
 
 
@@ -113,8 +123,9 @@ def _spec(path: Path | str, values: dict[str, Any]) -> StreamSpec:
         stack = StackSpec(**values["stack"]) if values.get("stack") else None
         return StreamSpec(**{**values, "milestones": tuple(values["milestones"]), "stack": stack})
     except TypeError as error:
-        raise ValueError(f"{path} has settings that this code does not know ({error}); "
-                         "update the code, or train again") from None
+        raise ValueError(
+            f"{path} has settings that this code does not know ({error}); update the code, or train again"
+        ) from None
 
 
 def _classes(names: tuple[str, ...]) -> str:

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from pipeline.specs import ClusterSpec
 
-# A worker that dies takes the tasks it held with it; once more is enough to tell the guilty one from its neighbours.
+LINGER_SECONDS = 3.0
+_ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), 1)
 _DASK_SETTINGS = {
+    # a worker that dies takes the tasks it held with it; once more tells the guilty one from its neighbours
     "distributed.scheduler.allowed-failures": 1,
     "distributed.worker.daemon": False,
     "distributed.admin.tick.limit": "60s",
+    # dask's own choice also makes malloc hand every freed array back to the system, and its profiler stops the worker
+    # a hundred times a second
+    "distributed.nanny.pre-spawn-environ": _ONE_THREAD,
+    "distributed.worker.profile.enabled": False,
 }
 
 
@@ -33,21 +41,18 @@ class Workers:
     def __init__(self, spec: ClusterSpec, *, most: int):
         self.spec = spec
         self.count = min(worker_count(spec), max(most, 1))
-        self._stack = contextlib.ExitStack()
-        self._client: Any = None
+        self._held: _Held | None = None
 
     def __enter__(self) -> Workers:
         if self.spec.kind != "inline":
-            self._client = _connect(self.spec, self.count, self._stack)
+            self._held = _KEPT.take(self.spec, self.count) or _Held(self.spec, self.count)
         return self
 
-    def __exit__(self, *error) -> None:
-        self._stack.close()
-
-    @property
-    def separate(self) -> bool:
-        """Whether jobs run in processes of their own, which may die without taking this one along."""
-        return self._client is not None
+    def __exit__(self, kind, error, trace) -> None:
+        if self._held is not None and kind is None:
+            _KEPT.keep(self._held)
+        elif self._held is not None:  # jobs may still be running: they must not write beside whoever comes next
+            self._held.close()
 
     def run(self, function: Callable[[Any], Any], jobs: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
         """Yield (job, result) as jobs end; a job that raised gives its exception as result.
@@ -55,7 +60,7 @@ class Workers:
         A bounded number of jobs is handed out at a time, so that a million clips cost no more memory than a thousand.
         A job whose worker died gives a `WorkerDied`.
         """
-        if self._client is None:
+        if self._held is None:
             for job in jobs:
                 yield job, _outcome(function, job)
             return
@@ -65,11 +70,12 @@ class Workers:
         from distributed import as_completed
 
         width = self.spec.in_flight * self.count
-        held, running = {}, as_completed(loop=self._client.loop)
+        client = self._held.client
+        held, running = {}, as_completed(loop=client.loop)
 
         def hand_out() -> None:
             for job in jobs:
-                future = self._client.submit(function, job, pure=False)
+                future = client.submit(function, job, pure=False)
                 held[future.key] = job
                 running.add(future)
                 return
@@ -81,6 +87,70 @@ class Workers:
             yield held.pop(future.key), _result_of(future)
             future.release()
             hand_out()
+
+
+class _Held:
+    """Connected workers, and what must be closed after them."""
+
+    def __init__(self, spec: ClusterSpec, count: int):
+        self.key = (spec, count, os.getpid())
+        self._stack = contextlib.ExitStack()
+        try:
+            self.client = _connect(spec, count, self._stack)
+        except BaseException:
+            self._stack.close()
+            raise
+
+    def close(self) -> None:
+        """Disconnect; workers that were started for this are ended."""
+        self._stack.close()
+
+
+class _Kept:
+    """The workers of the stage that has just ended, kept a few seconds: most often the next stage wants the same.
+
+    Starting them takes a second, as long as a whole stage of a small data set. They are not kept longer, so that no
+    idle process stands beside a training.
+    """
+
+    def __init__(self):
+        self._lock, self._held, self._timer = threading.Lock(), None, None
+        atexit.register(self.close)
+
+    def take(self, spec: ClusterSpec, count: int) -> _Held | None:
+        """The kept workers if they are such as are wanted; others are closed."""
+        with self._lock:
+            held, self._held = self._held, None
+        if held is None or held.key == (spec, count, os.getpid()):
+            return held
+        held.close()
+        return None
+
+    def keep(self, held: _Held) -> None:
+        """Keep these workers for LINGER_SECONDS."""
+        self.close()
+        with self._lock:
+            self._held = held
+            self._timer = threading.Timer(LINGER_SECONDS, self._close_if, [held])
+            self._timer.daemon = True
+            self._timer.start()
+
+    def _close_if(self, held: _Held) -> None:
+        with self._lock:
+            if self._held is not held:  # taken meanwhile
+                return
+            self._held = None
+        held.close()
+
+    def close(self) -> None:
+        """Close what is kept."""
+        with self._lock:
+            held, self._held = self._held, None
+        if held is not None and held.key[-1] == os.getpid():
+            held.close()
+
+
+_KEPT = _Kept()
 
 
 class WorkerDied(RuntimeError):

@@ -54,8 +54,10 @@ class Pictures:
         held = [clip for clip in clips if clip.id in self.store]
         lost = [clip.id for clip in clips if clip.id not in self.store]
         if lost:
-            say(f"{self.spec.stream}: {len(lost)} of {len(clips)} {use} clips are not in the store, such as "
-                f"{', '.join(lost[:3])}")
+            say(
+                f"{self.spec.stream}: {len(lost)} of {len(clips)} {use} clips are not in the store, such as "
+                f"{', '.join(lost[:3])}"
+            )
         return held
 
 
@@ -97,8 +99,9 @@ class TrainingSet(Dataset):
         self.spec, self.view, self.pictures = spec, TrainView(spec), Pictures(spec, store_path)
         self.clips = self.pictures.usable(clips, "training")
         if not self.clips:
-            raise ValueError(f"none of the {len(clips)} training clips is in {store_path}; "
-                             "`python -m pipeline inspect` shows why")
+            raise ValueError(
+                f"none of the {len(clips)} training clips is in {store_path}; `python -m pipeline inspect` shows why"
+            )
         self.choose = ClassUniform([clip.label for clip in self.clips], seed=spec.seed)
 
     def __len__(self) -> int:
@@ -171,8 +174,9 @@ def loader(
     parallel: dict[str, Any] = {}
     if workers:  # not forked: neither HDF5 nor CUDA survives a fork
         parallel = {"multiprocessing_context": "forkserver", "prefetch_factor": 4, "worker_init_fn": _begin_worker}
-    batches = DataLoader(dataset, batch_size=batch, sampler=numbers, num_workers=workers, pin_memory=pin,
-                         collate_fn=collate, **parallel)
+    batches = DataLoader(
+        dataset, batch_size=batch, sampler=numbers, num_workers=workers, pin_memory=pin, collate_fn=collate, **parallel
+    )
     return batches if workers else _ahead(batches)
 
 

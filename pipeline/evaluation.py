@@ -26,9 +26,14 @@ class Evaluation(NamedTuple):
 
 
 def evaluate(
-    network: Network, test_set: TestSet, *, device: torch.device, batch: int = 0, workers: int = -1,
+    network: Network,
+    test_set: TestSet,
+    *,
+    device: torch.device,
+    batch: int = 0,
+    workers: int = -1,
     progress: Progress | None = None,
-) -> Evaluation:  # fmt: skip
+) -> Evaluation:
     """Score every clip of a test set; leaves the network in evaluation mode.
 
     Args:
@@ -44,8 +49,14 @@ def evaluate(
     """
     network.eval()
     batch = max(1, (batch or _BATCH.get(device.type, 64)) // test_set.views.crops)
-    batches = loader(test_set, range(len(test_set)), batch=batch, workers=loader_workers(workers, device),
-                     pin=device.type == "cuda", collate=list)
+    batches = loader(
+        test_set,
+        range(len(test_set)),
+        batch=batch,
+        workers=loader_workers(workers, device),
+        pin=device.type == "cuda",
+        collate=list,
+    )
     classes, width = network.head.out_features, network.head.in_features
     sums, reasons = np.zeros((len(test_set.clips), classes + width)), {}
     for items in batches:

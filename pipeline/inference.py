@@ -17,9 +17,14 @@ _SHOWN = 5  # failed clips in a message, at most
 
 
 def score(
-    checkpoint: Path | str, *, store_path: Path | str, catalog: Catalog, part: str, spec: ScoreSpec,
+    checkpoint: Path | str,
+    *,
+    store_path: Path | str,
+    catalog: Catalog,
+    part: str,
+    spec: ScoreSpec,
     device: str = "auto",
-) -> Scores:  # fmt: skip
+) -> Scores:
     """Score every clip of one part.
 
     Args:
@@ -45,10 +50,13 @@ def score(
         found = evaluate(trained.network.to(target), test_set, device=target, batch=spec.batch, progress=progress)
     _report_failures(found, len(clips), f"{trained.spec.stream} scores of {part}")
     return Scores(
-        video_ids=tuple(clip.id for clip in clips), probabilities=found.probabilities,
-        labels=[clip.label for clip in clips], classes=catalog.classes, features=found.features,
+        video_ids=tuple(clip.id for clip in clips),
+        probabilities=found.probabilities,
+        labels=[clip.label for clip in clips],
+        classes=catalog.classes,
+        features=found.features,
         groups=tuple(clip.group for clip in clips),
-    )  # fmt: skip
+    )
 
 
 def _report_failures(found: Evaluation, clips: int, what: str) -> None:

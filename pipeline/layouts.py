@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from pipeline.official import PARTS, Row, folded, read_hmdb51_lists, read_ucf101_classes, read_ucf101_lists, safe_path
-from pipeline.specs import DatasetSpec, unknown_name
+from pipeline.spec import unknown_name
+from pipeline.specs import DatasetSpec
 
 VIDEO_SUFFIXES = (".avi", ".mp4", ".mkv", ".webm", ".mov", ".mpg", ".mpeg", ".m4v", ".wmv", ".flv", ".ts", ".gif")
 

@@ -123,13 +123,28 @@ def _cnn_m_2048(spec: StreamSpec) -> tuple[nn.Module, int, str]:
     side = _cnn_m_side(spec.crop_px)
     second_norm = [_krizhevsky_norm()] if spec.stream == "spatial" else []
     body = nn.Sequential(
-        nn.Conv2d(spec.channels, 96, 7, stride=2), nn.ReLU(inplace=True), _krizhevsky_norm(), _pool(),
-        nn.Conv2d(96, 256, 5, stride=2, padding=1), nn.ReLU(inplace=True), *second_norm, _pool(),
-        nn.Conv2d(256, 512, 3, padding=1), nn.ReLU(inplace=True),
-        nn.Conv2d(512, 512, 3, padding=1), nn.ReLU(inplace=True),
-        nn.Conv2d(512, 512, 3, padding=1), nn.ReLU(inplace=True), _pool(), nn.Flatten(),
-        nn.Linear(512 * side * side, 4096), nn.ReLU(inplace=True), nn.Dropout(spec.dropout),
-        nn.Linear(4096, 2048), nn.ReLU(inplace=True), nn.Dropout(spec.dropout),
+        nn.Conv2d(spec.channels, 96, 7, stride=2),
+        nn.ReLU(inplace=True),
+        _krizhevsky_norm(),
+        _pool(),
+        nn.Conv2d(96, 256, 5, stride=2, padding=1),
+        nn.ReLU(inplace=True),
+        *second_norm,
+        _pool(),
+        nn.Conv2d(256, 512, 3, padding=1),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(512, 512, 3, padding=1),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(512, 512, 3, padding=1),
+        nn.ReLU(inplace=True),
+        _pool(),
+        nn.Flatten(),
+        nn.Linear(512 * side * side, 4096),
+        nn.ReLU(inplace=True),
+        nn.Dropout(spec.dropout),
+        nn.Linear(4096, 2048),
+        nn.ReLU(inplace=True),
+        nn.Dropout(spec.dropout),
     )
     return _he_start(body), 2048, "head"
 
@@ -199,21 +214,27 @@ def _inflate(state: dict[str, torch.Tensor], network: Network, spec: StreamSpec)
     if weight is None or weight.ndim != 4 or weight.shape[1] != 3 or spec.channels == 3:
         return
     state[name] = weight.mean(1, keepdim=True).repeat(1, spec.channels, 1, 1)
-    say(f"{spec.network}: first layer {name.removeprefix('body.')} inflated from 3 to {spec.channels} channels "
-        "by the mean over RGB")
+    say(
+        f"{spec.network}: first layer {name.removeprefix('body.')} inflated from 3 to {spec.channels} channels "
+        "by the mean over RGB"
+    )
 
 
 def _imagenet_weights(spec: StreamSpec) -> dict[str, torch.Tensor]:
     if spec.network in OWN:
-        raise ValueError(f"[{spec.stream}] start is imagenet, but {spec.network} has no ImageNet weights; "
-                         "allowed: scratch, or the path of a weights file")
+        raise ValueError(
+            f"[{spec.stream}] start is imagenet, but {spec.network} has no ImageNet weights; "
+            "allowed: scratch, or the path of a weights file"
+        )
     weights = torchvision.models.get_model_weights(spec.network).DEFAULT
     try:
         return weights.get_state_dict(progress=False, check_hash=True)
     except (OSError, RuntimeError) as error:  # no network, or a file whose hash is wrong
         folder = Path(torch.hub.get_dir()) / "checkpoints"
-        raise RuntimeError(f"[{spec.stream}] start is imagenet, but {weights.url} cannot be had ({error}); put that "
-                           f"file into {folder}, or give the path of a weights file as start") from None
+        raise RuntimeError(
+            f"[{spec.stream}] start is imagenet, but {weights.url} cannot be had ({error}); put that "
+            f"file into {folder}, or give the path of a weights file as start"
+        ) from None
 
 
 def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
@@ -223,13 +244,15 @@ def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
         ValueError: no such file, or one that holds something else (nothing in it is ever executed).
     """
     if not Path(path).is_file():
-        raise ValueError(f"start is {str(path)!r}, which is no file; "
-                         "allowed: scratch, imagenet, or the path of a weights file")
+        raise ValueError(
+            f"start is {str(path)!r}, which is no file; allowed: scratch, imagenet, or the path of a weights file"
+        )
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise ValueError(f"{path} is no weights file: torch cannot load it with weights_only=True "
-                         f"({type(error).__name__})") from error
+        raise ValueError(
+            f"{path} is no weights file: torch cannot load it with weights_only=True ({type(error).__name__})"
+        ) from error
     if isinstance(found, dict) and found.get("format") == CHECKPOINT_FORMAT:
         found = found["state"]
     if not isinstance(found, dict) or not found or not all(isinstance(value, torch.Tensor) for value in found.values()):
@@ -245,6 +268,8 @@ def _refuse_mismatch(wanted: dict, given: dict, spec: StreamSpec) -> None:
         return
     name = (differ + unknown)[0]
     here, there = (str(tuple(which[name].shape)) if name in which else "absent" for which in (wanted, given))
-    raise ValueError(f"the weights in {spec.start!r} do not belong to network {spec.network!r} with {spec.channels} "
-                     f"input channels: {len(differ)} tensors are absent or misshapen, {len(unknown)} are unknown; "
-                     f"the first is {name}: {here} in the network, {there} in the file")
+    raise ValueError(
+        f"the weights in {spec.start!r} do not belong to network {spec.network!r} with {spec.channels} "
+        f"input channels: {len(differ)} tensors are absent or misshapen, {len(unknown)} are unknown; "
+        f"the first is {name}: {here} in the network, {there} in the file"
+    )

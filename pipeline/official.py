@@ -11,7 +11,7 @@ import unicodedata
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
-from pipeline.specs import unknown_name
+from pipeline.spec import unknown_name
 
 PARTS = ("train", "val", "test", "unused")
 HMDB51_PARTS = {"0": "unused", "1": "train", "2": "test"}

@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import faulthandler
 import hashlib
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +24,8 @@ from pipeline.cluster import WorkerDied, Workers
 from pipeline.files import remove_stale
 from pipeline.flow import estimate
 from pipeline.progress import Progress, say
-from pipeline.specs import ClusterSpec, FlowSpec, FrameSpec, digest_of
+from pipeline.spec import digest_of
+from pipeline.specs import ClusterSpec, FlowSpec, FrameSpec
 from pipeline.video import Video, VideoError, try_decoding
 
 _BATCH_BYTES = 24 << 20  # of decoded frames that flow is computed on at once
@@ -82,6 +82,11 @@ class FramesJob:
         """Clips, for the progress bar."""
         return len(self.clips)
 
+    @property
+    def cost(self) -> int:
+        """Something that grows with the time it will take: bytes of video."""
+        return sum(clip.bytes for clip in self.clips)
+
 
 def make_frames(
     folder: Path, catalog: Catalog, *, videos: Path, spec: FrameSpec, cluster: ClusterSpec, attrs: dict[str, Any]
@@ -125,7 +130,7 @@ def _frames_clip(shard: store.ShardWriter, job: FramesJob, clip: Clip) -> store.
     writer = shard.clip(clip.id)
     # a decoder that hangs in native code cannot be interrupted, but its process can be ended
     if job.watch and not job.careful:
-        faulthandler.dump_traceback_later(spec.timeout_seconds * 1.5 + 5, exit=True, file=Path(os.devnull).open("w"))  # noqa: SIM115
+        faulthandler.dump_traceback_later(spec.timeout_seconds * 1.5 + 5, exit=True)
     try:
         if job.careful:
             try_decoding(path, timeout_seconds=spec.timeout_seconds)
@@ -181,6 +186,11 @@ class FlowJob:
     def units(self) -> int:
         """Clips, for the progress bar."""
         return len(self.records)
+
+    @property
+    def cost(self) -> int:
+        """Something that grows with the time it will take: frames."""
+        return sum(record.frames for record in self.records)
 
 
 def make_flow(
@@ -269,7 +279,8 @@ def _make_store(folder, kind, function, jobs, cluster: ClusterSpec, splits, attr
     ]
     if waiting and len(waiting) < len(jobs):
         say(f"{kind}: {len(jobs) - len(waiting)} of {len(jobs)} shards are there already")
-    _run_jobs(kind, function, sorted(waiting, key=lambda job: -job.units), cluster)
+    # the longest first: the short ones at the end keep all workers busy until the end
+    _run_jobs(kind, function, sorted(waiting, key=lambda job: -job.cost), cluster)
     found = [(record, job.path.stem) for job in jobs for record in store.read_records(job.path, kind)]
     _refuse_too_many_failures(kind, [record for record, _ in found], max_bad_fraction)
     store.write_index(folder / "index.h5", kind, found, splits, attrs)

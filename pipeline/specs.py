@@ -1,162 +1,14 @@
-"""Settings of every stage: frozen, checked when made, with one canonical text and a digest of it.
-
-A spec holds only plain values, so it can be written into an artifact, printed, compared and hashed. Its digest names
-the artifact: two runs share an artifact if and only if everything that can change its content is the same. Settings
-that cannot change the result (time limits, batch sizes, workers) are marked *neutral* and are left out of the digest.
-"""
+"""The settings of every stage, each a frozen record. What they have in common is in `spec.py`."""
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
-import functools
-import hashlib
-import json
 import re
-import types
-import typing
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
+
+from pipeline.spec import Spec, setting
 
 FLOW_METHODS = ("tvl1", "dis_ultrafast", "dis_fast", "dis_medium", "farneback")
-
-
-def digest_of(*parts: Any) -> str:
-    """First 12 hex digits of the SHA-256 of the canonical JSON of `parts` (plain values only)."""
-    text = json.dumps(parts, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-def setting(default: Any, description: str, *, choices=None, low=None, high=None, neutral=False, only_for=()):
-    """A dataclass field that knows its meaning and limits.
-
-    Args:
-        default: value when nothing else is given.
-        description: one line, with unit; shown by `luigi --help-all`.
-        choices: the allowed values, or None for any.
-        low, high: inclusive limits of a number.
-        neutral: True if it cannot change the content of the artifact, so that it stays out of the digest.
-        only_for: flow methods that read this setting; it is left out of the digest of the others.
-    """
-    about = {"description": description, "choices": choices, "low": low, "high": high}
-    return dataclasses.field(default=default, metadata={**about, "neutral": neutral, "only_for": only_for})
-
-
-@dataclass(frozen=True, kw_only=True)
-class Spec:
-    """Base of all settings. A subclass is a list of `setting` fields and, where needed, a `check`."""
-
-    SECTION: ClassVar[str] = ""
-    VERSION: ClassVar[int] = 1  # of the algorithm: raise it when the same settings begin to give other bytes
-
-    def __post_init__(self):
-        hints = _hints(type(self))
-        for field in dataclasses.fields(self):
-            if field.metadata:
-                _check_value(self.section, field, hints[field.name], getattr(self, field.name))
-        self.check()
-
-    @property
-    def section(self) -> str:
-        """The section of luigi.cfg that these settings come from; messages name it."""
-        return self.SECTION
-
-    def check(self) -> None:
-        """Rules that tie settings together; a subclass raises ValueError naming the setting."""
-
-    @classmethod
-    def settings(cls) -> dict[str, dataclasses.Field]:
-        """Name -> field of every setting that a user may give as text."""
-        return {field.name: field for field in dataclasses.fields(cls) if field.metadata}
-
-    @classmethod
-    def parse(cls, texts: dict[str, str], *, section: str = "", **values: Any):
-        """Make a spec from texts, as found in luigi.cfg or on a command line.
-
-        Args:
-            texts: setting name -> text. Names that do not exist are refused, with the nearest that does.
-            section: where the texts come from, for messages.
-            values: fields that are given as values, not as text.
-
-        Raises:
-            ValueError: unknown name, or a text that is not of the setting's type, naming the setting.
-        """
-        hints, section = _hints(cls), section or cls.SECTION
-        parsed = {}
-        for name, text in texts.items():
-            if name not in cls.settings():
-                raise ValueError(unknown_name(f"setting [{section}] {name}", name, cls.settings()))
-            parsed[name] = _parse_value(f"[{section}] {name}", hints[name], text)
-        return cls(**parsed, **values)
-
-    def as_dict(self) -> dict[str, Any]:
-        """Every field as plain JSON values, specs within specs included."""
-        return json.loads(json.dumps(dataclasses.asdict(self)))
-
-    def identity(self) -> dict[str, Any]:
-        """The part of `as_dict` that can change the result: what the digest covers."""
-        kept: dict[str, Any] = {"version": self.VERSION}
-        method = getattr(self, "method", None)
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if field.metadata.get("neutral") or (
-                field.metadata.get("only_for") and method not in field.metadata["only_for"]
-            ):
-                continue
-            kept[field.name] = value.identity() if isinstance(value, Spec) else value
-        return json.loads(json.dumps(kept))
-
-    def digest(self, *upstream: str) -> str:
-        """12 hex digits over the identity of these settings and the digests of what the stage reads."""
-        return digest_of(self.SECTION, self.identity(), list(upstream))
-
-
-def unknown_name(what: str, name: str, allowed) -> str:
-    """The message for a name that is not among `allowed`: with the nearest that is."""
-    near = difflib.get_close_matches(name, list(allowed), 1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    more = f" and {len(allowed) - 100} more" if len(allowed) > 100 else ""
-    return f"{what} does not exist; {hint}allowed: {', '.join(sorted(allowed)[:100])}{more}"
-
-
-@functools.cache
-def _hints(cls) -> dict[str, Any]:
-    return typing.get_type_hints(cls)
-
-
-def _check_value(section: str, field: dataclasses.Field, hint: Any, value: Any) -> None:
-    where, about = f"[{section}] {field.name}", field.metadata
-    if typing.get_origin(hint) is tuple:
-        right = isinstance(value, tuple) and all(type(v) is typing.get_args(hint)[0] for v in value)
-    else:
-        right = isinstance(value, (int, float)) and type(value) is not bool if hint is float else type(value) is hint
-    if not right:
-        raise ValueError(f"{where} is {value!r}, which is not {_type_name(hint)}")
-    if about["choices"] and value not in about["choices"]:
-        raise ValueError(f"{where} is {value!r}; allowed: {', '.join(map(str, about['choices']))}")
-    if about["low"] is not None and value < about["low"]:
-        raise ValueError(f"{where} is {value}; it must be at least {about['low']}")
-    if about["high"] is not None and value > about["high"]:
-        raise ValueError(f"{where} is {value}; it must be at most {about['high']}")
-
-
-def _parse_value(where: str, hint: Any, text: str) -> Any:
-    text = text.strip()
-    try:
-        if hint is bool:
-            return {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}[text.lower()]
-        if typing.get_origin(hint) is tuple:
-            inner = typing.get_args(hint)[0]
-            return tuple(inner(part) for part in re.split(r"[,\s]+", text) if part)
-        return hint(text)
-    except (ValueError, KeyError):
-        raise ValueError(f"{where} is {text!r}, which is not {_type_name(hint)}") from None
-
-
-def _type_name(hint: Any) -> str:
-    if isinstance(hint, types.GenericAlias):
-        return f"a list of {typing.get_args(hint)[0].__name__}, separated by commas"
-    return {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}[hint]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -385,7 +237,7 @@ class ClusterSpec(Spec):
     queue: str = setting("", "kind = jobqueue: queue or partition", neutral=True)
     memory: str = setting("4GiB", "kind = jobqueue: memory of a job", neutral=True)
     walltime: str = setting("04:00:00", "kind = jobqueue: time limit of a job", neutral=True)
-    in_flight: int = setting(4, "shards handed out at once, a worker", low=1, neutral=True)
+    in_flight: int = setting(2, "shards handed out at once, a worker", low=1, neutral=True)
 
     def check(self):
         """An address is needed exactly when the kind asks for one."""

@@ -34,7 +34,7 @@ def flow_stack(flow: np.ndarray, start: int, length: int) -> np.ndarray:
     Source: paper, equation 1.
     """
     _check_window(flow, start, length)
-    return _same_points(flow[start : start + length])
+    return _same_points(flow[start : start + length].copy())
 
 
 def trajectory_stack(flow: np.ndarray, start: int, length: int) -> np.ndarray:
@@ -221,13 +221,13 @@ def make_stack(forward: np.ndarray, backward: np.ndarray | None, spec: StackSpec
     for name, fields, span, order in halves:
         _check_read(name, fields, span)
         if span is not None:
-            parts.append(arrange(fields[np.array(order) - span[0]]))
-    stack = np.concatenate(parts)
+            parts.append(arrange(fields[np.array(order) - span[0]]))  # indexing by a list copies
+    stack = np.concatenate(parts) if len(parts) > 1 else parts[0]
     return subtract_mean(stack) if spec.subtract_mean else stack
 
 
 def _same_points(fields: np.ndarray) -> np.ndarray:
-    return fields.astype(np.float32).reshape(-1, *fields.shape[2:])
+    return fields.astype(np.float32, copy=False).reshape(-1, *fields.shape[2:])
 
 
 def _along_path(fields: np.ndarray) -> np.ndarray:

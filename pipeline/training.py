@@ -51,12 +51,19 @@ class Run:
         self.spec, self.device = spec, device
         self.network = build(spec, num_classes).to(device, memory_format=torch.channels_last)
         learning = [weight for weight in self.network.parameters() if weight.requires_grad]
-        self.optimizer = torch.optim.SGD(learning, lr=spec.learning_rate, momentum=spec.momentum,
-                                         weight_decay=spec.weight_decay)
+        self.optimizer = torch.optim.SGD(
+            learning, lr=spec.learning_rate, momentum=spec.momentum, weight_decay=spec.weight_decay
+        )
         self.scaler = torch.amp.GradScaler(device.type, enabled=_precision(spec, device) == torch.float16)
         self.step, self.best = 0, {}
-        self.curve: dict[str, Any] = {"steps": [], "loss": [], "learning_rate": [], "validation": [], "pending": [],
-                                      "seconds": 0.0}
+        self.curve: dict[str, Any] = {
+            "steps": [],
+            "loss": [],
+            "learning_rate": [],
+            "validation": [],
+            "pending": [],
+            "seconds": 0.0,
+        }
 
     def save(self, path: Path, identity: str) -> None:
         """Write `resume.pt`; `identity` says what it is a training of."""
@@ -118,9 +125,14 @@ def _own_random_state(device: torch.device) -> contextlib.AbstractContextManager
 
 def _take_steps(run: Run, training: TrainingSet, validation: TestSet, save) -> None:
     spec, began = run.spec, time.monotonic() - run.curve["seconds"]
-    batches = loader(training, range(run.step * spec.batch, spec.steps * spec.batch), batch=spec.batch,
-                     workers=loader_workers(spec.loader_workers, run.device), pin=run.device.type == "cuda",
-                     collate=stack_items)
+    batches = loader(
+        training,
+        range(run.step * spec.batch, spec.steps * spec.batch),
+        batch=spec.batch,
+        workers=loader_workers(spec.loader_workers, run.device),
+        pin=run.device.type == "cuda",
+        collate=stack_items,
+    )
     with Progress(f"training, {spec.stream}", spec.steps - run.step, "steps") as progress:
         for inputs, labels in batches:
             loss = train_step(run, inputs, labels)
@@ -163,8 +175,10 @@ def train_step(run: Run, inputs: torch.Tensor, labels: torch.Tensor) -> float:
         loss = cross_entropy(logits, labels.to(run.device, non_blocking=True), label_smoothing=spec.label_smoothing)
     value, rate = loss.item(), learning_rate(spec, run.step)
     if not math.isfinite(value):
-        raise TrainingDiverged(f"the loss of the {spec.stream} stream is {value} at step {run.step}, learning rate "
-                               f"{rate:g}; lower [{spec.stream}] learning_rate")
+        raise TrainingDiverged(
+            f"the loss of the {spec.stream} stream is {value} at step {run.step}, learning rate "
+            f"{rate:g}; lower [{spec.stream}] learning_rate"
+        )
     for group in run.optimizer.param_groups:
         group["lr"] = rate
     run.optimizer.zero_grad()
@@ -211,8 +225,17 @@ def _finish(run: Run, catalog: Catalog, folder: Path, inputs: str) -> None:
     if not best:
         say(f"{run.spec.stream}: no validation clips, so the weights of the last step are kept")
         best = {"step": run.step, "top1": None, "loss": None, "state": run.network.cpu().state_dict()}
-    save_checkpoint(folder / "checkpoint.pt", best["state"], run.spec, catalog, inputs=inputs, steps=run.step,
-                    best_step=best["step"], validation_top1=best["top1"], validation_loss=best["loss"])
+    save_checkpoint(
+        folder / "checkpoint.pt",
+        best["state"],
+        run.spec,
+        catalog,
+        inputs=inputs,
+        steps=run.step,
+        best_step=best["step"],
+        validation_top1=best["top1"],
+        validation_loss=best["loss"],
+    )
     curve = {name: values for name, values in run.curve.items() if name != "pending"}
     write_json(folder / "curve.json", {**curve, "best_step": best["step"], "inputs": inputs})
     (folder / "resume.pt").unlink(missing_ok=True)

@@ -18,7 +18,7 @@ import luigi
 
 from pipeline.files import one_writer
 from pipeline.progress import say
-from pipeline.specs import digest_of
+from pipeline.spec import digest_of, unknown_name
 from tasks import settings
 
 
@@ -75,7 +75,7 @@ class Stage(luigi.Task):
         """The dataset, refused if luigi.cfg has no section for it."""
         name = self.run_spec.dataset
         if name not in settings.datasets():
-            raise ValueError(settings.unknown_name(f"dataset {name!r}", name, settings.datasets()))
+            raise ValueError(unknown_name(f"dataset {name!r}", name, settings.datasets()))
         return name
 
     def spec(self, section: str):
@@ -130,7 +130,11 @@ class Stage(luigi.Task):
 
     def inputs(self) -> str:
         """Content key of all that this stage reads; remembered once all of it is complete."""
-        return self.__dict__.get("_inputs") or digest_of([task.key() for task in self.before()])
+        return self.__dict__.get("_inputs") or digest_of(self.keys_read())
+
+    def keys_read(self) -> list[str]:
+        """Content key of each thing that this stage reads."""
+        return [task.key() for task in self.before()]
 
     def before(self) -> list[Stage]:
         """The stages that this one reads."""

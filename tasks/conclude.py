@@ -8,7 +8,7 @@ import luigi
 
 from pipeline import files
 from pipeline.progress import say
-from pipeline.specs import digest_of
+from pipeline.spec import digest_of
 from tasks import settings
 from tasks.base import Stage
 from tasks.learn import ScoreStream, TrainStream

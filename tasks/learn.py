@@ -7,7 +7,6 @@ from pathlib import Path
 import luigi
 
 from pipeline import files
-from pipeline.specs import digest_of
 from tasks import settings
 from tasks.base import Stage
 from tasks.prepare import Catalog, Flow, Frames
@@ -38,10 +37,10 @@ class TrainStream(Stage):
         """The frames for the spatial stream or the flow for the temporal one, and the parts of the split."""
         return [self.clone(Frames if self.stream == "spatial" else Flow), self.clone(Catalog)]
 
-    def inputs(self) -> str:
+    def keys_read(self) -> list[str]:
         """The data and the parts, and what is in the weights file, if the stream starts from one."""
         start = Path(self.stream_spec.start)
-        return digest_of(super().inputs(), files.content_of(start) if start.is_file() else "")
+        return super().keys_read() + ([files.content_of(start)] if start.is_file() else [])
 
     @property
     def checkpoint(self):

@@ -97,6 +97,7 @@ class _Store(Stage):
     """What Frames and Flow share: an index over shards, shared by all splits of the dataset."""
 
     file = "index.h5"
+    priority = 1  # before any training: the workers of one store are still there for the next
 
     def key(self) -> str:
         """Content of every clip."""

@@ -11,7 +11,7 @@ from luigi.cmdline_parser import CmdlineParser
 from luigi.configuration import get_config
 
 from pipeline import specs
-from pipeline.specs import Spec, unknown_name
+from pipeline.spec import Spec, unknown_name
 
 SECTIONS: dict[str, type[Spec]] = {
     "run": specs.RunSpec,

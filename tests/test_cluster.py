@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline import cluster
 from pipeline.cluster import WorkerDied, Workers, worker_count
 from pipeline.specs import ClusterSpec
 
@@ -62,6 +63,31 @@ def test_a_worker_that_dies_is_told_from_its_neighbours():
     assert "its worker process died twice" in str(results[3])
 
 
+def test_the_next_stage_gets_the_same_workers_if_it_comes_at_once():
+    pids = []
+    for spec in (ClusterSpec(workers=1), ClusterSpec(workers=1), ClusterSpec(workers=1, in_flight=3)):
+        with Workers(spec, most=9) as workers:
+            pids.append({pid for _, pid in workers.run(where, range(3))})
+    assert pids[0] == pids[1] != pids[2]
+
+
+def test_kept_workers_end_soon(monkeypatch):
+    monkeypatch.setattr(cluster, "LINGER_SECONDS", 0.2)
+    with Workers(ClusterSpec(workers=1), most=9) as workers:
+        ((_, pid),) = workers.run(where, [1])
+    deadline = time.monotonic() + 20
+    while Path(f"/proc/{pid}").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not Path(f"/proc/{pid}").exists()
+
+
+def test_workers_of_a_stage_that_failed_are_ended_at_once():
+    with pytest.raises(KeyError), Workers(ClusterSpec(workers=1), most=9) as workers:
+        ((_, pid),) = workers.run(where, [1])
+        raise KeyError
+    assert not Path(f"/proc/{pid}").exists()
+
+
 def test_jobs_are_handed_out_a_few_at_a_time():
     taken = []
 
@@ -77,7 +103,7 @@ def test_jobs_are_handed_out_a_few_at_a_time():
 
 def test_nothing_listens_beyond_loopback():
     with Workers(ClusterSpec(workers=1), most=1) as workers:
-        info = workers._client.scheduler_info()
+        info = workers._held.client.scheduler_info()
         assert all(address.startswith("tcp://127.0.0.1:") for address in [info["address"], *info["workers"]])
 
 

@@ -59,8 +59,12 @@ def test_the_batch_changes_nothing(monkeypatch, tmp_path, batch):
     catalog, fake = two_classes("flow")
     use_store(monkeypatch, fake)
     save_untrained(tmp_path / "c.pt", spec("temporal"), catalog)
-    made = [score(tmp_path / "c.pt", store_path="i", catalog=catalog, part="test",
-                  spec=ScoreSpec(frames=4, crops=2, batch=b)) for b in (0, batch)]  # fmt: skip
+    made = [
+        score(
+            tmp_path / "c.pt", store_path="i", catalog=catalog, part="test", spec=ScoreSpec(frames=4, crops=2, batch=b)
+        )
+        for b in (0, batch)
+    ]
     np.testing.assert_allclose(made[1].probabilities, made[0].probabilities, atol=1e-6)
     assert made[1].features.shape == (4, 128)
 

@@ -11,7 +11,20 @@ ROOT = Path(__file__).parents[1]
 
 # read downwards: the way of the data, and the order of imports
 LAYERS = [
-    *("specs", "progress", "files", "official", "layouts", "catalog", "jpeg", "video", "flow", "quantize", "store"),
+    *(
+        "spec",
+        "specs",
+        "progress",
+        "files",
+        "official",
+        "layouts",
+        "catalog",
+        "jpeg",
+        "video",
+        "flow",
+        "quantize",
+        "store",
+    ),
     *("cluster", "preprocess", "stacks", "transforms", "dataset", "backbones", "networks", "checkpoint", "evaluation"),
     *("training", "scores", "inference", "fusion", "report", "demo", "inspection", "__main__"),
 ]

@@ -29,8 +29,16 @@ def squeezenet_file(tmp_path_factory):
 
 
 # Chatfield et al. 2014, table 2, with a 224 x 224 input: (layer, channels, side)
-CNN_M = [("Conv2d", 96, 109), ("MaxPool2d", 96, 54), ("Conv2d", 256, 26), ("MaxPool2d", 256, 13), ("Conv2d", 512, 13),
-         ("Conv2d", 512, 13), ("Conv2d", 512, 13), ("MaxPool2d", 512, 6)]  # fmt: skip
+CNN_M = [
+    ("Conv2d", 96, 109),
+    ("MaxPool2d", 96, 54),
+    ("Conv2d", 256, 26),
+    ("MaxPool2d", 256, 13),
+    ("Conv2d", 512, 13),
+    ("Conv2d", 512, 13),
+    ("Conv2d", 512, 13),
+    ("MaxPool2d", 512, 6),
+]
 
 
 def on_meta(settings, num_classes=5):
@@ -76,8 +84,10 @@ def test_the_normalisation_is_krizhevskys():
     np.testing.assert_allclose(layer(torch.from_numpy(x)[None])[0].numpy(), expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize(("network", "width"), [("small", 128), ("squeezenet1_1", 512), ("resnet18", 512),
-                                                ("mobilenet_v3_small", 1024), ("alexnet", 4096)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("network", "width"),
+    [("small", 128), ("squeezenet1_1", 512), ("resnet18", 512), ("mobilenet_v3_small", 1024), ("alexnet", 4096)],
+)
 @pytest.mark.parametrize("stream", ["spatial", "temporal"])
 def test_features_are_the_input_of_the_head(network, width, stream):
     settings = spec(stream, network, dropout=0.5)

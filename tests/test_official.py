@@ -9,8 +9,12 @@ from pipeline.official import read_hmdb51_lists, read_ucf101_classes, read_ucf10
 HMDB_TAIL = "_f_cm_np1_ba_bad_"
 
 
-def ucf(folder, classes="1 Run\n2 Jump\n", train="Run/v_Run_g02_c01.avi 1\nJump/v_Jump_g02_c01.avi 2\n",
-        test="Run/v_Run_g01_c01.avi\nJump/v_Jump_g01_c01.avi\n"):  # fmt: skip
+def ucf(
+    folder,
+    classes="1 Run\n2 Jump\n",
+    train="Run/v_Run_g02_c01.avi 1\nJump/v_Jump_g02_c01.avi 2\n",
+    test="Run/v_Run_g01_c01.avi\nJump/v_Jump_g01_c01.avi\n",
+):
     for name, text in {"classInd.txt": classes, "trainlist01.txt": train, "testlist01.txt": test}.items():
         if text is not None:
             (folder / name).write_text(text)

@@ -8,17 +8,8 @@ from typing import ClassVar
 import pytest
 
 from pipeline import specs
-from pipeline.specs import (
-    ClusterSpec,
-    DatasetSpec,
-    FlowSpec,
-    FrameSpec,
-    RunSpec,
-    ScoreSpec,
-    Spec,
-    StackSpec,
-    StreamSpec,
-)
+from pipeline.spec import Spec
+from pipeline.specs import ClusterSpec, DatasetSpec, FlowSpec, FrameSpec, RunSpec, ScoreSpec, StackSpec, StreamSpec
 
 
 def test_specs_are_frozen():

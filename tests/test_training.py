@@ -20,8 +20,18 @@ CPU = torch.device("cpu")
 
 def spec(stream="spatial", **values):
     stack = StackSpec(length=3, subtract_mean=False) if stream == "temporal" else None
-    defaults = {"resize_px": 0, "crop_px": 24, "batch": 4, "steps": 12, "milestones": (9,), "learning_rate": 0.05,
-                "dropout": 0.3, "validate_every": 5, "save_every": 4, "jitter": 0.2}  # fmt: skip
+    defaults = {
+        "resize_px": 0,
+        "crop_px": 24,
+        "batch": 4,
+        "steps": 12,
+        "milestones": (9,),
+        "learning_rate": 0.05,
+        "dropout": 0.3,
+        "validate_every": 5,
+        "save_every": 4,
+        "jitter": 0.2,
+    }
     return StreamSpec(stream=stream, stack=stack, network="small", **{**defaults, **values})
 
 
@@ -208,10 +218,12 @@ def training_evaluation(probabilities):
 
 @pytest.mark.parametrize(
     ("results", "best"),
-    [([(1, 0.9), (2, 0.6), (1, 0.9), (0, 0.9)], 6),  # the highest top-1
-     ([(2, 0.7), (2, 0.9), (2, 0.8), (1, 0.9)], 6),  # of equals the lowest loss
-     ([(2, 0.8), (2, 0.8), (2, 0.8), (2, 0.8)], 3)],  # of all equals the first
-)  # fmt: skip
+    [
+        ([(1, 0.9), (2, 0.6), (1, 0.9), (0, 0.9)], 6),  # the highest top-1
+        ([(2, 0.7), (2, 0.9), (2, 0.8), (1, 0.9)], 6),  # of equals the lowest loss
+        ([(2, 0.8), (2, 0.8), (2, 0.8), (2, 0.8)], 3),
+    ],  # of all equals the first
+)
 def test_the_best_validated_weights_are_kept(data, tmp_path, monkeypatch, results, best):
     catalog = data("frames")
     step, seen, found = validated(monkeypatch, tmp_path, catalog, results)

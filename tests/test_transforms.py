@@ -125,9 +125,18 @@ def test_other_numbers_of_crops_are_refused():
 
 @pytest.mark.parametrize(
     ("height", "width", "resize_px", "expected"),
-    [(48, 64, 24, (24, 32)), (64, 48, 24, (32, 24)), (24, 32, 48, (48, 64)), (24, 32, 0, (24, 32)),
-     (24, 32, 24, (24, 32)), (10, 30, 0, (16, 48)), (30, 10, 0, (48, 16)), (8, 8, 0, (16, 16)), (37, 53, 25, (25, 36))],
-)  # fmt: skip
+    [
+        (48, 64, 24, (24, 32)),
+        (64, 48, 24, (32, 24)),
+        (24, 32, 48, (48, 64)),
+        (24, 32, 0, (24, 32)),
+        (24, 32, 24, (24, 32)),
+        (10, 30, 0, (16, 48)),
+        (30, 10, 0, (48, 16)),
+        (8, 8, 0, (16, 16)),
+        (37, 53, 25, (25, 36)),
+    ],
+)
 def test_short_side_is_resized_and_a_crop_always_fits(height, width, resize_px, expected):
     assert resize(frame(height, width), spec(resize_px=resize_px)).shape == (*expected, 3)
     assert resize(stack(height, width), spec("temporal", resize_px=resize_px)).shape == (4, *expected)

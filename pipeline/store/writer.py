@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import h5py
 import numpy as np
 
-from pipeline.specs import digest_of
+from pipeline.spec import digest_of
 from pipeline.store.container import TEXT, create, open_file, read_attrs, text
 
 _COPY_BYTES = 8 << 20
