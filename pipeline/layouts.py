@@ -41,7 +41,10 @@ def scan_videos(folder: Path) -> dict[str, Stat]:
         ValueError: a path is not UTF-8, so that it cannot be written to an artifact.
     """
     if not folder.is_dir():
-        raise FileNotFoundError(f"[dataset] videos: the folder {str(folder)!r} does not exist; give the videos' own")
+        raise FileNotFoundError(
+            f"[dataset] videos: the folder {str(folder)!r} does not exist; "
+            "put the videos there, or name their folder (--data-videos)"
+        )
     found: dict[str, Stat] = {}
     _scan(folder, "", (), found)
     for path in found:

@@ -20,7 +20,7 @@ import numpy as np
 
 from pipeline import jpeg, quantize, store
 from pipeline.catalog import Catalog, Clip
-from pipeline.cluster import WorkerDied, Workers
+from pipeline.cluster import StageFailed, WorkerDied, Workers
 from pipeline.files import remove_stale
 from pipeline.flow import estimate
 from pipeline.progress import Progress, say
@@ -29,10 +29,6 @@ from pipeline.specs import ClusterSpec, FlowSpec, FrameSpec
 from pipeline.video import Video, VideoError, try_decoding
 
 _BATCH_BYTES = 24 << 20  # of decoded frames that flow is computed on at once
-
-
-class StageFailed(RuntimeError):
-    """A stage could not be finished; the message says why and what to do."""
 
 
 # --- which clips share a shard ----------------------------------------------------------------------------------------

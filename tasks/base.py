@@ -9,17 +9,48 @@ place, and the stage's own function keeps the parts that are still right.
 from __future__ import annotations
 
 import abc
+import contextlib
 import functools
 import json
+import logging
 import time
+import traceback
+from collections.abc import Iterator
 from pathlib import Path
 
 import luigi
 
+from pipeline.cluster import StageFailed
 from pipeline.files import one_writer
 from pipeline.progress import say
 from pipeline.spec import digest_of, unknown_name
 from tasks import settings
+
+
+@contextlib.contextmanager
+def told_plainly() -> Iterator[None]:
+    """Whoever typed a command gets his mistake in one line; whoever calls from Python gets the exception."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        if settings.from_command_line():
+            raise SystemExit(f"error: {error}") from None
+        raise
+
+
+class _WithoutTraceback(logging.Filter):
+    """Keeps from Luigi's log what our own code raised on purpose: the message is said in a line of its own."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if record.exc_info else None
+        if not isinstance(error, (ValueError, OSError, StageFailed)) or error.__traceback__ is None:
+            return True
+        *_, (innermost, _) = traceback.walk_tb(error.__traceback__)
+        return not Path(innermost.f_code.co_filename).is_relative_to(_OURS / "pipeline")
+
+
+_OURS = Path(__file__).parents[1]
+logging.getLogger("luigi-interface").addFilter(_WithoutTraceback())
 
 
 class Artifact(luigi.Target):
@@ -57,12 +88,8 @@ class Stage(luigi.Task):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        try:
+        with told_plainly():
             settings.check(self.dataset_name)
-        except ValueError as error:
-            if settings.from_command_line():
-                raise SystemExit(f"error: {error}") from None
-            raise
 
     @functools.cached_property
     def run_spec(self):

@@ -8,7 +8,7 @@ import luigi
 
 from pipeline import files
 from pipeline.progress import say
-from tasks.base import Stage
+from tasks.base import Stage, told_plainly
 
 
 class DemoVideos(luigi.Task):
@@ -64,7 +64,8 @@ class Catalog(Stage):
         if self.path.is_file() and not Path(dataset.videos).is_dir():
             say(f"Catalog: the videos are no longer at {dataset.videos}; going on with what was made from them")
             return self.output().recorded()["inputs"]
-        return self.__dict__.get("_inputs") or catalog.listing(dataset)
+        with told_plainly():
+            return self.__dict__.get("_inputs") or catalog.listing(dataset)
 
     def key(self) -> str:
         """Content of the videos, the classes and the parts."""
