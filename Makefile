@@ -17,7 +17,6 @@ $(VENV)/.installed: requirements.txt pyproject.toml
 
 demo: $(VENV)/.installed
 	$(BIN)/luigi --module tasks FullPipeline --dataset demo
-	@$(BIN)/python -m pipeline summary data/artifacts/demo/report/latest
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest

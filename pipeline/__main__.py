@@ -47,6 +47,11 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("path", type=Path)
     command.set_defaults(run=_verify)
 
+    command = commands.add_parser("repair", help="remove damaged shards, so that the next run makes them again")
+    command.add_argument("path", type=Path)
+    command.add_argument("--failed", action="store_true", help="also those with clips that failed, to try them again")
+    command.set_defaults(run=_repair)
+
     command = commands.add_parser("status", help="every artifact: stage, digest, done or not, size")
     command.add_argument("--artifacts", type=Path, default=Path("data/artifacts"), help="default: %(default)s")
     command.add_argument("--json", action="store_true")
@@ -94,6 +99,12 @@ def _verify(arguments: argparse.Namespace) -> int:
     faults = inspection.verify(arguments.path)
     print("\n".join(faults) or f"{arguments.path}: every clip is as it was written")
     return 1 if faults else 0
+
+
+def _repair(arguments: argparse.Namespace) -> int:
+    removed = inspection.repair(arguments.path, failed=arguments.failed)
+    print("\n".join(f"removed {name}; run the stage again" for name in removed) or "nothing is damaged")
+    return 0
 
 
 def _status(arguments: argparse.Namespace) -> int:

@@ -29,7 +29,7 @@ def torchvision_body(spec: StreamSpec) -> tuple[nn.Module, int, str]:
     if hasattr(model, "transform_input"):
         model.transform_input = spec.stream == "spatial"  # from ImageNet's normalisation to these models' own
     if spec.stream == "temporal":
-        _widenfirst_convolution(model, spec)
+        _widen_first_convolution(model, spec)
     name = _last_layer(model)
     if isinstance(model, torchvision.models.SqueezeNet):
         model.classifier = nn.Sequential(
@@ -72,7 +72,7 @@ def first_convolution(model: nn.Module) -> tuple[str, nn.Conv2d | None]:
     return next(((name, module) for name, module in model.named_modules() if isinstance(module, nn.Conv2d)), ("", None))
 
 
-def _widenfirst_convolution(model: nn.Module, spec: StreamSpec) -> None:
+def _widen_first_convolution(model: nn.Module, spec: StreamSpec) -> None:
     name, old = first_convolution(model)
     if old is None or old.in_channels != 3:
         raise ValueError(

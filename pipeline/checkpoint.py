@@ -5,6 +5,7 @@ A file holds tensors and plain values only and is read with weights_only=True: l
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -52,6 +53,15 @@ def save_checkpoint(
         "torch": str(torch.__version__),
     }
     save_tensors(path, {**about, **record, "state": state})
+
+
+def content_of_state(state: dict[str, torch.Tensor]) -> str:
+    """16 hex digits of BLAKE2b over the names and values of a network's tensors."""
+    digest = hashlib.blake2b(digest_size=8)
+    for name, tensor in sorted(state.items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def save_tensors(path: Path, values: dict[str, Any]) -> None:

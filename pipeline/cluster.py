@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import logging
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -69,8 +70,9 @@ class Workers:
     def _run_on_dask(self, function: Callable[[Any], Any], jobs: Iterator[Any]) -> Iterator[tuple[Any, Any]]:
         from distributed import as_completed
 
-        width = self.spec.in_flight * self.count
         client = self._held.client
+        threads = sum(client.nthreads().values()) if self.spec.kind == "address" else 0
+        width = self.spec.in_flight * max(threads, self.count)
         held, running = {}, as_completed(loop=client.loop)
 
         def hand_out() -> None:
@@ -102,8 +104,9 @@ class _Held:
             raise
 
     def close(self) -> None:
-        """Disconnect; workers that were started for this are ended."""
-        self._stack.close()
+        """Disconnect; workers that were started for this are ended. In a forked child they are the parent's."""
+        if self.key[-1] == os.getpid():
+            self._stack.close()
 
 
 class _Kept:
@@ -121,10 +124,10 @@ class _Kept:
         """The kept workers if they are such as are wanted; others are closed."""
         with self._lock:
             held, self._held = self._held, None
-        if held is None or held.key == (spec, count, os.getpid()):
-            return held
-        held.close()
-        return None
+        if held is not None and held.key != (spec, count, os.getpid()):
+            held.close()
+            return None
+        return held
 
     def keep(self, held: _Held) -> None:
         """Keep these workers for LINGER_SECONDS."""
@@ -146,7 +149,7 @@ class _Kept:
         """Close what is kept."""
         with self._lock:
             held, self._held = self._held, None
-        if held is not None and held.key[-1] == os.getpid():
+        if held is not None:
             held.close()
 
 
@@ -183,26 +186,30 @@ def _connect(spec: ClusterSpec, workers: int, stack: contextlib.ExitStack) -> An
     import dask
     from distributed import Client
 
-    stack.enter_context(dask.config.set(_DASK_SETTINGS))
-    if spec.kind == "address":
-        return stack.enter_context(Client(spec.address, timeout="30s"))
+    with dask.config.set(_DASK_SETTINGS):
+        where = spec.address if spec.kind == "address" else _start_cluster(spec, workers, stack)
+        client = Client(where, timeout="30s")
+    stack.callback(client.close)  # not as a context manager: it may be closed by the thread of a timer
+    return client
+
+
+def _start_cluster(spec: ClusterSpec, workers: int, stack: contextlib.ExitStack) -> Any:
     if spec.kind == "jobqueue":
-        cluster = stack.enter_context(_job_queue(spec))
+        cluster = _job_queue(spec)
         cluster.scale(jobs=workers)
     else:
         from distributed import LocalCluster
 
-        # nothing listens on anything but loopback, and no dashboard is opened
-        cluster = LocalCluster(
-            n_workers=workers,
-            threads_per_worker=1,
-            host="127.0.0.1",
-            dashboard_address=None,
-            memory_limit=0,
-            silence_logs=50,
-        )
-        stack.enter_context(cluster)
-    return stack.enter_context(Client(cluster))
+        # nothing listens on anything but loopback; memory is bounded by the batches, not by killing workers
+        options = {
+            "host": "127.0.0.1",
+            "dashboard_address": "127.0.0.1:0",
+            "memory_limit": 0,
+            "silence_logs": logging.CRITICAL,
+        }
+        cluster = LocalCluster(n_workers=workers, threads_per_worker=1, **options)
+    stack.callback(cluster.close)
+    return cluster
 
 
 def _job_queue(spec: ClusterSpec) -> Any:

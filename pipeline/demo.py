@@ -68,15 +68,19 @@ def write_demo(folder: Path, spec: DemoSpec) -> bool:
     if folder.exists() and not (folder / MARKER).is_file() and any(folder.iterdir()):
         raise FileExistsError(f"{str(folder)!r} holds files that are no demo dataset; move them, or name another")
     writing = folder.with_name(folder.name + ".writing")
-    shutil.rmtree(writing, ignore_errors=True)  # left by a killed process
+    old = folder.with_name(folder.name + ".old")
+    for left in (writing, old):  # by a killed process
+        shutil.rmtree(left, ignore_errors=True)
     try:
         _write_videos(writing / "videos", spec)
         _write_lists(writing / "ucfTrainTestlist", spec)
         (writing / MARKER).write_text(json.dumps(spec.identity(), indent=1))
-        shutil.rmtree(folder, ignore_errors=True)
+        if folder.exists():  # renamed as a whole: killed while it is being removed, it would be nobody's
+            folder.rename(old)
         writing.rename(folder)
     finally:
         shutil.rmtree(writing, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
     return True
 
 

@@ -56,7 +56,7 @@ def remove_stale(folder: Path) -> int:
     Returns:
         How many files were removed.
     """
-    stale = [path for path in folder.glob(".*") if _TEMPORARY in path.name]
+    stale = [path for path in folder.rglob(".*") if _TEMPORARY in path.name]
     for path in stale:
         path.unlink(missing_ok=True)
     return len(stale)

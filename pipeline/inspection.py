@@ -186,11 +186,31 @@ def _faults(clip: store.StoredClip) -> list[str]:
             inner = zlib.crc32(data, inner)
         crc32 = zlib.crc32(inner.to_bytes(4, "little"), crc32)
     if crc32 != clip.attrs["crc32"]:
-        return [f"{clip.id}: its bytes do not match their checksum; delete the shard and run the stage again"]
+        return [f"{clip.id}: its bytes do not match their checksum; `python -m pipeline repair` this store"]
     for part in clip.parts:
         for image in range(clip.count(part=part)):
             clip.images(image, image + 1, part=part)
     return []
+
+
+def repair(path: Path, *, failed: bool = False) -> list[str]:
+    """Make room for making damaged shards again: remove them, and the index, so that the next run of the stage does it.
+
+    Args:
+        path: the store.
+        failed: also remove the shards of clips that failed (a file that was locked, a time limit that was too short).
+
+    Returns:
+        Names of the shards that are wanted again, sorted.
+    """
+    opened = store.Store(_file_of(path), store.read_attrs(_file_of(path))["format"].removeprefix("two-stream-"))
+    damaged = {fault.partition(": ")[0] for fault in verify(path)} | (set(opened.failed) if failed else set())
+    shards = sorted({opened.rows[video_id]["shard"] for video_id in damaged})
+    for name in shards:
+        (opened.path.parent / "shards" / f"{name}.h5").unlink(missing_ok=True)
+    if shards:
+        opened.path.unlink()
+    return shards
 
 
 def status(artifacts: Path) -> list[dict[str, Any]]:

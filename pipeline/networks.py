@@ -89,6 +89,21 @@ def build(spec: StreamSpec, num_classes: int) -> Network:
     return network
 
 
+def check(spec: StreamSpec) -> None:
+    """Refuse what `build` would refuse of a stream's settings, without memory or download.
+
+    Raises:
+        FileNotFoundError: the weights file of `start` does not exist.
+        ValueError: unknown network, a crop too small for it, or no layer that could take the stream's channels.
+    """
+    if spec.start not in ("scratch", "imagenet") and not Path(spec.start).is_file():
+        raise FileNotFoundError(
+            f"[{spec.stream}] start is {spec.start!r}, which is no file; allowed: scratch, imagenet, or a weights file"
+        )
+    with torch.device("meta"):
+        architecture(spec, 2)
+
+
 def architecture(spec: StreamSpec, num_classes: int) -> Network:
     """The network that `build` fills with starting weights, with random ones; what a checkpoint is loaded into.
 

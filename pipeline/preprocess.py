@@ -99,13 +99,21 @@ def make_frames(
     Raises:
         StageFailed: more than `spec.max_bad_fraction` of the clips failed, or a shard could not be made at all.
     """
+    folder = folder.absolute()  # workers may stand elsewhere
     plan = plan_shards(catalog.clips, most_clips=spec.shard_clips, most_bytes=spec.shard_mb << 20)
     jobs = []
     for name, clips in plan.items():
         inputs = digest_of([[clip.id, clip.label, clip.class_name, clip.group, clip.content] for clip in clips])
         path = folder / "shards" / f"{name}.h5"
         jobs.append(
-            FramesJob(path, videos.absolute(), clips, spec, {**attrs, "inputs": inputs}, watch=cluster.kind != "inline")
+            FramesJob(
+                path,
+                videos.absolute(),
+                clips,
+                spec,
+                {**attrs, "inputs": inputs},
+                watch=cluster.kind in ("local", "jobqueue"),
+            )
         )
     splits = {clip.id: clip.split for clip in catalog.clips}
     attrs = {**attrs, "inputs": catalog.videos_key, "split_name": catalog.split_name}
@@ -139,7 +147,7 @@ def _frames_clip(shard: store.ShardWriter, job: FramesJob, clip: Clip) -> store.
         if len(seconds) < spec.min_frames:
             raise VideoError(_too_few(len(seconds), video))
     except (ValueError, cv2.error) as error:
-        return store.Record(clip.id, clip.class_name, clip.label, clip.group, 0, "failed", str(error), 0)
+        return store.Record(clip.id, clip.class_name, clip.label, clip.group, 0, "failed", _printable(error), 0)
     finally:
         faulthandler.cancel_dump_traceback_later()
     about = {"label": clip.label, "class": clip.class_name, "group": clip.group, "source": clip.path, "fps": video.fps}
@@ -149,6 +157,11 @@ def _frames_clip(shard: store.ShardWriter, job: FramesJob, clip: Clip) -> store.
     return store.Record(
         clip.id, clip.class_name, clip.label, clip.group, len(seconds), "ok", _oddity(len(seconds), video), crc32
     )
+
+
+def _printable(error: Exception) -> str:
+    """The message of an error as one line; what a damaged file puts into it may be anything."""
+    return "".join(letter if letter.isprintable() else " " for letter in str(error)).strip()
 
 
 def _too_few(frames: int, video: Video) -> str:
@@ -204,7 +217,7 @@ def make_flow(
     Raises:
         StageFailed: more than `max_bad_fraction` of the clips have no flow, or a shard could not be made at all.
     """
-    source = store.open_frames(frames)
+    folder, source = folder.absolute(), store.open_frames(frames.absolute())
     jobs = []
     for path in source.shard_paths():
         records = tuple(store.read_records(path, "frames"))
@@ -234,7 +247,7 @@ def _flow_clip(shard: store.ShardWriter, job: FlowJob, clip: store.StoredClip, r
             for part, direction in parts.items():
                 _append_flow(writer, estimate(frames, spec, device=job.device, direction=direction), spec, part)
     except (ValueError, cv2.error) as error:
-        return record._replace(status="failed", reason=f"no flow: {error}", crc32=0)
+        return record._replace(status="failed", reason=f"no flow: {_printable(error)}", crc32=0)
     kept = {name: clip.attrs[name] for name in ("label", "class", "group", "source", "fps", "height", "width")}
     crc32 = writer.finish({**kept, "method": spec.method, "scaling": spec.scaling, "bound_px": spec.bound_px})
     return record._replace(crc32=crc32)

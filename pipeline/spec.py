@@ -12,6 +12,7 @@ import difflib
 import functools
 import hashlib
 import json
+import math
 import re
 import types
 import typing
@@ -50,6 +51,8 @@ class Spec:
     def __post_init__(self):
         hints = _hints(type(self))
         for field in dataclasses.fields(self):
+            if hints[field.name] is float and type(getattr(self, field.name)) is int:
+                object.__setattr__(self, field.name, float(getattr(self, field.name)))  # 20 and 20.0 are one setting
             if field.metadata:
                 _check_value(self.section, field, hints[field.name], getattr(self, field.name))
         self.check()
@@ -132,6 +135,8 @@ def _check_value(section: str, field: dataclasses.Field, hint: Any, value: Any) 
         raise ValueError(f"{where} is {value!r}, which is not {_type_name(hint)}")
     if about["choices"] and value not in about["choices"]:
         raise ValueError(f"{where} is {value!r}; allowed: {', '.join(map(str, about['choices']))}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{where} is {value}; it must be finite")
     if about["low"] is not None and value < about["low"]:
         raise ValueError(f"{where} is {value}; it must be at least {about['low']}")
     if about["high"] is not None and value > about["high"]:

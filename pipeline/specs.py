@@ -21,6 +21,11 @@ class RunSpec(Spec):
     device: str = setting("auto", "auto, cpu, cuda or cuda:N", neutral=True)
     seed: int = setting(0, "seed of both trainings", low=0)
 
+    def check(self):
+        """A device is named as torch names it."""
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
+            raise ValueError(f"[run] device is {self.device!r}; allowed: auto, cpu, cuda, cuda:N")
+
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetSpec(Spec):
@@ -229,7 +234,7 @@ class ClusterSpec(Spec):
         choices=("inline", "local", "address", "jobqueue"),
         neutral=True,
     )
-    workers: int = setting(0, "worker processes or jobs; 0 means one a core (local) or one a GPU", low=0, neutral=True)
+    workers: int = setting(0, "processes or jobs; 0 means one a core, or all that an address has", low=0, neutral=True)
     address: str = setting("", "kind = address: tcp://host:port of the dask scheduler", neutral=True)
     queue_system: str = setting(
         "slurm", "kind = jobqueue: which", choices=("slurm", "pbs", "sge", "lsf", "htcondor"), neutral=True

@@ -18,7 +18,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from pipeline.catalog import Catalog
-from pipeline.checkpoint import load_tensors, save_checkpoint, save_tensors
+from pipeline.checkpoint import content_of_state, load_tensors, save_checkpoint, save_tensors
 from pipeline.dataset import TestSet, TrainingSet, loader, loader_workers, stack_items
 from pipeline.evaluation import evaluate
 from pipeline.files import write_json
@@ -237,7 +237,8 @@ def _finish(run: Run, catalog: Catalog, folder: Path, inputs: str) -> None:
         validation_loss=best["loss"],
     )
     curve = {name: values for name, values in run.curve.items() if name != "pending"}
-    write_json(folder / "curve.json", {**curve, "best_step": best["step"], "inputs": inputs})
+    about = {"best_step": best["step"], "inputs": inputs, "weights": content_of_state(best["state"])}
+    write_json(folder / "curve.json", {**curve, **about})
     (folder / "resume.pt").unlink(missing_ok=True)
 
 

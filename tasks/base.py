@@ -21,7 +21,7 @@ from pathlib import Path
 import luigi
 
 from pipeline.cluster import StageFailed
-from pipeline.files import one_writer
+from pipeline.files import one_writer, plain_name
 from pipeline.progress import say
 from pipeline.spec import digest_of, unknown_name
 from tasks import settings
@@ -85,6 +85,7 @@ class Stage(luigi.Task):
     )
 
     file = ""  # the file that is written last
+    keeps_old = False  # whether `make` reads the artifact that it replaces
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -111,8 +112,9 @@ class Stage(luigi.Task):
 
     @functools.cached_property
     def split_name(self) -> str:
-        """The split, the dataset's own if none was given."""
-        return self.split or self.spec("dataset").split
+        """The split, the dataset's own if none was given; official splits are numbers, so that 01 is 1."""
+        name, official = self.split or self.spec("dataset").split, self.spec("dataset").layout in ("ucf101", "hmdb51")
+        return str(int(name)) if official and name.isdecimal() else name
 
     # --- what a subclass says
 
@@ -140,7 +142,17 @@ class Stage(luigi.Task):
     def folder(self) -> Path:
         """Where the artifact lies."""
         stage = _snake(type(self).__name__)
-        return Path(self.run_spec.artifacts) / self.dataset_name / stage / f"{self.label}-{self.digest}"
+        return Path(self.run_spec.artifacts) / self.dataset_folder / stage / f"{self.label}-{self.digest}"
+
+    @functools.cached_property
+    def dataset_folder(self) -> str:
+        """The dataset's name; videos named on the command line are a dataset of their own."""
+        given = settings.videos_on_command_line()
+        return (
+            f"{self.dataset_name}-{plain_name(Path(given[0]).name)}-{digest_of(given)[:6]}"
+            if given
+            else self.dataset_name
+        )
 
     def output(self) -> Artifact:
         """The file that is written last."""
@@ -191,8 +203,14 @@ class Stage(luigi.Task):
                 return
             begun = time.monotonic()
             say(f"{self.title}: {self.folder}")
+            if not self.keeps_old:  # from here until the end there is no artifact, only parts of one
+                self.path.unlink(missing_ok=True)
             self.make()
             say(f"{self.title}: done in {time.monotonic() - begun:.1f} s")
+
+    def say_present(self) -> None:
+        """Say that the artifact was found."""
+        say(f"{self.title}: is there: {self.path}")
 
     @property
     def title(self) -> str:
@@ -207,8 +225,8 @@ def _snake(name: str) -> str:
 
 @luigi.Task.event_handler(luigi.Event.DEPENDENCY_PRESENT)
 def _say_present(task: luigi.Task) -> None:
-    if path := getattr(task, "path", None):
-        say(f"{getattr(task, 'title', type(task).__name__)}: is there: {path}")
+    if hasattr(task, "say_present"):
+        task.say_present()
 
 
 @luigi.Task.event_handler(luigi.Event.FAILURE)

@@ -9,7 +9,6 @@ import luigi
 from pipeline import files
 from pipeline.progress import say
 from pipeline.spec import digest_of
-from tasks import settings
 from tasks.base import Stage
 from tasks.learn import ScoreStream, TrainStream
 from tasks.prepare import Catalog, Flow, Frames
@@ -100,9 +99,12 @@ class Report(Stage):
 
     def all_settings(self) -> dict[str, dict]:
         """Every setting as it held for this run."""
-        streams = {s: settings.stream(s, self.dataset_name, self.run_spec.seed).as_dict() for s in STREAMS}
-        others = ("dataset", "frames", "flow", "score", "fusion", "cluster")
-        return {**{name: self.spec(name).as_dict() for name in others}, **streams, "run": self.run_spec.as_dict()}
+        streams = {task.stream: task.stream_spec.as_dict() for task in self.requires()[1:3]}
+        others = {
+            name: self.spec(name).as_dict() for name in ("dataset", "frames", "flow", "score", "fusion", "cluster")
+        }
+        others["dataset"]["split"] = self.split_name
+        return {**others, **streams, "run": self.run_spec.as_dict()}
 
 
 class FullPipeline(luigi.WrapperTask):
@@ -115,7 +117,9 @@ class FullPipeline(luigi.WrapperTask):
         """The report, which requires all the rest."""
         return self.clone(Report)
 
-    @property
-    def path(self):
-        """The page that it all ends in."""
-        return self.requires().folder / "report.html"
+    def say_present(self) -> None:
+        """Nothing had to be done: show what there is."""
+        from pipeline.report import metrics
+
+        report = self.requires()
+        say(f"everything is there\n{metrics.table(report.output().recorded())}\n{report.folder / 'report.html'}")

@@ -8,7 +8,7 @@ import luigi
 
 from pipeline import files
 from tasks import settings
-from tasks.base import Stage
+from tasks.base import Stage, told_plainly
 from tasks.prepare import Catalog, Flow, Frames
 
 
@@ -22,7 +22,7 @@ class TrainStream(Stage):
     @property
     def stream_spec(self):
         """The settings of the stream."""
-        return settings.stream(self.stream, self.dataset_name, self.run_spec.seed)
+        return settings.stream(self.stream, self.dataset_name, self.run_spec.seed, asked=self.seed >= 0)
 
     @property
     def label(self) -> str:
@@ -41,6 +41,21 @@ class TrainStream(Stage):
         """The data and the parts, and what is in the weights file, if the stream starts from one."""
         start = Path(self.stream_spec.start)
         return super().keys_read() + ([files.content_of(start)] if start.is_file() else [])
+
+    def complete(self) -> bool:
+        """Done or not; if not, a network that cannot be built is refused before anything is made for it."""
+        done = super().complete()
+        if not done and not self.__dict__.get("_checked"):
+            from pipeline import networks
+
+            with told_plainly():
+                networks.check(self.stream_spec)
+            self.__dict__["_checked"] = True
+        return done
+
+    def key(self) -> str:
+        """The trained weights."""
+        return self.output().recorded()["weights"]
 
     @property
     def checkpoint(self):

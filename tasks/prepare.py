@@ -34,13 +34,15 @@ class DemoVideos(luigi.Task):
         """Write it."""
         from pipeline.demo import write_demo
 
-        write_demo(Path(self.folder), self.spec)
+        with files.one_writer(Path(self.folder).parent):
+            write_demo(Path(self.folder), self.spec)
 
 
 class Catalog(Stage):
     """One row a clip: where it lies, its label, its group, its part of the split. Complete while no video changes."""
 
     file = "catalog.h5"
+    keeps_old = True  # its clips need not be hashed again
 
     @property
     def label(self) -> str:

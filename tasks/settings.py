@@ -6,6 +6,8 @@ A setting is looked up, first found wins: the command line (`--flow-method`), th
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import luigi
 from luigi.cmdline_parser import CmdlineParser
 from luigi.configuration import get_config
@@ -68,11 +70,17 @@ def check(dataset: str) -> None:
     Raises:
         ValueError: naming it.
     """
-    for section in SECTIONS:
-        if section not in STREAMS:
-            resolve(section, dataset)
+    found = {section: resolve(section, dataset) for section in SECTIONS if section not in STREAMS}
     for name in STREAMS:
         stream(name, dataset, 0)
+    if found["stack"].direction == "bidirectional" and not found["flow"].backward:
+        raise ValueError("[stack] direction is bidirectional, which needs backward flow; set [flow] backward = true")
+
+
+def videos_on_command_line() -> list[str]:
+    """Absolute paths of the videos and lists that the command line names."""
+    given = _of_command_line("dataset")
+    return [str(Path(given[name]).absolute()) for name in ("videos", "lists") if given.get(name)]
 
 
 def from_command_line() -> bool:
@@ -105,15 +113,19 @@ def resolve(section: str, dataset: str = "", /, **values) -> Spec:
     return SECTIONS[section].parse(texts, section=section, **values)
 
 
-def stream(name: str, dataset: str, seed: int) -> specs.StreamSpec:
-    """The settings of one stream; the temporal one carries its stack."""
+def stream(name: str, dataset: str, seed: int, *, asked: bool = False) -> specs.StreamSpec:
+    """The settings of one stream; the temporal one carries its stack.
+
+    Args:
+        name: "spatial" or "temporal".
+        dataset: name of the dataset.
+        seed: used unless the stream's own section says another.
+        asked: the seed was asked for (`--seed`): then it is used whatever the sections say.
+    """
     stack = resolve("stack", dataset) if name == "temporal" else None
-    return resolve(name, dataset, stream=name, stack=stack, **_seed_of(name, dataset, seed))
-
-
-def _seed_of(name: str, dataset: str, seed: int) -> dict[str, int]:
     given = _items(name) | _of_dataset(name, dataset) | _of_command_line(name)
-    return {} if "seed" in given else {"seed": seed}
+    own = "seed" in given and not (asked and "seed" not in _of_command_line(name))
+    return resolve(name, dataset, stream=name, stack=stack, **({} if own else {"seed": seed}))
 
 
 def _of_dataset(section: str, dataset: str) -> dict[str, str]:
@@ -130,7 +142,8 @@ def _stage_of(name: str) -> str:
     """The stage whose setting `name` overrides, or "" for a setting of the dataset itself."""
     if name in specs.DatasetSpec.settings():
         return ""
-    return next((section for section in SECTIONS if name.startswith(f"{section}_")), "")
+    stages = [section for section in SECTIONS if section not in ("run", "dataset")]
+    return next((section for section in stages if name.startswith(f"{section}_")), "")
 
 
 def _of_command_line(section: str) -> dict[str, str]:

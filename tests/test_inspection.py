@@ -89,12 +89,21 @@ def test_damage_is_found(frames, flow, tmp_path):
     with h5py.File(frames.parent / "shards/shard-all.h5", "r+") as file:
         file["clips/a/jpeg"][100] ^= 255
     assert inspection.verify(frames) == [
-        "a: its bytes do not match their checksum; delete the shard and run the stage again"
+        "a: its bytes do not match their checksum; `python -m pipeline repair` this store"
     ]
     (flow.parent / "shards/shard-all.h5").unlink()
     assert "does not exist" in inspection.verify(flow)[0]
     Scores(("a",), np.array([[1.0, 0.0]], np.float32), np.array([0]), ("x", "y")).write(tmp_path / "scores.h5")
     assert inspection.verify(tmp_path / "scores.h5") == []
+
+
+def test_repair_removes_what_is_damaged_and_the_index(frames, flow):
+    assert inspection.repair(frames) == [] and frames.exists()
+    assert inspection.repair(frames.parent, failed=True) == ["shard-all"]
+    assert not frames.exists() and not (frames.parent / "shards/shard-all.h5").exists()
+    with h5py.File(flow.parent / "shards/shard-all.h5", "r+") as file:
+        file["clips/a/jpeg"][100] ^= 255
+    assert main(["repair", str(flow)]) == 0 and not flow.exists()
 
 
 def test_status_lists_artifacts_in_the_order_of_the_chain(frames, flow, tmp_path):

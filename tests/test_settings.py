@@ -54,6 +54,26 @@ def test_a_stream_may_have_its_own_seed(config):
     config.read_dict({"spatial": {"seed": "9"}})
     assert settings.stream("spatial", "", 1).seed == 9
     assert settings.stream("temporal", "", 1).seed == 1
+    assert settings.stream("spatial", "", 1, asked=True).seed == 1  # --seed
+
+
+def test_bidirectional_stacks_need_backward_flow(config):
+    config.read_dict({"stack": {"direction": "bidirectional"}})
+    with pytest.raises(
+        ValueError, match=r"direction is bidirectional, which needs backward flow; set \[flow\] backward"
+    ):
+        settings.check("")
+    config.set("flow", "backward", "true") if config.has_section("flow") else config.read_dict(
+        {"flow": {"backward": "true"}}
+    )
+    settings.check("")
+
+
+@pytest.mark.parametrize("name", ["run_seed", "dataset_videos"])
+def test_a_dataset_overrides_stages_only(config, name):
+    config.read_dict({"dataset.mine": {name: "1"}})
+    with pytest.raises(ValueError, match=rf"setting \[dataset.mine\] {name} does not exist"):
+        settings.check("mine")
 
 
 @pytest.mark.parametrize(

@@ -122,6 +122,20 @@ def test_rules_between_settings():
         DatasetSpec(group_pattern="x")
 
 
+def test_numbers_are_finite_and_have_one_form():
+    for value in (float("nan"), float("inf")):
+        with pytest.raises(ValueError, match=r"\[flow\] bound_px is (nan|inf); it must be finite"):
+            FlowSpec(bound_px=value)
+    assert FlowSpec(bound_px=20) == FlowSpec(bound_px=20.0)
+    assert FlowSpec(bound_px=20).digest() == FlowSpec(bound_px=20.0).digest()
+
+
+def test_a_device_is_named_as_torch_names_it():
+    assert RunSpec(device="cuda:1").device == "cuda:1"
+    with pytest.raises(ValueError, match=r"\[run\] device is 'gpu'; allowed: auto, cpu, cuda, cuda:N"):
+        RunSpec(device="gpu")
+
+
 def all_specs() -> list[type[Spec]]:
     return [s for s in vars(specs).values() if isinstance(s, type) and issubclass(s, Spec) and s is not Spec]
 

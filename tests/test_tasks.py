@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import pytest
 from conftest import moving_texture, write_video
 from luigi.configuration import get_config
 
-from pipeline import store
+from pipeline import inspection, store
 from tasks import Catalog, ExtractFeatures, Flow, Frames, FullPipeline, Fuse, Report, ScoreStream, TrainStream
 from tasks.base import Artifact, Stage
 
@@ -258,6 +259,37 @@ def _inputs_after_frames(task: TrainStream) -> str:
     return fresh(TrainStream, stream="spatial").inputs()
 
 
+def test_an_index_never_outlives_its_shards(config, tmp_path):
+    """A video breaks, the stage fails, the video is mended: the shard made meanwhile must not stay."""
+    assert build(fresh(Frames))
+    whole = (tmp_path / "videos/a.avi").read_bytes()
+    (tmp_path / "videos/a.avi").write_bytes(b"")
+    assert not build(fresh(Frames))
+    (tmp_path / "videos/a.avi").write_bytes(whole)
+    assert build(fresh(Frames))
+    assert inspection.verify(fresh(Frames).path) == [] and "a" in store.open_frames(fresh(Frames).path)
+
+
+def test_other_weights_of_the_same_settings_are_scored_anew(config):
+    task = fresh(ScoreStream, stream="spatial", part="test")
+    assert build(task)
+    curve = fresh(TrainStream, stream="spatial").path
+    curve.write_text(json.dumps({**json.loads(curve.read_text()), "weights": "0" * 16}))
+    assert fresh(TrainStream, stream="spatial").complete()
+    assert not fresh(ScoreStream, stream="spatial", part="test").complete()
+
+
+def test_official_splits_are_numbers(config, tmp_path):
+    config.read_dict({"dataset.u": {"layout": "ucf101", "videos": "v", "lists": "l"}})
+    assert fresh(Catalog, dataset="u", split="01").path == fresh(Catalog, dataset="u", split="1").path
+
+
+def test_a_network_that_does_not_exist_is_refused_before_frames_are_made(config, tmp_path):
+    config.set("spatial", "network", "nonsense")
+    assert not build(fresh(TrainStream, stream="spatial"))
+    assert not (tmp_path / "artifacts/four/frames").exists()
+
+
 def test_videos_that_were_taken_away_do_not_hold_up_what_was_made(config, tmp_path, capsys):
     assert build(fresh(Frames))
     shutil.move(tmp_path / "videos", tmp_path / "elsewhere")
@@ -331,6 +363,14 @@ def test_the_command_says_what_it_does_and_repeats_nothing(overlay, tmp_path):
     assert time.monotonic() - begun < 60
 
 
+def test_videos_of_the_command_line_are_a_dataset_of_their_own(overlay, tmp_path):
+    other = write_four_clips(tmp_path / "other")
+    for section in (["--data-lists", other["lists"], "--data-videos", other["videos"]], []):
+        assert luigi_command("Catalog", *section, cwd=ROOT, **overlay).returncode == 0
+    found = sorted(path.parts[-4] for path in (tmp_path / "artifacts").rglob("catalog.h5"))
+    assert found[0] == "four" and re.fullmatch(r"four-videos-[0-9a-f]{6}", found[1])
+
+
 def test_a_failed_task_is_a_failed_command(overlay, tmp_path):
     (tmp_path / "videos/a.avi").write_bytes(b"")
     failed = luigi_command("Frames", "--cluster-kind", "inline", cwd=ROOT, **overlay)
@@ -349,6 +389,9 @@ def test_a_failed_task_is_a_failed_command(overlay, tmp_path):
         (["Flow", "--dataset", "fuor"], "dataset 'fuor' does not exist; did you mean 'four'?"),
         (["Flow", "--data-layout", "floder"], "[dataset] layout is 'floder'; allowed: "),
         (["Catalog", "--split", "7"], "split '7' does not exist; the split column"),
+        (["FullPipeline", "--temporal-network", "nonsense"], "nonsense"),
+        (["Flow", "--stack-direction", "bidirectional"], "which needs backward flow"),
+        (["Flow", "--device", "gpu"], "[run] device is 'gpu'"),
         (["Catalog", "--data-videos", "absent"], "error: [dataset] videos: the folder 'absent' does not exist"),
     ],
 )

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import files
-from pipeline.report import figures, metrics, page
+from pipeline.report import metrics
 from pipeline.scores import Scores
 
 
@@ -52,6 +52,8 @@ def write(
     Raises:
         ValueError: if a stream or the average is absent, the tables do not join, or there is no test clip.
     """
+    from pipeline.report import figures, page  # matplotlib and jinja2, which those who only read metrics do not need
+
     folder = Path(folder)
     tables = metrics.join(streams, fused)
     context = {

@@ -12,6 +12,7 @@ import numpy as np
 from pipeline.scores import Scores
 
 STREAMS = ("spatial", "temporal")
+FUSIONS = ("average", "weighted", "svm")
 OPENCV = ("opencv-contrib-python", "opencv-python", "opencv-contrib-python-headless", "opencv-python-headless")
 PACKAGES = (
     "two-stream-pipeline",
@@ -29,7 +30,8 @@ PACKAGES = (
 
 def table(numbers: Mapping[str, Any]) -> str:
     """The headline of `metrics.json` as lines of text: top-1 and mean class accuracy, in per cent."""
-    rows = {name: numbers[name] for name in STREAMS} | {f"fused, {name}": row for name, row in numbers["fused"].items()}
+    fused = sorted(numbers["fused"].items(), key=lambda item: FUSIONS.index(item[0]) if item[0] in FUSIONS else 99)
+    rows = {name: numbers[name] for name in STREAMS} | {f"fused, {name}": row for name, row in fused}
     heading = f"{numbers['dataset']}, split {numbers['split']}: {numbers['num_test']} test clips"
     lines = [f"{'':16} {'top-1':>7} {'mean class':>11}"]
     lines += [f"{name:16} {row['top1']:7.1%} {row['mean_class']:11.1%}" for name, row in rows.items()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import tempfile
 import zlib
 from collections.abc import Iterable, Mapping
@@ -120,8 +121,12 @@ class ShardWriter:
         self._records.append(record)
 
     def __exit__(self, kind, error, trace) -> None:
-        if kind is None:
-            self._file.create_dataset("table", data=np.array([tuple(record) for record in self._records], _RECORD))
+        try:
+            if kind is None:
+                self._file.create_dataset("table", data=np.array([tuple(record) for record in self._records], _RECORD))
+        except BaseException:
+            self._create.__exit__(*sys.exc_info())
+            raise
         self._create.__exit__(kind, error, trace)
 
 
