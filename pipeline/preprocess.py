@@ -28,7 +28,7 @@ from pipeline.spec import digest_of
 from pipeline.specs import ClusterSpec, FlowSpec, FrameSpec
 from pipeline.video import Video, VideoError, try_decoding
 
-_BATCH_BYTES = 24 << 20  # of decoded frames that flow is computed on at once
+_BATCH_BYTES = 8 << 20  # of decoded frames that flow is computed on at once
 
 
 # --- which clips share a shard ----------------------------------------------------------------------------------------
@@ -254,11 +254,11 @@ def _flow_clip(shard: store.ShardWriter, job: FlowJob, clip: store.StoredClip, r
 
 
 def _overlapping(clip: store.StoredClip) -> Iterator[np.ndarray]:
-    """All frames of a clip in bounded batches (n + 1, H, W, 3); each begins with the last frame of the one before."""
-    pairs = max(1, _BATCH_BYTES // (3 * clip.height * clip.width))
-    last = clip.frames(0, 1)
+    """A clip in gray, in bounded batches (n + 1, H, W); each begins with the last frame of the one before."""
+    pairs = max(1, _BATCH_BYTES // (clip.height * clip.width))
+    last = clip.gray(0, 1)
     for first in range(1, len(clip), pairs):
-        batch = np.concatenate([last, clip.frames(first, min(first + pairs, len(clip)))])
+        batch = np.concatenate([last, clip.gray(first, min(first + pairs, len(clip)))])
         last = batch[-1:]
         yield batch
 

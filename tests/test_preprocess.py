@@ -100,7 +100,7 @@ def test_frames_and_flow_hold_what_the_videos_show(tiny_dataset, tmp_path):
 def test_flow_in_pieces_equals_flow_at_once(tiny_dataset, tmp_path, monkeypatch):
     frames = frames_of(tiny_dataset, tmp_path / "frames")
     whole = flow_of(frames, tmp_path / "whole")
-    monkeypatch.setattr(preprocess, "_BATCH_BYTES", 3 * 48 * 64 * 3)  # three pairs a batch
+    monkeypatch.setattr(preprocess, "_BATCH_BYTES", 3 * 48 * 64)  # three pairs a batch
     pieces = flow_of(frames, tmp_path / "pieces")
     assert whole.key == pieces.key and sums(tmp_path / "whole") == sums(tmp_path / "pieces")
     clip = frames["down__cleo_down"]

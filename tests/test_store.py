@@ -121,6 +121,8 @@ def test_reading_windows_of_frames(tmp_path):
     got = clip.frames(2, 5)
     assert got.shape == (3, 48, 64, 3) and got.dtype == np.uint8
     assert np.abs(got.astype(int) - frames[2:5]).max() < 12
+    luminance = frames[2:5] @ np.array([0.299, 0.587, 0.114])
+    assert clip.gray(2, 5).shape == (3, 48, 64) and np.abs(clip.gray(2, 5) - luminance).max() < 8
     assert np.allclose(clip.seconds, np.arange(7) / 25)
     assert repr(clip) == "StoredClip('a', 7 frames of 48 x 64)" and "1 clips, 0 failed" in repr(opened)
 
