@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from conftest import moving_texture
 
 from pipeline.flow import estimate, methods, opencv, to_gray, tvl1, warp
 from pipeline.specs import FLOW_METHODS, FlowSpec
@@ -287,3 +288,12 @@ def test_cuda_agrees_with_the_cpu():
     assert np.abs(on_gpu - estimate(frames, FlowSpec(), device="cpu")).mean() < 1e-3
     alone = np.concatenate([estimate(frames[t : t + 2], FlowSpec(), device="cuda") for t in range(3)])
     assert on_gpu.tobytes() == alone.tobytes()
+
+
+def test_small_images_seen_before_change_nothing():
+    """OpenCV's DIS remembers the coarsest scale of the smallest image: an estimator must not outlive its size."""
+    small, large = moving_texture(2, height=24, width=32), moving_texture(2, height=240, width=320, dx=6.0)
+    spec = FlowSpec(method="dis_medium")
+    alone = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM).calc(large[0, ..., 0], large[1, ..., 0], None)
+    estimate(small, spec)
+    np.testing.assert_array_equal(estimate(large, spec)[0], alone.transpose(2, 0, 1))

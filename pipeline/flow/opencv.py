@@ -5,8 +5,6 @@ They use as many threads as `cv2.setNumThreads` allows; a worker process sets th
 
 from __future__ import annotations
 
-import functools
-import threading
 from collections.abc import Callable
 
 import cv2
@@ -51,14 +49,9 @@ def _estimator(method: str) -> tuple[Callable[[np.ndarray, np.ndarray], np.ndarr
     """A function of two images that returns (H, W, 2), and the shortest side it takes."""
     if method == "farneback":
         return lambda a, b: cv2.calcOpticalFlowFarneback(a, b, None, **FARNEBACK), 1
-    dis = _dis(method, threading.get_ident())
+    # a new one for each size: it never forgets the coarsest scale that the smallest image it has seen allowed
+    dis = cv2.DISOpticalFlow.create(PRESETS[method])
     return lambda a, b: dis.calc(a, b, None), DIS_MIN_SIDE_PX  # None: no flow to start from, hence no memory
-
-
-@functools.lru_cache(maxsize=16)
-def _dis(method: str, thread: int) -> cv2.DISOpticalFlow:
-    """One estimator a thread: it keeps its buffers, whose allocation costs as much as a small pair; no results."""
-    return cv2.DISOpticalFlow.create(PRESETS[method])
 
 
 def _extend(image: np.ndarray, min_side: int) -> np.ndarray:
