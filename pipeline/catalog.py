@@ -168,7 +168,19 @@ def read_dataset(spec: DatasetSpec, split: str, *, known: Iterable[Clip] = ()) -
         )
         for row in rows
     ]
+    _say_what_is_empty({clip.split for clip in clips})
     return Catalog(tuple(clips), tuple(classes), split, tuple(absent))
+
+
+def _say_what_is_empty(parts: set[str]) -> None:
+    """Frames and flow need no parts; fusion and report do, and hours before them is the time to hear of it."""
+    cures = {
+        "val": "nothing can be chosen or fused; set [dataset] val_fraction, and groups with group_pattern",
+        "test": "nothing can be reported; set [dataset] test_fraction, or name a test group with --split",
+    }
+    for part, cure in cures.items():
+        if part not in parts:
+            say(f"catalog: no {part} clips in this split: {cure}")
 
 
 def _videos(spec: DatasetSpec) -> dict[str, Stat]:

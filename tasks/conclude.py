@@ -71,13 +71,13 @@ class Report(Stage):
         return [self.clone(Fuse), *trained, self.clone(Frames), self.clone(Flow), self.clone(Catalog)]
 
     def make(self) -> None:
-        """Write the report, print its table, and let `latest` point here."""
+        """Write the report, and let `latest` point here."""
         from pipeline import report, store
         from pipeline.scores import Scores
 
         fuse, *trained, frames, flow, catalog = self.requires()
         stores = {"Frames": store.open_frames(frames.path), "Flow": store.open_flow(flow.path)}
-        numbers = report.write(
+        report.write(
             self.folder,
             dataset=self.dataset_name,
             split=self.split_name,
@@ -95,7 +95,6 @@ class Report(Stage):
             inputs=self.inputs(),
         )
         files.link(self.folder.parent / "latest", self.folder)
-        say(f"{report.metrics.table(numbers)}\n{self.folder / 'report.html'}")
 
     def all_settings(self) -> dict[str, dict]:
         """Every setting as it held for this run."""
@@ -117,9 +116,14 @@ class FullPipeline(luigi.WrapperTask):
         """The report, which requires all the rest."""
         return self.clone(Report)
 
-    def say_present(self) -> None:
-        """Nothing had to be done: show what there is."""
+    def run(self) -> None:
+        """End with the table of accuracies and the path of the report."""
         from pipeline.report import metrics
 
         report = self.requires()
-        say(f"everything is there\n{metrics.table(report.output().recorded())}\n{report.folder / 'report.html'}")
+        say(f"{metrics.table(report.output().recorded())}\n{report.folder / 'report.html'}")
+
+    def say_present(self) -> None:
+        """Nothing had to be done: show what there is."""
+        say("FullPipeline: everything is there")
+        self.run()

@@ -281,3 +281,14 @@ def test_listing_changes_with_any_video_or_list(tmp_path):
     (tmp_path / "videos/Run/new.avi").unlink()
     seen.append(listing(spec))
     assert len(set(seen)) == 5
+
+
+def test_empty_parts_are_said_early(tmp_path, capsys):
+    for name in ("a", "b"):
+        (tmp_path / "x").mkdir(exist_ok=True)
+        (tmp_path / "x" / f"{name}.avi").write_bytes(name.encode())
+    spec = DatasetSpec(layout="folder", videos=str(tmp_path), test_fraction=0.0, val_fraction=0.0)
+    read_dataset(spec, "1")
+    said = capsys.readouterr().err
+    assert "no val clips in this split: nothing can be chosen or fused" in said
+    assert "no test clips in this split: nothing can be reported" in said
