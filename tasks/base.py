@@ -148,11 +148,8 @@ class Stage(luigi.Task):
     def dataset_folder(self) -> str:
         """The dataset's name; videos named on the command line are a dataset of their own."""
         given = settings.videos_on_command_line()
-        return (
-            f"{self.dataset_name}-{plain_name(Path(given[0]).name)}-{digest_of(given)[:6]}"
-            if given
-            else self.dataset_name
-        )
+        mark = f"-{plain_name(Path(given[0]).name)}-{digest_of(given)[:6]}" if given else ""
+        return self.dataset_name + mark
 
     def output(self) -> Artifact:
         """The file that is written last."""
@@ -185,7 +182,8 @@ class Stage(luigi.Task):
 
     def is_current(self) -> bool:
         """Whether the artifact is there and was made from what its inputs are now."""
-        return self.output().exists() and self.output().recorded().get("inputs") == self.inputs()
+        with told_plainly():  # an artifact that is damaged or of another version is refused with what to do
+            return self.output().exists() and self.output().recorded().get("inputs") == self.inputs()
 
     def complete(self) -> bool:
         """Done if everything before is done and the artifact is current. A yes is remembered for this run."""

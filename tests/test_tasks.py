@@ -327,6 +327,13 @@ def test_the_same_run_twice_gives_the_same_bytes_and_scores(config, tmp_path):
         np.testing.assert_array_equal(arrays["probabilities"], found[1][1][path]["probabilities"])
 
 
+def test_a_damaged_artifact_is_refused_with_what_to_do(config):
+    assert build(fresh(Frames))
+    fresh(Frames).path.write_bytes(b"damaged")
+    with pytest.raises(ValueError, match="is no HDF5 file, or a damaged one .*; delete it and run its stage again"):
+        fresh(Frames).complete()
+
+
 def test_an_unknown_dataset_is_refused(config):
     with pytest.raises(ValueError, match="dataset 'for' does not exist; did you mean 'four'?"):
         fresh(Catalog, dataset="for").output()
