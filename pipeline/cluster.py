@@ -122,13 +122,13 @@ class _Kept:
     """
 
     def __init__(self):
-        self._lock, self._held, self._timer = threading.Lock(), None, None
+        self._lock, self._held = threading.Lock(), None
+        self._timer = threading.Timer(0, lambda: None)
         atexit.register(self.close)
 
     def take(self, spec: ClusterSpec, count: int) -> _Held | None:
         """The kept workers if they are such as are wanted; others are closed."""
-        with self._lock:
-            held, self._held = self._held, None
+        held = self._release()
         if held is not None and held.key != (spec, count, os.getpid()):
             held.close()
             return None
@@ -152,10 +152,14 @@ class _Kept:
 
     def close(self) -> None:
         """Close what is kept."""
-        with self._lock:
-            held, self._held = self._held, None
-        if held is not None:
+        if (held := self._release()) is not None:
             held.close()
+
+    def _release(self) -> _Held | None:
+        with self._lock:
+            self._timer.cancel()
+            held, self._held = self._held, None
+        return held
 
 
 _KEPT = _Kept()

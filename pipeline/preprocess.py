@@ -189,7 +189,7 @@ class FlowJob:
     spec: FlowSpec
     device: str
     attrs: dict[str, Any]
-    careful: bool = False
+    careful: bool = False  # a worker died of this shard before: this is its second and last attempt
 
     @property
     def units(self) -> int:

@@ -8,6 +8,7 @@ import luigi
 
 from pipeline import files
 from pipeline.progress import say
+from tasks import settings
 from tasks.base import Stage, told_plainly
 
 
@@ -20,8 +21,6 @@ class DemoVideos(luigi.Task):
     @property
     def spec(self):
         """The [demo] settings."""
-        from tasks import settings
-
         return settings.resolve("demo", self.dataset)
 
     def complete(self) -> bool:
@@ -34,8 +33,10 @@ class DemoVideos(luigi.Task):
         """Write it."""
         from pipeline.demo import write_demo
 
-        with files.one_writer(Path(self.folder).parent):
-            write_demo(Path(self.folder), self.spec)
+        folder = Path(self.folder)
+        # the lock has a folder of its own: what lies beside the demo are the user's videos, and none of our business
+        with files.one_writer(folder.with_name(f".{folder.name}-lock")):
+            write_demo(folder, self.spec)
 
 
 class Catalog(Stage):
