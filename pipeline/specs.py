@@ -105,23 +105,30 @@ class FlowSpec(Spec):
         20.0, "displacements are clipped to +- this many pixels (scaling = bound)", low=0.1, high=1000.0
     )
     jpeg_quality: int = setting(95, "JPEG quality of the flow planes", low=1, high=100)
-    tvl1_data_weight: float = setting(
-        0.3, "TV-L1: weight of the data term on 0..255 images; smaller is smoother", low=0.001, only_for=("tvl1",)
+    tvl1_gradient_weight: float = setting(
+        0.25, "TV-L1: weight of a changed image gradient, per gray value and pixel", low=0.0, only_for=("tvl1",)
     )
-    tvl1_theta: float = setting(
-        0.3, "TV-L1: coupling of data and smoothness; smaller couples tighter", low=0.001, only_for=("tvl1",)
+    tvl1_brightness_weight: float = setting(
+        0.0, "TV-L1: weight of a changed gray value, of 0..255; 0.1 without the gradient", low=0.0, only_for=("tvl1",)
     )
     tvl1_scale_step: float = setting(
         0.65, "TV-L1: size of each pyramid level over the one below", low=0.3, high=0.95, only_for=("tvl1",)
     )
-    tvl1_warps: int = setting(5, "TV-L1: warpings a pyramid level", low=1, only_for=("tvl1",))
-    tvl1_iterations: int = setting(30, "TV-L1: inner iterations a warping", low=1, only_for=("tvl1",))
+    tvl1_warps: int = setting(2, "TV-L1: warpings a pyramid level", low=1, only_for=("tvl1",))
+    tvl1_iterations: int = setting(18, "TV-L1: inner iterations a warping", low=1, only_for=("tvl1",))
     batch_pairs: int = setting(0, "pairs computed at once; 0 chooses by frame size and device", low=0, neutral=True)
 
     def __post_init__(self):
         if self.method == "dis":  # the preset that people mean by DIS
             object.__setattr__(self, "method", "dis_medium")
         super().__post_init__()
+
+    def check(self):
+        """TV-L1 compares something."""
+        if not self.tvl1_gradient_weight + self.tvl1_brightness_weight:
+            raise ValueError(
+                "[flow] tvl1_gradient_weight and tvl1_brightness_weight are both 0; at least one must be more"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,8 @@ import pytest
 import torch
 from conftest import moving_texture
 
-from pipeline.flow import estimate, methods, opencv, to_gray, tvl1, warp
+from pipeline.flow import estimate, methods, opencv, to_gray, tvl1, tvl1_torch, warp
+from pipeline.flow.filters import pyramid_sizes
 from pipeline.specs import FLOW_METHODS, FlowSpec
 
 QUICK = FlowSpec(tvl1_warps=2, tvl1_iterations=5)  # for tests of behaviour, not of accuracy
@@ -90,7 +91,7 @@ def test_backward_is_the_flow_of_the_reversed_clip(method):
 
 @pytest.mark.parametrize("name", ["RubberWhale", "Venus", "Dimetrodon", "Hydrangea"])
 def test_middlebury_end_point_error(shared, name):
-    limit_px = {"RubberWhale": 0.148, "Venus": 0.265, "Dimetrodon": 0.155, "Hydrangea": 0.223}[name]
+    limit_px = {"RubberWhale": 0.091, "Venus": 0.250, "Dimetrodon": 0.091, "Hydrangea": 0.163}[name]
     folder = shared / "data" / "middlebury" / name
     frames = np.stack([cv2.imread(str(folder / f"frame1{k}.png"))[..., ::-1] for k in (0, 1)])
     raw = (folder / "flow10.flo").read_bytes()
@@ -163,7 +164,8 @@ def test_warp_is_keys_cubic_interpolation():
     for v in range(7):
         for u in range(9):
             x, y = u + flow[0, v, u], v + flow[1, v, u]
-            assert bool(inside[0, 0, v, u]) == (0 <= x <= 8 and 0 <= y <= 6)
+            outside = max(-x, x - 8, 0) + max(-y, y - 6, 0)
+            assert float(inside[0, 0, v, u]) == pytest.approx(max(0, 1 - outside), abs=1e-5)
             assert float(warped[0, 0, v, u]) == pytest.approx(keys(image, np.clip(x, 0, 8), np.clip(y, 0, 6)), abs=1e-3)
 
 
@@ -202,9 +204,9 @@ def test_gradient_of_a_ramp():
 
 
 def test_pyramid_sizes_by_example():
-    halves = warp.pyramid_sizes(240, 320, step=0.5, min_side=12)
+    halves = pyramid_sizes(240, 320, step=0.5, min_side=12)
     assert halves == [(240, 320), (120, 160), (60, 80), (30, 40), (15, 20)]
-    assert warp.pyramid_sizes(16, 1, step=0.5, min_side=12) == [(16, 1)]
+    assert pyramid_sizes(16, 1, step=0.5, min_side=12) == [(16, 1)]
     assert warp.blur(torch.ones(1, 1, 4, 4), sigma_px=0).eq(1).all()
 
 
@@ -263,8 +265,9 @@ def test_auto_is_the_cpu_without_cuda(monkeypatch):
 
 def test_batches_bound_the_memory(monkeypatch):
     seen = []
-    original = tvl1._coarse_to_fine
-    monkeypatch.setattr(tvl1, "_coarse_to_fine", lambda a, b, spec: seen.append(len(a)) or original(a, b, spec))
+    original = tvl1_torch.flow_between
+    monkeypatch.setattr(tvl1_torch, "flow_between", lambda a, b, spec: seen.append(len(a)) or original(a, b, spec))
+    monkeypatch.setattr(tvl1.importlib.util, "find_spec", lambda name: None)  # no numba
     frames = np.zeros((8, 20, 20), np.uint8)
     estimate(frames, FlowSpec(batch_pairs=3, tvl1_warps=1, tvl1_iterations=1), device="cpu")
     assert seen == [3, 3, 1]

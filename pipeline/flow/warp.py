@@ -7,27 +7,20 @@ library, no reduction over the batch), so that an image gives the same bits alon
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-DERIVATIVE = (1 / 12, -8 / 12, 0.0, 8 / 12, -1 / 12)
-
-
-def pyramid_sizes(height: int, width: int, *, step: float, min_side: int) -> list[tuple[int, int]]:
-    """Sizes of the levels, finest first: each `step` times the one before, none with a side below `min_side`.
-
-    The finest level is always there, however small: (240, 320) with step 0.5 and min_side 12 gives
-    [(240, 320), (120, 160), (60, 80), (30, 40), (15, 20)], and (16, 1) gives [(16, 1)].
-    """
-    sizes = [(height, width)]
-    while True:
-        scale = step ** len(sizes)
-        size = round(height * scale), round(width * scale)
-        if min(size) < min_side:
-            return sizes
-        sizes.append(size)
+from pipeline.flow.filters import (
+    DERIVATIVE,
+    MEDIAN_FLOOR,
+    MEDIAN_GRAY,
+    MEDIAN_TAPS,
+    gaussian_taps,
+    shrinking_sigma_px,
+)
 
 
 def pyramid(images: Tensor, sizes: list[tuple[int, int]]) -> list[Tensor]:
@@ -41,11 +34,8 @@ def pyramid(images: Tensor, sizes: list[tuple[int, int]]) -> list[Tensor]:
         One (N, C, height, width) float32 tensor a level, finest first.
     """
     levels = [images]
-    for height, width in sizes[1:]:
-        finer = levels[-1]
-        ratio = min(height / finer.shape[-2], width / finer.shape[-1])
-        smooth = blur(finer, sigma_px=0.6 * math.sqrt(1 / ratio**2 - 1))
-        levels.append(functional.interpolate(smooth, (height, width), mode="bilinear", align_corners=False))
+    for finer, size in pairwise(sizes):
+        levels.append(resize(blur(levels[-1], sigma_px=shrinking_sigma_px(finer, size)), size))
     return levels
 
 
@@ -53,9 +43,7 @@ def blur(images: Tensor, *, sigma_px: float) -> Tensor:
     """Gaussian blur of (N, C, H, W) images, cut off at three sigma, borders repeated; sigma 0 changes nothing."""
     if sigma_px <= 0:
         return images
-    radius = max(1, math.ceil(3 * sigma_px))
-    taps = [math.exp(-0.5 * (k / sigma_px) ** 2) for k in range(-radius, radius + 1)]
-    taps = [tap / sum(taps) for tap in taps]
+    taps = gaussian_taps(sigma_px)
     return _filter(_filter(images, taps, dim=-1), taps, dim=-2)
 
 
@@ -74,7 +62,8 @@ def warp(images: Tensor, flow: Tensor) -> tuple[Tensor, Tensor]:
         flow: (N, 2, H, W) float32, pixels; channel 0 is x (right positive), 1 is y (down positive).
 
     Returns:
-        The warped images, (N, C, H, W) float32, and (N, 1, H, W) bool, true where the point lies inside the image.
+        The warped images, (N, C, H, W) float32, and (N, 1, H, W) float32, 1 where the point lies inside the image,
+        falling to 0 over one pixel outside.
         warped[n, c, y, x] is images[n, c] at (x + flow[n, 0, y, x], y + flow[n, 1, y, x]).
 
     Source: R. Keys, Cubic convolution interpolation for digital image processing, IEEE ASSP 29(6), 1981, a = -1/2.
@@ -82,8 +71,9 @@ def warp(images: Tensor, flow: Tensor) -> tuple[Tensor, Tensor]:
     count, channels, height, width = images.shape
     x = flow[:, 0] + torch.arange(width, device=flow.device, dtype=flow.dtype)
     y = flow[:, 1] + torch.arange(height, device=flow.device, dtype=flow.dtype).unsqueeze(1)
-    inside = (x >= 0) & (x <= width - 1) & (y >= 0) & (y <= height - 1)
-    x, y = x.clamp_(0, width - 1), y.clamp_(0, height - 1)
+    within_x, within_y = x.clamp(0, width - 1), y.clamp(0, height - 1)
+    inside = (1 - (x - within_x).abs() - (y - within_y).abs()).clamp_(min=0)
+    x, y = within_x, within_y
     left, top = x.floor(), y.floor()
     along_x, along_y = _cubic_taps(x.sub_(left)), _cubic_taps(y.sub_(top))
 
@@ -101,6 +91,11 @@ def warp(images: Tensor, flow: Tensor) -> tuple[Tensor, Tensor]:
     return warped, inside.unsqueeze(1)
 
 
+def resize(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """(N, C, H, W) images at another size, bilinear, grids aligned at the outer edges of their pixels."""
+    return functional.interpolate(images, size, mode="bilinear", align_corners=False)
+
+
 def resize_flow(flow: Tensor, size: tuple[int, int]) -> Tensor:
     """Resize a flow field and rescale its vectors with the grid, so that they stay right in pixels.
 
@@ -112,7 +107,7 @@ def resize_flow(flow: Tensor, size: tuple[int, int]) -> Tensor:
         (N, 2, height, width) float32, pixels of the new grid.
     """
     height, width = size
-    resized = functional.interpolate(flow, size, mode="bilinear", align_corners=False)
+    resized = resize(flow, size)
     resized[:, 0] *= width / flow.shape[-1]
     resized[:, 1] *= height / flow.shape[-2]
     return resized
@@ -132,6 +127,57 @@ def median3(images: Tensor) -> Tensor:
     smallest_high = torch.minimum(torch.minimum(high[..., :-2], high[..., 1:-1]), high[..., 2:])
     middle = _median_of_three(middle[..., :-2], middle[..., 1:-1], middle[..., 2:])
     return _median_of_three(largest_low, middle, smallest_high)
+
+
+def weighted_median(flow: Tensor, image: Tensor) -> Tensor:
+    """Median of the flow around each pixel, where neighbours of a like gray value count more.
+
+    Motion has its edges where the image has: at an edge this takes the flow of the side that the pixel looks like. The
+    neighbours are `MEDIAN_TAPS`, 5 x 5 points 3 pixels apart without the corners, borders repeated. The weight of one
+    is its factor there times floor + (1 - floor) / (1 + (difference of gray values / MEDIAN_GRAY)^4). A neighbour
+    stands at the weight of all values below its own and half of its own weight; the result is interpolated between
+    the two neighbours that stand around half of all weight, so that a tiny change of weights changes it by little.
+
+    Args:
+        flow: (N, 2, H, W) float.
+        image: (N, 1, H, W) float, gray values 0 to 255.
+
+    Returns:
+        (N, 2, H, W) of the same type.
+
+    Source: Sun, Roth, Black, Secrets of optical flow estimation and their principles, CVPR 2010 (there in a dense
+    window of 15 x 15; the sparse one is ours, nearly as wide at a tenth of the cost).
+    """
+    values, weights = _neighbours(flow, image)
+    stands = [(weight / 2).expand_as(flow).clone() for weight in weights]
+    for later in range(len(values)):
+        for earlier in range(later):  # of equal values the earlier one counts as below
+            below = values[earlier] <= values[later]
+            stands[later] += weights[earlier] * below
+            stands[earlier] += weights[later] * ~below
+    half = sum(weights) / 2
+    low = high = torch.full_like(flow, math.nan)
+    low_stand, high_stand = torch.full_like(flow, -math.inf), torch.full_like(flow, math.inf)
+    for value, stand in zip(values, stands, strict=True):
+        nearer = (stand <= half) & (stand > low_stand)
+        low, low_stand = torch.where(nearer, value, low), torch.where(nearer, stand, low_stand)
+        nearer = (stand > half) & (stand < high_stand)
+        high, high_stand = torch.where(nearer, value, high), torch.where(nearer, stand, high_stand)
+    return low + (half - low_stand) / (high_stand - low_stand) * (high - low)
+
+
+def _neighbours(flow: Tensor, image: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+    """Flow and weight of each neighbour in the weighted median."""
+    height, width = flow.shape[-2:]
+    reach = max(dx for dx, _, _ in MEDIAN_TAPS)
+    around, gray = (functional.pad(field, (reach,) * 4, mode="replicate") for field in (flow, image))
+    values, weights = [], []
+    for dx, dy, factor in MEDIAN_TAPS:
+        there = (..., slice(reach + dy, reach + dy + height), slice(reach + dx, reach + dx + width))
+        likeness = 1 / (1 + ((gray[there] - image) / MEDIAN_GRAY).square().square())
+        values.append(around[there])
+        weights.append(factor * (MEDIAN_FLOOR + (1 - MEDIAN_FLOOR) * likeness))
+    return values, weights
 
 
 def _median_of_three(a: Tensor, b: Tensor, c: Tensor) -> Tensor:

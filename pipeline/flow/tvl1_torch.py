@@ -1,0 +1,116 @@
+"""TV-L1 in plain torch, batched over pairs: the definition, and what runs where nothing faster does.
+
+Works on any device and in any precision: in float64 it is the reference that the other two implementations are
+compared with.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pipeline.flow import warp
+from pipeline.flow.filters import pyramid_sizes
+from pipeline.flow.tvl1_model import BALANCE, FLAT, MIN_SIDE_PX, PRESMOOTH_PX, STEEPNESS, UPDATE_PX, box_of
+from pipeline.specs import FlowSpec
+
+
+@torch.inference_mode()
+def flow_between(first: Tensor, second: Tensor, spec: FlowSpec) -> Tensor:
+    """Flow of each pair, coarse to fine.
+
+    Args:
+        first, second: (N, 1, H, W) floating point, gray values 0 to 255.
+        spec: the `tvl1_*` settings.
+
+    Returns:
+        (N, 2, H, W) of the same type, pixels.
+    """
+    first, second = (warp.blur(images, sigma_px=PRESMOOTH_PX) for images in (first, second))
+    sizes = pyramid_sizes(*first.shape[-2:], step=spec.tvl1_scale_step, min_side=MIN_SIDE_PX)
+    levels = list(zip(warp.pyramid(first, sizes), warp.pyramid(second, sizes), strict=True))
+    state = _State.zero(first.new_zeros(len(first), 2, *sizes[-1]), len(box_of(spec)))
+    for level_first, level_second in reversed(levels):
+        state = state.resized(level_first.shape[-2:])
+        _improve(state, level_first, level_second, spec)
+    return state.flow
+
+
+class _State:
+    """What goes from level to level: the flow (N, 2, H, W), and the dual variables of smoothness and of the data.
+
+    `dual_x` and `dual_y` (N, 2, H, W) belong to the forward differences of both flow components, and are zero where
+    there is none, in the last column and row; `dual_data` is (N, C, H, W).
+    """
+
+    def __init__(self, flow: Tensor, dual_x: Tensor, dual_y: Tensor, dual_data: Tensor):
+        self.flow, self.dual_x, self.dual_y, self.dual_data = flow, dual_x, dual_y, dual_data
+
+    @classmethod
+    def zero(cls, flow: Tensor, channels: int) -> _State:
+        data = flow.new_zeros(len(flow), channels, *flow.shape[-2:])
+        return cls(flow, torch.zeros_like(flow), torch.zeros_like(flow), data)
+
+    def resized(self, size: tuple[int, int]) -> _State:
+        """The state on a finer grid; the coarse duals are a better start than zero."""
+        if self.flow.shape[-2:] == size:
+            return self
+        dual_x, dual_y, data = (warp.resize(dual, size) for dual in (self.dual_x, self.dual_y, self.dual_data))
+        dual_x[..., -1], dual_y[..., -1, :] = 0, 0
+        return _State(warp.resize_flow(self.flow, size), dual_x, dual_y, data)
+
+
+def _improve(state: _State, first: Tensor, second: Tensor, spec: FlowSpec) -> None:
+    """Improve the flow at one size: warp, solve, filter, several times."""
+    still, moving = _channels(first, spec), _channels(second, spec)
+    still_x, still_y = warp.gradient(still)
+    steep_x, steep_y = warp.gradient(first)
+    weight = 1 / (1 + STEEPNESS * (steep_x.square() + steep_y.square()).sqrt())
+    for turn in range(spec.tvl1_warps):
+        warped, inside = warp.warp(moving, state.flow)
+        slope_x, slope_y = warp.gradient(warped)
+        slope_x = slope_x.add_(still_x).mul_(0.5).mul_(inside)
+        slope_y = slope_y.add_(still_y).mul_(0.5).mul_(inside)
+        constant = warped.sub_(still).sub_(slope_x * state.flow[:, :1]).sub_(slope_y * state.flow[:, 1:])
+        _solve(state, slope_x, slope_y, constant, weight, spec)
+        last = turn == spec.tvl1_warps - 1
+        state.flow = warp.weighted_median(state.flow, first) if last else warp.median3(state.flow)
+
+
+def _channels(images: Tensor, spec: FlowSpec) -> Tensor:
+    """What stays constant along the motion: (N, C, H, W), the gradient, the gray value, or both."""
+    parts = list(warp.gradient(images)) if spec.tvl1_gradient_weight else []
+    return torch.cat([*parts, images] if spec.tvl1_brightness_weight else parts, 1)
+
+
+def _solve(state: _State, slope_x: Tensor, slope_y: Tensor, constant: Tensor, weight: Tensor, spec: FlowSpec) -> None:
+    """Primal-dual iterations on the convex problem of one warping (Chambolle and Pock 2011, algorithm 1)."""
+    box = constant.new_tensor(box_of(spec)).view(1, -1, 1, 1)
+    steep_x, steep_y = slope_x.abs(), slope_y.abs()
+    step_data = BALANCE / (steep_x + steep_y + FLAT)
+    step = torch.cat([1 / (BALANCE * (4 + steep.sum(1, keepdim=True))) for steep in (steep_x, steep_y)], 1)
+    flow, ahead = state.flow, state.flow
+    along_x, along_y = torch.zeros_like(flow), torch.zeros_like(flow)
+    for _ in range(spec.tvl1_iterations):
+        torch.sub(ahead[..., 1:], ahead[..., :-1], out=along_x[..., :-1])
+        torch.sub(ahead[..., 1:, :], ahead[..., :-1, :], out=along_y[..., :-1, :])
+        state.dual_x.add_(along_x, alpha=BALANCE / 2)
+        state.dual_y.add_(along_y, alpha=BALANCE / 2)
+        length = (state.dual_x.square() + state.dual_y.square()).sum(1, keepdim=True).sqrt_()
+        shrink = weight / torch.maximum(weight, length)
+        state.dual_x.mul_(shrink)
+        state.dual_y.mul_(shrink)
+
+        residual = constant + slope_x * ahead[:, :1] + slope_y * ahead[:, 1:]
+        data = state.dual_data.addcmul_(step_data, residual)
+        torch.minimum(torch.maximum(data, -box, out=data), box, out=data)
+
+        descent = state.dual_x + state.dual_y
+        descent[..., 1:] -= state.dual_x[..., :-1]
+        descent[..., 1:, :] -= state.dual_y[..., :-1, :]
+        for component, slope in enumerate((slope_x, slope_y)):
+            for channel in range(data.shape[1]):
+                descent[:, component] -= data[:, channel] * slope[:, channel]
+        before, flow = flow, flow + step * descent
+        ahead = 2 * flow - before
+    state.flow = state.flow + (flow - state.flow).clamp_(-UPDATE_PX, UPDATE_PX)
