@@ -4,7 +4,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export PYTHONPATH=$PWD FAIL_WITHOUT_CUDA=1
-python3 -m pytest -m needs_cuda tests/test_flow.py tests/test_training.py
+python3 -m pytest -m needs_cuda tests/test_flow.py tests/test_flow_raft.py tests/test_flow_opencv.py tests/test_training.py
 python3 - <<'PY'
 import time
 
