@@ -64,6 +64,17 @@ def test_pcaflow_of_what_cannot_be_tracked_is_zero(monkeypatch):
         opencv._pcaflow(SimpleNamespace(calc=fail), texture, texture)
 
 
+@pytest.mark.parametrize("method", ["deepflow", "pcaflow"])
+def test_threads_do_not_change_a_bit(method):
+    """OpenCV's PCAFlow alone gives other bits with two threads than with one."""
+    frames, found = moving_texture(2, height=200, width=260, dx=3.0, dy=1.0)[..., 0], set()
+    for threads in (1, 2, 4):
+        cv2.setNumThreads(threads)
+        found.add(estimate(frames, FlowSpec(method=method)).tobytes())
+        assert cv2.getNumThreads() == threads
+    assert len(found) == 1
+
+
 def test_pcaflow_uses_no_opencl_and_leaves_its_switch_alone():
     for switch in (True, False):
         cv2.ocl.setUseOpenCL(switch)

@@ -267,6 +267,14 @@ def test_a_file_of_something_else_is_refused(tmp_path):
         raft.load(FlowSpec(method="raft_small", raft_weights=str(tmp_path / "w.pth")))
 
 
+def test_the_digest_covers_what_raft_reads_and_nothing_of_other_methods():
+    default = FlowSpec(method="raft_small")
+    assert FlowSpec(method="raft_small", raft_weights="C_T_V2").digest() == default.digest()
+    assert FlowSpec(method="raft_small", raft_weights="C_T_V1").digest() != default.digest()
+    assert FlowSpec(method="raft_small", raft_updates=6).digest() != default.digest()
+    assert FlowSpec(raft_weights="C_T_V1", raft_updates=6).digest() == FlowSpec().digest()
+
+
 def test_paths_become_absolute_for_workers(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     spec = FlowSpec(method="raft_small", raft_weights="./w.pth")
@@ -309,4 +317,6 @@ print(methods()["pcaflow"])
 @pytest.mark.needs_cuda
 def test_cuda_agrees_with_the_cpu(spec):
     frames = moving_texture(4, height=130, width=170)
-    np.testing.assert_allclose(estimate(frames, spec, device="cuda"), estimate(frames, spec, device="cpu"), atol=0.05)
+    on_cpu = estimate(frames, spec, device="cpu")
+    difference = np.abs(estimate(frames, spec, device="cuda") - on_cpu).mean()
+    assert difference < 0.02 * np.abs(on_cpu).mean()  # convolutions on CUDA are rounded to TF32

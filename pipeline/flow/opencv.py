@@ -1,6 +1,6 @@
 """OpenCV's flow estimators, pair by pair on the CPU.
 
-They use as many threads as `cv2.setNumThreads` allows; a worker process sets that to 1.
+They use as many threads as `cv2.setNumThreads` allows (PCAFlow: one); a worker process sets that to 1.
 """
 
 from __future__ import annotations
@@ -91,11 +91,13 @@ def _estimator(method: str) -> tuple[OfPair, tuple[int, int]]:
 
 
 def _pcaflow(estimator: cv2.DenseOpticalFlow, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """PCAFlow on the CPU, whatever OpenCL device there is; 0 where no point at all can be tracked (a black frame).
+    """PCAFlow with one thread and without OpenCL, on both of which its bits depend.
 
-    OpenCV refuses such a pair; the damped least squares fit of nothing is 0.
+    It is 0 where no point at all can be tracked (a black frame): OpenCV refuses such a pair, and the damped least
+    squares fit of nothing is 0.
     """
-    opencl = cv2.ocl.useOpenCL()
+    threads, opencl = cv2.getNumThreads(), cv2.ocl.useOpenCL()
+    cv2.setNumThreads(1)
     cv2.ocl.setUseOpenCL(False)
     try:
         return estimator.calc(first, second, None)
@@ -104,4 +106,5 @@ def _pcaflow(estimator: cv2.DenseOpticalFlow, first: np.ndarray, second: np.ndar
             raise
         return np.zeros((*first.shape, 2), np.float32)
     finally:
+        cv2.setNumThreads(threads)
         cv2.ocl.setUseOpenCL(opencl)
