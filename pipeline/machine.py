@@ -118,10 +118,8 @@ def _torch_devices() -> tuple[list[dict[str, Any]], str]:
 def _opencv_devices() -> tuple[list[dict[str, Any]], str]:
     from pipeline.flow import opencv_cuda
 
-    count = opencv_cuda.device_count()
-    return [
-        {"index": i} for i in range(count)
-    ], "OpenCV is built without CUDA, as PyPI's wheels are, or finds no device"
+    found = [{"index": i} for i in range(opencv_cuda.device_count())]
+    return found, "OpenCV is built without CUDA, as PyPI's wheels are, or finds no device"
 
 
 # --- video

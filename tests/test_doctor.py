@@ -100,7 +100,8 @@ def test_a_method_that_fails_when_it_is_tried_is_not_available(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("device", "call_seconds", "rate"), [("cpu", 0.125, 8.0), ("cpu", 4.0, 0.25), ("cuda", 0.5, 128.0)]
+    ("device", "call_seconds", "rate"),
+    [("cpu", 0.125, 8.0), ("cpu", 4.0, 0.25), ("cuda", 0.5, 128.0), ("cuda", 4.0, 16.0)],
 )
 def test_speed_by_a_clock_of_our_own(monkeypatch, device, call_seconds, rate):
     now, calls = [0.0], []
