@@ -22,7 +22,7 @@ from pipeline import jpeg, quantize, store
 from pipeline.catalog import Catalog, Clip
 from pipeline.cluster import StageFailed, WorkerDied, Workers
 from pipeline.files import remove_stale
-from pipeline.flow import estimate
+from pipeline.flow import estimate, takes_colour
 from pipeline.progress import Progress, say
 from pipeline.spec import digest_of
 from pipeline.specs import ClusterSpec, FlowSpec, FrameSpec
@@ -243,7 +243,7 @@ def _flow_clip(shard: store.ShardWriter, job: FlowJob, clip: store.StoredClip, r
     try:
         if len(clip) < 2:
             raise ValueError("one frame alone has no flow")
-        for frames in _overlapping(clip):
+        for frames in _overlapping(clip, spec.method):
             for part, direction in parts.items():
                 _append_flow(writer, estimate(frames, spec, device=job.device, direction=direction), spec, part)
     except (ValueError, cv2.error) as error:
@@ -253,12 +253,16 @@ def _flow_clip(shard: store.ShardWriter, job: FlowJob, clip: store.StoredClip, r
     return record._replace(crc32=crc32)
 
 
-def _overlapping(clip: store.StoredClip) -> Iterator[np.ndarray]:
-    """A clip in gray, in bounded batches (n + 1, H, W); each begins with the last frame of the one before."""
-    pairs = max(1, _BATCH_BYTES // (clip.height * clip.width))
-    last = clip.gray(0, 1)
+def _overlapping(clip: store.StoredClip, method: str) -> Iterator[np.ndarray]:
+    """A clip in bounded batches of n + 1 frames, gray or RGB as the flow method reads them.
+
+    Each begins with the last frame of the one before.
+    """
+    read = clip.frames if takes_colour(method) else clip.gray
+    last = read(0, 1)
+    pairs = max(1, _BATCH_BYTES // last.nbytes)
     for first in range(1, len(clip), pairs):
-        batch = np.concatenate([last, clip.gray(first, min(first + pairs, len(clip)))])
+        batch = np.concatenate([last, read(first, min(first + pairs, len(clip)))])
         last = batch[-1:]
         yield batch
 

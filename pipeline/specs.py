@@ -2,13 +2,31 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 from pipeline.spec import Spec, setting
 
-FLOW_METHODS = ("tvl1", "dis_ultrafast", "dis_fast", "dis_medium", "farneback")
+FLOW_METHODS = (
+    *("tvl1", "raft_small", "raft_large"),
+    *("dis_ultrafast", "dis_fast", "dis_medium", "farneback", "deepflow", "pcaflow"),
+    *("opencv_cuda_tvl1", "opencv_cuda_brox", "nvidia_of"),
+)
+# torchvision's weights of RAFT, its default first: name -> the first digits of the SHA-256, which end the file's name
+RAFT_WEIGHTS = {
+    "raft_small": {"C_T_V2": "01064c6d", "C_T_V1": "ad48884c"},
+    "raft_large": {
+        "C_T_SKHT_V2": "ff5fadd5",
+        "C_T_SKHT_V1": "0b8c9e55",
+        "C_T_SKHT_K_V2": "b5c70766",
+        "C_T_SKHT_K_V1": "4a6a5039",
+        "C_T_V2": "1bb1363a",
+        "C_T_V1": "22a6c225",
+    },
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,18 +134,41 @@ class FlowSpec(Spec):
     )
     tvl1_warps: int = setting(2, "TV-L1: warpings a pyramid level", low=1, only_for=("tvl1",))
     tvl1_iterations: int = setting(18, "TV-L1: inner iterations a warping", low=1, only_for=("tvl1",))
+    raft_weights: str = setting(
+        "", "RAFT: torchvision's weights by name, or a file; empty: its default", only_for=tuple(RAFT_WEIGHTS)
+    )
+    raft_updates: int = setting(12, "RAFT: updates of the flow", low=1, high=1000, only_for=tuple(RAFT_WEIGHTS))
     batch_pairs: int = setting(0, "pairs computed at once; 0 chooses by frame size and device", low=0, neutral=True)
 
     def __post_init__(self):
         if self.method == "dis":  # the preset that people mean by DIS
             object.__setattr__(self, "method", "dis_medium")
+        if not self.raft_weights and self.method in RAFT_WEIGHTS:  # another torchvision may have another default
+            object.__setattr__(self, "raft_weights", next(iter(RAFT_WEIGHTS[self.method])))
         super().__post_init__()
 
+    @property
+    def weights_file(self) -> Path | None:
+        """The file that RAFT's weights come from, if they do not come from torchvision; a name has no dot or slash."""
+        is_path = self.method in RAFT_WEIGHTS and ("." in self.raft_weights or "/" in self.raft_weights)
+        return Path(self.raft_weights) if is_path else None
+
+    def with_absolute_paths(self) -> FlowSpec:
+        """The same settings for workers that may stand in another folder."""
+        path = self.weights_file
+        return dataclasses.replace(self, raft_weights=str(path.absolute())) if path else self
+
     def check(self):
-        """TV-L1 compares something."""
+        """TV-L1 compares something; RAFT's weights are a file, or such as torchvision has for this network."""
         if not self.tvl1_gradient_weight + self.tvl1_brightness_weight:
             raise ValueError(
                 "[flow] tvl1_gradient_weight and tvl1_brightness_weight are both 0; at least one must be more"
+            )
+        names = RAFT_WEIGHTS.get(self.method, {})
+        if names and self.raft_weights not in names and self.weights_file is None:
+            raise ValueError(
+                f"[flow] raft_weights is {self.raft_weights!r}; allowed for {self.method}: {', '.join(names)}, "
+                "or the path of a file, such as ./weights.pth"
             )
 
 
