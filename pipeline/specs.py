@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from pipeline.spec import Spec, setting
 
-FLOW_METHODS = ("tvl1", "dis_ultrafast", "dis_fast", "dis_medium", "farneback")
+FLOW_METHODS = ("tvl1", "brox", "dis_ultrafast", "dis_fast", "dis_medium", "farneback")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +116,20 @@ class FlowSpec(Spec):
     )
     tvl1_warps: int = setting(5, "TV-L1: warpings a pyramid level", low=1, only_for=("tvl1",))
     tvl1_iterations: int = setting(30, "TV-L1: inner iterations a warping", low=1, only_for=("tvl1",))
+    brox_smoothness: float = setting(
+        3.5, "Brox: weight of the smoothness term, beside a brightness term of 1", low=0.001, only_for=("brox",)
+    )
+    brox_gradient_weight: float = setting(
+        4.0, "Brox: weight of gradient constancy, beside a brightness term of 1", low=0.0, only_for=("brox",)
+    )
+    brox_scale_step: float = setting(
+        0.9, "Brox: size of each pyramid level over the one below", low=0.3, high=0.95, only_for=("brox",)
+    )
+    brox_warps: int = setting(3, "Brox: warpings (outer iterations) a pyramid level", low=1, only_for=("brox",))
+    brox_iterations: int = setting(
+        2, "Brox: updates of the penalties (inner iterations) a warping", low=1, only_for=("brox",)
+    )
+    brox_sweeps: int = setting(5, "Brox: sweeps of the linear solver an inner iteration", low=1, only_for=("brox",))
     batch_pairs: int = setting(0, "pairs computed at once; 0 chooses by frame size and device", low=0, neutral=True)
 
     def __post_init__(self):

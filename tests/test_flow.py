@@ -69,7 +69,7 @@ def error_px(flow, truth, border=12):
 @pytest.mark.parametrize("motion", MOTIONS)
 @pytest.mark.parametrize(
     ("method", "limit_px"),
-    [("tvl1", 0.1), ("dis_medium", 0.2), ("dis_fast", 0.3), ("dis_ultrafast", 0.4), ("farneback", 0.3)],
+    [("tvl1", 0.1), ("brox", 0.1), ("dis_medium", 0.2), ("dis_fast", 0.3), ("dis_ultrafast", 0.4), ("farneback", 0.3)],
 )
 def test_known_motion(method, limit_px, motion):
     frames, truth = moved(MOTIONS[motion], 128, 160)

@@ -1,7 +1,7 @@
 """Frames to motion: `estimate` is the one entry, whatever the method.
 
-A method is a module with `between(first, second, spec, *, device)`, loaded when it is first asked for, so that nobody
-waits for torch who does not use it.
+A method is a module with `between(first, second, spec, *, device)`, which returns a numpy array, or a torch tensor on
+the device. It is loaded when it is first asked for, so that nobody waits for torch who does not use it.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ class _Method(NamedTuple):
 _OPENCV = _Method("pipeline.flow.opencv", "cv2", "opencv-contrib-python", cuda=False)
 _REGISTRY = {
     "tvl1": _Method("pipeline.flow.tvl1", "torch", "torch", cuda=True),
+    "brox": _Method("pipeline.flow.brox", "torch", "torch", cuda=True),
     "dis_ultrafast": _OPENCV,
     "dis_fast": _OPENCV,
     "dis_medium": _OPENCV,
@@ -60,7 +61,8 @@ def estimate(frames: np.ndarray, spec: FlowSpec, *, device: str = "auto", direct
     device = _device(device, spec.method, method.cuda)
     gray = to_gray(frames)
     first, second = (gray[:-1], gray[1:]) if direction == "forward" else (gray[1:], gray[:-1])
-    return importlib.import_module(method.module).between(first, second, spec, device=device)
+    flow = importlib.import_module(method.module).between(first, second, spec, device=device)
+    return flow if isinstance(flow, np.ndarray) else flow.cpu().numpy()
 
 
 def methods() -> dict[str, str]:
