@@ -101,7 +101,7 @@ def test_a_pair_alone_is_the_pair_in_a_batch_of_mixed_content(size):
 
 def test_threads_do_not_change_a_bit():
     frames = np.concatenate([moved(MOTIONS["rotation"], 161, 183)[0], moved(MOTIONS["zoom"], 161, 183)[0]])
-    spec = FlowSpec(method="brox", batch_pairs=3, brox_scale_step=0.5)
+    spec = FlowSpec(method="brox", batch_pairs=3, brox_scale_step=0.5, brox_warps=1)
     one = flow_of(frames, spec)
     torch.set_num_threads(2)
     assert flow_of(frames, spec).tobytes() == one.tobytes()
@@ -239,6 +239,31 @@ def test_one_step_solves_the_euler_lagrange_equations(height, width):
     step = brox._step(given[2], brox._constraints(*given), brox._smoothness(given[0], spec.brox_smoothness), spec)
     expected = euler_lagrange(first, warped.astype(float), inside, flow, spec)
     np.testing.assert_allclose(step[0].numpy(), expected, atol=2e-3)
+
+
+@pytest.mark.parametrize(
+    "extreme",
+    [
+        {"brox_smoothness": 0.001},
+        {"brox_smoothness": 1e5},
+        {"brox_gradient_weight": 1e5},
+        {"brox_scale_step": 0.3},
+        {"brox_warps": 1, "brox_iterations": 1, "brox_sweeps": 1},
+    ],
+    ids=lambda extreme: next(iter(extreme)),
+)
+def test_extreme_settings_are_finite_even_between_unrelated_images(extreme):
+    frames = np.stack([texture(*np.meshgrid(np.arange(40.0), np.arange(30.0)), seed=seed) for seed in range(3)])
+    assert np.isfinite(flow_of(frames, FlowSpec(method="brox", **extreme))).all()
+
+
+@pytest.mark.parametrize("size", [(33, 47), (1, 1)])
+def test_everything_is_made_on_the_device_of_the_images(size):
+    images = torch.rand(2, 1, *size, device="meta")  # stands for a GPU: refuses to be mixed with tensors of the CPU
+    with pytest.raises(RuntimeError, match="device"):
+        images + torch.rand(size)
+    flow = brox._coarse_to_fine(images, images, QUICK)
+    assert flow.device.type == "meta" and flow.shape == (2, 2, *size) and flow.dtype == torch.float32
 
 
 @pytest.mark.needs_cuda

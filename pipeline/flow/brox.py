@@ -45,7 +45,7 @@ def between(first: np.ndarray, second: np.ndarray, spec: FlowSpec, *, device: st
     ECCV 2004: the energy, the warping and the two nested fixed point iterations. We differ in that
     - gray value and gradient are penalised apart (Bruhn, Weickert, Towards ultimate motion estimation, ICCV 2005),
     - every linearised constraint is divided by its slope, so that steep edges do not count more than their distance
-      (Zimmer, Bruhn, Weickert, Optic flow in harmony, IJCV 93(3), 2011, section 2.2),
+      (Zimmer, Bruhn, Weickert, Optic flow in harmony, IJCV 93(3), 2011),
     - smoothness counts less across edges of the first image (Werlberger et al., Anisotropic Huber-L1 optical
       flow, BMVC 2009, whatever the direction of the edge),
     - slopes are the mean of those of the first and the warped second image (Wedel et al., An improved algorithm for
@@ -84,7 +84,7 @@ def _coarse_to_fine(first: Tensor, second: Tensor, spec: FlowSpec) -> Tensor:
 
 
 def _constraints(first: Tensor, second: Tensor, flow: Tensor) -> _Constraints:
-    """Constancy of gray value and gradient, linearised about the flow (paper, equation 11), for the flow as a whole.
+    """Constancy of gray value and gradient, linearised about the flow (paper, section 3.2), for the flow as a whole.
 
     Divided by sqrt(a^2 + b^2 + STEEP^2), a residual is about the distance in pixels from the line of constraint. Where
     the flow leads out of the image there is no constraint.
@@ -103,7 +103,7 @@ def _constraints(first: Tensor, second: Tensor, flow: Tensor) -> _Constraints:
 def _step(flow: Tensor, constraints: _Constraints, smoothness: tuple[Tensor, Tensor], spec: FlowSpec) -> Tensor:
     """One step of the inner fixed point iteration: penalties as of the present flow, then the linear system.
 
-    Source: paper, equations 13 and 14; here the unknown is the flow, not its increment.
+    Source: paper, section 3.2; here the unknown is the flow, not its increment.
     """
     matrix, right = _data_term(flow, constraints, spec)
     across, down = _smoothness_weights(flow, smoothness)
