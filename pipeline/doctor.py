@@ -20,7 +20,7 @@ SIZE_PX = (240, 320)  # height and width of its frames
 CUDA_PAIRS = 64  # in one call, on a device that is fast enough only with many
 DAY_HOURS = 24.0
 # by the mean end-point error on Middlebury (docs/results.md); RAFT needs weights, and was not measured
-BY_ACCURACY = ("deepflow", "tvl1", "dis_medium", "pcaflow", "dis_fast", "dis_ultrafast", "farneback")
+BY_ACCURACY = ("tvl1", "brox", "deepflow", "dis_medium", "pcaflow", "dis_fast", "dis_ultrafast", "farneback")
 
 
 def examine(artifacts: Path, *, seconds: float = 1.5) -> dict[str, Any]:

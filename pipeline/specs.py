@@ -11,7 +11,7 @@ from typing import ClassVar
 from pipeline.spec import Spec, setting
 
 FLOW_METHODS = (
-    *("tvl1", "raft_small", "raft_large"),
+    *("tvl1", "brox", "raft_small", "raft_large"),
     *("dis_ultrafast", "dis_fast", "dis_medium", "farneback", "deepflow", "pcaflow"),
     *("opencv_cuda_tvl1", "opencv_cuda_brox", "nvidia_of"),
 )
@@ -134,6 +134,20 @@ class FlowSpec(Spec):
     )
     tvl1_warps: int = setting(2, "TV-L1: warpings a pyramid level", low=1, only_for=("tvl1",))
     tvl1_iterations: int = setting(18, "TV-L1: inner iterations a warping", low=1, only_for=("tvl1",))
+    brox_smoothness: float = setting(
+        3.5, "Brox: weight of the smoothness term, beside a brightness term of 1", low=0.001, only_for=("brox",)
+    )
+    brox_gradient_weight: float = setting(
+        4.0, "Brox: weight of gradient constancy, beside a brightness term of 1", low=0.0, only_for=("brox",)
+    )
+    brox_scale_step: float = setting(
+        0.9, "Brox: size of each pyramid level over the one below", low=0.3, high=0.95, only_for=("brox",)
+    )
+    brox_warps: int = setting(3, "Brox: warpings (outer iterations) a pyramid level", low=1, only_for=("brox",))
+    brox_iterations: int = setting(
+        2, "Brox: updates of the penalties (inner iterations) a warping", low=1, only_for=("brox",)
+    )
+    brox_sweeps: int = setting(5, "Brox: sweeps of the linear solver an inner iteration", low=1, only_for=("brox",))
     raft_weights: str = setting(
         "", "RAFT: torchvision's weights by name, or a file; empty: its default", only_for=tuple(RAFT_WEIGHTS)
     )

@@ -14,7 +14,7 @@ from pipeline.specs import FLOW_METHODS, FlowSpec
 
 # RAFT has tests/test_flow_raft.py, the methods that need an OpenCV with CUDA have tests/test_flow_opencv.py
 # Method -> mean end-point error on the motions below, in pixels, that it must stay under
-CLASSICAL = {"tvl1": 0.1, "dis_ultrafast": 0.4, "dis_fast": 0.3, "dis_medium": 0.2}
+CLASSICAL = {"tvl1": 0.1, "brox": 0.1, "dis_ultrafast": 0.4, "dis_fast": 0.3, "dis_medium": 0.2}
 CLASSICAL |= {"farneback": 0.3, "deepflow": 0.1, "pcaflow": 0.5}
 QUICK = FlowSpec(tvl1_warps=2, tvl1_iterations=5)  # for tests of behaviour, not of accuracy
 

@@ -1,7 +1,7 @@
 """Frames to motion: `estimate` is the one entry, whatever the method.
 
-A method is a module with `between(first, second, spec, *, device)`, loaded when it is first asked for, so that nobody
-waits for torch who does not use it.
+A method is a module with `between(first, second, spec, *, device)`, which returns a numpy array, or a torch tensor on
+the device. It is loaded when it is first asked for, so that nobody waits for torch who does not use it.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ _RAFT = _Method(
 )
 _REGISTRY = {
     "tvl1": _Method("pipeline.flow.tvl1", "torch", "torch", cuda=True),
+    "brox": _Method("pipeline.flow.brox", "torch", "torch", cuda=True),
     "raft_small": _RAFT,
     "raft_large": _RAFT,
     "dis_ultrafast": _OPENCV,
