@@ -1,31 +1,40 @@
-"""Frames to motion: `estimate` is the one entry, whatever the method.
+"""Frames to motion: `estimate` is the one entry, whatever the method; `estimate_on_device` for those who go on there.
 
 A method is a module with `between(first, second, spec, *, device)`, loaded when it is first asked for, so that nobody
-waits for torch who does not use it.
+waits for torch who does not use it. The images are (N, H, W) uint8, numpy arrays, or, for methods of `tensors` on CUDA,
+tensors there; the flow is (N, 2, H, W) float32, a numpy array or a tensor.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
+import itertools
 import re
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from pipeline.flow.device import Download, current, halving, joined, pairs_at_once, uploaded
 from pipeline.specs import FLOW_METHODS, FlowSpec
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class _Method(NamedTuple):
     module: str
     needs: str  # the package it computes with
     package: str  # what pip calls that
-    cuda: bool
+    cuda: bool  # it computes on CUDA devices too
+    tensors: bool = False  # from tensors on that device, which are sent there beforehand; otherwise from numpy arrays
 
 
 _OPENCV = _Method("pipeline.flow.opencv", "cv2", "opencv-contrib-python", cuda=False)
 _REGISTRY = {
-    "tvl1": _Method("pipeline.flow.tvl1", "torch", "torch", cuda=True),
+    "tvl1": _Method("pipeline.flow.tvl1", "torch", "torch", cuda=True, tensors=True),
     "dis_ultrafast": _OPENCV,
     "dis_fast": _OPENCV,
     "dis_medium": _OPENCV,
@@ -53,14 +62,76 @@ def estimate(frames: np.ndarray, spec: FlowSpec, *, device: str = "auto", direct
 
     Source: `between` of the method's module names its paper and what we do differently.
     """
+    device = resolve(spec.method, device)
+    if device == "cpu":
+        return Download(estimate_on_device(frames, spec, device=device, direction=direction)).wait()[0]
+    _check_frames(frames)
+    flow = np.empty((len(frames) - 1, 2, *frames.shape[1:3]), np.float32)
+    pairs = pairs_at_once(flow[0, 0].size, device=device, batch_pairs=spec.batch_pairs)
+    for k in range(0, len(flow), pairs):  # the device holds a batch, never the clip
+        part = estimate_on_device(frames[k : k + pairs + 1], spec, device=device, direction=direction)
+        flow[k : k + pairs] = Download(part).wait()[0]
+    return flow
+
+
+def estimate_on_device(
+    frames: np.ndarray,
+    spec: FlowSpec,
+    *,
+    device: str = "auto",
+    direction: str = "forward",
+    cuts: Sequence[int] = (),
+) -> np.ndarray | Tensor:
+    """As `estimate`, but the flow stays where it was computed, and several clips of one size may be given end to end.
+
+    Args:
+        frames, spec, device, direction: as for `estimate`. Frames of `device.host_array` are sent without waiting and
+            must not be changed before the flow has been read. All pairs are computed at once if memory allows.
+        cuts: ascending, the first frame of every clip but the first; no pair spans a cut.
+
+    Returns:
+        (T - 1 - len(cuts), 2, H, W) float32, pixels per frame: a numpy array from the CPU; from CUDA a tensor that may
+        still be under way.
+
+    Raises:
+        ValueError: as `estimate`, and a clip of fewer than two frames between cuts.
+    """
     _check_frames(frames)
     if direction not in ("forward", "backward"):
         raise ValueError(f"direction is {direction!r}; allowed: forward, backward")
-    method = _REGISTRY[spec.method]
-    device = _device(device, spec.method, method.cuda)
-    gray = to_gray(frames)
-    first, second = (gray[:-1], gray[1:]) if direction == "forward" else (gray[1:], gray[:-1])
-    return importlib.import_module(method.module).between(first, second, spec, device=device)
+    bounds = [0, *cuts, len(frames)]
+    if min(np.diff(bounds)) < 2:
+        raise ValueError(f"cuts are {list(cuts)} in {len(frames)} frames; every clip needs at least 2")
+    method, device = _REGISTRY[spec.method], resolve(spec.method, device)
+    between = importlib.import_module(method.module).between
+    with current(device):
+        images = to_gray(frames)
+        images = uploaded(images, device=device) if method.tensors else images
+        first, second = (
+            joined([images[begin + k : end - 1 + k] for begin, end in itertools.pairwise(bounds)]) for k in (0, 1)
+        )
+        if direction == "backward":
+            first, second = second, first
+        return halving(functools.partial(between, spec=spec, device=device), first, second, pairs=len(first))
+
+
+def cuda_devices(method: str, device: str) -> tuple[str, ...]:
+    """The CUDA devices of this machine that a method would use: all for "auto", else the one named; none for the CPU.
+
+    Raises:
+        ValueError: as `estimate`, for the device.
+    """
+    found = resolve(method, device)
+    if found == "cpu" or device != "auto":
+        return () if found == "cpu" else (found,)
+    import torch
+
+    return tuple(f"cuda:{k}" for k in range(torch.cuda.device_count()))
+
+
+def may_use_cuda(method: str, device: str) -> bool:
+    """Whether a method would compute on CUDA if that were there."""
+    return _REGISTRY[method].cuda and device != "cpu"
 
 
 def methods() -> dict[str, str]:
@@ -97,8 +168,13 @@ def _check_frames(frames: np.ndarray) -> None:
         raise ValueError(f"frames hold {len(frames)} frame; motion needs at least 2")
 
 
-def _device(device: str, name: str, cuda: bool) -> str:
-    """The device to compute on: never another than the one asked for."""
+def resolve(name: str, device: str) -> str:
+    """The device that method `name` computes on, "cpu", "cuda" or "cuda:N": never another than the one asked for.
+
+    Raises:
+        ValueError: an unknown device, or CUDA asked for where there is none or for a method that cannot use it.
+    """
+    cuda = _REGISTRY[name].cuda
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
         raise ValueError(f"device is {device!r}; allowed: auto, cpu, cuda, cuda:0, cuda:1, ...")
     if device == "cpu" or (device == "auto" and not cuda):

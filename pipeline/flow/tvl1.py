@@ -16,17 +16,19 @@ FLAT = 1e-3  # squared gradient, (gray values per pixel)^2, far below which a pi
 PIXELS_AT_ONCE = {"cpu": 320 * 240, "cuda": 128 * 320 * 240}
 
 
-def between(first: np.ndarray, second: np.ndarray, spec: FlowSpec, *, device: str) -> np.ndarray:
+def between(
+    first: np.ndarray | Tensor, second: np.ndarray | Tensor, spec: FlowSpec, *, device: str
+) -> np.ndarray | Tensor:
     """Flow from each first image to its second image.
 
     Args:
-        first, second: (N, H, W) uint8, gray.
+        first, second: (N, H, W) uint8, gray; numpy arrays, or tensors on the device.
         spec: weights and numbers of iterations (`tvl1_*`), and `batch_pairs`, which does not change the result.
         device: "cpu", "cuda" or "cuda:N".
 
     Returns:
-        (N, 2, H, W) float32, pixels; channel 0 is x (right positive), 1 is y (down positive). Equal images give
-        exactly 0, and a pair gives the same bits alone as in a batch.
+        (N, 2, H, W) float32, pixels; channel 0 is x (right positive), 1 is y (down positive). On CUDA it is a tensor,
+        on the CPU a numpy array. Equal images give exactly 0, and a pair gives the same bits alone as in a batch.
 
     Source: Zach, Pock, Bischof, A duality based approach for realtime TV-L1 optical flow, DAGM 2007. We differ in
     that the image is warped several times a level, with the flow median filtered after each (Wedel et al. 2009), the
@@ -34,17 +36,17 @@ def between(first: np.ndarray, second: np.ndarray, spec: FlowSpec, *, device: st
     so that no pair waits for, or is cut short by, another.
     """
     count, height, width = first.shape
-    flow = np.empty((count, 2, height, width), np.float32)
+    flow = torch.empty((count, 2, height, width), device=device)
     pairs = spec.batch_pairs or max(1, PIXELS_AT_ONCE[torch.device(device).type] // (height * width))
     for start in range(0, count, pairs):
         part = slice(start, start + pairs)
-        flow[part] = _coarse_to_fine(_images(first[part], device), _images(second[part], device), spec).cpu().numpy()
-    return flow
+        flow[part] = _coarse_to_fine(_images(first[part], device), _images(second[part], device), spec)
+    return flow if flow.is_cuda else flow.numpy()
 
 
-def _images(gray: np.ndarray, device: str) -> Tensor:
-    images = torch.from_numpy(np.ascontiguousarray(gray)).to(device).float().unsqueeze(1)
-    return warp.blur(images, sigma_px=PRESMOOTH_PX)
+def _images(gray: np.ndarray | Tensor, device: str) -> Tensor:
+    gray = gray if isinstance(gray, Tensor) else torch.from_numpy(np.ascontiguousarray(gray))
+    return warp.blur(gray.to(device).float().unsqueeze(1), sigma_px=PRESMOOTH_PX)
 
 
 @torch.inference_mode()
