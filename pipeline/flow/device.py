@@ -14,7 +14,7 @@ import numpy as np
 if TYPE_CHECKING:
     from torch import Tensor
 
-HOST_PIXELS = 8 << 20  # of frames at once on a CPU: it gains nothing from more, and memory is bounded by it
+HOST_PIXELS = 2 << 20  # of frames at once on a CPU: more of them, and of their flow, would leave its caches
 CUDA_PIXELS = 128 * 320 * 240  # of a batch of pairs at most: enough to fill the largest device
 CUDA_BYTES_PER_PIXEL = 256  # that a method takes for each pixel of a pair, generously
 
