@@ -209,7 +209,10 @@ def _on_own_device(function: Callable[[Any], Any], devices: tuple[str, ...], job
 
 
 def _offer_gpus(client: Any) -> bool:
-    return any(worker["resources"].get("GPU") for worker in client.scheduler_info(n_workers=-1)["workers"].values())
+    # a lambda travels by value: a scheduler need not have the project installed
+    return client.run_on_scheduler(
+        lambda dask_scheduler: any(worker.resources.get("GPU") for worker in dask_scheduler.workers.values())
+    )
 
 
 def _outcome(function: Callable[[Any], Any], job: Any) -> Any:

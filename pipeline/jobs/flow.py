@@ -26,7 +26,7 @@ from pipeline.jobs import BAD_CLIP, printable
 from pipeline.jobs.helpers import Helpers, run_ahead
 from pipeline.specs import FlowSpec
 
-_IMAGES = 16  # that one helper decodes or encodes at a time
+_IMAGES = 8  # that one helper decodes or encodes at a time: a batch keeps a dozen of them busy
 _Planes = dict[str, tuple[np.ndarray, np.ndarray | None]]  # part of the clip -> bytes (n, 2, H, W), range_px or None
 
 
