@@ -6,7 +6,7 @@
 *Stage* is `make_flow` in this process, from a frames store to a flow store, both on disk. *Bare* is the same method on
 the same device and frames, which are in memory as arrays, in batches of the size that the stage uses, with nothing
 decoded, fetched or encoded. They are taken in turn, so that a machine that slows down slows both. The frames store is
-written here, without any video; neither luigi nor dask is needed.
+written here, without any video; neither luigi nor dask is needed, nor that the project is installed (PYTHONPATH=.).
 """
 
 from __future__ import annotations
