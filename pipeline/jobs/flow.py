@@ -93,13 +93,12 @@ class _Clip:
         self._errors.append((pair, error))
 
     def finish(self, spec: FlowSpec) -> None:
-        """Write the clip into the shard, unless it failed."""
-        if not self.failed:
-            names = ("label", "class", "group", "source", "fps", "height", "width")
-            attrs = {name: self.stored.attrs[name] for name in names}
-            about = {"method": spec.method, "scaling": spec.scaling, "bound_px": spec.bound_px}
-            self.record = self.record._replace(crc32=self.writer.finish({**attrs, **about}))
-        self.writer = None  # and what it has in memory
+        """Write the clip into the shard."""
+        names = ("label", "class", "group", "source", "fps", "height", "width")
+        attrs = {name: self.stored.attrs[name] for name in names}
+        about = {"method": spec.method, "scaling": spec.scaling, "bound_px": spec.bound_px}
+        self.record = self.record._replace(crc32=self.writer.finish({**attrs, **about}))
+        self.writer = None
 
     def outcome(self) -> store.Record:
         if not self.failed:
@@ -269,10 +268,13 @@ class _Line:
             with piece.watched():
                 for part, waiting in piece.encoding.items():
                     for data in (data for wait in waiting for data in wait()):
-                        clip.writer.append(data, part=part)
-                for part, range_px in piece.ranges.items():
+                        if not clip.failed:
+                            clip.writer.append(data, part=part)
+                for part, range_px in () if clip.failed else piece.ranges.items():
                     clip.writer.append_range(range_px, part=part)
-            if piece.last == clip.pairs:
+            if clip.failed:
+                clip.writer = None  # with all that it holds in memory
+            elif piece.last == clip.pairs:
                 clip.finish(self.spec)
 
 
