@@ -296,7 +296,12 @@ class ClusterSpec(Spec):
         choices=("inline", "local", "address", "jobqueue"),
         neutral=True,
     )
-    workers: int = setting(0, "processes or jobs; 0 means one a core, or all that an address has", low=0, neutral=True)
+    workers: int = setting(
+        0, "processes or jobs; 0 means one a core, one a GPU, or all that an address has", low=0, neutral=True
+    )
+    threads: int = setting(
+        0, "threads of a worker in Flow for JPEG; 0 means the share of its GPU in the cores, or 1", low=0, neutral=True
+    )
     address: str = setting("", "kind = address: tcp://host:port of the dask scheduler", neutral=True)
     queue_system: str = setting(
         "slurm", "kind = jobqueue: which", choices=("slurm", "pbs", "sge", "lsf", "htcondor"), neutral=True

@@ -24,6 +24,7 @@ LAYERS = [
         "flow",
         "quantize",
         "store",
+        "jobs",
     ),
     *("cluster", "preprocess", "stacks", "transforms", "dataset", "backbones", "networks", "checkpoint", "evaluation"),
     *("training", "scores", "inference", "fusion", "report", "demo", "inspection", "machine", "doctor", "__main__"),

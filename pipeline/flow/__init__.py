@@ -1,19 +1,27 @@
-"""Frames to motion: `estimate` is the one entry, whatever the method.
+"""Frames to motion: `estimate` is the one entry, whatever the method; `estimate_on_device` for those who go on there.
 
-A method is a module with `between(first, second, spec, *, device)`, which returns a numpy array, or a torch tensor on
-the device. It is loaded when it is first asked for, so that nobody waits for torch who does not use it.
+A method is a module with `between(first, second, spec, *, device)`, loaded when it is first asked for, so that nobody
+waits for torch who does not use it. The images are (N, H, W) or, for methods of `colour`, (N, H, W, 3) uint8: numpy
+arrays, or, for methods of `tensors` on CUDA, tensors there. The flow is (N, 2, H, W) float32, an array or a tensor.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
+import itertools
 import re
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from pipeline.flow.device import Download, current, halving, joined, pairs_at_once, uploaded
 from pipeline.specs import FLOW_METHODS, RAFT_WEIGHTS, FlowSpec
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class _Method(NamedTuple):
@@ -24,6 +32,7 @@ class _Method(NamedTuple):
     cpu: bool = True  # ... and on the CPU
     colour: bool = False  # it reads RGB, not gray
     asks: str = ""  # the module, quick to import, whose `why_not(name)` knows what else may be missing
+    tensors: bool = False  # on CUDA it takes tensors that are there already, not numpy arrays
 
 
 _OPENCV = _Method("pipeline.flow.opencv", "cv2", "opencv-contrib-python", cuda=False, asks="pipeline.flow.opencv")
@@ -34,8 +43,8 @@ _RAFT = _Method(
     "pipeline.flow.raft", "torchvision", "torchvision", cuda=True, colour=True, asks="pipeline.flow.weights"
 )
 _REGISTRY = {
-    "tvl1": _Method("pipeline.flow.tvl1", "torch", "torch", cuda=True),
-    "brox": _Method("pipeline.flow.brox", "torch", "torch", cuda=True),
+    "tvl1": _Method("pipeline.flow.tvl1", "torch", "torch", cuda=True, tensors=True),
+    "brox": _Method("pipeline.flow.brox", "torch", "torch", cuda=True, tensors=True),
     "raft_small": _RAFT,
     "raft_large": _RAFT,
     "dis_ultrafast": _OPENCV,
@@ -71,15 +80,74 @@ def estimate(frames: np.ndarray, spec: FlowSpec, *, device: str = "auto", direct
 
     Source: `between` of the method's module names its paper and what we do differently.
     """
+    device = resolve(spec.method, device)
+    if device == "cpu":
+        return Download(estimate_on_device(frames, spec, device=device, direction=direction)).wait()[0]
+    _check_frames(frames)
+    flow = np.empty((len(frames) - 1, 2, *frames.shape[1:3]), np.float32)
+    pairs = pairs_at_once(flow[0, 0].size, device=device, batch_pairs=spec.batch_pairs)
+    for k in range(0, len(flow), pairs):  # the device holds a batch, never the clip
+        part = estimate_on_device(frames[k : k + pairs + 1], spec, device=device, direction=direction)
+        flow[k : k + pairs] = Download(part).wait()[0]
+    return flow
+
+
+def estimate_on_device(
+    frames: np.ndarray,
+    spec: FlowSpec,
+    *,
+    device: str = "auto",
+    direction: str = "forward",
+    cuts: Sequence[int] = (),
+) -> np.ndarray | Tensor:
+    """As `estimate`, but the flow stays where it was computed, and several clips of one size may be given end to end.
+
+    Args:
+        frames, spec, device, direction: as for `estimate`. Frames of `device.host_array` are sent without waiting and
+            must not be changed before the flow has been read. All pairs are computed at once if memory allows.
+        cuts: ascending, the first frame of every clip but the first; no pair spans a cut.
+
+    Returns:
+        (T - 1 - len(cuts), 2, H, W) float32, pixels per frame: a numpy array from the CPU; from CUDA a tensor that may
+        still be under way.
+
+    Raises:
+        ValueError: as `estimate`, and a clip of fewer than two frames between cuts.
+    """
     _check_frames(frames)
     if direction not in ("forward", "backward"):
         raise ValueError(f"direction is {direction!r}; allowed: forward, backward")
-    method = _REGISTRY[spec.method]
-    device = _device(device, spec.method)
-    images = to_rgb(frames) if method.colour else to_gray(frames)
-    first, second = (images[:-1], images[1:]) if direction == "forward" else (images[1:], images[:-1])
-    flow = importlib.import_module(method.module).between(first, second, spec, device=device)
-    return flow if isinstance(flow, np.ndarray) else flow.cpu().numpy()
+    bounds = [0, *cuts, len(frames)]
+    if min(np.diff(bounds)) < 2:
+        raise ValueError(f"cuts are {list(cuts)} in {len(frames)} frames; every clip needs at least 2")
+    method, device = _REGISTRY[spec.method], resolve(spec.method, device)
+    between = importlib.import_module(method.module).between
+    with current(device):
+        images = np.ascontiguousarray(to_rgb(frames) if method.colour else to_gray(frames))
+        images = uploaded(images, device=device) if method.tensors else images
+        first, second = (
+            joined([images[begin + k : end - 1 + k] for begin, end in itertools.pairwise(bounds)]) for k in (0, 1)
+        )
+        if direction == "backward":
+            first, second = second, first
+        return halving(functools.partial(between, spec=spec, device=device), first, second, pairs=len(first))
+
+
+def cuda_devices(method: str, device: str) -> tuple[str, ...]:
+    """The CUDA devices of this machine that a method would use: all for "auto", else the one named; none for the CPU.
+
+    Raises:
+        ValueError: as `estimate`, for the device.
+    """
+    found = resolve(method, device)
+    if found == "cpu" or device != "auto":
+        return () if found == "cpu" else (found,)
+    return tuple(f"cuda:{k}" for k in range(_counted(_REGISTRY[method])[1]))
+
+
+def may_use_cuda(method: str, device: str) -> bool:
+    """Whether a method would compute on CUDA if that were there."""
+    return _REGISTRY[method].cuda and device != "cpu"
 
 
 def takes_colour(method: str) -> bool:
@@ -112,7 +180,7 @@ def check(spec: FlowSpec, *, device: str = "auto") -> None:
     elif why := _missing(spec.method):
         raise ValueError(f"[flow] method {spec.method} is not available: {why}")
     if device != "auto" or not _REGISTRY[spec.method].cpu:
-        _device(device, spec.method)
+        resolve(spec.method, device)
 
 
 def to_gray(frames: np.ndarray) -> np.ndarray:
@@ -154,8 +222,12 @@ def _check_frames(frames: np.ndarray) -> None:
         raise ValueError(f"frames hold {len(frames)} frame; motion needs at least 2")
 
 
-def _device(device: str, name: str) -> str:
-    """The device to compute on: never another than the one asked for."""
+def resolve(name: str, device: str) -> str:
+    """The device that method `name` computes on, "cpu", "cuda" or "cuda:N": never another than the one asked for.
+
+    Raises:
+        ValueError: an unknown device, or CUDA asked for where there is none or for a method that cannot use it.
+    """
     method = _REGISTRY[name]
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
         raise ValueError(f"device is {device!r}; allowed: auto, cpu, cuda, cuda:0, cuda:1, ...")
@@ -165,7 +237,7 @@ def _device(device: str, name: str) -> str:
         return "cpu"
     if not method.cuda:
         raise ValueError(f"device is {device!r}, but method {name} computes on the CPU only; use device auto or cpu")
-    counted_by, there = _cuda_devices(method)
+    counted_by, there = _counted(method)
     if device == "auto" and (there or method.cpu):
         return "cuda" if there else "cpu"
     if int(device.partition(":")[2] or 0) >= there:
@@ -174,7 +246,7 @@ def _device(device: str, name: str) -> str:
     return device
 
 
-def _cuda_devices(method: _Method) -> tuple[str, int]:
+def _counted(method: _Method) -> tuple[str, int]:
     """Who counts the CUDA devices that the method could use, and how many there are."""
     if method.needs == "cv2":
         from pipeline.flow import opencv_cuda

@@ -30,11 +30,11 @@ class _Constraints(NamedTuple):
     c: Tensor
 
 
-def between(first: np.ndarray, second: np.ndarray, spec: FlowSpec, *, device: str) -> Tensor:
+def between(first: np.ndarray | Tensor, second: np.ndarray | Tensor, spec: FlowSpec, *, device: str) -> Tensor:
     """Flow from each first image to its second image.
 
     Args:
-        first, second: (N, H, W) uint8, gray.
+        first, second: (N, H, W) uint8, gray; numpy arrays, or tensors on the device.
         spec: weights and numbers of iterations (`brox_*`), and `batch_pairs`, which does not change the result.
         device: "cpu", "cuda" or "cuda:N".
 
@@ -64,8 +64,8 @@ def between(first: np.ndarray, second: np.ndarray, spec: FlowSpec, *, device: st
     return flow
 
 
-def _images(gray: np.ndarray, device: str) -> Tensor:
-    images = torch.from_numpy(np.ascontiguousarray(gray)).to(device).float().unsqueeze(1)
+def _images(gray: np.ndarray | Tensor, device: str) -> Tensor:
+    images = torch.as_tensor(gray).to(device).float().unsqueeze(1)
     return warp.blur(images, sigma_px=PRESMOOTH_PX)
 
 

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import importlib.util
 
-import numpy as np
-
 from pipeline.specs import FlowSpec
 
 PIXELS_AT_ONCE = {"cpu": 320 * 240, "cuda": 128 * 320 * 240}
 
 
-def between(first: np.ndarray, second: np.ndarray, spec: FlowSpec, *, device: str):
+def between(first, second, spec: FlowSpec, *, device: str):
     """Flow from each first image to its second image.
 
     On every level of a pyramid, several times: the second image is warped by the present flow, the constraints are
@@ -30,7 +28,7 @@ def between(first: np.ndarray, second: np.ndarray, spec: FlowSpec, *, device: st
     after the last warping of a level by `warp.weighted_median`.
 
     Args:
-        first, second: (N, H, W) uint8, gray.
+        first, second: (N, H, W) uint8, gray; numpy arrays, or tensors on the device.
         spec: weights and numbers of iterations (`tvl1_*`), and `batch_pairs`, which does not change the result.
         device: "cpu", "cuda" or "cuda:N".
 
@@ -51,7 +49,7 @@ def between(first: np.ndarray, second: np.ndarray, spec: FlowSpec, *, device: st
     return _on_tensors(first, second, spec, device)
 
 
-def _on_tensors(first: np.ndarray, second: np.ndarray, spec: FlowSpec, device: str):
+def _on_tensors(first, second, spec: FlowSpec, device: str):
     import torch
 
     from pipeline.flow import tvl1_torch
@@ -60,7 +58,6 @@ def _on_tensors(first: np.ndarray, second: np.ndarray, spec: FlowSpec, device: s
     flow = torch.empty(count, 2, height, width, device=device)
     pairs = spec.batch_pairs or max(1, PIXELS_AT_ONCE[flow.device.type] // (height * width))
     for start in range(0, count, pairs):
-        images = (torch.from_numpy(np.ascontiguousarray(of[start : start + pairs])) for of in (first, second))
-        batch = (image.to(flow.device).unsqueeze(1).float() for image in images)
+        batch = (torch.as_tensor(of[start : start + pairs]).to(device).unsqueeze(1).float() for of in (first, second))
         flow[start : start + pairs] = tvl1_torch.flow_between(*batch, spec)
-    return flow if device != "cpu" else flow.numpy()
+    return flow if flow.is_cuda else flow.numpy()
