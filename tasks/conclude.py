@@ -48,7 +48,7 @@ class Fuse(Stage):
         fused, parameters = fusion.fuse(tables["val"], tables["test"], spec=self.spec("fusion"))
         for name, scores in fused.items():
             scores.write(self.scores_path(name), **self.attrs())
-        files.write_json(self.path, {**self.attrs(), "parameters": parameters})
+        fusion.write(self.path, parameters, **self.attrs())
 
 
 class Report(Stage):

@@ -26,7 +26,7 @@ LAYERS = [
         "store",
     ),
     *("cluster", "preprocess", "stacks", "transforms", "dataset", "backbones", "networks", "checkpoint", "evaluation"),
-    *("training", "scores", "inference", "fusion", "report", "demo", "inspection", "__main__"),
+    *("training", "scores", "inference", "folds", "svm", "fusion", "report", "demo", "inspection", "__main__"),
 ]
 
 

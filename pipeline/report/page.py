@@ -59,6 +59,16 @@ def headline(tables: Mapping[str, Scores], numbers: Mapping) -> list[dict[str, A
     ]
 
 
+def verdict(against: Mapping[str, Any]) -> str:
+    """A comparison in plain words, by McNemar's test and by the interval of the difference."""
+    interval = against["difference_interval"]
+    if not against["only_fusion"] + against["only_stream"]:
+        return "right on the same clips"
+    if against["mcnemar_p"] >= 0.05 or (interval and interval[0] <= 0 <= interval[1]):
+        return "no clear difference"
+    return "fusion is better" if against["difference"] > 0 else "the stream is better"
+
+
 def chance(table: Scores) -> dict[str, float]:
     """What a constant answer reaches: the largest class's share of the clips, and 1 / classes that have clips."""
     clips = table.per_class()[1]
@@ -96,6 +106,9 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     environment.filters["percent"] = lambda share: f"{100 * share:.1f}"
+    environment.filters["points"] = lambda share: f"{100 * share:+.1f}".replace("-", "\u2212")
+    environment.filters["p_value"] = lambda p: "< 0.0001" if p < 1e-4 else f"{p:.4f}" if p < 0.1 else f"{p:.2f}"
+    environment.filters["verdict"] = verdict
     environment.filters["plain"] = _plain
     return environment
 
