@@ -24,6 +24,7 @@ LAST_FILES = {
     "score_stream": "scores.h5",
     "fuse": "fusion.json",
     "report": "metrics.json",
+    "all_splits": "summary.json",
 }
 
 
