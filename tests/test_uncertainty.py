@@ -61,12 +61,16 @@ def test_the_interval_of_one_sample_by_plain_loops():
     drawing = np.random.default_rng(5)
     drawn = np.concatenate([drawing.integers(8, size=(n, 8)) for n in (250, 150)])
 
+    def by_class(units, weights):
+        rows = np.concatenate([np.arange(4 * u, 4 * u + 4) for u in units])
+        there = [k for k in range(3) if (labels[rows] == k).any()]
+        return np.average([right.ravel()[rows][labels[rows] == k].mean() for k in there], weights=weights[there])
+
     def share(units):
-        return np.mean(np.concatenate([right[u] for u in units]))
+        return by_class(units, np.bincount(labels))
 
     def mean_of_classes(units):
-        rows = np.concatenate([np.arange(4 * u, 4 * u + 4) for u in units])
-        return np.mean([right.ravel()[rows][labels[rows] == k].mean() for k in range(3) if (labels[rows] == k).any()])
+        return by_class(units, np.ones(3))
 
     for statistic, interval in ((share, found.top1("a")), (mean_of_classes, found.mean_class("a"))):
         estimate, resampled = statistic(range(8)), np.array([statistic(units) for units in drawn])
@@ -76,6 +80,21 @@ def test_the_interval_of_one_sample_by_plain_loops():
         a = (d**3).sum() / (6 * (d**2).sum() ** 1.5)
         ends = [norm.cdf(z0 + (z0 + z) / (1 - a * (z0 + z))) for z in norm.ppf([0.025, 0.975])]
         assert interval == pytest.approx(tuple(np.quantile(resampled, ends)), abs=1e-9)
+
+
+def test_groups_of_one_class_each_do_not_widen_the_interval_by_the_spread_of_the_classes():
+    """Three classes of 95, 80 and 50 %, ten groups each: the truth is their mean, whichever groups are drawn."""
+    rng, hits, widths, deviations = np.random.default_rng(0), 0, [], []
+    labels, truth = np.repeat(np.arange(3), 40), (0.95 + 0.8 + 0.5) / 3
+    for _ in range(200):
+        right = np.concatenate([of_groups(rng, 10, 4, accuracy, 0.2)[0].ravel() for accuracy in (0.95, 0.8, 0.5)])
+        table = answered(right, labels, [f"g{i // 4}" for i in range(120)])
+        low, high = Bootstrap({"a": table}, table.groups, resamples=1000).top1("a")
+        hits += low <= truth <= high
+        widths.append(high - low)
+        deviations.append(table.top1() - truth)
+    assert 0.91 <= hits / 200 <= 0.98
+    assert np.mean(widths) == pytest.approx(2 * 1.96 * np.std(deviations), rel=0.12)
 
 
 def test_bca_of_a_symmetric_sample_is_the_percentile_interval():

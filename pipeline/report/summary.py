@@ -186,5 +186,5 @@ def _comparison(name: str, bootstrap: Bootstrap, repeated: int) -> dict[str, Any
 
 def _cell(text: str) -> str:
     """A name as a cell of a Markdown table: nothing of it is markup."""
-    escaped = "".join(f"\\{c}" if c in "\\|`*_{}[]<>#!&~" else c for c in str(text))
+    escaped = "".join(f"\\{c}" if c in "\\|`*_{}[]<>#!&~" else c for c in metrics.printable(text))
     return " ".join(escaped.split())

@@ -30,6 +30,10 @@ class Bootstrap:
     narrow and lie on the wrong side. If every group gets everything right (or wrong), resampling sees no variation at
     all; then Wilson's interval is given, of as many trials as there are groups.
 
+    Where each group is of one class (UCF-101), how often a class is drawn varies from resample to resample; that is no
+    uncertainty of ours, since the classes are given. So a resample gives an accuracy of each class, and these are
+    weighted as the classes are in the sample.
+
     Source: B. Efron, JASA 82 (1987), for BCa; A. C. Davison and D. V. Hinkley, Bootstrap Methods and their Application
     (1997), section 3.8, for resampling whole groups.
     """
@@ -70,16 +74,23 @@ class Bootstrap:
         return {**how, "unit": unit, "units": self.units, "note": self.note}
 
     def top1(self, name: str) -> Interval:
-        """95 % interval of the share of right clips."""
-        return self._interval(lambda right, clips: right[name].sum(-1) / clips.sum(-1))
+        """95 % interval of the share of right clips, on clips whose classes are as frequent as here."""
+        return self._interval(lambda right, clips: _of_classes(right[name], clips, self._clips))
 
     def mean_class(self, name: str) -> Interval:
-        """95 % interval of the mean of the classes' accuracies, over the classes that a resample has clips of."""
-        return self._interval(lambda right, clips: _mean_of_classes(right[name], clips))
+        """95 % interval of the mean of the classes' accuracies, over the classes that have clips."""
+        return self._interval(lambda right, clips: _of_classes(right[name], clips, self._clips > 0))
 
     def difference(self, name: str, other: str) -> Interval | None:
         """95 % interval of name's top-1 minus other's; None if all groups have the same difference."""
-        return self._interval(lambda right, clips: (right[name] - right[other]).sum(-1) / clips.sum(-1), share=False)
+        return self._interval(
+            lambda right, clips: _of_classes(right[name] - right[other], clips, self._clips), share=False
+        )
+
+    @property
+    def _clips(self) -> np.ndarray:
+        """(K,) clips of each class."""
+        return self._values[:, -1].sum(axis=0)
 
     @cached_property
     def _values(self) -> np.ndarray:
@@ -117,9 +128,10 @@ class Bootstrap:
         return wilson(estimate, self.units) if share else None
 
 
-def _mean_of_classes(right: np.ndarray, clips: np.ndarray) -> np.ndarray:
-    """Mean over the last axis of right / clips, where there are clips."""
-    return (right / np.maximum(clips, 1)).sum(-1) / np.maximum((clips > 0).sum(-1), 1)
+def _of_classes(right: np.ndarray, clips: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Weighted mean of right / clips over the classes (last axis) that have clips; weights (K,)."""
+    shares = (weights * right / np.maximum(clips, 1)).sum(-1)
+    return shares / (weights * (clips > 0)).sum(-1)
 
 
 def bca(estimate: float, resampled: np.ndarray, without_each: np.ndarray) -> Interval:
