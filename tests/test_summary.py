@@ -75,6 +75,21 @@ def test_seeds_add_no_clips_to_what_an_interval_rests_on():
     assert one["against_stream"]["average"]["mcnemar_p"] is not None
 
 
+def test_of_few_groups_a_clip_is_one_clip_whatever_the_seeds():
+    found = summary.collect("toy", [run(seed=seed) for seed in range(3)])["intervals"]
+    assert (found["unit"], found["units"]) == ("clips", 4)
+
+
+def test_the_numbers_come_last(tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(summary, "markdown", fail)
+    with pytest.raises(OSError, match="disk full"):
+        summary.write(tmp_path, dataset="toy", runs=[run()])
+    assert not (tmp_path / "summary.json").exists()
+
+
 def test_without_groups_a_clip_is_its_own():
     runs = [run(split, seed, groups=None) for split in ("a", "b") for seed in (0, 1)]
     assert summary.collect("toy", runs)["intervals"]["units"] == 8

@@ -132,6 +132,27 @@ def test_where_all_groups_agree_wilson_takes_groups_as_trials(right, expected):
     assert found.mean_class("a") == pytest.approx(expected, abs=1e-4)
 
 
+def test_few_wrong_clips_are_no_surer_than_none():
+    """Wilson's, until five groups have a wrong clip; 19 of 20 never looks better than 20 of 20."""
+    lows = []
+    for wrong in range(5):
+        table = answered([i >= wrong for i in range(20)], np.arange(20) % 3, [f"g{i}" for i in range(20)])
+        interval = Bootstrap({"a": table}, table.groups).top1("a")
+        assert interval == pytest.approx(wilson(1 - wrong / 20, 20))
+        lows.append(interval[0])
+    assert lows == sorted(lows, reverse=True)
+    table = answered([i >= 5 for i in range(20)], groups=[f"g{i}" for i in range(20)])
+    assert Bootstrap({"a": table}, table.groups).top1("a") != pytest.approx(wilson(0.75, 20))
+
+
+def test_a_difference_needs_five_groups_that_show_it():
+    groups = [f"g{i}" for i in range(20)]
+    a, four, five = (answered([i >= wrong for i in range(20)], groups=groups) for wrong in (0, 4, 5))
+    assert Bootstrap({"a": a, "b": four}, a.groups).difference("a", "b") is None
+    low, high = Bootstrap({"a": a, "b": five}, a.groups).difference("a", "b")
+    assert 0 < low < 0.25 < high
+
+
 def test_few_groups_are_not_resampled():
     table = answered([True, False] * 20, groups=[f"g{i % 4}" for i in range(40)])
     found = Bootstrap({"a": table}, table.groups)

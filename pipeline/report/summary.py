@@ -71,8 +71,8 @@ def collect(dataset: str, runs: Sequence[Run]) -> dict[str, Any]:
     """
     _check(runs)
     tables = [metrics.join(run.streams, run.fused) for run in runs]
-    pooled, groups, repeated = _pool(runs, tables)
-    bootstrap = Bootstrap(pooled, groups)
+    bootstrap = _pool(tables)
+    pooled, repeated = bootstrap.tables, len(bootstrap.clips) - len(set(bootstrap.clips))
     return {
         "dataset": dataset,
         "splits": list(dict.fromkeys(run.split for run in runs)),
@@ -129,10 +129,8 @@ def _check(runs: Sequence[Run]) -> None:
             raise ValueError(f"split {run.split!r} has other classes or fusions than split {first.split!r}")
 
 
-def _pool(
-    runs: Sequence[Run], tables: Sequence[Mapping[str, Scores]]
-) -> tuple[dict[str, Scores], tuple[str, ...], int]:
-    """All runs' clips in one table a name, the group of each row, and how many clips are there more than once."""
+def _pool(tables: Sequence[Mapping[str, Scores]]) -> Bootstrap:
+    """All runs' clips in one table a name; a clip that several runs tested has as many rows."""
     ids = [video_id for of in tables for video_id in of["spatial"].video_ids]
     groups = [name for of in tables for name in (of["spatial"].groups or of["spatial"].video_ids)]
     rows = [f"{k}/{video_id}" for k, of in enumerate(tables) for video_id in of["spatial"].video_ids]
@@ -145,7 +143,7 @@ def _pool(
         )
         for name in tables[0]
     }
-    return pooled, tuple(groups), len(ids) - len(set(ids))
+    return Bootstrap(pooled, tuple(groups), clips=tuple(ids))
 
 
 def _row(run: Run, tables: Mapping[str, Scores]) -> dict[str, Any]:

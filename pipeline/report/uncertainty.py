@@ -18,7 +18,7 @@ from pipeline.scores import Scores
 
 RESAMPLES = 5000  # the ends of an interval then vary by about a fiftieth of its width from seed to seed
 LEVEL = 0.95
-FEWEST_GROUPS = 5
+FEWEST = 5  # groups in all, groups with a wrong clip, groups with a right one: with fewer, resampling says too little
 Interval = tuple[float, float]
 
 
@@ -27,8 +27,9 @@ class Bootstrap:
     """Intervals of the accuracies of tables over the same clips; all come from the same resamples, so they are paired.
 
     The method is BCa (bias-corrected and accelerated): near 0 and 1, and with few groups, plain percentiles are too
-    narrow and lie on the wrong side. If every group gets everything right (or wrong), resampling sees no variation at
-    all; then Wilson's interval is given, of as many trials as there are groups.
+    narrow and lie on the wrong side. If fewer than five groups have a wrong clip (or a right one), resampling sees
+    next to no variation, and 19 of 20 would look surer than 20 of 20; then Wilson's interval is given, of as many
+    trials as there are groups: wide, since so few errors cannot tell how alike the clips of a group are.
 
     Where each group is of one class (UCF-101), how often a class is drawn varies from resample to resample; that is no
     uncertainty of ours, since the classes are given. So a resample gives an accuracy of each class, and these are
@@ -44,11 +45,13 @@ class Bootstrap:
     """Group of each clip; None if unknown. A group may hold clips of several splits."""
     resamples: int = RESAMPLES
     seed: int = 0
+    clips: tuple[str, ...] | None = None
+    """Id of each row, where a clip may have several rows (tested with several seeds); None: each row is a clip."""
 
     @property
     def by_group(self) -> bool:
         """Whether groups are resampled, not clips."""
-        return self.groups is not None and len(set(self.groups)) >= FEWEST_GROUPS
+        return self.groups is not None and len(set(self.groups)) >= FEWEST
 
     @property
     def note(self) -> str:
@@ -58,7 +61,7 @@ class Bootstrap:
         if self.groups is None:
             return "groups are unknown, so clips are resampled as if each were independent of all others"
         return (
-            f"{len(set(self.groups))} of the groups are too few to resample (at least {FEWEST_GROUPS}), so clips are "
+            f"{len(set(self.groups))} of the groups are too few to resample (at least {FEWEST}), so clips are "
             "resampled; that takes them as independent, so the intervals are too narrow and say nothing of other groups"
         )
 
@@ -75,17 +78,32 @@ class Bootstrap:
 
     def top1(self, name: str) -> Interval:
         """95 % interval of the share of right clips, on clips whose classes are as frequent as here."""
-        return self._interval(lambda right, clips: _of_classes(right[name], clips, self._clips))
+        return self._of_share(name, self._clips)
 
     def mean_class(self, name: str) -> Interval:
         """95 % interval of the mean of the classes' accuracies, over the classes that have clips."""
-        return self._interval(lambda right, clips: _of_classes(right[name], clips, self._clips > 0))
+        return self._of_share(name, self._clips > 0)
 
     def difference(self, name: str, other: str) -> Interval | None:
-        """95 % interval of name's top-1 minus other's; None if all groups have the same difference."""
-        return self._interval(
-            lambda right, clips: _of_classes(right[name] - right[other], clips, self._clips), share=False
-        )
+        """95 % interval of name's top-1 minus other's; None if fewer than five groups tell them apart."""
+        differ = (self._right(self._values, name) != self._right(self._values, other)).any(axis=1)
+
+        def of(sums: np.ndarray) -> np.ndarray:
+            return _of_classes(self._right(sums, name) - self._right(sums, other), sums[..., -1, :], self._clips)
+
+        return self._resample(of) if differ.sum() >= FEWEST else None
+
+    def _of_share(self, name: str, weights: np.ndarray) -> Interval:
+        def of(sums: np.ndarray) -> np.ndarray:
+            return _of_classes(self._right(sums, name), sums[..., -1, :], weights)
+
+        right, clips = self._right(self._values, name).sum(axis=1), self._values[:, -1].sum(axis=1)
+        enough = min((right < clips).sum(), (right > 0).sum()) >= FEWEST
+        return (self._resample(of) if enough else None) or wilson(float(of(self._values.sum(axis=0))), self.units)
+
+    def _right(self, sums: np.ndarray, name: str) -> np.ndarray:
+        """The right clips of one table, (..., K), among sums (..., tables + 1, K)."""
+        return sums[..., list(self.tables).index(name), :]
 
     @property
     def _clips(self) -> np.ndarray:
@@ -97,7 +115,7 @@ class Bootstrap:
         """(units, tables + 1, K): right clips of each table, and clips, by group and class."""
         tables = list(self.tables.values())
         labels, k = tables[0].labels, len(tables[0].classes)
-        units = self.groups if self.by_group else range(len(labels))
+        units = self.groups if self.by_group else self.clips or range(len(labels))
         unit_of_clip = np.unique(np.asarray(units, object).astype(str), return_inverse=True)[1]
         values = np.zeros((unit_of_clip.max() + 1, len(tables) + 1, k))
         for place, counted in enumerate([*(table.correct() for table in tables), np.ones(len(labels), bool)]):
@@ -114,18 +132,14 @@ class Bootstrap:
             sums.append(times.astype(np.float64) @ flat)
         return np.concatenate(sums).reshape(-1, *self._values.shape[1:])
 
-    def _interval(self, statistic, *, share: bool = True) -> Interval | None:
-        def of(sums: np.ndarray) -> np.ndarray:
-            return statistic(dict(zip(self.tables, np.moveaxis(sums, -2, 0), strict=False)), sums[..., -1, :])
-
+    def _resample(self, statistic) -> Interval | None:
+        """The interval of a function of sums over groups; None if it does not vary from group to group."""
         total = self._values.sum(axis=0)
-        estimate = float(of(total))
-        if self.units > 1:
-            without_each = of(total - self._values)
-            # rounded: sums in another order differ in the last bit, and are no variation
-            if np.ptp(np.round(without_each, 12)) > 0:
-                return bca(estimate, of(self._resampled), without_each)
-        return wilson(estimate, self.units) if share else None
+        without_each = statistic(total - self._values)
+        # rounded: sums in another order differ in the last bit, and are no variation
+        if np.ptp(np.round(without_each, 12)) == 0:
+            return None
+        return bca(float(statistic(total)), statistic(self._resampled), without_each)
 
 
 def _of_classes(right: np.ndarray, clips: np.ndarray, weights: np.ndarray) -> np.ndarray:
