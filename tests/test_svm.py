@@ -1,10 +1,11 @@
-"""The choice of C, against the same folds fitted one by one with scikit-learn."""
+"""The SVM against its formula, and the choice of its C against the same folds fitted one by one with scikit-learn."""
 
 import json
 
 import numpy as np
 import pytest
 from sklearn.svm import LinearSVC
+from test_fusion import appearance_and_motion, noisy, shuffled
 
 from pipeline.folds import cut
 from pipeline.scores import Scores
@@ -87,3 +88,68 @@ def test_a_wrong_grid_is_refused(grid):
 def test_values_that_are_no_svm_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         LinearSVM.from_dict({**LinearSVM.fit(*pair(0)).as_dict(), **changes})
+
+
+def test_svm_joins_what_each_stream_knows():
+    svm = LinearSVM.fit(*appearance_and_motion(0))
+    a, b = appearance_and_motion(1)
+    assert a.top1() < 0.8 and b.top1() < 0.8
+    assert svm.apply(a, b).top1() == 1.0
+
+
+def test_svm_margins_are_those_of_normalised_stacked_scores():
+    a, b = appearance_and_motion(0)
+    svm = LinearSVM.fit(a, b, c=0.5)
+    p, q = a.probabilities.astype(float), b.probabilities.astype(float)
+    stacked = np.hstack([p / np.sqrt((p**2).sum(1))[:, None], q / np.sqrt((q**2).sum(1))[:, None]])
+    margins = stacked @ svm.coefficients.T + svm.intercepts
+    np.testing.assert_allclose(svm.margins(a, b), margins, atol=1e-9)
+    fused = svm.apply(a, b)
+    np.testing.assert_array_equal(fused.predictions(), margins.argmax(1))
+    np.testing.assert_array_equal(np.argsort(fused.probabilities, axis=1), np.argsort(margins, axis=1))
+
+
+def test_svm_with_two_classes():
+    labels = np.arange(40) % 2
+    a, b = noisy(labels, 4, 0, classes=("x", "y")), noisy(labels, 4, 1, classes=("x", "y"))
+    fused = LinearSVM.fit(a, b).apply(a, b)
+    assert fused.probabilities.shape == (40, 2)
+    assert fused.top1() > 0.95
+
+
+def test_svm_never_predicts_a_class_that_it_did_not_see():
+    known = np.tile([0, 2], 20)
+    svm = LinearSVM.fit(noisy(known, 4, 0), noisy(known, 4, 1))
+    assert svm.absent == ("two",)
+    labels = np.arange(30) % 3
+    fused = svm.apply(noisy(labels, 4, 2), noisy(labels, 4, 3))
+    assert (fused.probabilities[:, 1] == 0).all()
+    right, clips = fused.per_class()
+    assert right[1] == 0 and right[0] + right[2] >= 0.9 * (clips[0] + clips[2])
+
+
+def test_svm_that_saw_one_class_always_says_it():
+    svm = LinearSVM.fit(noisy([1, 1], 1, 0), noisy([1, 1], 1, 1))
+    assert svm.absent == ("one", "three")
+    assert set(svm.apply(noisy([0, 1, 2], 3, 2), noisy([0, 1, 2], 3, 3)).predictions()) == {1}
+
+
+def test_svm_is_the_same_every_time_and_survives_json():
+    a, b = appearance_and_motion(0)
+    first, second = LinearSVM.fit(a, b), LinearSVM.fit(shuffled(a, 1), shuffled(b, 2))
+    np.testing.assert_array_equal(first.coefficients, second.coefficients)
+    known = LinearSVM.fit(noisy([0, 2] * 9, 2, 0), noisy([0, 2] * 9, 2, 1))
+    again = LinearSVM.from_dict(json.loads(json.dumps(known.as_dict(), allow_nan=False)))
+    test = noisy(np.arange(9) % 3, 2, 5)
+    np.testing.assert_array_equal(again.apply(test, test).probabilities, known.apply(test, test).probabilities)
+    assert again.absent == ("two",) and again.c == known.c and again.num_val == 18
+
+
+def test_svm_refusals():
+    a, b = appearance_and_motion(0)
+    with pytest.raises(ValueError, match="c is 0; it must be above 0 and finite"):
+        LinearSVM.fit(a, b, c=0)
+    other = noisy([0, 1, 2], 1, 0)
+    message = r"3 classes \('one', 'two', 'three'\); the SVM was fitted on 4 \('tl', 'tr', 'cl', \.\.\.\)"
+    with pytest.raises(ValueError, match=message):
+        LinearSVM.fit(a, b).apply(other, other)
