@@ -158,6 +158,10 @@ class Scores:
         ids = tuple(self.video_ids[row] for row in rows)
         return Scores(ids, self.probabilities[rows], self.labels[rows], self.classes, features, groups)
 
+    def with_probabilities(self, probabilities: np.ndarray) -> Scores:
+        """The same clips with other probabilities (N, K), and without features, which were not theirs."""
+        return Scores(self.video_ids, probabilities, self.labels, self.classes, groups=self.groups)
+
     def join(self, other: Scores) -> tuple[Scores, Scores]:
         """Both tables row by row: this one as it is, and the other in this one's order of clips.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -276,13 +277,24 @@ class ScoreSpec(Spec):
 
 @dataclass(frozen=True, kw_only=True)
 class FusionSpec(Spec):
-    """How two score tables become one."""
+    """How two score tables become one. Everything is chosen on validation clips, in folds by group."""
 
     SECTION: ClassVar[str] = "fusion"
+    VERSION: ClassVar[int] = 2
     weight_step: float = setting(
         0.05, "grid of the temporal stream's weight, searched on validation clips", low=0.001, high=0.5
     )
-    svm_c: float = setting(1.0, "C of the linear SVM", low=1e-6)
+    svm_c: float = setting(0.0, "C of the linear SVM; 0 chooses it from svm_c_grid by cross-validation", low=0.0)
+    svm_c_grid: tuple[float, ...] = setting((0.01, 0.1, 1.0, 10.0), "values of C that are tried if svm_c is 0")
+    folds: int = setting(5, "folds of the cross-validation; a group is never split", low=2, high=100)
+
+    def check(self):
+        """C, where it is given, and every value of the grid are no smaller than the solver can do with."""
+        if 0 < self.svm_c < 1e-6:
+            raise ValueError(f"[fusion] svm_c is {self.svm_c}; it must be 0 or at least 1e-06")
+        if not self.svm_c_grid or not all(1e-6 <= c < math.inf for c in self.svm_c_grid):
+            given = ", ".join(f"{c:g}" for c in self.svm_c_grid)
+            raise ValueError(f"[fusion] svm_c_grid is {given!r}; it must hold numbers of at least 1e-06")
 
 
 @dataclass(frozen=True, kw_only=True)
