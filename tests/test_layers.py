@@ -26,7 +26,8 @@ LAYERS = [
         "store",
     ),
     *("cluster", "preprocess", "stacks", "transforms", "dataset", "backbones", "networks", "checkpoint", "evaluation"),
-    *("training", "scores", "inference", "fusion", "report", "demo", "inspection", "__main__"),
+    *("recipe", "parallel", "resume", "launch", "training", "train"),
+    *("scores", "inference", "fusion", "report", "demo", "inspection", "__main__"),
 ]
 
 
