@@ -159,7 +159,7 @@ def test_waiting_and_stepping_are_told_apart(data, tmp_path, capsys):
     slow = (time.sleep(0.05) or number for number in range(3))
     assert list(training._waited_for(slow, curve)) == [0, 1, 2] and curve["seconds_waiting"] > 1.15
     _, curve = run(spec(), catalog, tmp_path)
-    assert 0 < curve["seconds_waiting"] and 0 < curve["seconds_stepping"]
+    assert curve["seconds_waiting"] > 0 and curve["seconds_stepping"] > 0
     assert curve["seconds_waiting"] + curve["seconds_stepping"] < curve["seconds"]
     assert re.search(r"training, spatial: [\d.]+ clips/s, [\d.]+% of it waiting for data", capsys.readouterr().err)
 
