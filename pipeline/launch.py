@@ -22,6 +22,7 @@ from typing import NamedTuple
 from pipeline import store
 from pipeline.catalog import Catalog
 from pipeline.checkpoint import spec_of
+from pipeline.cluster import StageFailed
 from pipeline.files import write_json
 from pipeline.progress import say
 from pipeline.specs import StreamSpec
@@ -32,7 +33,7 @@ _LOOPBACK = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
 _SHOWN_CHARACTERS = 2000  # of what a process wrote before it died
 
 
-class TrainingFailed(RuntimeError):
+class TrainingFailed(StageFailed):
     """One of the processes of a training failed."""
 
 

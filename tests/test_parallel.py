@@ -107,3 +107,45 @@ def test_one_process_a_gpu(gpus):
 def test_what_this_machine_cannot_do_is_refused(gpus, values, device, message):
     with pytest.raises(ValueError, match=message):
         process_count(StreamSpec(**values), device)
+
+
+@pytest.fixture
+def ddp(monkeypatch):
+    """DistributedDataParallel that only notes what it is given."""
+    given = {}
+    monkeypatch.setattr(
+        nn.parallel, "DistributedDataParallel", lambda network, **options: given.update(options) or network
+    )
+    return given
+
+
+def test_batch_normalisation_is_over_all_gpus(ddp):
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    names, weights = list(network.state_dict()), list(network.parameters())
+    assert parallel.spread(network, World(1, 2, 2), torch.device("cuda", 1)) is network
+    assert isinstance(network[1], nn.SyncBatchNorm) and ddp == {"device_ids": [1]}
+    assert list(network.state_dict()) == names
+    assert all(a is b for a, b in zip(network.parameters(), weights, strict=True))
+
+
+def test_on_a_cpu_each_process_normalises_by_its_own_share(ddp):
+    network = nn.Sequential(nn.BatchNorm2d(4))
+    parallel.spread(network, World(0, 2, 2), torch.device("cpu"))
+    assert type(network[0]) is nn.BatchNorm2d and ddp == {"device_ids": None}
+
+
+@pytest.mark.parametrize("address", ["", "gpu1"])
+def test_a_process_takes_the_gpu_of_its_number(gpus, monkeypatch, tmp_path, address):
+    asked, chosen, left = {}, [], []
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda backend, **o: asked.update(o, backend=backend))
+    monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: left.append(True))
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    place = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}
+    for name, value in (place | ({"MASTER_ADDR": address} if address else {})).items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ZeroDivisionError), parallel.joined("auto", tmp_path / "meeting") as (world, device):
+        assert (world, device) == (World(5, 8, 4), torch.device("cuda", 1)) and chosen == [device]
+        raise ZeroDivisionError
+    assert left and (asked["rank"], asked["world_size"]) == (5, 8) and asked["backend"] == "cpu:gloo,cuda:nccl"
+    assert asked["init_method"] == ("env://" if address else f"file://{tmp_path}/meeting")

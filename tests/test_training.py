@@ -1,6 +1,5 @@
-"""Steps against SGD written out, resuming bit by bit, selection on validation clips, and what stops a training."""
+"""Steps against SGD written out, selection on validation clips, and what stops a training."""
 
-import json
 import re
 import time
 from dataclasses import replace
@@ -8,71 +7,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from fakes import FakeStore, two_classes, use_store
+from fakes import FakeStore, use_store
+from trainings import assert_same_weights, interrupt_after, run, scores_of_test_part, spec
 
 from pipeline import training
-from pipeline.checkpoint import load_checkpoint, save_tensors
+from pipeline.checkpoint import load_checkpoint
 from pipeline.dataset import TestSet
-from pipeline.inference import score
 from pipeline.networks import build
 from pipeline.resume import Run
-from pipeline.specs import ScoreSpec, StackSpec, StreamSpec
 from pipeline.training import TrainingDiverged, train, train_step, validate
 
 CPU = torch.device("cpu")
-RECIPE = {
-    "schedule": "cosine",
-    "warmup": 3,
-    "accumulate": 2,
-    "clip_norm": 1.0,
-    "optimizer": "adamw",
-    "learning_rate": 0.005,
-    "deterministic": True,
-}
-
-
-def spec(stream="spatial", **values):
-    stack = StackSpec(length=3, subtract_mean=False) if stream == "temporal" else None
-    defaults = {
-        "resize_px": 0,
-        "crop_px": 24,
-        "batch": 4,
-        "steps": 12,
-        "milestones": (9,),
-        "learning_rate": 0.05,
-        "dropout": 0.3,
-        "validate_every": 5,
-        "save_every": 4,
-        "jitter": 0.2,
-    }
-    return StreamSpec(stream=stream, stack=stack, network="small", **{**defaults, **values})
-
-
-@pytest.fixture
-def data(monkeypatch):
-    """A function that installs a store of one kind and returns its catalog."""
-
-    def install(kind, **values):
-        catalog, fake = two_classes(kind, **values)
-        use_store(monkeypatch, fake)
-        return catalog
-
-    return install
-
-
-def run(settings, catalog, folder, **values):
-    train(settings, store_path="i", catalog=catalog, folder=folder, inputs=values.pop("inputs", "in"), device="cpu")
-    return load_checkpoint(folder / "checkpoint.pt"), json.loads((folder / "curve.json").read_text())
-
-
-def scores_of_test_part(folder, catalog):
-    views = ScoreSpec(frames=3, crops=2)
-    return score(folder / "checkpoint.pt", store_path="i", catalog=catalog, part="test", spec=views)
-
-
-def assert_same_weights(a, b):
-    assert a.keys() == b.keys()
-    assert all(torch.equal(value, b[name]) for name, value in a.items())
 
 
 @pytest.mark.parametrize("stream", ["spatial", "temporal"])
@@ -162,78 +107,6 @@ def test_waiting_and_stepping_are_told_apart(data, tmp_path, capsys):
     assert curve["seconds_waiting"] > 0 and curve["seconds_stepping"] > 0
     assert curve["seconds_waiting"] + curve["seconds_stepping"] < curve["seconds"]
     assert re.search(r"training, spatial: [\d.]+ clips/s, [\d.]+% of it waiting for data", capsys.readouterr().err)
-
-
-@pytest.mark.parametrize("stream", ["spatial", "temporal"])
-@pytest.mark.parametrize(("stop", "recipe"), [(3, {}), (4, {}), (9, {}), (11, {}), (9, RECIPE)])
-def test_an_interrupted_training_ends_with_the_same_bits(data, tmp_path, monkeypatch, stream, stop, recipe):
-    catalog, settings = data("frames" if stream == "spatial" else "flow"), spec(stream, **recipe)
-    whole, whole_curve = run(settings, catalog, tmp_path / "whole")
-
-    real = training.train_step
-
-    def interrupted(now, inputs, labels):
-        if now.step == stop:
-            raise KeyboardInterrupt
-        return real(now, inputs, labels)
-
-    monkeypatch.setattr(training, "train_step", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        run(settings, catalog, tmp_path / "parts")
-    assert not (tmp_path / "parts" / "checkpoint.pt").exists()
-    assert (tmp_path / "parts" / "resume.pt").exists() == (stop >= 4)
-    monkeypatch.setattr(training, "train_step", real)
-    parts, parts_curve = run(settings, catalog, tmp_path / "parts")
-
-    assert_same_weights(whole.network.state_dict(), parts.network.state_dict())
-    assert without_seconds(whole_curve) == without_seconds(parts_curve)
-
-
-def without_seconds(curve):
-    return {name: value for name, value in curve.items() if not name.startswith("seconds")}
-
-
-def test_resuming_repeats_no_step(data, tmp_path, monkeypatch, capsys):
-    catalog, real, taken = data("frames"), training.train_step, []
-
-    def counted(now, inputs, labels):
-        if now.step == 10 and 10 not in taken:
-            taken.append(10)
-            raise KeyboardInterrupt
-        taken.append(now.step)
-        return real(now, inputs, labels)
-
-    monkeypatch.setattr(training, "train_step", counted)
-    with pytest.raises(KeyboardInterrupt):
-        run(spec(), catalog, tmp_path)
-    taken.clear()
-    taken.append(10)
-    run(spec(), catalog, tmp_path)
-    assert taken[1:] == [10, 11]
-    assert "spatial: training goes on from step 10 of 12" in capsys.readouterr().err
-
-
-def interrupt_after(monkeypatch, step):
-    real = training.train_step
-    monkeypatch.setattr(training, "train_step", lambda now, *batch: real(now, *batch) if now.step < step else 1 / 0)
-    return real
-
-
-@pytest.mark.parametrize("change", ["spec", "inputs", "format", "damaged"])
-def test_the_resume_file_of_another_training_is_not_used(data, tmp_path, monkeypatch, capsys, change):
-    catalog = data("frames")
-    expected, _ = run(spec(seed=5), catalog, tmp_path / "expected")
-    real = interrupt_after(monkeypatch, 9)
-    with pytest.raises(ZeroDivisionError):
-        run(spec(seed=4 if change == "spec" else 5), catalog, tmp_path, inputs="other" if change == "inputs" else "in")
-    monkeypatch.setattr(training, "train_step", real)
-    if change == "format":
-        save_tensors(tmp_path / "resume.pt", {"format": "something", "format_version": 1})
-    if change == "damaged":
-        (tmp_path / "resume.pt").write_bytes(b"half")
-    found, _ = run(spec(seed=5), catalog, tmp_path)
-    assert "spatial: training starts anew" in capsys.readouterr().err
-    assert_same_weights(found.network.state_dict(), expected.network.state_dict())
 
 
 def test_the_seed_decides_everything(data, tmp_path):
@@ -344,5 +217,25 @@ def test_mixed_precision_on_cuda_learns_and_resumes(data, tmp_path, monkeypatch)
     with pytest.raises(ZeroDivisionError):
         train(settings, store_path="i", catalog=catalog, folder=tmp_path, inputs="in", device="cuda")
     monkeypatch.setattr(training, "train_step", real)
+    train(settings, store_path="i", catalog=catalog, folder=tmp_path, inputs="in", device="cuda")
+    assert scores_of_test_part(tmp_path, catalog).top1() == 1.0
+
+
+@pytest.mark.needs_cuda
+def test_deterministic_training_on_cuda_repeats_its_bits(data, tmp_path):
+    catalog, found = data("frames"), []
+    for name in ("a", "b"):
+        settings = spec(deterministic=True, loader_workers=0)
+        train(settings, store_path="i", catalog=catalog, folder=tmp_path / name, inputs="in", device="cuda")
+        found.append(load_checkpoint(tmp_path / name / "checkpoint.pt").network.state_dict())
+    assert_same_weights(*found)
+
+
+@pytest.mark.needs_cuda
+def test_float16_with_parts_and_clipping_learns_on_cuda(data, tmp_path):
+    catalog = data("flow")
+    settings = spec(
+        "temporal", steps=40, milestones=(30,), loader_workers=0, precision="float16", accumulate=2, clip_norm=5.0
+    )
     train(settings, store_path="i", catalog=catalog, folder=tmp_path, inputs="in", device="cuda")
     assert scores_of_test_part(tmp_path, catalog).top1() == 1.0
