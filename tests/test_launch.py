@@ -60,7 +60,7 @@ def assert_same(found, expected):
 
 
 def test_two_processes_end_as_one_does(data, alone, tmp_path):
-    assert_same(run(spec(processes=2), data, tmp_path), alone)
+    assert_same(run(spec(processes=2, accumulate=2), data, tmp_path), alone)  # each makes two passes of one item
     assert {path.name for path in tmp_path.iterdir()} == {"checkpoint.pt", "curve.json"}
 
 

@@ -1,11 +1,14 @@
 """Who reads which items, draws that do not depend on how a batch is cut, and what is refused."""
 
+import os
+
 import pytest
 import torch
 from torch import nn
 from torchvision.ops import StochasticDepth
 
 from pipeline import parallel
+from pipeline.dataset import loader_workers
 from pipeline.parallel import Items, Piece, World, draw_for_whole_batch, process_count
 from pipeline.specs import StreamSpec
 
@@ -107,6 +110,12 @@ def test_one_process_a_gpu(gpus):
 def test_what_this_machine_cannot_do_is_refused(gpus, values, device, message):
     with pytest.raises(ValueError, match=message):
         process_count(StreamSpec(**values), device)
+
+
+def test_processes_of_a_machine_share_its_cores(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(12)))
+    found = [loader_workers(-1, torch.device("cuda"), sharing) for sharing in (1, 2, 4, 20)]
+    assert found == [8, 6, 3, 1] and loader_workers(5, torch.device("cuda"), 4) == 5
 
 
 @pytest.fixture
