@@ -197,11 +197,15 @@ def stack_items(items: list[tuple[np.ndarray, int]]) -> tuple[torch.Tensor, torc
     return torch.from_numpy(np.stack(inputs)), torch.tensor(labels)
 
 
-def loader_workers(wanted: int, device: torch.device) -> int:
-    """Loading processes: `wanted`; if that is -1, one a core up to 8 for a GPU, and none where the CPU also trains."""
+def loader_workers(wanted: int, device: torch.device, sharing: int = 1) -> int:
+    """Loading processes: `wanted`; if that is -1, one a core up to 8 for a GPU, and none where the CPU also trains.
+
+    `sharing` is the number of processes that each want their own and share the cores.
+    """
     if wanted >= 0:
         return wanted
-    return min(len(os.sched_getaffinity(0)), _MAX_WORKERS) if device.type == "cuda" else 0
+    cores = max(1, len(os.sched_getaffinity(0)) // sharing)
+    return min(cores, _MAX_WORKERS) if device.type == "cuda" else 0
 
 
 def _begin_worker(worker: int) -> None:

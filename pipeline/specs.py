@@ -229,15 +229,37 @@ class StreamSpec(Spec):
     )
     batch: int = setting(256, "clips in a training step", low=1)
     steps: int = setting(80_000, "training steps", low=1)
-    learning_rate: float = setting(0.01, "learning rate of the first step", low=0.0)
-    milestones: tuple[int, ...] = setting((50_000, 70_000), "steps after which the learning rate is divided by 10")
-    momentum: float = setting(0.9, "momentum of SGD", low=0.0, high=0.999)
-    weight_decay: float = setting(5e-4, "weight decay of SGD", low=0.0)
+    optimizer: str = setting("sgd", "SGD with momentum, or AdamW", choices=("sgd", "adamw"))
+    learning_rate: float = setting(0.01, "highest learning rate", low=0.0)
+    schedule: str = setting(
+        "step", "how the learning rate falls: at milestones, or as a cosine", choices=("step", "cosine")
+    )
+    milestones: tuple[int, ...] = setting(
+        (50_000, 70_000), "schedule = step: steps after which the learning rate is divided by 10"
+    )
+    learning_rate_end: float = setting(0.0, "schedule = cosine: learning rate after the last step", low=0.0)
+    warmup: int = setting(0, "first steps, in which the learning rate rises in a line", low=0)
+    momentum: float = setting(0.9, "momentum of SGD, first decay of AdamW", low=0.0, high=0.999)
+    weight_decay: float = setting(5e-4, "weight decay", low=0.0)
+    clip_norm: float = setting(0.0, "gradients are scaled down to this norm, all together; 0 leaves them", low=0.0)
     label_smoothing: float = setting(0.0, "label smoothing of the loss", low=0.0, high=0.5)
     validate_every: int = setting(1000, "steps between validations; the best validated weights are kept", low=1)
-    amp: bool = setting(True, "automatic mixed precision on CUDA")
+    precision: str = setting(
+        "auto",
+        "what the network computes in; auto is bf16 or else float16 on CUDA, float32 on a CPU",
+        choices=("auto", "float32", "bf16", "float16"),
+    )
+    accumulate: int = setting(1, "parts of a batch whose gradients are summed before a step: memory for time", low=1)
     seed: int = setting(0, "seed of initialisation, sampling and augmentation", low=0)
-    loader_workers: int = setting(-1, "processes that load training data; -1 chooses by device", low=-1, neutral=True)
+    deterministic: bool = setting(
+        False, "only algorithms that give the same bits each time, also on CUDA", neutral=True
+    )
+    processes: int = setting(1, "processes that train together on a machine; 0 means one a GPU", low=0, neutral=True)
+    machines: int = setting(1, "machines that train together, with as many processes each", low=1, neutral=True)
+    rendezvous: str = setting("", "machines > 1: host:port of the first, reached by all others", neutral=True)
+    loader_workers: int = setting(
+        -1, "processes that load training data, for each that trains; -1 chooses by device", low=-1, neutral=True
+    )
     save_every: int = setting(500, "steps between checkpoints for resuming", low=1, neutral=True)
     stack: StackSpec | None = None
 
@@ -247,7 +269,7 @@ class StreamSpec(Spec):
         return str(self.stream)
 
     def check(self):
-        """A temporal stream has a stack, a spatial one has none; a crop fits into the resized frame."""
+        """A temporal stream has a stack, a spatial one has none; crops fit into frames, parts into the batch."""
         if (self.stream == "temporal") != (self.stack is not None):
             raise ValueError(
                 f"[{self.stream}] stack is {self.stack!r}; a temporal stream needs one, a spatial stream has none"
@@ -255,6 +277,29 @@ class StreamSpec(Spec):
         if self.resize_px and self.crop_px > self.resize_px:
             raise ValueError(
                 f"[{self.stream}] crop_px is {self.crop_px}; it must be at most resize_px ({self.resize_px})"
+            )
+        self._check_schedule()
+        self._check_parts()
+
+    def _check_schedule(self):
+        if self.warmup >= self.steps:
+            raise ValueError(f"[{self.stream}] warmup is {self.warmup}; it must be less than steps ({self.steps})")
+        if self.learning_rate_end > self.learning_rate:
+            raise ValueError(
+                f"[{self.stream}] learning_rate_end is {self.learning_rate_end:g}; it must be at most "
+                f"learning_rate ({self.learning_rate:g})"
+            )
+
+    def _check_parts(self):
+        parts = self.accumulate * max(1, self.processes) * self.machines
+        if self.batch % parts:
+            raise ValueError(
+                f"[{self.stream}] batch is {self.batch}; accumulate ({self.accumulate}) x processes "
+                f"({max(1, self.processes)}) x machines ({self.machines}) must divide it"
+            )
+        if self.machines > 1 and not re.fullmatch(r"\S+:\d+", self.rendezvous):
+            raise ValueError(
+                f"[{self.stream}] rendezvous is {self.rendezvous!r}; machines > 1 needs the first machine's host:port"
             )
 
     @property

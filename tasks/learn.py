@@ -43,13 +43,14 @@ class TrainStream(Stage):
         return super().keys_read() + ([files.content_of(start)] if start.is_file() else [])
 
     def complete(self) -> bool:
-        """Done or not; if not, a network that cannot be built is refused before anything is made for it."""
+        """Done or not; if not, what cannot be built or trained here is refused before anything is made for it."""
         done = super().complete()
         if not done and not self.__dict__.get("_checked"):
-            from pipeline import networks
+            from pipeline import networks, parallel
 
             with told_plainly():
                 networks.check(self.stream_spec)
+                parallel.process_count(self.stream_spec, self.run_spec.device)
             self.__dict__["_checked"] = True
         return done
 
@@ -63,7 +64,7 @@ class TrainStream(Stage):
         return self.folder / "checkpoint.pt"
 
     def make(self) -> None:
-        """Train, from where an interrupted run of the same inputs stopped."""
+        """Train, from where an interrupted run of the same inputs stopped, in as many processes as the stream says."""
         from pipeline import store, training
 
         data, catalog = self.requires()

@@ -27,8 +27,8 @@ LAYERS = [
         "jobs",
     ),
     *("cluster", "preprocess", "stacks", "transforms", "dataset", "backbones", "networks", "checkpoint", "evaluation"),
-    *("training", "scores", "inference", "folds", "svm", "fusion", "report", "demo", "inspection", "machine", "doctor"),
-    "__main__",
+    *("recipe", "parallel", "resume", "launch", "training", "train"),
+    *("scores", "inference", "folds", "svm", "fusion", "report", "demo", "inspection", "machine", "doctor", "__main__"),
 ]
 
 
