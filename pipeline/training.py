@@ -22,6 +22,7 @@ from pipeline.checkpoint import content_of_state, load_tensors, save_checkpoint,
 from pipeline.dataset import TestSet, TrainingSet, loader, loader_workers, stack_items
 from pipeline.evaluation import evaluate
 from pipeline.files import write_json
+from pipeline.inputs import Views, to_inputs
 from pipeline.networks import build, resolve_device
 from pipeline.progress import Progress, say
 from pipeline.specs import StreamSpec
@@ -152,12 +153,12 @@ def learning_rate(spec: StreamSpec, step: int) -> float:
     return spec.learning_rate * 0.1 ** sum(step >= milestone for milestone in spec.milestones)
 
 
-def train_step(run: Run, inputs: torch.Tensor, labels: torch.Tensor) -> float:
+def train_step(run: Run, inputs: Views | torch.Tensor, labels: torch.Tensor) -> float:
     """One step of SGD.
 
     Args:
         run: its network and optimizer change; `run.step` is the number of this step.
-        inputs: (N, C, H, W) float32, normalised.
+        inputs: views as they come from the loader, or (N, C, H, W) or (N, K, C, H, W) float32, normalised.
         labels: (N,) int64.
 
     Returns:
@@ -169,7 +170,7 @@ def train_step(run: Run, inputs: torch.Tensor, labels: torch.Tensor) -> float:
     spec, precision = run.spec, _precision(run.spec, run.device)
     torch.manual_seed(_step_seed(spec.seed, run.step))  # dropout
     run.network.train()
-    inputs = inputs.to(run.device, non_blocking=True, memory_format=torch.channels_last)
+    inputs = to_inputs(inputs, run.device)
     with torch.autocast(run.device.type, dtype=precision, enabled=precision is not None):
         logits = run.network(inputs)
         loss = cross_entropy(logits, labels.to(run.device, non_blocking=True), label_smoothing=spec.label_smoothing)

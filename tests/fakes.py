@@ -27,6 +27,10 @@ class FakeClip:
         assert self.kind == "flow" and 0 <= first < last <= len(self)
         return (self._backward if backward else self._forward)[first:last]
 
+    def stored_flow(self, first, last, *, backward=False):
+        planes = self.flow(first, last, backward=backward)
+        return planes, np.ones(planes.shape[:2]), np.zeros(planes.shape[:2])
+
 
 class BrokenClip(FakeClip):
     """A clip of which nothing can be read."""

@@ -25,7 +25,19 @@ LAYERS = [
         "quantize",
         "store",
     ),
-    *("cluster", "preprocess", "stacks", "transforms", "dataset", "backbones", "networks", "checkpoint", "evaluation"),
+    *(
+        "cluster",
+        "preprocess",
+        "stacks",
+        "stored_stacks",
+        "transforms",
+        "inputs",
+        "dataset",
+        "backbones",
+        "networks",
+        "checkpoint",
+        "evaluation",
+    ),
     *("training", "scores", "inference", "fusion", "report", "demo", "inspection", "__main__"),
 ]
 

@@ -109,6 +109,28 @@ class StoredClip:
 
     def flow(self, first: int, last: int, *, backward: bool = False) -> np.ndarray:
         """Flow fields first..last-1: (last-first, 2, H, W) float32 pixels per frame, x then y, whatever the scaling."""
+        q, part = self._fields(first, last, backward)
+        if part in self._ranges:
+            return quantize.minmax_to_pixels(q, self._ranges[part][first:last])
+        return quantize.to_pixels(q, bound_px=float(self.attrs["bound_px"]))
+
+    def stored_flow(
+        self, first: int, last: int, *, backward: bool = False
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The same fields as they are stored: (bytes, scale, offset), of which `flow` is bytes * scale + offset.
+
+        Returns:
+            (last-first, 2, H, W) uint8, and scale and offset, (last-first, 2) float64 each.
+        """
+        q, part = self._fields(first, last, backward)
+        if part in self._ranges:
+            low, high = np.moveaxis(self._ranges[part][first:last].astype(np.float64), -1, 0)
+            return q, (high - low) / 255, low
+        bound = float(self.attrs["bound_px"])
+        return q, np.full(q.shape[:2], 2 * bound / 255), np.full(q.shape[:2], -bound)
+
+    def _fields(self, first: int, last: int, backward: bool) -> tuple[np.ndarray, str]:
+        """Bytes (last-first, 2, H, W) of flow fields, and the part they are of."""
         self._check("flow", first, last)
         part = "backward" if backward else ""
         if part not in self._offsets:
@@ -116,10 +138,7 @@ class StoredClip:
                 f"{self._store.path} holds no backward flow; run the Flow stage with [flow] backward = true"
             )
         planes = self.images(2 * first, 2 * last, part=part)
-        q = planes.reshape(last - first, 2, *planes.shape[1:])
-        if part in self._ranges:
-            return quantize.minmax_to_pixels(q, self._ranges[part][first:last])
-        return quantize.to_pixels(q, bound_px=float(self.attrs["bound_px"]))
+        return planes.reshape(last - first, 2, *planes.shape[1:]), part
 
     def _check(self, kind: str, first: int, last: int) -> None:
         if self._store.kind != kind:

@@ -1,0 +1,73 @@
+"""Views in batches: stacked on the CPU, as bytes if they can be, and turned into inputs on the network's device.
+
+A temporal input of 224 x 224 x 20 is 1 MB in bytes and 4 MB in floats. Loading processes hand over the bytes; what is
+left to do, a factor and an offset a channel, is done for a whole batch where the network is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from pipeline.transforms import View
+
+
+@dataclass(frozen=True, eq=False)
+class Views:
+    """Views of N items (or of N items times K snippets) on the CPU; `to_inputs` makes inputs of them."""
+
+    values: torch.Tensor
+    """(N, C, H, W) or (N, K, C, H, W), uint8, or float32 where any view of the batch had to be resized."""
+    scale: torch.Tensor
+    """(N, C) or (N, K, C) float32."""
+    offset: torch.Tensor
+    """The same."""
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __getitem__(self, rows) -> Views:
+        return Views(self.values[rows], self.scale[rows], self.offset[rows])
+
+    @property
+    def shape(self) -> torch.Size:
+        """Of the inputs."""
+        return self.values.shape
+
+    def pin_memory(self) -> Views:
+        """The same in page-locked memory; torch's loader asks for it."""
+        return Views(self.values.pin_memory(), self.scale.pin_memory(), self.offset.pin_memory())
+
+
+def stack_views(views: Sequence[View]) -> Views:
+    """Views of equal shape -> one batch of them."""
+    # numpy's stack: torch's would start a second set of OpenMP threads beside that of the training
+    values, scale, offset = (torch.from_numpy(np.stack(parts)) for parts in zip(*views, strict=True))
+    return Views(values, scale, offset)
+
+
+def join_views(views: Sequence[View]) -> Views:
+    """Views that are each of several crops -> one batch of all crops."""
+    values, scale, offset = (torch.from_numpy(np.concatenate(parts)) for parts in zip(*views, strict=True))
+    return Views(values, scale, offset)
+
+
+def to_inputs(views: Views | torch.Tensor, device: torch.device) -> torch.Tensor:
+    """What the network takes: `values * scale + offset`, channel by channel.
+
+    Args:
+        views: a batch; or inputs that are ready, which are only moved.
+        device: where the arithmetic is done.
+
+    Returns:
+        (N, C, H, W) or (N, K, C, H, W) float32 on the device, channels last in memory.
+    """
+    if isinstance(views, torch.Tensor):
+        return views.to(device, non_blocking=True, memory_format=torch.channels_last)
+    values, scale, offset = (part.to(device, non_blocking=True) for part in (views.values, views.scale, views.offset))
+    images = values.flatten(0, -4).to(torch.float32, memory_format=torch.channels_last)
+    scaled = images * scale.flatten(0, -2)[..., None, None]
+    return scaled.add_(offset.flatten(0, -2)[..., None, None]).unflatten(0, values.shape[:-3])
