@@ -23,11 +23,12 @@ from pipeline.catalog import Clip
 from pipeline.inputs import Views, join_views, stack_views
 from pipeline.progress import say
 from pipeline.specs import StreamSpec
-from pipeline.stored_stacks import Stack, StoredFields, stored_stack
+from pipeline.stored_stacks import Planes, stored_stack
 from pipeline.transforms import TestViews, TrainView, View
 
 _ITEM, _CLASS_ORDER, _CLIP_ORDER = range(3)  # purposes of random numbers: each has a sequence of its own
-_MAX_WORKERS = 8
+_MAX_WORKERS = 16
+_BATCHES_AHEAD = 2  # of each loading process; a batch of 256 temporal inputs is 250 MB even in bytes
 
 
 class Pictures:
@@ -42,14 +43,14 @@ class Pictures:
         stored = self.store[video_id]
         return stacks.starts(len(stored), self.spec.stack) if self.spec.stack else len(stored)
 
-    def read(self, video_id: str, position: int) -> np.ndarray | Stack:
+    def read(self, video_id: str, position: int) -> np.ndarray | Planes:
         """One picture: a frame (H, W, 3) uint8, or a stack of 2L planes. One read of the store a direction."""
         stored = self.store[video_id]
         if self.spec.stack is None:
             return stored.frames(position, position + 1)[0]
         where = stacks.window(len(stored), self.spec.stack, position)
-        forward = StoredFields(*stored.stored_flow(*where.forward))
-        backward = StoredFields(*stored.stored_flow(*where.backward, backward=True)) if where.backward else None
+        forward = Planes(*stored.stored_flow(*where.forward))
+        backward = Planes(*stored.stored_flow(*where.backward, backward=True)) if where.backward else None
         return stored_stack(forward, backward, self.spec.stack, where)
 
     def usable(self, clips: Sequence[Clip], use: str) -> list[Clip]:
@@ -199,7 +200,11 @@ def loader(
     """
     parallel: dict[str, Any] = {}
     if workers:  # not forked: neither HDF5 nor CUDA survives a fork
-        parallel = {"multiprocessing_context": "forkserver", "prefetch_factor": 4, "worker_init_fn": _begin_worker}
+        parallel = {
+            "multiprocessing_context": "forkserver",
+            "prefetch_factor": _BATCHES_AHEAD,
+            "worker_init_fn": _begin_worker,
+        }
     batches = DataLoader(
         dataset, batch_size=batch, sampler=numbers, num_workers=workers, pin_memory=pin, collate_fn=collate, **parallel
     )
@@ -243,7 +248,7 @@ def stack_test_items(items: list[TestItem]) -> TestBatch:
 
 
 def loader_workers(wanted: int, device: torch.device) -> int:
-    """Loading processes: `wanted`; if that is -1, one a core up to 8 for a GPU, and none where the CPU also trains."""
+    """Loading processes: `wanted`; if that is -1, one a core up to 16 for a GPU, and none where the CPU also trains."""
     if wanted >= 0:
         return wanted
     return min(len(os.sched_getaffinity(0)), _MAX_WORKERS) if device.type == "cuda" else 0

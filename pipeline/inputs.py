@@ -68,6 +68,6 @@ def to_inputs(views: Views | torch.Tensor, device: torch.device) -> torch.Tensor
     if isinstance(views, torch.Tensor):
         return views.to(device, non_blocking=True, memory_format=torch.channels_last)
     values, scale, offset = (part.to(device, non_blocking=True) for part in (views.values, views.scale, views.offset))
-    images = values.flatten(0, -4).to(torch.float32, memory_format=torch.channels_last)
-    scaled = images * scale.flatten(0, -2)[..., None, None]
-    return scaled.add_(offset.flatten(0, -2)[..., None, None]).unflatten(0, values.shape[:-3])
+    factor, shift = (part.flatten(0, -2)[..., None, None] for part in (scale, offset))
+    images = values.flatten(0, -4).contiguous(memory_format=torch.channels_last)  # bytes: a quarter of the traffic
+    return images.to(torch.float32, copy=True).mul_(factor).add_(shift).unflatten(0, values.shape[:-3])

@@ -219,21 +219,19 @@ def make_stack(forward: np.ndarray, backward: np.ndarray | None, spec: StackSpec
     halves = [("forward", forward, where.forward, where.ahead), ("backward", backward, where.backward, where.behind)]
     parts = []
     for name, fields, span, order in halves:
-        check_read(name, fields, span)
+        check_count(name, None if fields is None else len(fields), span)
         if span is not None:
+            _check_flow(name, fields)
             parts.append(arrange(fields[np.array(order) - span[0]]))  # indexing by a list copies
     stack = np.concatenate(parts) if len(parts) > 1 else parts[0]
     return subtract_mean(stack) if spec.subtract_mean else stack
 
 
-def check_read(name: str, fields: np.ndarray | None, span: tuple[int, int] | None) -> None:
-    """Refuse other fields than those of [i, j) = span, None for none."""
-    got = None if fields is None else len(fields)
+def check_count(name: str, fields: int | None, span: tuple[int, int] | None) -> None:
+    """Refuse another number of fields than those of [i, j) = span, None for none."""
     needed = None if span is None else span[1] - span[0]
-    if got != needed:
-        raise ValueError(f"{name} holds {got} fields; the window asks for {needed}, those of [i, j) = {span}")
-    if fields is not None:
-        _check_flow(name, fields)
+    if fields != needed:
+        raise ValueError(f"{name} holds {fields} fields; the window asks for {needed}, those of [i, j) = {span}")
 
 
 def _same_points(fields: np.ndarray) -> np.ndarray:
@@ -253,10 +251,8 @@ def _along_path(fields: np.ndarray) -> np.ndarray:
 
 
 def _bilinear(field: np.ndarray, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Both components (H, W) float32 of a field (2, H, W) at the points (x, y), clamped to the image.
-
-    A vector is one complex number, x + iy: one gathering from memory, which is the cost, serves both components.
-    """
+    """Both components (H, W) float32 of a field (2, H, W) at the points (x, y), clamped to the image."""
+    # a vector is one complex number, x + iy: one gathering from memory, which is the cost, serves both components
     height, width = field.shape[1:]
     vectors = np.empty((height + 1, width + 1), np.complex64)  # the border once more: every point has a right neighbour
     vectors.real[:-1, :-1], vectors.imag[:-1, :-1] = field
@@ -273,11 +269,9 @@ def _bilinear(field: np.ndarray, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarr
 
 
 def _between(first: np.ndarray, second: np.ndarray, share: np.ndarray) -> np.ndarray:
-    """first + (second - first) * share, in the memory of `second`."""
     second -= first
     second *= share
-    second += first
-    return second
+    return np.add(first, second, out=second)
 
 
 def _arrangement(kind: str):

@@ -1,6 +1,6 @@
 """Train and test views of each stream, side by side: from a cached frame or a flow stack to the network's input.
 
-A *picture* is what a stream sees at one moment: a frame (H, W, 3) uint8 RGB, or a `Stack` of flow, which is bytes and
+A *picture* is what a stream sees at one moment: a frame (H, W, 3) uint8 RGB, or the `Planes` of a flow stack, bytes and
 what they mean. A *view* of it is cropped, mirrored or not, jittered or not, and otherwise as it was stored: the rest,
 from bytes to normalised floats, is a factor and an offset a channel, and `inputs.py` does it where the network is.
 """
@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 
 from pipeline.specs import StreamSpec
-from pipeline.stored_stacks import Stack
+from pipeline.stored_stacks import Planes
 
 # of RGB in 0..1, the normalisation of all of torchvision's published weights
 IMAGENET_MEAN = np.array([0.485, 0.456, 0.406], np.float32)
@@ -35,7 +35,9 @@ class View(NamedTuple):
 
     def inputs(self) -> np.ndarray:
         """The network's input, (..., C, crop_px, crop_px) float32."""
-        return self.values * self.scale[..., None, None] + self.offset[..., None, None]
+        scaled = self.values * self.scale[..., None, None]
+        scaled += self.offset[..., None, None]
+        return scaled
 
 
 class Box(NamedTuple):
@@ -55,7 +57,7 @@ class TrainView:
     def __init__(self, spec: StreamSpec):
         self.spec = spec
 
-    def __call__(self, picture: np.ndarray | Stack, drawn: Sequence[float]) -> View:
+    def __call__(self, picture: np.ndarray | Planes, drawn: Sequence[float]) -> View:
         """Make the view.
 
         Args:
@@ -93,7 +95,7 @@ class TestViews:
             raise ValueError(f"crops is {crops}; allowed: 1, 2, 5, 10")
         self.spec, self.crops = spec, crops
 
-    def __call__(self, picture: np.ndarray | Stack) -> View:
+    def __call__(self, picture: np.ndarray | Planes) -> View:
         """Make the views, (crops, C, crop_px, crop_px), the mirrored ones last."""
         picture = resize(picture, self.spec)
         side, (height, width) = self.spec.crop_px, size_px(picture)
@@ -106,12 +108,12 @@ class TestViews:
         return View(*(np.stack(parts) for parts in zip(*views, strict=True)))
 
 
-def size_px(picture: np.ndarray | Stack) -> tuple[int, int]:
+def size_px(picture: np.ndarray | Planes) -> tuple[int, int]:
     """Height and width of a frame (channels last) or a stack (channels first)."""
-    return picture.planes.shape[1:] if isinstance(picture, Stack) else picture.shape[:2]
+    return picture.planes[0].shape if isinstance(picture, Planes) else picture.shape[:2]
 
 
-def resize(picture: np.ndarray | Stack, spec: StreamSpec) -> np.ndarray | Stack:
+def resize(picture: np.ndarray | Planes, spec: StreamSpec) -> np.ndarray | Planes:
     """Bring the short side to `resize_px` (0: as it is), and to no less than `crop_px`, keeping the aspect ratio.
 
     Shrinking averages areas, enlarging is bilinear. Flow values are scaled with the grid, x by the width's factor and y
@@ -123,29 +125,27 @@ def resize(picture: np.ndarray | Stack, spec: StreamSpec) -> np.ndarray | Stack:
     return _rescaled(picture, *(max(short, round(side * factor)) for side in (height, width)))
 
 
-def _rescaled(picture: np.ndarray | Stack, to_height: int, to_width: int) -> np.ndarray | Stack:
+def _rescaled(picture: np.ndarray | Planes, to_height: int, to_width: int) -> np.ndarray | Planes:
     """The picture at another size; at its own, itself. Planes become float32: a byte would be rounded once more."""
     height, width = size_px(picture)
     if (height, width) == (to_height, to_width):
         return picture
     how = cv2.INTER_AREA if to_height <= height and to_width <= width else cv2.INTER_LINEAR
-    if not isinstance(picture, Stack):
+    if not isinstance(picture, Planes):
         return cv2.resize(picture, dsize=(to_width, to_height), interpolation=how)
-    planes = np.empty((len(picture.planes), to_height, to_width), np.float32)
-    for plane, resized in zip(picture.planes, planes, strict=True):
-        cv2.resize(plane.astype(np.float32), dsize=(to_width, to_height), dst=resized, interpolation=how)
+    planes = [
+        cv2.resize(plane.astype(np.float32), dsize=(to_width, to_height), interpolation=how) for plane in picture.planes
+    ]
     factors = np.array([to_width / width, to_height / height] * (len(planes) // 2))
-    return Stack(planes, picture.scale * factors, picture.offset * factors)
+    return Planes(planes, picture.scale * factors, picture.offset * factors)
 
 
-def crop(picture: np.ndarray | Stack, box: Box) -> np.ndarray | Stack:
+def crop(picture: np.ndarray | Planes, box: Box) -> np.ndarray | Planes:
     """The part of the picture inside a box."""
     rows, columns = slice(box.top, box.top + box.height), slice(box.left, box.left + box.width)
-    return (
-        picture._replace(planes=picture.planes[:, rows, columns])
-        if isinstance(picture, Stack)
-        else picture[rows, columns]
-    )
+    if isinstance(picture, Planes):
+        return picture._replace(planes=[plane[rows, columns] for plane in picture.planes])
+    return picture[rows, columns]
 
 
 def corner_sizes(short: int, side: int) -> list[tuple[int, int]]:
@@ -199,13 +199,15 @@ def _frame_view(frame: np.ndarray, spec: StreamSpec, *, mirrored: bool, colour: 
     return View(values, 1 / (255 * IMAGENET_STD), -IMAGENET_MEAN / IMAGENET_STD)
 
 
-def _stack_view(stack: Stack, spec: StreamSpec, *, mirrored: bool) -> View:
+def _stack_view(stack: Planes, spec: StreamSpec, *, mirrored: bool) -> View:
     """A cropped stack, which is to be divided by `flow_unit_px`; mirrored, its x change their sign."""
-    values, factor = np.empty(stack.planes.shape, stack.planes.dtype), np.full(len(stack.planes), 1 / spec.flow_unit_px)
+    first, count = stack.planes[0], len(stack.planes)
+    values, factor = np.empty((count, *first.shape), first.dtype), np.full(count, 1 / spec.flow_unit_px)
     if mirrored:
         factor[0::2] *= -1
-        for plane, flipped in zip(stack.planes, values, strict=True):
-            cv2.flip(plane, 1, dst=flipped)
-    else:
-        values[:] = stack.planes
+    for plane, kept in zip(stack.planes, values, strict=True):
+        if mirrored:
+            cv2.flip(plane, 1, dst=kept)
+        else:
+            kept[:] = plane
     return View(values, (stack.scale * factor).astype(np.float32), (stack.offset * factor).astype(np.float32))

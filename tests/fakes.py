@@ -28,8 +28,9 @@ class FakeClip:
         return (self._backward if backward else self._forward)[first:last]
 
     def stored_flow(self, first, last, *, backward=False):
-        planes = self.flow(first, last, backward=backward)
-        return planes, np.ones(planes.shape[:2]), np.zeros(planes.shape[:2])
+        flow = self.flow(first, last, backward=backward)
+        planes = list(flow.reshape(-1, *flow.shape[2:]))
+        return planes, np.ones(len(planes)), np.zeros(len(planes))
 
 
 class BrokenClip(FakeClip):

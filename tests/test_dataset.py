@@ -195,7 +195,7 @@ def test_a_test_clip_that_cannot_be_read_is_an_item_with_its_reason(monkeypatch)
 
 def test_loading_processes_by_device():
     assert loader_workers(-1, torch.device("cpu")) == 0
-    assert 1 <= loader_workers(-1, torch.device("cuda")) <= 8
+    assert 1 <= loader_workers(-1, torch.device("cuda")) <= 16
     assert loader_workers(3, torch.device("cpu")) == 3
 
 

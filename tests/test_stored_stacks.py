@@ -7,20 +7,21 @@ from pipeline import jpeg, quantize
 from pipeline.specs import StackSpec
 from pipeline.stacks import starts, window
 from pipeline.store import Record, ShardWriter, open_flow
-from pipeline.stored_stacks import Stack, StoredFields, stored_stack
+from pipeline.stored_stacks import Planes, stored_stack
 
 
 def stored(rng, count, height, width, scaling):
     """Fields as a store gives them, and their pixels by the formulas of docs/format.md, in float64."""
     q = rng.integers(0, 256, (count, 2, height, width)).astype(np.uint8)
+    planes = list(q.reshape(-1, height, width))
     if scaling == "bound":
         bound = rng.uniform(5, 40)
-        fields = StoredFields(q, np.full((count, 2), 2 * bound / 255), np.full((count, 2), -bound))
-        return fields, q * (2 * bound / 255) - bound
+        given = Planes(planes, np.full(2 * count, 2 * bound / 255), np.full(2 * count, -bound))
+        return given, q * (2 * bound / 255) - bound
     low = rng.uniform(-20, 0, (count, 2))
-    high = low + rng.uniform(0, 30, (count, 2)) * rng.integers(0, 2, (count, 2))  # a field may be the same everywhere
-    span = high - low
-    return StoredFields(q, span / 255, low), low[..., None, None] + q * span[..., None, None] / 255
+    span = rng.uniform(0, 30, (count, 2)) * rng.integers(0, 2, (count, 2))  # a field may be the same everywhere
+    given = Planes(planes, span.ravel() / 255, low.ravel())
+    return given, low[..., None, None] + q * span[..., None, None] / 255
 
 
 def by_hand(ahead, behind, spec):
@@ -43,22 +44,20 @@ def test_bytes_stand_for_the_stack_of_their_pixels(seed):
     where = window(count, spec, int(rng.integers(starts(count, spec))))
 
     def read(fields, span):
-        return None if span is None else StoredFields(*(part[slice(*span)] for part in fields))
+        return None if span is None else Planes(*(part[2 * span[0] : 2 * span[1]] for part in fields))
 
     made = stored_stack(read(forward, where.forward), read(backward, where.backward), spec, where)
     expected = by_hand(forward_px[list(where.ahead)], backward_px[list(where.behind)], spec)
-    assert made.planes.dtype == np.uint8 and made.pixels().dtype == np.float32
+    assert made.planes[0].dtype == np.uint8 and made.pixels().dtype == np.float32
     np.testing.assert_allclose(made.pixels(), expected, atol=1e-5)
 
 
 def test_a_trajectory_is_in_pixels():
-    rng = np.random.default_rng(0)
-    fields, _ = stored(rng, 3, 4, 5, "bound")
-    q = np.broadcast_to(np.uint8([140, 120])[None, :, None, None], (3, 2, 4, 5))
-    fields = StoredFields(q, np.full((3, 2), 0.1), np.full((3, 2), -12.75))
+    planes = [np.full((4, 5), byte, np.uint8) for byte in (140, 120)] * 3
+    fields = Planes(planes, np.full(6, 0.1), np.full(6, -12.75))
     spec = StackSpec(length=3, kind="trajectory", subtract_mean=False)
     made = stored_stack(fields, None, spec, window(3, spec, 0))
-    assert made.planes.dtype == np.float32
+    assert made.planes[0].dtype == np.float32
     np.testing.assert_allclose(made.pixels(), np.broadcast_to([[[1.25]], [[-0.75]]] * 3, (6, 4, 5)), atol=1e-5)
 
 
@@ -84,9 +83,8 @@ def test_a_store_gives_bytes_that_stand_for_its_flow(tmp_path, scaling):
         writer.finish({"height": 8, "width": 12, "scaling": scaling, "bound_px": 20.0})
         shard.record(record)
     clip = open_flow(tmp_path / "s.h5")["c"]
-    fields = StoredFields(*clip.stored_flow(1, 4))
-    assert fields.planes.dtype == np.uint8 and fields.planes.shape == (3, 2, 8, 12)
-    np.testing.assert_allclose(fields.pixels(), clip.flow(1, 4), atol=1e-5)
+    fields = Planes(*clip.stored_flow(1, 4))
+    assert len(fields.planes) == 6 and fields.planes[0].dtype == np.uint8
+    np.testing.assert_allclose(fields.pixels(), clip.flow(1, 4).reshape(6, 8, 12), atol=1e-5)
     with pytest.raises(ValueError, match="holds no backward flow; run the Flow stage"):
         clip.stored_flow(0, 1, backward=True)
-    assert isinstance(Stack(*(part.reshape(-1, *part.shape[2:]) for part in fields)).pixels(), np.ndarray)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from pipeline.specs import StackSpec, StreamSpec
-from pipeline.stored_stacks import Stack
+from pipeline.stored_stacks import Planes
 from pipeline.transforms import TestViews, TrainView, View, corner_crops, corner_sizes, jitter, resize
 
 
@@ -35,7 +35,7 @@ def mirrored(flow):
 
 def floats(flow):
     """A stack whose planes are pixels."""
-    return Stack(flow, np.ones(len(flow)), np.zeros(len(flow)))
+    return Planes(flow, np.ones(len(flow)), np.zeros(len(flow)))
 
 
 def drawn(*values):
@@ -143,7 +143,7 @@ def test_other_numbers_of_crops_are_refused():
 )
 def test_short_side_is_resized_and_a_crop_always_fits(height, width, resize_px, expected):
     assert resize(frame(height, width), spec(resize_px=resize_px)).shape == (*expected, 3)
-    assert resize(floats(stack(height, width)), spec("temporal", resize_px=resize_px)).planes.shape == (4, *expected)
+    assert resize(floats(stack(height, width)), spec("temporal", resize_px=resize_px)).pixels().shape == (4, *expected)
     assert TestViews(spec(resize_px=resize_px), crops=10)(frame(height, width)).values.shape == (10, 3, 16, 16)
 
 
@@ -181,7 +181,7 @@ def quantised(height, width, seed=0):
     rng = np.random.default_rng(seed)
     q, scale, offset = rng.integers(0, 256, (4, height, width)), rng.uniform(0.05, 0.2, 4), rng.uniform(-20, 0, 4)
     pixels = q * scale[:, None, None] + offset[:, None, None]
-    return Stack(q.astype(np.uint8), scale, offset), pixels
+    return Planes(q.astype(np.uint8), scale, offset), pixels
 
 
 def plain_view(pixels, settings, values):
