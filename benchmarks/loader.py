@@ -2,7 +2,6 @@
 
     python benchmarks/loader.py                       # a synthetic store of 340 x 256 that it writes itself
     python benchmarks/loader.py --store data/artifacts/ucf101/flow/DIGEST --workers 16
-    python benchmarks/loader.py --train --workers 16 --batch 256     # and how long training steps wait for data
 
 Both read the same JPEG bytes, with the same number of processes, in turn; items are stacks of L = 10, 224 x 224,
 cropped and mirrored at random. The usual reader is a torch Dataset that reads 2L gray images with cv2.imread, crops and
@@ -29,7 +28,6 @@ from pipeline import jpeg, quantize, store
 from pipeline.catalog import Clip
 from pipeline.dataset import TrainingSet, loader, stack_items
 from pipeline.specs import StackSpec, StreamSpec
-from pipeline.training import Run, train_step
 
 LENGTH, SIDE, BOUND_PX = 10, 224, 20.0
 
@@ -97,19 +95,10 @@ class UsualReader(Dataset):
         return torch.from_numpy((view.astype(np.float32) - 127.5) / 127.5), 0
 
 
-def stream(batch: int, items: int, network: str, workers: int) -> StreamSpec:
+def stream(batch: int, items: int) -> StreamSpec:
     """A temporal stream of the paper's inputs."""
     steps = -(-items // batch)
-    return StreamSpec(
-        stream="temporal",
-        network=network,
-        resize_px=256,
-        crop_px=SIDE,
-        batch=batch,
-        steps=steps,
-        loader_workers=workers,
-        stack=StackSpec(length=LENGTH),
-    )
+    return StreamSpec(stream="temporal", crop_px=SIDE, batch=batch, steps=steps, stack=StackSpec(length=LENGTH))
 
 
 def _begin_worker(worker: int) -> None:
@@ -135,7 +124,7 @@ def rate_of(batches) -> float:
 
 def read_rates(flow: Path, files: Path, clips: list[Clip], arguments) -> dict[str, float]:
     """One round of each, in turn."""
-    ours = TrainingSet(stream(arguments.batch, arguments.items, "small", arguments.workers), flow, clips)
+    ours = TrainingSet(stream(arguments.batch, arguments.items), flow, clips)
     usual = UsualReader(files, len(ours))
     parallel = {"num_workers": arguments.workers}
     if arguments.workers:
@@ -152,40 +141,6 @@ def read_rates(flow: Path, files: Path, clips: list[Clip], arguments) -> dict[st
     }
 
 
-def train_rates(flow: Path, clips: list[Clip], arguments) -> dict[str, float]:
-    """Training steps on this machine's device from the store, and on one batch that lies ready on the device."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    spec = stream(arguments.batch, arguments.items, arguments.network, arguments.workers)
-    data = TrainingSet(spec, flow, clips)
-    options = {"workers": arguments.workers, "pin": device.type == "cuda", "collate": stack_items}
-    run, waited, begun = Run(spec, 101, device), 0.0, None
-    batches = iter(loader(data, range(len(data)), batch=spec.batch, **options))
-    steps = 0
-    while True:
-        asked = time.perf_counter()
-        views, labels = next(batches, (None, None))
-        if views is None:
-            break
-        if begun is not None:
-            waited += time.perf_counter() - asked
-        train_step(run, views, labels)  # returns the loss, so it has waited for the device
-        steps += begun is not None
-        begun = begun or time.perf_counter()
-    whole = time.perf_counter() - begun
-    ready = torch.randn(spec.batch, 2 * LENGTH, SIDE, SIDE, device=device).contiguous(memory_format=torch.channels_last)
-    labels = torch.zeros(spec.batch, dtype=torch.int64)
-    train_step(run, ready, labels)
-    begun = time.perf_counter()
-    for _ in range(steps):
-        train_step(run, ready, labels)
-    synthetic = time.perf_counter() - begun
-    return {
-        "store": steps * spec.batch / whole,
-        "synthetic": steps * spec.batch / synthetic,
-        "waiting": waited / whole,
-    }
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--store", type=Path, help="a flow store whose short side is 256; else one is written")
@@ -196,8 +151,6 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--items", type=int, default=160, help="items in a round")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--train", action="store_true", help="measure training steps too")
-    parser.add_argument("--network", default="cnn_m_2048", help="of --train")
     arguments = parser.parse_args()
     cv2.setNumThreads(1)
     with tempfile.TemporaryDirectory() as scratch:
@@ -210,14 +163,13 @@ def main() -> None:
         ]
         count = write_files(Path(scratch) / "files", flow)
         rounds = [read_rates(folder, Path(scratch) / "files", clips, arguments) for _ in range(arguments.rounds)]
-        trained = train_rates(folder, clips, arguments) if arguments.train else None
         shards = [*flow.shard_paths(), flow.path]
         sizes = {"files": count, "hdf5_files": len(shards), "hdf5_bytes": sum(path.stat().st_size for path in shards)}
         sizes["jpeg_bytes"] = sum(flow[video_id].nbytes for video_id in flow)
-    report(rounds, trained, sizes, arguments)
+    report(rounds, sizes, arguments)
 
 
-def report(rounds: list[dict], trained: dict | None, sizes: dict, arguments) -> None:
+def report(rounds: list[dict], sizes: dict, arguments) -> None:
     """Print and record what was measured."""
     rates = {name: [one[name] for one in rounds] for name in rounds[0]}
     ratios = {name: [one[name] / one["usual"] for one in rounds] for name in ("views", "inputs")}
@@ -232,14 +184,8 @@ def report(rounds: list[dict], trained: dict | None, sizes: dict, arguments) -> 
         ("MB of JPEG / of HDF5", f"{sizes['jpeg_bytes'] / 1e6:.1f} / {sizes['hdf5_bytes'] / 1e6:.1f}"),
         ("KB a plane", f"{sizes['jpeg_bytes'] / sizes['files'] / 1e3:.1f}"),
     ]
-    if trained:
-        rows += [
-            (f"training {arguments.network}, batch {arguments.batch}, items/s", f"{trained['store']:.0f}"),
-            ("the same on inputs that lie ready, items/s", f"{trained['synthetic']:.0f}"),
-            ("share of the time that steps wait for data", f"{trained['waiting']:.1%}"),
-        ]
     medians = {name: statistics.median(values) for name, values in ratios.items()}
-    show("loader", rows, {"rounds": rounds, "ratios": medians, "sizes": sizes, "training": trained})
+    show("loader", rows, {"rounds": rounds, "ratios": medians, "sizes": sizes})
 
 
 if __name__ == "__main__":

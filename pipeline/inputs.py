@@ -29,8 +29,10 @@ class Views:
     def __len__(self) -> int:
         return len(self.values)
 
-    def __getitem__(self, rows) -> Views:
-        return Views(self.values[rows], self.scale[rows], self.offset[rows])
+    def chunk(self, parts: int) -> tuple[Views, ...]:
+        """The batch in parts of equal size, as torch cuts a tensor."""
+        cut = (tensor.chunk(parts) for tensor in (self.values, self.scale, self.offset))
+        return tuple(Views(*part) for part in zip(*cut, strict=True))
 
     @property
     def shape(self) -> torch.Size:
