@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 import torch
+from torch.utils.data._utils.pin_memory import pin_memory
 
+from pipeline.dataset import TestBatch, TestItem, stack_items, stack_test_items
 from pipeline.inputs import Views, join_views, stack_views, to_inputs
 from pipeline.transforms import View
 
@@ -64,3 +66,15 @@ def test_a_gpu_gives_the_same_inputs():
     pinned = batch.pin_memory()
     assert isinstance(pinned, Views) and pinned.values.is_pinned()
     torch.testing.assert_close(to_inputs(pinned, torch.device("cuda")).cpu(), to_inputs(batch, CPU), rtol=0, atol=1e-5)
+
+
+def test_torchs_loader_finds_every_tensor_to_pin(monkeypatch):
+    """What its pinning thread does, with a page-locking that only counts (the real one needs a GPU)."""
+    pinned = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor, *_: pinned.append(tensor.shape) or tensor)
+    found = pin_memory(stack_items([(views(6, 4, 4), 1), (views(6, 4, 4, seed=1), 0)]))
+    assert pinned == [(2, 6, 4, 4), (2, 6), (2, 6), (2,)] and isinstance(found[0], Views)
+    pinned.clear()
+    batch = pin_memory(stack_test_items([TestItem(3, views(5, 6, 4, 4), ""), TestItem(4, None, "bad JPEG")]))
+    assert pinned == [(5, 6, 4, 4), (5, 6), (5, 6)]
+    assert isinstance(batch, TestBatch) and batch.numbers == [3] and batch.failed == {4: "bad JPEG"}

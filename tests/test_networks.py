@@ -64,6 +64,12 @@ def test_cnn_m_has_the_layers_of_the_paper(stream, norms):
     assert spatial == CNN_M
     assert [shape for name, shape in seen if name == "Linear"] == [(2, 4096), (2, 2048), (2, 5)]
     assert sum(name == "LocalResponseNorm" for name, _ in seen) == norms
+    first, second = ["Conv2d", "ReLU", "LocalResponseNorm", "MaxPool2d"], ["Conv2d", "ReLU", "MaxPool2d"]
+    rest = ["Conv2d", "ReLU"] * 3 + ["MaxPool2d", "Flatten"] + ["Linear", "ReLU", "Dropout"] * 2 + ["Linear"]
+    assert [name for name, _ in seen] == first + (first if norms == 2 else second) + rest
+    kernels = [(m.kernel_size[0], m.stride[0]) for m in network.modules() if isinstance(m, nn.Conv2d)]
+    assert kernels == [(7, 2), (5, 2), (3, 1), (3, 1), (3, 1)]
+    assert {(m.kernel_size, m.stride) for m in network.modules() if isinstance(m, nn.MaxPool2d)} == {(3, 2)}
     assert sum(name == "ReLU" for name, _ in seen) == 7 and sum(name == "Dropout" for name, _ in seen) == 2
 
 
