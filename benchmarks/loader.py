@@ -60,12 +60,12 @@ def _planes(rng: np.random.Generator, fields: int):
         yield from quantize.to_bytes(field.astype(np.float32), bound_px=BOUND_PX)
 
 
-def write_files(folder: Path, flow: store.Store) -> int:
+def write_files(folder: Path, flow: store.Store, ids: list[str]) -> int:
     """The same bytes as files, `<clip>/x_00000.jpg` and `y_00000.jpg`; returns how many."""
     count = 0
-    for video_id, clip in flow.items():
+    for video_id in ids:
         (folder / video_id).mkdir(parents=True)
-        for k, data in enumerate(clip.jpegs()):
+        for k, data in enumerate(flow[video_id].jpegs()):
             (folder / video_id / f"{'xy'[k % 2]}_{k // 2:05}.jpg").write_bytes(data.tobytes())
             count += 1
     return count
@@ -144,7 +144,7 @@ def read_rates(flow: Path, files: Path, clips: list[Clip], arguments) -> dict[st
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--store", type=Path, help="a flow store whose short side is 256; else one is written")
-    parser.add_argument("--clips", type=int, default=16)
+    parser.add_argument("--clips", type=int, default=16, help="clips written, or taken from the store")
     parser.add_argument("--fields", type=int, default=60)
     parser.add_argument("--quality", type=int, default=95, help="JPEG quality of the store that is written")
     parser.add_argument("--workers", type=int, default=0, help="loading processes; 0: this one")
@@ -158,14 +158,14 @@ def main() -> None:
         if not arguments.store:
             write_store(folder, clips=arguments.clips, fields=arguments.fields, quality=arguments.quality)
         flow = store.open_flow(folder)
-        clips = [
-            Clip(i, i, n % 2, "x", "g", "train", 1, 1, "0" * 16) for n, i in enumerate(flow) if len(flow[i]) >= LENGTH
-        ]
-        count = write_files(Path(scratch) / "files", flow)
+        ids = [video_id for video_id in flow if len(flow[video_id]) >= LENGTH][: arguments.clips]
+        clips = [Clip(video_id, video_id, n % 2, "x", "g", "train", 1, 1, "0" * 16) for n, video_id in enumerate(ids)]
+        count = write_files(Path(scratch) / "files", flow, ids)
         rounds = [read_rates(folder, Path(scratch) / "files", clips, arguments) for _ in range(arguments.rounds)]
-        shards = [*flow.shard_paths(), flow.path]
+        names = {flow.rows[video_id]["shard"] for video_id in ids}
+        shards = [flow.path, *(path for path in flow.shard_paths() if path.stem in names)]
         sizes = {"files": count, "hdf5_files": len(shards), "hdf5_bytes": sum(path.stat().st_size for path in shards)}
-        sizes["jpeg_bytes"] = sum(flow[video_id].nbytes for video_id in flow)
+        sizes["jpeg_bytes"] = sum(flow[video_id].nbytes for video_id in ids)
     report(rounds, sizes, arguments)
 
 
