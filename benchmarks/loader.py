@@ -6,7 +6,7 @@
 Both read the same JPEG bytes, with the same number of processes, in turn; items are stacks of L = 10, 224 x 224,
 cropped and mirrored at random. The usual reader is a torch Dataset that reads 2L gray images with cv2.imread, crops and
 mirrors in bytes, and normalises in numpy. Ours subtracts mean flow as well. It is counted twice: as batches of views,
-whose arithmetic is left to the device, and as inputs, with that arithmetic done in numpy as the usual reader does it.
+whose arithmetic is left to the device, and as inputs, with that arithmetic done on the CPU, in the first process.
 Without processes ours makes the next batch in a thread: pin both to one core (taskset -c 0) to compare.
 """
 
@@ -27,6 +27,7 @@ from torch.utils.data import DataLoader, Dataset
 from pipeline import jpeg, quantize, store
 from pipeline.catalog import Clip
 from pipeline.dataset import TrainingSet, loader, stack_items
+from pipeline.inputs import to_inputs
 from pipeline.specs import StackSpec, StreamSpec
 
 LENGTH, SIDE, BOUND_PX = 10, 224, 20.0
@@ -105,16 +106,11 @@ def _begin_worker(worker: int) -> None:
     cv2.setNumThreads(1)
 
 
-def stack_inputs(items: list) -> tuple[torch.Tensor, torch.Tensor]:
-    """Batches of inputs that are ready, as the usual reader gives them."""
-    views, labels = zip(*items, strict=True)
-    return torch.from_numpy(np.stack([view.inputs() for view in views])), torch.tensor(labels)
-
-
-def rate_of(batches) -> float:
+def rate_of(batches, use=lambda views: views) -> float:
     """Items a second, the first batch (which waits for processes to start) not counted."""
     items, begun = 0, None
     for views, _ in batches:
+        use(views)
         if begun is None:
             begun = time.perf_counter()
         else:
@@ -130,14 +126,14 @@ def read_rates(flow: Path, files: Path, clips: list[Clip], arguments) -> dict[st
     if arguments.workers:
         parallel |= {"multiprocessing_context": "forkserver", "worker_init_fn": _begin_worker}
 
-    def batches(collate):
-        options = {"batch": arguments.batch, "workers": arguments.workers, "pin": False, "collate": collate}
+    def batches():
+        options = {"batch": arguments.batch, "workers": arguments.workers, "pin": False, "collate": stack_items}
         return loader(ours, range(len(ours)), **options)
 
     return {
         "usual": rate_of(DataLoader(usual, arguments.batch, **parallel)),
-        "views": rate_of(batches(stack_items)),
-        "inputs": rate_of(batches(stack_inputs)),
+        "views": rate_of(batches()),
+        "inputs": rate_of(batches(), lambda views: to_inputs(views, torch.device("cpu"))),
     }
 
 

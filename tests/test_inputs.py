@@ -37,6 +37,8 @@ def test_inputs_are_values_times_scale_plus_offset(shape):
     assert made.dtype == torch.float32 and made.shape == (4, *shape)
     np.testing.assert_allclose(made.numpy(), [expected(view) for view in given], atol=1e-5)
     assert made.flatten(0, -4).is_contiguous(memory_format=torch.channels_last)
+    in_floats = Views(batch.values.float(), batch.scale, batch.offset)
+    assert torch.equal(to_inputs(in_floats, CPU), made)  # the way that a GPU goes
 
 
 def test_a_batch_with_one_resized_view_is_of_floats():
