@@ -243,51 +243,6 @@ def test_check_refuses_what_cannot_be_built_without_building_it(tmp_path):
         networks.check(StreamSpec(network="nonsense"))
 
 
-@pytest.mark.parametrize("consensus", ["average", "max"])
-def test_logits_of_a_clip_are_the_consensus_of_its_snippets(consensus):
-    made = build(spec("temporal", segments=3, consensus=consensus, length=2), 5).eval()
-    made.head.weight.data *= 50
-    snippets = torch.randn(4, 3, 4, 64, 64)
-    with torch.no_grad():
-        clip = made(snippets).numpy()
-        alone = np.stack([made(snippets[:, k]).numpy() for k in range(3)])
-    np.testing.assert_allclose(clip, alone.sum(0) / 3 if consensus == "average" else alone.max(0), rtol=1e-4, atol=1e-5)
-
-
-def test_the_loss_of_the_consensus_is_one_loss_a_clip():
-    """TSN, equation 3: -log softmax of the mean of the logits, not the mean of the snippets' losses."""
-    made = build(spec(segments=2, crop_px=32), 3).eval()
-    made.head.weight.data *= 50
-    snippets, labels = torch.randn(3, 2, 3, 32, 32), np.array([0, 2, 1])
-    logits = np.stack([made(snippets[:, k]).detach().numpy() for k in range(2)]).astype(np.float64).mean(0)
-    by_hand = np.mean(np.log(np.exp(logits).sum(1)) - logits[np.arange(3), labels])
-    loss = nn.functional.cross_entropy(made(snippets), torch.from_numpy(labels))
-    assert float(loss.detach()) == pytest.approx(by_hand, rel=1e-5)
-
-
-@pytest.mark.parametrize("network", ["small", "resnet18", "mobilenet_v3_small", "densenet121"])
-def test_partial_bn_lets_only_the_first_normalisation_learn(network):
-    made = build(spec("spatial", network, partial_bn=True), 4).train()
-    norms = [(name, m) for name, m in made.named_modules() if isinstance(m, nn.BatchNorm2d)]
-    before = {name: value.clone() for name, value in made.state_dict().items()}
-    optimizer = torch.optim.SGD([weight for weight in made.parameters() if weight.requires_grad], lr=0.1)
-    nn.functional.cross_entropy(made(torch.randn(4, 3, 64, 64)), torch.arange(4)).backward()
-    optimizer.step()
-    changed = {name for name, value in made.state_dict().items() if not torch.equal(value, before[name])}
-    first, later = f"{norms[0][0]}.", tuple(f"{name}." for name, _ in norms[1:])
-    assert {f"{first}{part}" for part in ("running_mean", "running_var")} <= changed
-    assert norms[0][1].weight.grad is not None and not any(m.weight.requires_grad for _, m in norms[1:])
-    assert not [name for name in changed if name.startswith(later)]
-    assert backbones.first_convolution(made.body)[1].weight.grad.any()
-    assert [m.training for _, m in norms] == [True] + [False] * (len(norms) - 1)
-    assert not any(m.training for m in made.eval().modules())
-
-
-def test_partial_bn_without_effect_is_said(capsys):
-    build(spec("spatial", "cnn_m_2048", partial_bn=True, crop_px=41), 3)
-    assert "cnn_m_2048 has no second batch normalisation" in capsys.readouterr().err
-
-
 FAMILIES = [
     ("vgg11", 32, 4096),
     ("densenet121", 32, 1024),
