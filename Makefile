@@ -27,6 +27,7 @@ lint: $(VENV)/.installed
 
 bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/preprocess.py
+	$(BIN)/python benchmarks/loader.py
 	$(BIN)/python benchmarks/training.py
 	$(BIN)/python benchmarks/chain.py demo --seeds 0 1 2
 

@@ -217,9 +217,19 @@ class StreamSpec(Spec):
     network: str = setting("cnn_m_2048", "cnn_m_2048, small, or a torchvision classification model by name")
     start: str = setting("scratch", "scratch, imagenet (torchvision's weights), or the path of a weights file")
     train_layers: str = setting("all", "layers that are trained", choices=("all", "last"))
+    partial_bn: bool = setting(False, "TSN: every batch normalisation but the first keeps its weights and statistics")
+    segments: int = setting(
+        1, "TSN: snippets of a clip in a training step, one from each of as many parts", low=1, high=64
+    )
+    consensus: str = setting("average", "TSN: how the snippets' logits become a clip's", choices=("average", "max"))
     dropout: float = setting(0.9, "dropout of the fully connected layers", low=0.0, high=0.99)
     resize_px: int = setting(256, "short side before cropping; 0 takes frames as cached", low=0, high=4096)
     crop_px: int = setting(224, "side of the square crop", low=16, high=4096)
+    cropping: str = setting(
+        "random",
+        "crops in training: anywhere, or TSN's corners and centre at four scales",
+        choices=("random", "corners"),
+    )
     flip: bool = setting(True, "mirror at random in training (x of the flow negated)")
     jitter: float = setting(
         0.0, "spatial stream: strength of the random brightness, contrast and saturation", low=0.0, high=1.0
@@ -317,6 +327,7 @@ class ScoreSpec(Spec):
     crops: int = setting(
         10, "views of a frame: centre; and its mirror; corners and centre; and their mirrors", choices=(1, 2, 5, 10)
     )
+    per_view: bool = setting(False, "keep the scores and features of every view besides their means")
     batch: int = setting(0, "views in one forward pass; 0 chooses by device", low=0, neutral=True)
 
 

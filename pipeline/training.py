@@ -23,6 +23,7 @@ from pipeline.checkpoint import content_of_state, save_checkpoint
 from pipeline.dataset import TestSet, TrainingSet, loader, loader_workers, stack_items
 from pipeline.evaluation import evaluate
 from pipeline.files import write_json
+from pipeline.inputs import Views, to_inputs
 from pipeline.launch import Job, launch
 from pipeline.networks import resolve_device
 from pipeline.parallel import Items, World, process_count
@@ -136,12 +137,13 @@ def _say_speed(run: Run) -> None:
         say(f"training, {run.spec.stream}: {clips / busy:.1f} clips/s, {waiting / busy:.1%} of it waiting for data")
 
 
-def train_step(run: Run, inputs: torch.Tensor, labels: torch.Tensor) -> float:
+def train_step(run: Run, inputs: Views | torch.Tensor, labels: torch.Tensor) -> float:
     """One step on this process's share of a batch, in `accumulate` parts whose gradients are summed.
 
     Args:
         run: its network and optimizer change; `run.step` is the number of this step.
-        inputs: (N, C, H, W) float32, normalised; N is batch / processes.
+        inputs: views as they come from the loader, or (N, C, H, W) or (N, K, C, H, W) float32, normalised; N is
+            batch / processes.
         labels: (N,) int64.
 
     Returns:
@@ -171,7 +173,7 @@ def train_step(run: Run, inputs: torch.Tensor, labels: torch.Tensor) -> float:
     return value
 
 
-def _add_gradient(run: Run, part: int, inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def _add_gradient(run: Run, part: int, inputs: Views | torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Add the gradient of one part of the batch to the others'; processes exchange theirs with the last part."""
     run.piece.place = part * run.world.size + run.world.rank
     torch.manual_seed(_step_seed(run.spec.seed, run.step))  # dropout, drawn for the whole batch
@@ -182,9 +184,8 @@ def _add_gradient(run: Run, part: int, inputs: torch.Tensor, labels: torch.Tenso
     return loss.detach()
 
 
-def _loss(run: Run, inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    inputs = inputs.to(run.device, non_blocking=True, memory_format=torch.channels_last)
-    labels = labels.to(run.device, non_blocking=True)
+def _loss(run: Run, inputs: Views | torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    inputs, labels = to_inputs(inputs, run.device), labels.to(run.device, non_blocking=True)
     with torch.autocast(run.device.type, dtype=run.precision, enabled=run.precision is not None):
         return cross_entropy(run.model(inputs), labels, label_smoothing=run.spec.label_smoothing)
 

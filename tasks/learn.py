@@ -105,15 +105,16 @@ class ScoreStream(Stage):
         from pipeline import inference, store
 
         trained, data, catalog = self.requires()
-        scores = inference.score(
-            trained.checkpoint,
+        inference.score_to(
+            self.path,
+            self.attrs(),
+            checkpoint=trained.checkpoint,
             store_path=data.path,
             catalog=store.read_catalog(catalog.path),
             part=self.part,
             spec=self.spec("score"),
             device=self.run_spec.device,
         )
-        scores.write(self.path, **self.attrs())
 
 
 class ExtractFeatures(luigi.WrapperTask):

@@ -28,6 +28,11 @@ class FakeClip:
         assert self.kind == "flow" and 0 <= first < last <= len(self)
         return (self._backward if backward else self._forward)[first:last]
 
+    def stored_flow(self, first, last, *, backward=False):
+        flow = self.flow(first, last, backward=backward)
+        planes = list(flow.reshape(-1, *flow.shape[2:]))
+        return planes, np.ones(len(planes)), np.zeros(len(planes))
+
 
 class BrokenClip(FakeClip):
     """A clip of which nothing can be read."""

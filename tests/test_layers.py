@@ -26,7 +26,8 @@ LAYERS = [
         "store",
         "jobs",
     ),
-    *("cluster", "preprocess", "stacks", "transforms", "dataset", "backbones", "networks", "checkpoint", "evaluation"),
+    *("cluster", "preprocess", "stacks", "stored_stacks", "transforms", "inputs", "dataset"),
+    *("backbones", "networks", "checkpoint", "evaluation"),
     *("recipe", "parallel", "resume", "launch", "training", "train"),
     *("scores", "inference", "folds", "svm", "fusion", "report", "demo", "inspection", "machine", "doctor", "__main__"),
 ]

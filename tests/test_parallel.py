@@ -115,7 +115,7 @@ def test_what_this_machine_cannot_do_is_refused(gpus, values, device, message):
 def test_processes_of_a_machine_share_its_cores(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(12)))
     found = [loader_workers(-1, torch.device("cuda"), sharing) for sharing in (1, 2, 4, 20)]
-    assert found == [8, 6, 3, 1] and loader_workers(5, torch.device("cuda"), 4) == 5
+    assert found == [12, 6, 3, 1] and loader_workers(5, torch.device("cuda"), 4) == 5
 
 
 @pytest.fixture
