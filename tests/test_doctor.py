@@ -65,7 +65,7 @@ def test_the_report_is_json_and_a_sound_installation_exits_with_zero(quick, tmp_
 def test_the_text_ends_with_the_advice(quick, tmp_path, capsys):
     assert main(["doctor", "--artifacts", str(tmp_path)]) == 0
     printed = capsys.readouterr().out.splitlines()
-    assert printed[-1].startswith("use --flow-method deepflow: UCF-101's flow in about ")
+    assert printed[-1].startswith("use --flow-method tvl1: UCF-101's flow in about ")
     assert any(line.startswith("flow, dis_fast") and "50 pairs/s a core; UCF-101 in" in line for line in printed)
     assert any(line.startswith("video, ffmpeg        works") for line in printed)
 

@@ -81,7 +81,7 @@ def estimate(frames: np.ndarray, spec: FlowSpec, *, device: str = "auto", direct
     Source: `between` of the method's module names its paper and what we do differently.
     """
     device = resolve(spec.method, device)
-    if device == "cpu":
+    if torch_device(spec.method, device) == "cpu":
         return Download(estimate_on_device(frames, spec, device=device, direction=direction)).wait()[0]
     _check_frames(frames)
     flow = np.empty((len(frames) - 1, 2, *frames.shape[1:3]), np.float32)
@@ -122,7 +122,7 @@ def estimate_on_device(
         raise ValueError(f"cuts are {list(cuts)} in {len(frames)} frames; every clip needs at least 2")
     method, device = _REGISTRY[spec.method], resolve(spec.method, device)
     between = importlib.import_module(method.module).between
-    with current(device):
+    with current(torch_device(spec.method, device)):
         images = np.ascontiguousarray(to_rgb(frames) if method.colour else to_gray(frames))
         images = uploaded(images, device=device) if method.tensors else images
         first, second = (
@@ -143,6 +143,11 @@ def cuda_devices(method: str, device: str) -> tuple[str, ...]:
     if found == "cpu" or device != "auto":
         return () if found == "cpu" else (found,)
     return tuple(f"cuda:{k}" for k in range(_counted(_REGISTRY[method])[1]))
+
+
+def torch_device(method: str, device: str) -> str:
+    """Where torch has the tensors of a method that computes on `device`: there, or "cpu" if OpenCV does the work."""
+    return "cpu" if _REGISTRY[method].needs == "cv2" else device
 
 
 def may_use_cuda(method: str, device: str) -> bool:

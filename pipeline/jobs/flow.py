@@ -20,7 +20,7 @@ import cv2
 import numpy as np
 
 from pipeline import jpeg, quantize, store
-from pipeline.flow import estimate_on_device, resolve, takes_colour
+from pipeline.flow import estimate_on_device, resolve, takes_colour, torch_device
 from pipeline.flow.device import Download, current, host_array, pairs_at_once
 from pipeline.jobs import BAD_CLIP, printable
 from pipeline.jobs.helpers import Helpers, run_ahead
@@ -58,11 +58,12 @@ def flow_shard(job: FlowJob) -> int:
     """Make one flow shard; returns its number of clips."""
     cv2.setNumThreads(1)
     device = resolve(job.spec.method, job.device)
+    tensors_on = torch_device(job.spec.method, device)
     source = store.open_frames(job.frames)
     with (
         store.ShardWriter(job.path, "flow", job.attrs) as shard,
-        Helpers(job.threads or _share_of_cores(device)) as helpers,
-        current(device),
+        Helpers(job.threads or _share_of_cores(tensors_on)) as helpers,
+        current(tensors_on),
     ):
         for record in _Line(job, device, source, shard, helpers).run():
             shard.record(record)
@@ -144,6 +145,7 @@ class _Line:
 
     def __init__(self, job: FlowJob, device: str, source: store.Store, shard: store.ShardWriter, helpers: Helpers):
         self.spec, self.device, self.records = job.spec, device, job.records
+        self.tensors_on = torch_device(job.spec.method, device)
         self.source, self.shard, self.helpers = source, shard, helpers
         self.parts = {"": "forward", "backward": "backward"} if self.spec.backward else {"": "forward"}
         self.gray = not takes_colour(self.spec.method)  # luminance alone, which JPEG stores as a plane of its own
@@ -153,7 +155,7 @@ class _Line:
         """Make all clips; their outcomes, in the order of the records."""
         outcomes: list[Callable[[], store.Record]] = []
         read = run_ahead(self._read, self._batches(outcomes), ahead=self.helpers.ahead)
-        moved = run_ahead(self._move, read, ahead=0 if self.device == "cpu" else 1)
+        moved = run_ahead(self._move, read, ahead=0 if self.tensors_on == "cpu" else 1)
         for batch in run_ahead(self._encode, moved, ahead=self.helpers.ahead):
             self._write(batch)
         return [outcome() for outcome in outcomes]
@@ -190,7 +192,7 @@ class _Line:
             yield clip
 
     def _limit(self, size: tuple[int, int]) -> int:
-        return pairs_at_once(size[0] * size[1], device=self.device, batch_pairs=self.spec.batch_pairs)
+        return pairs_at_once(size[0] * size[1], device=self.tensors_on, batch_pairs=self.spec.batch_pairs)
 
     # --- the steps
 
@@ -198,7 +200,7 @@ class _Line:
         """Read the JPEG bytes, and have them decoded into one array."""
         counts = [piece.last - piece.first + 1 for piece in batch.pieces]
         shape = (sum(counts), *batch.pieces[0].clip.size, *(() if self.gray else (3,)))
-        batch.frames, end = host_array(shape, device=self.device), 0
+        batch.frames, end = host_array(shape, device=self.tensors_on), 0
         for piece, count in zip(batch.pieces, counts, strict=True):
             piece.frames, end = batch.frames[end : end + count], end + count
             with piece.watched():
