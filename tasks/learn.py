@@ -12,11 +12,19 @@ from tasks.base import Stage, told_plainly
 from tasks.prepare import Catalog, Flow, Frames
 
 
-class TrainStream(Stage):
+class OnDevice(Stage):
+    """A stage that computes with a network."""
+
+    @property
+    def resources(self) -> dict[str, int]:
+        """A GPU serves one such stage at a time; on CPUs alone `luigi --workers 4` runs four of them side by side."""
+        return {} if self.run_spec.device == "cpu" else {"gpu": 1}
+
+
+class TrainStream(OnDevice):
     """One stream, trained on the training part; the weights that did best on the validation part are kept."""
 
     stream = luigi.ChoiceParameter(choices=("spatial", "temporal"), description="which stream")
-    resources = {"gpu": 1}
     file = "curve.json"  # written after checkpoint.pt
 
     @property
@@ -78,12 +86,11 @@ class TrainStream(Stage):
         )
 
 
-class ScoreStream(Stage):
+class ScoreStream(OnDevice):
     """Probabilities and features of every clip of one part, from one trained stream."""
 
     stream = luigi.ChoiceParameter(choices=("spatial", "temporal"), description="which stream")
     part = luigi.ChoiceParameter(choices=("train", "val", "test"), default="test", description="which clips")
-    resources = {"gpu": 1}
     file = "scores.h5"
 
     @property

@@ -327,6 +327,12 @@ def test_other_weights_of_the_same_settings_are_scored_anew(config):
     assert not fresh(ScoreStream, stream="spatial", part="test").complete()
 
 
+def test_a_gpu_serves_one_training_at_a_time_and_cpus_many(config):
+    stages = TrainStream(stream="spatial"), ScoreStream(stream="spatial")
+    assert all(stage.resources == {} for stage in stages)  # [run] device = cpu
+    assert all(stage.clone(device="auto").resources == {"gpu": 1} for stage in stages)
+
+
 def test_official_splits_are_numbers(config, tmp_path):
     config.read_dict({"dataset.u": {"layout": "ucf101", "videos": "v", "lists": "l"}})
     assert fresh(Catalog, dataset="u", split="01").path == fresh(Catalog, dataset="u", split="1").path
