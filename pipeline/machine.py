@@ -18,7 +18,14 @@ from typing import Any
 # import name -> what pip calls it
 PACKAGES = {
     **{"numpy": "numpy", "cv2": "opencv-contrib-python", "torch": "torch", "torchvision": "torchvision"},
-    **{"h5py": "h5py", "dask": "dask", "distributed": "distributed", "luigi": "luigi", "sklearn": "scikit-learn"},
+    **{
+        "h5py": "h5py",
+        "dask": "dask",
+        "distributed": "distributed",
+        "luigi": "luigi",
+        "numba": "numba",
+        "sklearn": "scikit-learn",
+    },
     **{"matplotlib": "matplotlib", "jinja2": "jinja2", "tqdm": "tqdm"},
 }
 FILE_BACKENDS = ("GSTREAMER", "MSMF", "AVFOUNDATION", "CV_MJPEG")  # of OpenCV, beside FFMPEG; the rest are for cameras

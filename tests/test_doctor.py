@@ -108,7 +108,8 @@ def test_speed_by_a_clock_of_our_own(monkeypatch, device, call_seconds, rate):
 
     def estimate(frames, spec, *, device):
         assert cv2.getNumThreads() == 1 and torch.get_num_threads() == 1
-        assert frames.shape[1:] == (240, 320) and spec.method == "dis_fast"
+        small = device == "cpu" and not calls  # the first call warms up
+        assert frames.shape[1:] == ((64, 64) if small else (240, 320)) and spec.method == "dis_fast"
         calls.append(len(frames) - 1)
         now[0] += call_seconds
 
