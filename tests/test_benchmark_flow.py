@@ -1,5 +1,6 @@
 """The flow benchmark: is the motion that it compares with true, and does it run?"""
 
+import argparse
 import importlib
 import json
 import struct
@@ -182,3 +183,25 @@ def test_without_contrib_there_is_a_word_for_it(run, monkeypatch, capsys):
 def test_nothing_to_measure_is_an_error(run):
     with pytest.raises(SystemExit, match="no method of farneback is available on cuda; `python -m pipeline doctor`"):
         run("--quick", "--methods", "farneback", "--devices", "cuda")
+
+
+def test_every_method_takes_its_devices(benchmark, monkeypatch):
+    module = benchmark("flow")
+    monkeypatch.setattr(module.flow, "cuda_devices", lambda method, device: ("cuda:0", "cuda:1") * (method == "tvl1"))
+    found = dict.fromkeys(module.FLOW_METHODS, "available")
+
+    def lanes(*devices):
+        arguments = argparse.Namespace(methods=["tvl1", "farneback"], devices=list(devices) or None)
+        return [str(lane) for lane in module.choose(found, arguments)]
+
+    assert lanes() == ["tvl1, cpu", "tvl1, cuda:0", "tvl1, cuda:1", "farneback, cpu"]
+    assert lanes("cuda") == ["tvl1, cuda:0", "tvl1, cuda:1"]
+    assert lanes("cuda:1", "cpu") == ["tvl1, cpu", "tvl1, cuda:1", "farneback, cpu"]
+
+
+@pytest.mark.needs_cuda
+def test_quick_runs_on_cuda(run):
+    found = run("--quick", "--methods", "tvl1", "--devices", "cuda:0")
+    assert {"tvl1, cuda:0", "tvl1, cuda:0, not fetched"} <= {row["lane"] for row in found["speed"]}
+    assert all(row["peak_bytes"] for row in found["speed"] if "cuda" in row["lane"])
+    assert max(row["mean_px"] for row in found["agreement"]) < 0.01
