@@ -26,6 +26,7 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff format --check .
 
 bench: $(VENV)/.installed
+	$(BIN)/python benchmarks/flow.py
 	$(BIN)/python benchmarks/preprocess.py
 	$(BIN)/python benchmarks/loader.py
 	$(BIN)/python benchmarks/training.py
