@@ -134,7 +134,10 @@ def _check_value(section: str, field: dataclasses.Field, hint: Any, value: Any) 
     if not right:
         raise ValueError(f"{where} is {value!r}, which is not {_type_name(hint)}")
     if about["choices"] and value not in about["choices"]:
-        raise ValueError(f"{where} is {value!r}; allowed: {', '.join(map(str, about['choices']))}")
+        allowed = [str(choice) for choice in about["choices"]]
+        near = difflib.get_close_matches(str(value).lower(), allowed, 1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"{where} is {value!r}; allowed: {', '.join(allowed)}{hint}")
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"{where} is {value}; it must be finite")
     if about["low"] is not None and value < about["low"]:

@@ -83,7 +83,9 @@ def test_parse_reads_every_type():
     ("texts", "message"),
     [
         ({"metod": "tvl1"}, r"setting \[flow\] metod does not exist; did you mean 'method'\? allowed: "),
-        ({"method": "tvl2"}, r"\[flow\] method is 'tvl2'; allowed: tvl1, "),
+        ({"method": "tvl2"}, r"\[flow\] method is 'tvl2'; allowed: tvl1, .*; did you mean 'tvl1'\?$"),
+        ({"method": "TV-L1"}, r"did you mean 'tvl1'\?$"),
+        ({"method": "xyz"}, r"nvidia_of$"),
         ({"bound_px": "wide"}, r"\[flow\] bound_px is 'wide', which is not a number"),
         ({"jpeg_quality": "9.5"}, r"\[flow\] jpeg_quality is '9.5', which is not a whole number"),
         ({"backward": "maybe"}, r"\[flow\] backward is 'maybe', which is not true or false"),
