@@ -14,6 +14,7 @@ _STEEPNESS = tl.constexpr(tvl1_model.STEEPNESS)
 _UPDATE_PX = tl.constexpr(tvl1_model.UPDATE_PX)
 _GRAY = tl.constexpr(1 / filters.MEDIAN_GRAY)
 _FLOOR = tl.constexpr(filters.MEDIAN_FLOOR)
+_SPREAD = tl.constexpr(filters.MEDIAN_SPREAD)
 
 
 @triton.jit(do_not_specialize=SIZE)
@@ -172,33 +173,30 @@ def weighted_median(
     plane, here = height * width, y * width + x
     images += image * plane
     middle = tl.load(images + here)
-    weights, half = (), tl.zeros_like(middle)
+    weights, total = (), tl.zeros_like(middle)
     for j in tl.static_range(len(TAPS)):
         difference = (tl.load(images + _shifted(x, y, TAPS[j], height, width)) - middle) * _GRAY
         difference *= difference
         weight = (1 / (1 + difference * difference) * (1 - _FLOOR) + _FLOOR) * TAPS[j][2]
-        half += 0.5 * weight
+        total += weight
         weights = weights + (weight,)
+    low, high = total * (0.5 - _SPREAD), total * (0.5 + _SPREAD)
     for component in range(2):
         shift = (image * 2 + component) * plane
         values = ()
         for j in tl.static_range(len(TAPS)):
             values = values + (_limited(flow + shift, start + shift, _shifted(x, y, TAPS[j], height, width)),)
-        low, high = tl.zeros_like(middle), tl.zeros_like(middle)
-        low_stand, high_stand = low - float("inf"), low + float("inf")
+        mean = tl.zeros_like(middle)
         for j in tl.static_range(len(TAPS)):
-            stand = 0.5 * weights[j]
+            below = tl.zeros_like(middle)
             for i in tl.static_range(len(TAPS)):
                 if i < j:  # of equal values the earlier one counts as below
-                    stand += tl.where(values[i] <= values[j], weights[i], 0.0)
+                    below += tl.where(values[i] <= values[j], weights[i], 0.0)
                 if i > j:
-                    stand += tl.where(values[i] < values[j], weights[i], 0.0)
-            nearer = (stand <= half) & (stand > low_stand)
-            low, low_stand = tl.where(nearer, values[j], low), tl.where(nearer, stand, low_stand)
-            nearer = (stand > half) & (stand < high_stand)
-            high, high_stand = tl.where(nearer, values[j], high), tl.where(nearer, stand, high_stand)
-        share = (half - low_stand) / (high_stand - low_stand)
-        tl.store(filtered + shift + here, low + share * (high - low), mask=stored)
+                    below += tl.where(values[i] < values[j], weights[i], 0.0)
+            part = tl.minimum(below + weights[j], high) - tl.maximum(below, low)
+            mean += values[j] * tl.maximum(part, 0.0)
+        tl.store(filtered + shift + here, mean / (high - low), mask=stored)
 
 
 @triton.jit
