@@ -105,13 +105,13 @@ def warp(
 @triton.jit
 def tile(height, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     """Columns and rows of this program's pixels, clamped; whether each is one of the image; the image's number."""
-    across = tl.cdiv(width, COLUMNS)
-    x = (tl.program_id(0) % across) * COLUMNS + tl.arange(0, COLUMNS)[None, :]
-    y = (tl.program_id(0) // across) * ROWS + tl.arange(0, ROWS)[:, None]
+    across, down = tl.cdiv(width, COLUMNS), tl.cdiv(height, ROWS)
+    image, number = tl.program_id(0) // (across * down), tl.program_id(0) % (across * down)
+    x = number % across * COLUMNS + tl.arange(0, COLUMNS)[None, :]
+    y = number // across * ROWS + tl.arange(0, ROWS)[:, None]
     stored = (x < width) & (y < height)
-    x, y = tl.minimum(x, width - 1), tl.minimum(y, height - 1)
-    x, y = tl.broadcast(x, y)
-    return x, y, stored, tl.program_id(1).to(tl.int64)
+    x, y = tl.broadcast(tl.minimum(x, width - 1), tl.minimum(y, height - 1))
+    return x, y, stored, image.to(tl.int64)
 
 
 @triton.jit

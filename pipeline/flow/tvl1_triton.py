@@ -142,4 +142,4 @@ def _launch(kernel: triton.JITFunction, over: Tensor, *arguments, **constants) -
     count, _, height, width = over.shape
     tile = MEDIAN_TILE if kernel is kernels.weighted_median else TILE
     tiles = triton.cdiv(width, tile["COLUMNS"]) * triton.cdiv(height, tile["ROWS"])
-    kernel[(tiles, count)](*arguments, height, width, **constants, **tile)
+    kernel[(count * tiles,)](*arguments, height, width, **constants, **tile)
