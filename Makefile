@@ -26,7 +26,10 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff format --check .
 
 bench: $(VENV)/.installed
+	$(BIN)/python benchmarks/flow.py
 	$(BIN)/python benchmarks/preprocess.py
+	$(BIN)/python benchmarks/loader.py
+	$(BIN)/python benchmarks/training.py
 	$(BIN)/python benchmarks/chain.py demo --seeds 0 1 2
 
 clean:

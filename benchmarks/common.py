@@ -31,12 +31,21 @@ def spread(values: list[float], digits: int = 2) -> str:
     return f"{middle} ({low} to {high})"
 
 
-def show(title: str, rows: list[tuple[str, str]], record: dict) -> None:
-    """Print a Markdown table and write `record` to data/benchmarks/<title>.json."""
-    print(f"\n{title}, on {machine()}\n\n| what | measured |\n|---|---|")
-    for name, value in rows:
-        print(f"| {name} | {value} |")
+def table(header: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table."""
+    head, *body = (f"| {' | '.join(row)} |" for row in (header, *rows))
+    return "\n".join([head, "|---" * len(header) + "|", *body])
+
+
+def write(title: str, record: dict) -> None:
+    """Write `record` to data/benchmarks/<title>.json and print where that is."""
     path = ROOT / "data/benchmarks" / f"{title.replace(' ', '-')}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"machine": machine(), **record}, indent=1))
     print(f"\n{path}")
+
+
+def show(title: str, rows: list[tuple[str, str]], record: dict) -> None:
+    """Print a Markdown table and write `record` to data/benchmarks/<title>.json."""
+    print(f"\n{title}, on {machine()}\n\n{table(['what', 'measured'], [list(row) for row in rows])}")
+    write(title, record)

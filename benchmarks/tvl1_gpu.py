@@ -16,7 +16,7 @@ from itertools import pairwise
 import torch
 from common import show
 
-from pipeline.flow import estimate, tvl1, tvl1_torch, tvl1_triton
+from pipeline.flow import device, estimate, tvl1_torch, tvl1_triton
 from pipeline.flow.filters import pyramid_sizes
 from pipeline.flow.tvl1_model import MIN_SIDE_PX, box_of
 from pipeline.specs import FlowSpec
@@ -91,7 +91,8 @@ def rates() -> None:
     rows.append(("340 x 256, from numpy frames to flow on the host", f"{rate:.0f} pairs/s"))
     memory = torch.cuda.max_memory_allocated()
     rows.append(("most memory held", f"{memory / 2**30:.2f} GiB"))
-    rows.append(("bytes allowed a pixel of a pair", f"{tvl1.CUDA_BYTES_PER_PIXEL}, used {peak_bytes_per_pixel():.0f}"))
+    used = f"{peak_bytes_per_pixel():.0f} of {device.CUDA_BYTES_PER_PIXEL} allowed"
+    rows.append(("bytes a pixel of a pair", used))
     show("tvl1 on CUDA", rows, {"copy_bandwidth": bandwidth, "pairs_per_second": record})
 
 

@@ -1,6 +1,6 @@
 """The library of the two-stream pipeline: arrays and files, no Luigi.
 
-Read the modules in the order of the data: `specs`, `catalog`, `video`, `flow`, `quantize`, `store`, `cluster`,
+Read the modules in the order of the data: `specs`, `catalog`, `video`, `flow`, `quantize`, `store`, `jobs`, `cluster`,
 `preprocess`, `stacks`, `transforms`, `dataset`, `networks`, `training`, `scores`, `inference`, `fusion`, `report`.
 A module imports only from those before it in this list; `tests/test_layers.py` holds it to that.
 """

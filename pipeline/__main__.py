@@ -1,4 +1,7 @@
-"""`python -m pipeline`: look at what was made, without Luigi."""
+"""`python -m pipeline`: look at what was made, and at the machine, without Luigi.
+
+Each command imports what it needs: `doctor` must run where packages are missing.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,6 @@ import os
 import sys
 from pathlib import Path
 from typing import Any
-
-from pipeline import inspection
 
 ROWS_SHOWN = 20
 
@@ -58,14 +59,22 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(run=_status)
 
     command = commands.add_parser("invalidate", help="remove a stage's artifacts, so that they are made again")
-    command.add_argument("stage", choices=list(inspection.LAST_FILES))
+    command.add_argument("stage", help="catalog, frames, flow, train_stream, score_stream, fuse or report")
     command.add_argument("--dataset", default="", help="of this dataset only")
     command.add_argument("--artifacts", type=Path, default=Path("data/artifacts"), help="default: %(default)s")
     command.set_defaults(run=_invalidate)
+
+    command = commands.add_parser("doctor", help="what works on this machine, what does not and why, and how fast")
+    command.add_argument("--artifacts", type=Path, default=Path("data/artifacts"), help="default: %(default)s")
+    command.add_argument("--seconds", type=float, default=1.5, help="for which a flow method is timed; %(default)s")
+    command.add_argument("--json", action="store_true")
+    command.set_defaults(run=_doctor)
     return parser
 
 
 def _inspect(arguments: argparse.Namespace) -> int:
+    from pipeline import inspection
+
     found = inspection.describe(arguments.path, clip=arguments.clip)
     if arguments.picture:
         inspection.picture(arguments.path, arguments.picture, clip=arguments.clip)
@@ -96,18 +105,24 @@ def _summary(arguments: argparse.Namespace) -> int:
 
 
 def _verify(arguments: argparse.Namespace) -> int:
+    from pipeline import inspection
+
     faults = inspection.verify(arguments.path)
     print("\n".join(faults) or f"{arguments.path}: every clip is as it was written")
     return 1 if faults else 0
 
 
 def _repair(arguments: argparse.Namespace) -> int:
+    from pipeline import inspection
+
     removed = inspection.repair(arguments.path, failed=arguments.failed)
     print("\n".join(f"removed {name}; run the stage again" for name in removed) or "nothing is damaged")
     return 0
 
 
 def _status(arguments: argparse.Namespace) -> int:
+    from pipeline import inspection
+
     rows = inspection.status(arguments.artifacts)
     if arguments.json:
         print(json.dumps(rows, indent=1))
@@ -120,9 +135,19 @@ def _status(arguments: argparse.Namespace) -> int:
 
 
 def _invalidate(arguments: argparse.Namespace) -> int:
+    from pipeline import inspection
+
     removed = inspection.invalidate(arguments.artifacts, arguments.stage, dataset=arguments.dataset)
     print("\n".join(f"removed {folder}" for folder in removed) or "there was nothing to remove")
     return 0
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from pipeline import doctor
+
+    found = doctor.examine(arguments.artifacts, seconds=arguments.seconds)
+    print(json.dumps(found, indent=1) if arguments.json else "\n".join(doctor.lines(found)))
+    return 1 if found["broken"] else 0
 
 
 def _print_values(values: dict[str, Any]) -> None:

@@ -1,4 +1,7 @@
-"""torchvision's classification models as bodies of a stream: without their last layer, for any number of channels."""
+"""Bodies of a stream's network, everything but its last layer, for any number of channels.
+
+CNN-M-2048 is the paper's; `small` is for the demo; any torchvision classification model serves as a body by its name.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +13,86 @@ from torch import nn
 from pipeline.spec import unknown_name
 from pipeline.specs import StreamSpec
 
-OWN = ("cnn_m_2048", "small")  # networks that `networks.py` defines itself
 AUXILIARY = ("aux1", "aux2", "AuxLogits")
+
+
+def cnn_m_2048(spec: StreamSpec) -> tuple[nn.Module, int, str]:
+    """CNN-M-2048 without its last layer, for square inputs of `crop_px`.
+
+    Source: Chatfield et al. 2014, table 2 (conv2 padded by 1, pooling rounds up, as in their Caffe model), and Simonyan
+    and Zisserman 2014, figure 1: the temporal network drops the second normalisation. Differs in its start: He et al.'s
+    initialisation, with which eight layers train without a shallower network's help.
+    """
+    side = _cnn_m_side(spec.crop_px)
+    second_norm = [_krizhevsky_norm()] if spec.stream == "spatial" else []
+    body = nn.Sequential(
+        nn.Conv2d(spec.channels, 96, 7, stride=2),
+        nn.ReLU(inplace=True),
+        _krizhevsky_norm(),
+        _pool(),
+        nn.Conv2d(96, 256, 5, stride=2, padding=1),
+        nn.ReLU(inplace=True),
+        *second_norm,
+        _pool(),
+        nn.Conv2d(256, 512, 3, padding=1),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(512, 512, 3, padding=1),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(512, 512, 3, padding=1),
+        nn.ReLU(inplace=True),
+        _pool(),
+        nn.Flatten(),
+        nn.Linear(512 * side * side, 4096),
+        nn.ReLU(inplace=True),
+        nn.Dropout(spec.dropout),
+        nn.Linear(4096, 2048),
+        nn.ReLU(inplace=True),
+        nn.Dropout(spec.dropout),
+    )
+    return _he_start(body), 2048, "head"
+
+
+def _pool() -> nn.MaxPool2d:
+    return nn.MaxPool2d(3, stride=2, ceil_mode=True)
+
+
+def _krizhevsky_norm() -> nn.LocalResponseNorm:
+    # Krizhevsky et al. 2012, section 3.3: k + 1e-4 * sum over n = 5; torch divides its alpha by n
+    return nn.LocalResponseNorm(5, alpha=5 * 1e-4, beta=0.75, k=2.0)
+
+
+def _cnn_m_side(crop_px: int) -> int:
+    """Side of the last feature map. 224 -> 109 -> 54 -> 26 -> 13 -> 6."""
+    side = (crop_px - 7) // 2 + 1  # conv1
+    side = -(-(side - 3) // 2) + 1  # pool1
+    side = (side + 2 - 5) // 2 + 1  # conv2
+    side = -(-(side - 3) // 2) + 1  # pool2
+    side = -(-(side - 3) // 2) + 1  # pool5
+    if side < 1:
+        raise ValueError(f"[stream] crop_px is {crop_px}; cnn_m_2048 needs at least 41")
+    return side
+
+
+def small(spec: StreamSpec) -> tuple[nn.Module, int, str]:
+    """Four convolutions for small pictures on a CPU: a millisecond an input, a hundred thousand weights."""
+    layers: list[nn.Module] = []
+    for before, after, size in ((spec.channels, 16, 5), (16, 32, 3), (32, 64, 3), (64, 128, 3)):
+        convolution = nn.Conv2d(before, after, size, stride=2, padding=size // 2, bias=False)
+        layers += [convolution, nn.BatchNorm2d(after), nn.ReLU(inplace=True)]
+    body = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(spec.dropout))
+    return _he_start(body), 128, "head"
+
+
+def _he_start(body: nn.Sequential) -> nn.Sequential:
+    for module in body:
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    return body
+
+
+OWN = {"cnn_m_2048": cnn_m_2048, "small": small}  # networks that are not torchvision's
 
 
 def torchvision_body(spec: StreamSpec) -> tuple[nn.Module, int, str]:

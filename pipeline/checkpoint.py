@@ -113,7 +113,7 @@ def load_checkpoint(
             not fit the network; names what was given and what was expected.
     """
     record = load_tensors(Path(path), CHECKPOINT_FORMAT, FORMAT_VERSION)
-    spec, found = _spec(path, record.pop("stream_spec")), tuple(record.pop("classes"))
+    spec, found = spec_of(path, record.pop("stream_spec")), tuple(record.pop("classes"))
     for name, wanted in (("network", network), ("stream", stream)):
         if wanted is not None and getattr(spec, name) != wanted:
             raise ValueError(f"{path} holds {name} {getattr(spec, name)!r}; expected {wanted!r}")
@@ -128,7 +128,12 @@ def load_checkpoint(
     return Checkpoint(rebuilt.eval(), spec, found, record)
 
 
-def _spec(path: Path | str, values: dict[str, Any]) -> StreamSpec:
+def spec_of(path: Path | str, values: dict[str, Any]) -> StreamSpec:
+    """A stream's settings from `as_dict`, as found in `path`.
+
+    Raises:
+        ValueError: settings that this code does not know.
+    """
     try:
         stack = StackSpec(**values["stack"]) if values.get("stack") else None
         return StreamSpec(**{**values, "milestones": tuple(values["milestones"]), "stack": stack})

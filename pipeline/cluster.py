@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import dataclasses
+import functools
 import logging
 import os
 import threading
@@ -31,27 +33,43 @@ _DASK_SETTINGS = {
 }
 
 
-def worker_count(spec: ClusterSpec) -> int:
-    """Workers that `spec` asks for: its number, or one a core this process may use."""
+def worker_count(spec: ClusterSpec, devices: tuple[str, ...] = ()) -> int:
+    """Workers that `spec` asks for: its number, or one a core this process may use; on this machine one a device."""
+    if devices and spec.kind in ("inline", "local"):
+        return min(spec.workers or len(devices), len(devices))
     return spec.workers or len(os.sched_getaffinity(0))
 
 
+def threads_each(spec: ClusterSpec, devices: tuple[str, ...]) -> int:
+    """Threads of a worker beside its device: its share of the cores; 1 without; 0 elsewhere: the worker finds out."""
+    if spec.threads or not devices:
+        return spec.threads or 1
+    if spec.kind not in ("inline", "local"):
+        return 0
+    workers = 1 if spec.kind == "inline" else worker_count(spec, devices)
+    return max(1, len(os.sched_getaffinity(0)) // workers)
+
+
 class Workers:
-    """Runs a function over jobs, each job in one worker process with one thread.
+    """Runs a function over jobs, one job at a time in each worker process, and at most one at a time on a device.
 
     Args:
         spec: where the workers are.
         most: workers that the work at hand can occupy; no more are started.
+        devices: none for work on the CPU. On this machine (`inline`, `local`) one worker is started for each, and every
+            job is handed over with its field `device` set to its worker's. Elsewhere a job keeps its `device`, and goes
+            to workers that offer the dask resource GPU, if there are such.
     """
 
-    def __init__(self, spec: ClusterSpec, *, most: int):
-        self.spec = spec
-        self.count = min(worker_count(spec), max(most, 1))
+    def __init__(self, spec: ClusterSpec, *, most: int, devices: tuple[str, ...] = ()):
+        self.spec, self.devices = spec, devices
+        self.count = min(worker_count(spec, devices), max(most, 1))
         self._held: _Held | None = None
 
     def __enter__(self) -> Workers:
         if self.spec.kind != "inline":
-            self._held = _KEPT.take(self.spec, self.count) or _Held(self.spec, self.count)
+            wanted = (self.spec, self.count, self.devices)
+            self._held = _KEPT.take(wanted) or _Held(wanted)
         return self
 
     def __exit__(self, kind, error, trace) -> None:
@@ -68,8 +86,10 @@ class Workers:
         """
         if self._held is None:
             for job in jobs:
-                yield job, _outcome(function, job)
+                yield job, _outcome(function, _on(self.devices[0], job) if self.devices else job)
             return
+        if self.devices and self.spec.kind == "local":
+            function = functools.partial(_on_own_device, function, self.devices)
         yield from self._run_on_dask(function, iter(jobs))
 
     def _run_on_dask(self, function: Callable[[Any], Any], jobs: Iterator[Any]) -> Iterator[tuple[Any, Any]]:
@@ -78,11 +98,12 @@ class Workers:
         client = self._held.client
         threads = sum(client.nthreads().values()) if self.spec.kind == "address" else 0
         width = self.spec.in_flight * max(threads, self.count)
+        resources = {"GPU": 1} if self.devices and _offer_gpus(client) else None
         held, running = {}, as_completed(loop=client.loop)
 
         def hand_out() -> None:
             for job in jobs:
-                future = client.submit(function, job, pure=False)
+                future = client.submit(function, job, pure=False, resources=resources)
                 held[future.key] = job
                 running.add(future)
                 return
@@ -96,14 +117,17 @@ class Workers:
             hand_out()
 
 
+_Wanted = tuple[ClusterSpec, int, tuple[str, ...]]  # where, how many workers, on which devices
+
+
 class _Held:
     """Connected workers, and what must be closed after them."""
 
-    def __init__(self, spec: ClusterSpec, count: int):
-        self.key = (spec, count, os.getpid())
+    def __init__(self, wanted: _Wanted):
+        self.key = (wanted, os.getpid())
         self._stack = contextlib.ExitStack()
         try:
-            self.client = _connect(spec, count, self._stack)
+            self.client = _connect(*wanted, self._stack)
         except BaseException:
             self._stack.close()
             raise
@@ -126,10 +150,10 @@ class _Kept:
         self._timer = threading.Timer(0, lambda: None)
         atexit.register(self.close)
 
-    def take(self, spec: ClusterSpec, count: int) -> _Held | None:
+    def take(self, wanted: _Wanted) -> _Held | None:
         """The kept workers if they are such as are wanted; others are closed."""
         held = self._release()
-        if held is not None and held.key != (spec, count, os.getpid()):
+        if held is not None and held.key != (wanted, os.getpid()):
             held.close()
             return None
         return held
@@ -173,6 +197,24 @@ class WorkerDied(RuntimeError):
     """The process that ran a job ended without an answer: a crash in native code, a kill, or too little memory."""
 
 
+def _on(device: str, job: Any) -> Any:
+    return dataclasses.replace(job, device=device)
+
+
+def _on_own_device(function: Callable[[Any], Any], devices: tuple[str, ...], job: Any) -> Any:
+    """In a local worker: they are named 0, 1, ..., and keep their name when they have to be started again."""
+    from distributed import get_worker
+
+    return function(_on(devices[int(get_worker().name)], job))
+
+
+def _offer_gpus(client: Any) -> bool:
+    # a lambda travels by value: a scheduler need not have the project installed
+    return client.run_on_scheduler(
+        lambda dask_scheduler: any(worker.resources.get("GPU") for worker in dask_scheduler.workers.values())
+    )
+
+
 def _outcome(function: Callable[[Any], Any], job: Any) -> Any:
     try:
         return function(job)
@@ -191,20 +233,20 @@ def _result_of(future: Any) -> Any:
     return error if error is not None else future.result()
 
 
-def _connect(spec: ClusterSpec, workers: int, stack: contextlib.ExitStack) -> Any:
+def _connect(spec: ClusterSpec, workers: int, devices: tuple[str, ...], stack: contextlib.ExitStack) -> Any:
     import dask
     from distributed import Client
 
     with dask.config.set(_DASK_SETTINGS):
-        where = spec.address if spec.kind == "address" else _start_cluster(spec, workers, stack)
+        where = spec.address if spec.kind == "address" else _start_cluster(spec, workers, devices, stack)
         client = Client(where, timeout="30s")
     stack.callback(client.close)  # not as a context manager: it may be closed by the thread of a timer
     return client
 
 
-def _start_cluster(spec: ClusterSpec, workers: int, stack: contextlib.ExitStack) -> Any:
+def _start_cluster(spec: ClusterSpec, workers: int, devices: tuple[str, ...], stack: contextlib.ExitStack) -> Any:
     if spec.kind == "jobqueue":
-        cluster = _job_queue(spec)
+        cluster = _job_queue(spec, devices)
         cluster.scale(jobs=workers)
     else:
         from distributed import LocalCluster
@@ -221,7 +263,7 @@ def _start_cluster(spec: ClusterSpec, workers: int, stack: contextlib.ExitStack)
     return cluster
 
 
-def _job_queue(spec: ClusterSpec) -> Any:
+def _job_queue(spec: ClusterSpec, devices: tuple[str, ...]) -> Any:
     try:
         import dask_jobqueue
     except ImportError:
@@ -235,4 +277,7 @@ def _job_queue(spec: ClusterSpec) -> Any:
     }[spec.queue_system]
     queue = {"queue": spec.queue} if spec.queue and spec.queue_system != "htcondor" else {}
     walltime = {} if spec.queue_system == "htcondor" else {"walltime": spec.walltime}
-    return getattr(dask_jobqueue, name)(cores=1, processes=1, memory=spec.memory, **queue, **walltime)
+    # with more cores a worker would take more jobs at a time, but for the resource, of which it has one
+    several = {"worker_extra_args": ["--resources", "GPU=1"]} if devices else {}
+    cores = spec.threads if devices and spec.threads else 1
+    return getattr(dask_jobqueue, name)(cores=cores, processes=1, memory=spec.memory, **queue, **walltime, **several)

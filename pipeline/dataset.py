@@ -20,12 +20,15 @@ from torch.utils.data import DataLoader, Dataset
 
 from pipeline import stacks, store
 from pipeline.catalog import Clip
+from pipeline.inputs import Views, join_views, stack_views
 from pipeline.progress import say
 from pipeline.specs import StreamSpec
-from pipeline.transforms import TestViews, TrainView
+from pipeline.stored_stacks import Planes, stored_stack
+from pipeline.transforms import TestViews, TrainView, View
 
 _ITEM, _CLASS_ORDER, _CLIP_ORDER = range(3)  # purposes of random numbers: each has a sequence of its own
-_MAX_WORKERS = 8
+_MAX_WORKERS = 16
+_BATCHES_AHEAD = 2  # of each loading process; a batch of 256 temporal inputs is 250 MB even in bytes
 
 
 class Pictures:
@@ -40,14 +43,15 @@ class Pictures:
         stored = self.store[video_id]
         return stacks.starts(len(stored), self.spec.stack) if self.spec.stack else len(stored)
 
-    def read(self, video_id: str, position: int) -> np.ndarray:
-        """One picture: a frame (H, W, 3) uint8, or a stack (2L, H, W) float32 in pixels."""
+    def read(self, video_id: str, position: int) -> np.ndarray | Planes:
+        """One picture: a frame (H, W, 3) uint8, or a stack of 2L planes. One read of the store a direction."""
         stored = self.store[video_id]
         if self.spec.stack is None:
             return stored.frames(position, position + 1)[0]
         where = stacks.window(len(stored), self.spec.stack, position)
-        backward = stored.flow(*where.backward, backward=True) if where.backward else None
-        return stacks.make_stack(stored.flow(*where.forward), backward, self.spec.stack, where)
+        forward = Planes(*stored.stored_flow(*where.forward))
+        backward = Planes(*stored.stored_flow(*where.backward, backward=True)) if where.backward else None
+        return stored_stack(forward, backward, self.spec.stack, where)
 
     def usable(self, clips: Sequence[Clip], use: str) -> list[Clip]:
         """The clips that the store holds; says how many it does not, and for what they are lost."""
@@ -87,6 +91,19 @@ class ClassUniform:
         return members[_generator(self.seed, _CLIP_ORDER, turn, int(chosen)).permutation(len(members))[rank]]
 
 
+def snippet_positions(count: int, drawn: np.ndarray) -> list[int]:
+    """One random position in each of K equal parts of 0 ... count - 1, K being how many numbers in [0, 1) were drawn.
+
+    The parts are cut as real numbers, so that every position can be drawn, and a clip of fewer than K positions gives
+    each of them about equally often, in order. Example: 10 positions, drawn 0.5 0.5 0.99, are 1 5 9.
+
+    Source: Wang et al., Temporal Segment Networks, ECCV 2016, section 3.1; their code cuts to whole positions and never
+    draws the rest, and takes the first position K times of a clip that is too short.
+    """
+    places = ((part + share) / len(drawn) * count for part, share in enumerate(drawn))
+    return [min(int(place), count - 1) for place in places]  # 63.999... of 64 may be rounded up
+
+
 class TrainingSet(Dataset):
     """Items of training by number: item i of step s has number s * batch + i."""
 
@@ -107,16 +124,26 @@ class TrainingSet(Dataset):
     def __len__(self) -> int:
         return self.spec.steps * self.spec.batch
 
-    def __getitem__(self, number: int) -> tuple[np.ndarray, int]:
-        """(input (C, crop_px, crop_px) float32, zero-based label) of one item."""
+    def __getitem__(self, number: int) -> tuple[View, int]:
+        """(view of one picture, or of one in each segment, and zero-based label) of one item.
+
+        The view is (C, crop_px, crop_px); with K > 1 segments (K, C, crop_px, crop_px), all cropped, mirrored and
+        jittered alike.
+        """
         clip = self.clips[self.choose(number)]
         rng = _generator(self.spec.seed, _ITEM, *divmod(number, self.spec.batch))
+        where = rng.random(self.spec.segments)
         try:
-            picture = self.pictures.read(clip.id, int(rng.random() * self.pictures.count(clip.id)))
+            positions = snippet_positions(self.pictures.count(clip.id), where)
+            pictures = [self.pictures.read(clip.id, position) for position in positions]
         except Exception as error:
             error.add_note(f"while reading training clip {clip.id!r}")
             raise
-        return self.view(picture, rng), clip.label
+        drawn = rng.random(TrainView.DRAWS)
+        views = [self.view(picture, drawn) for picture in pictures]
+        if self.spec.segments == 1:
+            return views[0], clip.label
+        return View(*(np.stack(parts) for parts in zip(*views, strict=True))), clip.label
 
 
 class TestItem(NamedTuple):
@@ -124,10 +151,10 @@ class TestItem(NamedTuple):
 
     __test__ = False
 
-    clip: int
-    """Place of the clip among the tested clips."""
-    views: torch.Tensor | None
-    """(crops, C, crop_px, crop_px) float32, or None if the clip cannot be read."""
+    number: int
+    """Of the item: picture j of clip k is number k * frames + j."""
+    views: View | None
+    """(crops, C, crop_px, crop_px), or None if the clip cannot be read."""
     reason: str
     """Why not."""
 
@@ -151,11 +178,11 @@ class TestSet(Dataset):
         video_id = self.clips[place].id
         try:
             position = stacks.spaced(self.pictures.count(video_id), self.frames)[j]
-            return TestItem(place, torch.from_numpy(self.views(self.pictures.read(video_id, int(position)))), "")
+            return TestItem(number, self.views(self.pictures.read(video_id, int(position))), "")
         except Exception as error:  # whatever a damaged clip raises, it must not end the scoring of the others
             failed = isinstance(error, KeyError) and video_id in self.pictures.store.failed
             reason = self.pictures.store.failed[video_id] if failed else f"{type(error).__name__}: {error}"
-            return TestItem(place, None, reason)
+            return TestItem(number, None, reason)
 
 
 def loader(
@@ -173,7 +200,11 @@ def loader(
     """
     parallel: dict[str, Any] = {}
     if workers:  # not forked: neither HDF5 nor CUDA survives a fork
-        parallel = {"multiprocessing_context": "forkserver", "prefetch_factor": 4, "worker_init_fn": _begin_worker}
+        parallel = {
+            "multiprocessing_context": "forkserver",
+            "prefetch_factor": _BATCHES_AHEAD,
+            "worker_init_fn": _begin_worker,
+        }
     batches = DataLoader(
         dataset, batch_size=batch, sampler=numbers, num_workers=workers, pin_memory=pin, collate_fn=collate, **parallel
     )
@@ -190,18 +221,41 @@ def _ahead(batches: Iterable) -> Iterator:
             yield batch
 
 
-def stack_items(items: list[tuple[np.ndarray, int]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Training items -> inputs (N, C, H, W) float32 and labels (N,) int64."""
-    inputs, labels = zip(*items, strict=True)
-    # numpy's stack: torch's would start a second set of OpenMP threads beside that of the training
-    return torch.from_numpy(np.stack(inputs)), torch.tensor(labels)
+def stack_items(items: list[tuple[View, int]]) -> tuple[Views, torch.Tensor]:
+    """Training items -> their views and labels (N,) int64."""
+    views, labels = zip(*items, strict=True)
+    return stack_views(views), torch.tensor(labels)
 
 
-def loader_workers(wanted: int, device: torch.device) -> int:
-    """Loading processes: `wanted`; if that is -1, one a core up to 8 for a GPU, and none where the CPU also trains."""
+class TestBatch(NamedTuple):
+    """Some pictures of a test set: those that could be read, and why the others could not."""
+
+    __test__ = False
+
+    numbers: list[int]
+    """Of the items that could be read."""
+    views: Views | None
+    """Their views, all crops of the first, then of the second ...; None if there are none."""
+    failed: dict[int, str]
+    """Number -> reason."""
+
+
+def stack_test_items(items: list[TestItem]) -> TestBatch:
+    """Test items -> one batch of all their views."""
+    read = [item for item in items if item.views is not None]
+    failed = {item.number: item.reason for item in items if item.views is None}
+    return TestBatch([item.number for item in read], join_views([i.views for i in read]) if read else None, failed)
+
+
+def loader_workers(wanted: int, device: torch.device, sharing: int = 1) -> int:
+    """Loading processes: `wanted`; if that is -1, one a core up to 16 for a GPU, and none where the CPU also trains.
+
+    `sharing` is the number of processes that each want their own and share the cores.
+    """
     if wanted >= 0:
         return wanted
-    return min(len(os.sched_getaffinity(0)), _MAX_WORKERS) if device.type == "cuda" else 0
+    cores = max(1, len(os.sched_getaffinity(0)) // sharing)
+    return min(cores, _MAX_WORKERS) if device.type == "cuda" else 0
 
 
 def _begin_worker(worker: int) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from pipeline.dataset import TestItem, TestSet, loader, loader_workers
+from pipeline.dataset import TestBatch, TestSet, loader, loader_workers, stack_test_items
+from pipeline.inputs import to_inputs
 from pipeline.networks import Network
 from pipeline.progress import Progress
 
@@ -33,6 +35,7 @@ def evaluate(
     batch: int = 0,
     workers: int = -1,
     progress: Progress | None = None,
+    keep: Callable[[int, int, np.ndarray, np.ndarray], None] | None = None,
 ) -> Evaluation:
     """Score every clip of a test set; leaves the network in evaluation mode.
 
@@ -43,6 +46,8 @@ def evaluate(
         batch: views in one forward pass, rounded down to whole pictures, at least one; 0 chooses by device.
         workers: loading processes; -1 chooses by device.
         progress: counts pictures.
+        keep: takes what each picture's views gave, clip by clip: place of the clip, number of its first view,
+            probabilities (crops, K) and features (crops, D) float32. Pictures that cannot be read are not among them.
 
     Returns:
         Means over the views of each clip, summed in float64.
@@ -55,27 +60,31 @@ def evaluate(
         batch=batch,
         workers=loader_workers(workers, device),
         pin=device.type == "cuda",
-        collate=list,
+        collate=stack_test_items,
     )
-    classes, width = network.head.out_features, network.head.in_features
-    sums, reasons = np.zeros((len(test_set.clips), classes + width)), {}
-    for items in batches:
-        reasons |= {item.clip: item.reason for item in items if item.views is None}
-        read = [item for item in items if item.views is not None]
-        if read:
-            np.add.at(sums, [item.clip for item in read], _sum_over_crops(network, read, device))
+    classes, crops = network.head.out_features, test_set.views.crops
+    sums = np.zeros((len(test_set.clips), classes + network.head.in_features))
+    reasons: dict[int, str] = {}
+    for found in batches:
+        reasons |= {number // test_set.frames: reason for number, reason in found.failed.items()}
+        for number, both in zip(found.numbers, _of_pictures(network, found, crops, device), strict=True):
+            place, j = divmod(number, test_set.frames)
+            sums[place] += both.sum(0, dtype=np.float64)
+            if keep:
+                keep(place, j * crops, both[:, :classes], both[:, classes:])
         if progress:
-            progress.advance(len(items))
+            progress.advance(len(found.numbers) + len(found.failed))
     sums[list(reasons)] = np.nan
-    means = (sums / (test_set.frames * test_set.views.crops)).astype(np.float32)
+    means = (sums / (test_set.frames * crops)).astype(np.float32)
     failed = {test_set.clips[place].id: reason for place, reason in reasons.items()}
     return Evaluation(means[:, :classes], means[:, classes:], failed)
 
 
 @torch.inference_mode()
-def _sum_over_crops(network: Network, items: list[TestItem], device: torch.device) -> np.ndarray:
-    """(items, K + D) float64: softmax and features of each picture, summed over its crops."""
-    views = torch.cat([item.views for item in items]).to(device, memory_format=torch.channels_last)
-    features = network.features(views)
-    both = torch.cat([network.head(features).softmax(1), features], 1).double()
-    return both.reshape(len(items), -1, both.shape[1]).sum(1).cpu().numpy()
+def _of_pictures(network: Network, batch: TestBatch, crops: int, device: torch.device) -> np.ndarray:
+    """(pictures, crops, K + D) float32: softmax and features of each view."""
+    if batch.views is None:
+        return np.empty((0, crops, 0), np.float32)
+    features = network.features(to_inputs(batch.views, device))
+    both = torch.cat([network.head(features).softmax(1), features], 1)
+    return both.reshape(len(batch.numbers), crops, -1).cpu().numpy()

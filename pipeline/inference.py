@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+from pipeline import store
 from pipeline.catalog import Catalog
 from pipeline.checkpoint import load_checkpoint
 from pipeline.dataset import TestSet
@@ -16,6 +18,25 @@ from pipeline.specs import ScoreSpec
 _SHOWN = 5  # failed clips in a message, at most
 
 
+def score_to(path: Path | str, attrs: dict[str, Any], *, catalog: Catalog, part: str, spec: ScoreSpec, **of) -> Scores:
+    """`score`, written to a scores file: with `spec.per_view` every view as well, never more than one batch in memory.
+
+    Args:
+        path: the file, which is there only when it is whole.
+        attrs: attributes of the file.
+        catalog, part, spec, of: the arguments of `score`.
+    """
+    if not spec.per_view:
+        found = score(catalog=catalog, part=part, spec=spec, **of)
+        found.write(path, **attrs)
+        return found
+    clips, views = len(catalog.part(part)), spec.frames * spec.crops
+    with store.create_scores(path, attrs, clips=clips, views=views) as writer:
+        found = score(catalog=catalog, part=part, spec=spec, views=writer, **of)
+        writer.put_table(found.arrays())
+    return found
+
+
 def score(
     checkpoint: Path | str,
     *,
@@ -24,6 +45,7 @@ def score(
     part: str,
     spec: ScoreSpec,
     device: str = "auto",
+    views: store.ViewWriter | None = None,
 ) -> Scores:
     """Score every clip of one part.
 
@@ -34,6 +56,7 @@ def score(
         part: "val" or "test" (or "train").
         spec: frames and crops whose softmax is averaged.
         device: "auto", "cpu", "cuda" ...
+        views: takes the probabilities and features of every view, clip by clip; None keeps their means only.
 
     Returns:
         Probabilities and penultimate features, means over frames x crops; a clip that failed in the store or cannot be
@@ -47,7 +70,14 @@ def score(
     clips = catalog.part(part)
     test_set = TestSet(trained.spec, store_path, clips, frames=spec.frames, crops=spec.crops)
     with Progress(f"scoring {part}, {trained.spec.stream}", len(test_set), "pictures") as progress:
-        found = evaluate(trained.network.to(target), test_set, device=target, batch=spec.batch, progress=progress)
+        found = evaluate(
+            trained.network.to(target),
+            test_set,
+            device=target,
+            batch=spec.batch,
+            progress=progress,
+            keep=views and views.put,
+        )
     _report_failures(found, len(clips), f"{trained.spec.stream} scores of {part}")
     return Scores(
         video_ids=tuple(clip.id for clip in clips),

@@ -24,6 +24,7 @@ LAST_FILES = {
     "score_stream": "scores.h5",
     "fuse": "fusion.json",
     "report": "metrics.json",
+    "all_splits": "summary.json",
 }
 
 
@@ -61,9 +62,8 @@ def describe(path: Path, *, clip: str = "") -> dict[str, Any]:
 def _file_of(path: Path) -> Path:
     if not path.is_dir():
         return path
-    found = [
-        path / name for name in ("index.h5", "catalog.h5", "scores.h5", "metrics.json", "fusion.json", "curve.json")
-    ]
+    names = ("index.h5", "catalog.h5", "scores.h5", "metrics.json", "fusion.json", "curve.json", "summary.json")
+    found = [path / name for name in names]
     for file in found:
         if file.is_file():
             return file

@@ -12,7 +12,16 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
-from pipeline.official import PARTS, Row, folded, read_hmdb51_lists, read_ucf101_classes, read_ucf101_lists, safe_path
+from pipeline.official import (
+    PARTS,
+    Row,
+    folded,
+    read_hmdb51_lists,
+    read_ucf101_classes,
+    read_ucf101_lists,
+    safe_path,
+    split_numbers,
+)
 from pipeline.spec import unknown_name
 from pipeline.specs import DatasetSpec
 
@@ -113,6 +122,35 @@ def read_layout(spec: DatasetSpec, split: str, videos: Iterable[str]) -> tuple[l
     if spec.layout == "folder":  # a class folder without videos is a class too, for the catalog to refuse
         classes |= {file.name for file in Path(spec.videos).iterdir() if file.is_dir() and file.name[0] != "."}
     return rows, sorted(classes)
+
+
+def split_names(spec: DatasetSpec) -> list[str]:
+    """Every split of a dataset: the numbers of the official lists, or every group left out in turn.
+
+    A CSV file with a split column, and a dataset that the pipeline writes itself, have one.
+
+    Raises:
+        FileNotFoundError: a list, or the folder of the videos, is not there.
+        ValueError: each clip is a group of its own, so that leaving each out would take as many trainings as clips;
+            or all clips are of one group.
+    """
+    if spec.generator:
+        return [spec.split]
+    list_files(spec)
+    if spec.layout in ("ucf101", "hmdb51"):
+        return split_numbers(Path(spec.lists))
+    csv_file = spec.layout == "csv"
+    rows = _read_csv(Path(spec.lists), "1") if csv_file else _read_folder(spec, list(scan_videos(Path(spec.videos))))
+    if any(row.part for row in rows):
+        return ["1"]
+    groups = sorted({row.group for row in rows})
+    if len(groups) < 2 or len(groups) == len(rows):
+        told = f"each of the {len(rows)} clips is a group of its own" if len(groups) > 1 else "there are no two groups"
+        cure = "a group column in the CSV file" if csv_file else "[dataset] group_pattern"
+        raise ValueError(
+            f"{told}, so none can be left out in turn; say what belongs together by {cure}, or name splits"
+        )
+    return groups
 
 
 def _read_folder(spec: DatasetSpec, videos: list[str]) -> list[Row]:

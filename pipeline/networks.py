@@ -1,6 +1,5 @@
 """The networks of the streams: a body that turns inputs into features, and a linear head that turns those into logits.
 
-CNN-M-2048 is the paper's; `small` is for the demo; any torchvision classification model serves as a body by its name.
 Weights published for RGB are inflated to the 2L channels of the temporal stream by their mean.
 """
 
@@ -43,19 +42,41 @@ class Network(nn.Module):
     With `train_body=False` only the head learns: the body keeps its weights and its batch-norm statistics, while its
     dropout stays active in training (the paper's "last layer" rows differ by dropout). `replaces` is the name of the
     layer in published weights whose place the head has taken.
+
+    With `partial_bn` every batch normalisation but the first keeps its weights and statistics; by `consensus` the
+    logits of a clip's snippets become those of the clip. Both: Wang et al., Temporal Segment Networks, 2016, section 3.
     """
 
-    def __init__(self, body: nn.Module, head: nn.Linear, *, train_body: bool = True, replaces: str = "head"):
+    def __init__(
+        self,
+        body: nn.Module,
+        head: nn.Linear,
+        *,
+        train_body: bool = True,
+        replaces: str = "head",
+        partial_bn: bool = False,
+        consensus: str = "average",
+    ):
         super().__init__()
         self.body, self.head, self.train_body, self.replaces = body, head, train_body, replaces
+        self.partial_bn, self.consensus = partial_bn, consensus
         self.body.requires_grad_(train_body)
+        for norm in self.kept_norms():
+            norm.requires_grad_(False)
+
+    def kept_norms(self) -> list[nn.Module]:
+        """The batch normalisations that `partial_bn` keeps as they are: all but the first."""
+        norms = [module for module in self.body.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+        return norms[1:] if self.partial_bn else []
 
     def train(self, mode: bool = True) -> Network:
-        """Set training mode, sparing the normalisation of a body that does not learn."""
+        """Set training mode, sparing the normalisation of a body that does not learn, or of its layers that do not."""
         super().train(mode)
         if not self.train_body:
             for module in self.body.modules():
                 module.training = mode and isinstance(module, nn.Dropout)
+        for norm in self.kept_norms():
+            norm.eval()
         return self
 
     def features(self, inputs: torch.Tensor) -> torch.Tensor:
@@ -63,15 +84,18 @@ class Network(nn.Module):
         return self.body(inputs)
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        """(N, C, H, W) float32 normalised inputs -> (N, K) logits."""
-        return self.head(self.features(inputs))
+        """(N, C, H, W) float32 normalised inputs -> (N, K) logits; (N, S, C, H, W): of S snippets, their consensus."""
+        if inputs.ndim == 4:
+            return self.head(self.features(inputs))
+        logits = self.head(self.features(inputs.flatten(0, 1))).unflatten(0, inputs.shape[:2])
+        return logits.mean(1) if self.consensus == "average" else logits.amax(1)
 
 
 def build(spec: StreamSpec, num_classes: int) -> Network:
     """The network of a stream, with its starting weights.
 
     Args:
-        spec: the stream; `network`, `start`, `dropout`, `train_layers`, `crop_px` and its channels are used.
+        spec: the stream; its network, start, dropout, trained layers, consensus, crop and channels are used.
         num_classes: K.
 
     Returns:
@@ -84,6 +108,8 @@ def build(spec: StreamSpec, num_classes: int) -> Network:
     network = architecture(spec, num_classes)
     if spec.network not in OWN and spec.dropout and not classifier_dropouts(network.body):
         say(f"{spec.network} has no dropout before its last layer: [{spec.stream}] dropout has no effect")
+    if spec.partial_bn and not network.kept_norms():
+        say(f"{spec.network} has no second batch normalisation: [{spec.stream}] partial_bn has no effect")
     if spec.start != "scratch":
         _start_from(network, spec)
     return network
@@ -112,9 +138,16 @@ def architecture(spec: StreamSpec, num_classes: int) -> Network:
     """
     if num_classes < 2:
         raise ValueError(f"num_classes is {num_classes}; a network needs at least 2 classes")
-    make = {"cnn_m_2048": _cnn_m_2048, "small": _small}.get(spec.network, torchvision_body)
+    make = OWN.get(spec.network, torchvision_body)
     body, width, replaces = make(spec)
-    return Network(body, new_head(width, num_classes), train_body=spec.train_layers == "all", replaces=replaces)
+    return Network(
+        body,
+        new_head(width, num_classes),
+        train_body=spec.train_layers == "all",
+        replaces=replaces,
+        partial_bn=spec.partial_bn,
+        consensus=spec.consensus,
+    )
 
 
 def new_head(width: int, num_classes: int) -> nn.Linear:
@@ -123,85 +156,6 @@ def new_head(width: int, num_classes: int) -> nn.Linear:
     nn.init.normal_(head.weight, std=0.01)
     nn.init.zeros_(head.bias)
     return head
-
-
-# --- our own bodies ---------------------------------------------------------------------------------------------------
-
-
-def _cnn_m_2048(spec: StreamSpec) -> tuple[nn.Module, int, str]:
-    """CNN-M-2048 without its last layer, for square inputs of `crop_px`.
-
-    Source: Chatfield et al. 2014, table 2 (conv2 padded by 1, pooling rounds up, as in their Caffe model), and Simonyan
-    and Zisserman 2014, figure 1: the temporal network drops the second normalisation. Differs in its start: He et al.'s
-    initialisation, with which eight layers train without a shallower network's help.
-    """
-    side = _cnn_m_side(spec.crop_px)
-    second_norm = [_krizhevsky_norm()] if spec.stream == "spatial" else []
-    body = nn.Sequential(
-        nn.Conv2d(spec.channels, 96, 7, stride=2),
-        nn.ReLU(inplace=True),
-        _krizhevsky_norm(),
-        _pool(),
-        nn.Conv2d(96, 256, 5, stride=2, padding=1),
-        nn.ReLU(inplace=True),
-        *second_norm,
-        _pool(),
-        nn.Conv2d(256, 512, 3, padding=1),
-        nn.ReLU(inplace=True),
-        nn.Conv2d(512, 512, 3, padding=1),
-        nn.ReLU(inplace=True),
-        nn.Conv2d(512, 512, 3, padding=1),
-        nn.ReLU(inplace=True),
-        _pool(),
-        nn.Flatten(),
-        nn.Linear(512 * side * side, 4096),
-        nn.ReLU(inplace=True),
-        nn.Dropout(spec.dropout),
-        nn.Linear(4096, 2048),
-        nn.ReLU(inplace=True),
-        nn.Dropout(spec.dropout),
-    )
-    return _he_start(body), 2048, "head"
-
-
-def _pool() -> nn.MaxPool2d:
-    return nn.MaxPool2d(3, stride=2, ceil_mode=True)
-
-
-def _krizhevsky_norm() -> nn.LocalResponseNorm:
-    # Krizhevsky et al. 2012, section 3.3: k + 1e-4 * sum over n = 5; torch divides its alpha by n
-    return nn.LocalResponseNorm(5, alpha=5 * 1e-4, beta=0.75, k=2.0)
-
-
-def _cnn_m_side(crop_px: int) -> int:
-    """Side of the last feature map. 224 -> 109 -> 54 -> 26 -> 13 -> 6."""
-    side = (crop_px - 7) // 2 + 1  # conv1
-    side = -(-(side - 3) // 2) + 1  # pool1
-    side = (side + 2 - 5) // 2 + 1  # conv2
-    side = -(-(side - 3) // 2) + 1  # pool2
-    side = -(-(side - 3) // 2) + 1  # pool5
-    if side < 1:
-        raise ValueError(f"[stream] crop_px is {crop_px}; cnn_m_2048 needs at least 41")
-    return side
-
-
-def _small(spec: StreamSpec) -> tuple[nn.Module, int, str]:
-    """Four convolutions for small pictures on a CPU: a millisecond an input, a hundred thousand weights."""
-    layers: list[nn.Module] = []
-    for before, after, size in ((spec.channels, 16, 5), (16, 32, 3), (32, 64, 3), (64, 128, 3)):
-        convolution = nn.Conv2d(before, after, size, stride=2, padding=size // 2, bias=False)
-        layers += [convolution, nn.BatchNorm2d(after), nn.ReLU(inplace=True)]
-    body = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(spec.dropout))
-    return _he_start(body), 128, "head"
-
-
-def _he_start(body: nn.Sequential) -> nn.Sequential:
-    for module in body:
-        if isinstance(module, (nn.Conv2d, nn.Linear)):
-            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
-    return body
 
 
 # --- starting weights -------------------------------------------------------------------------------------------------

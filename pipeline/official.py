@@ -30,6 +30,12 @@ class Row:
     part: str
 
 
+def split_numbers(folder: Path) -> list[str]:
+    """Numbers of the splits that a folder of official lists, of either set, holds: "1", "2", "3"."""
+    matches = (re.fullmatch(r"(?:trainlist|.+_test_split)(\d+)\.txt", file.name) for file in folder.iterdir())
+    return [str(number) for number in sorted({int(match[1]) for match in matches if match})]
+
+
 def read_ucf101_classes(folder: Path) -> list[str]:
     """Class names of `classInd.txt`, in order; its numbers count from one and are used nowhere else.
 

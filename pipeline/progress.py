@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 
-from tqdm import tqdm
+tqdm = None
+with contextlib.suppress(ImportError):  # then lines are written where a bar would be
+    from tqdm import tqdm
 
 
 def say(text: str) -> None:
     """Print one line for the user, above any bar."""
-    tqdm.write(text, file=sys.stderr)
+    if tqdm:
+        tqdm.write(text, file=sys.stderr)
+    else:
+        print(text, file=sys.stderr)
     sys.stderr.flush()
 
 
@@ -25,7 +31,8 @@ class Progress:
         self.title, self.total, self.unit, self.line_seconds = title, total, unit, line_seconds
         self.done = 0
         self._begun = self._said = time.monotonic()
-        self._bar = tqdm(total=total, unit=unit, desc=title, dynamic_ncols=True) if sys.stderr.isatty() else None
+        bar = tqdm and sys.stderr.isatty()
+        self._bar = tqdm(total=total, unit=unit, desc=title, dynamic_ncols=True) if bar else None
 
     def __enter__(self) -> Progress:
         return self

@@ -6,28 +6,44 @@ Two scalings. *Bound* maps [-b, b] to [0, 255], the same for every field, so byt
 Zero motion lies at 127.5 under a fixed bound, between two bytes: it becomes 128, and byte 128 becomes +b/255 pixels
 (0.039 for b = 20), not 0. Mean subtraction removes that offset. Both mappings return a value to within half a step:
 b/255 pixels under a bound, (max - min)/510 under min-max.
+
+Flow may be a torch tensor as well, on any device, and gives the same bytes as the numpy array: every step is one
+operation of IEEE 754 with a rounding and a kernel of its own, in the same order, so that no compiler can fuse a product
+and a sum into one rounding. Hence never compile these functions as one.
 """
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
+if TYPE_CHECKING:
+    from torch import Tensor
 
-def to_bytes(flow: np.ndarray, *, bound_px: float = 20.0) -> np.ndarray:
+_LARGEST = float(np.finfo(np.float32).max)
+
+
+def to_bytes(flow: np.ndarray | Tensor, *, bound_px: float = 20.0, check: bool = True) -> np.ndarray | Tensor:
     """Quantise by a fixed bound: round((clip(v, -b, b) + b) * 255 / (2b)).
 
     Args:
-        flow: any shape, floating, pixels. Values beyond the bound are clipped to it.
+        flow: any shape, floating, pixels, a numpy array or a tensor. Values beyond the bound are clipped to it.
         bound_px: b, above 0.
+        check: refuse NaN and infinity. That waits for the device; without it their bytes mean nothing, and the caller
+            must ask `all_finite`.
 
     Returns:
-        The same shape, uint8; -b becomes 0, zero becomes 128, +b becomes 255.
+        The same shape, uint8, where the flow is; -b becomes 0, zero becomes 128, +b becomes 255.
 
     Raises:
         ValueError: flow that is not floating or holds NaN or infinity, or a bound that is not above 0.
     """
-    _check_flow(flow)
+    _check_flow(flow, finite=check)
     _check_bound(bound_px)
+    if not isinstance(flow, np.ndarray):
+        scaled = _wide(flow) * float(np.float32(127.5 / bound_px))
+        return scaled.clamp_(-127.5, 127.5).add_(127.5).round_().byte()
     scaled = flow * np.float32(127.5 / bound_px)
     np.clip(scaled, -127.5, 127.5, out=scaled)
     scaled += np.float32(127.5)
@@ -53,29 +69,45 @@ def to_pixels(q: np.ndarray, *, bound_px: float = 20.0) -> np.ndarray:
     return pixels.astype(np.float32)[q]
 
 
-def minmax_to_bytes(flow: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def minmax_to_bytes(
+    flow: np.ndarray | Tensor, *, check: bool = True
+) -> tuple[np.ndarray, np.ndarray] | tuple[Tensor, Tensor]:
     """Stretch each displacement field to 0..255 by its own minimum and maximum, x and y separately.
 
     Args:
-        flow: (..., 2, H, W) floating, pixels.
+        flow: (..., 2, H, W) floating, pixels, a numpy array or a tensor.
+        check: as for `to_bytes`.
 
     Returns:
-        (..., 2, H, W) uint8, and the range (..., 2, 2) float32 in pixels: [channel][minimum, maximum]. A field that
-        is the same everywhere becomes 0 and is restored exactly.
+        (..., 2, H, W) uint8, and the range (..., 2, 2) float32 in pixels: [channel][minimum, maximum], where the flow
+        is. A field that is the same everywhere becomes 0 and is restored exactly.
 
     Raises:
         ValueError: flow of another shape, not floating, or with NaN or infinity.
     """
-    _check_flow(flow)
+    _check_flow(flow, finite=check)
     if flow.ndim < 3 or flow.shape[-3] != 2:
-        raise ValueError(f"flow has shape {flow.shape}; it must be (..., 2, H, W)")
+        raise ValueError(f"flow has shape {tuple(flow.shape)}; it must be (..., 2, H, W)")
+    if not isinstance(flow, np.ndarray):
+        return _minmax_of_tensor(_wide(flow))
     low, high = (limit(axis=(-2, -1)).astype(np.float32) for limit in (flow.min, flow.max))
     span = high.astype(np.float64) - low
     scale = np.divide(255.0, span, out=np.zeros_like(span), where=span > 0)
-    scale = np.minimum(scale, np.finfo(np.float32).max).astype(np.float32)
+    scale = np.minimum(scale, _LARGEST).astype(np.float32)
     scaled = (flow - low[..., None, None]) * scale[..., None, None]
     np.rint(scaled, out=scaled).clip(0, 255, out=scaled)
     return scaled.astype(np.uint8), np.stack([low, high], axis=-1)
+
+
+def _minmax_of_tensor(flow: Tensor) -> tuple[Tensor, Tensor]:
+    low, high = (limit(dim=(-2, -1)).float() for limit in (flow.amin, flow.amax))
+    span = high.double() - low.double()
+    # a number over a tensor would be a reciprocal times the number, rounded twice
+    scale = (span.new_full((), 255.0) / span).clamp_(max=_LARGEST).masked_fill_(span <= 0, 0.0).float()
+    scaled = (flow - low[..., None, None]) * scale[..., None, None]
+    ranges = low.new_empty((*low.shape, 2))
+    ranges[..., 0], ranges[..., 1] = low, high
+    return scaled.round_().clamp_(0, 255).byte(), ranges
 
 
 def minmax_to_pixels(q: np.ndarray, range_px: np.ndarray) -> np.ndarray:
@@ -124,14 +156,26 @@ def flip(flow: np.ndarray) -> np.ndarray:
     return mirrored
 
 
-def _check_flow(flow: np.ndarray) -> None:
-    if not np.issubdtype(flow.dtype, np.floating):
-        raise ValueError(f"flow is {flow.dtype}; it must be floating, in pixels")
-    finite = np.isfinite(flow)
-    if not finite.all():
-        where = tuple(int(k) for k in np.argwhere(~finite)[0])
-        bad = int((~finite).sum())
-        raise ValueError(f"flow holds {bad} values that are NaN or infinite, the first at {where}; no byte means that")
+def all_finite(flow: np.ndarray | Tensor) -> np.ndarray | Tensor:
+    """Whether flow holds neither NaN nor infinity: one bool, where the flow is, so that nobody waits for a device."""
+    return np.isfinite(flow).all() if isinstance(flow, np.ndarray) else flow.isfinite().all()
+
+
+def _wide(flow: Tensor) -> Tensor:
+    """Numpy widens half floats before it computes; torch would compute in them."""
+    return flow.float() if flow.element_size() < 4 else flow
+
+
+def _check_flow(flow: np.ndarray | Tensor, *, finite: bool = True) -> None:
+    array = isinstance(flow, np.ndarray)
+    if not (np.issubdtype(flow.dtype, np.floating) if array else flow.is_floating_point()):
+        raise ValueError(f"flow is {str(flow.dtype).removeprefix('torch.')}; it must be floating, in pixels")
+    if not finite or all_finite(flow):
+        return
+    bad = ~np.isfinite(flow) if array else (~flow.isfinite()).cpu().numpy()
+    where = tuple(int(k) for k in np.argwhere(bad)[0])
+    count = int(bad.sum())
+    raise ValueError(f"flow holds {count} values that are NaN or infinite, the first at {where}; no byte means that")
 
 
 def _check_bytes(q: np.ndarray) -> None:

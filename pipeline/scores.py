@@ -6,6 +6,7 @@ part. Two tables are joined by clip id, never by the order of their rows.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,8 @@ class Scores:
     """(N, D) float32 penultimate features, or None."""
     groups: tuple[str, ...] | None = None
     """N group names (source video, person), or None."""
+    source: Path | None = None
+    """The file that the table was read from; `views` reads there."""
 
     def __post_init__(self):
         for name in ("video_ids", "classes", "groups"):
@@ -95,10 +98,14 @@ class Scores:
             ValueError: if the file is of another kind or version.
         """
         arrays, _ = store.read_arrays(path, "scores")
-        return cls(**arrays)
+        return cls(**arrays, source=Path(path))
 
     def write(self, path: str | Path, **attrs: str | int | float) -> None:
         """Write the table to an HDF5 file, atomically, with `attrs` as attributes of the file."""
+        store.write_arrays(path, "scores", self.arrays(), attrs)
+
+    def arrays(self) -> dict[str, np.ndarray | list[str]]:
+        """The table as the named arrays of its file."""
         arrays = {
             "video_ids": list(self.video_ids),
             "probabilities": self.probabilities,
@@ -109,7 +116,18 @@ class Scores:
             arrays["features"] = self.features
         if self.groups is not None:
             arrays["groups"] = list(self.groups)
-        store.write_arrays(path, "scores", arrays, attrs)
+        return arrays
+
+    @functools.cached_property
+    def views(self) -> store.Views:
+        """Clip id -> probabilities and features of each of its views, read from the table's file when asked for.
+
+        Raises:
+            ValueError: a table that was not read from a file, or whose file holds no views.
+        """
+        if self.source is None:
+            raise ValueError("a table in memory has no views; read it from a file scored with [score] per_view = true")
+        return store.Views(self.source)
 
     @property
     def failed_rows(self) -> np.ndarray:
@@ -156,7 +174,11 @@ class Scores:
         features = None if self.features is None else self.features[rows]
         groups = None if self.groups is None else tuple(self.groups[row] for row in rows)
         ids = tuple(self.video_ids[row] for row in rows)
-        return Scores(ids, self.probabilities[rows], self.labels[rows], self.classes, features, groups)
+        return Scores(ids, self.probabilities[rows], self.labels[rows], self.classes, features, groups, self.source)
+
+    def with_probabilities(self, probabilities: np.ndarray) -> Scores:
+        """The same clips with other probabilities (N, K), and without features, which were not theirs."""
+        return Scores(self.video_ids, probabilities, self.labels, self.classes, groups=self.groups)
 
     def join(self, other: Scores) -> tuple[Scores, Scores]:
         """Both tables row by row: this one as it is, and the other in this one's order of clips.

@@ -219,11 +219,19 @@ def make_stack(forward: np.ndarray, backward: np.ndarray | None, spec: StackSpec
     halves = [("forward", forward, where.forward, where.ahead), ("backward", backward, where.backward, where.behind)]
     parts = []
     for name, fields, span, order in halves:
-        _check_read(name, fields, span)
+        check_count(name, None if fields is None else len(fields), span)
         if span is not None:
+            _check_flow(name, fields)
             parts.append(arrange(fields[np.array(order) - span[0]]))  # indexing by a list copies
     stack = np.concatenate(parts) if len(parts) > 1 else parts[0]
     return subtract_mean(stack) if spec.subtract_mean else stack
+
+
+def check_count(name: str, fields: int | None, span: tuple[int, int] | None) -> None:
+    """Refuse another number of fields than those of [i, j) = span, None for none."""
+    needed = None if span is None else span[1] - span[0]
+    if fields != needed:
+        raise ValueError(f"{name} holds {fields} fields; the window asks for {needed}, those of [i, j) = {span}")
 
 
 def _same_points(fields: np.ndarray) -> np.ndarray:
@@ -236,27 +244,34 @@ def _along_path(fields: np.ndarray) -> np.ndarray:
     stack = np.empty(fields.shape, np.float32)
     y, x = np.mgrid[:height, :width].astype(np.float64)  # an error of position grows with every step
     for k, field in enumerate(fields):
-        moved = field.astype(np.float64) if k == 0 else _bilinear(field, x, y)
-        stack[k] = moved
-        x += moved[0]
-        y += moved[1]
+        stack[k] = field if k == 0 else _bilinear(field, x, y)
+        x += stack[k, 0]
+        y += stack[k, 1]
     return stack.reshape(-1, height, width)
 
 
-def _bilinear(field: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Values (2, H, W) float64 of a field (2, H, W) at the points (x, y), clamped to the image."""
+def _bilinear(field: np.ndarray, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Both components (H, W) float32 of a field (2, H, W) at the points (x, y), clamped to the image."""
+    # a vector is one complex number, x + iy: one gathering from memory, which is the cost, serves both components
     height, width = field.shape[1:]
+    vectors = np.empty((height + 1, width + 1), np.complex64)  # the border once more: every point has a right neighbour
+    vectors.real[:-1, :-1], vectors.imag[:-1, :-1] = field
+    vectors[-1], vectors[:, -1] = vectors[-2], vectors[:, -2]
     x, y = x.clip(0, width - 1), y.clip(0, height - 1)
     left, top = x.astype(np.intp), y.astype(np.intp)
-    x -= left
-    y -= top
-    right_step, down_step = left < width - 1, (top < height - 1) * width
-    corner = top * width + left
-    flat = field.reshape(2, -1)
-    upper = flat[:, corner] * (1 - x) + flat[:, corner + right_step] * x
-    corner += down_step
-    lower = flat[:, corner] * (1 - x) + flat[:, corner + right_step] * x
-    return upper * (1 - y) + lower * y
+    right_share, down_share = (x - left).astype(np.float32), (y - top).astype(np.float32)
+    vectors, corner = vectors.reshape(-1), top * (width + 1) + left
+    upper = _between(vectors.take(corner), vectors.take(corner + 1), right_share)
+    corner += width + 1
+    lower = _between(vectors.take(corner), vectors.take(corner + 1), right_share)
+    value = _between(upper, lower, down_share)
+    return value.real, value.imag
+
+
+def _between(first: np.ndarray, second: np.ndarray, share: np.ndarray) -> np.ndarray:
+    second -= first
+    second *= share
+    return np.add(first, second, out=second)
 
 
 def _arrangement(kind: str):
@@ -282,12 +297,3 @@ def _check_window(flow: np.ndarray, start: int, length: int) -> None:
         last = len(flow) - length
         allowed = f"0 to {last}" if last >= 0 else f"none; take a length of at most {len(flow)}"
         raise ValueError(f"start is {start}; with {len(flow)} fields and length {length} allowed: {allowed}")
-
-
-def _check_read(name: str, fields: np.ndarray | None, span: tuple[int, int] | None) -> None:
-    got = None if fields is None else len(fields)
-    needed = None if span is None else span[1] - span[0]
-    if got != needed:
-        raise ValueError(f"{name} holds {got} fields; the window asks for {needed}, those of [i, j) = {span}")
-    if fields is not None:
-        _check_flow(name, fields)

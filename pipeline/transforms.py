@@ -1,49 +1,87 @@
 """Train and test views of each stream, side by side: from a cached frame or a flow stack to the network's input.
 
-A *picture* is what a stream sees at one moment: a frame (H, W, 3) uint8 RGB, or a stack (2L, H, W) float32 in pixels.
-An *input* is what its network takes: (C, crop_px, crop_px) float32, normalised.
+A *picture* is what a stream sees at one moment: a frame (H, W, 3) uint8 RGB, or the `Planes` of a flow stack, bytes and
+what they mean. A *view* of it is cropped, mirrored or not, jittered or not, and otherwise as it was stored: the rest,
+from bytes to normalised floats, is a factor and an offset a channel, and `inputs.py` does it where the network is.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import cv2
 import numpy as np
 
-from pipeline import quantize
 from pipeline.specs import StreamSpec
+from pipeline.stored_stacks import Planes
 
 # of RGB in 0..1, the normalisation of all of torchvision's published weights
 IMAGENET_MEAN = np.array([0.485, 0.456, 0.406], np.float32)
 IMAGENET_STD = np.array([0.229, 0.224, 0.225], np.float32)
 _GRAY = np.array([0.299, 0.587, 0.114], np.float32)
+CORNER_SCALES = (1.0, 0.875, 0.75, 0.66)  # of TSN's crops, as shares of the picture's short side
+
+
+class View(NamedTuple):
+    """One view, or several: the network's input is `values * scale + offset`, channel by channel."""
+
+    values: np.ndarray
+    """(..., C, crop_px, crop_px) uint8, or float32 where it had to be resized or is a trajectory."""
+    scale: np.ndarray
+    """(..., C) float32."""
+    offset: np.ndarray
+    """(..., C) float32."""
+
+    def inputs(self) -> np.ndarray:
+        """The network's input, (..., C, crop_px, crop_px) float32."""
+        scaled = self.values * self.scale[..., None, None]
+        scaled += self.offset[..., None, None]
+        return scaled
+
+
+class Box(NamedTuple):
+    """A rectangle of a picture, pixels."""
+
+    top: int
+    left: int
+    height: int
+    width: int
 
 
 class TrainView:
-    """One random view of a picture: resized, cropped anywhere, mirrored or not, its colours jittered, normalised."""
+    """One random view of a picture: resized, cropped, mirrored or not, its colours jittered."""
+
+    DRAWS = 6  # random numbers that a view is made from, whatever the settings: none changes what another one draws
 
     def __init__(self, spec: StreamSpec):
         self.spec = spec
 
-    def __call__(self, picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    def __call__(self, picture: np.ndarray | Planes, drawn: Sequence[float]) -> View:
         """Make the view.
 
         Args:
             picture: a frame or a stack.
-            rng: six numbers are drawn, whatever the settings, so that a setting never changes another one's draw.
+            drawn: six numbers in [0, 1): where the crop lies down and right (`cropping = corners`: its size and its
+                place), whether it is mirrored, and three of colour.
 
         Returns:
-            (C, crop_px, crop_px) float32.
+            One view, (C, crop_px, crop_px).
         """
-        spec, (down, right, mirror, *colour) = self.spec, rng.random(6)
-        picture = resize(picture, spec)
+        spec, (first, second, mirror, *colour) = self.spec, drawn
+        picture, side = resize(picture, spec), self.spec.crop_px
         height, width = size_px(picture)
-        top, left = int(down * (height - spec.crop_px + 1)), int(right * (width - spec.crop_px + 1))
-        view = crop(picture, top, left, spec.crop_px)
-        if spec.flip and mirror < 0.5:
-            view = flip(view)
-        if spec.stream == "spatial" and spec.jitter:
-            view = jitter(view, 1 + spec.jitter * (2 * np.array(colour) - 1))
-        return normalise(view, spec)
+        if spec.cropping == "corners":
+            box = corner_crops(height, width, *corner_sizes(min(height, width), side)[int(first * 10)])[
+                int(second * 13)
+            ]
+        else:
+            box = Box(int(first * (height - side + 1)), int(second * (width - side + 1)), side, side)
+        view = _rescaled(crop(picture, box), side, side)
+        mirrored = spec.flip and mirror < 0.5
+        if spec.stream == "temporal":
+            return _stack_view(view, spec, mirrored=mirrored)
+        return _frame_view(view, spec, mirrored=mirrored, colour=colour)
 
 
 class TestViews:
@@ -57,24 +95,25 @@ class TestViews:
             raise ValueError(f"crops is {crops}; allowed: 1, 2, 5, 10")
         self.spec, self.crops = spec, crops
 
-    def __call__(self, picture: np.ndarray) -> np.ndarray:
-        """Make the views: (crops, C, crop_px, crop_px) float32, the mirrored ones last."""
+    def __call__(self, picture: np.ndarray | Planes) -> View:
+        """Make the views, (crops, C, crop_px, crop_px), the mirrored ones last."""
         picture = resize(picture, self.spec)
         side, (height, width) = self.spec.crop_px, size_px(picture)
         down, right = height - side, width - side
         corners = [(0, 0), (0, right), (down, 0), (down, right)] if self.crops >= 5 else []
-        views = [crop(picture, *place, side) for place in [*corners, (down // 2, right // 2)]]
-        if self.crops in (2, 10):
-            views += [flip(view) for view in views]
-        return np.stack([normalise(view, self.spec) for view in views])
+        parts = [crop(picture, Box(*place, side, side)) for place in [*corners, (down // 2, right // 2)]]
+        make = _stack_view if self.spec.stream == "temporal" else _frame_view
+        mirrors = (False, True) if self.crops in (2, 10) else (False,)
+        views = [make(part, self.spec, mirrored=mirrored) for mirrored in mirrors for part in parts]
+        return View(*(np.stack(parts) for parts in zip(*views, strict=True)))
 
 
-def size_px(picture: np.ndarray) -> tuple[int, int]:
-    """Height and width of a frame (uint8, channels last) or a stack (channels first)."""
-    return picture.shape[:2] if picture.dtype == np.uint8 else picture.shape[1:]
+def size_px(picture: np.ndarray | Planes) -> tuple[int, int]:
+    """Height and width of a frame (channels last) or a stack (channels first)."""
+    return picture.planes[0].shape if isinstance(picture, Planes) else picture.shape[:2]
 
 
-def resize(picture: np.ndarray, spec: StreamSpec) -> np.ndarray:
+def resize(picture: np.ndarray | Planes, spec: StreamSpec) -> np.ndarray | Planes:
     """Bring the short side to `resize_px` (0: as it is), and to no less than `crop_px`, keeping the aspect ratio.
 
     Shrinking averages areas, enlarging is bilinear. Flow values are scaled with the grid, x by the width's factor and y
@@ -82,27 +121,55 @@ def resize(picture: np.ndarray, spec: StreamSpec) -> np.ndarray:
     """
     height, width = size_px(picture)
     short = max(spec.resize_px or min(height, width), spec.crop_px)
-    if short == min(height, width):
-        return picture
     factor = short / min(height, width)
-    to_height, to_width = (max(short, round(side * factor)) for side in (height, width))
-    how = cv2.INTER_AREA if factor < 1 else cv2.INTER_LINEAR
-    if picture.dtype == np.uint8:
+    return _rescaled(picture, *(max(short, round(side * factor)) for side in (height, width)))
+
+
+def _rescaled(picture: np.ndarray | Planes, to_height: int, to_width: int) -> np.ndarray | Planes:
+    """The picture at another size; at its own, itself. Planes become float32: a byte would be rounded once more."""
+    height, width = size_px(picture)
+    if (height, width) == (to_height, to_width):
+        return picture
+    how = cv2.INTER_AREA if to_height <= height and to_width <= width else cv2.INTER_LINEAR
+    if not isinstance(picture, Planes):
         return cv2.resize(picture, dsize=(to_width, to_height), interpolation=how)
-    planes = [cv2.resize(plane, dsize=(to_width, to_height), interpolation=how) for plane in picture]
-    scale = np.array([to_width / width, to_height / height] * (len(planes) // 2), np.float32)
-    return np.stack(planes) * scale[:, None, None]
+    planes = [
+        cv2.resize(plane.astype(np.float32), dsize=(to_width, to_height), interpolation=how) for plane in picture.planes
+    ]
+    factors = np.array([to_width / width, to_height / height] * (len(planes) // 2))
+    return Planes(planes, picture.scale * factors, picture.offset * factors)
 
 
-def crop(picture: np.ndarray, top: int, left: int, side: int) -> np.ndarray:
-    """The square of `side` pixels whose upper left corner is at (top, left)."""
-    rows, columns = slice(top, top + side), slice(left, left + side)
-    return picture[rows, columns] if picture.dtype == np.uint8 else picture[:, rows, columns]
+def crop(picture: np.ndarray | Planes, box: Box) -> np.ndarray | Planes:
+    """The part of the picture inside a box."""
+    rows, columns = slice(box.top, box.top + box.height), slice(box.left, box.left + box.width)
+    if isinstance(picture, Planes):
+        return picture._replace(planes=[plane[rows, columns] for plane in picture.planes])
+    return picture[rows, columns]
 
 
-def flip(picture: np.ndarray) -> np.ndarray:
-    """Mirror left to right; in a stack the x components change their sign."""
-    return picture[:, ::-1] if picture.dtype == np.uint8 else quantize.flip(picture)
+def corner_sizes(short: int, side: int) -> list[tuple[int, int]]:
+    """The ten sizes (height, width) of multi-scale crops of a picture whose short side is `short`.
+
+    Height and width are taken from {1, .875, .75, .66} x short, at most one step apart; a size within 2 px of `side`
+    becomes `side`, which spares a resizing. Example, 256 and 224: 256, 224, 192 and 168.
+
+    Source: Wang et al., Towards Good Practices for Very Deep Two-Stream ConvNets, 2015, section 3, and TSN's code.
+    """
+    sizes = [int(short * scale) for scale in CORNER_SCALES]
+    sizes = [side if abs(size - side) < 3 else size for size in sizes]
+    return [(sizes[i], sizes[j]) for i in range(4) for j in range(4) if abs(i - j) <= 1]
+
+
+def corner_crops(height: int, width: int, crop_height: int, crop_width: int) -> list[Box]:
+    """The thirteen places of a crop: on a grid of quarters of the way it can move, corners, centre, edges, inner four.
+
+    Source: as `corner_sizes`; the quarters are cut to whole pixels, as there.
+    """
+    down, right = (height - crop_height) // 4, (width - crop_width) // 4
+    corners, centre = [(0, 0), (0, 4), (4, 0), (4, 4)], [(2, 2)]
+    edges, inner = [(2, 0), (2, 4), (4, 2), (0, 2)], [(1, 1), (1, 3), (3, 1), (3, 3)]
+    return [Box(i * down, j * right, crop_height, crop_width) for i, j in corners + centre + edges + inner]
 
 
 def jitter(frame: np.ndarray, factors: np.ndarray) -> np.ndarray:
@@ -123,15 +190,24 @@ def jitter(frame: np.ndarray, factors: np.ndarray) -> np.ndarray:
     return np.rint((view - gray) * saturation + gray).clip(0, 255).astype(np.uint8)
 
 
-def normalise(view: np.ndarray, spec: StreamSpec) -> np.ndarray:
-    """A cropped picture as the network takes it.
+def _frame_view(frame: np.ndarray, spec: StreamSpec, *, mirrored: bool, colour: Sequence[float] = ()) -> View:
+    """A cropped frame, which is to lose ImageNet's mean and to be divided by its standard deviation."""
+    frame = frame[:, ::-1] if mirrored else frame
+    if spec.jitter and len(colour):
+        frame = jitter(frame, 1 + spec.jitter * (2 * np.array(colour) - 1))
+    values = np.ascontiguousarray(frame.transpose(2, 0, 1))  # (H, W, C) => (C, H, W)
+    return View(values, 1 / (255 * IMAGENET_STD), -IMAGENET_MEAN / IMAGENET_STD)
 
-    A frame loses ImageNet's mean and is divided by its standard deviation; a stack is divided by `flow_unit_px`.
 
-    Returns:
-        (C, H, W) float32.
-    """
-    if spec.stream == "temporal":
-        return view * np.float32(1 / spec.flow_unit_px)
-    scaled = view * (1 / (255 * IMAGENET_STD)) - IMAGENET_MEAN / IMAGENET_STD
-    return np.ascontiguousarray(scaled.transpose(2, 0, 1), dtype=np.float32)  # (H, W, C) => (C, H, W)
+def _stack_view(stack: Planes, spec: StreamSpec, *, mirrored: bool) -> View:
+    """A cropped stack, which is to be divided by `flow_unit_px`; mirrored, its x change their sign."""
+    first, count = stack.planes[0], len(stack.planes)
+    values, factor = np.empty((count, *first.shape), first.dtype), np.full(count, 1 / spec.flow_unit_px)
+    if mirrored:
+        factor[0::2] *= -1
+    for plane, kept in zip(stack.planes, values, strict=True):
+        if mirrored:
+            cv2.flip(plane, 1, dst=kept)
+        else:
+            kept[:] = plane
+    return View(values, (stack.scale * factor).astype(np.float32), (stack.offset * factor).astype(np.float32))

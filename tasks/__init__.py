@@ -6,13 +6,17 @@ stream on frames or the temporal one on stacks of flow. `ScoreStream(stream, par
 and features. `Fuse` joins both streams, `Report` writes `metrics.json` and `report.html`. `FullPipeline` requires all:
 
     luigi --module tasks FullPipeline --dataset ucf101 --split 1
+
+`AllSplits` requires the reports of all splits of a dataset, and of several seeds, and puts them into one table.
 """
 
 from tasks.conclude import FullPipeline, Fuse, Report
 from tasks.learn import ExtractFeatures, ScoreStream, TrainStream
 from tasks.prepare import Catalog, Flow, Frames
+from tasks.repeat import AllSplits
 
 __all__ = [
+    "AllSplits",
     "Catalog",
     "ExtractFeatures",
     "Flow",

@@ -48,7 +48,7 @@ class Fuse(Stage):
         fused, parameters = fusion.fuse(tables["val"], tables["test"], spec=self.spec("fusion"))
         for name, scores in fused.items():
             scores.write(self.scores_path(name), **self.attrs())
-        files.write_json(self.path, {**self.attrs(), "parameters": parameters})
+        fusion.write(self.path, parameters, **self.attrs())
 
 
 class Report(Stage):
@@ -70,10 +70,19 @@ class Report(Stage):
         trained = [self.clone(TrainStream, stream=s) for s in STREAMS]
         return [self.clone(Fuse), *trained, self.clone(Frames), self.clone(Flow), self.clone(Catalog)]
 
+    def tables(self) -> dict[str, dict]:
+        """`streams` and `fused`: the score tables of the test part by name."""
+        from pipeline.scores import Scores
+
+        fuse = self.requires()[0]
+        return {
+            "streams": {s: Scores.read(fuse.requires()["test"][s].path) for s in STREAMS},
+            "fused": {name: Scores.read(fuse.scores_path(name)) for name in FUSIONS},
+        }
+
     def make(self) -> None:
         """Write the report, and let `latest` point here."""
         from pipeline import report, store
-        from pipeline.scores import Scores
 
         fuse, *trained, frames, flow, catalog = self.requires()
         stores = {"Frames": store.open_frames(frames.path), "Flow": store.open_flow(flow.path)}
@@ -81,8 +90,7 @@ class Report(Stage):
             self.folder,
             dataset=self.dataset_name,
             split=self.split_name,
-            streams={s: Scores.read(fuse.requires()["test"][s].path) for s in STREAMS},
-            fused={name: Scores.read(fuse.scores_path(name)) for name in FUSIONS},
+            **self.tables(),
             fusion=json.loads(fuse.path.read_text())["parameters"],
             curves={task.stream: json.loads(task.path.read_text()) for task in trained},
             failed=[{"id": i, "stage": stage, "reason": r} for stage, s in stores.items() for i, r in s.failed.items()],

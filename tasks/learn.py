@@ -12,11 +12,19 @@ from tasks.base import Stage, told_plainly
 from tasks.prepare import Catalog, Flow, Frames
 
 
-class TrainStream(Stage):
+class OnDevice(Stage):
+    """A stage that computes with a network."""
+
+    @property
+    def resources(self) -> dict[str, int]:
+        """A GPU serves one such stage at a time; on CPUs alone `luigi --workers 4` runs four of them side by side."""
+        return {} if self.run_spec.device == "cpu" else {"gpu": 1}
+
+
+class TrainStream(OnDevice):
     """One stream, trained on the training part; the weights that did best on the validation part are kept."""
 
     stream = luigi.ChoiceParameter(choices=("spatial", "temporal"), description="which stream")
-    resources = {"gpu": 1}
     file = "curve.json"  # written after checkpoint.pt
 
     @property
@@ -43,13 +51,14 @@ class TrainStream(Stage):
         return super().keys_read() + ([files.content_of(start)] if start.is_file() else [])
 
     def complete(self) -> bool:
-        """Done or not; if not, a network that cannot be built is refused before anything is made for it."""
+        """Done or not; if not, what cannot be built or trained here is refused before anything is made for it."""
         done = super().complete()
         if not done and not self.__dict__.get("_checked"):
-            from pipeline import networks
+            from pipeline import networks, parallel
 
             with told_plainly():
                 networks.check(self.stream_spec)
+                parallel.process_count(self.stream_spec, self.run_spec.device)
             self.__dict__["_checked"] = True
         return done
 
@@ -63,7 +72,7 @@ class TrainStream(Stage):
         return self.folder / "checkpoint.pt"
 
     def make(self) -> None:
-        """Train, from where an interrupted run of the same inputs stopped."""
+        """Train, from where an interrupted run of the same inputs stopped, in as many processes as the stream says."""
         from pipeline import store, training
 
         data, catalog = self.requires()
@@ -77,12 +86,11 @@ class TrainStream(Stage):
         )
 
 
-class ScoreStream(Stage):
+class ScoreStream(OnDevice):
     """Probabilities and features of every clip of one part, from one trained stream."""
 
     stream = luigi.ChoiceParameter(choices=("spatial", "temporal"), description="which stream")
     part = luigi.ChoiceParameter(choices=("train", "val", "test"), default="test", description="which clips")
-    resources = {"gpu": 1}
     file = "scores.h5"
 
     @property
@@ -104,15 +112,16 @@ class ScoreStream(Stage):
         from pipeline import inference, store
 
         trained, data, catalog = self.requires()
-        scores = inference.score(
-            trained.checkpoint,
+        inference.score_to(
+            self.path,
+            self.attrs(),
+            checkpoint=trained.checkpoint,
             store_path=data.path,
             catalog=store.read_catalog(catalog.path),
             part=self.part,
             spec=self.spec("score"),
             device=self.run_spec.device,
         )
-        scores.write(self.path, **self.attrs())
 
 
 class ExtractFeatures(luigi.WrapperTask):

@@ -157,8 +157,11 @@ class Flow(_Store):
         return self.spec("flow").method
 
     def own_digest(self) -> str:
-        """The settings of the flow and of the frames."""
-        return self.spec("flow").digest(self.requires()[0].digest)
+        """The settings of the flow and of the frames, and the content of RAFT's weights if they come from a file."""
+        spec = self.spec("flow")
+        weights = spec.weights_file
+        content = [files.content_of(weights)] if weights and weights.is_file() else []
+        return spec.digest(self.requires()[0].digest, *content)
 
     def requires(self) -> list[Stage]:
         """The frames."""
@@ -168,6 +171,17 @@ class Flow(_Store):
         """The frames' content."""
         return self.requires()[0].key()
 
+    def complete(self) -> bool:
+        """Done or not; if not, a method that cannot work here is refused before anything is made for it."""
+        done = super().complete()
+        if not done and not self.__dict__.get("_checked") and self.spec("cluster").kind in ("inline", "local"):
+            from pipeline import flow
+
+            with told_plainly():
+                flow.check(self.spec("flow"), device=self.run_spec.device)
+            self.__dict__["_checked"] = True
+        return done
+
     def make(self) -> None:
         """Compute flow for every clip, shard by shard."""
         from pipeline import preprocess
@@ -176,7 +190,7 @@ class Flow(_Store):
         preprocess.make_flow(
             self.folder,
             self.requires()[0].path,
-            spec=spec,
+            spec=spec.with_absolute_paths(),
             cluster=self.spec("cluster"),
             device=self.run_spec.device,
             attrs=self.shard_attrs(spec),

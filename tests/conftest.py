@@ -71,3 +71,17 @@ def tiny_dataset(tmp_path_factory) -> Path:
         for j, group in enumerate(["anna", "ben", "cleo", "dan"]):
             write_video(folder / name / f"{group}_{name}.avi", moving_texture(12 + j, dx=dx, dy=dy, seed=10 * i + j))
     return folder
+
+
+@pytest.fixture
+def data(monkeypatch):
+    """A function that installs a store of one kind and returns its catalog."""
+
+    from fakes import two_classes, use_store
+
+    def install(kind, **values):
+        catalog, fake = two_classes(kind, **values)
+        use_store(monkeypatch, fake)
+        return catalog
+
+    return install

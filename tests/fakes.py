@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 
+from pipeline import jpeg, store
 from pipeline.catalog import Catalog, Clip
 
 torch.set_num_threads(1)  # tests are small: more threads cost more than they give, the more so on a busy machine
@@ -26,6 +27,11 @@ class FakeClip:
     def flow(self, first, last, *, backward=False):
         assert self.kind == "flow" and 0 <= first < last <= len(self)
         return (self._backward if backward else self._forward)[first:last]
+
+    def stored_flow(self, first, last, *, backward=False):
+        flow = self.flow(first, last, backward=backward)
+        planes = list(flow.reshape(-1, *flow.shape[2:]))
+        return planes, np.ones(len(planes)), np.zeros(len(planes))
 
 
 class BrokenClip(FakeClip):
@@ -75,3 +81,25 @@ def use_store(monkeypatch, fake):
     """Make the dataset module open this store, whatever the path."""
     monkeypatch.setattr("pipeline.dataset.store.open_frames", lambda path: fake)
     monkeypatch.setattr("pipeline.dataset.store.open_flow", lambda path: fake)
+
+
+def write_frames_store(folder, fake, catalog):
+    """Put the frames of a FakeStore into a real store, for processes that cannot see it. Returns its index."""
+    about = {"digest": "fake", "spec": "{}", "inputs": "fake"}
+    with store.ShardWriter(folder / "shards" / "only.h5", "frames", about) as shard:
+        records = [_write_clip(shard, clip, fake[clip.id]) for clip in catalog.clips]
+    splits = {clip.id: clip.split for clip in catalog.clips}
+    store.write_index(folder / "index.h5", "frames", [(record, "only") for record in records], splits, about)
+    return folder / "index.h5"
+
+
+def _write_clip(shard, clip, fake):
+    writer = shard.clip(clip.id)
+    for frame in fake.frames(0, len(fake)):
+        writer.append(jpeg.encode(frame, quality=95))
+    height, width = fake.frames(0, 1).shape[1:3]
+    about = {"label": clip.label, "class": clip.class_name, "group": clip.group, "height": height, "width": width}
+    crc32 = writer.finish(about, seconds=[i / 25 for i in range(len(fake))])
+    record = store.Record(clip.id, clip.class_name, clip.label, clip.group, len(fake), "ok", "", crc32)
+    shard.record(record)
+    return record

@@ -1,15 +1,18 @@
 """Jobs run somewhere, in bounded number, and a job that dies does not take the others along."""
 
+import dataclasses
+import itertools
 import os
 import sys
 import threading
 import time
+import types
 from pathlib import Path
 
 import pytest
 
 from pipeline import cluster
-from pipeline.cluster import WorkerDied, Workers, worker_count
+from pipeline.cluster import WorkerDied, Workers, threads_each, worker_count
 from pipeline.specs import ClusterSpec
 
 
@@ -136,3 +139,105 @@ def _installed(name):
     import importlib.util
 
     return importlib.util.find_spec(name) is not None
+
+
+# --- devices
+
+
+@dataclasses.dataclass(frozen=True)
+class OnDevice:
+    log: Path
+    number: int
+    device: str = "auto"
+
+
+def work_on_device(job):
+    begun = time.monotonic()
+    time.sleep(0.05)
+    with job.log.open("a") as log:
+        log.write(f"{job.device} {os.getpid()} {begun} {time.monotonic()}\n")
+    return job.number
+
+
+def log_of(path):
+    """Device, process, begin and end of every job."""
+    return [(d, int(p), float(b), float(e)) for d, p, b, e in map(str.split, path.read_text().splitlines())]
+
+
+def overlap(spans):
+    spans = sorted(spans)
+    return any(end > begin for (_, end), (begin, _) in itertools.pairwise(spans))
+
+
+def jobs_on(path, count):
+    return [OnDevice(path / "log", number) for number in range(count)]
+
+
+def test_each_device_has_one_worker_and_one_job_at_a_time(tmp_path):
+    gpus = ("cuda:0", "cuda:1", "cuda:2")
+    with Workers(ClusterSpec(in_flight=3), most=12, devices=gpus) as workers:
+        assert workers.count == 3
+        found = dict(workers.run(work_on_device, jobs_on(tmp_path, 12)))
+    assert sorted(found.values()) == list(range(12)) and all(job.device == "auto" for job in found)
+    log = log_of(tmp_path / "log")
+    assert {device for device, *_ in log} == set(gpus)
+    assert len({(device, pid) for device, pid, *_ in log}) == 3 == len({pid for _, pid, *_ in log})
+    for gpu in gpus:
+        assert not overlap([(begin, end) for device, _, begin, end in log if device == gpu])
+
+
+def test_a_device_whose_worker_died_is_used_again(tmp_path):
+    with Workers(ClusterSpec(), most=9, devices=("cuda:4",)) as workers:
+        died = list(workers.run(end_the_process, jobs_on(tmp_path, 1)))
+        assert isinstance(died[0][1], WorkerDied)
+        list(workers.run(work_on_device, jobs_on(tmp_path, 2)))
+    assert [device for device, *_ in log_of(tmp_path / "log")] == ["cuda:4"] * 2
+
+
+def end_the_process(job):
+    os._exit(1)
+
+
+def test_in_this_process_one_device_is_used(tmp_path):
+    with Workers(ClusterSpec(kind="inline"), most=9, devices=("cuda:3", "cuda:5")) as workers:
+        list(workers.run(work_on_device, jobs_on(tmp_path, 3)))
+    assert {(device, pid) for device, pid, *_ in log_of(tmp_path / "log")} == {("cuda:3", os.getpid())}
+
+
+@pytest.mark.parametrize("resources", [{"GPU": 1}, {}])
+def test_workers_elsewhere_that_offer_a_gpu_get_one_job_at_a_time(tmp_path, resources):
+    from distributed import LocalCluster
+
+    sys.path.append(str(Path(__file__).parent))
+    options = {"n_workers": 1, "threads_per_worker": 2, "dashboard_address": None, "host": "127.0.0.1"}
+    with LocalCluster(**options, resources=resources) as elsewhere:
+        spec = ClusterSpec(kind="address", address=elsewhere.scheduler_address)
+        with Workers(spec, most=6, devices=("auto",)) as workers:
+            assert len(list(workers.run(work_on_device, jobs_on(tmp_path, 6)))) == 6
+        cluster._KEPT.close()
+    log = log_of(tmp_path / "log")
+    assert {device for device, *_ in log} == {"auto"}  # the worker finds out
+    assert overlap([(begin, end) for *_, begin, end in log]) == (not resources)
+
+
+def test_one_worker_a_device_and_its_share_of_the_cores(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(16)))
+    gpus = tuple(f"cuda:{k}" for k in range(8))
+    assert worker_count(ClusterSpec(), gpus) == 8 and threads_each(ClusterSpec(), gpus) == 2
+    assert worker_count(ClusterSpec(workers=3), gpus) == 3 and threads_each(ClusterSpec(workers=3), gpus) == 5
+    assert worker_count(ClusterSpec(workers=99), gpus) == 8
+    assert worker_count(ClusterSpec(), ()) == 16 and threads_each(ClusterSpec(), ()) == 1
+    assert threads_each(ClusterSpec(kind="inline"), gpus) == 16
+    assert threads_each(ClusterSpec(threads=6), gpus) == 6 == threads_each(ClusterSpec(threads=6), ())
+    elsewhere = ClusterSpec(kind="address", address="tcp://x:1")
+    assert threads_each(elsewhere, ("auto",)) == 0 and threads_each(elsewhere, ()) == 1
+
+
+def test_jobs_of_a_queue_take_one_gpu_and_its_threads(monkeypatch):
+    given = []
+    fake = types.SimpleNamespace(SLURMCluster=lambda **options: given.append(options))
+    monkeypatch.setitem(sys.modules, "dask_jobqueue", fake)
+    cluster._job_queue(ClusterSpec(kind="jobqueue", threads=8), ())
+    cluster._job_queue(ClusterSpec(kind="jobqueue", threads=8), ("auto",))
+    assert [options["cores"] for options in given] == [1, 8]
+    assert "worker_extra_args" not in given[0] and given[1]["worker_extra_args"] == ["--resources", "GPU=1"]

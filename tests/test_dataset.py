@@ -9,7 +9,17 @@ import torch
 from fakes import BrokenClip, FakeClip, FakeStore, clip_row, two_classes, use_store
 
 from pipeline import jpeg
-from pipeline.dataset import ClassUniform, Pictures, TestSet, TrainingSet, loader, loader_workers, stack_items
+from pipeline.dataset import (
+    ClassUniform,
+    Pictures,
+    TestSet,
+    TrainingSet,
+    loader,
+    loader_workers,
+    snippet_positions,
+    stack_items,
+)
+from pipeline.inputs import to_inputs
 from pipeline.specs import StackSpec, StreamSpec
 from pipeline.store import Record, ShardWriter, open_frames, write_index
 
@@ -22,7 +32,8 @@ def spec(stream="spatial", **values):
 
 def items(dataset, workers=0, first=0):
     numbers = range(first, len(dataset))
-    return list(loader(dataset, numbers, batch=4, workers=workers, pin=False, collate=stack_items))
+    batches = loader(dataset, numbers, batch=4, workers=workers, pin=False, collate=stack_items)
+    return [(to_inputs(views, torch.device("cpu")), labels) for views, labels in batches]
 
 
 def test_classes_come_equally_often_whatever_their_size():
@@ -52,7 +63,7 @@ def test_items_depend_on_seed_step_and_place_only(monkeypatch, stream):
     batches = items(once)
     assert len(batches) == 6 and batches[0][0].shape == (4, 3 if stream == "spatial" else 6, 16, 16)
     assert torch.equal(items(once, first=12)[0][0], batches[3][0])  # a resumed run
-    assert torch.equal(torch.stack([torch.from_numpy(once[n][0]) for n in (9, 8)]), batches[2][0][[1, 0]])
+    assert torch.equal(torch.stack([torch.from_numpy(once[n][0].inputs()) for n in (9, 8)]), batches[2][0][[1, 0]])
     other = TrainingSet(spec(stream, seed=1), "index.h5", catalog.part("train"))
     assert not torch.equal(items(other)[0][0], batches[0][0])
 
@@ -71,8 +82,52 @@ def test_positions_cover_the_clip_evenly(monkeypatch):
         clip._frames = np.broadcast_to(np.arange(8, dtype=np.uint8)[:, None, None, None], (8, 16, 16, 3)) * 30
     use_store(monkeypatch, fake)
     dataset = TrainingSet(spec(jitter=0.0, steps=400), "index.h5", catalog.part("train"))
-    seen = Counter(round((float(dataset[n][0][0, 0, 0]) * 0.229 + 0.485) * 255 / 30) for n in range(1600))
+    seen = Counter(round((float(dataset[n][0].inputs()[0, 0, 0]) * 0.229 + 0.485) * 255 / 30) for n in range(1600))
     assert set(seen) == set(range(8)) and all(140 <= count <= 260 for count in seen.values())  # 200 +- 4.5 sigma
+
+
+def test_snippets_lie_one_in_each_equal_part():
+    assert snippet_positions(10, [0.5, 0.5, 0.99]) == [1, 5, 9]
+    assert snippet_positions(10, [0.0, 0.0, 0.0]) == [0, 3, 6]
+    assert snippet_positions(2, [0.5, 0.5, 0.5, 0.5]) == [0, 0, 1, 1]
+    assert snippet_positions(1, [0.9] * 7) == [0] * 7
+    assert snippet_positions(5, [*[0.0] * 63, 1 - 2**-53])[-1] == 4  # a sum that is rounded up to 64
+    draws = np.random.default_rng(0).random((6000, 3))
+    seen = [Counter(snippet_positions(10, draw)[part] for draw in draws) for part in range(3)]
+    for part in range(3):  # position p covers [p, p + 1) of 10, part k covers [k 10/3, (k + 1) 10/3)
+        for position in range(10):
+            share = max(0, min(position + 1, (part + 1) * 10 / 3) - max(position, part * 10 / 3)) / (10 / 3)
+            assert seen[part][position] / 6000 == pytest.approx(share, abs=0.03)
+
+
+def test_an_item_of_segments_is_a_picture_of_each_cropped_alike(monkeypatch):
+    rows, columns = np.mgrid[:40, :48].astype(np.float32)
+    moving = np.stack([np.stack([columns + 100 * t, rows + 100 * t]) for t in range(9)])  # says where and when it is
+    catalog, fake = two_classes("flow", per_class=1)
+    for video_id in fake.clips:
+        fake.clips[video_id] = FakeClip("flow", None, moving, -moving)
+    use_store(monkeypatch, fake)
+    settings = spec("temporal", segments=3, flow_unit_px=1.0, flip=False)
+    dataset = TrainingSet(settings, "index.h5", catalog.part("train"))
+    for number in range(20):
+        views, _ = dataset[number]
+        corner = views.inputs()[:, :2, 0, 0]  # of the first field of each snippet
+        assert views.values.shape == (3, 6, 16, 16) and len(set(map(tuple, corner % 100))) == 1
+        starts = (corner[:, 0] // 100).astype(int)  # of 7 starts
+        assert all(part * 7 / 3 - 1 < start < (part + 1) * 7 / 3 for part, start in enumerate(starts))
+    batch, labels = items(dataset)[0]
+    assert batch.shape == (4, 3, 6, 16, 16) and labels.shape == (4,)
+
+
+def test_one_segment_draws_what_a_plain_item_draws(monkeypatch):
+    catalog, fake = two_classes("frames")
+    use_store(monkeypatch, fake)
+    dataset = TrainingSet(spec(), "index.h5", catalog.part("train"))
+    for number in range(6):
+        rng = np.random.Generator(np.random.Philox(np.random.SeedSequence((0, 0, *divmod(number, 4)))))
+        clip = dataset.clips[dataset.choose(number)]
+        picture = fake[clip.id]._frames[int(rng.random() * 9)]
+        np.testing.assert_array_equal(dataset[number][0].inputs(), dataset.view(picture, rng.random(6)).inputs())
 
 
 def ramp(count):
@@ -85,18 +140,18 @@ def test_temporal_pictures_are_windows_of_flow(monkeypatch):
     use_store(monkeypatch, FakeStore({"long": ramp(7), "short": ramp(2)}))
     pictures = Pictures(spec("temporal"), "index.h5")
     assert (pictures.count("long"), pictures.count("short")) == (5, 1)
-    assert pictures.read("long", 2)[:, 0, 0].tolist() == [2, 2, 3, 3, 4, 4]
-    assert pictures.read("short", 0)[:, 0, 0].tolist() == [0, 0, 1, 1, 1, 1]
+    assert pictures.read("long", 2).pixels()[:, 0, 0].tolist() == [2, 2, 3, 3, 4, 4]
+    assert pictures.read("short", 0).pixels()[:, 0, 0].tolist() == [0, 0, 1, 1, 1, 1]
     stack = StackSpec(length=4, direction="bidirectional", subtract_mean=False)
     both = Pictures(spec("temporal", stack=stack), "index.h5")
-    assert both.read("long", 1)[:, 0, 0].tolist() == [3, 3, 4, 4, -2, -2, -1, -1]
+    assert both.read("long", 1).pixels()[:, 0, 0].tolist() == [3, 3, 4, 4, -2, -2, -1, -1]
 
 
 def test_test_views_are_equally_spaced(monkeypatch):
     use_store(monkeypatch, FakeStore({"a": ramp(11)}))
     views = TestSet(spec("temporal", flow_unit_px=1.0), "index.h5", [clip_row("a", 0, "test", "xy")], frames=3, crops=2)
     assert len(views) == 3
-    found = [views[j].views[:, :, 0, 0].tolist() for j in range(3)]  # of 9 starts: 0, 4, 8
+    found = [views[j].views.inputs()[:, :, 0, 0].tolist() for j in range(3)]  # of 9 starts: 0, 4, 8
     assert found == [[[s, s, s + 1, s + 1, s + 2, s + 2], [-s, s, -s - 1, s + 1, -s - 2, s + 2]] for s in (0, 4, 8)]
 
 
@@ -134,13 +189,13 @@ def test_a_test_clip_that_cannot_be_read_is_an_item_with_its_reason(monkeypatch)
     use_store(monkeypatch, fake)
     tested = TestSet(spec(), "index.h5", catalog.part("test"), frames=1, crops=1)
     failed = [item for item in map(tested.__getitem__, range(4)) if item.views is None]
-    reasons = {tested.clips[item.clip].id: item.reason for item in failed}
+    reasons = {tested.clips[item.number].id: item.reason for item in failed}  # one frame a clip
     assert reasons == {"left_5": "OSError: bad JPEG", "right_5": "decodes no frame"}
 
 
 def test_loading_processes_by_device():
     assert loader_workers(-1, torch.device("cpu")) == 0
-    assert 1 <= loader_workers(-1, torch.device("cuda")) <= 8
+    assert 1 <= loader_workers(-1, torch.device("cuda")) <= 16
     assert loader_workers(3, torch.device("cpu")) == 3
 
 

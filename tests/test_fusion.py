@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from pipeline import fusion
 from pipeline.fusion import LinearSVM, average, choose_weight, fuse, weighted
 from pipeline.scores import Scores
 from pipeline.specs import FusionSpec
@@ -123,6 +124,7 @@ def test_failed_validation_clips_are_wrong_at_every_weight():
     _, why = choose_weight(a, b, step=0.5)
     assert why["right"] == [10, 10, 10]
     assert (why["num_val"], why["num_val_failed"]) == (12, 2)
+    assert why["out_of_fold_top1"] == pytest.approx(10 / 12)
 
 
 def test_grid_ends_at_one():
@@ -156,71 +158,6 @@ def appearance_and_motion(seed: int, n: int = 48, prefix: str = "clip") -> tuple
     return tables[0], tables[1]
 
 
-def test_svm_joins_what_each_stream_knows():
-    svm = LinearSVM.fit(*appearance_and_motion(0))
-    a, b = appearance_and_motion(1)
-    assert a.top1() < 0.8 and b.top1() < 0.8
-    assert svm.apply(a, b).top1() == 1.0
-
-
-def test_svm_margins_are_those_of_normalised_stacked_scores():
-    a, b = appearance_and_motion(0)
-    svm = LinearSVM.fit(a, b, c=0.5)
-    p, q = a.probabilities.astype(float), b.probabilities.astype(float)
-    stacked = np.hstack([p / np.sqrt((p**2).sum(1))[:, None], q / np.sqrt((q**2).sum(1))[:, None]])
-    margins = stacked @ svm.coefficients.T + svm.intercepts
-    np.testing.assert_allclose(svm.margins(a, b), margins, atol=1e-9)
-    fused = svm.apply(a, b)
-    np.testing.assert_array_equal(fused.predictions(), margins.argmax(1))
-    np.testing.assert_array_equal(np.argsort(fused.probabilities, axis=1), np.argsort(margins, axis=1))
-
-
-def test_svm_with_two_classes():
-    labels = np.arange(40) % 2
-    a, b = noisy(labels, 4, 0, classes=("x", "y")), noisy(labels, 4, 1, classes=("x", "y"))
-    fused = LinearSVM.fit(a, b).apply(a, b)
-    assert fused.probabilities.shape == (40, 2)
-    assert fused.top1() > 0.95
-
-
-def test_svm_never_predicts_a_class_that_it_did_not_see():
-    known = np.tile([0, 2], 20)
-    svm = LinearSVM.fit(noisy(known, 4, 0), noisy(known, 4, 1))
-    assert svm.absent == ("two",)
-    labels = np.arange(30) % 3
-    fused = svm.apply(noisy(labels, 4, 2), noisy(labels, 4, 3))
-    assert (fused.probabilities[:, 1] == 0).all()
-    right, clips = fused.per_class()
-    assert right[1] == 0 and right[0] + right[2] >= 0.9 * (clips[0] + clips[2])
-
-
-def test_svm_that_saw_one_class_always_says_it():
-    svm = LinearSVM.fit(noisy([1, 1], 1, 0), noisy([1, 1], 1, 1))
-    assert svm.absent == ("one", "three")
-    assert set(svm.apply(noisy([0, 1, 2], 3, 2), noisy([0, 1, 2], 3, 3)).predictions()) == {1}
-
-
-def test_svm_is_the_same_every_time_and_survives_json():
-    a, b = appearance_and_motion(0)
-    first, second = LinearSVM.fit(a, b), LinearSVM.fit(shuffled(a, 1), shuffled(b, 2))
-    np.testing.assert_array_equal(first.coefficients, second.coefficients)
-    known = LinearSVM.fit(noisy([0, 2] * 9, 2, 0), noisy([0, 2] * 9, 2, 1))
-    again = LinearSVM.from_dict(json.loads(json.dumps(known.as_dict(), allow_nan=False)))
-    test = noisy(np.arange(9) % 3, 2, 5)
-    np.testing.assert_array_equal(again.apply(test, test).probabilities, known.apply(test, test).probabilities)
-    assert again.absent == ("two",) and again.c == known.c and again.num_val == 18
-
-
-def test_svm_refusals():
-    a, b = appearance_and_motion(0)
-    with pytest.raises(ValueError, match="c is 0; it must be above 0"):
-        LinearSVM.fit(a, b, c=0)
-    other = noisy([0, 1, 2], 1, 0)
-    message = r"3 classes \('one', 'two', 'three'\); the SVM was fitted on 4 \('tl', 'tr', 'cl', \.\.\.\)"
-    with pytest.raises(ValueError, match=message):
-        LinearSVM.fit(a, b).apply(other, other)
-
-
 def streams(pair) -> dict[str, Scores]:
     return dict(zip(("spatial", "temporal"), pair, strict=True))
 
@@ -242,3 +179,89 @@ def test_fuse_refuses_test_clips_among_the_validation_clips():
     pair = appearance_and_motion(0)
     with pytest.raises(ValueError, match="48 clips are in the validation and in the test tables, such as 'clip0'"):
         fuse(streams(pair), streams(pair), FusionSpec())
+
+
+def test_the_worth_of_a_weight_is_that_of_the_others_choice():
+    """Fold by fold in plain numpy: choose on the other groups, count on this one."""
+    labels, groups = np.arange(60) % 3, [f"g{i}" for i in np.repeat(np.arange(5), 12)]
+    a, b = (
+        Scores(t.video_ids, t.probabilities, labels, CLASSES, groups=groups)
+        for t in (noisy(labels, 0.4, 1), noisy(labels, 0.9, 2))
+    )
+    weight, why = choose_weight(a, b, step=0.25, folds=5)
+    hits, chosen = 0, []
+    for group in sorted(set(groups)):
+        rows = np.array([name == group for name in groups])
+        without = choose_weight(a.take(np.flatnonzero(~rows)), b.take(np.flatnonzero(~rows)), step=0.25, folds=2)[0]
+        mixed = (1 - without) * a.probabilities[rows] + without * b.probabilities[rows]
+        hits += (mixed.argmax(1) == labels[rows]).sum()
+        chosen.append(without)
+    assert sorted(why["weights_without_fold"]) == sorted(chosen)
+    assert why["out_of_fold_top1"] == pytest.approx(hits / 60)
+    assert (why["folds"], why["unit"], why["units"]) == (5, "groups", 5)
+    assert weight == choose_weight(a, b, step=0.25, folds=2)[0]  # folds judge the weight, they do not move it
+
+
+def test_one_validation_clip_has_a_weight_but_no_worth():
+    a, b = two_rows(0.9, 0.9).take([0]), two_rows(0.4, 0.4).take([0])
+    weight, why = choose_weight(a, b, step=0.25)
+    assert weight == 0.5 and (why["unit"], why["out_of_fold_top1"], why["weights_without_fold"]) == ("none", None, [])
+
+
+def test_c_is_chosen_unless_it_is_given():
+    val, test = (streams(appearance_and_motion(seed, prefix=prefix)) for seed, prefix in ((0, "val"), (1, "test")))
+    _, given = fuse(val, test, FusionSpec(svm_c=2.0))
+    assert given["svm"]["c"] == 2 and given["svm"]["choice"] == {"note": "given by [fusion] svm_c"}
+    _, chosen = fuse(val, test, FusionSpec(svm_c_grid=(0.5, 5.0), folds=4))
+    assert chosen["svm"]["c"] in (0.5, 5.0) and chosen["svm"]["choice"]["chosen_from"] == [0.5, 5.0]
+    assert chosen["svm"]["choice"]["folds"] == chosen["weighted"]["folds"] == 4
+    json.dumps(chosen, allow_nan=False)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"svm_c": 1e-9}, r"\[fusion\] svm_c is 1e-09; it must be 0 or at least 1e-06"),
+        ({"svm_c": -1.0}, r"\[fusion\] svm_c is -1.0; it must be at least 0"),
+        ({"svm_c_grid": ()}, r"\[fusion\] svm_c_grid is ''; it must hold numbers"),
+        ({"svm_c_grid": (1.0, 0.0)}, r"\[fusion\] svm_c_grid is '1, 0'; it must hold numbers"),
+        ({"svm_c_grid": (float("nan"),)}, r"\[fusion\] svm_c_grid is 'nan'; it must hold numbers"),
+        ({"folds": 1}, r"\[fusion\] folds is 1; it must be at least 2"),
+    ],
+)
+def test_wrong_settings_are_refused(values, message):
+    with pytest.raises(ValueError, match=message):
+        FusionSpec(**values)
+
+
+def test_what_was_chosen_can_be_applied_to_other_clips(tmp_path):
+    val, test = appearance_and_motion(0, prefix="val"), appearance_and_motion(1, prefix="test")
+    fused, parameters = fuse(streams(val), streams(test), FusionSpec())
+    fusion.write(tmp_path / "fusion.json", parameters, digest="d", inputs="i")
+    again = fusion.read(tmp_path / "fusion.json")
+    assert list(again) == list(fused)
+    for name, table in fused.items():
+        np.testing.assert_array_equal(again[name].apply(*test).probabilities, table.probabilities)
+    said = json.loads((tmp_path / "fusion.json").read_text())
+    assert (said["digest"], said["inputs"], said["order"]) == ("d", "i", ["spatial", "temporal"])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "fusion.json is no JSON"),
+        ("[]", "is None version None, not two-stream-fusion version 1; run Fuse again"),
+        ('{"format": "two-stream-fusion", "format_version": 2}', "is two-stream-fusion version 2, not"),
+        ('{"format": "two-stream-fusion", "format_version": 1}', "no parameters of the fusions .* KeyError"),
+        (
+            '{"format": "two-stream-fusion", "format_version": 1, "parameters": {"svm": 3}}',
+            "no parameters of .*TypeError",
+        ),
+    ],
+)
+def test_what_is_no_fusion_is_refused(tmp_path, content, message):
+    (tmp_path / "fusion.json").write_text(content)
+    with pytest.raises(ValueError, match=message):
+        fusion.read(tmp_path / "fusion.json")
+    with pytest.raises(FileNotFoundError):
+        fusion.read(tmp_path / "absent.json")

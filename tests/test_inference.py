@@ -7,8 +7,9 @@ from fakes import BrokenClip, FakeStore, two_classes, use_store
 
 from pipeline.catalog import Catalog
 from pipeline.checkpoint import load_checkpoint, save_checkpoint, save_tensors
-from pipeline.inference import score
+from pipeline.inference import score, score_to
 from pipeline.networks import CHECKPOINT_FORMAT, build
+from pipeline.scores import Scores
 from pipeline.specs import ScoreSpec, StackSpec, StreamSpec
 
 
@@ -170,3 +171,60 @@ def test_code_in_a_checkpoint_is_never_run(tmp_path):
     with pytest.raises(ValueError, match="weights_only=True"):
         load_checkpoint(tmp_path / "evil.pt")
     assert not (tmp_path / "owned").exists()
+
+
+def test_every_view_is_kept_on_request(monkeypatch, tmp_path):
+    catalog, fake = two_classes("frames", frames=9)
+    use_store(monkeypatch, fake)
+    network = save_untrained(tmp_path / "c.pt", spec(), catalog)
+    made = score_to(
+        tmp_path / "scores.h5",
+        {"inputs": "i"},
+        checkpoint=tmp_path / "c.pt",
+        store_path="i",
+        catalog=catalog,
+        part="test",
+        spec=ScoreSpec(frames=2, crops=2, per_view=True, batch=3),
+    )
+    found = Scores.read(tmp_path / "scores.h5")
+    np.testing.assert_array_equal(found.probabilities, made.probabilities)
+    assert list(found.views) == list(found.video_ids)
+    mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+    for row, clip in enumerate(catalog.part("test")):
+        views = []
+        for frame in (0, 8):  # 40 x 48 pixels, the centre and its mirror image
+            view = fake[clip.id]._frames[frame][4:36, 8:40]
+            views += [view, view[:, ::-1]]
+        inputs = ((np.stack(views) / 255 - mean) / std).transpose(0, 3, 1, 2).astype(np.float32)
+        with torch.no_grad():
+            features = network.features(torch.from_numpy(inputs))
+            logits = network.head(features).numpy()
+        kept = found.views[clip.id]
+        np.testing.assert_allclose(kept.probabilities, softmax(logits), atol=1e-5)
+        np.testing.assert_allclose(kept.features, features.numpy(), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(kept.probabilities.mean(0), found.probabilities[row], atol=1e-6)
+
+
+def test_views_of_a_clip_that_failed_are_nan(monkeypatch, tmp_path):
+    catalog, fake = two_classes("frames")
+    fake.clips["left_5"] = BrokenClip("frames", fake.clips["left_5"]._frames)
+    use_store(monkeypatch, fake)
+    save_untrained(tmp_path / "c.pt", spec(), catalog)
+    about = {"checkpoint": tmp_path / "c.pt", "store_path": "i", "catalog": catalog, "part": "test"}
+    score_to(tmp_path / "s.h5", {}, spec=ScoreSpec(frames=2, crops=1, per_view=True), **about)
+    found = Scores.read(tmp_path / "s.h5")
+    assert found.failed == ("left_5",) and np.isnan(found.views["left_5"].probabilities).all()
+    assert found.take([2]).views["right_5"].features.shape == (2, 128)
+    score_to(tmp_path / "s.h5", {}, spec=ScoreSpec(frames=2, crops=1), **about)
+    with pytest.raises(ValueError, match=r"s.h5 holds no views; score again with \[score\] per_view = true"):
+        _ = Scores.read(tmp_path / "s.h5").views
+
+
+def test_a_scoring_that_breaks_off_leaves_no_file(monkeypatch, tmp_path):
+    catalog, _ = two_classes("frames")
+    use_store(monkeypatch, FakeStore({}, {}))
+    save_untrained(tmp_path / "c.pt", spec(), catalog)
+    about = {"checkpoint": tmp_path / "c.pt", "store_path": "i", "catalog": catalog, "part": "test"}
+    with pytest.raises(RuntimeError, match="all 4 clips failed"):
+        score_to(tmp_path / "s.h5", {}, spec=ScoreSpec(frames=2, crops=1, per_view=True), **about)
+    assert [path.name for path in tmp_path.iterdir()] == ["c.pt"]

@@ -24,9 +24,12 @@ LAYERS = [
         "flow",
         "quantize",
         "store",
+        "jobs",
     ),
-    *("cluster", "preprocess", "stacks", "transforms", "dataset", "backbones", "networks", "checkpoint", "evaluation"),
-    *("training", "scores", "inference", "fusion", "report", "demo", "inspection", "__main__"),
+    *("cluster", "preprocess", "stacks", "stored_stacks", "transforms", "inputs", "dataset"),
+    *("backbones", "networks", "checkpoint", "evaluation"),
+    *("recipe", "parallel", "resume", "launch", "training", "train"),
+    *("scores", "inference", "folds", "svm", "fusion", "report", "demo", "inspection", "machine", "doctor", "__main__"),
 ]
 
 
@@ -92,3 +95,32 @@ def test_tasks_import_no_arithmetic():
 def test_importing_it_does_not_import_torch(module):
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def test_flow_needs_neither_dask_nor_luigi_nor_sklearn_nor_contrib():
+    code = """
+import sys
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("dask", "distributed", "luigi", "sklearn", "matplotlib", "h5py"):
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Blocked())
+import cv2, numpy
+del cv2.optflow
+from pipeline.flow import estimate, methods
+from pipeline.specs import FlowSpec
+frames = numpy.random.default_rng(0).integers(0, 256, (2, 24, 24), numpy.uint8)
+for method in ("tvl1", "dis_fast", "farneback"):
+    assert methods()[method] == "available"
+    assert estimate(frames, FlowSpec(method=method), device="cpu").shape == (1, 2, 24, 24)
+try:
+    estimate(frames, FlowSpec(method="deepflow"))
+except ValueError as error:
+    print(error)
+print(methods()["pcaflow"])
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert not done.returncode, done.stderr
+    why = "this OpenCV has no contrib modules (cv2.optflow); pip uninstall opencv-python opencv-python-headless, "
+    why += "then pip install --force-reinstall opencv-contrib-python"
+    assert done.stdout.splitlines() == [f"[flow] method deepflow is not available: {why}", f"not available: {why}"]

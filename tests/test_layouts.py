@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from pipeline.layouts import list_files, read_layout, scan_videos
+from pipeline.layouts import list_files, read_layout, scan_videos, split_names
 from pipeline.specs import DatasetSpec
 
 
@@ -130,3 +130,41 @@ def test_lists_that_are_not_there(tmp_path, layout, lists):
     lists = lists and str(tmp_path / lists)
     with pytest.raises(FileNotFoundError, match=rf"\[dataset\] lists: '.*' is no .* layout {layout} needs one"):
         list_files(DatasetSpec(layout=layout, videos=str(tmp_path), lists=lists))
+
+
+def test_official_lists_have_their_numbers(tmp_path):
+    for name in (
+        "trainlist01.txt",
+        "testlist01.txt",
+        "trainlist02.txt",
+        "trainlist10.txt",
+        "classInd.txt",
+        "notes.txt",
+    ):
+        (tmp_path / name).write_text("")
+    assert split_names(DatasetSpec(layout="ucf101", lists=str(tmp_path))) == ["1", "2", "10"]
+    hmdb = tmp_path / "hmdb"
+    hmdb.mkdir()
+    for name in ("wave_test_split1.txt", "run_test_split1.txt", "wave_test_split3.txt"):
+        (hmdb / name).write_text("")
+    assert split_names(DatasetSpec(layout="hmdb51", lists=str(hmdb))) == ["1", "3"]
+
+
+def test_groups_are_left_out_in_turn(tiny_dataset, tmp_path):
+    spec = DatasetSpec(layout="folder", videos=str(tiny_dataset), group_pattern=r"/(?P<group>[a-z]+)_")
+    assert split_names(spec) == ["anna", "ben", "cleo", "dan"]
+    file = tmp_path / "clips.csv"
+    file.write_text("path,label,group\na.avi,x,two\nb.avi,y,one\nc.avi,x,one\n")
+    assert split_names(DatasetSpec(layout="csv", lists=str(file))) == ["one", "two"]
+    file.write_text("path,label,group,split\na.avi,x,g,train\nb.avi,y,h,test\n")
+    assert split_names(DatasetSpec(layout="csv", lists=str(file))) == ["1"]
+    assert split_names(DatasetSpec(layout="ucf101", lists="not yet", generator="demo", split="4")) == ["4"]
+
+
+def test_clips_without_groups_are_not_left_out_one_by_one(tiny_dataset, tmp_path):
+    with pytest.raises(ValueError, match=r"each of the 8 clips is a group of its own, .* by \[dataset\] group_pattern"):
+        split_names(DatasetSpec(layout="folder", videos=str(tiny_dataset)))
+    file = tmp_path / "clips.csv"
+    file.write_text("path,label,group\na.avi,x,g\nb.avi,y,g\n")
+    with pytest.raises(ValueError, match="there are no two groups, .* by a group column in the CSV file"):
+        split_names(DatasetSpec(layout="csv", lists=str(file)))

@@ -64,6 +64,12 @@ def test_cnn_m_has_the_layers_of_the_paper(stream, norms):
     assert spatial == CNN_M
     assert [shape for name, shape in seen if name == "Linear"] == [(2, 4096), (2, 2048), (2, 5)]
     assert sum(name == "LocalResponseNorm" for name, _ in seen) == norms
+    first, second = ["Conv2d", "ReLU", "LocalResponseNorm", "MaxPool2d"], ["Conv2d", "ReLU", "MaxPool2d"]
+    rest = ["Conv2d", "ReLU"] * 3 + ["MaxPool2d", "Flatten"] + ["Linear", "ReLU", "Dropout"] * 2 + ["Linear"]
+    assert [name for name, _ in seen] == first + (first if norms == 2 else second) + rest
+    kernels = [(m.kernel_size[0], m.stride[0]) for m in network.modules() if isinstance(m, nn.Conv2d)]
+    assert kernels == [(7, 2), (5, 2), (3, 1), (3, 1), (3, 1)]
+    assert {(m.kernel_size, m.stride) for m in network.modules() if isinstance(m, nn.MaxPool2d)} == {(3, 2)}
     assert sum(name == "ReLU" for name, _ in seen) == 7 and sum(name == "Dropout" for name, _ in seen) == 2
 
 
@@ -235,3 +241,32 @@ def test_check_refuses_what_cannot_be_built_without_building_it(tmp_path):
         networks.check(StreamSpec(start=str(tmp_path / "absent.pth")))
     with pytest.raises(ValueError, match="nonsense"):
         networks.check(StreamSpec(network="nonsense"))
+
+
+FAMILIES = [
+    ("vgg11", 32, 4096),
+    ("densenet121", 32, 1024),
+    ("efficientnet_b0", 32, 1280),
+    ("googlenet", 64, 1024),
+    ("inception_v3", 75, 2048),
+    ("shufflenet_v2_x0_5", 32, 1024),
+    ("resnet50", 32, 2048),
+    ("convnext_tiny", 32, 768),
+]
+
+
+@pytest.mark.parametrize(("network", "side", "width"), FAMILIES)
+def test_every_family_of_torchvision_is_a_body_for_flow(network, side, width):
+    made = on_meta(spec("temporal", network, segments=2, crop_px=max(side, 16)))
+    assert made(torch.empty(2, 2, 20, side, side, device="meta")).shape == (2, 5)
+    assert made.features(torch.empty(2, 20, side, side, device="meta")).shape == (2, width)
+
+
+def test_cnn_m_has_as_many_weights_as_its_layers_say():
+    """Chatfield et al. 2014, table 2: products of the layers' sizes, with biases; 101 classes."""
+    for stream, channels in (("spatial", 3), ("temporal", 20)):
+        convolutions = [(7, channels, 96), (5, 96, 256), (3, 256, 512), (3, 512, 512), (3, 512, 512)]
+        full = [(512 * 6 * 6, 4096), (4096, 2048), (2048, 101)]
+        count = sum(k * k * a * b + b for k, a, b in convolutions) + sum(a * b + b for a, b in full)
+        network = on_meta(spec(stream, "cnn_m_2048", crop_px=224), 101)
+        assert sum(weight.numel() for weight in network.parameters()) == count

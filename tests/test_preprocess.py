@@ -16,6 +16,7 @@ from pipeline import preprocess, store
 from pipeline.catalog import Clip, read_dataset
 from pipeline.cluster import WorkerDied
 from pipeline.flow import estimate
+from pipeline.jobs import frames as frames_job
 from pipeline.preprocess import StageFailed, make_flow, make_frames, plan_shards
 from pipeline.specs import ClusterSpec, DatasetSpec, FlowSpec, FrameSpec
 
@@ -100,7 +101,7 @@ def test_frames_and_flow_hold_what_the_videos_show(tiny_dataset, tmp_path):
 def test_flow_in_pieces_equals_flow_at_once(tiny_dataset, tmp_path, monkeypatch):
     frames = frames_of(tiny_dataset, tmp_path / "frames")
     whole = flow_of(frames, tmp_path / "whole")
-    monkeypatch.setattr(preprocess, "_BATCH_BYTES", 3 * 48 * 64)  # three pairs a batch
+    monkeypatch.setattr("pipeline.flow.device.HOST_PIXELS", 3 * 48 * 64)  # three pairs a batch
     pieces = flow_of(frames, tmp_path / "pieces")
     assert whole.key == pieces.key and sums(tmp_path / "whole") == sums(tmp_path / "pieces")
     clip = frames["down__cleo_down"]
@@ -158,7 +159,7 @@ def test_shards_that_no_longer_belong_are_removed(tiny_dataset, tmp_path):
 
 def test_an_interrupted_stage_has_no_index_and_goes_on(tiny_dataset, tmp_path, monkeypatch):
     made = []
-    original = preprocess._frames_clip
+    original = frames_job._frames_clip
 
     def interrupted(shard, job, clip):
         if len(made) == 4:
@@ -166,13 +167,13 @@ def test_an_interrupted_stage_has_no_index_and_goes_on(tiny_dataset, tmp_path, m
         made.append(clip.id)
         return original(shard, job, clip)
 
-    monkeypatch.setattr(preprocess, "_frames_clip", interrupted)
+    monkeypatch.setattr(frames_job, "_frames_clip", interrupted)
     with pytest.raises(KeyboardInterrupt):
         frames_of(tiny_dataset, tmp_path / "frames")
     assert not (tmp_path / "frames/index.h5").exists()
     kept = times(tmp_path / "frames")
     assert kept and not [name for name in os.listdir(tmp_path / "frames/shards") if "tmp" in name]
-    monkeypatch.setattr(preprocess, "_frames_clip", original)
+    monkeypatch.setattr(frames_job, "_frames_clip", original)
     assert len(frames_of(tiny_dataset, tmp_path / "frames")) == 8
     assert kept.items() <= times(tmp_path / "frames").items()
 
@@ -217,8 +218,8 @@ def test_a_single_frame_has_no_flow(tiny_dataset, tmp_path):
 def test_a_time_limit_is_a_reason(tiny_dataset, tmp_path):
     spec = FrameSpec(short_side_px=0, timeout_seconds=0.01, max_bad_fraction=1.0, min_frames=2)
     catalog = read_dataset(DatasetSpec(videos=str(tiny_dataset), group_pattern=GROUPS), "dan")
-    job = preprocess.FramesJob(tmp_path / "s.h5", tiny_dataset, catalog.clips[:1], spec, {"digest": "d"}, careful=True)
-    preprocess._frames_shard(job)
+    job = frames_job.FramesJob(tmp_path / "s.h5", tiny_dataset, catalog.clips[:1], spec, {"digest": "d"}, careful=True)
+    frames_job.frames_shard(job)
     (record,) = store.read_records(tmp_path / "s.h5", "frames")
     assert (record.status, record.reason) == ("failed", "decoding takes longer than 0.01 s")
 
@@ -243,7 +244,7 @@ def test_a_shard_that_cannot_be_made_fails_the_stage_and_says_what_to_do(tiny_da
     def full(job):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(preprocess, "_frames_shard", full)
+    monkeypatch.setattr(preprocess, "frames_shard", full)
     with pytest.raises(
         StageFailed,
         match="shard .*shard-.* could not be made: OSError: .*No space left on device.*run the same command again",
@@ -284,12 +285,13 @@ def test_memory_does_not_grow_with_the_length_of_a_clip(tmp_path):
     writer.release()
     code = (
         "import sys; from pathlib import Path; sys.path.insert(0, 'tests')\n"
-        "from pipeline.specs import *; from pipeline.catalog import Clip; from pipeline import preprocess as p, store\n"
+        "from pipeline.specs import *; from pipeline.catalog import Clip; from pipeline import store\n"
+        "from pipeline.jobs.frames import *; from pipeline.jobs.flow import *\n"
         "root = Path(sys.argv[1]); clip = Clip('a', 'a.avi', 0, 'x', 'g', 'train', 1, 0, '0' * 16)\n"
-        "p._frames_shard(p.FramesJob(root / 'f.h5', root, (clip,), FrameSpec(short_side_px=0), {'digest': 'd'}))\n"
+        "frames_shard(FramesJob(root / 'f.h5', root, (clip,), FrameSpec(short_side_px=0), {'digest': 'd'}))\n"
         "records = tuple(store.read_records(root / 'f.h5', 'frames'))\n"
         "spec = FlowSpec(method='dis_ultrafast')\n"
-        "p._flow_shard(p.FlowJob(root / 'w.h5', root / 'f.h5', records, spec, 'cpu', {'digest': 'd'}))\n"
+        "flow_shard(FlowJob(root / 'w.h5', root / 'f.h5', records, spec, 'cpu', {'digest': 'd'}))\n"
         "assert records[0].frames == 600\n"
         "print(next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')))"
     )

@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
+import torch
 
-from pipeline.quantize import flip, minmax_to_bytes, minmax_to_pixels, to_bytes, to_pixels
+from pipeline.quantize import all_finite, flip, minmax_to_bytes, minmax_to_pixels, to_bytes, to_pixels
 
 
 def test_bytes_are_the_rounded_formula():
@@ -106,3 +107,57 @@ def test_refuses_wrong_types_and_shapes():
         flip(np.zeros((3, 4, 4)))
     with pytest.raises(ValueError, match="flow is int64; it must be floating"):
         flip(np.zeros((2, 4, 4), np.int64))
+
+
+# --- tensors
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("bound_px", [0.3, 7.0, 20.0, 33.3])
+def test_a_tensor_gives_the_bytes_of_the_array(dtype, bound_px):
+    flow = np.random.default_rng(3).normal(0, bound_px, (5, 2, 37, 53)).astype(dtype)
+    ties = (np.arange(-3, 300) + 0.5) * (bound_px / 127.5) - bound_px  # halfway between two bytes
+    flow.ravel()[: ties.size] = ties
+    flow.ravel()[400:404] = [0.0, -0.0, bound_px, -bound_px]
+    q = to_bytes(torch.from_numpy(flow), bound_px=bound_px)
+    assert q.dtype == torch.uint8 and np.array_equal(q.numpy(), to_bytes(flow, bound_px=bound_px))
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_a_tensor_gives_the_minmax_bytes_and_ranges_of_the_array(dtype):
+    flow = np.random.default_rng(4).normal(0, 5, (40, 2, 17, 23)).astype(dtype)
+    flow[:20] *= np.linspace(0.01, 9, 20)[:, None, None, None].astype(dtype)
+    flow[0], flow[1, 0] = 3.25, 0
+    flow[2, 1] = 0
+    flow[2, 1, 0, 0] = np.finfo(dtype).smallest_subnormal
+    q, range_px = minmax_to_bytes(torch.from_numpy(flow))
+    expected_q, expected_range = minmax_to_bytes(flow)
+    assert np.array_equal(q.numpy(), expected_q)
+    assert range_px.dtype == torch.float32 and np.array_equal(range_px.numpy(), expected_range)
+
+
+def test_a_tensor_is_refused_in_the_same_words():
+    flow = np.zeros((2, 2, 3, 4), np.float32)
+    flow[1, 0, 2, 3] = flow[1, 1, 0, 0] = np.inf
+    for bad in (flow, torch.from_numpy(flow)):
+        for to_q in (to_bytes, minmax_to_bytes):
+            with pytest.raises(
+                ValueError, match=r"flow holds 2 values that are NaN or infinite, the first at \(1, 0, 2, 3\)"
+            ):
+                to_q(bad)
+        assert not all_finite(bad)
+        assert all_finite(bad[:1])
+    assert to_bytes(bad, check=False)[0].eq(128).all()  # and the rest means nothing
+    with pytest.raises(ValueError, match="flow is int64; it must be floating"):
+        to_bytes(torch.zeros(2, dtype=torch.int64))
+    with pytest.raises(ValueError, match=r"flow has shape \(3, 4, 4\); it must be \(..., 2, H, W\)"):
+        minmax_to_bytes(torch.zeros(3, 4, 4))
+
+
+@pytest.mark.needs_cuda
+def test_cuda_gives_the_bytes_of_the_array():
+    flow = np.random.default_rng(5).normal(0, 12, (64, 2, 120, 160)).astype(np.float32)
+    on_gpu = torch.from_numpy(flow).cuda()
+    assert np.array_equal(to_bytes(on_gpu).cpu().numpy(), to_bytes(flow))
+    for found, expected in zip(minmax_to_bytes(on_gpu), minmax_to_bytes(flow), strict=True):
+        assert np.array_equal(found.cpu().numpy(), expected)

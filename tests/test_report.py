@@ -137,13 +137,6 @@ def test_every_failed_clip_is_listed_with_its_reason():
     assert metrics.failures(tables, [known]) == [{**known, "test": True}]
 
 
-def test_wilson_interval_by_the_textbook():
-    low, high = metrics.wilson_interval(8, 10)  # worked example of many textbooks: 0.490 to 0.943
-    assert (low, high) == (pytest.approx(0.4902, abs=1e-3), pytest.approx(0.9433, abs=1e-3))
-    assert metrics.wilson_interval(10, 10)[1] == pytest.approx(1)
-    assert metrics.wilson_interval(0, 10)[0] == pytest.approx(0)
-
-
 @pytest.mark.parametrize(
     "shown",
     [

@@ -161,3 +161,8 @@ ROW = [0.25] * 4
 def test_a_wrong_table_is_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         table(**changes)
+
+
+def test_a_table_in_memory_has_no_views():
+    with pytest.raises(ValueError, match="a table in memory has no views; read it from a file scored with"):
+        _ = table().views

@@ -136,3 +136,40 @@ def test_every_preset_overlays_luigi_cfg(config, preset):
                 settings.resolve(section, dataset)
         assert settings.stream("spatial", dataset, 0).stream == "spatial"
         assert settings.stream("temporal", dataset, 0).channels % 2 == 0
+
+
+def overlaid(config, preset):
+    config.read_dict(project_config())
+    parser = configparser.ConfigParser()
+    parser.read(ROOT / "configs" / preset)
+    config.read_dict(parser)
+    return parser
+
+
+@pytest.mark.parametrize("name", ["ucf101", "hmdb51"])
+def test_the_presets_of_the_paper_hold_its_constants(config, name):
+    overlaid(config, f"{name}-paper.cfg")
+    assert settings.resolve("run").dataset == name
+    for stream in settings.STREAMS:
+        spec = settings.stream(stream, name, 0)
+        assert (spec.network, spec.dropout, spec.resize_px, spec.crop_px, spec.flip) == (
+            "cnn_m_2048",
+            0.9,
+            256,
+            224,
+            True,
+        )
+        assert (spec.batch, spec.steps, spec.milestones, spec.learning_rate) == (256, 80_000, (50_000, 70_000), 0.01)
+        assert (spec.optimizer, spec.momentum, spec.schedule, spec.warmup) == ("sgd", 0.9, "step", 0)
+    stack, score = settings.resolve("stack", name), settings.resolve("score", name)
+    assert (stack.length, stack.subtract_mean, score.frames, score.crops) == (10, True, 25, 10)
+    assert settings.resolve("flow", name).scaling == "minmax"
+    assert settings.resolve("frames", name).short_side_px == 256
+
+
+@pytest.mark.parametrize("preset", sorted((ROOT / "configs").glob("*.cfg")), ids=lambda p: p.stem)
+def test_a_preset_is_accepted_as_a_whole_for_its_dataset(config, preset):
+    parser = overlaid(config, preset.name)
+    settings.check(parser["run"]["dataset"])
+    sections = set(parser.sections()) - {f"dataset.{parser['run']['dataset']}"}
+    assert sections <= set(settings.SECTIONS)

@@ -21,7 +21,7 @@ def test_digest_is_sha256_of_canonical_json():
     import hashlib
 
     spec = ScoreSpec(frames=7)
-    identity = {"crops": 10, "frames": 7, "version": 1}
+    identity = {"crops": 10, "frames": 7, "per_view": False, "version": 1}
     text = json.dumps(["score", identity, ["abc"]], sort_keys=True, separators=(",", ":"))
     assert spec.digest("abc") == hashlib.sha256(text.encode()).hexdigest()[:12]
 

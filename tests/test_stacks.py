@@ -62,7 +62,7 @@ def test_stacks_are_the_equations(seed):
     flow = random_flow(rng, count, speed=rng.choice([0.3, 2.0, 8.0]))
     fields = flow[start : start + length]
     assert np.array_equal(flow_stack(flow, start, length), transcribed(fields, "stack"))
-    assert np.allclose(trajectory_stack(flow, start, length), transcribed(fields, "trajectory"), atol=1e-4)
+    assert np.allclose(trajectory_stack(flow, start, length), transcribed(fields, "trajectory"), atol=1e-5)
 
     half = int(rng.integers(1, 4))
     forward = random_flow(rng, 2 * half + 3, speed=2.0)
@@ -72,7 +72,7 @@ def test_stacks_are_the_equations(seed):
         ahead = np.stack([forward[t] for t in range(frame, frame + half)])
         behind = np.stack([backward[t] for t in range(frame - 1, frame - half - 1, -1)])
         expected = np.concatenate([transcribed(ahead, kind), transcribed(behind, kind)])
-        assert np.allclose(bidirectional_stack(forward, backward, frame, 2 * half, kind=kind), expected, atol=1e-4)
+        assert np.allclose(bidirectional_stack(forward, backward, frame, 2 * half, kind=kind), expected, atol=1e-5)
 
 
 def test_paths_of_the_random_cases_leave_the_image():

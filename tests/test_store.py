@@ -299,3 +299,23 @@ def test_arrays_and_catalogs_come_back_as_they_were(tmp_path):
     store.write_catalog(tmp_path / "catalog.h5", catalog, inputs="abc")
     assert store.read_catalog(tmp_path / "catalog.h5") == catalog
     assert store.read_attrs(tmp_path / "catalog.h5")["key"] == catalog.key
+
+
+def test_views_are_written_clip_by_clip_and_read_one_at_a_time(tmp_path):
+    rng = np.random.default_rng(0)
+    said, seen = rng.random((3, 4, 2), np.float32), rng.random((3, 4, 5), np.float32)
+    with store.create_scores(tmp_path / "s.h5", {}, clips=3, views=4) as writer:
+        for place in (2, 0):
+            for first in (0, 2):
+                writer.put(place, first, said[place, first : first + 2], seen[place, first : first + 2])
+        writer.put_table({"video_ids": ["a", "b", "c"]})
+        assert not (tmp_path / "s.h5").exists()
+    views = store.Views(tmp_path / "s.h5")
+    assert list(views) == ["a", "b", "c"] and len(views) == 3
+    for row, video_id in ((0, "a"), (2, "c")):
+        np.testing.assert_array_equal(views[video_id].probabilities, said[row])
+        np.testing.assert_array_equal(views[video_id].features, seen[row])
+    assert np.isnan(views["b"].probabilities).all() and views["b"].features.shape == (4, 5)
+    with h5py.File(tmp_path / "s.h5") as file:
+        assert file["views/probabilities"].chunks == (1, 4, 2) and file["views/features"].dtype == np.float32
+    assert store.read_arrays(tmp_path / "s.h5", "scores")[0] == {"video_ids": ["a", "b", "c"]}

@@ -14,10 +14,13 @@ import h5py
 import luigi
 import numpy as np
 import pytest
+import torch
 from conftest import moving_texture, write_video
 from luigi.configuration import get_config
+from torchvision.models.optical_flow import raft_small
 
 from pipeline import inspection, store
+from pipeline.flow import estimate
 from tasks import Catalog, ExtractFeatures, Flow, Frames, FullPipeline, Fuse, Report, ScoreStream, TrainStream
 from tasks.base import Artifact, Stage
 
@@ -254,6 +257,51 @@ def test_other_weights_at_the_same_path_train_anew(config, tmp_path):
     assert len(keys) == 2
 
 
+def write_raft_weights(path: Path, seed: int) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        torch.save(raft_small(weights=None).state_dict(), path)
+
+
+def test_flow_of_raft_is_of_colour_frames_and_of_the_content_of_its_weights(config, tmp_path):
+    weights = tmp_path / "raft.pth"
+    config.read_dict({"flow": {"method": "raft_small", "raft_weights": str(weights), "raft_updates": "1"}})
+    folders = []
+    for seed in (1, 2):
+        write_raft_weights(weights, seed)
+        assert build(fresh(Flow))
+        folders.append(fresh(Flow).folder)
+    assert folders[0] != folders[1]
+    write_raft_weights(weights, 1)
+    assert fresh(Flow).complete() and fresh(Flow).folder == folders[0]
+    frames, spec = store.open_frames(fresh(Frames).path)["a"], fresh(Flow).spec("flow")
+    flow = store.open_flow(folders[0] / "index.h5")["a"].flow(0, 8)
+    truth = estimate(frames.frames(0, 9), spec, device="cpu")
+    assert np.abs(flow - truth.clip(-20, 20)).mean() < 0.2  # bytes are 0.16 px apart
+
+
+@pytest.mark.parametrize(
+    ("settings", "device", "message"),
+    [
+        (
+            {"method": "raft_small", "raft_weights": "./none.pth"},
+            "cpu",
+            "raft_weights is './none.pth', and there is no such",
+        ),
+        ({"method": "nvidia_of"}, "auto", r"\[flow\] method nvidia_of is not available: OpenCV sees no CUDA device"),
+        ({"method": "dis_fast"}, "cuda", "method dis_fast computes on the CPU only"),
+    ],
+)
+def test_a_flow_method_that_cannot_work_here_is_refused_before_any_work(config, monkeypatch, settings, device, message):
+    monkeypatch.setattr("cv2.cuda.getCudaEnabledDeviceCount", lambda: 0)
+    config.read_dict({"flow": settings, "run": {"device": device}})
+    with pytest.raises((ValueError, OSError), match=message):
+        fresh(Flow).complete()
+    assert not fresh(Frames).folder.exists()
+    config.read_dict({"cluster": {"kind": "jobqueue"}})  # what other machines can do is not known here
+    assert not fresh(Flow).complete()
+
+
 def _inputs_after_frames(task: TrainStream) -> str:
     assert build(*task.before())
     return fresh(TrainStream, stream="spatial").inputs()
@@ -277,6 +325,12 @@ def test_other_weights_of_the_same_settings_are_scored_anew(config):
     curve.write_text(json.dumps({**json.loads(curve.read_text()), "weights": "0" * 16}))
     assert fresh(TrainStream, stream="spatial").complete()
     assert not fresh(ScoreStream, stream="spatial", part="test").complete()
+
+
+def test_a_gpu_serves_one_training_at_a_time_and_cpus_many(config):
+    stages = TrainStream(stream="spatial"), ScoreStream(stream="spatial")
+    assert all(stage.resources == {} for stage in stages)  # [run] device = cpu
+    assert all(stage.clone(device="auto").resources == {"gpu": 1} for stage in stages)
 
 
 def test_official_splits_are_numbers(config, tmp_path):

@@ -1,65 +1,23 @@
-"""Steps against SGD written out, resuming bit by bit, selection on validation clips, and what stops a training."""
+"""Steps against SGD written out, selection on validation clips, and what stops a training."""
 
-import json
+import re
+import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from fakes import FakeStore, two_classes, use_store
+from fakes import FakeStore, use_store
+from trainings import assert_same_weights, interrupt_after, run, scores_of_test_part, spec
 
 from pipeline import training
-from pipeline.checkpoint import load_checkpoint, save_tensors
+from pipeline.checkpoint import load_checkpoint
 from pipeline.dataset import TestSet
-from pipeline.inference import score
 from pipeline.networks import build
-from pipeline.specs import ScoreSpec, StackSpec, StreamSpec
-from pipeline.training import Run, TrainingDiverged, learning_rate, train, train_step, validate
+from pipeline.resume import Run
+from pipeline.training import TrainingDiverged, train, train_step, validate
 
 CPU = torch.device("cpu")
-
-
-def spec(stream="spatial", **values):
-    stack = StackSpec(length=3, subtract_mean=False) if stream == "temporal" else None
-    defaults = {
-        "resize_px": 0,
-        "crop_px": 24,
-        "batch": 4,
-        "steps": 12,
-        "milestones": (9,),
-        "learning_rate": 0.05,
-        "dropout": 0.3,
-        "validate_every": 5,
-        "save_every": 4,
-        "jitter": 0.2,
-    }
-    return StreamSpec(stream=stream, stack=stack, network="small", **{**defaults, **values})
-
-
-@pytest.fixture
-def data(monkeypatch):
-    """A function that installs a store of one kind and returns its catalog."""
-
-    def install(kind, **values):
-        catalog, fake = two_classes(kind, **values)
-        use_store(monkeypatch, fake)
-        return catalog
-
-    return install
-
-
-def run(settings, catalog, folder, **values):
-    train(settings, store_path="i", catalog=catalog, folder=folder, inputs=values.pop("inputs", "in"), device="cpu")
-    return load_checkpoint(folder / "checkpoint.pt"), json.loads((folder / "curve.json").read_text())
-
-
-def scores_of_test_part(folder, catalog):
-    views = ScoreSpec(frames=3, crops=2)
-    return score(folder / "checkpoint.pt", store_path="i", catalog=catalog, part="test", spec=views)
-
-
-def assert_same_weights(a, b):
-    assert a.keys() == b.keys()
-    assert all(torch.equal(value, b[name]) for name, value in a.items())
 
 
 @pytest.mark.parametrize("stream", ["spatial", "temporal"])
@@ -101,78 +59,54 @@ def test_a_step_is_sgd_with_momentum_and_weight_decay(data):
     np.testing.assert_allclose(now.network.head.bias.detach().numpy(), bias, rtol=1e-3, atol=1e-5)
 
 
-def test_learning_rate_falls_by_ten_at_each_milestone():
-    settings = spec(learning_rate=0.01, milestones=(3, 5))
-    rates = [learning_rate(settings, step) for step in range(7)]
-    assert rates == pytest.approx([0.01] * 3 + [0.001] * 2 + [0.0001] * 2)
+@pytest.mark.parametrize("parts", [2, 4])
+def test_a_batch_in_parts_makes_the_same_step(data, parts):
+    """Without batch normalisation, with dropout; in float64, so that what is left is no matter of rounding."""
+    data("frames")
+    inputs, labels = torch.randn(4, 3, 40, 40, dtype=torch.float64), torch.tensor([0, 1, 1, 0])
+    settings = replace(spec(dropout=0.5, learning_rate=1e-3), network="squeezenet1_1", crop_px=40)
+    whole, cut = (Run(replace(settings, accumulate=n), 2, CPU) for n in (1, parts))
+    for now in (whole, cut):
+        now.network.double()
+    for _ in range(3):
+        assert train_step(cut, inputs, labels) == pytest.approx(train_step(whole, inputs, labels), abs=1e-12)
+        whole.step = cut.step = whole.step + 1
+    for name, value in cut.network.state_dict().items():
+        torch.testing.assert_close(value, whole.network.state_dict()[name], rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("stream", ["spatial", "temporal"])
-@pytest.mark.parametrize("stop", [3, 4, 9, 11])
-def test_an_interrupted_training_ends_with_the_same_bits(data, tmp_path, monkeypatch, stream, stop):
-    catalog = data("frames" if stream == "spatial" else "flow")
-    whole, whole_curve = run(spec(stream), catalog, tmp_path / "whole")
-
-    real = training.train_step
-
-    def interrupted(now, inputs, labels):
-        if now.step == stop:
-            raise KeyboardInterrupt
-        return real(now, inputs, labels)
-
-    monkeypatch.setattr(training, "train_step", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        run(spec(stream), catalog, tmp_path / "parts")
-    assert not (tmp_path / "parts" / "checkpoint.pt").exists()
-    assert (tmp_path / "parts" / "resume.pt").exists() == (stop >= 4)
-    monkeypatch.setattr(training, "train_step", real)
-    parts, parts_curve = run(spec(stream), catalog, tmp_path / "parts")
-
-    assert_same_weights(whole.network.state_dict(), parts.network.state_dict())
-    assert {**whole_curve, "seconds": 0} == {**parts_curve, "seconds": 0}
+def test_gradients_are_scaled_down_to_their_norm(data):
+    data("frames")
+    inputs, labels = torch.randn(4, 3, 24, 24), torch.tensor([0, 1, 1, 0])
+    moved = {}
+    for norm in (0.0, 1e-3, 1e9):
+        now = Run(spec(momentum=0.0, weight_decay=0.0, clip_norm=norm), 2, CPU)
+        before = [weight.detach().clone() for weight in now.network.parameters()]
+        train_step(now, inputs, labels)
+        moved[norm] = [(b - a).detach() for a, b in zip(before, now.network.parameters(), strict=True)]
+    length = lambda moves: float(torch.cat([move.flatten() for move in moves]).double().norm())
+    assert length(moved[1e-3]) == pytest.approx(0.05 * 1e-3, rel=1e-3) and length(moved[0.0]) > 0.05 * 1e-2
+    factor = length(moved[1e-3]) / length(moved[0.0])
+    for clipped, free, high in zip(moved[1e-3], moved[0.0], moved[1e9], strict=True):
+        torch.testing.assert_close(clipped, free * factor, rtol=1e-2, atol=1e-6)
+        assert torch.equal(high, free)
 
 
-def test_resuming_repeats_no_step(data, tmp_path, monkeypatch, capsys):
-    catalog, real, taken = data("frames"), training.train_step, []
-
-    def counted(now, inputs, labels):
-        if now.step == 10 and 10 not in taken:
-            taken.append(10)
-            raise KeyboardInterrupt
-        taken.append(now.step)
-        return real(now, inputs, labels)
-
-    monkeypatch.setattr(training, "train_step", counted)
-    with pytest.raises(KeyboardInterrupt):
-        run(spec(), catalog, tmp_path)
-    taken.clear()
-    taken.append(10)
-    run(spec(), catalog, tmp_path)
-    assert taken[1:] == [10, 11]
-    assert "spatial: training goes on from step 10 of 12" in capsys.readouterr().err
+def test_bfloat16_rounds_what_the_network_computes(data):
+    data("frames")
+    inputs, labels = torch.randn(4, 3, 24, 24), torch.tensor([0, 1, 1, 0])
+    exact, rounded = (train_step(Run(spec(precision=p), 2, CPU), inputs, labels) for p in ("auto", "bf16"))
+    assert rounded != exact and rounded == pytest.approx(exact, rel=0.02)
 
 
-def interrupt_after(monkeypatch, step):
-    real = training.train_step
-    monkeypatch.setattr(training, "train_step", lambda now, *batch: real(now, *batch) if now.step < step else 1 / 0)
-    return real
-
-
-@pytest.mark.parametrize("change", ["spec", "inputs", "format", "damaged"])
-def test_the_resume_file_of_another_training_is_not_used(data, tmp_path, monkeypatch, capsys, change):
-    catalog = data("frames")
-    expected, _ = run(spec(seed=5), catalog, tmp_path / "expected")
-    real = interrupt_after(monkeypatch, 9)
-    with pytest.raises(ZeroDivisionError):
-        run(spec(seed=4 if change == "spec" else 5), catalog, tmp_path, inputs="other" if change == "inputs" else "in")
-    monkeypatch.setattr(training, "train_step", real)
-    if change == "format":
-        save_tensors(tmp_path / "resume.pt", {"format": "something", "format_version": 1})
-    if change == "damaged":
-        (tmp_path / "resume.pt").write_bytes(b"half")
-    found, _ = run(spec(seed=5), catalog, tmp_path)
-    assert "spatial: training starts anew" in capsys.readouterr().err
-    assert_same_weights(found.network.state_dict(), expected.network.state_dict())
+def test_waiting_and_stepping_are_told_apart(data, tmp_path, capsys):
+    catalog, curve = data("frames"), {"seconds_waiting": 1.0}
+    slow = (time.sleep(0.05) or number for number in range(3))
+    assert list(training._waited_for(slow, curve)) == [0, 1, 2] and curve["seconds_waiting"] > 1.15
+    _, curve = run(spec(), catalog, tmp_path)
+    assert curve["seconds_waiting"] > 0 and curve["seconds_stepping"] > 0
+    assert curve["seconds_waiting"] + curve["seconds_stepping"] < curve["seconds"]
+    assert re.search(r"training, spatial: [\d.]+ clips/s, [\d.]+% of it waiting for data", capsys.readouterr().err)
 
 
 def test_the_seed_decides_everything(data, tmp_path):
@@ -283,5 +217,25 @@ def test_mixed_precision_on_cuda_learns_and_resumes(data, tmp_path, monkeypatch)
     with pytest.raises(ZeroDivisionError):
         train(settings, store_path="i", catalog=catalog, folder=tmp_path, inputs="in", device="cuda")
     monkeypatch.setattr(training, "train_step", real)
+    train(settings, store_path="i", catalog=catalog, folder=tmp_path, inputs="in", device="cuda")
+    assert scores_of_test_part(tmp_path, catalog).top1() == 1.0
+
+
+@pytest.mark.needs_cuda
+def test_deterministic_training_on_cuda_repeats_its_bits(data, tmp_path):
+    catalog, found = data("frames"), []
+    for name in ("a", "b"):
+        settings = spec(deterministic=True, loader_workers=0)
+        train(settings, store_path="i", catalog=catalog, folder=tmp_path / name, inputs="in", device="cuda")
+        found.append(load_checkpoint(tmp_path / name / "checkpoint.pt").network.state_dict())
+    assert_same_weights(*found)
+
+
+@pytest.mark.needs_cuda
+def test_float16_with_parts_and_clipping_learns_on_cuda(data, tmp_path):
+    catalog = data("flow")
+    settings = spec(
+        "temporal", steps=40, milestones=(30,), loader_workers=0, precision="float16", accumulate=2, clip_norm=5.0
+    )
     train(settings, store_path="i", catalog=catalog, folder=tmp_path, inputs="in", device="cuda")
     assert scores_of_test_part(tmp_path, catalog).top1() == 1.0

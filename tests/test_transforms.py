@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from pipeline.specs import StackSpec, StreamSpec
-from pipeline.transforms import TestViews, TrainView, jitter, normalise, resize
+from pipeline.stored_stacks import Planes
+from pipeline.transforms import TestViews, TrainView, View, corner_crops, corner_sizes, jitter, resize
 
 
 def spec(stream="spatial", **values):
@@ -32,33 +33,37 @@ def mirrored(flow):
     return np.stack([plane[:, ::-1] * (-1 if channel % 2 == 0 else 1) for channel, plane in enumerate(flow)])
 
 
-class Drawn:
-    """A generator that draws given numbers: down, right, mirror, three colours."""
+def floats(flow):
+    """A stack whose planes are pixels."""
+    return Planes(flow, np.ones(len(flow)), np.zeros(len(flow)))
 
-    def __init__(self, *values):
-        self.values = np.array([*values, *[0.5] * (6 - len(values))])
 
-    def random(self, n):
-        assert n == 6
-        return self.values
+def drawn(*values):
+    """The six numbers of a view: down, right, mirror, three colours."""
+    return [*values, *[0.5] * (6 - len(values))]
+
+
+def train_input(settings, picture, values):
+    """The network's input of one random view."""
+    return TrainView(settings)(picture if picture.dtype == np.uint8 else floats(picture), values).inputs()
 
 
 @pytest.mark.parametrize(("down", "right", "top", "left"), [(0, 0, 0, 0), (0.5, 0.5, 4, 8), (0.999, 0.999, 8, 16)])
 def test_train_crop_is_where_the_draw_says(down, right, top, left):
     picture, flow = frame(), stack()
-    spatial = TrainView(spec())(picture, Drawn(down, right, 0.9))
+    spatial = train_input(spec(), picture, drawn(down, right, 0.9))
     np.testing.assert_allclose(spatial, as_input(picture[top : top + 16, left : left + 16]), atol=1e-5)
-    temporal = TrainView(spec("temporal", flow_unit_px=2.0))(flow, Drawn(down, right, 0.9))
+    temporal = train_input(spec("temporal", flow_unit_px=2.0), flow, drawn(down, right, 0.9))
     np.testing.assert_allclose(temporal, flow[:, top : top + 16, left : left + 16] / 2, rtol=1e-6)
     assert spatial.dtype == temporal.dtype == np.float32
 
 
 def test_train_flip_mirrors_and_negates_x_only():
     picture, flow = frame(16, 16), stack(16, 16)
-    np.testing.assert_allclose(TrainView(spec())(picture, Drawn(0, 0, 0.1)), as_input(picture[:, ::-1]), atol=1e-5)
-    made = TrainView(spec("temporal", flow_unit_px=1.0))(flow, Drawn(0, 0, 0.1))
+    np.testing.assert_allclose(train_input(spec(), picture, drawn(0, 0, 0.1)), as_input(picture[:, ::-1]), atol=1e-5)
+    made = train_input(spec("temporal", flow_unit_px=1.0), flow, drawn(0, 0, 0.1))
     np.testing.assert_array_equal(made, mirrored(flow))
-    still = TrainView(spec("temporal", flow_unit_px=1.0, flip=False))(flow, Drawn(0, 0, 0.1))
+    still = train_input(spec("temporal", flow_unit_px=1.0, flip=False), flow, drawn(0, 0, 0.1))
     np.testing.assert_array_equal(still, flow)
 
 
@@ -67,7 +72,7 @@ def test_every_crop_position_and_both_mirrors_occur():
     picture[..., 0], picture[..., 1] = np.mgrid[:18, :17]
     rng, seen = np.random.default_rng(0), set()
     for _ in range(300):
-        view = TrainView(spec())(picture, rng)
+        view = train_input(spec(), picture, rng.random(6))
         corner = view[:2, 0, [0, -1]] * 255 * np.array([[0.229], [0.224]]) + 255 * np.array([[0.485], [0.456]])
         seen.add((round(corner[0, 0]), *np.rint(corner[1]).astype(int).tolist()))
     assert seen == {(top, *ends) for top in range(3) for ends in [(0, 15), (15, 0), (1, 16), (16, 1)]}
@@ -75,7 +80,7 @@ def test_every_crop_position_and_both_mirrors_occur():
 
 def test_a_setting_never_changes_what_another_draws():
     picture = frame()
-    plain, coloured = (TrainView(spec(jitter=j))(picture, np.random.default_rng(5)) for j in (0.0, 0.001))
+    plain, coloured = (train_input(spec(jitter=j), picture, drawn(0.3, 0.4, 0.2, 0.9, 0.1, 0.6)) for j in (0.0, 0.001))
     np.testing.assert_allclose(plain, coloured, atol=0.05)
 
 
@@ -95,11 +100,10 @@ def test_jitter_follows_its_definition():
 
 def test_jitter_reaches_the_spatial_stream_only():
     picture, flow = frame(16, 16), stack(16, 16)
-    drawn = Drawn(0, 0, 0.9, 1, 0.5, 0.5)
-    brighter = TrainView(spec(jitter=0.5))(picture, drawn)
+    brighter = train_input(spec(jitter=0.5), picture, drawn(0, 0, 0.9, 1, 0.5, 0.5))
     expected = as_input(np.clip(np.rint(picture * 1.5), 0, 255))
     np.testing.assert_allclose(brighter, expected, atol=0.03)
-    made = TrainView(spec("temporal", jitter=0.5, flow_unit_px=1.0))(flow, drawn)
+    made = train_input(spec("temporal", jitter=0.5, flow_unit_px=1.0), flow, drawn(0, 0, 0.9, 1, 0.5, 0.5))
     np.testing.assert_array_equal(made, flow)
 
 
@@ -113,7 +117,7 @@ def test_test_views_are_corners_centre_and_mirrors(stream, crops):
     if crops in (2, 10):
         views += [view[:, ::-1] if stream == "spatial" else mirrored(view) for view in views]
     expected = [as_input(view) if stream == "spatial" else view / 4.0 for view in views]
-    made = TestViews(spec(stream), crops=crops)(picture)
+    made = TestViews(spec(stream), crops=crops)(picture if stream == "spatial" else floats(picture)).inputs()
     assert made.dtype == np.float32 and made.flags.c_contiguous
     np.testing.assert_allclose(made, np.stack(expected), atol=1e-5)
 
@@ -139,15 +143,15 @@ def test_other_numbers_of_crops_are_refused():
 )
 def test_short_side_is_resized_and_a_crop_always_fits(height, width, resize_px, expected):
     assert resize(frame(height, width), spec(resize_px=resize_px)).shape == (*expected, 3)
-    assert resize(stack(height, width), spec("temporal", resize_px=resize_px)).shape == (4, *expected)
-    assert TestViews(spec(resize_px=resize_px), crops=10)(frame(height, width)).shape == (10, 3, 16, 16)
+    assert resize(floats(stack(height, width)), spec("temporal", resize_px=resize_px)).pixels().shape == (4, *expected)
+    assert TestViews(spec(resize_px=resize_px), crops=10)(frame(height, width)).values.shape == (10, 3, 16, 16)
 
 
 def test_flow_values_are_scaled_with_the_grid():
     flow = np.stack([np.full((48, 64), value, np.float32) for value in (8, -4, 2, 1)])
-    halved = resize(flow, spec("temporal", resize_px=24))
+    halved = resize(floats(flow), spec("temporal", resize_px=24)).pixels()
     np.testing.assert_allclose(halved, np.stack([np.full((24, 32), value) for value in (4, -2, 1, 0.5)]), rtol=1e-6)
-    uneven = resize(flow[:, :37, :53], spec("temporal", resize_px=25))  # 37 x 53 -> 25 x 36
+    uneven = resize(floats(flow[:, :37, :53]), spec("temporal", resize_px=25)).pixels()  # 37 x 53 -> 25 x 36
     np.testing.assert_allclose(uneven[:, 0, 0], [8 * 36 / 53, -4 * 25 / 37, 2 * 36 / 53, 25 / 37], rtol=1e-5)
 
 
@@ -167,4 +171,94 @@ def test_a_picture_of_the_right_size_is_not_touched():
 
 def test_normalised_values_are_those_of_the_definition():
     picture = frame(16, 16)
-    np.testing.assert_allclose(normalise(picture, spec()), as_input(picture), atol=1e-6)
+    view = TestViews(spec(), crops=1)(picture)
+    np.testing.assert_allclose(view.inputs()[0], as_input(picture), atol=1e-6)
+    assert view.values.dtype == np.uint8
+
+
+def quantised(height, width, seed=0):
+    """A stack as a store gives it, bytes with a factor and an offset a plane, and its pixels."""
+    rng = np.random.default_rng(seed)
+    q, scale, offset = rng.integers(0, 256, (4, height, width)), rng.uniform(0.05, 0.2, 4), rng.uniform(-20, 0, 4)
+    pixels = q * scale[:, None, None] + offset[:, None, None]
+    return Planes(q.astype(np.uint8), scale, offset), pixels
+
+
+def plain_view(pixels, settings, values):
+    """A random view of flow in pixels, in the order of the words: resize, crop, mirror, normalise; float64."""
+    (height, width), side = pixels.shape[1:], settings.crop_px
+    short = max(settings.resize_px or min(height, width), side)
+    to = [max(short, round(length * short / min(height, width))) for length in (width, height)]
+    how = cv2.INTER_AREA if short < min(height, width) else cv2.INTER_LINEAR
+    if to != [width, height]:
+        pixels = np.stack([cv2.resize(plane, to, interpolation=how) for plane in pixels])
+        pixels[0::2] *= to[0] / width
+        pixels[1::2] *= to[1] / height
+    top, left = (int(v * (length - side + 1)) for v, length in zip(values[:2], pixels.shape[1:], strict=True))
+    view = pixels[:, top : top + side, left : left + side]
+    return (mirrored(view) if settings.flip and values[2] < 0.5 else view) / settings.flow_unit_px
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_bytes_give_what_pixels_would_have_given(seed):
+    rng = np.random.default_rng(seed)
+    height, width = (int(side) for side in rng.integers(14, 40, 2))
+    settings = spec("temporal", resize_px=int(rng.choice([0, 16, 24])), flow_unit_px=float(rng.choice([1.0, 4.0])))
+    picture, pixels = quantised(height, width, seed)
+    values = rng.random(6)
+    view = TrainView(settings)(picture, values)
+    np.testing.assert_allclose(view.inputs(), plain_view(pixels, settings, values), atol=1e-5)
+    resized = min(height, width) != max(settings.resize_px or min(height, width), 16)
+    assert view.values.dtype == (np.float32 if resized else np.uint8)
+
+
+# quarters of the way down and to the right: corners, centre, middles of the edges, middles of the quadrants
+TSN_PLACES = [*[(k, m) for k in (0, 2, 4) for m in (0, 2, 4)], (1, 1), (1, 3), (3, 1), (3, 3)]
+
+
+def test_corner_crops_are_those_of_tsn():
+    assert corner_sizes(256, 224) == [
+        *[(256, 256), (256, 224), (224, 256), (224, 224), (224, 192)],
+        *[(192, 224), (192, 192), (192, 168), (168, 192), (168, 168)],
+    ]
+    # a 340 x 256 frame, 224 high and 192 wide: steps of (256 - 224) // 4 = 8 down and (340 - 192) // 4 = 37 right
+    places = {(box.top, box.left) for box in corner_crops(256, 340, 224, 192)}
+    corners_centre = {(0, 0), (0, 148), (32, 0), (32, 148), (16, 74)}
+    edges = {(0, 74), (32, 74), (16, 0), (16, 148)}
+    assert places == corners_centre | edges | {(8, 37), (8, 111), (24, 37), (24, 111)}
+    assert {(box.height, box.width) for box in corner_crops(256, 340, 224, 192)} == {(224, 192)}
+
+
+def test_corner_cropping_takes_every_size_and_place_alike():
+    settings, height, width = spec("temporal", cropping="corners", flip=False, flow_unit_px=1.0), 32, 48
+    rows, columns = np.mgrid[:height, :width].astype(np.float32)
+    picture = floats(np.stack([columns, rows, columns, rows]))
+    expected, made = [], []
+    for i, crop_height in enumerate((32, 28, 24, 21)):
+        for j, crop_width in enumerate((32, 28, 24, 21)):
+            for k, m in TSN_PLACES if abs(i - j) < 2 else []:
+                top, left = k * ((height - crop_height) // 4), m * ((width - crop_width) // 4)
+                # resizing keeps the mean of a ramp; the vectors shrink or grow with the grid
+                x, y = (left + (crop_width - 1) / 2) * 16 / crop_width, (top + (crop_height - 1) / 2) * 16 / crop_height
+                expected.append((round(x, 2), round(y, 2)))
+    for size in range(10):
+        for place in range(13):
+            view = TrainView(settings)(picture, drawn((size + 0.5) / 10, (place + 0.5) / 13)).inputs()
+            made.append(tuple(round(float(mean), 2) for mean in view[:2].mean((1, 2))))
+    assert sorted(made) == sorted(expected)
+
+
+def test_corner_cropping_of_frames_resizes_the_crop():
+    picture = frame(32, 48)
+    view = TrainView(spec(cropping="corners", flip=False))(picture, drawn(0.999, 0.999)).values
+    part = picture[
+        6 : 6 + 21, 18 : 18 + 21
+    ]  # the smallest size, int(0.66 * 32), at the last inner place: 3 * (11 // 4)
+    expected = cv2.resize(part, (16, 16), interpolation=cv2.INTER_AREA)
+    np.testing.assert_array_equal(view, expected.transpose(2, 0, 1))
+
+
+def test_views_of_several_pictures_stack():
+    view = TestViews(spec("temporal"), crops=10)(quantised(24, 32)[0])
+    assert isinstance(view, View) and view.values.dtype == np.uint8
+    assert view.values.shape == (10, 4, 16, 16) and view.scale.shape == view.offset.shape == (10, 4)

@@ -152,16 +152,6 @@ def test_tensors_give_what_arrays_give(monkeypatch):
     assert arrays.tobytes() == tensors.tobytes()
 
 
-def test_batches_fit_the_free_memory(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (900 << 20, 80 << 30))
-    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 300 << 20)
-    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 176 << 20)
-    assert tvl1._pairs_at_once(1 << 16, "cuda") == 32  # 1 GB free, half of it for 16 MB a pair
-    assert tvl1._pairs_at_once(1 << 24, "cuda") == 1
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (80 << 30, 80 << 30))
-    assert tvl1._pairs_at_once(320 * 240, "cuda") == 128
-
-
 @pytest.mark.needs_cuda
 @pytest.mark.parametrize("settings", [settings for _, _, settings in CASES.values()])
 @pytest.mark.parametrize("motion", MOTIONS)

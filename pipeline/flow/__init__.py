@@ -1,35 +1,61 @@
-"""Frames to motion: `estimate` is the one entry, whatever the method.
+"""Frames to motion: `estimate` is the one entry, whatever the method; `estimate_on_device` for those who go on there.
 
 A method is a module with `between(first, second, spec, *, device)`, loaded when it is first asked for, so that nobody
-waits for torch who does not use it.
+waits for torch who does not use it. The images are (N, H, W) or, for methods of `colour`, (N, H, W, 3) uint8: numpy
+arrays, or, for methods of `tensors` on CUDA, tensors there. The flow is (N, 2, H, W) float32, an array or a tensor.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
+import itertools
 import re
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from pipeline.specs import FLOW_METHODS, FlowSpec
+from pipeline.flow.device import Download, current, halving, joined, pairs_at_once, uploaded
+from pipeline.specs import FLOW_METHODS, RAFT_WEIGHTS, FlowSpec
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class _Method(NamedTuple):
     module: str
     needs: str  # the package it computes with
     package: str  # what pip calls that
-    cuda: bool
+    cuda: bool  # it computes on CUDA devices ...
+    cpu: bool = True  # ... and on the CPU
+    colour: bool = False  # it reads RGB, not gray
+    asks: str = ""  # the module, quick to import, whose `why_not(name)` knows what else may be missing
+    tensors: bool = False  # on CUDA it takes tensors that are there already, not numpy arrays
 
 
-_OPENCV = _Method("pipeline.flow.opencv", "cv2", "opencv-contrib-python", cuda=False)
+_OPENCV = _Method("pipeline.flow.opencv", "cv2", "opencv-contrib-python", cuda=False, asks="pipeline.flow.opencv")
+_OPENCV_CUDA = _OPENCV._replace(
+    module="pipeline.flow.opencv_cuda", cuda=True, cpu=False, asks="pipeline.flow.opencv_cuda"
+)
+_RAFT = _Method(
+    "pipeline.flow.raft", "torchvision", "torchvision", cuda=True, colour=True, asks="pipeline.flow.weights"
+)
 _REGISTRY = {
-    "tvl1": _Method("pipeline.flow.tvl1", "torch", "torch", cuda=True),
+    "tvl1": _Method("pipeline.flow.tvl1", "torch", "torch", cuda=True, tensors=True),
+    "brox": _Method("pipeline.flow.brox", "torch", "torch", cuda=True, tensors=True),
+    "raft_small": _RAFT,
+    "raft_large": _RAFT,
     "dis_ultrafast": _OPENCV,
     "dis_fast": _OPENCV,
     "dis_medium": _OPENCV,
     "farneback": _OPENCV,
+    "deepflow": _OPENCV,
+    "pcaflow": _OPENCV,
+    "opencv_cuda_tvl1": _OPENCV_CUDA,
+    "opencv_cuda_brox": _OPENCV_CUDA,
+    "nvidia_of": _OPENCV_CUDA,
 }
 assert tuple(_REGISTRY) == FLOW_METHODS
 
@@ -49,23 +75,117 @@ def estimate(frames: np.ndarray, spec: FlowSpec, *, device: str = "auto", direct
 
     Raises:
         ValueError: frames of another type or shape or fewer than two, an unknown direction or device, CUDA asked for
-            where there is none.
+            where there is none, or a method that works on no other device; RAFT's weights do not fit.
+        OSError: RAFT's weights are neither here nor to be had.
 
     Source: `between` of the method's module names its paper and what we do differently.
+    """
+    device = resolve(spec.method, device)
+    if torch_device(spec.method, device) == "cpu":
+        return Download(estimate_on_device(frames, spec, device=device, direction=direction)).wait()[0]
+    _check_frames(frames)
+    flow = np.empty((len(frames) - 1, 2, *frames.shape[1:3]), np.float32)
+    pairs = pairs_at_once(flow[0, 0].size, device=device, batch_pairs=spec.batch_pairs)
+    for k in range(0, len(flow), pairs):  # the device holds a batch, never the clip
+        part = estimate_on_device(frames[k : k + pairs + 1], spec, device=device, direction=direction)
+        flow[k : k + pairs] = Download(part).wait()[0]
+    return flow
+
+
+def estimate_on_device(
+    frames: np.ndarray,
+    spec: FlowSpec,
+    *,
+    device: str = "auto",
+    direction: str = "forward",
+    cuts: Sequence[int] = (),
+) -> np.ndarray | Tensor:
+    """As `estimate`, but the flow stays where it was computed, and several clips of one size may be given end to end.
+
+    Args:
+        frames, spec, device, direction: as for `estimate`. Frames of `device.host_array` are sent without waiting and
+            must not be changed before the flow has been read. All pairs are computed at once if memory allows.
+        cuts: ascending, the first frame of every clip but the first; no pair spans a cut.
+
+    Returns:
+        (T - 1 - len(cuts), 2, H, W) float32, pixels per frame: a numpy array from the CPU; from CUDA a tensor that may
+        still be under way.
+
+    Raises:
+        ValueError: as `estimate`, and a clip of fewer than two frames between cuts.
     """
     _check_frames(frames)
     if direction not in ("forward", "backward"):
         raise ValueError(f"direction is {direction!r}; allowed: forward, backward")
-    method = _REGISTRY[spec.method]
-    device = _device(device, spec.method, method.cuda)
-    gray = to_gray(frames)
-    first, second = (gray[:-1], gray[1:]) if direction == "forward" else (gray[1:], gray[:-1])
-    return importlib.import_module(method.module).between(first, second, spec, device=device)
+    bounds = [0, *cuts, len(frames)]
+    if min(np.diff(bounds)) < 2:
+        raise ValueError(f"cuts are {list(cuts)} in {len(frames)} frames; every clip needs at least 2")
+    method, device = _REGISTRY[spec.method], resolve(spec.method, device)
+    between = importlib.import_module(method.module).between
+    with current(torch_device(spec.method, device)):
+        images = np.ascontiguousarray(to_rgb(frames) if method.colour else to_gray(frames))
+        images = uploaded(images, device=device) if method.tensors else images
+        first, second = (
+            joined([images[begin + k : end - 1 + k] for begin, end in itertools.pairwise(bounds)]) for k in (0, 1)
+        )
+        if direction == "backward":
+            first, second = second, first
+        return halving(functools.partial(between, spec=spec, device=device), first, second, pairs=len(first))
+
+
+def cuda_devices(method: str, device: str) -> tuple[str, ...]:
+    """The CUDA devices of this machine that a method would use: all for "auto", else the one named; none for the CPU.
+
+    Raises:
+        ValueError: as `estimate`, for the device.
+    """
+    found = resolve(method, device)
+    if found == "cpu" or device != "auto":
+        return () if found == "cpu" else (found,)
+    return tuple(f"cuda:{k}" for k in range(_counted(_REGISTRY[method])[1]))
+
+
+def torch_device(method: str, device: str) -> str:
+    """Where torch has the tensors of a method that computes on `device`: there, or "cpu" if OpenCV does the work."""
+    return "cpu" if _REGISTRY[method].needs == "cv2" else device
+
+
+def may_use_cuda(method: str, device: str) -> bool:
+    """Whether a method would compute on CUDA if that were there."""
+    return _REGISTRY[method].cuda and device != "cpu"
+
+
+def takes_colour(method: str) -> bool:
+    """Whether the method reads RGB frames; the others read their gray values."""
+    return _REGISTRY[method].colour
+
+
+def devices(method: str) -> tuple[str, ...]:
+    """The kinds of device that the method computes on: "cpu", "cuda" or both."""
+    about = _REGISTRY[method]
+    return ("cpu",) * about.cpu + ("cuda",) * about.cuda
 
 
 def methods() -> dict[str, str]:
-    """Name of each method -> "available", or why it is not and what to do."""
-    return {name: _availability(method) for name, method in _REGISTRY.items()}
+    """Name of each method -> "available", or why it is not and what to do; without a download, or torch."""
+    missing = {name: _missing(name) for name in _REGISTRY}
+    return {name: f"not available: {why}" if why else "available" for name, why in missing.items()}
+
+
+def check(spec: FlowSpec, *, device: str = "auto") -> None:
+    """Refuse, before any work, what this machine could not do; fetches RAFT's weights if they are not here.
+
+    Raises:
+        ValueError, OSError: as `estimate` would, and for a package or module that is missing.
+    """
+    if spec.method in RAFT_WEIGHTS and importlib.util.find_spec("torchvision"):
+        from pipeline.flow import raft
+
+        raft.load(spec)
+    elif why := _missing(spec.method):
+        raise ValueError(f"[flow] method {spec.method} is not available: {why}")
+    if device != "auto" or not _REGISTRY[spec.method].cpu:
+        resolve(spec.method, device)
 
 
 def to_gray(frames: np.ndarray) -> np.ndarray:
@@ -80,10 +200,20 @@ def to_gray(frames: np.ndarray) -> np.ndarray:
     return np.stack([cv2.cvtColor(np.ascontiguousarray(frame), cv2.COLOR_RGB2GRAY) for frame in frames])
 
 
-def _availability(method: _Method) -> str:
+def to_rgb(frames: np.ndarray) -> np.ndarray:
+    """(T, H, W) uint8 gray -> (T, H, W, 3) uint8 with three equal channels; RGB frames are returned as they are."""
+    return frames if frames.ndim == 4 else np.repeat(frames[..., None], 3, axis=3)
+
+
+def _missing(name: str) -> str:
+    """What the method lacks on this machine and what to do, or "" if it can be used."""
+    method = _REGISTRY[name]
     if importlib.util.find_spec(method.needs) is None:
-        return f"not available: {method.needs} is not installed; pip install {method.package}"
-    return "available"
+        return f"{method.needs} is not installed; pip install {method.package}"
+    try:
+        return importlib.import_module(method.asks).why_not(name) if method.asks else ""
+    except ImportError as error:
+        return f"{method.needs} is installed, but cannot be imported ({error}); `python -m pipeline doctor` says more"
 
 
 def _check_frames(frames: np.ndarray) -> None:
@@ -97,19 +227,36 @@ def _check_frames(frames: np.ndarray) -> None:
         raise ValueError(f"frames hold {len(frames)} frame; motion needs at least 2")
 
 
-def _device(device: str, name: str, cuda: bool) -> str:
-    """The device to compute on: never another than the one asked for."""
+def resolve(name: str, device: str) -> str:
+    """The device that method `name` computes on, "cpu", "cuda" or "cuda:N": never another than the one asked for.
+
+    Raises:
+        ValueError: an unknown device, or CUDA asked for where there is none or for a method that cannot use it.
+    """
+    method = _REGISTRY[name]
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
         raise ValueError(f"device is {device!r}; allowed: auto, cpu, cuda, cuda:0, cuda:1, ...")
-    if device == "cpu" or (device == "auto" and not cuda):
+    if device == "cpu" and not method.cpu:
+        raise ValueError(f"device is 'cpu', but method {name} computes on CUDA only; use device auto or cuda")
+    if device == "cpu" or (device == "auto" and not method.cuda):
         return "cpu"
-    if not cuda:
+    if not method.cuda:
         raise ValueError(f"device is {device!r}, but method {name} computes on the CPU only; use device auto or cpu")
-    import torch
-
-    there = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if device == "auto":
+    counted_by, there = _counted(method)
+    if device == "auto" and (there or method.cpu):
         return "cuda" if there else "cpu"
     if int(device.partition(":")[2] or 0) >= there:
-        raise ValueError(f"device is {device!r}, but torch sees {there} CUDA devices here; use device auto or cpu")
+        cure = "use device auto or cpu" if method.cpu else "choose another device or method"
+        raise ValueError(f"device is {device!r}, but {counted_by} sees {there} CUDA devices here; {cure}")
     return device
+
+
+def _counted(method: _Method) -> tuple[str, int]:
+    """Who counts the CUDA devices that the method could use, and how many there are."""
+    if method.needs == "cv2":
+        from pipeline.flow import opencv_cuda
+
+        return "OpenCV", opencv_cuda.device_count()
+    import torch
+
+    return "torch", torch.cuda.device_count() if torch.cuda.is_available() else 0

@@ -1,6 +1,6 @@
 """OpenCV's flow estimators, pair by pair on the CPU.
 
-They use as many threads as `cv2.setNumThreads` allows; a worker process sets that to 1.
+They use as many threads as `cv2.setNumThreads` allows (PCAFlow: one); a worker process sets that to 1.
 """
 
 from __future__ import annotations
@@ -12,13 +12,29 @@ import numpy as np
 
 from pipeline.specs import FlowSpec
 
-DIS_MIN_SIDE_PX = 16  # of OpenCV's DIS; smaller images are refused by it
 FARNEBACK = {"pyr_scale": 0.5, "levels": 5, "winsize": 15, "iterations": 3, "poly_n": 5, "poly_sigma": 1.2, "flags": 0}
 PRESETS = {
     "dis_ultrafast": cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST,
     "dis_fast": cv2.DISOPTICAL_FLOW_PRESET_FAST,
     "dis_medium": cv2.DISOPTICAL_FLOW_PRESET_MEDIUM,
 }
+CONTRIB = {"deepflow": "createOptFlow_DeepFlow", "pcaflow": "createOptFlow_PCAFlow"}  # in cv2.optflow
+# (height, width) of the smallest image that an estimator takes. DIS refuses smaller ones. PCAFlow writes 14 x 18 cosine
+# coefficients into an image of a quarter of the size, (height // 8 * 2, width // 8 * 2), and past its end if it is less
+DIS_MIN_SIZE_PX = (16, 16)
+PCAFLOW_MIN_SIZE_PX = (56, 72)
+
+OfPair = Callable[[np.ndarray, np.ndarray], np.ndarray]
+
+
+def why_not(method: str) -> str:
+    """What this OpenCV lacks for the method and what to do, or ""."""
+    if method in CONTRIB and not hasattr(getattr(cv2, "optflow", None), CONTRIB[method]):
+        return (
+            "this OpenCV has no contrib modules (cv2.optflow); pip uninstall opencv-python opencv-python-headless, "
+            "then pip install --force-reinstall opencv-contrib-python"
+        )
+    return ""
 
 
 def between(first: np.ndarray, second: np.ndarray, spec: FlowSpec, *, device: str) -> np.ndarray:
@@ -26,36 +42,69 @@ def between(first: np.ndarray, second: np.ndarray, spec: FlowSpec, *, device: st
 
     Args:
         first, second: (N, H, W) uint8, gray.
-        spec: its method names the estimator: dis_ultrafast, dis_fast, dis_medium or farneback.
-        device: "cpu"; OpenCV's wheels know no other.
+        spec: its method names the estimator: a key of PRESETS or CONTRIB, or farneback.
+        device: "cpu"; the methods on CUDA are in `opencv_cuda.py`.
 
     Returns:
         (N, 2, H, W) float32, pixels; channel 0 is x (right positive), 1 is y (down positive).
 
+    Raises:
+        ValueError: the method needs the contrib modules, and this OpenCV has none.
+
     Source: Kroeger et al., Fast optical flow using dense inverse search, ECCV 2016; Farneback, Two-frame motion
-    estimation based on polynomial expansion, SCIA 2003. Images with a side under 16 pixels, which OpenCV's DIS
-    refuses, are extended by their border pixels and the flow is cut back.
+    estimation based on polynomial expansion, SCIA 2003; Weinzaepfel et al., DeepFlow, ICCV 2013 (OpenCV's has no deep
+    matching: it is the variational part alone); Wulff and Black, Efficient sparse-to-dense optical flow estimation
+    using a learned basis and layers, CVPR 2015 (OpenCV's without a learned basis: cosines). Images that are too small
+    for an estimator are extended by their border pixels and the flow is cut back.
     """
     count, height, width = first.shape
-    of_pair, min_side = _estimator(spec.method)
+    of_pair, min_size = _estimator(spec.method)
     flow = np.empty((count, 2, height, width), np.float32)
     for t in range(count):
-        pair = _extend(first[t], min_side), _extend(second[t], min_side)
+        pair = extend(first[t], min_size), extend(second[t], min_size)
         flow[t] = of_pair(*pair)[:height, :width].transpose(2, 0, 1)  # (H, W, 2) => (2, H, W)
     return flow
 
 
-def _estimator(method: str) -> tuple[Callable[[np.ndarray, np.ndarray], np.ndarray], int]:
-    """A function of two images that returns (H, W, 2), and the shortest side it takes."""
-    if method == "farneback":
-        return lambda a, b: cv2.calcOpticalFlowFarneback(a, b, None, **FARNEBACK), 1
-    # a new one for each size: it never forgets the coarsest scale that the smallest image it has seen allowed
-    dis = cv2.DISOpticalFlow.create(PRESETS[method])
-    return lambda a, b: dis.calc(a, b, None), DIS_MIN_SIDE_PX  # None: no flow to start from, hence no memory
-
-
-def _extend(image: np.ndarray, min_side: int) -> np.ndarray:
+def extend(image: np.ndarray, min_size: tuple[int, int]) -> np.ndarray:
+    """The image with its last row and column repeated as often as (height, width) `min_size` asks for."""
     height, width = image.shape
-    if min(height, width) >= min_side:
+    if height >= min_size[0] and width >= min_size[1]:
         return image
-    return np.pad(image, ((0, max(0, min_side - height)), (0, max(0, min_side - width))), mode="edge")
+    return np.pad(image, ((0, max(0, min_size[0] - height)), (0, max(0, min_size[1] - width))), mode="edge")
+
+
+def _estimator(method: str) -> tuple[OfPair, tuple[int, int]]:
+    """A function of two images that returns (H, W, 2), and the smallest (height, width) it takes."""
+    if method == "farneback":
+        return lambda a, b: cv2.calcOpticalFlowFarneback(a, b, None, **FARNEBACK), (1, 1)
+    if method in PRESETS:
+        # a new one for each size: it never forgets the coarsest scale that the smallest image it has seen allowed
+        dis = cv2.DISOpticalFlow.create(PRESETS[method])
+        return lambda a, b: dis.calc(a, b, None), DIS_MIN_SIZE_PX  # None: no flow to start from, hence no memory
+    if why := why_not(method):
+        raise ValueError(f"[flow] method {method} is not available: {why}")
+    contrib = getattr(cv2.optflow, CONTRIB[method])()
+    if method == "pcaflow":
+        return lambda a, b: _pcaflow(contrib, a, b), PCAFLOW_MIN_SIZE_PX
+    return lambda a, b: contrib.calc(a, b, None), (1, 1)
+
+
+def _pcaflow(estimator: cv2.DenseOpticalFlow, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """PCAFlow with one thread and without OpenCL, on both of which its bits depend.
+
+    It is 0 where no point at all can be tracked (a black frame): OpenCV refuses such a pair, and the damped least
+    squares fit of nothing is 0.
+    """
+    threads, opencl = cv2.getNumThreads(), cv2.ocl.useOpenCL()
+    cv2.setNumThreads(1)
+    cv2.ocl.setUseOpenCL(False)
+    try:
+        return estimator.calc(first, second, None)
+    except cv2.error as error:
+        if error.code not in (cv2.Error.StsAssert, cv2.Error.StsBadArg):
+            raise
+        return np.zeros((*first.shape, 2), np.float32)
+    finally:
+        cv2.setNumThreads(threads)
+        cv2.ocl.setUseOpenCL(opencl)

@@ -12,16 +12,15 @@ import importlib.util
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-import numpy as np
-
+from pipeline.flow.device import pairs_at_once
 from pipeline.progress import say
 from pipeline.specs import FlowSpec
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
 
-PIXELS_AT_ONCE = {"cpu": 320 * 240, "cuda": 128 * 320 * 240}
-CUDA_BYTES_PER_PIXEL = 256  # that a pair takes for each of its pixels, generously
+PIXELS_AT_ONCE = {"cpu": 320 * 240}  # without numba; on CUDA, what `device.pairs_at_once` finds free
 
 
 def between(
@@ -41,7 +40,7 @@ def between(
     after the last warping of a level by `warp.weighted_median`.
 
     Args:
-        first, second: (N, H, W) uint8, gray; numpy arrays, or, on CUDA, tensors on the device.
+        first, second: (N, H, W) uint8, gray; numpy arrays, or tensors on the device.
         spec: weights and numbers of iterations (`tvl1_*`), and `batch_pairs`, which does not change the result.
         device: "cpu", "cuda" or "cuda:N".
 
@@ -67,28 +66,17 @@ def _on_tensors(first: np.ndarray | Tensor, second: np.ndarray | Tensor, spec: F
 
     count, height, width = first.shape
     flow = torch.empty(count, 2, height, width, device=device)
-    flow_between, pairs = _implementation(device), spec.batch_pairs or _pairs_at_once(height * width, device)
+    flow_between, pairs = _implementation(device), _pairs_at_once(height * width, spec, device)
     for start in range(0, count, pairs):
-        images = (_uploaded(of[start : start + pairs], device) for of in (first, second))
+        images = (torch.as_tensor(of[start : start + pairs]).to(device) for of in (first, second))
         flow[start : start + pairs] = flow_between(*images, spec)
-    return flow if device != "cpu" else flow.numpy()
+    return flow if flow.is_cuda else flow.numpy()
 
 
-def _uploaded(images: np.ndarray | Tensor, device: str) -> Tensor:
-    import torch
-
-    return (torch.from_numpy(np.ascontiguousarray(images)) if isinstance(images, np.ndarray) else images).to(device)
-
-
-def _pairs_at_once(pixels: int, device: str) -> int:
-    """Pairs of so many pixels to compute together; on CUDA, no more than half of the free memory holds."""
+def _pairs_at_once(pixels: int, spec: FlowSpec, device: str) -> int:
     if device == "cpu":
-        return max(1, PIXELS_AT_ONCE["cpu"] // pixels)
-    import torch
-
-    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    free = torch.cuda.mem_get_info(device)[0] + unused
-    return max(1, min(PIXELS_AT_ONCE["cuda"], free // 2 // CUDA_BYTES_PER_PIXEL) // pixels)
+        return spec.batch_pairs or max(1, PIXELS_AT_ONCE["cpu"] // pixels)
+    return pairs_at_once(pixels, device=device, batch_pairs=spec.batch_pairs)
 
 
 def _implementation(device: str) -> Callable[[Tensor, Tensor, FlowSpec], Tensor]:

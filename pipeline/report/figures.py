@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from pipeline.report import metrics
 from pipeline.scores import Scores
 
 COLOURS = {
@@ -201,11 +202,6 @@ def _name_cells(axes, names: list[str]) -> None:
         spine.set_visible(False)
 
 
-def printable(text: Any) -> str:
-    """Text without what no file of ours can hold: control characters and undecodable bytes become U+FFFD."""
-    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]", "\ufffd", str(text))
-
-
 def _label(name: str, most: int = 28) -> str:
-    name = re.sub(r"\s+", " ", printable(name))
+    name = re.sub(r"\s+", " ", metrics.printable(name))
     return name if len(name) <= most else name[: most - 1] + "…"

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from pipeline.report import uncertainty
+from pipeline.report.uncertainty import Bootstrap
 from pipeline.scores import Scores
 
 STREAMS = ("spatial", "temporal")
@@ -70,14 +73,17 @@ def collect(
 ) -> dict:
     """The content of `metrics.json`: plain JSON values, accuracies as shares 0..1. Arguments as `report.write`'s."""
     average = tables["average"]
+    bootstrap = Bootstrap(tables, average.groups)
+    fusions = [name for name in tables if name not in STREAMS]
     return {
         "dataset": dataset,
         "split": split,
         "num_test": len(average),
         "num_failed": len(average.failed),
         "num_failed_all_parts": len({row["id"] for row in failed} | set(average.failed)),
-        **{name: summary(tables[name]) for name in STREAMS},
-        "fused": {name: summary(table) for name, table in tables.items() if name not in STREAMS},
+        **{name: summary(name, bootstrap) for name in STREAMS},
+        "fused": {n: {**summary(n, bootstrap), "against_stream": comparison(n, bootstrap)} for n in fusions},
+        "intervals": bootstrap.as_dict(),
         "classes": list(average.classes),
         "per_class": per_class(tables),
         "agreement": agreement(tables),
@@ -90,28 +96,33 @@ def collect(
     }
 
 
-def summary(table: Scores) -> dict[str, Any]:
-    """Accuracies of one table, and the 95 % interval of top-1."""
-    right = int(table.correct().sum())
+def summary(name: str, bootstrap: Bootstrap) -> dict[str, Any]:
+    """Accuracies of one table with their 95 % intervals."""
+    table = bootstrap.tables[name]
     return {
         "top1": table.top1(),
         "mean_class": table.mean_class_accuracy(),
-        "correct": right,
+        "correct": int(table.correct().sum()),
         "total": len(table),
-        "top1_interval": list(wilson_interval(right, len(table))),
+        "top1_interval": list(bootstrap.top1(name)),
+        "mean_class_interval": list(bootstrap.mean_class(name)),
     }
 
 
-def wilson_interval(right: int, total: int, z: float = 1.959964) -> tuple[float, float]:
-    """95 % score interval of a share; holds its level near 0 and 1, where right +- 2 sigma does not.
-
-    Source: E. B. Wilson, JASA 22 (1927).
-    """
-    share = right / total
-    middle = share + z * z / (2 * total)
-    half = z * np.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
-    scale = 1 + z * z / total
-    return max(0.0, float((middle - half) / scale)), min(1.0, float((middle + half) / scale))
+def comparison(name: str, bootstrap: Bootstrap) -> dict[str, Any]:
+    """A fusion against the stream that is better on the same clips: the difference in top-1, and McNemar's test."""
+    tables = bootstrap.tables
+    stream = uncertainty.better(STREAMS, tables)
+    only_fusion, only_stream = uncertainty.discordant(tables[name], tables[stream])
+    interval = bootstrap.difference(name, stream)
+    return {
+        "stream": stream,
+        "difference": tables[name].top1() - tables[stream].top1(),
+        "difference_interval": None if interval is None else list(interval),
+        "only_fusion": only_fusion,
+        "only_stream": only_stream,
+        "mcnemar_p": uncertainty.mcnemar(only_fusion, only_stream),
+    }
 
 
 def per_class(tables: Mapping[str, Scores]) -> dict[str, dict[str, Any]]:
@@ -200,6 +211,11 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
             yield from flat(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value
+
+
+def printable(text: Any) -> str:
+    """Text without what no file of ours can hold: control characters and undecodable bytes become U+FFFD."""
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]", "\ufffd", str(text))
 
 
 def _seeds(settings: Mapping) -> Iterator[tuple[str, int]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import jinja2
 from markupsafe import Markup
@@ -13,6 +14,13 @@ from matplotlib.figure import Figure
 from pipeline.report import figures, metrics
 from pipeline.scores import Scores
 
+LABELS = {
+    "spatial": "Spatial stream",
+    "temporal": "Temporal stream",
+    "average": "Fused: average",
+    "weighted": "Fused: weighted",
+    "svm": "Fused: SVM",
+}
 ROWS_SHOWN = 60  # a longer list of misclassified clips is folded
 
 
@@ -30,7 +38,9 @@ def render(tables: Mapping[str, Scores], numbers: Mapping, drawn: Mapping[str, F
         .get_template("page.html")
         .render(
             numbers=numbers,
+            labels=LABELS,
             headline=headline(tables, numbers),
+            against={name: row["against_stream"] for name, row in numbers["fused"].items()},
             chance=chance(tables["average"]),
             figures={name: Markup(figures.inline(figure, name)) for name, figure in drawn.items()},
             pairs=metrics.confused_pairs(tables["average"]),
@@ -45,6 +55,12 @@ def render(tables: Mapping[str, Scores], numbers: Mapping, drawn: Mapping[str, F
     )
 
 
+def render_summary(numbers: Mapping[str, Any]) -> str:
+    """The page over several splits and seeds, as text; numbers as `summary.collect` gives them."""
+    failed = sum(run["num_failed"] for run in numbers["runs"])
+    return _environment().get_template("summary.html").render(numbers=numbers, labels=LABELS, failed=failed)
+
+
 def headline(tables: Mapping[str, Scores], numbers: Mapping) -> list[dict[str, Any]]:
     """One row a table: name, role, note, and its `metrics.summary`."""
     notes = {name: _note(name, numbers["fusion"].get(name, {})) for name in tables}
@@ -57,6 +73,16 @@ def headline(tables: Mapping[str, Scores], numbers: Mapping) -> list[dict[str, A
         }
         for name in tables
     ]
+
+
+def verdict(against: Mapping[str, Any]) -> str:
+    """A comparison in plain words, by McNemar's test and by the interval of the difference."""
+    interval, p = against["difference_interval"], against["mcnemar_p"]
+    if not against["only_fusion"] + against["only_stream"]:
+        return "right on the same clips"
+    if (p is None and interval is None) or (p or 0) >= 0.05 or (interval and interval[0] <= 0 <= interval[1]):
+        return "no clear difference"
+    return "fusion is better" if against["difference"] > 0 else "the stream is better"
 
 
 def chance(table: Scores) -> dict[str, float]:
@@ -91,13 +117,23 @@ def _environment() -> jinja2.Environment:
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
-        finalize=lambda value: figures.printable(value) if type(value) is str else value,
+        finalize=lambda value: metrics.printable(value) if type(value) is str else value,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     environment.filters["percent"] = lambda share: f"{100 * share:.1f}"
+    environment.filters["points"] = lambda share: f"{100 * share:+.1f}".replace("-", "\u2212")
+    environment.filters["p_value"] = _p_value
+    environment.filters["verdict"] = verdict
+    environment.filters["address"] = lambda path: "./" + quote(metrics.printable(path))  # "./": never a scheme
     environment.filters["plain"] = _plain
     return environment
+
+
+def _p_value(p: float | None) -> str:
+    if p is None:
+        return "–"
+    return "< 0.0001" if p < 1e-4 else f"{p:.4f}" if p < 0.1 else f"{p:.2f}"
 
 
 def _plain(value: Any) -> str:

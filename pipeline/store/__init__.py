@@ -13,15 +13,20 @@ from pipeline.store.container import (
     write_catalog,
 )
 from pipeline.store.reader import Store, StoredClip, open_flow, open_frames
+from pipeline.store.views import ClipViews, Views, ViewWriter, create_scores
 from pipeline.store.writer import ClipWriter, Record, ShardWriter, read_records, shard_is_current, write_index
 
 __all__ = [
     "FORMAT_VERSION",
+    "ClipViews",
     "ClipWriter",
     "Record",
     "ShardWriter",
     "Store",
     "StoredClip",
+    "ViewWriter",
+    "Views",
+    "create_scores",
     "open_flow",
     "open_frames",
     "read_arrays",

@@ -71,19 +71,25 @@ def text(value: Any) -> Any:
 def write_arrays(path: Path | str, kind: str, arrays: Mapping[str, Any], attrs: Mapping[str, Any]) -> None:
     """Write named arrays (numpy, or lists of str) as one file of format `two-stream-<kind>`."""
     with create(path, kind, attrs) as file:
-        for name, values in arrays.items():
-            if isinstance(values, np.ndarray):
-                file.create_dataset(name, data=values)
-            else:
-                file.create_dataset(name, data=np.array(list(values), dtype=object), dtype=TEXT)
+        put_arrays(file, arrays)
+
+
+def put_arrays(file: h5py.File, arrays: Mapping[str, Any]) -> None:
+    """Write named arrays (numpy, or lists of str) into an open file."""
+    for name, values in arrays.items():
+        if isinstance(values, np.ndarray):
+            file.create_dataset(name, data=values)
+        else:
+            file.create_dataset(name, data=np.array(list(values), dtype=object), dtype=TEXT)
 
 
 def read_arrays(path: Path | str, kind: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What `write_arrays` wrote: (arrays, attributes); texts come back as lists of str."""
+    """What `write_arrays` wrote: (arrays, attributes); texts come back as lists of str. Groups are not read."""
     with open_file(path, kind) as file:
         arrays = {
             name: list(data.asstr()[()]) if h5py.check_string_dtype(data.dtype) else data[()]
             for name, data in file.items()
+            if isinstance(data, h5py.Dataset)
         }
     return arrays, read_attrs(path)
 

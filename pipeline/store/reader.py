@@ -86,9 +86,11 @@ class StoredClip:
 
     def images(self, first: int, last: int, *, part: str = "", gray: bool = False) -> np.ndarray:
         """Stored images first..last-1 as they are: (n, H, W, 3) RGB frames or (n, H, W) flow planes, uint8."""
-        gray = gray or self.kind == "flow"
+        return np.stack(self._decoded(first, last, part=part, gray=gray or self.kind == "flow"))
+
+    def _decoded(self, first: int, last: int, *, part: str, gray: bool) -> list[np.ndarray]:
         try:
-            return np.stack([jpeg.decode(data, gray=gray) for data in self.jpegs(first, last, part=part)])
+            return [jpeg.decode(data, gray=gray) for data in self.jpegs(first, last, part=part)]
         except ValueError as error:
             error.add_note(f"while decoding images {first} to {last - 1} of clip {self.id!r} of {self._store.path}")
             raise
@@ -109,17 +111,38 @@ class StoredClip:
 
     def flow(self, first: int, last: int, *, backward: bool = False) -> np.ndarray:
         """Flow fields first..last-1: (last-first, 2, H, W) float32 pixels per frame, x then y, whatever the scaling."""
+        part = self._part(first, last, backward)
+        planes = self.images(2 * first, 2 * last, part=part)
+        q = planes.reshape(last - first, 2, *planes.shape[1:])
+        if part in self._ranges:
+            return quantize.minmax_to_pixels(q, self._ranges[part][first:last])
+        return quantize.to_pixels(q, bound_px=float(self.attrs["bound_px"]))
+
+    def stored_flow(
+        self, first: int, last: int, *, backward: bool = False
+    ) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
+        """The same fields as they are stored: planes x y x y ..., each worth plane * scale + offset pixels.
+
+        Returns:
+            2 (last-first) planes (H, W) uint8, not copied together, and their scale and offset, float64.
+        """
+        part = self._part(first, last, backward)
+        planes = self._decoded(2 * first, 2 * last, part=part, gray=True)
+        if part in self._ranges:
+            low, high = self._ranges[part][first:last].astype(np.float64).reshape(-1, 2).T
+            return planes, (high - low) / 255, low
+        bound = float(self.attrs["bound_px"])
+        return planes, np.full(len(planes), 2 * bound / 255), np.full(len(planes), -bound)
+
+    def _part(self, first: int, last: int, backward: bool) -> str:
+        """The part that holds these fields."""
         self._check("flow", first, last)
         part = "backward" if backward else ""
         if part not in self._offsets:
             raise ValueError(
                 f"{self._store.path} holds no backward flow; run the Flow stage with [flow] backward = true"
             )
-        planes = self.images(2 * first, 2 * last, part=part)
-        q = planes.reshape(last - first, 2, *planes.shape[1:])
-        if part in self._ranges:
-            return quantize.minmax_to_pixels(q, self._ranges[part][first:last])
-        return quantize.to_pixels(q, bound_px=float(self.attrs["bound_px"]))
+        return part
 
     def _check(self, kind: str, first: int, last: int) -> None:
         if self._store.kind != kind:

@@ -1,0 +1,189 @@
+"""Flow methods side by side: how accurate, how fast, and whether the fast TV-L1 is the one that is defined.
+
+    python benchmarks/flow.py                                            # every method on every device here
+    python benchmarks/flow.py --methods tvl1 dis_medium --devices cpu    # some
+    python benchmarks/flow.py --sintel /data/MPI-Sintel --pairs 40       # beside Middlebury and what is drawn here
+
+*Error* is the mean end-point error over all pixels whose motion is known, on Middlebury's pairs, on MPI-Sintel's, and
+on textures drawn by `scenes.py`, whose motion is known exactly; in brackets that of the points that stay in sight.
+*Speed* is that of one process, all methods in turn, round after round, so that a machine that slows down slows all;
+beside them OpenCV's own TV-L1 with its defaults, which is what one would take otherwise. *Agreement* is the distance of
+the compiled TV-L1 from its definition, `tvl1_torch.py` in float64 on the CPU. Only `pipeline.flow` is needed: neither
+luigi nor dask nor OpenCV's contrib modules, nor that the project is installed (PYTHONPATH=.).
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import flow_speed
+import numpy as np
+import scenes
+from common import ROOT, machine, table, write
+from flow_speed import Lane
+from scenes import Pair
+
+from pipeline import flow
+from pipeline.specs import FLOW_METHODS, FlowSpec
+
+SIZES = ((240, 320), (256, 340))  # height, width of all that is timed; the first is that of the synthetic pairs
+QUICK_SIZE = (60, 80)
+FAR_PX = 0.02  # a difference worth counting: an eighth of a step of the stored bytes, at [flow] bound_px = 20
+
+
+def main() -> None:
+    arguments = parse()
+    cv2.setNumThreads(arguments.threads)
+    found = flow.methods()
+    lanes = choose(found, arguments)
+    if importlib.util.find_spec("torch"):
+        import torch
+
+        torch.set_num_threads(arguments.threads)
+    print(f"flow, on {machine()}, {arguments.threads} threads")
+    for method in arguments.methods or FLOW_METHODS:
+        if found[method] != "available":
+            print(f"{method} is {found[method]}")
+    if not flow_speed.has_opencv_tvl1():
+        print(f"{flow_speed.BASELINE} is left out: this OpenCV has no contrib modules (cv2.optflow)")
+    pairs = read(arguments)
+    record = {"threads": arguments.threads, "unavailable": {k: v for k, v in found.items() if v != "available"}}
+    record["error"] = accuracy(lanes, pairs)
+    record["agreement"] = agreement([lane for lane in lanes if lane.method == "tvl1"], pairs)
+    sizes = (QUICK_SIZE,) if arguments.quick else SIZES
+    record["speed"] = flow_speed.measure(lanes, sizes, arguments.threads, arguments.seconds, arguments.rounds)
+    write("flow quick" if arguments.quick else "flow", record)
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--methods", nargs="+", choices=FLOW_METHODS, metavar="METHOD", help=", ".join(FLOW_METHODS))
+    parser.add_argument(
+        "--devices", nargs="+", metavar="DEVICE", help="cpu, cuda (all of them), cuda:0, ...; all that are here"
+    )
+    parser.add_argument("--middlebury", type=Path, default=ROOT.parent / "shared/data/middlebury")
+    parser.add_argument("--sintel", type=Path, help="the folder that holds training/clean, final and flow")
+    parser.add_argument("--pairs", type=int, default=20, help="of Sintel, in each pass")
+    parser.add_argument("--threads", type=int, default=1, help="for every method")
+    parser.add_argument("--seconds", type=float, default=3.0, help="for which a method is timed at one size, about")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--quick", action="store_true", help="a smoke test: small synthetic pairs only, one round")
+    arguments = parser.parse_args()
+    if arguments.quick:
+        arguments.seconds, arguments.rounds = 0.0, 1
+    return arguments
+
+
+def choose(found: dict[str, str], arguments: argparse.Namespace) -> list[Lane]:
+    """Every method that is available with every device that it computes on, of those asked for."""
+    lanes = []
+    for method in arguments.methods or FLOW_METHODS:
+        if found[method] == "available":
+            here = ("cpu",) * ("cpu" in flow.devices(method)) + flow.cuda_devices(method, "auto")
+            wanted = arguments.devices or here
+            lanes += [Lane(method, device) for device in here if {device, device.partition(":")[0]} & set(wanted)]
+    if not lanes:
+        raise SystemExit(
+            f"nothing to measure: no method of {', '.join(arguments.methods or FLOW_METHODS)} is available on "
+            f"{', '.join(arguments.devices or ['any device'])}; `python -m pipeline doctor` says what is"
+        )
+    return lanes
+
+
+def read(arguments: argparse.Namespace) -> list[Pair]:
+    if arguments.quick:
+        return scenes.synthetic(size=QUICK_SIZE, each=1)
+    real = scenes.middlebury(arguments.middlebury)
+    if not real:
+        print(f"Middlebury is left out: {arguments.middlebury} holds no <name>/flow10.flo")
+    if arguments.sintel:
+        real += scenes.sintel(arguments.sintel, arguments.pairs)
+    return real + scenes.synthetic(size=SIZES[0], each=3)
+
+
+# --- error
+
+
+def accuracy(lanes: list[Lane], pairs: list[Pair]) -> dict:
+    """Mean end-point error of every lane on every pair: {lane: [{"group", "name", "all", "visible"}, ...]}."""
+    estimators = {str(lane): functools.partial(estimated, lane) for lane in lanes}
+    if flow_speed.has_opencv_tvl1():
+        estimators[flow_speed.BASELINE] = lambda frames: flow_speed.opencv_tvl1(flow.to_gray(frames))
+    errors = {name: [end_point_error(of_pair, pair) for pair in pairs] for name, of_pair in estimators.items()}
+    groups = list(dict.fromkeys(pair.group for pair in pairs))
+    rows = []
+    for name, found in errors.items():
+        means = [[row for row in found if row["group"] == group] for group in groups]
+        rows.append([name, *(_mean_of(rows_of_group) for rows_of_group in means)])
+    counts = [f"{group} ({sum(pair.group == group for pair in pairs)})" for group in groups]
+    print(f"\nmean end-point error, px (of points in sight)\n\n{table(['method, device', *counts], rows)}")
+    for group in groups:
+        names = [pair.name for pair in pairs if pair.group == group]
+        if not names[0].startswith("seed"):
+            rows = [
+                [k, *(f"{row['all']:.3f}" for row in found if row["group"] == group)] for k, found in errors.items()
+            ]
+            print(f"\n{group}, px\n\n{table(['method, device', *names], rows)}")
+    return errors
+
+
+def estimated(lane: Lane, frames: np.ndarray) -> np.ndarray:
+    """(2, H, W) flow of two RGB frames."""
+    return flow.estimate(frames, FlowSpec(method=lane.method), device=lane.device)[0]
+
+
+def end_point_error(of_pair: Callable[[np.ndarray], np.ndarray], pair: Pair) -> dict:
+    """Means over all known pixels, and over those that stay in sight, None where nobody knows which do."""
+    error = np.linalg.norm(of_pair(pair.frames) - pair.truth, axis=0)
+    about = {"group": pair.group, "name": pair.name, "all": float(error[pair.known].mean())}
+    return {**about, "visible": float(error[pair.visible].mean()) if pair.visible is not pair.known else None}
+
+
+def _mean_of(found: list[dict]) -> str:
+    text = f"{np.mean([row['all'] for row in found]):.3f}"
+    return text if found[0]["visible"] is None else f"{text} ({np.mean([row['visible'] for row in found]):.3f})"
+
+
+# --- agreement
+
+
+def agreement(lanes: list[Lane], pairs: list[Pair]) -> list[dict]:
+    """How far TV-L1 on each device is from its definition in float64, on all pairs."""
+    if not lanes:
+        return []
+    found: dict[tuple[str, str], list[np.ndarray]] = {}
+    for pair in pairs:
+        exact = tvl1_in_float64(pair.frames)
+        for lane in lanes:
+            apart = np.abs(estimated(lane, pair.frames) - exact).max(0)
+            found.setdefault((str(lane), pair.group), []).append(apart.ravel())
+    rows = []
+    for (lane, group), parts in found.items():
+        apart = np.concatenate(parts)
+        values = {"mean_px": apart.mean(), "max_px": apart.max(), "share": (apart > FAR_PX).mean()}
+        rows.append({"lane": lane, "group": group, **{name: float(value) for name, value in values.items()}})
+    header = ["tvl1 against float64", "pairs of", "mean, px", "largest, px", f"pixels above {FAR_PX} px, %"]
+    cells = [
+        [r["lane"], r["group"], f"{r['mean_px']:.1e}", f"{r['max_px']:.3f}", f"{100 * r['share']:.4f}"] for r in rows
+    ]
+    print(f"\ndifference of the larger component\n\n{table(header, cells)}")
+    return rows
+
+
+def tvl1_in_float64(frames: np.ndarray) -> np.ndarray:
+    """(2, H, W) float64 by the definition."""
+    import torch
+
+    from pipeline.flow import tvl1_torch
+
+    first, second = (torch.from_numpy(gray)[None, None].double() for gray in flow.to_gray(frames))
+    return tvl1_torch.flow_between(first, second, FlowSpec())[0].numpy()
+
+
+if __name__ == "__main__":
+    main()

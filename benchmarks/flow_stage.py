@@ -1,0 +1,170 @@
+"""The Flow stage end to end against the flow alone: does it keep the device busy?
+
+    python benchmarks/flow_stage.py                                  # tvl1 on the GPU if there is one
+    python benchmarks/flow_stage.py --method dis_medium --clips 6    # a CPU
+
+*Stage* is `make_flow` in this process, from a frames store to a flow store, both on disk. *Bare* is the same method on
+the same device and frames, which are in memory as arrays, in batches of the size that the stage uses, with nothing
+decoded, fetched or encoded. They are taken in turn, so that a machine that slows down slows both. The frames store is
+written here, without any video; neither luigi nor dask is needed, nor that the project is installed (PYTHONPATH=.).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+from common import show, spread
+
+from pipeline import jpeg, quantize, store
+from pipeline.cluster import threads_each
+from pipeline.flow import cuda_devices, estimate_on_device, resolve
+from pipeline.flow.device import pairs_at_once
+from pipeline.preprocess import make_flow
+from pipeline.specs import ClusterSpec, FlowSpec
+
+CLIPS_A_SHARD = 8
+PARTS = ("decode", "flow", "encode")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--method", default="tvl1")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--clips", type=int, default=64)
+    parser.add_argument("--frames", type=int, nargs=2, default=(60, 300), help="of the shortest and the longest clip")
+    parser.add_argument("--size", type=int, nargs=2, default=(256, 340), help="height and width")
+    parser.add_argument("--threads", type=int, default=0, help="[cluster] threads")
+    parser.add_argument("--batch-pairs", type=int, default=0)
+    parser.add_argument("--backward", action="store_true")
+    parser.add_argument("--runs", type=int, default=3)
+    arguments = parser.parse_args()
+    cv2.setNumThreads(1)
+    spec = FlowSpec(method=arguments.method, batch_pairs=arguments.batch_pairs, backward=arguments.backward)
+    cluster = ClusterSpec(kind="inline", threads=arguments.threads)
+    with tempfile.TemporaryDirectory() as scratch:
+        lengths = np.linspace(*arguments.frames, arguments.clips).round().astype(int).tolist()
+        frames = moving_textures(max(lengths), *arguments.size)
+        write_frames(Path(scratch) / "frames", frames, lengths)
+        bare(frames, spec, arguments.device, 1)  # the first call compiles and warms up
+        runs = [
+            {
+                "bare": bare(frames, spec, arguments.device, sum(lengths) - len(lengths)),
+                "stage": stage(Path(scratch), spec, cluster, arguments.device, run),
+                **alone(frames, spec),
+            }
+            for run in range(arguments.runs)
+        ]
+    report(runs, vars(arguments), resolve(spec.method, arguments.device), cluster)
+
+
+def moving_textures(count: int, height: int, width: int) -> np.ndarray:
+    """(count, H, W, 3) uint8: a smooth texture over which another one glides, and some grain as of a camera."""
+    rng = np.random.default_rng(0)
+    still, gliding = (
+        cv2.normalize(cv2.GaussianBlur(rng.random((height, 2 * width, 3)), (0, 0), 3), None, 30, 225, cv2.NORM_MINMAX)
+        for _ in range(2)
+    )
+    frames = np.empty((count, height, width, 3), np.uint8)
+    for t in range(count):
+        frames[t] = still[:, :width] + rng.normal(0, 1.5, (height, width, 1))
+        box = slice(height // 4, height // 2), slice(width // 4, width // 2)
+        frames[t][box] = np.roll(gliding, 2 * t, 1)[:, :width][box]
+    return frames
+
+
+def write_frames(folder: Path, frames: np.ndarray, lengths: list[int]) -> None:
+    """A frames store of clips that begin with the first frame and have these lengths."""
+    images = [jpeg.encode(frame, quality=95) for frame in frames]
+    attrs = {"digest": "benchmark", "spec": "{}", "inputs": "", "split_name": "1"}
+    about = {"label": 0, "class": "texture", "group": "g", "source": "none", "fps": 25.0, "promised_frames": 0}
+    about |= {"height": frames.shape[1], "width": frames.shape[2]}
+    found = []
+    for begin in range(0, len(lengths), CLIPS_A_SHARD):
+        name = f"shard-{begin:06}"
+        with store.ShardWriter(folder / "shards" / f"{name}.h5", "frames", attrs) as shard:
+            for k, length in enumerate(lengths[begin : begin + CLIPS_A_SHARD], begin):
+                clip = shard.clip(f"clip{k:06}")
+                for image in images[:length]:
+                    clip.append(image)
+                crc32 = clip.finish(about, [t / 25 for t in range(length)])
+                record = store.Record(clip.id, "texture", 0, "g", length, "ok", "", crc32)
+                shard.record(record)
+                found.append((record, name))
+    store.write_index(folder / "index.h5", "frames", found, {record.id: "train" for record, _ in found}, attrs)
+
+
+def bare(frames: np.ndarray, spec: FlowSpec, device: str, pairs: int) -> float:
+    """Pairs a second of the flow alone, over at least so many pairs, in batches such as the stage's."""
+    device, gray = resolve(spec.method, device), np.stack([cv2.cvtColor(f, cv2.COLOR_RGB2GRAY) for f in frames])
+    batch = min(len(gray) - 1, pairs_at_once(gray[0].size, device=device, batch_pairs=spec.batch_pairs))
+    begun, done, at = time.perf_counter(), 0, 0
+    while done < pairs:
+        at = at if at + batch < len(gray) else 0
+        estimate_on_device(gray[at : at + batch + 1], spec, device=device)
+        done, at = done + batch, at + batch
+    if device != "cpu":
+        import torch
+
+        torch.cuda.synchronize(device)
+    return done / (time.perf_counter() - begun) / (2 if spec.backward else 1)
+
+
+def stage(scratch: Path, spec: FlowSpec, cluster: ClusterSpec, device: str, run: int) -> float:
+    """Pairs a second of the whole stage, with opening and writing the files."""
+    attrs = {"digest": "benchmark", "spec": "{}"}
+    begun = time.perf_counter()
+    folder = scratch / f"flow{run}"
+    make_flow(folder, scratch / "frames", spec=spec, cluster=cluster, device=device, attrs=attrs, max_bad_fraction=0.0)
+    seconds = time.perf_counter() - begun
+    return sum(len(clip) for clip in store.open_flow(folder).values()) / seconds
+
+
+def alone(frames: np.ndarray, spec: FlowSpec) -> dict[str, float]:
+    """Seconds a pair that one thread needs to decode its frame, and to encode its planes."""
+    some = frames[:48]
+    images = [np.frombuffer(jpeg.encode(frame, quality=95), np.uint8) for frame in some]
+    begun = time.perf_counter()
+    gray = np.stack([jpeg.decode(image, gray=True) for image in images])
+    decoded = time.perf_counter()
+    fast = FlowSpec(method="dis_ultrafast", jpeg_quality=spec.jpeg_quality)  # flow much like any other's, in no time
+    q = quantize.to_bytes(estimate_on_device(gray, fast, device="cpu"), bound_px=spec.bound_px)
+    encoding = time.perf_counter()
+    for plane in q.reshape(-1, *q.shape[2:]):
+        jpeg.encode(plane, quality=spec.jpeg_quality)
+    encode = (time.perf_counter() - encoding) / len(q)
+    return {"decode": (decoded - begun) / len(some), "encode": encode * (2 if spec.backward else 1)}
+
+
+def report(runs: list[dict], settings: dict, device: str, cluster: ClusterSpec) -> None:
+    """Print and record what was measured."""
+    share = [run["stage"] / run["bare"] for run in runs]
+    threads = threads_each(cluster, cuda_devices(settings["method"], settings["device"]))
+    rows = [
+        ("method, device", f"{settings['method']}, {device}"),
+        (
+            "clips, frames of each, height x width",
+            "{clips}, {frames[0]} to {frames[1]}, {size[0]} x {size[1]}".format(**settings),
+        ),
+        ("threads beside the flow, cores", f"{threads if threads > 1 else 0}, {len(os.sched_getaffinity(0))}"),
+        ("flow alone, pairs/s", spread([run["bare"] for run in runs], 1)),
+        ("stage, pairs/s", spread([run["stage"] for run in runs], 1)),
+        ("stage over flow alone", spread(share)),
+        ("decode a frame, one thread, ms", spread([1e3 * run["decode"] for run in runs], 3)),
+        ("flow of a pair, ms", spread([1e3 / run["bare"] for run in runs], 3)),
+        ("encode a pair, one thread, ms", spread([1e3 * run["encode"] for run in runs], 3)),
+    ]
+    costs = [{**run, "flow": 1 / run["bare"]} for run in runs]
+    for part in PARTS:
+        values = [100 * cost[part] / sum(cost[name] for name in PARTS) for cost in costs]
+        rows.append((f"share of the work one after another, {part}, %", spread(values, 1)))
+    show("flow stage", rows, {"settings": settings, "device": device, "threads": threads, "runs": runs, "share": share})
+
+
+if __name__ == "__main__":
+    main()

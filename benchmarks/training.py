@@ -1,0 +1,165 @@
+"""Training from the store: does the network wait for its data, and do two processes train as one does?
+
+    python benchmarks/training.py                         # cnn_m_2048, temporal; batch 256 on a GPU, 8 on a CPU
+    python benchmarks/training.py --stream spatial --network resnet50 --batch 64
+
+It writes a store of its own (340 x 256, moving smooth noise). Rounds alternate between steps on batches from the store
+and steps on one batch that is on the device already; the ratio of their medians is what reading costs. Waiting is the
+time in which no step ran because no batch was there. Needs neither luigi nor dask.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from common import show, spread
+
+from pipeline import jpeg, quantize, store
+from pipeline.catalog import Catalog, Clip
+from pipeline.dataset import TrainingSet, loader, loader_workers, stack_items
+from pipeline.networks import resolve_device
+from pipeline.parallel import Items, World
+from pipeline.resume import Run
+from pipeline.specs import StackSpec, StreamSpec
+from pipeline.training import train, train_step
+
+WIDTH_PX, HEIGHT_PX, FRAMES, CLASSES = 340, 256, 40, 8
+SKIPPED = 3  # first steps of a round: they find the loading processes cold and the GPU's algorithms unchosen
+BOUND_PX = 20.0
+
+
+def write_store(folder: Path, kind: str, clips: int) -> Catalog:
+    """A frames or flow store of smooth noise, all of it for training but one clip a class for validation."""
+    rng, rows, found = np.random.default_rng(0), [], []
+    names = tuple(f"class{label}" for label in range(CLASSES))
+    about = {"digest": "synthetic", "inputs": "synthetic", "spec": "{}"}
+    for number in range(clips):
+        label, split = number % CLASSES, "val" if number < CLASSES else "train"
+        rows.append(Clip(f"c{number}", f"c{number}.avi", label, names[label], f"g{number}", split, 1, 1, "0" * 16))
+        shard_path = folder / "shards" / f"{number:04}.h5"
+        with store.ShardWriter(shard_path, kind, about) as shard:
+            writer = shard.clip(f"c{number}")
+            for image in images(rng, kind, label):
+                writer.append(jpeg.encode(image, quality=95))
+            attrs = {"label": label, "class": names[label], "group": f"g{number}", "height": HEIGHT_PX}
+            extra = {} if kind == "frames" else {"method": "none", "scaling": "bound", "bound_px": BOUND_PX}
+            crc32 = writer.finish({**attrs, **extra, "width": WIDTH_PX}, [i / 25 for i in range(FRAMES)])
+            record = store.Record(f"c{number}", names[label], label, f"g{number}", FRAMES, "ok", "", crc32)
+            shard.record(record)
+        found.append((record, shard_path.stem))
+    store.write_index(folder / "index.h5", kind, found, {row.id: row.split for row in rows}, about)
+    return Catalog(tuple(rows), names, "1", ())
+
+
+def images(rng: np.random.Generator, kind: str, label: int) -> Iterator[np.ndarray]:
+    """What one clip holds: frames, or the x and y planes of its flow in turn."""
+    for _ in range(FRAMES if kind == "frames" else 2 * (FRAMES - 1)):
+        coarse = rng.normal(size=(HEIGHT_PX // 8, WIDTH_PX // 8, 3)).astype(np.float32)
+        smooth = cv2.resize(coarse, (WIDTH_PX, HEIGHT_PX), interpolation=cv2.INTER_CUBIC)
+        if kind == "frames":
+            yield (smooth * 40 + 100 + 5 * label).clip(0, 255).astype(np.uint8)
+        else:
+            yield quantize.to_bytes(smooth[..., 0] * 2 + label - CLASSES / 2, bound_px=BOUND_PX)
+
+
+def settings(stream: str, **values) -> StreamSpec:
+    return StreamSpec(stream=stream, stack=StackSpec() if stream == "temporal" else None, **values)
+
+
+def from_store(run: Run, data: TrainingSet, steps: int) -> dict[str, float]:
+    """Seconds a step waited and worked, once the loading processes are at work."""
+    workers = loader_workers(run.spec.loader_workers, run.device)
+    options = {"batch": run.spec.batch, "workers": workers, "pin": run.device.type == "cuda", "collate": stack_items}
+    batches, waits, works = iter(loader(data, Items(run.spec, World(), run.step), **options)), [], []
+    for _ in range(SKIPPED + steps):
+        begun = time.perf_counter()
+        batch = next(batches)
+        ready = time.perf_counter()
+        train_step(run, *batch)
+        waits.append(ready - begun)
+        works.append(time.perf_counter() - ready)
+        run.step += 1
+    return {"waiting": float(np.sum(waits[SKIPPED:])) / steps, "stepping": float(np.sum(works[SKIPPED:])) / steps}
+
+
+def on_device(run: Run, data: TrainingSet, steps: int) -> float:
+    """Seconds of a step whose batch is on the device already."""
+    batch = stack_items([data[number] for number in range(run.spec.batch)])
+    batch, seconds = [part.to(run.device) for part in batch], []
+    for _ in range(SKIPPED + steps):
+        begun = time.perf_counter()
+        train_step(run, *batch)
+        seconds.append(time.perf_counter() - begun)
+    return float(np.mean(seconds[SKIPPED:]))
+
+
+def one_against_two(folder: Path, index: Path, catalog: Catalog) -> float:
+    """Largest difference of a loss over 20 steps, of one process against two (CPU, float32, dropout 0.5).
+
+    Rounding alone makes two trainings part sooner or later, the sooner the larger the steps: hence small ones.
+    """
+    recipe = {"network": "cnn_m_2048", "resize_px": 64, "crop_px": 56, "batch": 8, "steps": 20, "dropout": 0.5}
+    losses = []
+    for processes in (1, 2):
+        spec = settings("spatial", **recipe, learning_rate=1e-3, milestones=(), processes=processes)
+        out = folder / f"processes{processes}"
+        train(spec, store_path=index, catalog=catalog, folder=out, inputs="benchmark", device="cpu")
+        losses.append(json.loads((out / "curve.json").read_text())["loss"])
+    return float(np.abs(np.subtract(*losses)).max())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--stream", choices=("spatial", "temporal"), default="temporal")
+    parser.add_argument("--network", default="cnn_m_2048")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--batch", type=int, default=0)
+    parser.add_argument("--steps", type=int, default=0, help="measured in a round")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--clips", type=int, default=64)
+    parser.add_argument("--loader-workers", type=int, default=-1)
+    given = parser.parse_args()
+    device = resolve_device(given.device)
+    small = device.type == "cpu"
+    cv2.setNumThreads(1)
+    batch, steps = given.batch or (8 if small else 256), given.steps or (4 if small else 40)
+    recipe = {"network": given.network, "batch": batch, "loader_workers": given.loader_workers}
+    spec = settings(given.stream, **recipe, learning_rate=1e-4, steps=100_000)
+    with tempfile.TemporaryDirectory() as scratch:
+        kind = "frames" if given.stream == "spatial" else "flow"
+        catalog = write_store(Path(scratch) / kind, kind, given.clips)
+        run, data = Run(spec, CLASSES, device), TrainingSet(spec, Path(scratch) / kind, catalog.part("train"))
+        rounds = [(from_store(run, data, steps), on_device(run, data, steps)) for _ in range(given.rounds)]
+        frames = write_store(Path(scratch) / "small", "frames", 2 * CLASSES)
+        difference = one_against_two(Path(scratch), Path(scratch) / "small" / "index.h5", frames)
+    report(spec, device, rounds, difference)
+
+
+def report(spec: StreamSpec, device: torch.device, rounds: list, difference: float) -> None:
+    """Print and record what was measured."""
+    totals = [stored["waiting"] + stored["stepping"] for stored, _ in rounds]
+    shares = [stored["waiting"] / total for (stored, _), total in zip(rounds, totals, strict=True)]
+    ratios = [ready / total for (_, ready), total in zip(rounds, totals, strict=True)]
+    rows = [
+        ("what", f"{spec.stream} {spec.network}, batch {spec.batch}, {spec.crop_px} px, on {device}"),
+        ("loading processes", str(loader_workers(spec.loader_workers, device))),
+        ("a step from the store waits for data, share of its time", spread(shares, 3)),
+        ("from the store, clips/s", spread([spec.batch / total for total in totals], 1)),
+        ("batch on the device already, clips/s", spread([spec.batch / ready for _, ready in rounds], 1)),
+        ("from the store : on the device, clips/s", spread(ratios, 3)),
+        ("largest difference of 20 losses, 1 against 2 processes on the CPU", f"{difference:.1e}"),
+    ]
+    record = {"spec": spec.as_dict(), "rounds": rounds, "waiting": shares, "ratio": ratios, "difference": difference}
+    show(f"training {spec.stream} {spec.network}", rows, record)
+
+
+if __name__ == "__main__":
+    main()

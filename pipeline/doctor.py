@@ -1,0 +1,203 @@
+"""What works on this machine, what does not and why, and how long UCF-101 would take: `python -m pipeline doctor`.
+
+This is the command for installations that do not work: nothing is imported that may be missing or broken, except inside
+functions, and what it raises is part of the report.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pipeline import machine
+from pipeline.specs import FLOW_METHODS, FlowSpec
+
+UCF101_PAIRS = 2_456_655  # of consecutive frames in the 13,320 clips, forward
+SIZE_PX = (240, 320)  # height and width of its frames
+CUDA_PAIRS = 64  # in one call, on a device that is fast enough only with many
+DAY_HOURS = 24.0
+# by the mean end-point error on Middlebury (docs/results.md); RAFT needs weights, and was not measured
+BY_ACCURACY = ("tvl1", "brox", "deepflow", "dis_medium", "pcaflow", "dis_fast", "dis_ultrafast", "farneback")
+
+
+def examine(artifacts: Path, *, seconds: float = 1.5) -> dict[str, Any]:
+    """Everything the report says, as plain JSON values.
+
+    Args:
+        artifacts: the folder whose disk is looked at; it need not exist.
+        seconds: for which each flow method is timed, after a call to warm up.
+
+    Returns:
+        {"packages", "machine", "devices", "decoders", "flow", "broken", "advice"}; "broken" lists what must be mended
+        before anything can work, and is empty in a sound installation.
+    """
+    found = {
+        "packages": machine.packages(),
+        "machine": machine.resources(artifacts),
+        "devices": machine.devices(),
+        "decoders": machine.decoders(),
+    }
+    lanes = {name: len(about["found"]) for name, about in found["devices"].items()} | {"cpu": found["machine"]["cores"]}
+    found["flow"] = {name: flow_method(name, why, lanes, seconds) for name, why in _flow_methods().items()}
+    found["broken"] = _broken(found)
+    found["advice"] = _advice(found)
+    return found
+
+
+# --- flow
+
+
+def _flow_methods() -> dict[str, str]:
+    try:
+        from pipeline.flow import methods
+
+        return methods()
+    except ImportError as error:
+        return dict.fromkeys(FLOW_METHODS, f"not available: {machine.cure(error)}")
+
+
+def flow_method(name: str, why: str, lanes: dict[str, int], seconds: float) -> dict[str, Any]:
+    """One row of the table: {"state", "device", "pairs_per_second", "ucf101_hours"}, the last two None if unavailable.
+
+    Args:
+        name, why: of `pipeline.flow.methods`.
+        lanes: how many can work side by side: cores ("cpu"), devices of "torch" and of "opencv".
+        seconds: for which it is timed.
+    """
+    nothing = {"state": why, "device": "", "pairs_per_second": None, "ucf101_hours": None}
+    if why != "available":
+        return nothing
+    from pipeline import flow
+
+    lane = "opencv" if "cpu" not in flow.devices(name) else "torch" if "cuda" in flow.devices(name) else "cpu"
+    lane = lane if lanes[lane] else "cpu"
+    device = "cpu" if lane == "cpu" else "cuda"
+    try:
+        rate = pairs_per_second(name, device=device, seconds=seconds)
+    except Exception as error:
+        return {**nothing, "state": f"not available: {machine.cure(error)}"}
+    return {
+        "state": why,
+        "device": device,
+        "pairs_per_second": rate,
+        "ucf101_hours": ucf101_hours(rate, lanes[lane]),
+    }
+
+
+def ucf101_hours(pairs_per_second: float, lanes: int) -> float:
+    """Hours for the flow of UCF-101, forward, on `lanes` cores or devices of this speed each."""
+    return UCF101_PAIRS / (pairs_per_second * lanes) / 3600
+
+
+def pairs_per_second(method: str, *, device: str, seconds: float) -> float:
+    """Speed of a method on a moving texture of UCF-101's size; on the CPU with one thread, as workers compute.
+
+    A small pair warms up, for which a method may compile; then frames are computed for `seconds`, at least once.
+    """
+    from pipeline.flow import estimate
+
+    pairs = CUDA_PAIRS if device == "cuda" else 1
+    frames, spec = _moving_texture(pairs + 1), FlowSpec(method=method)
+    with _one_thread():
+        estimate(frames if device == "cuda" else frames[:, :64, :64], spec, device=device)
+        done, begun = 0, time.perf_counter()
+        while (passed := time.perf_counter() - begun) < seconds or not done:
+            estimate(frames, spec, device=device)
+            done += pairs
+    return done / passed
+
+
+def _moving_texture(frames: int) -> Any:
+    """(T, H, W) uint8: smooth random texture, 2 pixels further to the right in each frame."""
+    import cv2
+    import numpy as np
+
+    height, width = SIZE_PX
+    noise = np.random.default_rng(0).random((height, width + 2 * frames)).astype(np.float32)
+    texture = cv2.normalize(cv2.GaussianBlur(noise, (0, 0), 2.5), None, 20, 235, cv2.NORM_MINMAX).astype(np.uint8)
+    return np.stack([texture[:, 2 * (frames - t) :][:, :width] for t in range(frames)])
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """One thread in OpenCV and torch; what was set before comes back."""
+    import cv2
+
+    with contextlib.ExitStack() as stack:
+        stack.callback(cv2.setNumThreads, cv2.getNumThreads())
+        cv2.setNumThreads(1)
+        with contextlib.suppress(Exception):  # a broken torch is reported elsewhere
+            import torch
+
+            stack.callback(torch.set_num_threads, torch.get_num_threads())
+            torch.set_num_threads(1)
+        yield
+
+
+# --- what it comes to
+
+
+def _broken(found: dict[str, Any]) -> list[str]:
+    """What must be mended: packages that are there but cannot be imported, no decoder, no flow method."""
+    broken = [
+        f"{name} {package['problem']}"
+        for name, package in found["packages"].items()
+        if package["problem"].startswith("cannot be imported")
+    ]
+    there = {name for name, package in found["packages"].items() if package["version"] and not package["problem"]}
+    if "cv2" in there and found["decoders"]["ffmpeg"] != "works":
+        broken.append(f"videos cannot be decoded: ffmpeg {found['decoders']['ffmpeg']}")
+    if "cv2" in there and not any(row["state"] == "available" for row in found["flow"].values()):
+        broken.append("no flow method works")
+    return broken
+
+
+def _advice(found: dict[str, Any]) -> str:
+    """One line: mend, install, or which flow method to take."""
+    if found["broken"]:
+        return f"mend the installation first: {found['broken'][0]}"
+    missing = [
+        machine.PACKAGES[name]
+        for name, package in found["packages"].items()
+        if package["problem"].startswith("missing")
+    ]
+    hours = {name: row["ucf101_hours"] for name, row in found["flow"].items() if row["ucf101_hours"] is not None}
+    before = f"pip install {' '.join(missing)}; then " if missing else ""
+    if not hours:
+        return f"{before}look again: no flow method works yet"
+    quick = [name for name in BY_ACCURACY if hours.get(name, DAY_HOURS + 1) <= DAY_HOURS]
+    best = quick[0] if quick else min(hours, key=hours.get)
+    return f"{before}use --flow-method {best}: UCF-101's flow in about {hours[best]:.1f} hours on this machine"
+
+
+def lines(found: dict[str, Any]) -> Iterator[str]:
+    """The report for a human, the advice last."""
+    for name, package in found["packages"].items():
+        yield f"{name:20} {' '.join(filter(None, (package['version'], package['problem'])))}"
+    about = found["machine"]
+    yield (
+        f"{'machine':20} {about['cores']} cores, {about['memory_free'] / 2**30:.1f} GiB of memory free, "
+        f"{about['disk_free'] / 2**30:.1f} GiB of disk free for {about['artifacts']}"
+    )
+    for name, seen in found["devices"].items():
+        each = [
+            f"{device.get('name', '')} ({device['memory'] / 2**30:.0f} GiB)"
+            for device in seen["found"]
+            if "memory" in device
+        ]
+        yield f"{f'CUDA, {name}':20} {', '.join(each) or len(seen['found']) or 'none: ' + seen['why_not']}"
+    for name, outcome in found["decoders"].items():
+        yield f"{f'video, {name}':20} {outcome}"
+    for name, row in found["flow"].items():
+        yield f"{f'flow, {name}':20} {_speed(row) if row['pairs_per_second'] else row['state']}"
+    yield ""
+    yield from (f"BROKEN: {fault}" for fault in found["broken"])
+    yield found["advice"]
+
+
+def _speed(row: dict[str, Any]) -> str:
+    each = "core" if row["device"] == "cpu" else "GPU"
+    return f"{row['pairs_per_second']:.4g} pairs/s a {each}; UCF-101 in {row['ucf101_hours']:.1f} hours"

@@ -1,0 +1,130 @@
+"""RAFT, a trained network, through torchvision; on the CPU and on CUDA."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torchvision.models import optical_flow
+
+from pipeline.flow import weights
+from pipeline.specs import FlowSpec
+
+CELL_PX = 8  # the network works on cells of this side
+MIN_SIDE_PX = 128  # its coarsest correlations need two cells in a side
+MEMORY_BYTES = {"cpu": 256 << 20, "cuda": 4 << 30}  # of one batch, about
+PIXEL_BYTES = 1200  # of a pair, for each pixel: feature maps, and the flow of every update
+CELL_PAIR_BYTES = 6  # of a pair, for each two cells: correlations, and their pyramid
+
+
+def between(first: np.ndarray, second: np.ndarray, spec: FlowSpec, *, device: str) -> np.ndarray:
+    """Flow from each first image to its second image.
+
+    Args:
+        first, second: (N, H, W, 3) uint8, RGB.
+        spec: its method names the network; `raft_weights`, `raft_updates`, and `batch_pairs`, which changes the result
+            by rounding alone.
+        device: "cpu", "cuda" or "cuda:N".
+
+    Returns:
+        (N, 2, H, W) float32, pixels; channel 0 is x (right positive), 1 is y (down positive).
+
+    Raises:
+        FileNotFoundError, ValueError: as `load`.
+
+    Source: Teed and Deng, RAFT: recurrent all pairs field transforms for optical flow, ECCV 2020, with torchvision's
+    networks and weights. Frames of any size are extended by their border pixels to whole cells, and to the smallest
+    size that the network takes, and the flow is cut back.
+    """
+    count, height, width = first.shape[:3]
+    network = _on_device(spec, weights.find(spec).stat().st_mtime_ns, device)
+    flow = np.empty((count, 2, height, width), np.float32)
+    pairs = spec.batch_pairs or pairs_at_once(height, width, device)
+    for start in range(0, count, pairs):
+        part = slice(start, start + pairs)
+        batch = _flow(network, _images(first[part], device), _images(second[part], device), spec.raft_updates)
+        flow[part] = batch.cpu().numpy()
+    return flow
+
+
+def pairs_at_once(height: int, width: int, device: str) -> int:
+    """Pairs in a batch, by the memory that one pair of this size takes: correlations grow with the size squared."""
+    height, width = (max(MIN_SIDE_PX, side) for side in (height, width))
+    cells = height * width / CELL_PX**2
+    return max(
+        1, int(MEMORY_BYTES[torch.device(device).type] / (PIXEL_BYTES * height * width + CELL_PAIR_BYTES * cells**2))
+    )
+
+
+def load(spec: FlowSpec) -> nn.Module:
+    """The network with its weights, on the CPU, in evaluation mode. Files are read with weights_only=True.
+
+    Raises:
+        FileNotFoundError: no such file, or it cannot be downloaded.
+        ValueError: the file is damaged, or holds the weights of something else.
+    """
+    path = weights.find(spec)
+    weights.check_content(spec, path)
+    state = _read(path)
+    with torch.random.fork_rng():  # the random start is overwritten; nobody's random numbers are used up
+        network = getattr(optical_flow, spec.method)(weights=None)
+    _refuse_mismatch(network.state_dict(), state, path, spec.method)
+    network.load_state_dict(state)
+    return network.eval()
+
+
+@functools.lru_cache(maxsize=2)
+def _on_device(spec: FlowSpec, changed_ns: int, device: str) -> nn.Module:
+    """The network, kept for the next batch; a file that is replaced (`changed_ns`) is read again."""
+    return load(spec).to(device)
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ValueError(
+            f"{path} cannot be loaded with weights_only=True ({type(error).__name__}): it is damaged, or no weights"
+        ) from error
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ValueError(f"{path} holds no tensors by name; RAFT's weights are a state_dict of torchvision's network")
+    return state
+
+
+def _refuse_mismatch(wanted: dict[str, Tensor], found: dict[str, Tensor], path: Path, method: str) -> None:
+    faults = [f"{name} is missing" for name in wanted if name not in found]
+    faults += [f"{name} is unknown" for name in found if name not in wanted]
+    faults += [
+        f"{name} is {tuple(found[name].shape)}, not {tuple(value.shape)}"
+        for name, value in wanted.items()
+        if name in found and found[name].shape != value.shape
+    ]
+    if faults:
+        more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
+        raise ValueError(f"the weights in {path} do not fit {method}: {', '.join(faults[:3])}{more}")
+
+
+def _images(frames: np.ndarray, device: str) -> Tensor:
+    """(N, H, W, 3) uint8 -> (N, 3, H, W) float32, -1..1."""
+    images = torch.from_numpy(np.ascontiguousarray(frames)).to(device)
+    return images.permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+
+
+@torch.inference_mode()
+def _flow(network: nn.Module, first: Tensor, second: Tensor, updates: int) -> Tensor:
+    """Flow (N, 2, H, W) of images of any size."""
+    height, width = first.shape[-2:]
+    top, bottom = border_px(height)
+    left, right = border_px(width)
+    padded = [functional.pad(images, (left, right, top, bottom), mode="replicate") for images in (first, second)]
+    return network(*padded, num_flow_updates=updates)[-1][..., top : top + height, left : left + width]
+
+
+def border_px(side: int) -> tuple[int, int]:
+    """Pixels before and after a side that make it whole cells: 250 gives (3, 3), 240 gives (0, 0), 1 gives (63, 64)."""
+    missing = -(-max(side, MIN_SIDE_PX) // CELL_PX) * CELL_PX - side
+    return missing // 2, missing - missing // 2

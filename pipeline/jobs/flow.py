@@ -1,0 +1,302 @@
+"""One flow shard, as a line of four steps: read and decode, move (compute flow), encode, write.
+
+The steps work on batches of pairs, which may hold the ends and beginnings of several clips of one size: clips are
+short, and a GPU wants full batches. Decoding runs ahead of the flow and encoding behind it, on helper threads; a GPU
+computes one batch while the bytes of the one before are fetched. On a CPU with one thread the same steps follow one
+another. What is stored depends neither on the batches nor on the threads.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from pipeline import jpeg, quantize, store
+from pipeline.flow import estimate_on_device, resolve, takes_colour, torch_device
+from pipeline.flow.device import Download, current, host_array, pairs_at_once
+from pipeline.jobs import BAD_CLIP, printable
+from pipeline.jobs.helpers import Helpers, run_ahead
+from pipeline.specs import FlowSpec
+
+_IMAGES = 8  # that one helper decodes or encodes at a time: a batch keeps a dozen of them busy
+_Planes = dict[str, tuple[np.ndarray, np.ndarray | None]]  # part of the clip -> bytes (n, 2, H, W), range_px or None
+
+
+@dataclass(frozen=True)
+class FlowJob:
+    """One flow shard to make, from the frames shard of the same name."""
+
+    path: Path
+    frames: Path
+    records: tuple[store.Record, ...]
+    spec: FlowSpec
+    device: str
+    attrs: dict[str, Any]
+    threads: int = 1  # that decode and encode; 0: the device's share of the cores
+    careful: bool = False  # a worker died of this shard before: this is its second and last attempt
+
+    @property
+    def units(self) -> int:
+        """Clips, for the progress bar."""
+        return len(self.records)
+
+    @property
+    def cost(self) -> int:
+        """Something that grows with the time it will take: frames."""
+        return sum(record.frames for record in self.records)
+
+
+def flow_shard(job: FlowJob) -> int:
+    """Make one flow shard; returns its number of clips."""
+    cv2.setNumThreads(1)
+    device = resolve(job.spec.method, job.device)
+    tensors_on = torch_device(job.spec.method, device)
+    source = store.open_frames(job.frames)
+    with (
+        store.ShardWriter(job.path, "flow", job.attrs) as shard,
+        Helpers(job.threads or _share_of_cores(tensors_on)) as helpers,
+        current(tensors_on),
+    ):
+        for record in _Line(job, device, source, shard, helpers).run():
+            shard.record(record)
+    return job.units
+
+
+def _share_of_cores(device: str) -> int:
+    if device == "cpu":
+        return 1
+    import torch
+
+    return max(1, len(os.sched_getaffinity(0)) // torch.cuda.device_count())
+
+
+class _Clip:
+    """One clip on its way; of several errors the one that concerns the earliest pair is its reason."""
+
+    def __init__(self, record: store.Record, stored: store.StoredClip, writer: store.ClipWriter):
+        self.record, self.stored, self.writer = record, stored, writer
+        self.size, self.pairs = (stored.height, stored.width), len(stored) - 1
+        self._errors: list[tuple[int, BaseException]] = []
+
+    @property
+    def failed(self) -> bool:
+        return bool(self._errors)
+
+    def fail(self, pair: int, error: BaseException) -> None:
+        self._errors.append((pair, error))
+
+    def finish(self, spec: FlowSpec) -> None:
+        """Write the clip into the shard."""
+        names = ("label", "class", "group", "source", "fps", "height", "width")
+        attrs = {name: self.stored.attrs[name] for name in names}
+        about = {"method": spec.method, "scaling": spec.scaling, "bound_px": spec.bound_px}
+        self.record = self.record._replace(crc32=self.writer.finish({**attrs, **about}))
+        self.writer = None
+
+    def outcome(self) -> store.Record:
+        if not self.failed:
+            return self.record
+        _, error = min(self._errors, key=lambda failure: failure[0])
+        return self.record._replace(status="failed", reason=f"no flow: {printable(error)}", crc32=0)
+
+
+@dataclass
+class _Piece:
+    """Pairs first..last-1 of a clip, which lie between its frames first..last, on their way through the line."""
+
+    clip: _Clip
+    first: int
+    last: int
+    failed: bool = False
+    frames: np.ndarray | None = None  # (last - first + 1, H, W), a view of its batch's
+    decoding: list[Callable[[], None]] = field(default_factory=list)
+    encoding: dict[str, list[Callable[[], list[bytes]]]] = field(default_factory=dict)  # by part of the clip
+    ranges: dict[str, np.ndarray] = field(default_factory=dict)
+
+    @contextlib.contextmanager
+    def watched(self) -> Iterator[None]:
+        """What the clip cannot do becomes its reason, and the line goes on."""
+        try:
+            yield
+        except BAD_CLIP as error:
+            self.failed = True
+            self.clip.fail(self.first, error)
+
+
+@dataclass
+class _Batch:
+    """Pieces of clips of one size that are computed together."""
+
+    pieces: list[_Piece]
+    frames: np.ndarray | None = None  # of all pieces, end to end
+    motion: Callable[[], _Planes | None] | None = None  # waits for the bytes; None: each piece has to be tried alone
+
+
+class _Line:
+    """The steps, and what they share."""
+
+    def __init__(self, job: FlowJob, device: str, source: store.Store, shard: store.ShardWriter, helpers: Helpers):
+        self.spec, self.device, self.records = job.spec, device, job.records
+        self.tensors_on = torch_device(job.spec.method, device)
+        self.source, self.shard, self.helpers = source, shard, helpers
+        self.parts = {"": "forward", "backward": "backward"} if self.spec.backward else {"": "forward"}
+        self.gray = not takes_colour(self.spec.method)  # luminance alone, which JPEG stores as a plane of its own
+        self._limit = functools.cache(self._limit)  # of a size: memory at hand changes while the line runs
+
+    def run(self) -> list[store.Record]:
+        """Make all clips; their outcomes, in the order of the records."""
+        outcomes: list[Callable[[], store.Record]] = []
+        read = run_ahead(self._read, self._batches(outcomes), ahead=self.helpers.ahead)
+        moved = run_ahead(self._move, read, ahead=0 if self.tensors_on == "cpu" else 1)
+        for batch in run_ahead(self._encode, moved, ahead=self.helpers.ahead):
+            self._write(batch)
+        return [outcome() for outcome in outcomes]
+
+    # --- which pairs are computed together
+
+    def _batches(self, outcomes: list[Callable[[], store.Record]]) -> Iterator[_Batch]:
+        pieces, room = [], 0
+        for clip in self._clips(outcomes):
+            if pieces and pieces[0].clip.size != clip.size:
+                yield _Batch(pieces)
+                pieces = []
+            first = 0
+            while first < clip.pairs and not clip.failed:
+                room = room if pieces else self._limit(clip.size)
+                pieces.append(_Piece(clip, first, min(first + room, clip.pairs)))
+                room -= pieces[-1].last - first
+                first = pieces[-1].last
+                if not room:
+                    yield _Batch(pieces)
+                    pieces = []
+        if pieces:
+            yield _Batch(pieces)
+
+    def _clips(self, outcomes: list[Callable[[], store.Record]]) -> Iterator[_Clip]:
+        for record in self.records:
+            if record.status != "ok":
+                outcomes.append(lambda record=record: record)
+                continue
+            clip = _Clip(record, self.source[record.id], self.shard.clip(record.id))
+            outcomes.append(clip.outcome)
+            if clip.pairs < 1:
+                clip.fail(0, ValueError("one frame alone has no flow"))
+            yield clip
+
+    def _limit(self, size: tuple[int, int]) -> int:
+        return pairs_at_once(size[0] * size[1], device=self.tensors_on, batch_pairs=self.spec.batch_pairs)
+
+    # --- the steps
+
+    def _read(self, batch: _Batch) -> None:
+        """Read the JPEG bytes, and have them decoded into one array."""
+        counts = [piece.last - piece.first + 1 for piece in batch.pieces]
+        shape = (sum(counts), *batch.pieces[0].clip.size, *(() if self.gray else (3,)))
+        batch.frames, end = host_array(shape, device=self.tensors_on), 0
+        for piece, count in zip(batch.pieces, counts, strict=True):
+            piece.frames, end = batch.frames[end : end + count], end + count
+            with piece.watched():
+                images = list(piece.clip.stored.jpegs(piece.first, piece.last + 1))
+                for k in range(0, count, _IMAGES):
+                    target = piece.frames[k : k + _IMAGES]
+                    piece.decoding.append(self.helpers.start(_decode, images[k : k + _IMAGES], target, self.gray))
+
+    def _move(self, batch: _Batch) -> None:
+        """Begin to compute the flow and its bytes."""
+        for piece in batch.pieces:
+            with piece.watched():
+                for wait in piece.decoding:
+                    wait()
+            piece.decoding = []
+        batch.motion = lambda: None
+        if not any(piece.failed for piece in batch.pieces):
+            ends = np.cumsum([len(piece.frames) for piece in batch.pieces])
+            with contextlib.suppress(*BAD_CLIP):
+                batch.motion = self._motion(batch.frames, ends[:-1].tolist(), check=False)
+
+    def _motion(self, frames: np.ndarray, cuts: list[int], *, check: bool) -> Callable[[], _Planes | None]:
+        """Flow of clips end to end, as bytes; the function returned waits for them.
+
+        With `check` flow that is not finite is refused at once, for which a device has to be waited for; without, the
+        function returned gives None.
+        """
+        under_way = {}
+        for part, direction in self.parts.items():
+            flow = estimate_on_device(frames, self.spec, device=self.device, direction=direction, cuts=cuts)
+            later = not check and not isinstance(flow, np.ndarray)
+            if self.spec.scaling == "minmax":
+                arrays = quantize.minmax_to_bytes(flow, check=not later)
+            else:
+                arrays = (quantize.to_bytes(flow, bound_px=self.spec.bound_px, check=not later),)
+            under_way[part] = Download(*arrays, *([quantize.all_finite(flow)] if later else []))
+        return functools.partial(_arrived, under_way, minmax=self.spec.scaling == "minmax")
+
+    def _encode(self, batch: _Batch) -> None:
+        """Wait for the bytes of the flow, and have them encoded; a batch without any is tried again piece by piece."""
+        planes, end = batch.motion(), 0
+        for piece in batch.pieces:
+            count = piece.last - piece.first
+            part, end = slice(end, end + count), end + count
+            with piece.watched():
+                if planes is not None:
+                    self._start_encoding(piece, planes, part)
+                elif not piece.failed:
+                    self._start_encoding(piece, self._motion(piece.frames, [], check=True)(), slice(None))
+            piece.frames = None
+        batch.frames = batch.motion = None
+
+    def _start_encoding(self, piece: _Piece, planes: _Planes, pairs: slice) -> None:
+        for part, (q, range_px) in planes.items():
+            images = q[pairs].reshape(-1, *q.shape[2:])  # x0 y0 x1 y1 ...
+            piece.encoding[part] = [
+                self.helpers.start(_encode, images[k : k + _IMAGES], self.spec.jpeg_quality)
+                for k in range(0, len(images), _IMAGES)
+            ]
+            if range_px is not None:
+                piece.ranges[part] = range_px[pairs]
+
+    def _write(self, batch: _Batch) -> None:
+        """Wait for the JPEG bytes and append them to their clips; a clip that is complete goes into the shard."""
+        for piece in batch.pieces:
+            clip = piece.clip
+            with piece.watched():
+                for part, waiting in piece.encoding.items():
+                    for data in (data for wait in waiting for data in wait()):
+                        if not clip.failed:
+                            clip.writer.append(data, part=part)
+                for part, range_px in () if clip.failed else piece.ranges.items():
+                    clip.writer.append_range(range_px, part=part)
+            if clip.failed:
+                clip.writer = None  # with all that it holds in memory
+            elif piece.last == clip.pairs:
+                clip.finish(self.spec)
+
+
+def _decode(images: list[np.ndarray], target: np.ndarray, gray: bool) -> None:
+    for data, place in zip(images, target, strict=True):
+        image = jpeg.decode(data, gray=gray)
+        if image.shape != place.shape:
+            raise ValueError(f"an image is {image.shape[:2]}, its clip is {place.shape[:2]}, height and width")
+        place[...] = image
+
+
+def _encode(planes: np.ndarray, quality: int) -> list[bytes]:
+    return [jpeg.encode(plane, quality=quality) for plane in planes]
+
+
+def _arrived(under_way: dict[str, Download], *, minmax: bool) -> _Planes | None:
+    planes: _Planes = {}
+    for part, download in under_way.items():
+        q, *more = download.wait()
+        planes[part] = q, more.pop(0) if minmax else None
+        if more and not more[0]:  # not finite
+            return None
+    return planes

@@ -1,0 +1,91 @@
+"""One frames shard: every clip decoded, resized and encoded, an image at a time."""
+
+from __future__ import annotations
+
+import faulthandler
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+
+from pipeline import jpeg, store
+from pipeline.catalog import Clip
+from pipeline.jobs import BAD_CLIP, printable
+from pipeline.specs import FrameSpec
+from pipeline.video import Video, VideoError, try_decoding
+
+
+@dataclass(frozen=True)
+class FramesJob:
+    """One frames shard to make: paths and settings, never arrays."""
+
+    path: Path
+    videos: Path
+    clips: tuple[Clip, ...]
+    spec: FrameSpec
+    attrs: dict[str, Any]
+    watch: bool = False  # the process may be ended when a decoder hangs
+    careful: bool = False  # a decoder killed this shard's process before: try each clip elsewhere first
+
+    @property
+    def units(self) -> int:
+        """Clips, for the progress bar."""
+        return len(self.clips)
+
+    @property
+    def cost(self) -> int:
+        """Something that grows with the time it will take: bytes of video."""
+        return sum(clip.bytes for clip in self.clips)
+
+
+def frames_shard(job: FramesJob) -> int:
+    """Make one frames shard; returns its number of clips."""
+    cv2.setNumThreads(1)
+    with store.ShardWriter(job.path, "frames", job.attrs) as shard:
+        for clip in job.clips:
+            shard.record(_frames_clip(shard, job, clip))
+    return job.units
+
+
+def _frames_clip(shard: store.ShardWriter, job: FramesJob, clip: Clip) -> store.Record:
+    """Decode one clip into the shard; whatever is wrong with the video becomes its reason."""
+    spec, path = job.spec, job.videos / clip.path
+    writer = shard.clip(clip.id)
+    # a decoder that hangs in native code cannot be interrupted, but its process can be ended
+    if job.watch and not job.careful:
+        faulthandler.dump_traceback_later(spec.timeout_seconds * 1.5 + 5, exit=True)
+    try:
+        if job.careful:
+            try_decoding(path, timeout_seconds=spec.timeout_seconds)
+        video = Video(path, short_side_px=spec.short_side_px, timeout_seconds=spec.timeout_seconds)
+        seconds, shape = [], (0, 0)
+        for image, pts_seconds in video:
+            writer.append(jpeg.encode(image, quality=spec.jpeg_quality))
+            seconds.append(pts_seconds)
+            shape = image.shape
+        if len(seconds) < spec.min_frames:
+            raise VideoError(_too_few(len(seconds), video))
+    except BAD_CLIP as error:
+        return store.Record(clip.id, clip.class_name, clip.label, clip.group, 0, "failed", printable(error), 0)
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+    about = {"label": clip.label, "class": clip.class_name, "group": clip.group, "source": clip.path, "fps": video.fps}
+    crc32 = writer.finish(
+        {**about, "height": shape[0], "width": shape[1], "promised_frames": video.promised_frames}, seconds
+    )
+    return store.Record(
+        clip.id, clip.class_name, clip.label, clip.group, len(seconds), "ok", _oddity(len(seconds), video), crc32
+    )
+
+
+def _too_few(frames: int, video: Video) -> str:
+    if not frames:
+        return f"it opens, but no frame decodes (codec {video.codec}); converting it to H.264 helps"
+    return f"only {frames} frame{'s' if frames > 1 else ''} can be decoded"
+
+
+def _oddity(frames: int, video: Video) -> str:
+    """One frame less than promised is how most containers count; more than that is said."""
+    missing = video.promised_frames - frames
+    return f"{frames} of {video.promised_frames} promised frames decode" if missing > 1 else ""

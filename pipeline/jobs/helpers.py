@@ -1,0 +1,52 @@
+"""Threads beside a worker's own, and the queues between them: order is kept, and only a bounded number waits.
+
+OpenCV's JPEG functions release Python's lock, so threads suffice; HDF5 is read and written by the worker's own thread.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+Item = TypeVar("Item")
+
+
+class Helpers:
+    """A context manager that runs functions on `threads` threads; with one there are none beside the caller's own.
+
+    Leaving it ends the threads; what had not begun is dropped.
+    """
+
+    def __init__(self, threads: int):
+        self._pool = ThreadPoolExecutor(threads, "pipeline-helper") if threads > 1 else None
+        self.ahead = 2 if self._pool else 0  # batches that wait between two steps
+
+    def start(self, function: Callable[..., Any], *arguments: Any) -> Callable[[], Any]:
+        """Begin; the function returned waits for the result, or raises what was raised.
+
+        Without threads nothing begins before the result is asked for, so that nothing is held that is not needed yet.
+        """
+        if self._pool is None:
+            return functools.partial(function, *arguments)
+        return self._pool.submit(function, *arguments).result
+
+    def __enter__(self) -> Helpers:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+
+
+def run_ahead(step: Callable[[Item], Any], items: Iterable[Item], *, ahead: int) -> Iterator[Item]:
+    """Apply `step`, which begins something, to each item, and yield the items in order, each `ahead` steps later."""
+    waiting: deque[Item] = deque()
+    for item in items:
+        step(item)
+        waiting.append(item)
+        if len(waiting) > ahead:
+            yield waiting.popleft()
+    yield from waiting

@@ -1,0 +1,164 @@
+"""Starting the processes of a training, and seeing to it that they end together.
+
+On one machine they meet through a file and talk over loopback. Several machines meet with torchrun at the address that
+`rendezvous` gives. When one process dies the others are ended, and what it said becomes the error.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from pipeline import store
+from pipeline.catalog import Catalog
+from pipeline.checkpoint import spec_of
+from pipeline.cluster import StageFailed
+from pipeline.files import write_json
+from pipeline.progress import say
+from pipeline.specs import StreamSpec
+
+_ROOT = Path(__file__).parents[1]
+_POLL_SECONDS, _GRACE_SECONDS = 0.1, 10
+_LOOPBACK = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
+_SHOWN_CHARACTERS = 2000  # of what a process wrote before it died
+
+
+class TrainingFailed(StageFailed):
+    """One of the processes of a training failed."""
+
+
+class Job(NamedTuple):
+    """What is trained: the arguments of `training.train`."""
+
+    spec: StreamSpec
+    store_path: Path
+    catalog: Catalog
+    folder: Path
+    inputs: str
+    device: str
+
+    @property
+    def files(self) -> Path:
+        """Folder of what processes tell each other; it exists while they run."""
+        return self.folder / "job"
+
+    def write(self) -> None:
+        """Put the job where its processes find it."""
+        store.write_catalog(self.files / "catalog.h5", self.catalog)
+        plain = {"spec": self.spec.as_dict(), "store_path": str(self.store_path.absolute())}
+        plain |= {"folder": str(self.folder.absolute()), "inputs": self.inputs, "device": self.device}
+        write_json(self.files / "job.json", plain)
+
+    @classmethod
+    def read(cls, files: Path) -> Job:
+        """The job in a folder.
+
+        Raises:
+            FileNotFoundError: there is none.
+        """
+        if not (files / "job.json").is_file():
+            raise FileNotFoundError(
+                f"{files} holds no job.json; a training on several processes writes one as it begins"
+            )
+        plain = json.loads((files / "job.json").read_text())
+        spec, catalog = spec_of(files, plain["spec"]), store.read_catalog(files / "catalog.h5")
+        return cls(spec, Path(plain["store_path"]), catalog, Path(plain["folder"]), plain["inputs"], plain["device"])
+
+
+def launch(job: Job, count: int) -> None:
+    """Train with `count` processes on this machine and as many on each of the others; returns when it is done.
+
+    Raises:
+        TrainingFailed: one of them failed; says which, and why.
+    """
+    shutil.rmtree(job.files, ignore_errors=True)
+    try:
+        job.write()
+        with ExitStack() as stack:
+            children = [stack.enter_context(_child(job, *command)) for command in _commands(job, count)]
+            _wait_for_all(job, children)
+    finally:
+        shutil.rmtree(job.files, ignore_errors=True)
+
+
+def _commands(job: Job, count: int) -> Iterator[tuple[list[str], dict[str, str]]]:
+    """The command line and environment of each process to start on this machine."""
+    work = ["-m", "pipeline.train", str(job.files)]
+    if job.spec.machines > 1:
+        meet = [f"--nnodes={job.spec.machines}", f"--nproc-per-node={count}", "--rdzv-backend=c10d"]
+        meet += [f"--rdzv-endpoint={job.spec.rendezvous}", f"--rdzv-id={job.inputs}"]
+        say(f"on each other machine, in the same folder, run: torchrun {shlex.join([*meet, *work])}")
+        yield ["torch.distributed.run", *meet, *work, "--watched"], {}
+        return
+    threads = {"OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // count))}
+    for rank in range(count):
+        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
+        given = {name: os.environ.get(name, value) for name, value in {**_LOOPBACK, **threads}.items()}
+        yield [*work[1:], "--watched"], {**given, **{name: str(value) for name, value in place.items()}}
+
+
+@contextmanager
+def _child(job: Job, arguments: list[str], environment: dict[str, str]) -> Iterator[subprocess.Popen]:
+    """A running process, which is ended with the block. It ends itself when this process does: its input is a pipe."""
+    own = {name: value for name, value in os.environ.items() if name != "MASTER_ADDR"}
+    path = {"PYTHONPATH": os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH", "")]))}
+    shown = environment.get("RANK", "0") == "0"
+    with ExitStack() as stack:
+        output = None if shown else stack.enter_context((job.files / f"output-{environment['RANK']}").open("wb"))
+        child = subprocess.Popen(
+            [sys.executable, "-m", *arguments],
+            env={**own, **path, **environment},
+            stdin=subprocess.PIPE,
+            stdout=output,
+            stderr=output,
+        )
+        try:
+            yield child
+        finally:
+            _end(child)
+
+
+def _end(child: subprocess.Popen) -> None:
+    child.terminate()
+    try:
+        child.wait(_GRACE_SECONDS)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        child.wait()
+    child.stdin.close()
+
+
+def _wait_for_all(job: Job, children: list[subprocess.Popen]) -> None:
+    while True:
+        ended = [child.poll() for child in children]
+        if any(ended):
+            raise TrainingFailed(_what_failed(job, ended))
+        if None not in ended:
+            return
+        time.sleep(_POLL_SECONDS)
+
+
+def _what_failed(job: Job, ended: list[int | None]) -> str:
+    """Of the processes that failed, the first: the others only lost it."""
+    whose = f"process {{}} of the {job.spec.stream} training"
+    killed = [rank for rank, status in enumerate(ended) if status and status < 0]
+    if killed:
+        name = signal.Signals(-ended[killed[0]]).name
+        return f"{whose.format(killed[0])} was killed by {name}; if nobody did it, memory may have run out"
+    said = sorted(job.files.glob("error-*"), key=lambda path: path.stat().st_mtime_ns)
+    if said:
+        return f"{whose.format(said[0].name.removeprefix('error-'))} failed: {said[0].read_text()}"
+    rank = next(rank for rank, status in enumerate(ended) if status)
+    output = job.files / f"output-{rank}"
+    last = output.read_text(errors="replace")[-_SHOWN_CHARACTERS:] if output.is_file() else ""
+    return f"{whose.format(rank)} ended with status {ended[rank]}: {last.strip() or 'it said why above'}"

@@ -1,0 +1,194 @@
+"""Several processes that train one network: each takes its share of every batch, and gradients are averaged.
+
+What is computed does not depend on how many there are. Part k of A of a step's batch (`accumulate`) is cut once more
+into a piece for each process, so item i of step s is the same picture whoever reads it, batch normalisation sees the
+same items (SyncBatchNorm; on CUDA), and dropout draws the mask of the whole batch and takes the rows that are its own.
+What differs is the rounding of sums. On a CPU each process normalises by the statistics of its own piece (torch has no
+SyncBatchNorm there), and the running statistics are those of process 0.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import distributed, nn
+from torchvision.ops import StochasticDepth
+
+from pipeline.networks import resolve_device
+from pipeline.specs import StreamSpec
+
+_TIMEOUT = timedelta(minutes=30)  # of waiting for another process, which may be reading slow disks
+
+
+@dataclass(frozen=True)
+class World:
+    """The processes of a training, as one of them sees them; by default it is alone."""
+
+    rank: int = 0
+    size: int = 1
+    local_size: int = 1  # of them on this machine
+
+    def mean(self, value: torch.Tensor) -> torch.Tensor:
+        """The mean of everybody's tensor, the same for all."""
+        if self.size > 1:
+            distributed.all_reduce(value)
+            value = value / self.size
+        return value
+
+    def gather(self, value: Any) -> list[Any]:
+        """Everybody's value, by rank."""
+        if self.size == 1:
+            return [value]
+        found: list[Any] = [None] * self.size
+        distributed.all_gather_object(found, value)
+        return found
+
+    def share_buffers(self, network: nn.Module) -> None:
+        """Give all the buffers of process 0: running statistics."""
+        if self.size > 1:
+            for buffer in network.buffers():
+                distributed.broadcast(buffer, 0)
+
+
+def process_count(spec: StreamSpec, device: str) -> int:
+    """How many processes train on this machine.
+
+    Raises:
+        ValueError: more than it has GPUs, or one GPU named for all of them.
+    """
+    target = resolve_device(device)
+    if target.type != "cuda":
+        return max(1, spec.processes)
+    found = torch.cuda.device_count()
+    count = spec.processes or (1 if target.index is not None else found)
+    if count > 1 and target.index is not None:
+        raise ValueError(f"device is {device!r}, one GPU, but [{spec.stream}] processes is {count}; use auto or cuda")
+    if count > found:
+        raise ValueError(f"[{spec.stream}] processes is {count}, but torch sees {found} CUDA devices here")
+    if spec.batch % (spec.accumulate * count * spec.machines):
+        raise ValueError(
+            f"[{spec.stream}] batch is {spec.batch}; accumulate ({spec.accumulate}) x processes ({count}) "
+            f"x machines ({spec.machines}) must divide it"
+        )
+    return count
+
+
+@contextlib.contextmanager
+def joined(device: str, meeting: Path) -> Iterator[tuple[World, torch.device]]:
+    """Meet the other processes, as torchrun or `launch` says in the environment; part from them at the end.
+
+    Args:
+        device: "auto", "cpu" or "cuda"; the process takes the GPU with its number on its machine.
+        meeting: file by which processes of one machine meet where no address is given; nothing listens on a port.
+    """
+    rank, size, local, local_size = (
+        int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+    )
+    target = resolve_device(device)
+    if target.type == "cuda":
+        target = torch.device("cuda", local)
+        torch.cuda.set_device(target)
+    backend = "cpu:gloo,cuda:nccl" if target.type == "cuda" else "gloo"
+    where = "env://" if "MASTER_ADDR" in os.environ else meeting.absolute().as_uri()
+    distributed.init_process_group(backend, init_method=where, rank=rank, world_size=size, timeout=_TIMEOUT)
+    try:
+        yield World(rank, size, local_size), target
+    finally:
+        distributed.destroy_process_group()
+
+
+class Items(Sequence):
+    """Numbers of the items that one process reads, in order; item i of step s has number s * batch + i.
+
+    Example: a batch of 8, 2 parts, 2 processes: of each step process 0 takes items 0 1 4 5, process 1 takes 2 3 6 7.
+    """
+
+    def __init__(self, spec: StreamSpec, world: World, first_step: int):
+        self.spec, self.world, self.first_step = spec, world, first_step
+        self.per_step = spec.batch // world.size
+        self.piece = self.per_step // spec.accumulate
+
+    def __len__(self) -> int:
+        return (self.spec.steps - self.first_step) * self.per_step
+
+    def __getitem__(self, place: int) -> int:
+        """Number of the item at this place."""
+        if not 0 <= place < len(self):
+            raise IndexError(place)
+        step, place = divmod(place, self.per_step)
+        part, i = divmod(place, self.piece)
+        pieces = part * self.world.size + self.world.rank
+        return (self.first_step + step) * self.spec.batch + pieces * self.piece + i
+
+
+def spread(network: nn.Module, world: World, device: torch.device) -> nn.Module:
+    """What is called in training: the network itself, or one whose gradients are averaged over all processes."""
+    if world.size == 1:
+        return network
+    if device.type == "cuda":
+        nn.SyncBatchNorm.convert_sync_batchnorm(network)
+    devices = [device.index] if device.type == "cuda" else None
+    return nn.parallel.DistributedDataParallel(network, device_ids=devices)
+
+
+# --- random layers whose draws do not depend on how a batch is cut ----------------------------------------------------
+
+
+@dataclass
+class Piece:
+    """Which piece of its batch a network is given: the one at `place` of `count` equal ones."""
+
+    count: int
+    place: int = 0
+
+
+def draw_for_whole_batch(network: nn.Module, piece: Piece) -> None:
+    """Let dropout and stochastic depth draw for the whole batch and keep the rows of the piece.
+
+    A network that is never cut stays as it is. Each piece must begin from the same random state.
+    """
+    if piece.count == 1:
+        return
+    for parent in list(network.modules()):
+        for name, layer in parent.named_children():
+            if type(layer) is nn.Dropout:
+                setattr(parent, name, _DropoutOfPiece(layer.p, piece))
+            elif type(layer) is StochasticDepth and layer.mode == "row":
+                setattr(parent, name, _DepthOfPiece(layer.p, piece))
+
+
+class _DropoutOfPiece(nn.Dropout):
+    def __init__(self, p: float, piece: Piece):
+        super().__init__(p)
+        self.piece = piece
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        if not self.training or not self.p:
+            return inputs
+        ones = inputs.new_ones(len(inputs) * self.piece.count, *inputs.shape[1:])
+        if inputs.ndim == 4 and inputs.is_contiguous(memory_format=torch.channels_last):
+            ones = ones.contiguous(memory_format=torch.channels_last)  # random numbers come in the order of memory
+        return inputs * _own_rows(super().forward(ones), self.piece)
+
+
+class _DepthOfPiece(StochasticDepth):
+    def __init__(self, p: float, piece: Piece):
+        super().__init__(p, "row")
+        self.piece = piece
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        if not self.training or not self.p:
+            return inputs
+        ones = inputs.new_ones(len(inputs) * self.piece.count, *[1] * (inputs.ndim - 1))
+        return inputs * _own_rows(super().forward(ones), self.piece)
+
+
+def _own_rows(whole: torch.Tensor, piece: Piece) -> torch.Tensor:
+    return whole.chunk(piece.count)[piece.place]

@@ -1,0 +1,77 @@
+"""What a step of training is made with: its learning rate, its optimizer, its precision, its algorithms."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+
+from pipeline.specs import StreamSpec
+
+_PRECISIONS = {"float32": None, "bf16": torch.bfloat16, "float16": torch.float16}
+_REPEATABLE_CUBLAS = ":4096:8"  # without it cuBLAS refuses to work under deterministic algorithms
+
+
+def learning_rate(spec: StreamSpec, step: int) -> float:
+    """Of the step with this number, the first being 0.
+
+    Step: divided by 10 at each milestone; milestone 3 means steps 0, 1, 2 at the full rate, 3 at a tenth. Cosine: half
+    a wave from `learning_rate` at the end of the warm-up to `learning_rate_end` after the last step. Warm-up: of w
+    steps, step i has (i + 1) / w of the rate.
+
+    Source: paper, section 5; Loshchilov and Hutter 2017 (SGDR), equation 5, one period; Goyal et al. 2017, section 2.2.
+    """
+    if spec.schedule == "cosine":
+        done = max(0, step - spec.warmup) / (spec.steps - spec.warmup)
+        wave = 0.5 * (1 + math.cos(math.pi * done))
+        rate = spec.learning_rate_end + (spec.learning_rate - spec.learning_rate_end) * wave
+    else:
+        rate = spec.learning_rate * 0.1 ** sum(step >= milestone for milestone in spec.milestones)
+    return rate * (step + 1) / spec.warmup if step < spec.warmup else rate
+
+
+def make_optimizer(spec: StreamSpec, network: nn.Module) -> torch.optim.Optimizer:
+    """SGD with momentum, or AdamW, over the weights that learn. Each step sets its learning rate."""
+    learning = [weight for weight in network.parameters() if weight.requires_grad]
+    if spec.optimizer == "adamw":
+        betas = (spec.momentum, 0.999)
+        return torch.optim.AdamW(learning, lr=spec.learning_rate, betas=betas, weight_decay=spec.weight_decay)
+    return torch.optim.SGD(learning, lr=spec.learning_rate, momentum=spec.momentum, weight_decay=spec.weight_decay)
+
+
+def precision(spec: StreamSpec, device: torch.device) -> torch.dtype | None:
+    """What autocast computes in; None for plain float32. Auto is bfloat16 where the GPU has it, else float16."""
+    if spec.precision != "auto":
+        return _PRECISIONS[spec.precision]
+    if device.type != "cuda":
+        return None
+    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+
+
+@contextlib.contextmanager
+def algorithms(spec: StreamSpec) -> Iterator[None]:
+    """Within the block, if `deterministic` says so, torch takes only algorithms that repeat their bits.
+
+    An operation that has no such algorithm raises RuntimeError, naming it. CUBLAS_WORKSPACE_CONFIG is set if it is not
+    yet; cuBLAS reads it when it is first used in a process. All is as before afterwards.
+    """
+    if not spec.deterministic:
+        yield
+        return
+    cudnn, variable = torch.backends.cudnn, "CUBLAS_WORKSPACE_CONFIG"
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    before_cudnn, before_variable = (cudnn.deterministic, cudnn.benchmark), os.environ.get(variable)
+    os.environ.setdefault(variable, _REPEATABLE_CUBLAS)
+    torch.use_deterministic_algorithms(True)
+    cudnn.deterministic, cudnn.benchmark = True, False
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        cudnn.deterministic, cudnn.benchmark = before_cudnn
+        if before_variable is None:
+            os.environ.pop(variable)

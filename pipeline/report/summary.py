@@ -1,0 +1,188 @@
+"""One table over splits and seeds: `summary.json` for programs, `summary.md` to paste, `summary.html` to read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline import files
+from pipeline.report import metrics
+from pipeline.report.metrics import STREAMS
+from pipeline.report.uncertainty import Bootstrap
+from pipeline.scores import Scores
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Run:
+    """What one run of the chain gave on its test part."""
+
+    split: str
+    seed: int
+    streams: Mapping[str, Scores]
+    """"spatial" and "temporal" -> table."""
+    fused: Mapping[str, Scores]
+    """Fusion -> table; "average" must be there."""
+    fusion: Mapping[str, Any]
+    """Parameters of each fusion, as `fusion.fuse` gives them."""
+    page: str = ""
+    """Address of the run's own report, relative to the summary; "" for none."""
+
+
+def write(folder: str | Path, *, dataset: str, runs: Sequence[Run], **attrs: str) -> dict[str, Any]:
+    """Write `summary.html`, `summary.md` and, last, `summary.json` into folder; each file is whole or absent.
+
+    Args:
+        folder: made if it is not there.
+        dataset: name, for the heading.
+        runs: of the same dataset, no two of the same split and seed.
+        attrs: recorded in `summary.json`.
+
+    Returns:
+        What is in `summary.json`; accuracies are shares, 0..1.
+
+    Raises:
+        ValueError: as `collect`.
+    """
+    from pipeline.report import page  # brings matplotlib and jinja2, which those who only want numbers do not need
+
+    folder, numbers = Path(folder), {**collect(dataset, runs), **attrs}
+    files.write_text(folder / "summary.html", page.render_summary(numbers))
+    files.write_text(folder / "summary.md", markdown(numbers))
+    files.write_json(folder / "summary.json", numbers)
+    return numbers
+
+
+def collect(dataset: str, runs: Sequence[Run]) -> dict[str, Any]:
+    """The content of `summary.json`.
+
+    `runs` has a row a run. `mean` has, for each table, the mean over runs and the standard deviations (n - 1 in the
+    denominator; None for a single one) between splits, of the means over their seeds, and between seeds, of the means
+    over splits. `pooled` counts every clip of every run as often as it was tested; its intervals resample groups, so
+    that a clip that was tested with three seeds is no three clips. McNemar's test needs each clip once, and is None
+    otherwise.
+
+    Raises:
+        ValueError: there is no run, two runs have the same split and seed, classes or fusions differ, or a run lacks a
+            stream or the average.
+    """
+    _check(runs)
+    tables = [metrics.join(run.streams, run.fused) for run in runs]
+    bootstrap = _pool(tables)
+    pooled, repeated = bootstrap.tables, len(bootstrap.clips) - len(set(bootstrap.clips))
+    return {
+        "dataset": dataset,
+        "splits": list(dict.fromkeys(run.split for run in runs)),
+        "seeds": list(dict.fromkeys(run.seed for run in runs)),
+        "tables": list(pooled),
+        "runs": [_row(run, of) for run, of in zip(runs, tables, strict=True)],
+        "mean": {name: _mean(runs, [of[name] for of in tables]) for name in pooled},
+        "pooled": {name: metrics.summary(name, bootstrap) for name in pooled},
+        "against_stream": {n: _comparison(n, bootstrap, repeated) for n in pooled if n not in STREAMS},
+        "clips_tested_more_than_once": repeated,
+        "intervals": bootstrap.as_dict(),
+        "versions": metrics.versions(),
+    }
+
+
+def markdown(numbers: Mapping[str, Any]) -> str:
+    """The table as Markdown: top-1 in per cent, and right clips; mean and standard deviation; pooled with interval."""
+    names, several = numbers["tables"], len(numbers["seeds"]) > 1
+    first = ["split", *(["seed"] if several else [])]
+    rows = [
+        [_cell(run["split"]), *([str(run["seed"])] if several else []), str(run["num_test"])]
+        + [f"{run[name]['top1']:.1%} ({run[name]['correct']})" for name in names]
+        for run in numbers["runs"]
+    ]
+    blank = [""] * (len(first) - 1)
+    rows.append(["mean", *blank, "", *(f"{numbers['mean'][name]['top1']:.1%}" for name in names)])
+    for kind in ("splits", "seeds"):
+        if len(numbers[kind]) > 1:
+            cells = [f"{numbers['mean'][name][f'top1_std_{kind}']:.1%}" for name in names]
+            rows.append([f"standard deviation between {kind}", *blank, "", *cells])
+    pooled = [numbers["pooled"][name] for name in names]
+    rows.append(
+        ["pooled", *blank, str(pooled[0]["total"]), *(f"{row['top1']:.1%} ({row['correct']})" for row in pooled)]
+    )
+    rows.append(["95 % interval", *blank, "", *("{:.1%} to {:.1%}".format(*row["top1_interval"]) for row in pooled)])
+    heading = [*first, "clips", *names]
+    lines = [" | ".join(heading), " | ".join(["---"] * len(first) + ["---:"] * (len(heading) - len(first)))]
+    lines += [" | ".join(row) for row in rows]
+    how = numbers["intervals"]
+    note = f"Top-1 and right clips. Interval: {how['method']} over {how['units']} {how['unit']}."
+    return "\n".join([f"{_cell(numbers['dataset'])}\n", *(f"| {line} |" for line in lines), f"\n{note}\n"])
+
+
+def _check(runs: Sequence[Run]) -> None:
+    if not runs:
+        raise ValueError("there is no run to summarise")
+    named = [(run.split, run.seed) for run in runs]
+    if twice := [name for name in named if named.count(name) > 1]:
+        raise ValueError(f"split {twice[0][0]!r} with seed {twice[0][1]} is there twice")
+    first = runs[0]
+    for run in runs:
+        classes = {table.classes for table in (*run.streams.values(), *run.fused.values())}
+        if classes != {first.streams["spatial"].classes} or list(run.fused) != list(first.fused):
+            raise ValueError(f"split {run.split!r} has other classes or fusions than split {first.split!r}")
+
+
+def _pool(tables: Sequence[Mapping[str, Scores]]) -> Bootstrap:
+    """All runs' clips in one table a name; a clip that several runs tested has as many rows."""
+    ids = [video_id for of in tables for video_id in of["spatial"].video_ids]
+    groups = [name for of in tables for name in (of["spatial"].groups or of["spatial"].video_ids)]
+    rows = [f"{k}/{video_id}" for k, of in enumerate(tables) for video_id in of["spatial"].video_ids]
+    pooled = {
+        name: Scores(
+            rows,
+            np.concatenate([of[name].probabilities for of in tables]),
+            np.concatenate([of[name].labels for of in tables]),
+            tables[0][name].classes,
+        )
+        for name in tables[0]
+    }
+    return Bootstrap(pooled, tuple(groups), clips=tuple(ids))
+
+
+def _row(run: Run, tables: Mapping[str, Scores]) -> dict[str, Any]:
+    average = tables["average"]
+    return {
+        "split": run.split,
+        "seed": run.seed,
+        "num_test": len(average),
+        "num_failed": len(average.failed),
+        "weight": run.fusion.get("weighted", {}).get("weight"),
+        "svm_c": run.fusion.get("svm", {}).get("c"),
+        "page": run.page,
+        **{
+            name: {"top1": t.top1(), "mean_class": t.mean_class_accuracy(), "correct": int(t.correct().sum())}
+            for name, t in tables.items()
+        },
+    }
+
+
+def _mean(runs: Sequence[Run], tables: Sequence[Scores]) -> dict[str, float | None]:
+    """Mean over runs of both accuracies, and how they spread between splits and between seeds."""
+    found: dict[str, float | None] = {}
+    for name, values in (
+        ("top1", [table.top1() for table in tables]),
+        ("mean_class", [table.mean_class_accuracy() for table in tables]),
+    ):
+        found[name] = float(np.mean(values))
+        for kind, keys in (("splits", [run.split for run in runs]), ("seeds", [run.seed for run in runs])):
+            means = [np.mean([v for v, k in zip(values, keys, strict=True) if k == key]) for key in dict.fromkeys(keys)]
+            found[f"{name}_std_{kind}"] = float(np.std(means, ddof=1)) if len(means) > 1 else None
+    return found
+
+
+def _comparison(name: str, bootstrap: Bootstrap, repeated: int) -> dict[str, Any]:
+    found = metrics.comparison(name, bootstrap)
+    return {**found, "mcnemar_p": None} if repeated else found
+
+
+def _cell(text: str) -> str:
+    """A name as a cell of a Markdown table: nothing of it is markup."""
+    escaped = "".join(f"\\{c}" if c in "\\|`*_{}[]<>#!&~" else c for c in metrics.printable(text))
+    return " ".join(escaped.split())

@@ -1,0 +1,218 @@
+"""How sure an accuracy is: bootstrap intervals over groups of clips, and McNemar's test of two tables.
+
+Clips of one group (one source video, one person) succeed and fail together, so they say less than as many independent
+clips would. Whole groups are resampled, therefore, and an interval is as wide as the number of groups deserves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+
+from pipeline.scores import Scores
+
+RESAMPLES = 5000  # the ends of an interval then vary by about a fiftieth of its width from seed to seed
+LEVEL = 0.95
+FEWEST = 5  # groups in all, groups with a wrong clip, groups with a right one: with fewer, resampling says too little
+Interval = tuple[float, float]
+
+
+@dataclass(frozen=True, eq=False)
+class Bootstrap:
+    """Intervals of the accuracies of tables over the same clips; all come from the same resamples, so they are paired.
+
+    The method is BCa (bias-corrected and accelerated): near 0 and 1, and with few groups, plain percentiles are too
+    narrow and lie on the wrong side. If fewer than five groups have a wrong clip (or a right one), resampling sees
+    next to no variation, and 19 of 20 would look surer than 20 of 20; then Wilson's interval is given, of as many
+    trials as there are groups: wide, since so few errors cannot tell how alike the clips of a group are.
+
+    Where each group is of one class (UCF-101), how often a class is drawn varies from resample to resample; that is no
+    uncertainty of ours, since the classes are given. So a resample gives an accuracy of each class, and these are
+    weighted as the classes are in the sample.
+
+    Source: B. Efron, JASA 82 (1987), for BCa; A. C. Davison and D. V. Hinkley, Bootstrap Methods and their Application
+    (1997), section 3.8, for resampling whole groups.
+    """
+
+    tables: Mapping[str, Scores]
+    """Name -> table; the same clips in the same order, at least one."""
+    groups: tuple[str, ...] | None
+    """Group of each clip; None if unknown. A group may hold clips of several splits."""
+    resamples: int = RESAMPLES
+    seed: int = 0
+    clips: tuple[str, ...] | None = None
+    """Id of each row, where a clip may have several rows (tested with several seeds); None: each row is a clip."""
+
+    @property
+    def by_group(self) -> bool:
+        """Whether groups are resampled, not clips."""
+        return self.groups is not None and len(set(self.groups)) >= FEWEST
+
+    @property
+    def note(self) -> str:
+        """Why clips are resampled; empty if groups are."""
+        if self.by_group:
+            return ""
+        if self.groups is None:
+            return "groups are unknown, so clips are resampled as if each were independent of all others"
+        return (
+            f"{len(set(self.groups))} of the groups are too few to resample (at least {FEWEST}), so clips are "
+            "resampled; that takes them as independent, so the intervals are too narrow and say nothing of other groups"
+        )
+
+    @property
+    def units(self) -> int:
+        """How many groups, or clips, are resampled."""
+        return len(self._values)
+
+    def as_dict(self) -> dict[str, Any]:
+        """How the intervals were made, as plain JSON values."""
+        unit = "groups" if self.by_group else "clips"
+        how = {"method": "BCa bootstrap", "level": LEVEL, "resamples": self.resamples, "seed": self.seed}
+        return {**how, "unit": unit, "units": self.units, "note": self.note}
+
+    def top1(self, name: str) -> Interval:
+        """95 % interval of the share of right clips, on clips whose classes are as frequent as here."""
+        return self._of_share(name, self._clips)
+
+    def mean_class(self, name: str) -> Interval:
+        """95 % interval of the mean of the classes' accuracies, over the classes that have clips."""
+        return self._of_share(name, self._clips > 0)
+
+    def difference(self, name: str, other: str) -> Interval | None:
+        """95 % interval of name's top-1 minus other's; None if fewer than five groups tell them apart."""
+        differ = (self._right(self._values, name) != self._right(self._values, other)).any(axis=1)
+
+        def of(sums: np.ndarray) -> np.ndarray:
+            return _of_classes(self._right(sums, name) - self._right(sums, other), sums[..., -1, :], self._clips)
+
+        return self._resample(of) if differ.sum() >= FEWEST else None
+
+    def _of_share(self, name: str, weights: np.ndarray) -> Interval:
+        def of(sums: np.ndarray) -> np.ndarray:
+            return _of_classes(self._right(sums, name), sums[..., -1, :], weights)
+
+        right, clips = self._right(self._values, name).sum(axis=1), self._values[:, -1].sum(axis=1)
+        enough = min((right < clips).sum(), (right > 0).sum()) >= FEWEST
+        return (self._resample(of) if enough else None) or wilson(float(of(self._values.sum(axis=0))), self.units)
+
+    def _right(self, sums: np.ndarray, name: str) -> np.ndarray:
+        """The right clips of one table, (..., K), among sums (..., tables + 1, K)."""
+        return sums[..., list(self.tables).index(name), :]
+
+    @property
+    def _clips(self) -> np.ndarray:
+        """(K,) clips of each class."""
+        return self._values[:, -1].sum(axis=0)
+
+    @cached_property
+    def _values(self) -> np.ndarray:
+        """(units, tables + 1, K): right clips of each table, and clips, by group and class."""
+        tables = list(self.tables.values())
+        labels, k = tables[0].labels, len(tables[0].classes)
+        units = self.groups if self.by_group else self.clips or range(len(labels))
+        unit_of_clip = np.unique(np.asarray(units, object).astype(str), return_inverse=True)[1]
+        values = np.zeros((unit_of_clip.max() + 1, len(tables) + 1, k))
+        for place, counted in enumerate([*(table.correct() for table in tables), np.ones(len(labels), bool)]):
+            np.add.at(values[:, place], (unit_of_clip[counted], labels[counted]), 1)
+        return values
+
+    @cached_property
+    def _resampled(self) -> np.ndarray:
+        """(resamples, tables + 1, K): `_values` summed over units that were drawn with replacement."""
+        rng, flat, sums = np.random.default_rng(self.seed), self._values.reshape(self.units, -1), []
+        for start in range(0, self.resamples, 250):  # so that thousands of clips fit into memory
+            drawn = rng.integers(self.units, size=(min(250, self.resamples - start), self.units))
+            times = np.stack([np.bincount(row, minlength=self.units) for row in drawn])
+            sums.append(times.astype(np.float64) @ flat)
+        return np.concatenate(sums).reshape(-1, *self._values.shape[1:])
+
+    def _resample(self, statistic) -> Interval | None:
+        """The interval of a function of sums over groups; None if it does not vary from group to group."""
+        total = self._values.sum(axis=0)
+        without_each = statistic(total - self._values)
+        # rounded: sums in another order differ in the last bit, and are no variation
+        if np.ptp(np.round(without_each, 12)) == 0:
+            return None
+        return bca(float(statistic(total)), statistic(self._resampled), without_each)
+
+
+def _of_classes(right: np.ndarray, clips: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Weighted mean of right / clips over the classes (last axis) that have clips; weights (K,)."""
+    shares = (weights * right / np.maximum(clips, 1)).sum(-1)
+    return shares / (weights * (clips > 0)).sum(-1)
+
+
+def bca(estimate: float, resampled: np.ndarray, without_each: np.ndarray) -> Interval:
+    """95 % interval by the bias-corrected and accelerated bootstrap.
+
+    Args:
+        estimate: the statistic of the sample.
+        resampled: (B,) statistic of each resample.
+        without_each: (n,) statistic of the sample without each of its n units (the jackknife).
+
+    Source: B. Efron, JASA 82 (1987), equations 2.3 (the interval) and 6.6 (the acceleration).
+    """
+    normal, resampled = NormalDist(), np.round(resampled, 12)
+    below = np.mean(resampled < round(estimate, 12)) + np.mean(resampled == round(estimate, 12)) / 2
+    bias = normal.inv_cdf(float(np.clip(below, 1 / len(resampled), 1 - 1 / len(resampled))))
+    spread = without_each.mean() - without_each
+    acceleration = (spread**3).sum() / (6 * (spread**2).sum() ** 1.5)
+
+    def moved(z: float) -> float:
+        return normal.cdf(bias + (bias + z) / (1 - acceleration * (bias + z)))
+
+    z = normal.inv_cdf((1 + LEVEL) / 2)
+    low, high = np.quantile(resampled, [moved(-z), moved(z)])
+    return float(low), float(high)
+
+
+def wilson(share: float, trials: int) -> Interval:
+    """95 % score interval of a share; holds its level near 0 and 1, where share +- 2 sigma does not.
+
+    Source: E. B. Wilson, JASA 22 (1927).
+    """
+    z = NormalDist().inv_cdf((1 + LEVEL) / 2)
+    middle = share + z * z / (2 * trials)
+    half = z * np.sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials))
+    scale = 1 + z * z / trials
+    return max(0.0, float((middle - half) / scale)), min(1.0, float((middle + half) / scale))
+
+
+def mcnemar(only_first: int, only_second: int) -> float:
+    """Two-sided p-value of McNemar's exact test: twice the smaller binomial tail, at most 1.
+
+    Of the clips that just one of two tables gets right, were both equally good, each table would get half. Computed in
+    whole numbers, so exact to the last bit; no mid-p. 1 if there is no such clip.
+
+    Args:
+        only_first, only_second: clips that only the first, only the second table gets right.
+
+    Raises:
+        ValueError: a count is negative.
+
+    Source: Q. McNemar, Psychometrika 12 (1947), with the exact binomial distribution in place of chi-squared.
+    """
+    if min(only_first, only_second) < 0:
+        raise ValueError(f"the clips are {only_first} and {only_second}; counts are not negative")
+    trials, term, tail = only_first + only_second, 1, 0
+    for k in range(min(only_first, only_second) + 1):
+        tail += term
+        term = term * (trials - k) // (k + 1)
+    return min(1.0, 2 * tail / 2**trials)
+
+
+def discordant(first: Scores, second: Scores) -> tuple[int, int]:
+    """Clips that only the first, and only the second of two joined tables gets right; a failed clip is wrong."""
+    a, b = first.correct(), second.correct()
+    return int((a & ~b).sum()), int((~a & b).sum())
+
+
+def better(names: Sequence[str], tables: Mapping[str, Scores]) -> str:
+    """The name of the table with the most right clips; of equals the first."""
+    return max(names, key=lambda name: int(tables[name].correct().sum()))

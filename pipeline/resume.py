@@ -1,0 +1,71 @@
+"""A training as it stands, and the file from which it goes on, on any number of processes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline import recipe
+from pipeline.checkpoint import load_tensors, save_tensors
+from pipeline.networks import build
+from pipeline.parallel import Piece, World, draw_for_whole_batch, spread
+from pipeline.progress import say
+from pipeline.specs import StreamSpec
+
+_FORMAT, _VERSION = "two-stream-resume", 1
+
+
+class Run:
+    """A training as it stands after `step` steps: all that `resume.pt` holds, and what computes with it.
+
+    Attributes:
+        network, optimizer, scaler: torch's.
+        model: the network as training calls it; its gradients are averaged over all processes.
+        world, device, piece: who else trains, where this process computes, and which piece of a batch it is at.
+        step: steps done.
+        best: {"step", "top1", "loss", "state"} of the best validation so far, empty before the first.
+        curve: {"steps", "loss", "learning_rate", "validation", "pending", "seconds", "seconds_stepping",
+            "seconds_waiting"}; each loss is the mean of the steps since the point before it, `pending` holds those not
+            yet averaged; of the seconds, those in training steps and those in which a step waited for its data.
+    """
+
+    def __init__(self, spec: StreamSpec, num_classes: int, device: torch.device, world: World | None = None):
+        torch.manual_seed(spec.seed)
+        self.spec, self.device, self.world = spec, device, world or World()
+        self.network = build(spec, num_classes).to(device, memory_format=torch.channels_last)
+        self.piece = Piece(self.world.size * spec.accumulate)
+        draw_for_whole_batch(self.network, self.piece)
+        self.model = spread(self.network, self.world, device)
+        self.optimizer = recipe.make_optimizer(spec, self.network)
+        self.precision = recipe.precision(spec, device)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == torch.float16)
+        self.step, self.best = 0, {}
+        self.curve: dict[str, Any] = {
+            **{name: [] for name in ("steps", "loss", "learning_rate", "validation", "pending")},
+            **dict.fromkeys(("seconds", "seconds_stepping", "seconds_waiting"), 0.0),
+        }
+
+    def save(self, path: Path, identity: str) -> None:
+        """Write `resume.pt`; `identity` says what it is a training of."""
+        parts = {name: getattr(self, name).state_dict() for name in ("network", "optimizer", "scaler")}
+        about = {"format": _FORMAT, "format_version": _VERSION, "identity": identity}
+        save_tensors(path, {**about, **parts, "step": self.step, "best": self.best, "curve": self.curve})
+
+    def resume(self, path: Path, identity: str) -> None:
+        """Go on from `resume.pt`, if there is one and it is of the same training; otherwise say why not."""
+        if not path.exists():
+            return
+        try:
+            saved = load_tensors(path, _FORMAT, _VERSION)
+        except ValueError as error:
+            say(f"{self.spec.stream}: training starts anew: {error}")
+            return
+        if saved["identity"] != identity:
+            say(f"{self.spec.stream}: training starts anew: {path} belongs to other settings or inputs")
+            return
+        for name in ("network", "optimizer", "scaler"):
+            getattr(self, name).load_state_dict(saved[name])
+        self.step, self.best, self.curve = saved["step"], saved["best"], saved["curve"]
+        say(f"{self.spec.stream}: training goes on from step {self.step} of {self.spec.steps}")

@@ -1,0 +1,85 @@
+"""What a network said of every single view, beside the means in a scores file: written and read a clip at a time."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import h5py
+import numpy as np
+
+from pipeline.store.container import create, open_file, put_arrays
+
+_GROUP = "views"
+
+
+class ViewWriter:
+    """A scores file in the making, which takes views first and the table last."""
+
+    def __init__(self, file: h5py.File, clips: int, views: int):
+        self._file, self._shape = file, (clips, views)
+
+    def put(self, place: int, first: int, probabilities: np.ndarray, features: np.ndarray) -> None:
+        """Write some views of one clip.
+
+        Args:
+            place: row of the clip in the table.
+            first: number of the first of these views among those of the clip.
+            probabilities, features: (n, K) and (n, D) float32.
+        """
+        for name, values in (("probabilities", probabilities), ("features", features)):
+            if f"{_GROUP}/{name}" not in self._file:
+                shape = (*self._shape, values.shape[1])
+                self._file.create_dataset(
+                    f"{_GROUP}/{name}", shape, np.float32, chunks=(1, *shape[1:]), fillvalue=np.float32(np.nan)
+                )
+            self._file[f"{_GROUP}/{name}"][place, first : first + len(values)] = values
+
+    def put_table(self, arrays: Mapping[str, Any]) -> None:
+        """Write the table itself, named arrays as for `write_arrays`."""
+        put_arrays(self._file, arrays)
+
+
+@contextlib.contextmanager
+def create_scores(path: Path | str, attrs: Mapping[str, Any], *, clips: int, views: int) -> Iterator[ViewWriter]:
+    """A new scores file of `clips` rows with `views` views each, which exists only if the block ends well."""
+    with create(path, "scores", attrs) as file:
+        yield ViewWriter(file, clips, views)
+
+
+class ClipViews(NamedTuple):
+    """What a network said of the views of one clip: frame by frame, and within a frame crop by crop."""
+
+    probabilities: np.ndarray
+    """(views, K) float32; a view that could not be read is NaN."""
+    features: np.ndarray
+    """(views, D) float32."""
+
+
+class Views(Mapping[str, ClipViews]):
+    """The views in a scores file: clip id -> ClipViews, one clip in memory at a time."""
+
+    def __init__(self, path: Path | str):
+        """Reads the ids only.
+
+        Raises:
+            ValueError: a file without views.
+        """
+        self.path = Path(path)
+        with open_file(self.path, "scores") as file:
+            if _GROUP not in file:
+                raise ValueError(f"{self.path} holds no views; score again with [score] per_view = true")
+            self._rows = {video_id: row for row, video_id in enumerate(file["video_ids"].asstr()[()])}
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._rows)
+
+    def __getitem__(self, video_id: str) -> ClipViews:
+        row = self._rows[video_id]
+        with open_file(self.path, "scores") as file:
+            return ClipViews(*(file[f"{_GROUP}/{name}"][row] for name in ClipViews._fields))

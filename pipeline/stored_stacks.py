@@ -1,0 +1,73 @@
+"""Stacks of fields as they are stored, without turning a byte into a float: bytes, and what they mean."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+
+from pipeline.specs import StackSpec
+from pipeline.stacks import Window, check_count, make_stack
+
+
+class Planes(NamedTuple):
+    """Components of flow fields, x and y in turn, as they are stored: in pixels each is `plane * scale + offset`.
+
+    As read, they are consecutive fields of a clip; as a network's input, the 2L channels of a stack.
+    """
+
+    planes: Sequence[np.ndarray]
+    """Of (H, W) uint8 or float32, not copied together: a crop of each is often all that is needed."""
+    scale: np.ndarray
+    """A factor a plane, float64."""
+    offset: np.ndarray
+    """Pixels a plane, float64."""
+
+    def pixels(self) -> np.ndarray:
+        """(planes, H, W) float32, pixels."""
+        return (np.stack(self.planes) * self.scale[:, None, None] + self.offset[:, None, None]).astype(np.float32)
+
+
+def stored_stack(forward: Planes, backward: Planes | None, spec: StackSpec, where: Window) -> Planes:
+    """The network input of one window, from stored fields: what `make_stack` gives, to float32 rounding.
+
+    Between bytes and pixels lies a factor and an offset a plane, and the mean vector of a field follows from the sum of
+    its bytes, which is exact; so whoever crops and normalises can put both off to the end. Only a trajectory, which has
+    to look into the fields, turns them into pixels here.
+
+    Args:
+        forward: fields [i, j) = where.forward.
+        backward: fields of where.backward, or None where that is None.
+        spec: kind of stack, and whether means are subtracted.
+        where: from `window`, with the same spec.
+
+    Returns:
+        2L planes, channels x1 y1 x2 y2 ... xL yL.
+
+    Raises:
+        ValueError: other fields than the window asked for.
+    """
+    if spec.kind == "trajectory":
+        stack = make_stack(_fields(forward), backward and _fields(backward), spec, where)
+        return Planes(stack, np.ones(len(stack)), np.zeros(len(stack)))
+    planes, scale, offset = [], [], []
+    for name, given, span, order in (
+        ("forward", forward, where.forward, where.ahead),
+        ("backward", backward, where.backward, where.behind),
+    ):
+        check_count(name, given and len(given.planes) // 2, span)
+        for place in (2 * (field - span[0]) + component for field in order for component in (0, 1)):
+            planes.append(given.planes[place])
+            scale.append(given.scale[place])
+            offset.append(given.offset[place])
+    if spec.subtract_mean:  # of values q * s + o the mean is mean(q) * s + o
+        offset = [-s * cv2.mean(plane)[0] for plane, s in zip(planes, scale, strict=True)]
+    return Planes(planes, np.array(scale), np.array(offset))
+
+
+def _fields(given: Planes) -> np.ndarray:
+    """(n, 2, H, W) float32, pixels."""
+    pixels = given.pixels()
+    return pixels.reshape(-1, 2, *pixels.shape[1:])

@@ -1,0 +1,50 @@
+"""One of the processes of a training: `python -m pipeline.train JOB`, started by `launch` or by torchrun.
+
+JOB is the folder that `launch` has written. On one machine the pipeline starts these processes itself; docs/scaling.md
+has the command for several machines.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import threading
+import traceback
+from pathlib import Path
+
+from pipeline.launch import Job
+from pipeline.parallel import joined
+from pipeline.training import train_here
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Train; returns the exit status. What goes wrong is written into JOB as well."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("job", type=Path, help="folder of the job, which the first machine has written")
+    parser.add_argument("--watched", action="store_true", help="end when standard input ends: the parent is gone")
+    given = parser.parse_args(arguments)
+    if "RANK" not in os.environ:
+        parser.error("no RANK in the environment; start it with torchrun")
+    if given.watched:
+        threading.Thread(target=_end_with_parent, daemon=True).start()
+    try:
+        job = Job.read(given.job)
+        with joined(job.device, given.job / "meeting") as (world, device):
+            train_here(job, world, device)
+    except Exception as error:
+        (given.job / f"error-{os.environ['RANK']}").write_text(f"{type(error).__name__}: {error}")
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+def _end_with_parent() -> None:
+    while os.read(0, 1):  # not sys.stdin: its lock, held by a thread, makes the interpreter abort at exit
+        pass
+    os.kill(os.getpid(), signal.SIGKILL)  # nothing may linger: another run may already be writing into the folder
+
+
+if __name__ == "__main__":
+    sys.exit(main())

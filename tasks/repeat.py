@@ -1,0 +1,92 @@
+"""The whole chain for every split and several seeds, and one table of them all."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+from pathlib import Path
+
+import luigi
+
+from pipeline import files
+from pipeline.progress import say
+from pipeline.spec import digest_of
+from tasks.base import Stage, told_plainly
+from tasks.conclude import Report
+
+
+class AllSplits(Stage):
+    """`summary.json`, `summary.md` and `summary.html`: a row a split and seed, the mean over splits, the pooled clips.
+
+    Official lists have their numbers; of a folder or a CSV file with groups, every group is left out in turn.
+    """
+
+    splits = luigi.Parameter(default="", description="which, such as 1,2 or daria,denis; default: all of the dataset")
+    seeds = luigi.Parameter(default="", description="seeds of the trainings, such as 0,1,2; default: [run] seed")
+    split, seed = "", -1  # those of each run, not of the table
+    file = "summary.json"
+
+    @functools.cached_property
+    def split_list(self) -> list[str]:
+        """The splits, in order."""
+        from pipeline.layouts import split_names
+
+        with told_plainly():
+            return _listed("splits", self.splits) or split_names(self.spec("dataset"))
+
+    @functools.cached_property
+    def seed_list(self) -> list[int]:
+        """The seeds, in order; -1 is the one of [run]."""
+        with told_plainly():
+            texts = _listed("seeds", self.seeds)
+            if wrong := [text for text in texts if not text.isdecimal()]:
+                raise ValueError(f"--seeds is {self.seeds!r}; {wrong[0]!r} is not a whole number from 0 up")
+            return [int(text) for text in texts] or [-1]
+
+    @property
+    def label(self) -> str:
+        """How many splits and seeds."""
+        return f"{len(self.split_list)}splits-{len(self.seed_list)}seeds"
+
+    def own_digest(self) -> str:
+        """The digests of the reports."""
+        return digest_of("all_splits", 1, [task.digest for task in self.before()])
+
+    def requires(self) -> list[Report]:
+        """The report of each split and seed."""
+        return [self.clone(Report, split=split, seed=seed) for split in self.split_list for seed in self.seed_list]
+
+    def make(self) -> None:
+        """Put all reports into one table, and let `latest` point here."""
+        from pipeline.report import summary
+
+        runs = [
+            summary.Run(
+                split=report.split_name,
+                seed=report.run_spec.seed,
+                fusion=json.loads(report.path.read_text())["fusion"],
+                page=Path(os.path.relpath(report.folder / "report.html", self.folder)).as_posix(),
+                **report.tables(),
+            )
+            for report in self.requires()
+        ]
+        summary.write(self.folder, dataset=self.dataset_name, runs=runs, **self.attrs())
+        files.link(self.folder.parent / "latest", self.folder)
+
+    def run(self) -> None:
+        """Make it, and end with the table."""
+        super().run()
+        self.say_present()
+
+    def say_present(self) -> None:
+        """Show the table and where the page is."""
+        say(f"{self.path.with_name('summary.md').read_text()}\n{self.path.with_name('summary.html')}")
+
+
+def _listed(name: str, text: str) -> list[str]:
+    """The parts of a list that was given as text, refused if one is there twice or empty."""
+    parts = [part.strip() for part in text.split(",")] if text else []
+    if "" in parts or len(set(parts)) < len(parts):
+        raise ValueError(f"--{name} is {text!r}; it must be different names, separated by commas")
+    return parts

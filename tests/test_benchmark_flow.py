@@ -1,0 +1,207 @@
+"""The flow benchmark: is the motion that it compares with true, and does it run?"""
+
+import argparse
+import importlib
+import json
+import struct
+import sys
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+
+SIZE = (96, 128)
+
+
+@pytest.fixture
+def benchmark(monkeypatch):
+    """A function that imports a module of benchmarks/, which is no package."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    threads = torch.get_num_threads()
+    yield importlib.import_module
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def scenes(benchmark):
+    return benchmark("scenes")
+
+
+def drawn(scenes, name, **values):
+    if name in ("translation", "rotation", "zoom"):
+        return scenes.pure(name, 3, size=SIZE, **values)
+    return scenes.layered(3, reach_px=float(name), size=SIZE, **values)
+
+
+def brought_back(pair):
+    """The second frame, seen where the truth says that the points of the first have gone."""
+    x, y = np.meshgrid(*(np.arange(side, dtype=np.float32) for side in pair.truth.shape[:0:-1]))
+    return cv2.remap(pair.frames[1].astype(np.float32), x + pair.truth[0], y + pair.truth[1], cv2.INTER_CUBIC)
+
+
+@pytest.mark.parametrize("name", ["6", "25", "translation", "rotation", "zoom"])
+def test_truth_brings_the_second_frame_onto_the_first(scenes, name):
+    pair = drawn(scenes, name, noise=0.0)
+    apart = np.abs(brought_back(pair) - pair.frames[0]).max(-1)
+    # within a layer motion is affine, and its second differences are 0: where they are not there is an edge
+    bend = np.zeros(SIZE)
+    bend[:, 1:-1] += np.abs(np.diff(pair.truth, 2, axis=2)).max(0)
+    bend[1:-1] += np.abs(np.diff(pair.truth, 2, axis=1)).max(0)
+    inner = (pair.visible & (bend < 1e-3)).astype(np.uint8)
+    inner = cv2.erode(inner, np.ones((9, 9)), borderType=cv2.BORDER_CONSTANT, borderValue=0) > 0
+    assert inner.mean() > 0.3 and pair.known.all()
+    assert apart[inner].max() < 4  # rounding, and what is lost by interpolation
+    assert pair.frames.std() > 15
+
+
+@pytest.mark.parametrize("reach_px", [6, 25])
+def test_layers_hide_each_other_and_move_as_far_as_said(scenes, reach_px):
+    pair = scenes.layered(3, reach_px=reach_px, size=SIZE, noise=0.0)
+    length = np.linalg.norm(pair.truth, axis=0)
+    assert 0.8 * reach_px < length.max() <= reach_px
+    x, y = np.meshgrid(np.arange(128), np.arange(96))
+    stays = (x + pair.truth[0] > 1) & (x + pair.truth[0] < 126) & (y + pair.truth[1] > 1) & (y + pair.truth[1] < 94)
+    hidden = stays & ~pair.visible
+    assert 0.005 < hidden.mean() < 0.3
+    apart = np.abs(brought_back(pair) - pair.frames[0]).max(-1)
+    assert apart[hidden].mean() > 10 * apart[pair.visible].mean()
+
+
+def test_pure_motions_by_their_formulas(scenes):
+    x, y = np.meshgrid(np.arange(128) - 63.5, np.arange(96) - 47.5)
+    moved, turned, zoomed = (scenes.pure(name, 0, size=SIZE).truth for name in ("translation", "rotation", "zoom"))
+    assert np.ptp(moved, axis=(1, 2)).max() == 0 and moved[:, 0, 0] == pytest.approx((5.3, -3.6))
+    point = (x + 1j * y) * np.exp(0.05j)
+    np.testing.assert_allclose(turned, [point.real - x, point.imag - y], atol=1e-5)
+    np.testing.assert_allclose(zoomed, [0.05 * x, 0.05 * y], atol=1e-5)
+
+
+def test_a_seed_is_a_scene(scenes):
+    one, again, other = (scenes.layered(seed, reach_px=6.0, size=SIZE) for seed in (0, 0, 1))
+    assert one.frames.tobytes() == again.frames.tobytes() and one.truth.tobytes() == again.truth.tobytes()
+    assert one.frames.tobytes() != other.frames.tobytes()
+
+
+def write_flo(path, rows):
+    """`rows` of (u, v), by the format's description."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    values = [value for row in rows for vector in row for value in vector]
+    path.write_bytes(b"PIEH" + struct.pack("<ii", len(rows[0]), len(rows)) + struct.pack(f"<{len(values)}f", *values))
+
+
+def write_images(*paths, size=(2, 3)):
+    for value, path in enumerate(paths):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(path), np.full((*size, 3), (0, 0, 10 + value), np.uint8))  # BGR
+
+
+ROWS = [[(1, 2), (3, 4), (5, 6)], [(-1, 0.5), (2e9, 2e9), (0, -7)]]
+
+
+def test_middlebury_masks_what_is_unknown(scenes, tmp_path):
+    folder = tmp_path / "Venus"
+    write_flo(folder / "flow10.flo", ROWS)
+    write_images(folder / "frame10.png", folder / "frame11.png")
+    (pair,) = scenes.middlebury(tmp_path)
+    assert pair.name == "Venus" and pair.frames[:, 0, 0].tolist() == [[10, 0, 0], [11, 0, 0]]
+    assert pair.truth[:, 0, 2].tolist() == [5, 6] and pair.truth[:, 1, 0].tolist() == [-1, 0.5]
+    assert pair.known.tolist() == [[True, True, True], [True, False, True]]
+    assert scenes.middlebury(tmp_path / "nowhere") == []
+
+
+def test_sintel_spreads_the_pairs_over_both_passes(scenes, tmp_path):
+    training = tmp_path / "training"
+    for scene in ("alley_1", "bamboo_2"):
+        write_flo(training / "flow" / scene / "frame_0009.flo", ROWS)
+        for render in ("clean", "final"):
+            write_images(*(training / render / scene / f"frame_{k}.png" for k in ("0009", "0010")))
+    found = scenes.sintel(tmp_path, 1)
+    assert [(pair.group, pair.name) for pair in found] == [
+        ("Sintel clean", "alley_1 0009"),
+        ("Sintel final", "alley_1 0009"),
+    ]
+    assert len(scenes.sintel(tmp_path, 100)) == 4
+
+
+def test_folders_that_are_something_else_are_refused(scenes, tmp_path):
+    with pytest.raises(SystemExit, match=r"holds no training/flow/<scene>/frame_\*.flo"):
+        scenes.sintel(tmp_path, 1)
+    flo = tmp_path / "a" / "flow10.flo"
+    write_flo(flo, ROWS)
+    with pytest.raises(SystemExit, match="frame10.png is missing, or no image"):
+        scenes.middlebury(tmp_path)
+    write_images(flo.parent / "frame10.png", flo.parent / "frame11.png", size=(3, 3))
+    with pytest.raises(SystemExit, match=r"is \(2, 3\), but its images are \(3, 3\)"):
+        scenes.middlebury(tmp_path)
+    flo.write_bytes(flo.read_bytes()[:-1])
+    with pytest.raises(SystemExit, match="is no .flo file, or was cut off"):
+        scenes.middlebury(tmp_path)
+    flo.write_bytes(b"PI")
+    with pytest.raises(SystemExit, match="is no .flo file, or was cut off"):
+        scenes.middlebury(tmp_path)
+
+
+@pytest.fixture
+def run(benchmark, monkeypatch, tmp_path):
+    """A function that runs the benchmark with these arguments and returns what it has written."""
+
+    def main(*arguments):
+        monkeypatch.setattr(sys, "argv", ["flow.py", *arguments])
+        monkeypatch.setattr(benchmark("common"), "ROOT", tmp_path)
+        benchmark("flow").main()
+        return json.loads((tmp_path / "data/benchmarks/flow-quick.json").read_text())
+
+    return main
+
+
+def test_quick_runs(run, capsys):
+    found = run("--quick", "--methods", "tvl1", "dis_fast", "--devices", "cpu")
+    assert {"tvl1, cpu", "dis_fast, cpu"} <= set(found["error"])
+    easy = [row["all"] for row in found["error"]["tvl1, cpu"] if row["group"] == "translation"]
+    assert len(easy) == 1 and 0 < easy[0] < 0.3
+    assert {row["lane"] for row in found["agreement"]} == {"tvl1, cpu"}
+    assert max(row["mean_px"] for row in found["agreement"]) < 0.01
+    assert {"tvl1, cpu", "dis_fast, cpu"} <= {row["lane"] for row in found["speed"]}
+    assert all(rate > 0 for row in found["speed"] for rate in row["pairs_per_second"])
+    printed = capsys.readouterr().out
+    assert "| method, device | layers, up to 6 px (1) | layers, up to 25 px (1) |" in printed
+    assert "| 80 x 60 | dis_fast, cpu |" in printed
+
+
+def test_without_contrib_there_is_a_word_for_it(run, monkeypatch, capsys):
+    monkeypatch.setattr(cv2, "optflow", None)
+    found = run("--quick", "--methods", "farneback", "deepflow")
+    assert list(found["error"]) == ["farneback, cpu"] and found["agreement"] == []
+    assert [row["ratio"] for row in found["speed"]] == [[]]
+    printed = capsys.readouterr().out
+    assert "OpenCV's DualTVL1 is left out: this OpenCV has no contrib modules" in printed
+    assert "deepflow is not available: this OpenCV has no contrib modules" in printed
+
+
+def test_nothing_to_measure_is_an_error(run):
+    with pytest.raises(SystemExit, match="no method of farneback is available on cuda; `python -m pipeline doctor`"):
+        run("--quick", "--methods", "farneback", "--devices", "cuda")
+
+
+def test_every_method_takes_its_devices(benchmark, monkeypatch):
+    module = benchmark("flow")
+    monkeypatch.setattr(module.flow, "cuda_devices", lambda method, device: ("cuda:0", "cuda:1") * (method == "tvl1"))
+    found = dict.fromkeys(module.FLOW_METHODS, "available")
+
+    def lanes(*devices):
+        arguments = argparse.Namespace(methods=["tvl1", "farneback"], devices=list(devices) or None)
+        return [str(lane) for lane in module.choose(found, arguments)]
+
+    assert lanes() == ["tvl1, cpu", "tvl1, cuda:0", "tvl1, cuda:1", "farneback, cpu"]
+    assert lanes("cuda") == ["tvl1, cuda:0", "tvl1, cuda:1"]
+    assert lanes("cuda:1", "cpu") == ["tvl1, cpu", "tvl1, cuda:1", "farneback, cpu"]
+
+
+@pytest.mark.needs_cuda
+def test_quick_runs_on_cuda(run):
+    found = run("--quick", "--methods", "tvl1", "--devices", "cuda:0")
+    assert {"tvl1, cuda:0", "tvl1, cuda:0, not fetched"} <= {row["lane"] for row in found["speed"]}
+    assert all(row["peak_bytes"] for row in found["speed"] if "cuda" in row["lane"])
+    assert max(row["mean_px"] for row in found["agreement"]) < 0.01

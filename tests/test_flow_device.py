@@ -1,0 +1,125 @@
+"""What lies between a method and the device it computes on: batches, memory, the way there and back."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import moving_texture
+
+from pipeline.flow import cuda_devices, device, estimate, estimate_on_device, may_use_cuda
+from pipeline.flow.device import Download, halving, host_array, pairs_at_once
+from pipeline.specs import FlowSpec
+
+DIS, TVL1 = FlowSpec(method="dis_fast"), FlowSpec(tvl1_warps=2, tvl1_iterations=5)
+
+
+def clips():
+    return [moving_texture(count, dx=1.0 + count, seed=count)[..., 0] for count in (3, 2, 5)]
+
+
+def with_gpus(monkeypatch, count):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+
+
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+@pytest.mark.parametrize("spec", [DIS, TVL1], ids=["dis", "tvl1"])
+def test_clips_end_to_end_are_each_clip_alone(spec, direction):
+    together = estimate_on_device(np.concatenate(clips()), spec, device="cpu", direction=direction, cuts=[3, 5])
+    alone = [estimate(clip, spec, device="cpu", direction=direction) for clip in clips()]
+    assert isinstance(together, np.ndarray) and together.tobytes() == np.concatenate(alone).tobytes()
+
+
+def test_a_clip_of_one_frame_between_cuts_is_refused():
+    frames = np.zeros((6, 20, 20), np.uint8)
+    for cuts in ([1], [5], [2, 3], [4, 2], [0]):
+        with pytest.raises(ValueError, match=r"cuts are \[.*\] in 6 frames; every clip needs at least 2"):
+            estimate_on_device(frames, DIS, cuts=cuts)
+
+
+def test_batches_are_halved_until_they_fit():
+    given = []
+
+    def between(first, second):
+        given.append(len(first))
+        if len(first) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return torch.from_numpy(np.stack([first, second], 1).astype(np.float32))
+
+    first = np.arange(10 * 6, dtype=np.uint8).reshape(10, 2, 3)
+    flow = halving(between, first, first + 1, pairs=10)
+    assert given == [10, 5, 3, 3, 3, 1]
+    assert np.array_equal(flow.numpy(), np.stack([first, first + 1], 1))
+
+
+def test_a_pair_that_does_not_fit_and_other_errors_are_raised():
+    def too_large(first, second):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    def broken(first, second):
+        raise RuntimeError("a kernel failed")
+
+    images = np.zeros((4, 2, 3), np.uint8)
+    with pytest.raises(torch.OutOfMemoryError, match="CUDA out of memory"):
+        halving(too_large, images, images, pairs=4)
+    with pytest.raises(RuntimeError, match="a kernel failed"):
+        halving(broken, images, images, pairs=4)
+
+
+def test_the_batch_fits_into_half_of_the_free_memory(monkeypatch):
+    pixels, each = 320 * 240, 320 * 240 * device.CUDA_BYTES_PER_PIXEL
+    monkeypatch.setattr(device, "_free_bytes", lambda name: 2 * 7 * each)
+    assert pairs_at_once(pixels, device="cuda:1") == 7
+    assert pairs_at_once(pixels, device="cuda:1", batch_pairs=33) == 33
+    monkeypatch.setattr(device, "_free_bytes", lambda name: 1 << 40)
+    assert pairs_at_once(pixels, device="cuda") == 128  # no more: the device is full
+    monkeypatch.setattr(device, "_free_bytes", lambda name: 1)
+    assert pairs_at_once(pixels, device="cuda") == 1
+    assert pairs_at_once(pixels, device="cpu", batch_pairs=33) == (2 << 20) // pixels
+    assert pairs_at_once(1 << 30, device="cpu") == 1
+
+
+def test_memory_that_torch_keeps_for_itself_is_free(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda name: (1000, 5000))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda name: 300)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda name: 100)
+    assert device._free_bytes("cuda:0") == 1200
+
+
+def test_auto_means_every_gpu_and_a_name_means_one(monkeypatch):
+    with_gpus(monkeypatch, 8)
+    assert cuda_devices("tvl1", "auto") == tuple(f"cuda:{k}" for k in range(8))
+    assert cuda_devices("tvl1", "cuda:3") == ("cuda:3",)
+    assert cuda_devices("tvl1", "cuda") == ("cuda",)
+    assert cuda_devices("tvl1", "cpu") == () == cuda_devices("dis_fast", "auto")
+    with pytest.raises(ValueError, match="device is 'cuda:8', but torch sees 8 CUDA devices"):
+        cuda_devices("tvl1", "cuda:8")
+    with_gpus(monkeypatch, 0)
+    assert cuda_devices("tvl1", "auto") == ()
+    assert may_use_cuda("tvl1", "auto") and not may_use_cuda("tvl1", "cpu") and not may_use_cuda("dis_fast", "auto")
+
+
+def test_arrays_on_the_cpu_are_there_at_once():
+    array, tensor = np.arange(3), torch.arange(4)
+    there = Download(array, tensor).wait()
+    assert there[0] is array and isinstance(there[1], np.ndarray) and there[1].tolist() == [0, 1, 2, 3]
+    assert host_array((2, 3), device="cpu").shape == (2, 3)
+
+
+def test_tensors_give_the_flow_of_arrays():
+    """What a CUDA device is given, on the CPU."""
+    from pipeline.flow import tvl1
+
+    first, second = (np.concatenate([clip[k : k + 1] for clip in clips()]) for k in (0, 1))
+    flow = tvl1._on_tensors(torch.from_numpy(first), torch.from_numpy(second), TVL1, "cpu")
+    assert flow.tobytes() == tvl1._on_tensors(first, second, TVL1, "cpu").tobytes()
+
+
+@pytest.mark.needs_cuda
+def test_flow_stays_on_the_device_and_is_that_of_each_clip():
+    frames = host_array((10, 48, 64), device="cuda")
+    frames[:] = np.concatenate(clips())
+    flow = estimate_on_device(frames, TVL1, device="cuda", cuts=[3, 5])
+    assert flow.is_cuda and flow.dtype == torch.float32
+    alone = np.concatenate([estimate(clip, TVL1, device="cuda") for clip in clips()])
+    assert Download(flow).wait()[0].tobytes() == alone.tobytes()
+    assert pairs_at_once(320 * 240, device="cuda") >= 1

@@ -1,0 +1,175 @@
+"""Training on two processes of this machine: the same losses as on one, and an end together, whatever happens."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from fakes import two_classes, write_frames_store
+
+from pipeline import launch, training
+from pipeline.checkpoint import load_checkpoint
+from pipeline.launch import Job, TrainingFailed
+from pipeline.specs import StreamSpec
+from pipeline.train import main
+from pipeline.training import train
+
+ROOT = Path(__file__).parents[1]
+
+
+def spec(**values):
+    """No batch normalisation, but dropout: then nothing depends on who computes what. Small steps: rounding stays small."""
+    defaults = {"resize_px": 0, "crop_px": 40, "batch": 4, "steps": 20, "milestones": (15,), "learning_rate": 2e-5}
+    defaults |= {"dropout": 0.5, "validate_every": 10, "save_every": 5, "network": "squeezenet1_1", "jitter": 0.2}
+    return StreamSpec(**{**defaults, **values})
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """(catalog, index of a real store)."""
+    catalog, fake = two_classes("frames")
+    return catalog, write_frames_store(tmp_path_factory.mktemp("store"), fake, catalog)
+
+
+@pytest.fixture(scope="module")
+def alone(data, tmp_path_factory):
+    """The curve and the weights of one process."""
+    return run(spec(), data, tmp_path_factory.mktemp("alone"))
+
+
+def run(settings, data, folder):
+    train(settings, store_path=data[1], catalog=data[0], folder=folder, inputs="in", device="cpu")
+    curve = json.loads((folder / "curve.json").read_text())
+    return curve, load_checkpoint(folder / "checkpoint.pt").network.state_dict()
+
+
+def assert_same(found, expected):
+    (curve, weights), (expected_curve, expected_weights) = found, expected
+    assert curve["steps"] == expected_curve["steps"]
+    assert curve["loss"] == pytest.approx(expected_curve["loss"], abs=1e-5)
+    assert [v["top1"] for v in curve["validation"]] == [v["top1"] for v in expected_curve["validation"]]
+    for name, value in weights.items():
+        torch.testing.assert_close(value, expected_weights[name], rtol=1e-3, atol=1e-5)
+
+
+def test_two_processes_end_as_one_does(data, alone, tmp_path):
+    assert_same(run(spec(processes=2, accumulate=2), data, tmp_path), alone)  # each makes two passes of one item
+    assert {path.name for path in tmp_path.iterdir()} == {"checkpoint.pt", "curve.json"}
+
+
+def child_of_rank(rank, parent=None):
+    """The running training process of this rank, waited for."""
+    while True:
+        for child in psutil.Process(parent).children(recursive=True):
+            try:
+                if child.environ().get("RANK") == str(rank) and "pipeline.train" in child.cmdline():
+                    return child
+            except psutil.Error:  # it has just ended
+                continue
+        time.sleep(0.05)
+
+
+def when(happened, then):
+    """Do something in a thread, once something has happened."""
+
+    def wait():
+        while not happened():
+            time.sleep(0.02)
+        then()
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def test_a_killed_process_ends_all_with_one_message_and_none_listened_to_others(data, tmp_path):
+    listened, before = set(), set(psutil.Process().children())
+
+    def look_and_kill():
+        child = child_of_rank(1)
+        listened.update(link.laddr.ip for link in child.net_connections("inet") if link.status == psutil.CONN_LISTEN)
+        child.kill()
+
+    when((tmp_path / "resume.pt").exists, look_and_kill)
+    with pytest.raises(TrainingFailed, match="process 1 of the spatial training was killed by SIGKILL; if nobody did"):
+        run(spec(processes=2, steps=2000), data, tmp_path)
+    assert set(psutil.Process().children()) <= before and {path.name for path in tmp_path.iterdir()} == {"resume.pt"}
+    assert listened == {"127.0.0.1"}
+
+
+def test_a_training_goes_on_with_another_number_of_processes(data, alone, tmp_path, monkeypatch, capfd):
+    real = training.train_step
+    monkeypatch.setattr(training, "train_step", lambda now, *batch: real(now, *batch) if now.step < 12 else 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run(spec(), data, tmp_path)
+    assert_same(run(spec(processes=2), data, tmp_path), alone)
+    assert "spatial: training goes on from step 10 of 20" in capfd.readouterr().err
+
+
+def test_a_process_whose_parent_is_gone_ends(data, tmp_path):
+    job = Job(spec(processes=2), data[1], data[0], tmp_path, "in", "cpu")
+    job.write()
+    place = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    command = [sys.executable, "-m", "pipeline.train", str(job.files), "--watched"]  # waits for process 1, in vain
+    child = subprocess.Popen(command, cwd=ROOT, env={**os.environ, **place}, stdin=subprocess.PIPE)
+    child.stdin.close()
+    assert child.wait(60) == -signal.SIGKILL
+
+
+def test_what_a_process_raises_is_said_by_the_one_that_waits(data, tmp_path, monkeypatch, capsys):
+    job = Job(spec(processes=2), data[1], data[0], tmp_path, "in", "cpu")
+    job.files.mkdir()
+    monkeypatch.setenv("RANK", "1")
+    assert main([str(job.files)]) == 1  # no job.json
+    time.sleep(0.02)
+    (job.files / "error-0").write_text("RuntimeError: Connection closed by peer")
+    said = launch._what_failed(job, [1, 1])
+    assert said.startswith("process 1 of the spatial training failed: FileNotFoundError: ") and "no job.json" in said
+
+
+def test_a_job_is_read_as_it_was_written(data, tmp_path):
+    job = Job(spec(stream="spatial"), data[1], data[0], tmp_path, "in", "cpu")
+    job.write()
+    assert Job.read(job.files) == job
+    with pytest.raises(FileNotFoundError, match=r"holds no job.json; a training on several processes writes one"):
+        Job.read(tmp_path)
+
+
+def test_the_processes_of_one_machine_stay_on_loopback(data, tmp_path, monkeypatch):
+    monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
+    job = Job(spec(processes=2), data[1], data[0], tmp_path, "in", "cpu")
+    found = list(launch._commands(job, 2))
+    assert [environment["RANK"] for _, environment in found] == ["0", "1"]
+    assert all(
+        environment["GLOO_SOCKET_IFNAME"] == environment["NCCL_SOCKET_IFNAME"] == "lo" for _, environment in found
+    )
+    assert all(environment["WORLD_SIZE"] == environment["LOCAL_WORLD_SIZE"] == "2" for _, environment in found)
+
+
+def test_several_machines_meet_with_torchrun_and_the_command_is_said(data, tmp_path, capsys):
+    job = Job(spec(machines=2, rendezvous="gpu1:29500"), data[1], data[0], tmp_path, "in", "cpu")
+    [(arguments, _)] = launch._commands(job, 2)
+    assert arguments[0] == "torch.distributed.run" and arguments[-1] == "--watched"
+    said = capsys.readouterr().err
+    assert "torchrun --nnodes=2 --nproc-per-node=2 --rdzv-backend=c10d --rdzv-endpoint=gpu1:29500 --rdzv-id=in" in said
+    assert f"-m pipeline.train {tmp_path}/job" in said
+
+
+def test_what_a_process_wrote_before_it_ended_is_shown(data, tmp_path):
+    job = Job(spec(processes=2), data[1], data[0], tmp_path, "in", "cpu")
+    job.files.mkdir()
+    (job.files / "output-1").write_text("Illegal thing\n")
+    assert launch._what_failed(job, [None, 3]) == "process 1 of the spatial training ended with status 3: Illegal thing"
+
+
+def test_a_process_wants_a_place(tmp_path, capsys, monkeypatch):
+    monkeypatch.delenv("RANK", raising=False)
+    with pytest.raises(SystemExit):
+        main([str(tmp_path)])
+    assert "no RANK in the environment; start it with torchrun" in capsys.readouterr().err
+    assert "RANK" not in os.environ

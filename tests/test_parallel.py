@@ -1,0 +1,160 @@
+"""Who reads which items, draws that do not depend on how a batch is cut, and what is refused."""
+
+import os
+
+import pytest
+import torch
+from torch import nn
+from torchvision.ops import StochasticDepth
+
+from pipeline import parallel
+from pipeline.dataset import loader_workers
+from pipeline.parallel import Items, Piece, World, draw_for_whole_batch, process_count
+from pipeline.specs import StreamSpec
+
+
+def test_one_process_reads_all_items_in_order():
+    spec = StreamSpec(batch=6, steps=4)
+    assert list(Items(spec, World(), 1)) == list(range(6, 24))
+    assert len(Items(spec, World(), 1)) == 18
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+@pytest.mark.parametrize("parts", [1, 2])
+def test_the_processes_share_every_part_of_a_batch(size, parts):
+    spec = StreamSpec(batch=8, steps=3, accumulate=parts)
+    shares = [list(Items(spec, World(rank, size), 1)) for rank in range(size)]
+    for step in (0, 1):
+        for part in range(parts):
+            n = 8 // parts // size
+            first = step * parts * n + part * n
+            read = [number for share in shares for number in share[first : first + n]]
+            begin = (step + 1) * 8 + part * 8 // parts
+            assert read == list(range(begin, begin + 8 // parts))
+
+
+def test_items_of_the_example():
+    spec = StreamSpec(batch=8, steps=1, accumulate=2)
+    assert [list(Items(spec, World(rank, 2), 0)) for rank in (0, 1)] == [[0, 1, 4, 5], [2, 3, 6, 7]]
+
+
+def layers(kind):
+    random = {"dropout": nn.Dropout(0.4), "depth": StochasticDepth(0.4, "row"), "batch": StochasticDepth(0.4, "batch")}
+    return nn.Sequential(nn.Identity(), nn.Sequential(random[kind]))
+
+
+@pytest.mark.parametrize("kind", ["dropout", "depth", "batch"])
+@pytest.mark.parametrize("shape", [(12, 50), (12, 5, 4, 3), (12, 7, 8)])
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
+def test_a_piece_gets_the_draws_that_it_has_in_the_whole_batch(kind, shape, count):
+    inputs = torch.randn(shape)
+    if len(shape) == 4:
+        inputs = inputs.contiguous(memory_format=torch.channels_last)
+    torch.manual_seed(3)
+    expected, found = layers(kind)(inputs), []
+    piece, network = Piece(count), layers(kind)
+    draw_for_whole_batch(network, piece)
+    for piece.place, rows in enumerate(inputs.chunk(count)):
+        torch.manual_seed(3)
+        found.append(network(rows))
+    torch.testing.assert_close(torch.cat(found), expected, rtol=1e-6, atol=0)
+    assert torch.equal(network.eval()(inputs), inputs)
+
+
+def test_networks_keep_the_names_of_their_weights_and_layers_their_kind():
+    network = nn.Sequential(nn.Linear(3, 3), nn.Dropout(0.2))
+    names = list(network.state_dict())
+    draw_for_whole_batch(network, Piece(1))
+    assert type(network[1]) is nn.Dropout
+    draw_for_whole_batch(network, Piece(2))
+    assert isinstance(network[1], nn.Dropout) and type(network[1]) is not nn.Dropout
+    assert list(network.state_dict()) == names
+
+
+def test_who_is_alone_needs_nobody():
+    value = torch.tensor([1.5])
+    assert World().mean(value) is value and World().gather("x") == ["x"]
+    World().share_buffers(nn.BatchNorm2d(3))
+    network = nn.Linear(2, 2)
+    assert parallel.spread(network, World(), torch.device("cpu")) is network
+
+
+@pytest.fixture
+def gpus(monkeypatch):
+    """A machine that seems to have four GPUs."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+
+
+def test_one_process_a_gpu(gpus):
+    assert process_count(StreamSpec(processes=0), "auto") == 4
+    assert process_count(StreamSpec(processes=0), "cuda:2") == 1
+    assert process_count(StreamSpec(processes=2), "cuda") == 2
+    assert process_count(StreamSpec(), "auto") == 1
+    assert process_count(StreamSpec(processes=0), "cpu") == 1
+    assert process_count(StreamSpec(processes=8), "cpu") == 8
+
+
+@pytest.mark.parametrize(
+    ("values", "device", "message"),
+    [
+        ({"processes": 8}, "cuda", r"\[spatial\] processes is 8, but torch sees 4 CUDA devices here"),
+        ({"processes": 2}, "cuda:1", r"device is 'cuda:1', one GPU, but \[spatial\] processes is 2; use auto or cuda"),
+        (
+            {"processes": 0, "batch": 6},
+            "auto",
+            r"\[spatial\] batch is 6; accumulate \(1\) x processes \(4\) x machines",
+        ),
+    ],
+)
+def test_what_this_machine_cannot_do_is_refused(gpus, values, device, message):
+    with pytest.raises(ValueError, match=message):
+        process_count(StreamSpec(**values), device)
+
+
+def test_processes_of_a_machine_share_its_cores(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(12)))
+    found = [loader_workers(-1, torch.device("cuda"), sharing) for sharing in (1, 2, 4, 20)]
+    assert found == [12, 6, 3, 1] and loader_workers(5, torch.device("cuda"), 4) == 5
+
+
+@pytest.fixture
+def ddp(monkeypatch):
+    """DistributedDataParallel that only notes what it is given."""
+    given = {}
+    monkeypatch.setattr(
+        nn.parallel, "DistributedDataParallel", lambda network, **options: given.update(options) or network
+    )
+    return given
+
+
+def test_batch_normalisation_is_over_all_gpus(ddp):
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    names, weights = list(network.state_dict()), list(network.parameters())
+    assert parallel.spread(network, World(1, 2, 2), torch.device("cuda", 1)) is network
+    assert isinstance(network[1], nn.SyncBatchNorm) and ddp == {"device_ids": [1]}
+    assert list(network.state_dict()) == names
+    assert all(a is b for a, b in zip(network.parameters(), weights, strict=True))
+
+
+def test_on_a_cpu_each_process_normalises_by_its_own_share(ddp):
+    network = nn.Sequential(nn.BatchNorm2d(4))
+    parallel.spread(network, World(0, 2, 2), torch.device("cpu"))
+    assert type(network[0]) is nn.BatchNorm2d and ddp == {"device_ids": None}
+
+
+@pytest.mark.parametrize("address", ["", "gpu1"])
+def test_a_process_takes_the_gpu_of_its_number(gpus, monkeypatch, tmp_path, address):
+    asked, chosen, left = {}, [], []
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda backend, **o: asked.update(o, backend=backend))
+    monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: left.append(True))
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    place = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}
+    for name, value in (place | ({"MASTER_ADDR": address} if address else {})).items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ZeroDivisionError), parallel.joined("auto", tmp_path / "meeting") as (world, device):
+        assert (world, device) == (World(5, 8, 4), torch.device("cuda", 1)) and chosen == [device]
+        raise ZeroDivisionError
+    assert left and (asked["rank"], asked["world_size"]) == (5, 8) and asked["backend"] == "cpu:gloo,cuda:nccl"
+    assert asked["init_method"] == ("env://" if address else f"file://{tmp_path}/meeting")

@@ -1,0 +1,81 @@
+"""All splits of a dataset as one command: which there are, what is run, what is written, what is refused."""
+
+import json
+
+import pytest
+from conftest import ROOT
+from test_tasks import TINY, build, config, fresh, luigi_command, overlay, snapshot  # noqa: F401 (fixtures)
+
+from tasks import AllSplits, Report
+
+
+@pytest.fixture
+def tiny(config, tiny_dataset):  # noqa: F811
+    """The folder of four persons as a dataset."""
+    section = {"layout": "folder", "videos": str(tiny_dataset), "group_pattern": r"/(?P<group>[a-z]+)_", "split": "dan"}
+    config.read_dict({"dataset.tiny": {**section, "spatial_steps": "2", "temporal_steps": "2"}})
+    return "tiny"
+
+
+def test_every_person_is_left_out_in_turn(tiny):
+    assert [task.split_name for task in fresh(AllSplits, dataset=tiny).requires()] == ["anna", "ben", "cleo", "dan"]
+
+
+def test_one_table_of_two_persons(tiny, tmp_path):
+    two = {"dataset": tiny, "splits": "anna,dan"}
+    assert build(fresh(AllSplits, **two))
+    folder = fresh(AllSplits, **two).folder
+    numbers = json.loads((folder / "summary.json").read_text())
+    assert numbers["splits"] == [row["split"] for row in numbers["runs"]] == ["anna", "dan"]
+    assert numbers["pooled"]["average"]["total"] == 4 and numbers["seeds"] == [0]
+    for row in numbers["runs"]:
+        assert (folder / row["page"]).is_file()
+        report = json.loads((folder / row["page"]).with_name("metrics.json").read_text())
+        assert (report["split"], report["num_test"]) == (row["split"], 2)
+        for name, of in {"spatial": report["spatial"], **report["fused"]}.items():
+            assert row[name]["correct"] == of["correct"]
+    pooled = sum(row["svm"]["correct"] for row in numbers["runs"])
+    assert numbers["pooled"]["svm"]["correct"] == pooled
+    assert (folder.parent / "latest").resolve() == folder.resolve()
+    assert "summary.html" in [path.name for path in folder.iterdir()]
+
+    before = snapshot(tmp_path / "artifacts")
+    assert fresh(AllSplits, **two).complete() and build(fresh(AllSplits, **two))
+    assert snapshot(tmp_path / "artifacts") == before  # nothing to do: nothing is written
+
+
+def test_splits_and_seeds_may_be_named(tiny):
+    task = fresh(AllSplits, dataset=tiny, splits="dan, anna", seeds="0,3")
+    assert [(t.split_name, t.seed) for t in task.requires()] == [("dan", 0), ("dan", 3), ("anna", 0), ("anna", 3)]
+    assert task.label == "2splits-2seeds"
+    assert fresh(AllSplits, dataset=tiny, splits="dan").requires() == [fresh(Report, dataset=tiny, split="dan")]
+    digests = {fresh(AllSplits, dataset=tiny, seeds=seeds).digest for seeds in ("0", "1", "0,1")}
+    assert len(digests) == 3
+
+
+def test_other_settings_are_another_summary(tiny, config):  # noqa: F811
+    before = fresh(AllSplits, dataset=tiny).digest
+    config.set("fusion", "weight_step", "0.1") if config.has_section("fusion") else config.read_dict(
+        {"fusion": {"weight_step": "0.1"}}
+    )
+    assert fresh(AllSplits, dataset=tiny).digest != before
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"seeds": "0,x"}, "--seeds is '0,x'; 'x' is not a whole number from 0 up"),
+        ({"seeds": "-1"}, "'-1' is not a whole number"),
+        ({"seeds": "1,1"}, "--seeds is '1,1'; it must be different names, separated by commas"),
+        ({"splits": "a,,b"}, "--splits is 'a,,b'; it must be different names"),
+    ],
+)
+def test_wrong_lists_are_refused(tiny, parameters, message):
+    with pytest.raises(ValueError, match=message):
+        fresh(AllSplits, dataset=tiny, **parameters).requires()
+
+
+def test_a_mistake_is_told_in_one_line(overlay):  # noqa: F811
+    failed = luigi_command("AllSplits", "--seeds", "zero", cwd=ROOT, PYTHONPATH=str(ROOT), **overlay)
+    assert failed.returncode != 0 and "Traceback" not in failed.stderr
+    assert "error: --seeds is 'zero'" in failed.stderr

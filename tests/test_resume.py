@@ -1,0 +1,83 @@
+"""A training that was killed goes on, and ends with the same bits; the file of another one is not used."""
+
+import pytest
+from trainings import assert_same_weights, interrupt_after, run, spec
+
+from pipeline import training
+from pipeline.checkpoint import save_tensors
+
+RECIPE = {
+    "schedule": "cosine",
+    "warmup": 3,
+    "accumulate": 2,
+    "clip_norm": 1.0,
+    "optimizer": "adamw",
+    "learning_rate": 0.005,
+    "deterministic": True,
+}
+
+
+@pytest.mark.parametrize("stream", ["spatial", "temporal"])
+@pytest.mark.parametrize(("stop", "recipe"), [(3, {}), (4, {}), (9, {}), (11, {}), (9, RECIPE)])
+def test_an_interrupted_training_ends_with_the_same_bits(data, tmp_path, monkeypatch, stream, stop, recipe):
+    catalog, settings = data("frames" if stream == "spatial" else "flow"), spec(stream, **recipe)
+    whole, whole_curve = run(settings, catalog, tmp_path / "whole")
+
+    real = training.train_step
+
+    def interrupted(now, inputs, labels):
+        if now.step == stop:
+            raise KeyboardInterrupt
+        return real(now, inputs, labels)
+
+    monkeypatch.setattr(training, "train_step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(settings, catalog, tmp_path / "parts")
+    assert not (tmp_path / "parts" / "checkpoint.pt").exists()
+    assert (tmp_path / "parts" / "resume.pt").exists() == (stop >= 4)
+    monkeypatch.setattr(training, "train_step", real)
+    parts, parts_curve = run(settings, catalog, tmp_path / "parts")
+
+    assert_same_weights(whole.network.state_dict(), parts.network.state_dict())
+    assert without_seconds(whole_curve) == without_seconds(parts_curve)
+
+
+def without_seconds(curve):
+    return {name: value for name, value in curve.items() if not name.startswith("seconds")}
+
+
+def test_resuming_repeats_no_step(data, tmp_path, monkeypatch, capsys):
+    catalog, real, taken = data("frames"), training.train_step, []
+
+    def counted(now, inputs, labels):
+        if now.step == 10 and 10 not in taken:
+            taken.append(10)
+            raise KeyboardInterrupt
+        taken.append(now.step)
+        return real(now, inputs, labels)
+
+    monkeypatch.setattr(training, "train_step", counted)
+    with pytest.raises(KeyboardInterrupt):
+        run(spec(), catalog, tmp_path)
+    taken.clear()
+    taken.append(10)
+    run(spec(), catalog, tmp_path)
+    assert taken[1:] == [10, 11]
+    assert "spatial: training goes on from step 10 of 12" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("change", ["spec", "inputs", "format", "damaged"])
+def test_the_resume_file_of_another_training_is_not_used(data, tmp_path, monkeypatch, capsys, change):
+    catalog = data("frames")
+    expected, _ = run(spec(seed=5), catalog, tmp_path / "expected")
+    real = interrupt_after(monkeypatch, 9)
+    with pytest.raises(ZeroDivisionError):
+        run(spec(seed=4 if change == "spec" else 5), catalog, tmp_path, inputs="other" if change == "inputs" else "in")
+    monkeypatch.setattr(training, "train_step", real)
+    if change == "format":
+        save_tensors(tmp_path / "resume.pt", {"format": "something", "format_version": 1})
+    if change == "damaged":
+        (tmp_path / "resume.pt").write_bytes(b"half")
+    found, _ = run(spec(seed=5), catalog, tmp_path)
+    assert "spatial: training starts anew" in capsys.readouterr().err
+    assert_same_weights(found.network.state_dict(), expected.network.state_dict())

@@ -1,0 +1,155 @@
+"""The SVM against its formula, and the choice of its C against the same folds fitted one by one with scikit-learn."""
+
+import json
+
+import numpy as np
+import pytest
+from sklearn.svm import LinearSVC
+from test_fusion import appearance_and_motion, noisy, shuffled
+
+from pipeline.folds import cut
+from pipeline.scores import Scores
+from pipeline.svm import DEFAULT_C, LinearSVM, choose_c
+
+CLASSES = ("one", "two", "three")
+
+
+def pair(seed: int, *, groups: int = 6, lean: float = 1.0) -> tuple[Scores, Scores]:
+    """Three classes, four clips a group and class; the streams err independently."""
+    rng, labels = np.random.default_rng(seed), np.tile(np.repeat(np.arange(3), 4), groups)
+    names = [f"g{i}" for i in np.repeat(np.arange(groups), 12)]
+    tables = []
+    for _ in range(2):
+        logits = rng.normal(size=(len(labels), 3)) + lean * np.eye(3)[labels]
+        powers = np.exp(logits)
+        ids = [f"v{i:03d}" for i in range(len(labels))]
+        tables.append(Scores(ids, powers / powers.sum(1, keepdims=True), labels, CLASSES, groups=names))
+    return tables[0], tables[1]
+
+
+def stacked(a: Scores, b: Scores) -> np.ndarray:
+    rows = [t.probabilities.astype(float) for t in (a, b)]
+    return np.hstack([p / np.sqrt((p**2).sum(1))[:, None] for p in rows])
+
+
+def test_right_clips_are_those_of_held_out_groups():
+    a, b = pair(0)
+    grid = [10.0, 0.01, 1.0]
+    c, why = choose_c(a, b, grid, folds=3)
+    x, expected = stacked(a, b), []
+    for value in sorted(grid):
+        hits = 0
+        for fitted, held in cut(a, 3):
+            svm = LinearSVC(C=value, multi_class="crammer_singer", random_state=0, max_iter=20_000)
+            hits += (svm.fit(x[fitted], a.labels[fitted]).predict(x[held]) == a.labels[held]).sum()
+        expected.append(hits)
+    assert (why["chosen_from"], why["right"]) == (sorted(grid), expected)
+    assert c == sorted(grid)[int(np.argmax(expected))]
+    assert why["out_of_fold_top1"] == pytest.approx(max(expected) / len(a))
+    assert (why["folds"], why["unit"], why["units"], why["note"]) == (3, "groups", 6, "")
+    assert json.loads(json.dumps(why)) == why
+
+
+def test_of_equal_c_the_smallest_is_taken():
+    c, why = choose_c(*pair(0, lean=12), [100.0, 0.5, 3.0])
+    assert len(set(why["right"])) == 1 and c == 0.5
+    assert why["out_of_fold_top1"] == 1
+
+
+def test_failed_clips_count_as_wrong_out_of_fold():
+    a, b = pair(0, lean=12)
+    gone = a.probabilities.copy()
+    gone[:18] = np.nan
+    assert choose_c(a.with_probabilities(gone), b, [1.0])[1]["out_of_fold_top1"] == 1 - 18 / 72
+
+
+def test_without_a_cut_c_is_the_default_and_that_is_said():
+    a, b = (t.take([0, 4, 8]) for t in pair(0))  # one person, one clip a class: as on Weizmann
+    c, why = choose_c(a, b, [0.01, 100.0])
+    assert c == DEFAULT_C and (why["unit"], why["right"], why["out_of_fold_top1"]) == ("none", [], None)
+    assert "only one of the groups" in why["note"]
+
+
+@pytest.mark.parametrize("grid", [[], [0.0, 1.0], [-1.0], [float("nan")], [float("inf")]])
+def test_a_wrong_grid_is_refused(grid):
+    with pytest.raises(ValueError, match="it must hold numbers above 0"):
+        choose_c(*pair(0), grid)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"coefficients": [[0.0] * 5] * 3}, r"an SVM of 3 classes has coefficients \(3, 6\) and intercepts \(3,\)"),
+        ({"intercepts": [0.0]}, r"an SVM of 3 classes has coefficients \(3, 6\) and intercepts \(3,\)"),
+        ({"coefficients": [[float("nan")] * 6] * 3}, "must be finite"),
+        ({"intercepts": [None] * 3}, "an SVM without a single class predicts nothing"),
+    ],
+)
+def test_values_that_are_no_svm_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        LinearSVM.from_dict({**LinearSVM.fit(*pair(0)).as_dict(), **changes})
+
+
+def test_svm_joins_what_each_stream_knows():
+    svm = LinearSVM.fit(*appearance_and_motion(0))
+    a, b = appearance_and_motion(1)
+    assert a.top1() < 0.8 and b.top1() < 0.8
+    assert svm.apply(a, b).top1() == 1.0
+
+
+def test_svm_margins_are_those_of_normalised_stacked_scores():
+    a, b = appearance_and_motion(0)
+    svm = LinearSVM.fit(a, b, c=0.5)
+    p, q = a.probabilities.astype(float), b.probabilities.astype(float)
+    stacked = np.hstack([p / np.sqrt((p**2).sum(1))[:, None], q / np.sqrt((q**2).sum(1))[:, None]])
+    margins = stacked @ svm.coefficients.T + svm.intercepts
+    np.testing.assert_allclose(svm.margins(a, b), margins, atol=1e-9)
+    fused = svm.apply(a, b)
+    np.testing.assert_array_equal(fused.predictions(), margins.argmax(1))
+    np.testing.assert_array_equal(np.argsort(fused.probabilities, axis=1), np.argsort(margins, axis=1))
+
+
+def test_svm_with_two_classes():
+    labels = np.arange(40) % 2
+    a, b = noisy(labels, 4, 0, classes=("x", "y")), noisy(labels, 4, 1, classes=("x", "y"))
+    fused = LinearSVM.fit(a, b).apply(a, b)
+    assert fused.probabilities.shape == (40, 2)
+    assert fused.top1() > 0.95
+
+
+def test_svm_never_predicts_a_class_that_it_did_not_see():
+    known = np.tile([0, 2], 20)
+    svm = LinearSVM.fit(noisy(known, 4, 0), noisy(known, 4, 1))
+    assert svm.absent == ("two",)
+    labels = np.arange(30) % 3
+    fused = svm.apply(noisy(labels, 4, 2), noisy(labels, 4, 3))
+    assert (fused.probabilities[:, 1] == 0).all()
+    right, clips = fused.per_class()
+    assert right[1] == 0 and right[0] + right[2] >= 0.9 * (clips[0] + clips[2])
+
+
+def test_svm_that_saw_one_class_always_says_it():
+    svm = LinearSVM.fit(noisy([1, 1], 1, 0), noisy([1, 1], 1, 1))
+    assert svm.absent == ("one", "three")
+    assert set(svm.apply(noisy([0, 1, 2], 3, 2), noisy([0, 1, 2], 3, 3)).predictions()) == {1}
+
+
+def test_svm_is_the_same_every_time_and_survives_json():
+    a, b = appearance_and_motion(0)
+    first, second = LinearSVM.fit(a, b), LinearSVM.fit(shuffled(a, 1), shuffled(b, 2))
+    np.testing.assert_array_equal(first.coefficients, second.coefficients)
+    known = LinearSVM.fit(noisy([0, 2] * 9, 2, 0), noisy([0, 2] * 9, 2, 1))
+    again = LinearSVM.from_dict(json.loads(json.dumps(known.as_dict(), allow_nan=False)))
+    test = noisy(np.arange(9) % 3, 2, 5)
+    np.testing.assert_array_equal(again.apply(test, test).probabilities, known.apply(test, test).probabilities)
+    assert again.absent == ("two",) and again.c == known.c and again.num_val == 18
+
+
+def test_svm_refusals():
+    a, b = appearance_and_motion(0)
+    with pytest.raises(ValueError, match="c is 0; it must be above 0 and finite"):
+        LinearSVM.fit(a, b, c=0)
+    other = noisy([0, 1, 2], 1, 0)
+    message = r"3 classes \('one', 'two', 'three'\); the SVM was fitted on 4 \('tl', 'tr', 'cl', \.\.\.\)"
+    with pytest.raises(ValueError, match=message):
+        LinearSVM.fit(a, b).apply(other, other)

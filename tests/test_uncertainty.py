@@ -1,0 +1,204 @@
+"""Intervals and tests against simulations whose truth is known, and against formulas written out."""
+
+import math
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from scipy.stats import binomtest
+
+from pipeline.report import uncertainty
+from pipeline.report.uncertainty import Bootstrap, bca, better, discordant, mcnemar, wilson
+from pipeline.scores import Scores
+
+CLASSES = ("x", "y", "z")
+
+
+def answered(right, labels=None, groups=None) -> Scores:
+    """A table whose clips are right or wrong as said; None is a failed clip."""
+    labels = np.zeros(len(right), int) if labels is None else np.asarray(labels)
+    rows = np.full((len(right), 3), 0.05)
+    for row, (good, label) in enumerate(zip(right, labels, strict=True)):
+        rows[row, label if good else (label + 1) % 3] = 0.9
+        if good is None:
+            rows[row] = np.nan
+    return Scores([f"v{i}" for i in range(len(right))], rows, labels, CLASSES, groups=groups)
+
+
+def of_groups(rng, groups: int, clips: int, accuracy: float, alike: float) -> tuple[np.ndarray, list[str]]:
+    """Right or wrong of groups x clips; each group has its own accuracy (beta), whose correlation of two clips is `alike`."""
+    own = rng.beta(accuracy * (1 / alike - 1), (1 - accuracy) * (1 / alike - 1), size=groups)
+    return rng.random((groups, clips)) < own[:, None], [f"g{i}" for i in np.repeat(np.arange(groups), clips)]
+
+
+def covered(accuracy: float, groups: int, clips: int, *, known: bool, times: int = 300) -> float:
+    rng, hits = np.random.default_rng(0), 0
+    for _ in range(times):
+        right, names = of_groups(rng, groups, clips, accuracy, 0.3)
+        table = answered(right.ravel(), groups=names if known else None)
+        low, high = Bootstrap({"a": table}, table.groups, resamples=1000).top1("a")
+        hits += low <= accuracy <= high
+    return hits / times
+
+
+def test_intervals_over_groups_hold_their_level():
+    assert 0.91 <= covered(0.85, 30, 5, known=True) <= 0.98
+
+
+def test_intervals_over_clips_that_are_not_independent_do_not():
+    assert covered(0.85, 30, 5, known=False) < 0.88
+
+
+def test_the_interval_of_one_sample_by_plain_loops():
+    """The same resamples summed one by one, and BCa by its formulas."""
+    from scipy.stats import norm
+
+    rng = np.random.default_rng(3)
+    right, names = of_groups(rng, 8, 4, 0.7, 0.2)
+    labels = np.arange(32) % 3
+    table = answered(right.ravel(), labels, names)
+    found = Bootstrap({"a": table}, table.groups, resamples=400, seed=5)
+    drawing = np.random.default_rng(5)
+    drawn = np.concatenate([drawing.integers(8, size=(n, 8)) for n in (250, 150)])
+
+    def by_class(units, weights):
+        rows = np.concatenate([np.arange(4 * u, 4 * u + 4) for u in units])
+        there = [k for k in range(3) if (labels[rows] == k).any()]
+        return np.average([right.ravel()[rows][labels[rows] == k].mean() for k in there], weights=weights[there])
+
+    def share(units):
+        return by_class(units, np.bincount(labels))
+
+    def mean_of_classes(units):
+        return by_class(units, np.ones(3))
+
+    for statistic, interval in ((share, found.top1("a")), (mean_of_classes, found.mean_class("a"))):
+        estimate, resampled = statistic(range(8)), np.array([statistic(units) for units in drawn])
+        z0 = norm.ppf(np.mean(resampled < estimate - 1e-9) + np.mean(abs(resampled - estimate) < 1e-9) / 2)
+        left = np.array([statistic([u for u in range(8) if u != out]) for out in range(8)])
+        d = left.mean() - left
+        a = (d**3).sum() / (6 * (d**2).sum() ** 1.5)
+        ends = [norm.cdf(z0 + (z0 + z) / (1 - a * (z0 + z))) for z in norm.ppf([0.025, 0.975])]
+        assert interval == pytest.approx(tuple(np.quantile(resampled, ends)), abs=1e-9)
+
+
+def test_groups_of_one_class_each_do_not_widen_the_interval_by_the_spread_of_the_classes():
+    """Three classes of 95, 80 and 50 %, ten groups each: the truth is their mean, whichever groups are drawn."""
+    rng, hits, widths, deviations = np.random.default_rng(0), 0, [], []
+    labels, truth = np.repeat(np.arange(3), 40), (0.95 + 0.8 + 0.5) / 3
+    for _ in range(200):
+        right = np.concatenate([of_groups(rng, 10, 4, accuracy, 0.2)[0].ravel() for accuracy in (0.95, 0.8, 0.5)])
+        table = answered(right, labels, [f"g{i // 4}" for i in range(120)])
+        low, high = Bootstrap({"a": table}, table.groups, resamples=1000).top1("a")
+        hits += low <= truth <= high
+        widths.append(high - low)
+        deviations.append(table.top1() - truth)
+    assert 0.91 <= hits / 200 <= 0.98
+    assert np.mean(widths) == pytest.approx(2 * 1.96 * np.std(deviations), rel=0.12)
+
+
+def test_bca_of_a_symmetric_sample_is_the_percentile_interval():
+    resampled = np.linspace(-1, 1, 2001)
+    assert bca(0.0, resampled, np.array([-1.0, 1.0])) == pytest.approx((-0.95, 0.95), abs=1e-3)
+
+
+def test_tables_share_their_resamples():
+    rng = np.random.default_rng(0)
+    right, names = of_groups(rng, 20, 4, 0.6, 0.3)
+    a = answered(right.ravel(), groups=names)
+    b = answered((right | (rng.random(right.shape) < 0.3)).ravel(), groups=names)
+    found = Bootstrap({"a": a, "b": b}, a.groups)
+    low, high = found.difference("b", "a")
+    assert 0 < low < b.top1() - a.top1() < high
+    assert found.difference("a", "b") == pytest.approx((-high, -low), abs=5e-3)
+    apart = [found.top1(name) for name in "ab"]
+    assert high - low < (apart[0][1] - apart[0][0]) + (apart[1][1] - apart[1][0])  # paired: not as if unrelated
+    assert found.difference("a", "a") is None
+    assert Bootstrap({"a": a}, a.groups).top1("a") == apart[0] == Bootstrap({"a": a}, a.groups).top1("a")
+
+
+def test_a_clip_that_is_counted_three_times_is_no_three_clips():
+    right, names = of_groups(np.random.default_rng(1), 30, 3, 0.8, 0.3)
+    once, thrice = answered(right.ravel(), groups=names), answered(np.tile(right.ravel(), 3), groups=names * 3)
+    assert Bootstrap({"a": thrice}, thrice.groups).top1("a") == Bootstrap({"a": once}, once.groups).top1("a")
+
+
+@pytest.mark.parametrize(("right", "expected"), [(True, (0.7225, 1.0)), (False, (0.0, 0.2775))])
+def test_where_all_groups_agree_wilson_takes_groups_as_trials(right, expected):
+    table = answered([right] * 40, np.arange(40) % 3, [f"g{i // 4}" for i in range(40)])
+    found = Bootstrap({"a": table}, table.groups)
+    # ten trials, all successes: 1 / (1 + 1.96^2 / 10) = 0.7225
+    assert found.top1("a") == pytest.approx(expected, abs=1e-4)
+    assert found.mean_class("a") == pytest.approx(expected, abs=1e-4)
+
+
+def test_few_wrong_clips_are_no_surer_than_none():
+    """Wilson's, until five groups have a wrong clip; 19 of 20 never looks better than 20 of 20."""
+    lows = []
+    for wrong in range(5):
+        table = answered([i >= wrong for i in range(20)], np.arange(20) % 3, [f"g{i}" for i in range(20)])
+        interval = Bootstrap({"a": table}, table.groups).top1("a")
+        assert interval == pytest.approx(wilson(1 - wrong / 20, 20))
+        lows.append(interval[0])
+    assert lows == sorted(lows, reverse=True)
+    table = answered([i >= 5 for i in range(20)], groups=[f"g{i}" for i in range(20)])
+    assert Bootstrap({"a": table}, table.groups).top1("a") != pytest.approx(wilson(0.75, 20))
+
+
+def test_a_difference_needs_five_groups_that_show_it():
+    groups = [f"g{i}" for i in range(20)]
+    a, four, five = (answered([i >= wrong for i in range(20)], groups=groups) for wrong in (0, 4, 5))
+    assert Bootstrap({"a": a, "b": four}, a.groups).difference("a", "b") is None
+    low, high = Bootstrap({"a": a, "b": five}, a.groups).difference("a", "b")
+    assert 0 < low < 0.25 < high
+
+
+def test_few_groups_are_not_resampled():
+    table = answered([True, False] * 20, groups=[f"g{i % 4}" for i in range(40)])
+    found = Bootstrap({"a": table}, table.groups)
+    assert (found.by_group, found.units) == (False, 40) and found.note.startswith("4 of the groups are too few")
+    assert "groups are unknown" in Bootstrap({"a": table}, None).note
+    said = Bootstrap({"a": table}, tuple(f"g{i % 5}" for i in range(40))).as_dict()
+    assert (said["unit"], said["units"], said["note"], said["resamples"]) == ("groups", 5, "", uncertainty.RESAMPLES)
+    assert uncertainty.RESAMPLES >= 2000
+
+
+def test_one_clip_says_next_to_nothing():
+    table = answered([True])
+    low, high = Bootstrap({"a": table}, None).top1("a")
+    assert low == pytest.approx(0.2065, abs=1e-3) and high == 1
+
+
+def test_a_failed_clip_is_wrong():
+    a, b = answered([True, None, True, None]), answered([True, True, None, None])
+    assert discordant(a, b) == (1, 1)
+    assert better(("a", "b"), {"a": a, "b": b}) == "a"  # the first of equals
+    assert better(("b", "a"), {"a": a, "b": answered([False] * 4)}) == "a"
+
+
+def test_wilson_by_the_textbook():
+    # worked example of many textbooks: 8 of 10 gives 0.490 to 0.943
+    assert wilson(0.8, 10) == (pytest.approx(0.4902, abs=1e-3), pytest.approx(0.9433, abs=1e-3))
+
+
+@pytest.mark.parametrize(("b", "c"), [(0, 0), (1, 0), (0, 6), (5, 5), (3, 9), (12, 40), (400, 460)])
+def test_mcnemar_is_the_exact_binomial_test(b, c):
+    n, m = b + c, min(b, c)
+    exact = min(Fraction(1), 2 * sum(Fraction(math.comb(n, i), 2**n) for i in range(m + 1)))
+    assert mcnemar(b, c) == float(exact) == mcnemar(c, b)
+    if n:
+        assert mcnemar(b, c) == pytest.approx(binomtest(m, n, 0.5).pvalue, rel=1e-9)
+
+
+def test_mcnemar_at_its_ends():
+    assert mcnemar(0, 0) == 1 and mcnemar(7, 7) == 1
+    assert mcnemar(0, 6) == 2 / 64
+    assert mcnemar(0, 5000) == 0  # smaller than any float
+    with pytest.raises(ValueError, match="the clips are -1 and 3; counts are not negative"):
+        mcnemar(-1, 3)
+
+
+def test_mcnemar_rejects_no_more_often_than_it_says():
+    rng = np.random.default_rng(0)
+    splits = rng.binomial(24, 0.5, size=4000)  # both equally good
+    assert np.mean([mcnemar(int(k), 24 - int(k)) < 0.05 for k in splits]) <= 0.05
