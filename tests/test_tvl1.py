@@ -47,7 +47,6 @@ def problem(height, width, channels, seed=0):
 
 
 def solved(fields, start, spec):
-    """What the definition makes of the problem: the state after `spec.tvl1_iterations`."""
     slope_x, slope_y, constant, weight = (torch.from_numpy(field)[None] for field in fields)
     state = tvl1_torch._State(*(torch.from_numpy(field.copy())[None] for field in start))
     tvl1_torch._solve(state, slope_x, slope_y, constant, weight[None], spec)
@@ -221,7 +220,7 @@ def test_compiled_agrees_whatever_the_settings(terms, settings):
 
 @pytest.mark.parametrize("name", ["RubberWhale", "Venus"])
 def test_compiled_agrees_on_real_images(shared, name):
-    """Where things vanish the solution may have two minima, and rounding may decide: few points may differ by more."""
+    """Where points leave the image nothing holds them, and rounding grows from level to level: few may differ."""
     files = [str(shared / "data" / "middlebury" / name / f"frame1{k}.png") for k in (0, 1)]
     frames = np.stack([cv2.imread(file, cv2.IMREAD_GRAYSCALE) for file in files])
     difference = np.abs(tvl1_numba.flow_between(frames[:1], frames[1:], FlowSpec())[0] - reference(*frames, FlowSpec()))
@@ -268,9 +267,8 @@ def test_threads_and_company_do_not_change_a_bit(terms):
     one = estimate(frames, spec, device="cpu")
     cv2.setNumThreads(2)
     assert estimate(frames, spec, device="cpu").tobytes() == one.tobytes()
-    assert (
-        np.concatenate([estimate(frames[k : k + 2], spec, device="cpu") for k in range(5)]).tobytes() == one.tobytes()
-    )
+    alone = [estimate(frames[k : k + 2], spec, device="cpu") for k in range(5)]
+    assert np.concatenate(alone).tobytes() == one.tobytes()
 
 
 @pytest.mark.parametrize("terms", TERMS)
@@ -282,7 +280,7 @@ def test_any_content_is_finite_and_standing_still_is_exactly_zero(terms, size):
     assert np.isfinite(flow).all() and not flow[0].any() and np.abs(flow).max() < 4 * max(size)
 
 
-def test_full_high_definition_within_bounds(monkeypatch):
+def test_full_high_definition_within_bounds():
     frames = moving_texture(2, height=1080, width=1920, dx=5.0, dy=2.0)[..., 0]
     tracemalloc.start()
     flow = estimate(frames, FlowSpec(tvl1_warps=1, tvl1_iterations=8), device="cpu")[0]

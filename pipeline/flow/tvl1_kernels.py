@@ -175,7 +175,7 @@ def weighted_median(
     middle = tl.load(images + here)
     weights, total = (), tl.zeros_like(middle)
     for j in tl.static_range(len(TAPS)):
-        difference = (tl.load(images + _shifted(x, y, TAPS[j], height, width)) - middle) * _GRAY
+        difference = (tl.load(images + _shifted(x, y, TAPS[j][0], TAPS[j][1], height, width)) - middle) * _GRAY
         difference *= difference
         weight = (1 / (1 + difference * difference) * (1 - _FLOOR) + _FLOOR) * TAPS[j][2]
         total += weight
@@ -185,7 +185,9 @@ def weighted_median(
         shift = (image * 2 + component) * plane
         values = ()
         for j in tl.static_range(len(TAPS)):
-            values = values + (_limited(flow + shift, start + shift, _shifted(x, y, TAPS[j], height, width)),)
+            values = values + (
+                _limited(flow + shift, start + shift, _shifted(x, y, TAPS[j][0], TAPS[j][1], height, width)),
+            )
         mean = tl.zeros_like(middle)
         for j in tl.static_range(len(TAPS)):
             below = tl.zeros_like(middle)
@@ -226,10 +228,10 @@ def _limited(flow, start, at):
 
 
 @triton.jit
-def _shifted(x, y, TAP: tl.constexpr, height, width):
+def _shifted(x, y, DX: tl.constexpr, DY: tl.constexpr, height, width):
     """Where a neighbour lies, borders repeated."""
-    there_x = tl.minimum(tl.maximum(x + TAP[0], 0), width - 1)
-    return tl.minimum(tl.maximum(y + TAP[1], 0), height - 1) * width + there_x
+    there_x = tl.minimum(tl.maximum(x + DX, 0), width - 1)
+    return tl.minimum(tl.maximum(y + DY, 0), height - 1) * width + there_x
 
 
 @triton.jit
