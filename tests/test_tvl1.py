@@ -9,7 +9,7 @@ import torch
 from conftest import moving_texture
 from test_flow import MOTIONS, error_px, moved
 
-from pipeline.flow import estimate, tvl1, tvl1_numba, tvl1_torch, warp
+from pipeline.flow import estimate, to_gray, tvl1, tvl1_numba, tvl1_torch, warp
 from pipeline.flow.filters import MEDIAN_TAPS
 from pipeline.specs import FlowSpec
 
@@ -218,13 +218,13 @@ def test_compiled_agrees_whatever_the_settings(terms, settings):
     assert difference.mean() <= 1e-4 and difference.max() <= 0.02
 
 
-@pytest.mark.parametrize("name", ["RubberWhale", "Venus"])
+@pytest.mark.parametrize("name", ["RubberWhale", "Venus", "Hydrangea"])
 def test_compiled_agrees_on_real_images(shared, name):
     """Where points leave the image nothing holds them, and rounding grows from level to level: few may differ."""
     files = [str(shared / "data" / "middlebury" / name / f"frame1{k}.png") for k in (0, 1)]
-    frames = np.stack([cv2.imread(file, cv2.IMREAD_GRAYSCALE) for file in files])
+    frames = to_gray(np.stack([cv2.imread(file)[..., ::-1] for file in files]))
     difference = np.abs(tvl1_numba.flow_between(frames[:1], frames[1:], FlowSpec())[0] - reference(*frames, FlowSpec()))
-    assert difference.mean() <= 1e-3 and (difference.max(0) > 0.02).mean() < 1e-4
+    assert difference.mean() <= 1e-4 and (difference.max(0) > 0.02).mean() < 5e-4
 
 
 def test_plain_torch_in_single_precision_agrees_and_fills_in(monkeypatch):
