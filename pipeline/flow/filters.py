@@ -7,6 +7,7 @@ import math
 DERIVATIVE = (1 / 12, -8 / 12, 0.0, 8 / 12, -1 / 12)
 MEDIAN_GRAY = 12.0  # difference of gray values at which a neighbour counts half in the weighted median
 MEDIAN_FLOOR = 0.1  # what a neighbour of another gray value counts still; keeps the median well conditioned
+MEDIAN_SPREAD = 0.04  # the weighted median is the mean of the quantiles from 1/2 - this to 1/2 + this
 _EVERY_THIRD = range(-6, 7, 3)
 MEDIAN_TAPS = tuple(  # x offset, y offset and factor of the neighbours of the weighted median: 5 x 5 without corners
     (dx, dy, math.exp(-0.5 * (dx**2 + dy**2) / 6.0**2))

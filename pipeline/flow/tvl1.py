@@ -1,19 +1,31 @@
 """TV-L1 optical flow of many image pairs at once, on the CPU and on CUDA.
 
 One model, three implementations: `tvl1_torch` defines it and runs anywhere, `tvl1_numba` is the CPU's, `tvl1_triton`
-CUDA's. Where numba or Triton is missing the plain one does the work, with the same numbers.
+CUDA's. Where numba or Triton is missing the plain one does the work, with the same numbers; where Triton
+is there and fails, that is said.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib.util
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
+from pipeline.flow.device import pairs_at_once
+from pipeline.progress import say
 from pipeline.specs import FlowSpec
 
-PIXELS_AT_ONCE = {"cpu": 320 * 240, "cuda": 128 * 320 * 240}
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+PIXELS_AT_ONCE = {"cpu": 320 * 240}  # without numba; on CUDA, what `device.pairs_at_once` finds free
 
 
-def between(first, second, spec: FlowSpec, *, device: str):
+def between(
+    first: np.ndarray | Tensor, second: np.ndarray | Tensor, spec: FlowSpec, *, device: str
+) -> np.ndarray | Tensor:
     """Flow from each first image to its second image.
 
     On every level of a pyramid, several times: the second image is warped by the present flow, the constraints are
@@ -49,15 +61,52 @@ def between(first, second, spec: FlowSpec, *, device: str):
     return _on_tensors(first, second, spec, device)
 
 
-def _on_tensors(first, second, spec: FlowSpec, device: str):
+def _on_tensors(first: np.ndarray | Tensor, second: np.ndarray | Tensor, spec: FlowSpec, device: str):
     import torch
-
-    from pipeline.flow import tvl1_torch
 
     count, height, width = first.shape
     flow = torch.empty(count, 2, height, width, device=device)
-    pairs = spec.batch_pairs or max(1, PIXELS_AT_ONCE[flow.device.type] // (height * width))
+    flow_between, pairs = _implementation(device), _pairs_at_once(height * width, spec, device)
     for start in range(0, count, pairs):
-        batch = (torch.as_tensor(of[start : start + pairs]).to(device).unsqueeze(1).float() for of in (first, second))
-        flow[start : start + pairs] = tvl1_torch.flow_between(*batch, spec)
+        images = (torch.as_tensor(of[start : start + pairs]).to(device) for of in (first, second))
+        flow[start : start + pairs] = flow_between(*images, spec)
     return flow if flow.is_cuda else flow.numpy()
+
+
+def _pairs_at_once(pixels: int, spec: FlowSpec, device: str) -> int:
+    if device == "cpu":
+        return spec.batch_pairs or max(1, PIXELS_AT_ONCE["cpu"] // pixels)
+    return pairs_at_once(pixels, device=device, batch_pairs=spec.batch_pairs)
+
+
+def _implementation(device: str) -> Callable[[Tensor, Tensor, FlowSpec], Tensor]:
+    """The fastest that works: from (N, H, W) uint8 images on the device to (N, 2, H, W) flow there."""
+    if device != "cpu" and importlib.util.find_spec("triton") and _triton_works(device):
+        from pipeline.flow import tvl1_triton
+
+        return tvl1_triton.flow_between
+    return _plain
+
+
+def _plain(first: Tensor, second: Tensor, spec: FlowSpec) -> Tensor:
+    from pipeline.flow import tvl1_torch
+
+    return tvl1_torch.flow_between(first.unsqueeze(1).float(), second.unsqueeze(1).float(), spec)
+
+
+@functools.cache
+def _triton_works(device: str) -> bool:
+    """Try it once a process: Triton compiles at run time, and needs a C compiler and a driver that suit it."""
+    import torch
+
+    try:
+        from pipeline.flow import tvl1_triton
+
+        image = torch.zeros(1, 16, 16, dtype=torch.uint8, device=device)
+        tvl1_triton.flow_between(image, image, FlowSpec())
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # whatever a compiler, a linker or a driver may raise
+        say(f"tvl1: Triton fails on {device}, so plain torch computes, several times slower: {error!r}")
+        return False
+    return True

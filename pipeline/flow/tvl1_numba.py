@@ -21,6 +21,7 @@ from pipeline.flow.filters import (
     DERIVATIVE,
     MEDIAN_FLOOR,
     MEDIAN_GRAY,
+    MEDIAN_SPREAD,
     MEDIAN_TAPS,
     gaussian_taps,
     pyramid_sizes,
@@ -32,7 +33,7 @@ from pipeline.specs import FlowSpec
 _compiled = njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract", "arcp", "nsz"})
 _f = np.float32
 _BALANCE, _FLAT, _UPDATE_PX = _f(BALANCE), _f(FLAT), _f(UPDATE_PX)
-_GRAY, _FLOOR = _f(1 / MEDIAN_GRAY), _f(MEDIAN_FLOOR)
+_GRAY, _FLOOR, _SPREAD = _f(1 / MEDIAN_GRAY), _f(MEDIAN_FLOOR), _f(MEDIAN_SPREAD)
 _OUTER, _INNER = _f(DERIVATIVE[4]), _f(DERIVATIVE[3])
 _REACH = max(dx for dx, _, _ in MEDIAN_TAPS)
 _OFFSETS = np.array([(dx, dy) for dx, dy, _ in MEDIAN_TAPS])
@@ -294,12 +295,10 @@ def _weighted_median_rows(around, gray, filtered, offsets, factors):
     _, height, width = filtered.shape
     count, reach = len(offsets), (gray.shape[0] - height) // 2
     weights, values = np.empty((count, width), np.float32), np.empty((count, width), np.float32)
-    half, stand = np.empty(width, np.float32), np.empty(width, np.float32)
-    low, low_stand = np.empty(width, np.float32), np.empty(width, np.float32)
-    high, high_stand = np.empty(width, np.float32), np.empty(width, np.float32)
+    total, below = np.empty(width, np.float32), np.empty(width, np.float32)
     for y in range(height):
         middle = gray[reach + y, reach : reach + width]
-        half[:] = 0
+        total[:] = 0
         for j in range(count):
             there = gray[reach + y + offsets[j, 1], reach + offsets[j, 0] : reach + offsets[j, 0] + width]
             weight, factor = weights[j], factors[j]
@@ -307,62 +306,55 @@ def _weighted_median_rows(around, gray, filtered, offsets, factors):
                 difference = (there[x] - middle[x]) * _GRAY
                 difference *= difference
                 weight[x] = factor * (_FLOOR + (_f(1) - _FLOOR) / (_f(1) + difference * difference))
-                half[x] += _f(0.5) * weight[x]
+                total[x] += weight[x]
         for component in range(2):
             for j in range(count):
                 start = reach + offsets[j, 0]
                 values[j] = around[component, reach + y + offsets[j, 1], start : start + width]
-            low_stand[:] = -np.inf
-            high_stand[:] = np.inf
+            mean = filtered[component, y]
+            mean[:] = 0
             for j in range(count):
-                _stand(stand, values, weights, j)
-                _keep_nearest(values[j], stand, half, low, low_stand, high, high_stand)
-            to = filtered[component, y]
+                _weigh_below(below, values, weights, j)
+                _add_share(mean, values[j], weights[j], below, total)
             for x in range(width):
-                share = (half[x] - low_stand[x]) / (high_stand[x] - low_stand[x])
-                to[x] = low[x] + share * (high[x] - low[x])
+                mean[x] /= _f(2) * _SPREAD * total[x]
 
 
 @_compiled
-def _stand(stand, values, weights, j):
-    """Weight below value j; of equal values the earlier one counts as below. Four others at a time save stores."""
-    mine, own = values[j], weights[j]
-    for x in range(len(stand)):
-        stand[x] = _f(0.5) * own[x]
+def _weigh_below(below, values, weights, j):
+    """All weight below value j; of equal values the earlier one counts as below. Four others at a time save stores."""
+    mine = values[j]
+    below[:] = 0
     others = len(values)
     for i in range(0, j - j % 4, 4):
         a, b, c, d = values[i], values[i + 1], values[i + 2], values[i + 3]
         p, q, r, s = weights[i], weights[i + 1], weights[i + 2], weights[i + 3]
-        for x in range(len(stand)):
+        for x in range(len(below)):
             left = (p[x] if a[x] <= mine[x] else _f(0)) + (q[x] if b[x] <= mine[x] else _f(0))
             right = (r[x] if c[x] <= mine[x] else _f(0)) + (s[x] if d[x] <= mine[x] else _f(0))
-            stand[x] += left + right
+            below[x] += left + right
     for i in range(j - j % 4, j):
         a, p = values[i], weights[i]
-        for x in range(len(stand)):
-            stand[x] += p[x] if a[x] <= mine[x] else _f(0)
+        for x in range(len(below)):
+            below[x] += p[x] if a[x] <= mine[x] else _f(0)
     rest = j + 1 + (others - j - 1) % 4
     for i in range(j + 1, rest):
         a, p = values[i], weights[i]
-        for x in range(len(stand)):
-            stand[x] += p[x] if a[x] < mine[x] else _f(0)
+        for x in range(len(below)):
+            below[x] += p[x] if a[x] < mine[x] else _f(0)
     for i in range(rest, others, 4):
         a, b, c, d = values[i], values[i + 1], values[i + 2], values[i + 3]
         p, q, r, s = weights[i], weights[i + 1], weights[i + 2], weights[i + 3]
-        for x in range(len(stand)):
+        for x in range(len(below)):
             left = (p[x] if a[x] < mine[x] else _f(0)) + (q[x] if b[x] < mine[x] else _f(0))
             right = (r[x] if c[x] < mine[x] else _f(0)) + (s[x] if d[x] < mine[x] else _f(0))
-            stand[x] += left + right
+            below[x] += left + right
 
 
 @_compiled
-def _keep_nearest(value, stand, half, low, low_stand, high, high_stand):
-    """Keep the values that stand nearest to half of all weight, on either side."""
-    for x in range(len(value)):
-        nearer = (stand[x] <= half[x]) & (stand[x] > low_stand[x])
-        low[x] = value[x] if nearer else low[x]
-        low_stand[x] = stand[x] if nearer else low_stand[x]
-    for x in range(len(value)):
-        nearer = (stand[x] > half[x]) & (stand[x] < high_stand[x])
-        high[x] = value[x] if nearer else high[x]
-        high_stand[x] = stand[x] if nearer else high_stand[x]
+def _add_share(mean, value, weight, below, total):
+    """Add a value times that part of its weight that lies within the spread around half of all."""
+    low, high = _f(0.5) - _SPREAD, _f(0.5) + _SPREAD
+    for x in range(len(mean)):
+        part = min(below[x] + weight[x], high * total[x]) - max(below[x], low * total[x])
+        mean[x] += value[x] * max(part, _f(0))

@@ -6,7 +6,6 @@ library, no reduction over the batch), so that an image gives the same bits alon
 
 from __future__ import annotations
 
-import math
 from itertools import pairwise
 
 import torch
@@ -17,6 +16,7 @@ from pipeline.flow.filters import (
     DERIVATIVE,
     MEDIAN_FLOOR,
     MEDIAN_GRAY,
+    MEDIAN_SPREAD,
     MEDIAN_TAPS,
     gaussian_taps,
     shrinking_sigma_px,
@@ -134,9 +134,9 @@ def weighted_median(flow: Tensor, image: Tensor) -> Tensor:
 
     Motion has its edges where the image has: at an edge this takes the flow of the side that the pixel looks like. The
     neighbours are `MEDIAN_TAPS`, 5 x 5 points 3 pixels apart without the corners, borders repeated. The weight of one
-    is its factor there times floor + (1 - floor) / (1 + (difference of gray values / MEDIAN_GRAY)^4). A neighbour
-    stands at the weight of all values below its own and half of its own weight; the result is interpolated between
-    the two neighbours that stand around half of all weight, so that a tiny change of weights changes it by little.
+    is its factor there times floor + (1 - floor) / (1 + (difference of gray values / MEDIAN_GRAY)^4). The result is the
+    mean of all quantiles closer than MEDIAN_SPREAD to one half. So it follows its input continuously, where the median
+    itself jumps when weights pass one half, and no rounding is amplified: it never differs by more than the flow does.
 
     Args:
         flow: (N, 2, H, W) float.
@@ -149,21 +149,18 @@ def weighted_median(flow: Tensor, image: Tensor) -> Tensor:
     window of 15 x 15; the sparse one is ours, nearly as wide at a tenth of the cost).
     """
     values, weights = _neighbours(flow, image)
-    stands = [(weight / 2).expand_as(flow).clone() for weight in weights]
+    below = [torch.zeros_like(flow) for _ in values]
     for later in range(len(values)):
         for earlier in range(later):  # of equal values the earlier one counts as below
-            below = values[earlier] <= values[later]
-            stands[later] += weights[earlier] * below
-            stands[earlier] += weights[later] * ~below
-    half = sum(weights) / 2
-    low = high = torch.full_like(flow, math.nan)
-    low_stand, high_stand = torch.full_like(flow, -math.inf), torch.full_like(flow, math.inf)
-    for value, stand in zip(values, stands, strict=True):
-        nearer = (stand <= half) & (stand > low_stand)
-        low, low_stand = torch.where(nearer, value, low), torch.where(nearer, stand, low_stand)
-        nearer = (stand > half) & (stand < high_stand)
-        high, high_stand = torch.where(nearer, value, high), torch.where(nearer, stand, high_stand)
-    return low + (half - low_stand) / (high_stand - low_stand) * (high - low)
+            less = values[earlier] <= values[later]
+            below[later] += weights[earlier] * less
+            below[earlier] += weights[later] * ~less
+    total = sum(weights)
+    low, high = total * (0.5 - MEDIAN_SPREAD), total * (0.5 + MEDIAN_SPREAD)
+    mean = torch.zeros_like(flow)
+    for value, weight, under in zip(values, weights, below, strict=True):
+        mean += value * (torch.minimum(under + weight, high) - torch.maximum(under, low)).clamp_(min=0)
+    return mean / (high - low)
 
 
 def _neighbours(flow: Tensor, image: Tensor) -> tuple[list[Tensor], list[Tensor]]:

@@ -1,0 +1,139 @@
+"""TV-L1 on a CUDA device: pairs a second by batch, what share of the memory's bandwidth that is, time by kernel.
+
+    PYTHONPATH=. python benchmarks/tvl1_gpu.py rates | tiles | profile
+
+The bytes are those that the algorithm must move by its formula, each field read and written once a pass; what a cache
+does not hold and has to be fetched again counts as lost.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+from collections.abc import Callable
+from itertools import pairwise
+
+import torch
+from common import show
+
+from pipeline.flow import device, estimate, tvl1_torch, tvl1_triton
+from pipeline.flow.filters import pyramid_sizes
+from pipeline.flow.tvl1_model import MIN_SIDE_PX, box_of
+from pipeline.specs import FlowSpec
+
+SIZES = (240, 320), (256, 340)
+BATCHES = 1, 4, 16, 32, 64, 128, 256
+SPEC = FlowSpec()
+
+
+def pair_bytes(height: int, width: int, spec: FlowSpec) -> float:
+    """Bytes that one pair of images must move, in float32 fields of the pixels of all levels."""
+    channels = len(box_of(spec))
+    sizes = pyramid_sizes(height, width, step=spec.tvl1_scale_step, min_side=MIN_SIDE_PX)
+    pixels = [rows * columns for rows, columns in sizes]
+    iteration = (2 + 2 + 4 + channels + 3 * channels + 1) + (2 + 4 + channels)
+    warping = (3 + 2 * channels) + (3 + 5 * channels) + spec.tvl1_iterations * iteration
+    level = 2 * (2 + channels) + spec.tvl1_warps * (warping + 6) + 1  # the weighted median reads the image too
+    resizing = sum(
+        8 * fine + 2 * (fine + coarse) + (6 + channels) * (fine + coarse) for fine, coarse in pairwise(pixels)
+    )
+    return 4 * (level * sum(pixels) + resizing + 6.5 * pixels[0])
+
+
+def seconds(work: Callable[[], object], repeats: int = 7) -> float:
+    """Median time on the device, after two rounds that compile and warm up."""
+    times = []
+    for _ in range(repeats + 2):
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda.synchronize()
+        begin.record()
+        work()
+        end.record()
+        end.synchronize()
+        times.append(begin.elapsed_time(end) / 1000)
+    return statistics.median(times[2:])
+
+
+def copy_bandwidth() -> float:
+    """Bytes a second read and written by a copy within the device's memory."""
+    source = torch.empty(1 << 30, dtype=torch.uint8, device="cuda")
+    target = torch.empty_like(source)
+    return 2 * source.numel() / seconds(lambda: target.copy_(source))
+
+
+def images(pairs: int, height: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Smooth noise that moves by a pixel or two a frame, (pairs, H, W) uint8 twice, on the device."""
+    noise = torch.rand(1, 1, (height + 40) // 4, (width + 40) // 4, device="cuda") * 255
+    large = torch.nn.functional.interpolate(noise, (height + 40, width + 40), mode="bicubic").clamp(0, 255)[0, 0]
+    moved = [large[t % 30 : t % 30 + height, 2 * t % 40 : 2 * t % 40 + width] for t in range(pairs + 1)]
+    frames = torch.stack(moved).byte()
+    return frames[:-1].contiguous(), frames[1:].contiguous()
+
+
+def rates() -> None:
+    bandwidth, rows, record = copy_bandwidth(), [], {}
+    rows.append(("copy within the device's memory", f"{bandwidth / 1e9:.0f} GB/s"))
+    for height, width in SIZES:
+        must = pair_bytes(height, width, SPEC)
+        rows.append((f"{width} x {height}, by formula", f"{must / 1e6:.0f} MB a pair"))
+        for pairs in BATCHES:
+            both = images(pairs, height, width)
+            rate = pairs / seconds(lambda both=both: tvl1_triton.flow_between(*both, SPEC))
+            share = rate * must / bandwidth
+            rows.append((f"{width} x {height}, {pairs} pairs at once", f"{rate:.0f} pairs/s, {share:.0%} of the copy"))
+            record[f"{width}x{height}, {pairs}"] = rate
+    both = images(16, *SIZES[1])
+    plain = [image.unsqueeze(1).float() for image in both]
+    rate = 16 / seconds(lambda: tvl1_torch.flow_between(*plain, SPEC), repeats=3)
+    rows.append(("340 x 256, 16 pairs at once, plain torch", f"{rate:.0f} pairs/s"))
+    frames = images(256, *SIZES[1])[0].cpu().numpy()
+    rate = 255 / seconds(lambda: torch.as_tensor(estimate(frames, SPEC, device="cuda")).cpu(), repeats=3)
+    rows.append(("340 x 256, from numpy frames to flow on the host", f"{rate:.0f} pairs/s"))
+    memory = torch.cuda.max_memory_allocated()
+    rows.append(("most memory held", f"{memory / 2**30:.2f} GiB"))
+    used = f"{peak_bytes_per_pixel():.0f} of {device.CUDA_BYTES_PER_PIXEL} allowed"
+    rows.append(("bytes a pixel of a pair", used))
+    show("tvl1 on CUDA", rows, {"copy_bandwidth": bandwidth, "pairs_per_second": record})
+
+
+def peak_bytes_per_pixel() -> float:
+    both = images(64, *SIZES[1])
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    tvl1_triton.flow_between(*both, SPEC)
+    torch.cuda.synchronize()
+    return (torch.cuda.max_memory_allocated() - before) / both[0].numel()
+
+
+def tiles() -> None:
+    """The rate with other tiles, of the two that `tvl1_triton` has."""
+    both, rows, record = images(64, *SIZES[1]), [], {}
+    for name in ("TILE", "MEDIAN_TILE"):
+        tile = getattr(tvl1_triton, name)
+        chosen = dict(tile)
+        for size, columns in ((128, 64), (256, 32), (256, 64), (512, 32), (512, 64), (512, 128), (1024, 64)):
+            for warps in (size // 64, size // 32):
+                tile.update(ROWS=size // columns, COLUMNS=columns, num_warps=warps)
+                rate = 64 / seconds(lambda: tvl1_triton.flow_between(*both, SPEC), repeats=3)
+                rows.append((f"{name} {tile['ROWS']} x {columns}, {warps} warps", f"{rate:.0f} pairs/s"))
+                record[rows[-1][0]] = rate
+        tile.update(chosen)
+    show("tvl1 tiles on CUDA", rows, {"pairs_per_second": record})
+
+
+def profile() -> None:
+    """Time by kernel, as torch's profiler sees it."""
+    both = images(64, *SIZES[1])
+    tvl1_triton.flow_between(*both, SPEC)
+    torch.cuda.synchronize()
+    kinds = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+    with torch.profiler.profile(activities=kinds) as profiler:
+        for _ in range(3):
+            tvl1_triton.flow_between(*both, SPEC)
+        torch.cuda.synchronize()
+    print(profiler.key_averages().table(sort_by="self_cuda_time_total", row_limit=20, max_name_column_width=40))
+
+
+if __name__ == "__main__":
+    {"rates": rates, "tiles": tiles, "profile": profile}[sys.argv[1] if len(sys.argv) > 1 else "rates"]()

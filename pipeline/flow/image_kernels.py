@@ -1,0 +1,147 @@
+"""Triton kernels for images: the counterparts of `warp`. Each program computes one tile of one image.
+
+Images are contiguous (N, planes, H, W) float32. Coordinates are clamped, so that borders repeat and loads need no
+masks; only stores are masked.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from pipeline.flow import filters
+
+_INNER = tl.constexpr(filters.DERIVATIVE[3])
+_OUTER = tl.constexpr(filters.DERIVATIVE[4])
+SIZE = ["height", "width"]  # not to be compiled again for
+
+
+@triton.jit(do_not_specialize=SIZE)
+def blur(
+    images,
+    blurred,
+    rate,
+    middle,
+    height,
+    width,
+    RADIUS: tl.constexpr,
+    ALONG_X: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    """Gaussian along one axis: the weight at distance k is middle exp(rate k^2). Images may be uint8."""
+    x, y, stored, image = tile(height, width, ROWS, COLUMNS)
+    images += image * height * width
+    here = y * width + x
+    total = tl.load(images + here).to(tl.float32)
+    for k in tl.static_range(1, RADIUS + 1):
+        if ALONG_X:
+            low, high = y * width + tl.maximum(x - k, 0), y * width + tl.minimum(x + k, width - 1)
+        else:
+            low, high = tl.maximum(y - k, 0) * width + x, tl.minimum(y + k, height - 1) * width + x
+        both = tl.load(images + low).to(tl.float32) + tl.load(images + high).to(tl.float32)
+        total += tl.exp(rate * (k * k)) * both
+    tl.store(blurred + image * height * width + here, middle * total, mask=stored)
+
+
+@triton.jit(do_not_specialize=["from_height", "from_width", *SIZE])
+def resize(
+    images,
+    resized,
+    scale_even,
+    scale_odd,
+    from_height,
+    from_width,
+    height,
+    width,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    """Bilinear, and times a number, another one for every second image: the components of a flow; see `warp.resize`.
+
+    Where a pixel lies in the source is a fraction with denominator 2 width: whole numbers keep it exact, where
+    floating point would be less so the farther away from the origin.
+    """
+    x, y, stored, image = tile(height, width, ROWS, COLUMNS)
+    images += image * from_height * from_width
+    left, t = _source(x, from_width, width)
+    top, s = _source(y, from_height, height)
+    right, bottom = tl.minimum(left + 1, from_width - 1), tl.minimum(top + 1, from_height - 1) * from_width
+    top *= from_width
+    upper = (1 - t) * tl.load(images + top + left) + t * tl.load(images + top + right)
+    lower = (1 - t) * tl.load(images + bottom + left) + t * tl.load(images + bottom + right)
+    scale = tl.where(image % 2 == 0, scale_even, scale_odd)
+    tl.store(resized + image * height * width + y * width + x, scale * ((1 - s) * upper + s * lower), mask=stored)
+
+
+@triton.jit(do_not_specialize=SIZE, do_not_specialize_on_alignment=["moving"])
+def warp(
+    moving, flow, warped, inside, height, width, CHANNELS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr
+):
+    """Bicubic look-up of every channel at the points that the flow leads to; see `warp.warp`."""
+    x, y, stored, image = tile(height, width, ROWS, COLUMNS)
+    plane, here = height * width, y * width + x
+    flow += image * 2 * plane
+    to_x, to_y = x + tl.load(flow + here), y + tl.load(flow + plane + here)
+    within_x = tl.minimum(tl.maximum(to_x, 0.0), width - 1.0)
+    within_y = tl.minimum(tl.maximum(to_y, 0.0), height - 1.0)
+    out = tl.abs(to_x - within_x) + tl.abs(to_y - within_y)
+    tl.store(inside + image * plane + here, tl.maximum(1 - out, 0.0), mask=stored)
+    left, top = within_x.to(tl.int32), within_y.to(tl.int32)  # not negative: truncating is the floor
+    t, s = within_x - left, within_y - top
+    for c in tl.static_range(CHANNELS):
+        source = moving + (image * CHANNELS + c) * plane
+        total = tl.zeros_like(t)
+        for row in tl.static_range(4):
+            at = tl.minimum(tl.maximum(top + (row - 1), 0), height - 1) * width
+            line = tl.zeros_like(t)
+            for column in tl.static_range(4):
+                value = tl.load(source + at + tl.minimum(tl.maximum(left + (column - 1), 0), width - 1))
+                line += _cubic(t, column) * value
+            total += _cubic(s, row) * line
+        tl.store(warped + (image * CHANNELS + c) * plane + here, total, mask=stored)
+
+
+@triton.jit
+def tile(height, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Columns and rows of this program's pixels, clamped; whether each is one of the image; the image's number."""
+    across, down = tl.cdiv(width, COLUMNS), tl.cdiv(height, ROWS)
+    image, number = tl.program_id(0) // (across * down), tl.program_id(0) % (across * down)
+    x = number % across * COLUMNS + tl.arange(0, COLUMNS)[None, :]
+    y = number // across * ROWS + tl.arange(0, ROWS)[:, None]
+    stored = (x < width) & (y < height)
+    x, y = tl.broadcast(tl.minimum(x, width - 1), tl.minimum(y, height - 1))
+    return x, y, stored, image.to(tl.int64)
+
+
+@triton.jit
+def slopes(image, x, y, height, width):
+    """Derivatives along x and y by the five-point rule."""
+    row, last_x, last_y = image + y * width, width - 1, height - 1
+    outer = tl.load(row + tl.minimum(x + 2, last_x)) - tl.load(row + tl.maximum(x - 2, 0))
+    inner = tl.load(row + tl.minimum(x + 1, last_x)) - tl.load(row + tl.maximum(x - 1, 0))
+    slope_x = outer * _OUTER + inner * _INNER
+    column = image + x
+    outer = tl.load(column + tl.minimum(y + 2, last_y) * width) - tl.load(column + tl.maximum(y - 2, 0) * width)
+    inner = tl.load(column + tl.minimum(y + 1, last_y) * width) - tl.load(column + tl.maximum(y - 1, 0) * width)
+    return slope_x, outer * _OUTER + inner * _INNER
+
+
+@triton.jit
+def _source(to, from_size, to_size):
+    """The source pixel before a pixel of the resized image, and how far beyond it that lies, in [0, 1)."""
+    position = tl.maximum((2 * to + 1) * from_size - to_size, 0)
+    before = position // (2 * to_size)
+    return before, (position - before * 2 * to_size).to(tl.float32) / (2 * to_size)
+
+
+@triton.jit
+def _cubic(t, k: tl.constexpr):
+    """Weight of the neighbour at k - 1 of a point at t in [0, 1); exactly 0, 1, 0, 0 for t = 0."""
+    if k == 0:
+        return t * (t * (1 - 0.5 * t) - 0.5)
+    if k == 1:
+        return t * t * (1.5 * t - 2.5) + 1
+    if k == 2:
+        return t * (t * (2 - 1.5 * t) + 0.5)
+    return t * t * (0.5 * t - 0.5)

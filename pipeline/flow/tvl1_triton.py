@@ -1,0 +1,145 @@
+"""TV-L1 on CUDA in Triton: the iterations of `tvl1_torch`, each a single pass over memory.
+
+What bounds the speed is memory, so an iteration is one kernel that reads and writes every field once: the duals of the
+left and upper neighbours, which the divergence needs, are computed again instead of waited for; the flow looked ahead
+is the difference of the last two flows, which rotate through three buffers; the steps follow from the slopes. Every
+pixel is computed by the same instructions whatever the batch, so a pair gives the same bits alone as in a batch.
+
+The launches are many and short (about 50 a pyramid level), and cost the host a few milliseconds: give it 16 or more
+pairs of 340 x 256 at a time.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import torch
+import triton
+from torch import Tensor
+
+from pipeline.flow import image_kernels
+from pipeline.flow import tvl1_kernels as kernels
+from pipeline.flow.filters import MEDIAN_TAPS, gaussian_taps, pyramid_sizes, shrinking_sigma_px
+from pipeline.flow.tvl1_model import MIN_SIDE_PX, PRESMOOTH_PX
+from pipeline.specs import FlowSpec
+
+# pixels that one program computes, one a thread; the median of 21 needs the registers of many threads
+TILE = {"ROWS": 8, "COLUMNS": 64, "num_warps": 16}
+MEDIAN_TILE = {"ROWS": 2, "COLUMNS": 64, "num_warps": 4}
+
+
+@torch.inference_mode()
+def flow_between(first: Tensor, second: Tensor, spec: FlowSpec) -> Tensor:
+    """Flow of each pair, coarse to fine.
+
+    Args:
+        first, second: (N, H, W) uint8 gray, on one CUDA device.
+        spec: the `tvl1_*` settings.
+
+    Returns:
+        (N, 2, H, W) float32 on that device, pixels.
+    """
+    count, height, width = first.shape
+    sizes = pyramid_sizes(height, width, step=spec.tvl1_scale_step, min_side=MIN_SIDE_PX)
+    with torch.cuda.device_of(first):  # kernels are launched on the current device
+        levels = _pyramid(torch.cat([first, second]), sizes)
+        state = _State.zero(count, sizes[-1], spec, first.device)
+        for images in reversed(levels):
+            state = state.resized(images.shape[-2:])
+            _improve(state, images, spec)
+    return state.flow
+
+
+class _State:
+    """What goes from level to level: flow (N, 2, H, W), duals (N, 4, H, W) and the duals of the data (N, C, H, W).
+
+    The duals are those of the forward differences of both components along x, then along y.
+    """
+
+    def __init__(self, flow: Tensor, duals: Tensor, data: Tensor):
+        self.flow, self.duals, self.data = flow, duals, data
+
+    @classmethod
+    def zero(cls, count: int, size: tuple[int, int], spec: FlowSpec, device: torch.device) -> _State:
+        return cls(*(torch.zeros(count, planes, *size, device=device) for planes in (2, 4, _channels(spec))))
+
+    def resized(self, size: tuple[int, int]) -> _State:
+        """The state on a finer grid; see `tvl1_torch`."""
+        if self.flow.shape[-2:] == size:
+            return self
+        scales = (to / of for to, of in zip(size[::-1], self.flow.shape[:1:-1], strict=True))
+        flow, duals, data = _resize(self.flow, size, *scales), _resize(self.duals, size), _resize(self.data, size)
+        duals[:, :2, :, -1], duals[:, 2:, -1] = 0, 0
+        return _State(flow, duals, data)
+
+
+def _channels(spec: FlowSpec) -> int:
+    return 2 * (spec.tvl1_gradient_weight > 0) + (spec.tvl1_brightness_weight > 0)
+
+
+def _pyramid(images: Tensor, sizes: list[tuple[int, int]]) -> list[Tensor]:
+    """(M, H, W) uint8 -> (M, 1, height, width) float32 at every size, finest first; see `warp.pyramid`."""
+    levels = [_blur(images.unsqueeze(1), PRESMOOTH_PX)]
+    for finer, size in pairwise(sizes):
+        levels.append(_resize(_blur(levels[-1], shrinking_sigma_px(finer, size)), size))
+    return levels
+
+
+def _blur(images: Tensor, sigma_px: float) -> Tensor:
+    for along_x in (True, False):
+        source, images = images.contiguous(), torch.empty_like(images, dtype=torch.float32)
+        taps = gaussian_taps(sigma_px)
+        rate, middle = (-0.5 / sigma_px**2, taps[len(taps) // 2]) if sigma_px > 0 else (0.0, 1.0)
+        _launch(image_kernels.blur, images, source, images, rate, middle, RADIUS=len(taps) // 2, ALONG_X=along_x)
+    return images
+
+
+def _resize(images: Tensor, size: tuple[int, int], scale_x: float = 1.0, scale_y: float = 1.0) -> Tensor:
+    """(M, planes, H, W) at another size; even planes times `scale_x`, odd ones times `scale_y`."""
+    resized = images.new_empty(*images.shape[:2], *size)
+    _launch(image_kernels.resize, resized.view(-1, 1, *size), images, resized, scale_x, scale_y, *images.shape[-2:])
+    return resized
+
+
+def _improve(state: _State, images: Tensor, spec: FlowSpec) -> None:
+    """Improve the flow at one size, warp, solve, filter, several times; images are the first, then the second ones."""
+    count, channels = len(state.flow), _channels(spec)
+    terms = {"GRADIENT": spec.tvl1_gradient_weight > 0, "BRIGHTNESS": spec.tvl1_brightness_weight > 0}
+    compared, weight = images.new_empty(2 * count, channels, *images.shape[-2:]), torch.empty_like(images)
+    _launch(kernels.describe, images, images, compared, weight, **terms)
+    warped, inside = torch.empty_like(compared[:count]), torch.empty_like(images[:count])
+    linear = images.new_empty(count, 3 * channels, *images.shape[-2:])
+    for turn in range(spec.tvl1_warps):
+        _launch(image_kernels.warp, inside, compared[count:], state.flow, warped, inside, CHANNELS=channels)
+        _launch(kernels.linearise, inside, compared, warped, inside, state.flow, linear, CHANNELS=channels)
+        solved = _solve(state, linear, weight, spec, terms)
+        filtered = torch.empty_like(solved)
+        if turn < spec.tvl1_warps - 1:
+            _launch(kernels.median, inside, solved, state.flow, filtered)
+        else:
+            _launch(kernels.weighted_median, inside, solved, state.flow, images, filtered, TAPS=MEDIAN_TAPS)
+        state.flow = filtered
+
+
+def _solve(state: _State, linear: Tensor, weight: Tensor, spec: FlowSpec, terms: dict[str, bool]) -> Tensor:
+    """The flow after all primal-dual iterations of a warping, not yet limited to `UPDATE_PX`; the duals advance."""
+    flow = before = state.flow
+    spare = [torch.empty_like(flow) for _ in range(min(3, spec.tvl1_iterations))]
+    duals, other = state.duals, torch.empty_like(state.duals)
+    bounds = spec.tvl1_gradient_weight, spec.tvl1_brightness_weight
+    for k in range(spec.tvl1_iterations):
+        after = spare[k % 3]
+        fields = (flow, before, after, duals, other, state.data, linear, weight)
+        _launch(kernels.iterate, weight[: len(flow)], *fields, *bounds, **terms)
+        before, flow = flow, after
+        duals, other = other, duals
+    state.duals = duals
+    return flow
+
+
+def _launch(kernel: triton.JITFunction, over: Tensor, *arguments, **constants) -> None:
+    """Run a kernel for every pixel of every image of (M, 1, H, W) `over`."""
+    count, _, height, width = over.shape
+    tile = MEDIAN_TILE if kernel is kernels.weighted_median else TILE
+    tiles = triton.cdiv(width, tile["COLUMNS"]) * triton.cdiv(height, tile["ROWS"])
+    kernel[(count * tiles,)](*arguments, height, width, **constants, **tile)
