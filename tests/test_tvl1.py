@@ -3,13 +3,14 @@
 import tracemalloc
 
 import cv2
+import numba
 import numpy as np
 import pytest
 import torch
 from conftest import moving_texture
 from test_flow import MOTIONS, error_px, moved
 
-from pipeline.flow import estimate, to_gray, tvl1, tvl1_numba, tvl1_torch, warp
+from pipeline.flow import compiled, estimate, median_numba, to_gray, tvl1, tvl1_numba, tvl1_torch, warp
 from pipeline.flow.filters import MEDIAN_TAPS
 from pipeline.specs import FlowSpec
 
@@ -184,7 +185,7 @@ def test_weighted_median_is_the_mean_of_the_middle_quantiles():
     rng = np.random.default_rng(6)
     image, flow = rng.uniform(0, 60, (9, 11)), np.rint(rng.normal(0, 3, (2, 9, 11)))  # whole: many are equal
     found = warp.weighted_median(torch.from_numpy(flow)[None], torch.from_numpy(image)[None, None])[0].numpy()
-    compiled = tvl1_numba._weighted_median(flow.astype(np.float32), image.astype(np.float32))
+    compiled = median_numba.weighted_median(flow.astype(np.float32), image.astype(np.float32))
     offsets = [(dx, dy) for dy in (-6, -3, 0, 3, 6) for dx in (-6, -3, 0, 3, 6) if abs(dx * dy) < 36]
     assert offsets == [(dx, dy) for dx, dy, _ in MEDIAN_TAPS]
     for y in range(9):
@@ -298,3 +299,15 @@ def test_memory_does_not_grow_with_the_clip():
         peaks.append(tracemalloc.get_traced_memory()[1] - 2 * flow.nbytes)
         tracemalloc.stop()
     assert peaks[1] < 1.2 * peaks[0]
+
+
+def test_where_nothing_can_be_kept_each_process_compiles(monkeypatch):
+    """Neither the code's folder nor the user's cache can be written: what numba then does."""
+
+    def njit(*, cache=False, **options):
+        if cache:
+            raise RuntimeError("cannot cache function 'f': no locator available for file 'f.py'")
+        return numba.njit(**options)
+
+    monkeypatch.setattr(compiled, "njit", njit)
+    assert compiled.compiled(lambda x: x + 1)(1) == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from typing import NamedTuple
 
 import numpy as np
@@ -82,8 +83,17 @@ def _coarse_to_fine(first: Tensor, second: Tensor, spec: FlowSpec) -> Tensor:
             for _ in range(spec.brox_iterations):
                 flow = _step(flow, constraints, smoothness, spec)
             last = turn == spec.brox_warps - 1
-            flow = warp.weighted_median(flow, level_first) if last else warp.median3(warp.median3(flow))
+            flow = _weighted_median(flow, level_first) if last else warp.median3(warp.median3(flow))
     return flow
+
+
+def _weighted_median(flow: Tensor, image: Tensor) -> Tensor:
+    if flow.device.type != "cpu" or not importlib.util.find_spec("numba"):
+        return warp.weighted_median(flow, image)
+    from pipeline.flow import median_numba
+
+    pairs = zip(flow.numpy(), image[:, 0].numpy(), strict=True)
+    return torch.from_numpy(np.stack([median_numba.weighted_median(*pair) for pair in pairs]))
 
 
 def _constraints(first: Tensor, second: Tensor, flow: Tensor) -> _Constraints:
