@@ -11,7 +11,7 @@ import torch
 import torchvision
 from torch import nn
 
-from pipeline.backbones import AUXILIARY, OWN, classifier_dropouts, first_convolution, torchvision_body
+from pipeline.backbones import AUXILIARY, OWN, first_convolution, torchvision_body
 from pipeline.progress import say
 from pipeline.specs import StreamSpec
 
@@ -106,8 +106,6 @@ def build(spec: StreamSpec, num_classes: int) -> Network:
         RuntimeError: ImageNet weights that are not here and cannot be downloaded.
     """
     network = architecture(spec, num_classes)
-    if spec.network not in OWN and spec.dropout and not classifier_dropouts(network.body):
-        say(f"{spec.network} has no dropout before its last layer: [{spec.stream}] dropout has no effect")
     if spec.partial_bn and not network.kept_norms():
         say(f"{spec.network} has no second batch normalisation: [{spec.stream}] partial_bn has no effect")
     if spec.start != "scratch":

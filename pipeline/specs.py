@@ -213,6 +213,7 @@ class StreamSpec(Spec):
     """One stream: its input, its network and its training. The stream is a value here, nowhere a copy of code."""
 
     SECTION: ClassVar[str] = "stream"
+    VERSION: ClassVar[int] = 2  # 2: networks without dropout have one before their head
     stream: str = setting("spatial", "which stream", choices=("spatial", "temporal"))
     network: str = setting("cnn_m_2048", "cnn_m_2048, small, or a torchvision classification model by name")
     start: str = setting("scratch", "scratch, imagenet (torchvision's weights), or the path of a weights file")
@@ -222,7 +223,7 @@ class StreamSpec(Spec):
         1, "TSN: snippets of a clip in a training step, one from each of as many parts", low=1, high=64
     )
     consensus: str = setting("average", "TSN: how the snippets' logits become a clip's", choices=("average", "max"))
-    dropout: float = setting(0.9, "dropout of the fully connected layers", low=0.0, high=0.99)
+    dropout: float = setting(0.9, "dropout of the fully connected layers, or before the last one", low=0.0, high=0.99)
     resize_px: int = setting(256, "short side before cropping; 0 takes frames as cached", low=0, high=4096)
     crop_px: int = setting(224, "side of the square crop", low=16, high=4096)
     cropping: str = setting(
