@@ -217,6 +217,16 @@ class StreamSpec(Spec):
     stream: str = setting("spatial", "which stream", choices=("spatial", "temporal"))
     network: str = setting("cnn_m_2048", "cnn_m_2048, small, or a torchvision classification model by name")
     start: str = setting("scratch", "scratch, imagenet (torchvision's weights), or the path of a weights file")
+    with_dataset: str = setting("", "another data set, of luigi.cfg, that this one is trained together with")
+    with_how: str = setting(
+        "",
+        "heads: one body, a last layer and a loss for each set; classes: the other's classes are added to this set's; "
+        "start: from the weights of the other's training",
+        choices=("", "heads", "classes", "start"),
+    )
+    with_same: tuple[str, ...] = setting(
+        (), "with_how = classes: classes that are the same by other names, as this set's:the other's"
+    )
     train_layers: str = setting("all", "layers that are trained", choices=("all", "last"))
     partial_bn: bool = setting(False, "TSN: every batch normalisation but the first keeps its weights and statistics")
     segments: int = setting(
@@ -291,6 +301,7 @@ class StreamSpec(Spec):
             )
         self._check_schedule()
         self._check_parts()
+        self._check_with()
 
     def _check_schedule(self):
         if self.warmup >= self.steps:
@@ -312,6 +323,32 @@ class StreamSpec(Spec):
             raise ValueError(
                 f"[{self.stream}] rendezvous is {self.rendezvous!r}; machines > 1 needs the first machine's host:port"
             )
+
+    def _check_with(self):
+        if bool(self.with_dataset) != bool(self.with_how):
+            raise ValueError(
+                f"[{self.stream}] with_dataset is {self.with_dataset!r} and with_how is {self.with_how!r}; give both "
+                "(the name of another data set; heads, classes or start), or neither"
+            )
+        if self.with_same and self.with_how != "classes":
+            raise ValueError(
+                f"[{self.stream}] with_same is {', '.join(self.with_same)!r}, which means something only with "
+                "with_how = classes"
+            )
+        if wrong := [pair for pair in self.with_same if not re.fullmatch(r"[^:]+:[^:]+", pair)]:
+            raise ValueError(
+                f"[{self.stream}] with_same holds {wrong[0]!r}; allowed: a class of this set, a colon, and a class of "
+                "the other, such as ride_bike:Biking"
+            )
+
+    def alone(self) -> StreamSpec:
+        """The same stream, trained without another data set."""
+        return dataclasses.replace(self, with_dataset="", with_how="", with_same=())
+
+    @property
+    def items_per_step(self) -> int:
+        """Clips in a training step: `batch`, of each of the data sets that have a head."""
+        return self.batch * (2 if self.with_how == "heads" else 1)
 
     @property
     def channels(self) -> int:
