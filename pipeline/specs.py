@@ -7,7 +7,7 @@ import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from pipeline.spec import Spec, setting
 
@@ -330,16 +330,16 @@ class StreamSpec(Spec):
                 f"[{self.stream}] with_dataset is {self.with_dataset!r} and with_how is {self.with_how!r}; give both "
                 "(the name of another data set; heads, classes or start), or neither"
             )
-        if self.with_same and self.with_how != "classes":
-            raise ValueError(
-                f"[{self.stream}] with_same is {', '.join(self.with_same)!r}, which means something only with "
-                "with_how = classes"
-            )
         if wrong := [pair for pair in self.with_same if not re.fullmatch(r"[^:]+:[^:]+", pair)]:
             raise ValueError(
                 f"[{self.stream}] with_same holds {wrong[0]!r}; allowed: a class of this set, a colon, and a class of "
                 "the other, such as ride_bike:Biking"
             )
+
+    def identity(self) -> dict[str, Any]:
+        """As of every spec; `with_same` is read with `with_how = classes` only."""
+        kept = super().identity()
+        return kept if self.with_how == "classes" else {name: kept[name] for name in kept if name != "with_same"}
 
     def alone(self) -> StreamSpec:
         """The same stream, trained without another data set."""

@@ -12,6 +12,7 @@ from torch.nn.functional import cross_entropy
 from trainings import assert_same_weights, interrupt_after, scores_of_test_part, spec
 
 from pipeline import training
+from pipeline.catalog import Catalog
 from pipeline.checkpoint import load_checkpoint
 from pipeline.dataset import TrainingSet
 from pipeline.networks import build
@@ -134,6 +135,17 @@ def test_an_interrupted_training_ends_with_the_same_bits(sets, tmp_path, monkeyp
     monkeypatch.setattr(training, "train_step", real)
     parts = run(settings, catalog, other, tmp_path / "parts")
     assert_same_weights(whole.network.state_dict(), parts.network.state_dict())
+
+
+def test_a_training_with_other_classes_does_not_go_on_from_this_ones(sets, tmp_path, monkeypatch, capsys):
+    catalog, other = sets()
+    real = interrupt_after(monkeypatch, 9)
+    with pytest.raises(ZeroDivisionError):
+        run(spec(**HEADS), catalog, other, tmp_path)
+    monkeypatch.setattr(training, "train_step", real)
+    clips = tuple(replace(clip, class_name=clip.class_name.title()) for clip in other.catalog.clips)
+    run(spec(**HEADS), catalog, other._replace(catalog=Catalog(clips, ("Left", "Down", "Up"), "1", ())), tmp_path)
+    assert "spatial: training starts anew" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("how", [HEADS, CLASSES])
@@ -267,24 +279,15 @@ def test_a_checkpoint_of_another_companion_is_refused_by_name(sets, tmp_path):
         load_checkpoint(tmp_path / "checkpoint.pt", other_classes=("a", "b"))
 
 
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
-        ({"with_how": "heads"}, r"\[spatial\] with_dataset is '' and with_how is 'heads'; give both"),
-        ({"with_dataset": "more"}, r"with_dataset is 'more' and with_how is ''; give both"),
-        ({**HEADS, "with_same": ("a:b",)}, r"with_same is 'a:b', which means something only with with_how = classes"),
-        ({**CLASSES, "with_same": ("a:b", "ab")}, r"with_same holds 'ab'; allowed: a class of this set, a colon"),
-        ({**CLASSES, "with_same": ("a:b:c",)}, r"with_same holds 'a:b:c'"),
-        ({**HEADS, "with_how": "both"}, r"with_how is 'both'; allowed: , heads, classes, start"),
-    ],
-)
-def test_settings_that_do_not_go_together_are_refused(values, message):
-    with pytest.raises(ValueError, match=message):
-        spec(**values)
-
-
-def test_settings_alone_and_as_text():
-    settings = type(spec()).parse({**CLASSES, "with_same": "ride bike:Biking , a:b"})
-    assert settings.with_same == ("ride bike:Biking", "a:b")
-    assert settings.alone() == type(spec())() and settings.digest() != settings.alone().digest()
-    assert (settings.items_per_step, spec(**HEADS).items_per_step) == (256, 8)
+@pytest.mark.needs_cuda
+@pytest.mark.parametrize("how", [HEADS, CLASSES])
+def test_mixed_precision_on_cuda_learns_and_resumes(sets, tmp_path, monkeypatch, how):
+    catalog, other = sets("flow")
+    settings = spec("temporal", steps=30, milestones=(20,), loader_workers=0, accumulate=2, **how)
+    given = {"store_path": "own", "catalog": catalog, "folder": tmp_path, "inputs": "in", "device": "cuda"}
+    real = interrupt_after(monkeypatch, 13)
+    with pytest.raises(ZeroDivisionError):
+        train(settings, other=other, **given)
+    monkeypatch.setattr(training, "train_step", real)
+    train(settings, other=other, **given)
+    assert scores_of_test_part(tmp_path, catalog).top1() == 1.0
