@@ -75,8 +75,24 @@ class TrainStream(Stage):
             with told_plainly():
                 networks.check(self.stream_spec)
                 parallel.process_count(self.stream_spec, self.run_spec.device)
+                self._check_classes()
             self.__dict__["_checked"] = True
         return done
+
+    def _check_classes(self) -> None:
+        """Refuse pairs of classes that there are not as soon as both lists are known: flow may take days."""
+        listed = [task for task in self.requires() if isinstance(task, Catalog)]
+        if self.stream_spec.with_how == "classes" and all(task.complete() for task in listed):
+            from pipeline import together
+
+            together.other_classes(self.stream_spec, listed[0].read(), self._other())
+
+    def _other(self):
+        """The data set that this one is trained together with."""
+        from pipeline.together import Other
+
+        data, listed = self.of_other
+        return Other(self.stream_spec.with_dataset, data.path, listed.read())
 
     def key(self) -> str:
         """The trained weights."""
@@ -89,24 +105,18 @@ class TrainStream(Stage):
 
     def make(self) -> None:
         """Train, from where an interrupted run of the same inputs stopped, in as many processes as the stream says."""
-        from pipeline import store, training
-        from pipeline.together import Other
+        from pipeline import training
 
-        spec, (data, catalog, *of_other) = self.stream_spec, self.requires()
-        together = {}
-        if spec.with_how == "start":
-            together = {"start": of_other[0].checkpoint}
-        elif spec.with_how:
-            stored, listed = of_other
-            together = {"other": Other(spec.with_dataset, stored.path, store.read_catalog(listed.path))}
+        spec, (data, catalog, *_) = self.stream_spec, self.requires()
         training.train(
             spec,
             store_path=data.path,
-            catalog=store.read_catalog(catalog.path),
+            catalog=catalog.read(),
             folder=self.folder,
             inputs=self.inputs(),
             device=self.run_spec.device,
-            **together,
+            other=self._other() if spec.with_how in ("heads", "classes") else None,
+            start=self.of_other[0].checkpoint if spec.with_how == "start" else None,
         )
 
 

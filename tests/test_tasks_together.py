@@ -126,6 +126,22 @@ def test_what_cannot_be_trained_together_is_refused_before_any_work(two, tmp_pat
     assert not (tmp_path / "artifacts").exists()
 
 
+@pytest.mark.parametrize(
+    ("pairs", "message"),
+    [
+        ("down:fal", r"with_same has 'down:fal': class 'fal' of the other set does not exist; did you mean 'fall'"),
+        ("down:fall", "with_how is classes, but every class of more is a class of this set"),
+    ],
+)
+def test_classes_are_compared_as_soon_as_they_are_known(two, tmp_path, pairs, message):
+    together(two, "classes", with_same=pairs)
+    assert not fresh(TrainStream, stream="temporal").complete()
+    assert build(fresh(Catalog), fresh(Catalog, dataset="more"))
+    with pytest.raises(ValueError, match=message):
+        fresh(TrainStream, stream="temporal").complete()
+    assert not (tmp_path / "artifacts/more/frames").exists()
+
+
 def test_settings_that_the_other_set_keeps_to_itself_do_no_harm(two):
     two.read_dict({"dataset.more": {"temporal_steps": "2", "spatial_network": "resnet18"}})
     together(two, "start")
