@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import luigi
@@ -25,25 +26,48 @@ class TrainStream(OnDevice):
     """One stream, trained on the training part; the weights that did best on the validation part are kept."""
 
     stream = luigi.ChoiceParameter(choices=("spatial", "temporal"), description="which stream")
+    alone = luigi.BoolParameter(default=False, description="leave with_dataset aside: others start from this training")
     file = "curve.json"  # written after checkpoint.pt
 
     @property
     def stream_spec(self):
         """The settings of the stream."""
-        return settings.stream(self.stream, self.dataset_name, self.run_spec.seed, asked=self.seed >= 0)
+        spec = settings.stream(self.stream, self.dataset_name, self.run_spec.seed, asked=self.seed >= 0)
+        return spec.alone() if self.alone else spec
 
     @property
     def label(self) -> str:
-        """Stream, network and split."""
-        return files.plain_name(f"{self.stream}-{self.stream_spec.network}-{self.split_name}")
+        """Stream, network, split, and what it is trained together with."""
+        spec = self.stream_spec
+        together = [spec.with_how, spec.with_dataset] if spec.with_dataset else []
+        return files.plain_name("-".join([self.stream, spec.network, self.split_name, *together]))
 
     def own_digest(self) -> str:
         """The settings of the stream, of the store it reads, and of the split."""
         return self.stream_spec.digest(*[task.digest for task in self.requires()])
 
     def requires(self) -> list[Stage]:
-        """The frames for the spatial stream or the flow for the temporal one, and the parts of the split."""
-        return [self.clone(Frames if self.stream == "spatial" else Flow), self.clone(Catalog)]
+        """The frames for the spatial stream or the flow for the temporal one, the parts of the split; `of_other`."""
+        return [self.clone(self.data), self.clone(Catalog), *self.of_other]
+
+    @property
+    def data(self) -> type[Stage]:
+        """The stage that this stream trains on."""
+        return Frames if self.stream == "spatial" else Flow
+
+    @functools.cached_property
+    def of_other(self) -> list[Stage]:
+        """What is read of the data set that this one is trained together with: its data and parts, or its training."""
+        spec = self.stream_spec
+        if not spec.with_dataset:
+            return []
+        with told_plainly():
+            settings.check_together(self.stream, self.dataset_name)
+            official = all(settings.has_official_splits(name) for name in (self.dataset_name, spec.with_dataset))
+        other = {"dataset": spec.with_dataset, "split": self.split_name if official else ""}
+        if spec.with_how == "start":
+            return [self.clone(TrainStream, alone=True, **other)]
+        return [self.clone(self.data, **other), self.clone(Catalog, **other)]
 
     def keys_read(self) -> list[str]:
         """The data and the parts, and what is in the weights file, if the stream starts from one."""
@@ -59,8 +83,24 @@ class TrainStream(OnDevice):
             with told_plainly():
                 networks.check(self.stream_spec)
                 parallel.process_count(self.stream_spec, self.run_spec.device)
+                self._check_classes()
             self.__dict__["_checked"] = True
         return done
+
+    def _check_classes(self) -> None:
+        """Refuse pairs of classes that there are not as soon as both lists are known: flow may take days."""
+        listed = [task for task in self.requires() if isinstance(task, Catalog)]
+        if self.stream_spec.with_how == "classes" and all(task.complete() for task in listed):
+            from pipeline import together
+
+            together.other_classes(self.stream_spec, listed[0].read(), self._other())
+
+    def _other(self):
+        """The data set that this one is trained together with."""
+        from pipeline.together import Other
+
+        data, listed = self.of_other
+        return Other(self.stream_spec.with_dataset, data.path, listed.read())
 
     def key(self) -> str:
         """The trained weights."""
@@ -73,16 +113,18 @@ class TrainStream(OnDevice):
 
     def make(self) -> None:
         """Train, from where an interrupted run of the same inputs stopped, in as many processes as the stream says."""
-        from pipeline import store, training
+        from pipeline import training
 
-        data, catalog = self.requires()
+        spec, (data, catalog, *_) = self.stream_spec, self.requires()
         training.train(
-            self.stream_spec,
+            spec,
             store_path=data.path,
-            catalog=store.read_catalog(catalog.path),
+            catalog=catalog.read(),
             folder=self.folder,
             inputs=self.inputs(),
             device=self.run_spec.device,
+            other=self._other() if spec.with_how in ("heads", "classes") else None,
+            start=self.of_other[0].checkpoint if spec.with_how == "start" else None,
         )
 
 

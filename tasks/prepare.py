@@ -74,6 +74,12 @@ class Catalog(Stage):
         """Content of the videos, the classes and the parts."""
         return self.output().recorded()["key"]
 
+    def read(self):
+        """The clips."""
+        from pipeline import store
+
+        return store.read_catalog(self.path)
+
     def videos_key(self) -> str:
         """Content of the videos, whatever the split: all that frames depend on."""
         return self.output().recorded()["videos_key"]

@@ -8,6 +8,7 @@ from luigi.cmdline_parser import CmdlineParser
 from luigi.configuration import get_config
 
 from pipeline import specs
+from pipeline.together import same_classes
 from tasks import settings
 
 ROOT = Path(__file__).parents[1]
@@ -165,6 +166,19 @@ def test_the_presets_of_the_paper_hold_its_constants(config, name):
     assert (stack.length, stack.subtract_mean, score.frames, score.crops) == (10, True, 25, 10)
     assert settings.resolve("flow", name).scaling == "minmax"
     assert settings.resolve("frames", name).short_side_px == 256
+
+
+def test_of_the_classes_of_ucf101_as_many_are_added_to_hmdb51_as_in_the_paper(config, shared):
+    overlaid(config, "hmdb51-paper.cfg")
+    config.read_dict({"temporal": {"with_dataset": "ucf101", "with_how": "classes"}})
+    settings.check("hmdb51")
+    settings.check_together("temporal", "hmdb51")
+    pairs = settings.stream("temporal", "hmdb51", 0).with_same
+    lists = shared / "data" / "splits"
+    files = (lists / "testTrainMulti_7030_splits").glob("*_test_split1.txt")
+    hmdb51 = sorted(file.name.removesuffix("_test_split1.txt") for file in files)
+    ucf101 = [line.split()[1] for line in (lists / "ucfTrainTestlist" / "classInd.txt").read_text().splitlines()]
+    assert (len(hmdb51), len(ucf101), len(ucf101) - len(same_classes(hmdb51, ucf101, pairs))) == (51, 101, 78)
 
 
 @pytest.mark.parametrize("preset", sorted((ROOT / "configs").glob("*.cfg")), ids=lambda p: p.stem)

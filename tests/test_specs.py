@@ -153,3 +153,33 @@ def test_every_setting_is_described_and_its_default_survives_as_text(spec):
 
 def test_run_settings_are_where_things_are_put():
     assert RunSpec().artifacts == "data/artifacts"
+
+
+# --- a stream trained together with another data set
+
+HEADS = {"with_dataset": "more", "with_how": "heads"}
+CLASSES = {"with_dataset": "more", "with_how": "classes"}
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"with_how": "heads"}, r"\[spatial\] with_dataset is '' and with_how is 'heads'; give both"),
+        ({"with_dataset": "more"}, r"with_dataset is 'more' and with_how is ''; give both"),
+        ({**CLASSES, "with_same": ("a:b", "ab")}, r"with_same holds 'ab'; allowed: a class of this set, a colon"),
+        ({**CLASSES, "with_same": ("a:b:c",)}, r"with_same holds 'a:b:c'"),
+        ({**HEADS, "with_how": "both"}, r"with_how is 'both'; allowed: , heads, classes, start"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused(values, message):
+    with pytest.raises(ValueError, match=message):
+        StreamSpec(**values)
+
+
+def test_training_together_as_text_and_in_the_digest():
+    settings = StreamSpec.parse({**CLASSES, "with_same": "ride bike:Biking , a:b"})
+    assert settings.with_same == ("ride bike:Biking", "a:b")
+    assert settings.alone() == StreamSpec() and settings.digest() != settings.alone().digest()
+    assert StreamSpec(**HEADS, with_same=("a:b",)).digest() == StreamSpec(**HEADS).digest()
+    assert StreamSpec(**CLASSES, with_same=("a:b",)).digest() != StreamSpec(**CLASSES).digest()
+    assert (settings.items_per_step, StreamSpec(**HEADS).items_per_step) == (256, 512)
