@@ -22,7 +22,7 @@ class TrainStream(Stage):
     @property
     def stream_spec(self):
         """The settings of the stream."""
-        return settings.stream(self.stream, self.dataset_name, self.run_spec.seed, asked=self.seed >= 0)
+        return settings.stream(self.stream, self.dataset_name, self.run_spec.seed, self.changes, asked=self.seed >= 0)
 
     @property
     def label(self) -> str:
@@ -121,7 +121,7 @@ class ExtractFeatures(luigi.WrapperTask):
     """Scores and features of every part from both streams: what other classifiers train on."""
 
     dataset, split, seed = Stage.dataset, Stage.split, Stage.seed
-    artifacts, device = Stage.artifacts, Stage.device
+    artifacts, device, changes = Stage.artifacts, Stage.device, Stage.changes
 
     def requires(self) -> list[Stage]:
         """ScoreStream for both streams and all parts."""
