@@ -160,8 +160,8 @@ def _of_dataset(section: str, dataset: str) -> dict[str, str]:
 def _of_section(section: str, found: Mapping[str, str]) -> dict[str, str]:
     """A dataset's own settings stand bare, those of a stage have the stage's name before them."""
     if section == "dataset":
-        return {name: text for name, text in found.items() if not _stage_of(name)}
-    return {name.removeprefix(f"{section}_"): text for name, text in found.items() if _stage_of(name) == section}
+        return {name: str(text) for name, text in found.items() if not _stage_of(name)}
+    return {name.removeprefix(f"{section}_"): str(text) for name, text in found.items() if _stage_of(name) == section}
 
 
 def _stage_of(name: str) -> str:

@@ -104,6 +104,7 @@ class PaperTable(Repeated):
                 p.changes["flow_backward"] = "true"
         for p in run:
             self._add_tasks(p)
+            self._check_seeds(p)
         return planned
 
     def _planned(self, row: paper.Row) -> Planned:
@@ -128,6 +129,13 @@ class PaperTable(Repeated):
             for split in self.split_list
             for seed in self.seed_list
         ]
+
+    def _check_seeds(self, planned: Planned) -> None:
+        """Seeds that make no difference would be shown as trainings that do not differ."""
+        if len({task.digest for task in planned.tasks}) < len(planned.tasks):
+            stream = planned.row.score if planned.row.score in STREAMS else "temporal"
+            with told_plainly():
+                raise ValueError(f"--seeds is {self.seeds!r}, but [{stream}] seed is given, so that all rows are alike")
 
     # --- the stage
 
