@@ -42,7 +42,7 @@ class Result:
 
     @property
     def state(self) -> str:
-        """ "measured", "failed", "published" (a row of other work) or "not run"."""
+        """ "measured", "failed", "published" (nothing of ours to run) or "not run"."""
         if self.trials and not self.reason:
             return "measured"
         return "failed" if self.failed else "not run" if self.row.score else "published"
@@ -200,7 +200,7 @@ def markdown(numbers: Mapping[str, Any]) -> str:
         cells = [cell(row["words"])]
         cells += [f"{100 * row['paper'][name]:.1f}" if name in row["paper"] else "-" for name in numbers["sets"]]
         cells += _figures(row, several)
-        told = {"measured": "", "published": "by others"}.get(row["state"], f"{row['state']}: {row['reason']}")
+        told = {"measured": "", "published": row["reason"]}.get(row["state"], f"{row['state']}: {row['reason']}")
         lines.append([*cells, cell(told)])
     title = f"Table {numbers['table']}. {numbers['title']}: {cell(numbers['dataset'])}"
     body = "\n".join(f"| {' | '.join(line)} |" for line in lines)
@@ -223,7 +223,7 @@ def note(numbers: Mapping[str, Any]) -> str:
         return "No row was measured."
     of = f"split {splits[0]}" if len(splits) == 1 else f"{numbers['accuracy']} {', '.join(splits)}"
     of += f"; mean of seeds {', '.join(map(str, seeds))}" if len(seeds) > 1 else f"; seed {seeds[0]}"
-    interval = f"{how['method']} over {how['units']} {how['unit']}"
+    interval = f"{how['method']} over {how['units']} {how['unit']}" + (f" ({how['note']})" if how["note"] else "")
     why = "; ".join(numbers["no_difference"])
     paper = f" The paper's figures are for orientation where no difference is given: {cell(why)}." if why else ""
     more = f" {numbers['note']}" if numbers["note"] else ""
