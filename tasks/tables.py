@@ -116,19 +116,17 @@ class PaperTable(Repeated):
 
     def _add_tasks(self, planned: Planned) -> None:
         """Its tasks; what the row changes to and is not allowed with the settings of the user becomes its reason."""
-        changes = {**self.changes, **planned.changes}
-        try:
-            settings.check(self.dataset_name, changes)
-        except ValueError as error:
-            planned.reason, planned.changes = str(error), {}
-            return
         score = planned.row.score
         task, of = (ScoreStream, {"stream": score, "part": "test"}) if score in STREAMS else (Fuse, {})
-        planned.tasks = [
-            self.clone(task, split=split, seed=seed, changes=changes, **of)
-            for split in self.split_list
-            for seed in self.seed_list
-        ]
+        of["changes"] = {**self.changes, **planned.changes}
+        runs = [{"split": split, "seed": seed} for split in self.split_list for seed in self.seed_list]
+        try:
+            tasks = [self.clone(task, **run, **of) for run in runs]
+            _ = [task.digest for task in tasks]  # refuses what only a stage before it refuses
+        except (ValueError, SystemExit) as error:  # SystemExit: on the command line, where it would be told plainly
+            planned.reason, planned.changes = str(error).removeprefix("error: "), {}
+        else:
+            planned.tasks = tasks
 
     def _check_seeds(self, planned: Planned) -> None:
         """Seeds that make no difference would be shown as trainings that do not differ."""
@@ -173,7 +171,7 @@ class PaperTable(Repeated):
                     _finish(task, broken)
                 except (Exception, SystemExit) as error:  # SystemExit: a mistake that is told in one line
                     say(f"Table {self.table}, row {planned.row.key}: {task.title} FAILED: {error}")
-                    self.failures.setdefault(planned.row.key, f"{task.title}: {error}")
+                    self.failures.setdefault(planned.row.key, f"{task.title}: {str(error).removeprefix('error: ')}")
         if self.failures:
             with files.one_writer(self.folder):
                 self.make()
