@@ -98,6 +98,9 @@ OWN = {"cnn_m_2048": cnn_m_2048, "small": small}  # networks that are not torchv
 def torchvision_body(spec: StreamSpec) -> tuple[nn.Module, int, str]:
     """A torchvision model without its last layer: (body that gives (N, D) features, D, name of that layer).
 
+    Where the classifier has no dropout (ResNet, DenseNet, Swin ...), one takes the place of the last layer, so that it
+    acts on what the head is given, as in Temporal Segment Networks (Wang et al. 2016); weights keep their names.
+
     SqueezeNet ends in convolution, ReLU, mean over space, and has no normalisation anywhere. Its ReLU is left out (with
     few classes it soon silences every logit, and nothing learns any more), which leaves a linear layer on the mean,
     like every other head; and that mean, whose values reach hundreds, is brought to mean 0 and variance 1 over its
@@ -105,7 +108,8 @@ def torchvision_body(spec: StreamSpec) -> tuple[nn.Module, int, str]:
     """
     model = _torchvision_model(spec)
     _drop_auxiliary(model)
-    for dropout in classifier_dropouts(model):
+    dropouts = _classifier_dropouts(model)
+    for dropout in dropouts:
         dropout.p = spec.dropout
     if hasattr(model, "transform_input"):
         model.transform_input = spec.stream == "spatial"  # from ImageNet's normalisation to these models' own
@@ -118,7 +122,7 @@ def torchvision_body(spec: StreamSpec) -> tuple[nn.Module, int, str]:
         )
         return model, 512, name
     width = model.get_submodule(name).in_features
-    _replace(model, name, nn.Identity())
+    _replace(model, name, nn.Identity() if dropouts else nn.Dropout(spec.dropout))
     return model, width, name
 
 
@@ -139,7 +143,7 @@ def _drop_auxiliary(model: nn.Module) -> None:
             model.aux_logits = False
 
 
-def classifier_dropouts(model: nn.Module) -> list[nn.Dropout]:
+def _classifier_dropouts(model: nn.Module) -> list[nn.Dropout]:
     """The dropout layers of the classifier, not those inside transformer blocks."""
     return [
         module

@@ -29,12 +29,20 @@ class Checkpoint(NamedTuple):
     """The settings it was trained with."""
     classes: tuple[str, ...]
     """Class names; the position is the label."""
+    other_classes: tuple[str, ...]
+    """Those of another data set that it was trained together with, and for which its network has outputs."""
     record: dict[str, Any]
     """Everything else in the file: catalog_key, inputs, best_step, validation, torch version."""
 
 
 def save_checkpoint(
-    path: Path, state: dict[str, torch.Tensor], spec: StreamSpec, catalog: Catalog, **record: str | int | float | None
+    path: Path,
+    state: dict[str, torch.Tensor],
+    spec: StreamSpec,
+    catalog: Catalog,
+    *,
+    other_classes: Sequence[str] = (),
+    **record: str | int | float | None,
 ) -> None:
     """Write a checkpoint, whole or not at all.
 
@@ -42,6 +50,7 @@ def save_checkpoint(
         path: its file.
         state: the network's tensors.
         spec, catalog: what it was trained by and on.
+        other_classes: those of another data set for which it has outputs.
         record: more plain values to keep with it.
     """
     about = {
@@ -49,6 +58,7 @@ def save_checkpoint(
         "format_version": FORMAT_VERSION,
         "stream_spec": spec.as_dict(),
         "classes": list(catalog.classes),
+        "other_classes": list(other_classes),
         "catalog_key": catalog.key,
         "torch": str(torch.__version__),
     }
@@ -98,13 +108,19 @@ def load_tensors(path: Path, kind: str, version: int) -> dict[str, Any]:
 
 
 def load_checkpoint(
-    path: Path | str, *, classes: Sequence[str] | None = None, network: str | None = None, stream: str | None = None
+    path: Path | str,
+    *,
+    classes: Sequence[str] | None = None,
+    other_classes: Sequence[str] | None = None,
+    network: str | None = None,
+    stream: str | None = None,
 ) -> Checkpoint:
     """Rebuild a trained stream.
 
     Args:
         path: the checkpoint.
         classes: the class names it must have been trained on, in order; None takes any.
+        other_classes: the same of the data set that it was trained together with.
         network, stream: what it must be; None takes any.
 
     Raises:
@@ -117,15 +133,17 @@ def load_checkpoint(
     for name, wanted in (("network", network), ("stream", stream)):
         if wanted is not None and getattr(spec, name) != wanted:
             raise ValueError(f"{path} holds {name} {getattr(spec, name)!r}; expected {wanted!r}")
-    if classes is not None and found != tuple(classes):
-        raise ValueError(f"{path} was trained on {_classes(found)}; expected {_classes(tuple(classes))}")
+    others = tuple(record.pop("other_classes", ()))  # absent where nobody knew of other data sets
+    for names, wanted, which in ((found, classes, ""), (others, other_classes, " of another data set")):
+        if wanted is not None and names != tuple(wanted):
+            raise ValueError(f"{path} was trained on {_classes(names)}{which}; expected {_classes(tuple(wanted))}")
     with torch.random.fork_rng():  # the random start is overwritten; nobody's random numbers are used up
-        rebuilt = architecture(spec, len(found))
+        rebuilt = architecture(spec, len(found), len(others))
     try:
         rebuilt.load_state_dict(record.pop("state"))
     except (RuntimeError, KeyError, AttributeError) as error:
         raise ValueError(f"the weights in {path} do not fit its network {spec.network!r}: {error}") from None
-    return Checkpoint(rebuilt.eval(), spec, found, record)
+    return Checkpoint(rebuilt.eval(), spec, found, others, record)
 
 
 def spec_of(path: Path | str, values: dict[str, Any]) -> StreamSpec:
@@ -136,7 +154,8 @@ def spec_of(path: Path | str, values: dict[str, Any]) -> StreamSpec:
     """
     try:
         stack = StackSpec(**values["stack"]) if values.get("stack") else None
-        return StreamSpec(**{**values, "milestones": tuple(values["milestones"]), "stack": stack})
+        lists = {name: tuple(values[name]) for name in ("milestones", "with_same") if name in values}
+        return StreamSpec(**{**values, **lists, "stack": stack})
     except TypeError as error:
         raise ValueError(
             f"{path} has settings that this code does not know ({error}); update the code, or train again"

@@ -107,18 +107,32 @@ def snippet_positions(count: int, drawn: np.ndarray) -> list[int]:
 class TrainingSet(Dataset):
     """Items of training by number: item i of step s has number s * batch + i."""
 
-    def __init__(self, spec: StreamSpec, store_path: Path | str, clips: Sequence[Clip]):
+    def __init__(
+        self,
+        spec: StreamSpec,
+        store_path: Path | str,
+        clips: Sequence[Clip],
+        *more: tuple[Path | str, Sequence[Clip]],
+    ):
         """`clips` are the training clips; those that are not in the store are left out, which is said.
 
+        `more` holds the stores of other data sets and the clips of each; their labels go on where those of `clips` end.
+
         Raises:
-            ValueError: none is left.
+            ValueError: none is left of a data set.
         """
-        self.spec, self.view, self.pictures = spec, TrainView(spec), Pictures(spec, store_path)
-        self.clips = self.pictures.usable(clips, "training")
-        if not self.clips:
-            raise ValueError(
-                f"none of the {len(clips)} training clips is in {store_path}; `python -m pipeline inspect` shows why"
-            )
+        self.spec, self.view = spec, TrainView(spec)
+        self.clips: list[Clip] = []
+        self.pictures: list[Pictures] = []  # what each clip is read from
+        for path, wanted in ((store_path, clips), *more):
+            pictures = Pictures(spec, path)
+            held = pictures.usable(wanted, "training")
+            if not held:
+                raise ValueError(
+                    f"none of the {len(wanted)} training clips is in {path}; `python -m pipeline inspect` shows why"
+                )
+            self.clips += held
+            self.pictures += [pictures] * len(held)
         self.choose = ClassUniform([clip.label for clip in self.clips], seed=spec.seed)
 
     def __len__(self) -> int:
@@ -130,17 +144,18 @@ class TrainingSet(Dataset):
         The view is (C, crop_px, crop_px); with K > 1 segments (K, C, crop_px, crop_px), all cropped, mirrored and
         jittered alike.
         """
-        clip = self.clips[self.choose(number)]
+        chosen = self.choose(number)
+        clip, pictures = self.clips[chosen], self.pictures[chosen]
         rng = _generator(self.spec.seed, _ITEM, *divmod(number, self.spec.batch))
         where = rng.random(self.spec.segments)
         try:
-            positions = snippet_positions(self.pictures.count(clip.id), where)
-            pictures = [self.pictures.read(clip.id, position) for position in positions]
+            positions = snippet_positions(pictures.count(clip.id), where)
+            read = [pictures.read(clip.id, position) for position in positions]
         except Exception as error:
             error.add_note(f"while reading training clip {clip.id!r}")
             raise
         drawn = rng.random(TrainView.DRAWS)
-        views = [self.view(picture, drawn) for picture in pictures]
+        views = [self.view(picture, drawn) for picture in read]
         if self.spec.segments == 1:
             return views[0], clip.label
         return View(*(np.stack(parts) for parts in zip(*views, strict=True))), clip.label

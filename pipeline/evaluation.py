@@ -62,7 +62,7 @@ def evaluate(
         pin=device.type == "cuda",
         collate=stack_test_items,
     )
-    classes, crops = network.head.out_features, test_set.views.crops
+    classes, crops = network.num_classes, test_set.views.crops
     sums = np.zeros((len(test_set.clips), classes + network.head.in_features))
     reasons: dict[int, str] = {}
     for found in batches:
@@ -86,5 +86,5 @@ def _of_pictures(network: Network, batch: TestBatch, crops: int, device: torch.d
     if batch.views is None:
         return np.empty((0, crops, 0), np.float32)
     features = network.features(to_inputs(batch.views, device))
-    both = torch.cat([network.head(features).softmax(1), features], 1)
+    both = torch.cat([network.probabilities(features), features], 1)
     return both.reshape(len(batch.numbers), crops, -1).cpu().numpy()

@@ -26,6 +26,7 @@ from pipeline.cluster import StageFailed
 from pipeline.files import write_json
 from pipeline.progress import say
 from pipeline.specs import StreamSpec
+from pipeline.together import Other
 
 _ROOT = Path(__file__).parents[1]
 _POLL_SECONDS, _GRACE_SECONDS = 0.1, 10
@@ -46,6 +47,8 @@ class Job(NamedTuple):
     folder: Path
     inputs: str
     device: str
+    other: Other | None = None
+    start: Path | None = None
 
     @property
     def files(self) -> Path:
@@ -57,6 +60,11 @@ class Job(NamedTuple):
         store.write_catalog(self.files / "catalog.h5", self.catalog)
         plain = {"spec": self.spec.as_dict(), "store_path": str(self.store_path.absolute())}
         plain |= {"folder": str(self.folder.absolute()), "inputs": self.inputs, "device": self.device}
+        if self.start:
+            plain["start"] = str(self.start.absolute())
+        if self.other:
+            store.write_catalog(self.files / "other.h5", self.other.catalog)
+            plain["other"] = {"name": self.other.name, "store_path": str(self.other.store_path.absolute())}
         write_json(self.files / "job.json", plain)
 
     @classmethod
@@ -72,7 +80,17 @@ class Job(NamedTuple):
             )
         plain = json.loads((files / "job.json").read_text())
         spec, catalog = spec_of(files, plain["spec"]), store.read_catalog(files / "catalog.h5")
-        return cls(spec, Path(plain["store_path"]), catalog, Path(plain["folder"]), plain["inputs"], plain["device"])
+        other, start = plain.get("other"), plain.get("start")
+        return cls(
+            spec,
+            Path(plain["store_path"]),
+            catalog,
+            Path(plain["folder"]),
+            plain["inputs"],
+            plain["device"],
+            Other(other["name"], Path(other["store_path"]), store.read_catalog(files / "other.h5")) if other else None,
+            Path(start) if start else None,
+        )
 
 
 def launch(job: Job, count: int) -> None:

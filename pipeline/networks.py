@@ -11,7 +11,7 @@ import torch
 import torchvision
 from torch import nn
 
-from pipeline.backbones import AUXILIARY, OWN, classifier_dropouts, first_convolution, torchvision_body
+from pipeline.backbones import AUXILIARY, OWN, first_convolution, torchvision_body
 from pipeline.progress import say
 from pipeline.specs import StreamSpec
 
@@ -43,6 +43,9 @@ class Network(nn.Module):
     dropout stays active in training (the paper's "last layer" rows differ by dropout). `replaces` is the name of the
     layer in published weights whose place the head has taken.
 
+    `other_head` is the last layer of another data set that shares the body (paper, section 5, multi-task learning). Of
+    the outputs of `head` the first `num_classes` are this set's classes; any more are classes added from another set.
+
     With `partial_bn` every batch normalisation but the first keeps its weights and statistics; by `consensus` the
     logits of a clip's snippets become those of the clip. Both: Wang et al., Temporal Segment Networks, 2016, section 3.
     """
@@ -56,9 +59,12 @@ class Network(nn.Module):
         replaces: str = "head",
         partial_bn: bool = False,
         consensus: str = "average",
+        num_classes: int = 0,
+        other_head: nn.Linear | None = None,
     ):
         super().__init__()
         self.body, self.head, self.train_body, self.replaces = body, head, train_body, replaces
+        self.num_classes, self.other_head = num_classes or head.out_features, other_head
         self.partial_bn, self.consensus = partial_bn, consensus
         self.body.requires_grad_(train_body)
         for norm in self.kept_norms():
@@ -83,35 +89,58 @@ class Network(nn.Module):
         """(N, C, H, W) float32 normalised inputs -> (N, D) penultimate features."""
         return self.body(inputs)
 
-    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        """(N, C, H, W) float32 normalised inputs -> (N, K) logits; (N, S, C, H, W): of S snippets, their consensus."""
-        if inputs.ndim == 4:
-            return self.head(self.features(inputs))
-        logits = self.head(self.features(inputs.flatten(0, 1))).unflatten(0, inputs.shape[:2])
+    def probabilities(self, features: torch.Tensor) -> torch.Tensor:
+        """(N, D) features -> (N, num_classes): softmax over this set's own classes.
+
+        The same as the softmax over all outputs of `head`, divided by the sum of these classes' part.
+        """
+        return self.head(features)[:, : self.num_classes].softmax(1)
+
+    def forward(self, inputs: torch.Tensor, *, both: bool = False) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        """(N, C, H, W) float32 normalised inputs -> (N, K) logits; (N, S, C, H, W): of S snippets, their consensus.
+
+        With `both`, inputs of two data sets take turns: those at even places go to `head`, the others to `other_head`,
+        and the result is the logits of each, (N / 2, K) and (N / 2, K of the other set).
+        """
+        if not both:
+            return self._logits(self.head, self.features(inputs.flatten(0, -4)), inputs.shape[:-3])
+        features = self.features(inputs.flatten(0, -4)).unflatten(0, inputs.shape[:-3])
+        own, other = features[::2], features[1::2]
+        return (
+            self._logits(self.head, own.flatten(0, -2), own.shape[:-1]),
+            self._logits(self.other_head, other.flatten(0, -2), other.shape[:-1]),
+        )
+
+    def _logits(self, head: nn.Linear, features: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+        """(N, D), or (N S, D) of S snippets, of this shape (N,) or (N, S) -> (N, K)."""
+        logits = head(features)
+        if len(shape) == 1:
+            return logits
+        logits = logits.unflatten(0, shape)
         return logits.mean(1) if self.consensus == "average" else logits.amax(1)
 
 
-def build(spec: StreamSpec, num_classes: int) -> Network:
+def build(spec: StreamSpec, num_classes: int, other_classes: int = 0, *, start: str | Path | None = None) -> Network:
     """The network of a stream, with its starting weights.
 
     Args:
         spec: the stream; its network, start, dropout, trained layers, consensus, crop and channels are used.
         num_classes: K.
+        other_classes: of another data set, which get a head of their own or are added, as `spec.with_how` says.
+        start: file whose weights the body starts from in place of `spec.start`.
 
     Returns:
-        A network on the CPU whose head is new; draws from torch's global generator.
+        A network on the CPU whose heads are new; draws from torch's global generator.
 
     Raises:
         ValueError: unknown network or start, or weights that do not belong to the network.
         RuntimeError: ImageNet weights that are not here and cannot be downloaded.
     """
-    network = architecture(spec, num_classes)
-    if spec.network not in OWN and spec.dropout and not classifier_dropouts(network.body):
-        say(f"{spec.network} has no dropout before its last layer: [{spec.stream}] dropout has no effect")
+    network, start = architecture(spec, num_classes, other_classes), start or spec.start
     if spec.partial_bn and not network.kept_norms():
         say(f"{spec.network} has no second batch normalisation: [{spec.stream}] partial_bn has no effect")
-    if spec.start != "scratch":
-        _start_from(network, spec)
+    if start != "scratch":
+        _start_from(network, spec, start)
     return network
 
 
@@ -127,10 +156,10 @@ def check(spec: StreamSpec) -> None:
             f"[{spec.stream}] start is {spec.start!r}, which is no file; allowed: scratch, imagenet, or a weights file"
         )
     with torch.device("meta"):
-        architecture(spec, 2)
+        architecture(spec, 2, 2)
 
 
-def architecture(spec: StreamSpec, num_classes: int) -> Network:
+def architecture(spec: StreamSpec, num_classes: int, other_classes: int = 0) -> Network:
     """The network that `build` fills with starting weights, with random ones; what a checkpoint is loaded into.
 
     Raises:
@@ -140,13 +169,17 @@ def architecture(spec: StreamSpec, num_classes: int) -> Network:
         raise ValueError(f"num_classes is {num_classes}; a network needs at least 2 classes")
     make = OWN.get(spec.network, torchvision_body)
     body, width, replaces = make(spec)
+    added = other_classes if spec.with_how == "classes" else 0
+    head = new_head(width, num_classes + added)
     return Network(
         body,
-        new_head(width, num_classes),
+        head,
         train_body=spec.train_layers == "all",
         replaces=replaces,
         partial_bn=spec.partial_bn,
         consensus=spec.consensus,
+        num_classes=num_classes,
+        other_head=new_head(width, other_classes) if spec.with_how == "heads" else None,
     )
 
 
@@ -161,16 +194,16 @@ def new_head(width: int, num_classes: int) -> nn.Linear:
 # --- starting weights -------------------------------------------------------------------------------------------------
 
 
-def _start_from(network: Network, spec: StreamSpec) -> None:
+def _start_from(network: Network, spec: StreamSpec, start: str | Path) -> None:
     """Load the body's weights: torchvision's by their published names, or those of a checkpoint of ours."""
-    state = _imagenet_weights(spec) if spec.start == "imagenet" else read_weights(spec.start)
+    state = _imagenet_weights(spec) if start == "imagenet" else read_weights(start)
     if not any(name.startswith("body.") for name in state):
         dropped = (f"{network.replaces}.", *(f"{name}." for name in AUXILIARY))
         state = {f"body.{name}": value for name, value in state.items() if not name.startswith(dropped)}
-    state = {name: value for name, value in state.items() if not name.startswith("head.")}
+    state = {name: value for name, value in state.items() if not name.startswith(("head.", "other_head."))}
     _inflate(state, network, spec)
-    _refuse_mismatch({f"body.{name}": value for name, value in network.body.state_dict().items()}, state, spec)
-    network.load_state_dict(state, strict=False)  # strict but for the head: checked above
+    _refuse_mismatch({f"body.{name}": value for name, value in network.body.state_dict().items()}, state, spec, start)
+    network.load_state_dict(state, strict=False)  # strict but for the heads: checked above
 
 
 def _inflate(state: dict[str, torch.Tensor], network: Network, spec: StreamSpec) -> None:
@@ -229,7 +262,7 @@ def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
     return found
 
 
-def _refuse_mismatch(wanted: dict, given: dict, spec: StreamSpec) -> None:
+def _refuse_mismatch(wanted: dict, given: dict, spec: StreamSpec, start: str | Path) -> None:
     """Compare names and shapes of weights before any is loaded."""
     differ = [name for name, value in wanted.items() if name not in given or given[name].shape != value.shape]
     unknown = [name for name in given if name not in wanted]
@@ -238,7 +271,7 @@ def _refuse_mismatch(wanted: dict, given: dict, spec: StreamSpec) -> None:
     name = (differ + unknown)[0]
     here, there = (str(tuple(which[name].shape)) if name in which else "absent" for which in (wanted, given))
     raise ValueError(
-        f"the weights in {spec.start!r} do not belong to network {spec.network!r} with {spec.channels} "
+        f"the weights in {str(start)!r} do not belong to network {spec.network!r} with {spec.channels} "
         f"input channels: {len(differ)} tensors are absent or misshapen, {len(unknown)} are unknown; "
         f"the first is {name}: {here} in the network, {there} in the file"
     )

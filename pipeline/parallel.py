@@ -105,14 +105,14 @@ def joined(device: str, meeting: Path) -> Iterator[tuple[World, torch.device]]:
 
 
 class Items(Sequence):
-    """Numbers of the items that one process reads, in order; item i of step s has number s * batch + i.
+    """Numbers of the items that one process reads, in order; item i of step s has number s * items_per_step + i.
 
     Example: a batch of 8, 2 parts, 2 processes: of each step process 0 takes items 0 1 4 5, process 1 takes 2 3 6 7.
     """
 
     def __init__(self, spec: StreamSpec, world: World, first_step: int):
         self.spec, self.world, self.first_step = spec, world, first_step
-        self.per_step = spec.batch // world.size
+        self.per_step = spec.items_per_step // world.size
         self.piece = self.per_step // spec.accumulate
 
     def __len__(self) -> int:
@@ -125,7 +125,7 @@ class Items(Sequence):
         step, place = divmod(place, self.per_step)
         part, i = divmod(place, self.piece)
         pieces = part * self.world.size + self.world.rank
-        return (self.first_step + step) * self.spec.batch + pieces * self.piece + i
+        return (self.first_step + step) * self.spec.items_per_step + pieces * self.piece + i
 
 
 def spread(network: nn.Module, world: World, device: torch.device) -> nn.Module:

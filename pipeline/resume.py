@@ -31,10 +31,22 @@ class Run:
             yet averaged; of the seconds, those in training steps and those in which a step waited for its data.
     """
 
-    def __init__(self, spec: StreamSpec, num_classes: int, device: torch.device, world: World | None = None):
+    def __init__(
+        self,
+        spec: StreamSpec,
+        num_classes: int,
+        device: torch.device,
+        world: World | None = None,
+        *,
+        other_classes: int = 0,
+        start: Path | None = None,
+    ):
+        """The arguments are those of `networks.build`, and where it is trained."""
         torch.manual_seed(spec.seed)
         self.spec, self.device, self.world = spec, device, world or World()
-        self.network = build(spec, num_classes).to(device, memory_format=torch.channels_last)
+        self.network = build(spec, num_classes, other_classes, start=start).to(
+            device, memory_format=torch.channels_last
+        )
         self.piece = Piece(self.world.size * spec.accumulate)
         draw_for_whole_batch(self.network, self.piece)
         self.model = spread(self.network, self.world, device)

@@ -150,7 +150,8 @@ def _parse_value(where: str, hint: Any, text: str) -> Any:
             return {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}[text.lower()]
         if typing.get_origin(hint) is tuple:
             inner = typing.get_args(hint)[0]
-            return tuple(inner(part) for part in re.split(r"[,\s]+", text) if part)
+            separator = r"\s*,\s*" if inner is str else r"[,\s]+"  # names may hold spaces
+            return tuple(inner(part) for part in re.split(separator, text) if part)
         return hint(text)
     except (ValueError, KeyError):
         raise ValueError(f"{where} is {text!r}, which is not {_type_name(hint)}") from None

@@ -213,16 +213,27 @@ class StreamSpec(Spec):
     """One stream: its input, its network and its training. The stream is a value here, nowhere a copy of code."""
 
     SECTION: ClassVar[str] = "stream"
+    VERSION: ClassVar[int] = 2  # 2: networks without dropout have one before their head
     stream: str = setting("spatial", "which stream", choices=("spatial", "temporal"))
     network: str = setting("cnn_m_2048", "cnn_m_2048, small, or a torchvision classification model by name")
     start: str = setting("scratch", "scratch, imagenet (torchvision's weights), or the path of a weights file")
+    with_dataset: str = setting("", "another data set, of luigi.cfg, that this one is trained together with")
+    with_how: str = setting(
+        "",
+        "heads: one body, a last layer and a loss for each set; classes: the other's classes are added to this set's; "
+        "start: from the weights of the other's training",
+        choices=("", "heads", "classes", "start"),
+    )
+    with_same: tuple[str, ...] = setting(
+        (), "with_how = classes: classes that are the same by other names, as this set's:the other's"
+    )
     train_layers: str = setting("all", "layers that are trained", choices=("all", "last"))
     partial_bn: bool = setting(False, "TSN: every batch normalisation but the first keeps its weights and statistics")
     segments: int = setting(
         1, "TSN: snippets of a clip in a training step, one from each of as many parts", low=1, high=64
     )
     consensus: str = setting("average", "TSN: how the snippets' logits become a clip's", choices=("average", "max"))
-    dropout: float = setting(0.9, "dropout of the fully connected layers", low=0.0, high=0.99)
+    dropout: float = setting(0.9, "dropout of the fully connected layers, or before the last one", low=0.0, high=0.99)
     resize_px: int = setting(256, "short side before cropping; 0 takes frames as cached", low=0, high=4096)
     crop_px: int = setting(224, "side of the square crop", low=16, high=4096)
     cropping: str = setting(
@@ -290,6 +301,7 @@ class StreamSpec(Spec):
             )
         self._check_schedule()
         self._check_parts()
+        self._check_with()
 
     def _check_schedule(self):
         if self.warmup >= self.steps:
@@ -311,6 +323,32 @@ class StreamSpec(Spec):
             raise ValueError(
                 f"[{self.stream}] rendezvous is {self.rendezvous!r}; machines > 1 needs the first machine's host:port"
             )
+
+    def _check_with(self):
+        if bool(self.with_dataset) != bool(self.with_how):
+            raise ValueError(
+                f"[{self.stream}] with_dataset is {self.with_dataset!r} and with_how is {self.with_how!r}; give both "
+                "(the name of another data set; heads, classes or start), or neither"
+            )
+        if self.with_same and self.with_how != "classes":
+            raise ValueError(
+                f"[{self.stream}] with_same is {', '.join(self.with_same)!r}, which means something only with "
+                "with_how = classes"
+            )
+        if wrong := [pair for pair in self.with_same if not re.fullmatch(r"[^:]+:[^:]+", pair)]:
+            raise ValueError(
+                f"[{self.stream}] with_same holds {wrong[0]!r}; allowed: a class of this set, a colon, and a class of "
+                "the other, such as ride_bike:Biking"
+            )
+
+    def alone(self) -> StreamSpec:
+        """The same stream, trained without another data set."""
+        return dataclasses.replace(self, with_dataset="", with_how="", with_same=())
+
+    @property
+    def items_per_step(self) -> int:
+        """Clips in a training step: `batch`, of each of the data sets that have a head."""
+        return self.batch * (2 if self.with_how == "heads" else 1)
 
     @property
     def channels(self) -> int:

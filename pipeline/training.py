@@ -17,10 +17,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
+from torch.utils.data import Dataset
 
 from pipeline.catalog import Catalog
 from pipeline.checkpoint import content_of_state, save_checkpoint
-from pipeline.dataset import TestSet, TrainingSet, loader, loader_workers, stack_items
+from pipeline.dataset import TestSet, loader, loader_workers, stack_items
 from pipeline.evaluation import evaluate
 from pipeline.files import write_json
 from pipeline.inputs import Views, to_inputs
@@ -31,6 +32,7 @@ from pipeline.progress import Progress, say
 from pipeline.recipe import algorithms, learning_rate
 from pipeline.resume import Run
 from pipeline.specs import StreamSpec
+from pipeline.together import Other, other_classes, training_set
 
 VALIDATION_FRAMES = 5  # of each clip, their centre view: cheap, and enough to tell a better epoch from a worse one
 _CURVE_POINTS = 1000
@@ -41,7 +43,15 @@ class TrainingDiverged(ArithmeticError):
 
 
 def train(
-    spec: StreamSpec, *, store_path: Path | str, catalog: Catalog, folder: Path, inputs: str, device: str = "auto"
+    spec: StreamSpec,
+    *,
+    store_path: Path | str,
+    catalog: Catalog,
+    folder: Path,
+    inputs: str,
+    device: str = "auto",
+    other: Other | None = None,
+    start: Path | None = None,
 ) -> None:
     """Train one stream; goes on where an interrupted run of the same settings and inputs stopped.
 
@@ -52,15 +62,24 @@ def train(
         folder: gets `checkpoint.pt` and, last, `curve.json`.
         inputs: digest of what the training reads; another one never resumes.
         device: "auto", "cpu", "cuda" ...
+        other: the other data set, if `spec.with_how` is heads or classes.
+        start: weights of the other data set's training, if it is start.
 
     Raises:
-        ValueError: a setting, weights file or device that does not fit, or no usable training clip.
+        ValueError: a setting, weights file or device that does not fit, no usable training clip, or another data set
+            that is missing.
         TrainingDiverged: a loss that is not finite.
         TrainingFailed: of several processes one failed, for whatever reason.
 
     Source: paper, section 5. Ours: weights are chosen by validation clips, of which the test part has none.
     """
-    job, count = Job(spec, Path(store_path), catalog, Path(folder), inputs, device), process_count(spec, device)
+    if (other is None) == (spec.with_how in ("heads", "classes")) or (start is None) == (spec.with_how == "start"):
+        raise ValueError(
+            f"[{spec.stream}] with_how is {spec.with_how!r}, which does not fit what train() was given: heads and "
+            "classes need other, start needs start, and nothing else may be given"
+        )
+    job = Job(spec, Path(store_path), catalog, Path(folder), inputs, device, other, start)
+    count = process_count(spec, device)
     if count * spec.machines == 1:
         train_here(job, World(), resolve_device(device))
     else:
@@ -70,28 +89,29 @@ def train(
 def train_here(job: Job, world: World, device: torch.device) -> None:
     """`train` in this process, which is one of `world`; process 0 writes the files."""
     spec, catalog, resume = job.spec, job.catalog, job.folder / "resume.pt"
-    identity = spec.digest(job.inputs, *catalog.classes)
+    others = other_classes(spec, catalog, job.other)
+    identity = spec.digest(job.inputs, *catalog.classes, *others)
     with _own_random_state(device), algorithms(spec):
-        run = Run(spec, len(catalog.classes), device, world)
+        run = Run(spec, len(catalog.classes), device, world, other_classes=len(others), start=job.start)
         run.resume(resume, identity)
-        training = TrainingSet(spec, job.store_path, catalog.part("train"))
+        training = training_set(spec, job.store_path, catalog, job.other)
         own = catalog.part("val")[world.rank :: world.size]
         validation = TestSet(spec, job.store_path, own, frames=VALIDATION_FRAMES, crops=1)
         _take_steps(run, training, validation, lambda: run.save(resume, identity))
     if world.rank == 0:
-        _finish(run, catalog, job.folder, job.inputs)
+        _finish(run, job, others)
 
 
 def _own_random_state(device: torch.device) -> contextlib.AbstractContextManager:
     return torch.random.fork_rng([device] if device.type == "cuda" else [])
 
 
-def _take_steps(run: Run, training: TrainingSet, validation: TestSet, save: Callable[[], None]) -> None:
+def _take_steps(run: Run, training: Dataset, validation: TestSet, save: Callable[[], None]) -> None:
     spec, began = run.spec, time.monotonic() - run.curve["seconds"]
     batches = loader(
         training,
         Items(spec, run.world, run.step),
-        batch=spec.batch // run.world.size,
+        batch=spec.items_per_step // run.world.size,
         workers=loader_workers(spec.loader_workers, run.device, run.world.local_size),
         pin=run.device.type == "cuda",
         collate=stack_items,
@@ -133,7 +153,7 @@ def _timed_step(run: Run, inputs: torch.Tensor, labels: torch.Tensor) -> float:
 def _say_speed(run: Run) -> None:
     waiting, stepping = run.curve["seconds_waiting"], run.curve["seconds_stepping"]
     if busy := waiting + stepping:
-        clips = run.spec.steps * run.spec.batch
+        clips = run.spec.steps * run.spec.items_per_step
         say(f"training, {run.spec.stream}: {clips / busy:.1f} clips/s, {waiting / busy:.1%} of it waiting for data")
 
 
@@ -143,7 +163,7 @@ def train_step(run: Run, inputs: Views | torch.Tensor, labels: torch.Tensor) -> 
     Args:
         run: its network and optimizer change; `run.step` is the number of this step.
         inputs: views as they come from the loader, or (N, C, H, W) or (N, K, C, H, W) float32, normalised; N is
-            batch / processes.
+            items_per_step / processes. With `with_how = heads`, clips of both sets in turn.
         labels: (N,) int64.
 
     Returns:
@@ -185,9 +205,15 @@ def _add_gradient(run: Run, part: int, inputs: Views | torch.Tensor, labels: tor
 
 
 def _loss(run: Run, inputs: Views | torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """The mean over clips; with a head for each of two data sets, the sum of both means (paper, section 5)."""
     inputs, labels = to_inputs(inputs, run.device), labels.to(run.device, non_blocking=True)
     with torch.autocast(run.device.type, dtype=run.precision, enabled=run.precision is not None):
-        return cross_entropy(run.model(inputs), labels, label_smoothing=run.spec.label_smoothing)
+        if run.spec.with_how != "heads":
+            return cross_entropy(run.model(inputs), labels, label_smoothing=run.spec.label_smoothing)
+        own, other = run.model(inputs, both=True)
+        return cross_entropy(own, labels[::2], label_smoothing=run.spec.label_smoothing) + cross_entropy(
+            other, labels[1::2], label_smoothing=run.spec.label_smoothing
+        )
 
 
 def validate(run: Run, validation: TestSet) -> None:
@@ -199,7 +225,7 @@ def validate(run: Run, validation: TestSet) -> None:
     """
     run.world.share_buffers(run.network)
     labels = np.array([clip.label for clip in validation.clips], int)
-    probabilities = np.empty((0, run.network.head.out_features), np.float32)
+    probabilities = np.empty((0, run.network.num_classes), np.float32)
     if len(labels):
         workers = loader_workers(run.spec.loader_workers, run.device, run.world.local_size)
         probabilities = evaluate(run.network, validation, device=run.device, workers=workers).probabilities
@@ -231,9 +257,9 @@ def _record(run: Run, loss: float) -> None:
         pending.clear()
 
 
-def _finish(run: Run, catalog: Catalog, folder: Path, inputs: str) -> None:
+def _finish(run: Run, job: Job, others: tuple[str, ...]) -> None:
     """Write the checkpoint, then the curve: when that exists, all is there."""
-    best = run.best
+    best, folder = run.best, job.folder
     if not best:
         say(f"{run.spec.stream}: no validation clips, so the weights of the last step are kept")
         best = {"step": run.step, "top1": None, "loss": None, "state": run.network.cpu().state_dict()}
@@ -241,15 +267,16 @@ def _finish(run: Run, catalog: Catalog, folder: Path, inputs: str) -> None:
         folder / "checkpoint.pt",
         best["state"],
         run.spec,
-        catalog,
-        inputs=inputs,
+        job.catalog,
+        other_classes=others,
+        inputs=job.inputs,
         steps=run.step,
         best_step=best["step"],
         validation_top1=best["top1"],
         validation_loss=best["loss"],
     )
     curve = {name: values for name, values in run.curve.items() if name != "pending"}
-    about = {"best_step": best["step"], "inputs": inputs, "weights": content_of_state(best["state"])}
+    about = {"best_step": best["step"], "inputs": job.inputs, "weights": content_of_state(best["state"])}
     write_json(folder / "curve.json", {**curve, **about})
     (folder / "resume.pt").unlink(missing_ok=True)
 

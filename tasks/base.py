@@ -128,7 +128,7 @@ class Stage(luigi.Task):
     @functools.cached_property
     def split_name(self) -> str:
         """The split, the dataset's own if none was given; official splits are numbers, so that 01 is 1."""
-        name, official = self.split or self.spec("dataset").split, self.spec("dataset").layout in ("ucf101", "hmdb51")
+        name, official = self.split or self.spec("dataset").split, settings.has_official_splits(self.dataset_name)
         return str(int(name)) if official and name.isdecimal() else name
 
     # --- what a subclass says

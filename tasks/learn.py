@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import luigi
@@ -16,26 +17,50 @@ class TrainStream(Stage):
     """One stream, trained on the training part; the weights that did best on the validation part are kept."""
 
     stream = luigi.ChoiceParameter(choices=("spatial", "temporal"), description="which stream")
+    alone = luigi.BoolParameter(default=False, description="leave with_dataset aside: others start from this training")
     resources = {"gpu": 1}
     file = "curve.json"  # written after checkpoint.pt
 
     @property
     def stream_spec(self):
         """The settings of the stream."""
-        return settings.stream(self.stream, self.dataset_name, self.run_spec.seed, self.changes, asked=self.seed >= 0)
+        seed, asked = self.run_spec.seed, self.seed >= 0
+        spec = settings.stream(self.stream, self.dataset_name, seed, self.changes, asked=asked)
+        return spec.alone() if self.alone else spec
 
     @property
     def label(self) -> str:
-        """Stream, network and split."""
-        return files.plain_name(f"{self.stream}-{self.stream_spec.network}-{self.split_name}")
+        """Stream, network, split, and what it is trained together with."""
+        spec = self.stream_spec
+        together = [spec.with_how, spec.with_dataset] if spec.with_dataset else []
+        return files.plain_name("-".join([self.stream, spec.network, self.split_name, *together]))
 
     def own_digest(self) -> str:
         """The settings of the stream, of the store it reads, and of the split."""
         return self.stream_spec.digest(*[task.digest for task in self.requires()])
 
     def requires(self) -> list[Stage]:
-        """The frames for the spatial stream or the flow for the temporal one, and the parts of the split."""
-        return [self.clone(Frames if self.stream == "spatial" else Flow), self.clone(Catalog)]
+        """The frames for the spatial stream or the flow for the temporal one, the parts of the split; `of_other`."""
+        return [self.clone(self.data), self.clone(Catalog), *self.of_other]
+
+    @property
+    def data(self) -> type[Stage]:
+        """The stage that this stream trains on."""
+        return Frames if self.stream == "spatial" else Flow
+
+    @functools.cached_property
+    def of_other(self) -> list[Stage]:
+        """What is read of the data set that this one is trained together with: its data and parts, or its training."""
+        spec = self.stream_spec
+        if not spec.with_dataset:
+            return []
+        with told_plainly():
+            settings.check_together(self.stream, self.dataset_name, self.changes)
+            official = all(settings.has_official_splits(name) for name in (self.dataset_name, spec.with_dataset))
+        other = {"dataset": spec.with_dataset, "split": self.split_name if official else ""}
+        if spec.with_how == "start":
+            return [self.clone(TrainStream, alone=True, **other)]
+        return [self.clone(self.data, **other), self.clone(Catalog, **other)]
 
     def keys_read(self) -> list[str]:
         """The data and the parts, and what is in the weights file, if the stream starts from one."""
@@ -66,15 +91,23 @@ class TrainStream(Stage):
     def make(self) -> None:
         """Train, from where an interrupted run of the same inputs stopped, in as many processes as the stream says."""
         from pipeline import store, training
+        from pipeline.together import Other
 
-        data, catalog = self.requires()
+        spec, (data, catalog, *of_other) = self.stream_spec, self.requires()
+        together = {}
+        if spec.with_how == "start":
+            together = {"start": of_other[0].checkpoint}
+        elif spec.with_how:
+            stored, listed = of_other
+            together = {"other": Other(spec.with_dataset, stored.path, store.read_catalog(listed.path))}
         training.train(
-            self.stream_spec,
+            spec,
             store_path=data.path,
             catalog=store.read_catalog(catalog.path),
             folder=self.folder,
             inputs=self.inputs(),
             device=self.run_spec.device,
+            **together,
         )
 
 

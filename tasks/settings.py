@@ -79,9 +79,46 @@ def check(dataset: str, changes: Mapping[str, str] = NOTHING) -> None:
             raise ValueError(unknown_name(f"setting {name} in changes", name, names))
     found = {section: resolve(section, dataset, changes) for section in SECTIONS if section not in STREAMS}
     for name in STREAMS:
-        stream(name, dataset, 0, changes)
+        other = stream(name, dataset, 0, changes).with_dataset
+        if other and other not in datasets():
+            raise ValueError(unknown_name(f"[{name}] with_dataset: dataset {other!r}", other, datasets()))
     if found["stack"].direction == "bidirectional" and not found["flow"].backward:
         raise ValueError("[stack] direction is bidirectional, which needs backward flow; set [flow] backward = true")
+
+
+def check_together(name: str, dataset: str, changes: Mapping[str, str] = NOTHING) -> None:
+    """Refuse a data set that this one's stream cannot be trained together with.
+
+    Raises:
+        ValueError: the data set itself, videos named on the command line (whose are they?), or settings that both
+            must have in common but have not.
+    """
+    own = stream(name, dataset, 0, changes)
+    other, where = own.with_dataset, f"[{name}] with_dataset is {own.with_dataset!r}"
+    if other == dataset:
+        raise ValueError(
+            f"{where}, which is this data set itself; name another, or set {name}_with_dataset in the section of the "
+            "one data set that it is meant for"
+        )
+    if videos_on_command_line():
+        raise ValueError(f"{where}, so --data-videos and --data-lists would name the videos of both; use luigi.cfg")
+    if name == "temporal":
+        flows = resolve("flow", dataset, changes), resolve("flow", other, changes)
+        _refuse_difference("flow", dataset, other, *flows)
+    if own.with_how == "start":
+        there = stream(name, other, 0, changes)
+        _refuse_difference(name, dataset, other, own, there, ("network", "start", "crop_px", "stack"))
+
+
+def _refuse_difference(section: str, dataset: str, other: str, one: Spec, two: Spec, names: tuple[str, ...] = ()):
+    """Compare the settings of two data sets: those of these names, or all that can change a result."""
+    for name in names or [name for name in one.settings() if name in one.identity()]:
+        here, there = getattr(one, name), getattr(two, name)
+        if here != there:
+            raise ValueError(
+                f"[{section}] {name} is {here!r} for {dataset}, but {there!r} for {other}; what is trained "
+                "together must have the same"
+            )
 
 
 def videos_on_command_line() -> list[str]:
@@ -100,6 +137,11 @@ def datasets() -> list[str]:
     return sorted(
         section.removeprefix("dataset.") for section in get_config().sections() if section.startswith("dataset.")
     )
+
+
+def has_official_splits(dataset: str) -> bool:
+    """Whether the dataset's splits are those of official lists, by number."""
+    return resolve("dataset", dataset).layout in ("ucf101", "hmdb51")
 
 
 def resolve(section: str, dataset: str = "", changes: Mapping[str, str] = NOTHING, /, **values) -> Spec:

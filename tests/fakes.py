@@ -1,6 +1,7 @@
 """A store in memory with the interface of `pipeline.store.Store`, and a catalog of its clips."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -75,6 +76,18 @@ def two_classes(kind, *, per_class=4, val=1, test=2, size=40, frames=9, seed=0):
             moving = rng.normal((2 * label - 1) * 2.0, 0.5, (frames - 1, 2, size, size + 8)).astype(np.float32)
             clips[video_id] = FakeClip(kind, dark.astype(np.uint8), moving, -moving)
     return Catalog(tuple(rows), classes, "1", ()), FakeStore(clips)
+
+
+def second_set(kind):
+    """Clips with the ids of the first set, of three classes of which one is a class of the first by another spelling."""
+    catalog, fake = two_classes(kind, seed=1, per_class=6)
+    classes = ("LEFT", "down", "up")
+
+    def renamed(clip):
+        label = 1 + int(clip.id[-1]) % 2 if clip.label else 0
+        return replace(clip, label=label, class_name=classes[label])
+
+    return Catalog(tuple(map(renamed, catalog.clips)), classes, "1", ()), fake
 
 
 def use_store(monkeypatch, fake):

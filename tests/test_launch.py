@@ -7,17 +7,19 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
 import torch
-from fakes import two_classes, write_frames_store
+from fakes import second_set, two_classes, write_frames_store
 
 from pipeline import launch, training
 from pipeline.checkpoint import load_checkpoint
 from pipeline.launch import Job, TrainingFailed
 from pipeline.specs import StreamSpec
+from pipeline.together import Other
 from pipeline.train import main
 from pipeline.training import train
 
@@ -44,8 +46,8 @@ def alone(data, tmp_path_factory):
     return run(spec(), data, tmp_path_factory.mktemp("alone"))
 
 
-def run(settings, data, folder):
-    train(settings, store_path=data[1], catalog=data[0], folder=folder, inputs="in", device="cpu")
+def run(settings, data, folder, **other):
+    train(settings, store_path=data[1], catalog=data[0], folder=folder, inputs="in", device="cpu", **other)
     curve = json.loads((folder / "curve.json").read_text())
     return curve, load_checkpoint(folder / "checkpoint.pt").network.state_dict()
 
@@ -62,6 +64,16 @@ def assert_same(found, expected):
 def test_two_processes_end_as_one_does(data, alone, tmp_path):
     assert_same(run(spec(processes=2, accumulate=2), data, tmp_path), alone)  # each makes two passes of one item
     assert {path.name for path in tmp_path.iterdir()} == {"checkpoint.pt", "curve.json"}
+
+
+def test_two_processes_end_as_one_does_with_two_data_sets(data, tmp_path):
+    catalog, fake = second_set("frames")
+    other = Other("more", write_frames_store(tmp_path / "more", fake, catalog), catalog)
+    heads, found = spec(steps=6, with_dataset="more", with_how="heads"), []
+    for settings in (heads, replace(heads, processes=2, accumulate=2)):
+        found.append(run(settings, data, tmp_path / str(settings.processes), other=other))
+    assert found[0][1]["other_head.weight"].shape == (3, 512)
+    assert_same(found[1], found[0])
 
 
 def child_of_rank(rank, parent=None):
@@ -134,6 +146,11 @@ def test_what_a_process_raises_is_said_by_the_one_that_waits(data, tmp_path, mon
 
 def test_a_job_is_read_as_it_was_written(data, tmp_path):
     job = Job(spec(stream="spatial"), data[1], data[0], tmp_path, "in", "cpu")
+    job.write()
+    assert Job.read(job.files) == job
+    together = spec(with_dataset="more", with_how="classes", with_same=("left:up",))
+    other = Other("more", tmp_path / "more.h5", second_set("frames")[0])
+    job = job._replace(spec=together, other=other, start=tmp_path / "start.pt")
     job.write()
     assert Job.read(job.files) == job
     with pytest.raises(FileNotFoundError, match=r"holds no job.json; a training on several processes writes one"):

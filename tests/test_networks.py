@@ -114,9 +114,24 @@ def test_dropout_of_the_spec_reaches_the_classifier_only():
         assert found == [0.7] * count, name
 
 
-def test_a_dropout_without_effect_is_said(capsys):
-    build(spec("spatial", "resnet18", dropout=0.7), 3)
-    assert "resnet18 has no dropout before its last layer" in capsys.readouterr().err
+@pytest.mark.parametrize("network", ["resnet18", "densenet121", "shufflenet_v2_x0_5"])
+def test_a_network_without_dropout_gets_one_before_its_head(network):
+    """Features are zeroed with the setting's probability, or scaled by 1 / (1 - p), when only the head learns as well."""
+    torch.manual_seed(0)
+    made = build(spec("spatial", network, dropout=0.8, train_layers="last"), 3)
+    inputs = torch.randn(4, 3, 64, 64)
+    whole, dropped = made.eval().features(inputs), made.train().features(inputs)
+    kept = dropped != 0
+    torch.testing.assert_close(dropped, torch.where(kept, whole / 0.2, 0), rtol=1e-4, atol=1e-6)
+    alive = (whole != 0).sum().item()
+    assert kept.sum().item() / alive == pytest.approx(0.2, abs=0.04)  # of 2,048 features or more: four standard errors
+    assert not (set(made.body.state_dict()) - set(torchvision.models.get_model(network).state_dict()))
+
+
+def test_a_dropout_of_nothing_changes_no_bit():
+    inputs = torch.randn(2, 3, 64, 64)
+    made = build(spec("spatial", "resnet18", dropout=0.0, train_layers="last"), 3)
+    assert torch.equal(made.train().features(inputs), made.eval().features(inputs))
 
 
 @pytest.mark.parametrize("length", [1, 5])

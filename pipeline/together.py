@@ -1,0 +1,144 @@
+"""Training together with another data set: which of its clips and classes take part, and in what order clips come.
+
+With `heads` (the paper's multi-task learning) each set has a last layer and a loss of its own, and every step takes
+`batch` clips of each. With `classes` the other's classes that this set does not have are added to its own, and the
+batch is drawn uniformly from them all. Validation and test know this set's clips and classes only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from torch.utils.data import Dataset
+
+from pipeline.catalog import SHOWN, UNREADABLE, Catalog, Clip
+from pipeline.dataset import TrainingSet
+from pipeline.progress import say
+from pipeline.spec import unknown_name
+from pipeline.specs import StreamSpec
+from pipeline.transforms import View
+
+_OTHER_SEED = 1  # purpose of a seed: the other set's items are drawn independently of this one's
+
+
+class Other(NamedTuple):
+    """The other data set of a training."""
+
+    name: str
+    """Its section of luigi.cfg."""
+    store_path: Path
+    """Index of its frames or flow store."""
+    catalog: Catalog
+
+
+def same_classes(own: Sequence[str], other: Sequence[str], pairs: Sequence[str] = ()) -> dict[str, str]:
+    """Which classes of the other set are classes of this one: its name -> the name here.
+
+    Two names mean the same if they are equal but for case and whatever is neither letter nor digit (`ride_horse`,
+    `RideHorse`), or if a pair says so. Several classes of the other set may be one class here.
+
+    Args:
+        own, other: names of the classes.
+        pairs: texts of the form "name here:name there".
+
+    Raises:
+        ValueError: a pair with a name that is not among the classes.
+    """
+    plain = {_plain(name): name for name in reversed(own)}
+    found = {name: plain[_plain(name)] for name in other if _plain(name) in plain}
+    for pair in pairs:
+        here, there = pair.split(":")
+        for name, names, whose in ((here, own, "this set"), (there, other, "the other set")):
+            if name not in names:
+                raise ValueError(unknown_name(f"with_same has {pair!r}: class {name!r} of {whose}", name, names))
+        found[there] = here
+    return {name: found[name] for name in other if name in found}
+
+
+def other_classes(spec: StreamSpec, catalog: Catalog, other: Other | None) -> tuple[str, ...]:
+    """Classes of the other set for which the network has outputs, in their order there.
+
+    Raises:
+        ValueError: `with_same` names a class that there is not, or no class is left to be added.
+    """
+    if other is None:
+        return ()
+    if spec.with_how == "heads":
+        return other.catalog.classes
+    same = same_classes(catalog.classes, other.catalog.classes, spec.with_same)
+    added = tuple(name for name in other.catalog.classes if name not in same)
+    if not added:
+        raise ValueError(f"[{spec.stream}] with_how is classes, but every class of {other.name} is a class of this set")
+    return added
+
+
+def training_set(spec: StreamSpec, store_path: Path, catalog: Catalog, other: Other | None) -> Dataset:
+    """The items of a training; those of step s begin with number s * items_per_step.
+
+    Args:
+        spec: the stream.
+        store_path, catalog: of this set, whose training part is used.
+        other: the other set, of which the training part is used as well; None for a training on this set alone.
+
+    Raises:
+        ValueError: no usable clip in one of the sets, or what `other_classes` refuses.
+    """
+    clips = catalog.part("train")
+    if other is None:
+        return TrainingSet(spec, store_path, clips)
+    others = _clips_apart(spec, catalog, other)
+    if spec.with_how == "heads":
+        seed = np.random.SeedSequence([spec.seed, _OTHER_SEED]).generate_state(1, np.uint64)[0]
+        second = TrainingSet(replace(spec, seed=int(seed)), other.store_path, others)
+        return TakingTurns(TrainingSet(spec, store_path, clips), second)
+    added, first = other_classes(spec, catalog, other), len(catalog.classes)
+    _say_matching(spec, catalog, other, added)
+    label = {name: first + place for place, name in enumerate(added)}
+    more = [replace(clip, label=label[clip.class_name]) for clip in others if clip.class_name in label]
+    return TrainingSet(spec, store_path, clips, (other.store_path, more))
+
+
+class TakingTurns(Dataset):
+    """Items of two training sets in turn: number 2n is item n of the first, number 2n + 1 item n of the second.
+
+    So however a batch is cut into equal parts, each holds as many clips of the one as of the other.
+    """
+
+    def __init__(self, first: TrainingSet, second: TrainingSet):
+        self.sets = first, second
+
+    def __len__(self) -> int:
+        return 2 * len(self.sets[0])
+
+    def __getitem__(self, number: int) -> tuple[View, int]:
+        """(view, label within its set) of one item."""
+        return self.sets[number % 2][number // 2]
+
+
+def _clips_apart(spec: StreamSpec, catalog: Catalog, other: Other) -> list[Clip]:
+    """The other's training clips but for such as are, to the byte, validation or test clips of this set."""
+    held_out = {clip.content for clip in catalog.clips if clip.split in ("val", "test")} - {UNREADABLE}
+    clips = other.catalog.part("train")
+    if twice := [clip.id for clip in clips if clip.content in held_out]:
+        say(
+            f"{spec.stream}: {len(twice)} training clips of {other.name} are validation or test clips here, and are "
+            f"left out: {', '.join(twice[:SHOWN])}"
+        )
+    return [clip for clip in clips if clip.content not in held_out]
+
+
+def _say_matching(spec: StreamSpec, catalog: Catalog, other: Other, added: Sequence[str]) -> None:
+    same = same_classes(catalog.classes, other.catalog.classes, spec.with_same)
+    pairs = ", ".join(f"{there} = {here}" for there, here in same.items())
+    say(
+        f"{spec.stream}: {len(added)} of the {len(other.catalog.classes)} classes of {other.name} are added"
+        + (f"; not added, as classes of this set: {pairs}" if pairs else "")
+    )
+
+
+def _plain(name: str) -> str:
+    return "".join(letter for letter in name.casefold() if letter.isalnum())

@@ -1,0 +1,140 @@
+"""A stream trained together with another data set, as tasks: what is required, made again, refused."""
+
+import json
+
+import pytest
+from conftest import ROOT, moving_texture, write_video
+from test_tasks import build, config, fresh, luigi_command, overlay, snapshot, write_four_clips  # noqa: F401 (fixtures)
+
+from pipeline.checkpoint import load_checkpoint
+from pipeline.scores import Scores
+from tasks import Catalog, Flow, Frames, Report, ScoreStream, TrainStream
+
+
+@pytest.fixture
+def two(config, tmp_path):  # noqa: F811
+    """The four clips, and four more of which one class has the same name but for its case."""
+    section = write_four_clips(tmp_path / "more")
+    listed = tmp_path / "more" / "clips.csv"
+    listed.write_text(listed.read_text().replace(",right,", ",RIGHT,").replace(",down,", ",fall,"))
+    config.read_dict({"dataset.more": section})
+    return config
+
+
+def together(config, how, dataset="four", other="more", stream="temporal", **values):  # noqa: F811
+    given = {"with_dataset": other, "with_how": how, **values}
+    config.read_dict({f"dataset.{dataset}": {f"{stream}_{name}": value for name, value in given.items()}})
+
+
+@pytest.mark.parametrize(
+    ("how", "others"),
+    [("heads", ("RIGHT", "fall")), ("classes", ("fall",)), ("start", ())],
+    ids=lambda value: str(value),
+)
+def test_a_stream_is_trained_together_and_scored_on_its_own_classes(two, tmp_path, how, others):
+    together(two, how)
+    task = fresh(ScoreStream, stream="temporal", part="test")
+    assert build(task)
+    trained = fresh(TrainStream, stream="temporal")
+    assert trained.folder.name.startswith(f"temporal-small-1-{how}-more-")
+    found = load_checkpoint(trained.checkpoint, classes=("down", "right"))
+    assert found.other_classes == others and found.spec.with_how == how
+    scores = Scores.read(task.path)
+    assert scores.classes == ("down", "right") and scores.video_ids == ("d",) and not scores.failed
+    assert (tmp_path / "artifacts/more/train_stream").exists() == (how == "start")
+    assert not (tmp_path / "artifacts/more/score_stream").exists()
+
+    before = snapshot(tmp_path / "artifacts")
+    assert build(fresh(ScoreStream, stream="temporal", part="test"))
+    assert snapshot(tmp_path / "artifacts") == before
+    write_video(tmp_path / "more/videos/b.avi", moving_texture(11, seed=99))
+    assert not fresh(TrainStream, stream="temporal").complete()
+    assert build(fresh(Catalog, dataset="more"), fresh(Flow, dataset="more"))
+    assert not fresh(TrainStream, stream="temporal").complete() and fresh(Flow).complete()
+
+
+def test_the_report_says_what_it_was_trained_together_with(two):
+    together(two, "heads")
+    assert build(fresh(Report))
+    folder = fresh(Report).folder
+    metrics = json.loads((folder / "metrics.json").read_text())
+    labels = {row["label"] for row in metrics["stages"] if row["stage"] == "TrainStream"}
+    assert labels == {"spatial-small-1", "temporal-small-1-heads-more"} and metrics["num_test"] == 1
+    page = (folder / "report.html").read_text()
+    assert "<td>with_dataset</td><td>more</td>" in page
+
+
+def test_two_sets_may_each_start_from_the_other(two):
+    together(two, "start")
+    together(two, "start", dataset="more", other="four")
+    four, more = (fresh(TrainStream, stream="temporal", dataset=name) for name in ("four", "more"))
+    assert [type(task).__name__ for task in four.requires()] == ["Flow", "Catalog", "TrainStream"]
+    start = four.requires()[2]
+    assert (start.dataset_name, start.alone, len(start.requires())) == ("more", True, 2)
+    assert four.digest != more.digest and start.folder not in (four.folder, more.folder)
+    two.read_dict({"dataset.more": {"temporal_with_dataset": "", "temporal_with_how": ""}})
+    plain = fresh(TrainStream, stream="temporal", dataset="more")
+    assert plain.folder == start.folder  # it is the training that `more` has without another
+
+
+def test_what_is_read_of_the_other_is_part_of_the_digest(two):
+    alone = fresh(TrainStream, stream="spatial").digest
+    together(two, "heads", stream="spatial")
+    heads = fresh(TrainStream, stream="spatial")
+    digests = {alone, heads.digest}
+    assert [type(task) for task in heads.requires()] == [Frames, Catalog, Frames, Catalog]
+    assert [task.dataset_name for task in heads.requires()] == ["four", "four", "more", "more"]
+    two.read_dict({"dataset.more": {"val_fraction": "0.3"}})
+    assert len(digests | {fresh(TrainStream, stream="spatial").digest}) == 3
+
+
+@pytest.mark.parametrize(("layout", "split"), [("hmdb51", "2"), ("folder", "3")])
+def test_official_lists_have_the_same_split_and_others_their_own(two, layout, split):
+    two.read_dict({"dataset.u": {"layout": "ucf101", "videos": "v", "lists": "l"}})
+    two.read_dict({"dataset.h": {"layout": layout, "videos": "v", "lists": "l", "split": "3"}})
+    together(two, "heads", dataset="u", other="h")
+    *_, flow, catalog = fresh(TrainStream, stream="temporal", dataset="u", split="2").requires()
+    assert flow.dataset_name == catalog.dataset_name == "h" and catalog.split_name == split
+
+
+@pytest.mark.parametrize(
+    ("how", "other", "settings", "message"),
+    [
+        ("heads", "four", {}, r"\[temporal\] with_dataset is 'four', which is this data set itself; name another, or"),
+        ("heads", "mor", {}, r"\[temporal\] with_dataset: dataset 'mor' does not exist; did you mean 'more'"),
+        ("", "more", {}, "with_dataset is 'more' and with_how is ''; give both"),
+        (
+            "heads",
+            "more",
+            {"flow_bound_px": "9"},
+            r"\[flow\] bound_px is 20.0 for four, but 9.0 for more; what is trained",
+        ),
+        ("start", "more", {"temporal_crop_px": "24"}, r"\[temporal\] crop_px is 32 for four, but 24 for more"),
+        (
+            "start",
+            "more",
+            {"stack_length": "3"},
+            r"\[temporal\] stack is StackSpec\(length=2.* but StackSpec\(length=3",
+        ),
+    ],
+)
+def test_what_cannot_be_trained_together_is_refused_before_any_work(two, tmp_path, how, other, settings, message):
+    together(two, how, other=other)
+    two.read_dict({"dataset.more": settings})
+    with pytest.raises(ValueError, match=message):
+        fresh(TrainStream, stream="temporal").complete()
+    assert not (tmp_path / "artifacts").exists()
+
+
+def test_settings_that_the_other_set_keeps_to_itself_do_no_harm(two):
+    two.read_dict({"dataset.more": {"temporal_steps": "2", "spatial_network": "resnet18"}})
+    together(two, "start")
+    assert fresh(TrainStream, stream="temporal").requires()[2].stream_spec.steps == 2
+
+
+def test_videos_of_the_command_line_belong_to_one_set_only(overlay, tmp_path):  # noqa: F811
+    flags = ["--temporal-with-dataset", "folder", "--temporal-with-how", "heads"]
+    videos = ["--data-videos", str(tmp_path / "videos"), "--data-lists", str(tmp_path / "clips.csv")]
+    refused = luigi_command("TrainStream", "--stream", "temporal", *flags, *videos, cwd=ROOT, **overlay)
+    assert refused.returncode != 0 and "--data-videos and --data-lists would name the videos of both" in refused.stderr
+    assert not list(tmp_path.rglob("*.h5")) and "Traceback" not in refused.stderr

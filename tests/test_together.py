@@ -1,0 +1,290 @@
+"""Training together with another data set: losses and gradients in plain torch, which clips and classes take part."""
+
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from fakes import FakeStore, second_set, two_classes
+from test_launch import spec as without_batch_norm
+from torch.nn.functional import cross_entropy
+from trainings import assert_same_weights, interrupt_after, scores_of_test_part, spec
+
+from pipeline import training
+from pipeline.checkpoint import load_checkpoint
+from pipeline.dataset import TrainingSet
+from pipeline.networks import build
+from pipeline.resume import Run
+from pipeline.together import Other, other_classes, same_classes, training_set
+from pipeline.training import train, train_step
+
+CPU = torch.device("cpu")
+HEADS = {"with_dataset": "more", "with_how": "heads"}
+CLASSES = {"with_dataset": "more", "with_how": "classes"}
+
+
+@pytest.fixture
+def sets(monkeypatch):
+    """A function that installs two stores, "own" and "more"; returns the first's catalog, and the other set."""
+
+    def install(kind="frames"):
+        (own, own_store), (more, more_store) = two_classes(kind), second_set(kind)
+        stores = {"own": own_store, "more": more_store}
+        for name in ("open_frames", "open_flow"):
+            monkeypatch.setattr(f"pipeline.dataset.store.{name}", lambda path: stores.get(str(path), own_store))
+        return own, Other("more", "more", more)
+
+    return install
+
+
+def run(settings, catalog, other, folder):
+    given = {"other": other} if settings.with_how in ("heads", "classes") else {}
+    train(settings, store_path="own", catalog=catalog, folder=folder, inputs="in", device="cpu", **given)
+    return load_checkpoint(folder / "checkpoint.pt")
+
+
+def exact(settings, num_classes=2, other_classes=3):
+    """A training in float64."""
+    now = Run(settings, num_classes, CPU, other_classes=other_classes)
+    now.network.double()
+    return now
+
+
+# --- one body, two heads
+
+
+def test_the_loss_is_the_sum_of_both_means_and_each_head_learns_from_its_own_clips():
+    torch.manual_seed(0)
+    settings = without_batch_norm(
+        dropout=0.0, momentum=0.0, weight_decay=0.0, learning_rate=0.1, milestones=(), **HEADS
+    )
+    now, inputs = exact(settings), torch.randn(8, 3, 40, 40, dtype=torch.float64)
+    own, other = torch.tensor([0, 1, 1, 0]), torch.tensor([2, 0, 1, 2])
+    plain = build(settings, 2, 3).double()
+    plain.load_state_dict(now.network.state_dict())
+    losses = [
+        cross_entropy(head(plain.body(inputs[first::2])), labels)
+        for first, head, labels in ((0, plain.head, own), (1, plain.other_head, other))
+    ]
+    heads = [plain.head.weight, plain.other_head.weight]
+    slopes = [torch.autograd.grad(loss, head, retain_graph=True)[0] for loss, head in zip(losses, heads, strict=True)]
+    labels = torch.stack([own, other], 1).flatten()
+    assert train_step(now, inputs, labels) == pytest.approx(sum(losses).item(), rel=1e-12)
+    sum(losses).backward()
+    torch.testing.assert_close(now.network.head.weight.grad, slopes[0])
+    torch.testing.assert_close(now.network.other_head.weight.grad, slopes[1])
+    for name, weight in plain.named_parameters():
+        moved = weight.detach() - 0.1 * weight.grad
+        torch.testing.assert_close(now.network.get_parameter(name).detach(), moved, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("consensus", ["average", "max"])
+def test_each_set_has_the_consensus_of_its_own_snippets(consensus):
+    network = build(without_batch_norm(segments=2, consensus=consensus, **HEADS), 2, 3).eval()
+    snippets = torch.randn(6, 2, 3, 40, 40)
+    for logits, first, head in zip(
+        network(snippets, both=True), (0, 1), (network.head, network.other_head), strict=True
+    ):
+        each = torch.stack([head(network.body(snippets[first::2, k])) for k in (0, 1)])
+        expected = each.mean(0) if consensus == "average" else each.max(0).values
+        torch.testing.assert_close(logits, expected)
+
+
+@pytest.mark.parametrize("parts", [2, 4])
+def test_a_batch_in_parts_makes_the_same_step(parts):
+    inputs, labels = torch.randn(8, 3, 40, 40, dtype=torch.float64), torch.tensor([0, 2, 1, 0, 1, 1, 0, 2])
+    settings = without_batch_norm(learning_rate=1e-3, **HEADS)
+    whole, cut = (exact(replace(settings, accumulate=n)) for n in (1, parts))
+    for _ in range(3):
+        assert train_step(cut, inputs, labels) == pytest.approx(train_step(whole, inputs, labels), abs=1e-12)
+        whole.step = cut.step = whole.step + 1
+    for name, value in cut.network.state_dict().items():
+        torch.testing.assert_close(value, whole.network.state_dict()[name], rtol=1e-9, atol=1e-12)
+
+
+def test_items_take_turns_and_this_sets_are_those_of_a_training_alone(sets):
+    catalog, other = sets()
+    settings = spec(**HEADS)
+    both, alone = training_set(settings, "own", catalog, other), TrainingSet(spec(), "own", catalog.part("train"))
+    assert len(both) == 2 * len(alone) == 2 * 12 * 4
+    for n in range(16):
+        (view, label), (expected, expected_label) = both[2 * n], alone[n]
+        assert label == expected_label and all(map(np.array_equal, view, expected))
+    assert Counter(both[2 * n + 1][1] for n in range(15)) == {0: 5, 1: 5, 2: 5}
+
+
+def test_what_is_drawn_of_one_set_says_nothing_of_the_other(sets):
+    catalog, _ = sets()
+    twin = Other("twin", "own", catalog)
+    both = training_set(spec(**HEADS), "own", catalog, twin)
+    same = [np.array_equal(both[2 * n][0].values, both[2 * n + 1][0].values) for n in range(20)]
+    assert sum(same) <= 2
+
+
+@pytest.mark.parametrize("how", [HEADS, CLASSES])
+@pytest.mark.parametrize(("stream", "stop"), [("spatial", 9), ("temporal", 3)])
+def test_an_interrupted_training_ends_with_the_same_bits(sets, tmp_path, monkeypatch, how, stream, stop):
+    catalog, other = sets("frames" if stream == "spatial" else "flow")
+    settings = spec(stream, **how)
+    whole = run(settings, catalog, other, tmp_path / "whole")
+    real = interrupt_after(monkeypatch, stop)
+    with pytest.raises(ZeroDivisionError):
+        run(settings, catalog, other, tmp_path / "parts")
+    monkeypatch.setattr(training, "train_step", real)
+    parts = run(settings, catalog, other, tmp_path / "parts")
+    assert_same_weights(whole.network.state_dict(), parts.network.state_dict())
+
+
+@pytest.mark.parametrize("how", [HEADS, CLASSES])
+def test_scores_are_of_this_sets_classes_and_its_validation_alone_chooses(sets, tmp_path, monkeypatch, how):
+    catalog, other = sets("flow")
+    seen, real = [], training.evaluate
+    monkeypatch.setattr(
+        training, "evaluate", lambda n, test_set, **o: seen.append(test_set.clips) or real(n, test_set, **o)
+    )
+    settings = spec("temporal", steps=30, milestones=(20,), **how)
+    found = run(settings, catalog, other, tmp_path)
+    assert seen and all(tuple(clips) == catalog.part("val") for clips in seen)
+    assert found.classes == ("left", "right")
+    assert found.other_classes == (("LEFT", "down", "up") if how is HEADS else ("down", "up"))
+    scores = scores_of_test_part(tmp_path, catalog)
+    assert scores.classes == ("left", "right") and scores.probabilities.shape == (4, 2)
+    assert scores.top1() == 1.0
+
+
+# --- the other's classes added
+
+
+def test_names_mean_the_same_but_for_case_and_punctuation_or_if_a_pair_says_so():
+    own, other = ("ride_bike", "ride_horse", "shoot ball", "wave"), ("Basketball", "Biking", "RideHorse", "Surfing")
+    assert same_classes(own, other) == {"RideHorse": "ride_horse"}
+    pairs = ("ride_bike:Biking", "shoot ball:Basketball", "ride_bike:Surfing")
+    expected = {"Basketball": "shoot ball", "Biking": "ride_bike", "RideHorse": "ride_horse", "Surfing": "ride_bike"}
+    assert same_classes(own, other, pairs) == expected
+    with pytest.raises(
+        ValueError, match="'wave:Bikin': class 'Bikin' of the other set does not exist; did you mean 'Bik"
+    ):
+        same_classes(own, other, ("wave:Bikin",))
+    with pytest.raises(
+        ValueError, match="'weave:Biking': class 'weave' of this set does not exist; did you mean 'wave'"
+    ):
+        same_classes(own, other, ("weave:Biking",))
+
+
+def test_added_classes_come_as_often_as_this_sets(sets, capsys):
+    catalog, other = sets()
+    found = training_set(spec(**CLASSES), "own", catalog, other)
+    assert Counter(found[n][1] for n in range(40)) == {0: 10, 1: 10, 2: 10, 3: 10}
+    assert {found.clips[found.choose(n)].class_name for n in range(40)} == {"left", "right", "down", "up"}
+    said = capsys.readouterr().err
+    assert "2 of the 3 classes of more are added; not added, as classes of this set: LEFT = left" in said
+    stores = {clip.class_name: id(pictures.store) for clip, pictures in zip(found.clips, found.pictures, strict=True)}
+    assert stores["left"] == stores["right"] != stores["up"] == stores["down"]
+
+
+def test_probabilities_are_those_of_all_outputs_renormalised_over_this_sets_classes():
+    network = build(spec(**CLASSES), 2, 3)
+    network.head.weight.data *= 30
+    features = torch.randn(5, 128)
+    logits = (features @ network.head.weight.T + network.head.bias).detach().double().numpy()
+    assert logits.shape == (5, 5) and network.num_classes == 2
+    shares = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    expected = shares[:, :2] / shares[:, :2].sum(1, keepdims=True)
+    np.testing.assert_allclose(network.probabilities(features).detach().numpy(), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_a_set_that_adds_nothing_is_refused(sets):
+    catalog, other = sets()
+    settings = spec(**CLASSES, with_same=("left:up", "right:down"))
+    with pytest.raises(
+        ValueError, match=r"\[spatial\] with_how is classes, but every class of more is a class of this"
+    ):
+        other_classes(settings, catalog, other)
+
+
+@pytest.mark.parametrize("how", [HEADS, CLASSES])
+def test_what_is_validated_or_tested_here_is_not_trained_on_there(sets, capsys, how):
+    catalog, other = sets()
+    marked = [replace(clip, content=f"{n:016x}") for n, clip in enumerate(catalog.clips)]
+    tested = next(clip for clip in marked if clip.split == "test")
+    clips = [
+        replace(clip, content=tested.content if clip.id == "right_1" else "f" * 16) for clip in other.catalog.clips
+    ]
+    other = other._replace(catalog=replace(other.catalog, clips=tuple(clips)))
+    found = training_set(spec(**how), "own", replace(catalog, clips=tuple(marked)), other)
+    used = found.sets[1].clips if how is HEADS else found.clips[8:]
+    assert "right_1" not in {clip.id for clip in used} and "right_0" in {clip.id for clip in used}
+    assert (
+        "1 training clips of more are validation or test clips here, and are left out: right_1"
+        in capsys.readouterr().err
+    )
+
+
+def test_a_set_without_clips_in_its_store_is_refused(sets, monkeypatch):
+    catalog, other = sets()
+    own = two_classes("frames")[1]
+    monkeypatch.setattr("pipeline.dataset.store.open_frames", lambda path: own if path == "own" else FakeStore({}))
+    for how in (HEADS, CLASSES):
+        with pytest.raises(ValueError, match="none of the .* training clips is in more"):
+            training_set(spec(**how), "own", catalog, other)
+
+
+# --- from the other's weights, and what goes through files
+
+
+def test_a_training_starts_from_the_others_body_with_a_new_head(sets, tmp_path):
+    catalog, other = sets()
+    first = run(spec(**HEADS), catalog, other, tmp_path / "first").network  # of whatever kind it was
+    settings = spec(with_dataset="more", with_how="start", train_layers="last", start="scratch")
+    start = tmp_path / "first/checkpoint.pt"
+    given = {"store_path": "own", "catalog": catalog, "inputs": "in", "device": "cpu"}
+    train(settings, folder=tmp_path / "second", start=start, **given)
+    second = load_checkpoint(tmp_path / "second/checkpoint.pt", other_classes=()).network
+    assert_same_weights(second.body.state_dict(), first.body.state_dict())
+    assert not torch.equal(second.head.weight, first.head.weight) and second.other_head is None
+
+
+@pytest.mark.parametrize(
+    ("how", "given"),
+    [("", ("other",)), ("", ("start",)), ("heads", ()), ("heads", ("other", "start")), ("start", ()), ("classes", ())],
+)
+def test_what_does_not_fit_the_settings_is_refused(sets, tmp_path, how, given):
+    catalog, other = sets()
+    settings = spec(with_dataset="more" if how else "", with_how=how)
+    values = {name: {"other": other, "start": tmp_path}[name] for name in given}
+    with pytest.raises(ValueError, match=f"with_how is '{how}', which does not fit what train\\(\\) was given"):
+        train(settings, store_path="own", catalog=catalog, folder=tmp_path, inputs="in", device="cpu", **values)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_checkpoint_of_another_companion_is_refused_by_name(sets, tmp_path):
+    catalog, other = sets()
+    run(spec(steps=1, **HEADS), catalog, other, tmp_path)
+    assert load_checkpoint(tmp_path / "checkpoint.pt", other_classes=("LEFT", "down", "up")).network.other_head
+    message = r"was trained on 3 classes \(LEFT, down, up\) of another data set; expected 2 classes \(a, b\)"
+    with pytest.raises(ValueError, match=message):
+        load_checkpoint(tmp_path / "checkpoint.pt", other_classes=("a", "b"))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"with_how": "heads"}, r"\[spatial\] with_dataset is '' and with_how is 'heads'; give both"),
+        ({"with_dataset": "more"}, r"with_dataset is 'more' and with_how is ''; give both"),
+        ({**HEADS, "with_same": ("a:b",)}, r"with_same is 'a:b', which means something only with with_how = classes"),
+        ({**CLASSES, "with_same": ("a:b", "ab")}, r"with_same holds 'ab'; allowed: a class of this set, a colon"),
+        ({**CLASSES, "with_same": ("a:b:c",)}, r"with_same holds 'a:b:c'"),
+        ({**HEADS, "with_how": "both"}, r"with_how is 'both'; allowed: , heads, classes, start"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused(values, message):
+    with pytest.raises(ValueError, match=message):
+        spec(**values)
+
+
+def test_settings_alone_and_as_text():
+    settings = type(spec()).parse({**CLASSES, "with_same": "ride bike:Biking , a:b"})
+    assert settings.with_same == ("ride bike:Biking", "a:b")
+    assert settings.alone() == type(spec())() and settings.digest() != settings.alone().digest()
+    assert (settings.items_per_step, spec(**HEADS).items_per_step) == (256, 8)
