@@ -51,6 +51,7 @@ def test_what_is_changed_and_what_is_configured_is_one_artifact(config):
     config.read_dict({"stack": {"length": "4", "kind": "trajectory"}, "dataset.four": {"temporal_dropout": "0.25"}})
     assert [fresh(task, **of).folder for task, of in tasks] == folders
     assert [a == b for a, b in zip(before, folders, strict=True)] == [False, False, True, True, True]
+    assert fresh(FullPipeline).requires().digest == fresh(FullPipeline, changes=changed).requires().digest
 
 
 @pytest.mark.parametrize(
