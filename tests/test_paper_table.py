@@ -47,10 +47,12 @@ def test_what_is_changed_and_what_is_configured_is_one_artifact(config):
     changed = {"stack_length": "4", "stack_kind": "trajectory", "temporal_dropout": "0.25"}
     tasks = [(ScoreStream, {"stream": "temporal", "part": "test"}), (Fuse, {}), (Flow, {}), (Frames, {}), (Catalog, {})]
     folders = [fresh(task, changes=changed, **of).folder for task, of in tasks]
+    report = fresh(FullPipeline, changes=changed).requires().folder
     before = [fresh(task, **of).folder for task, of in tasks]
     config.read_dict({"stack": {"length": "4", "kind": "trajectory"}, "dataset.four": {"temporal_dropout": "0.25"}})
     assert [fresh(task, **of).folder for task, of in tasks] == folders
     assert [a == b for a, b in zip(before, folders, strict=True)] == [False, False, True, True, True]
+    assert fresh(FullPipeline).requires().folder == report
 
 
 @pytest.mark.parametrize(
