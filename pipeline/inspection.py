@@ -25,6 +25,7 @@ LAST_FILES = {
     "fuse": "fusion.json",
     "report": "metrics.json",
     "all_splits": "summary.json",
+    "tables": "table.json",
 }
 
 
@@ -62,7 +63,16 @@ def describe(path: Path, *, clip: str = "") -> dict[str, Any]:
 def _file_of(path: Path) -> Path:
     if not path.is_dir():
         return path
-    names = ("index.h5", "catalog.h5", "scores.h5", "metrics.json", "fusion.json", "curve.json", "summary.json")
+    names = (
+        "index.h5",
+        "catalog.h5",
+        "scores.h5",
+        "metrics.json",
+        "fusion.json",
+        "curve.json",
+        "summary.json",
+        "table.json",
+    )
     found = [path / name for name in names]
     for file in found:
         if file.is_file():

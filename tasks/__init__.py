@@ -8,12 +8,14 @@ and features. `Fuse` joins both streams, `Report` writes `metrics.json` and `rep
     luigi --module tasks FullPipeline --dataset ucf101 --split 1
 
 `AllSplits` requires the reports of all splits of a dataset, and of several seeds, and puts them into one table.
+`PaperTable` runs the rows of a table of the paper and puts their figures beside the published ones.
 """
 
 from tasks.conclude import FullPipeline, Fuse, Report
 from tasks.learn import ExtractFeatures, ScoreStream, TrainStream
 from tasks.prepare import Catalog, Flow, Frames
 from tasks.repeat import AllSplits
+from tasks.tables import PaperTable
 
 __all__ = [
     "AllSplits",
@@ -23,6 +25,7 @@ __all__ = [
     "Frames",
     "FullPipeline",
     "Fuse",
+    "PaperTable",
     "Report",
     "ScoreStream",
     "TrainStream",

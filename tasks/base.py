@@ -83,14 +83,29 @@ class Stage(luigi.Task):
     device = luigi.Parameter(
         default="", significant=False, description="auto, cpu, cuda or cuda:N; default: [run] device"
     )
+    changes = luigi.DictParameter(
+        default={}, description='settings that this task changes, as JSON, such as {"stack_length": "5"}'
+    )
 
     file = ""  # the file that is written last
     keeps_old = False  # whether `make` reads the artifact that it replaces
+    kind = ""  # the folder of such artifacts; "": the name of the class
+    reads: tuple[str, ...] = ()  # the sections that can change the artifact; (): any
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         with told_plainly():
-            settings.check(self.dataset_name)
+            settings.check(self.dataset_name, self.changes)
+
+    def clone(self, cls=None, **kwargs):
+        """A task with the same parameters, but for those given; of the changes it gets what it reads.
+
+        So what several rows of a table share is one task, and looked at once.
+        """
+        reads = getattr(cls or type(self), "reads", ())
+        if reads:
+            kwargs["changes"] = settings.of_sections(kwargs.get("changes", self.changes), reads)
+        return super().clone(cls, **kwargs)
 
     @functools.cached_property
     def run_spec(self):
@@ -108,7 +123,7 @@ class Stage(luigi.Task):
 
     def spec(self, section: str):
         """The settings of a section for this dataset."""
-        return settings.resolve(section, self.dataset_name)
+        return settings.resolve(section, self.dataset_name, self.changes)
 
     @functools.cached_property
     def split_name(self) -> str:
@@ -141,7 +156,7 @@ class Stage(luigi.Task):
     @property
     def folder(self) -> Path:
         """Where the artifact lies."""
-        stage = _snake(type(self).__name__)
+        stage = self.kind or _snake(type(self).__name__)
         return Path(self.run_spec.artifacts) / self.dataset_folder / stage / f"{self.label}-{self.digest}"
 
     @functools.cached_property

@@ -118,7 +118,7 @@ class FullPipeline(luigi.WrapperTask):
     """The whole chain, from a folder of videos to `report.html`."""
 
     dataset, split, seed = Stage.dataset, Stage.split, Stage.seed
-    artifacts, device = Stage.artifacts, Stage.device
+    artifacts, device, changes = Stage.artifacts, Stage.device, Stage.changes
 
     def requires(self) -> Stage:
         """The report, which requires all the rest."""

@@ -32,7 +32,8 @@ class TrainStream(OnDevice):
     @property
     def stream_spec(self):
         """The settings of the stream."""
-        spec = settings.stream(self.stream, self.dataset_name, self.run_spec.seed, asked=self.seed >= 0)
+        seed, asked = self.run_spec.seed, self.seed >= 0
+        spec = settings.stream(self.stream, self.dataset_name, seed, self.changes, asked=asked)
         return spec.alone() if self.alone else spec
 
     @property
@@ -62,7 +63,7 @@ class TrainStream(OnDevice):
         if not spec.with_dataset:
             return []
         with told_plainly():
-            settings.check_together(self.stream, self.dataset_name)
+            settings.check_together(self.stream, self.dataset_name, self.changes)
             official = all(settings.has_official_splits(name) for name in (self.dataset_name, spec.with_dataset))
         other = {"dataset": spec.with_dataset, "split": self.split_name if official else ""}
         if spec.with_how == "start":
@@ -170,7 +171,7 @@ class ExtractFeatures(luigi.WrapperTask):
     """Scores and features of every part from both streams: what other classifiers train on."""
 
     dataset, split, seed = Stage.dataset, Stage.split, Stage.seed
-    artifacts, device = Stage.artifacts, Stage.device
+    artifacts, device, changes = Stage.artifacts, Stage.device, Stage.changes
 
     def requires(self) -> list[Stage]:
         """ScoreStream for both streams and all parts."""

@@ -43,6 +43,7 @@ class Catalog(Stage):
     """One row a clip: where it lies, its label, its group, its part of the split. Complete while no video changes."""
 
     file = "catalog.h5"
+    reads = ("dataset",)
     keeps_old = True  # its clips need not be hashed again
 
     @property
@@ -121,6 +122,8 @@ class _Store(Stage):
 class Frames(_Store):
     """The frames of every clip, resized, as JPEG in HDF5 shards."""
 
+    reads = (*Catalog.reads, "frames", "cluster")
+
     @property
     def label(self) -> str:
         """The size of the frames."""
@@ -156,6 +159,8 @@ class Frames(_Store):
 
 class Flow(_Store):
     """The optical flow of every clip, computed from the cached frames, as JPEG planes in HDF5 shards."""
+
+    reads = (*Frames.reads, "flow")
 
     @property
     def label(self) -> str:

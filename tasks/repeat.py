@@ -16,33 +16,42 @@ from tasks.base import Stage, told_plainly
 from tasks.conclude import Report
 
 
-class AllSplits(Stage):
-    """`summary.json`, `summary.md` and `summary.html`: a row a split and seed, the mean over splits, the pooled clips.
-
-    Official lists have their numbers; of a folder or a CSV file with groups, every group is left out in turn.
-    """
+class Repeated(Stage):
+    """A stage over several splits and seeds of the same dataset."""
 
     splits = luigi.Parameter(default="", description="which, such as 1,2 or daria,denis; default: all of the dataset")
     seeds = luigi.Parameter(default="", description="seeds of the trainings, such as 0,1,2; default: [run] seed")
     split, seed = "", -1  # those of each run, not of the table
-    file = "summary.json"
+
+    def all_splits(self) -> list[str]:
+        """Every split of the dataset."""
+        from pipeline.layouts import split_names
+
+        return split_names(self.spec("dataset"))
 
     @functools.cached_property
     def split_list(self) -> list[str]:
         """The splits, in order."""
-        from pipeline.layouts import split_names
-
         with told_plainly():
-            return _listed("splits", self.splits) or split_names(self.spec("dataset"))
+            return listed("splits", self.splits) or self.all_splits()
 
     @functools.cached_property
     def seed_list(self) -> list[int]:
         """The seeds, in order; -1 is the one of [run]."""
         with told_plainly():
-            texts = _listed("seeds", self.seeds)
+            texts = listed("seeds", self.seeds)
             if wrong := [text for text in texts if not text.isdecimal()]:
                 raise ValueError(f"--seeds is {self.seeds!r}; {wrong[0]!r} is not a whole number from 0 up")
             return [int(text) for text in texts] or [-1]
+
+
+class AllSplits(Repeated):
+    """`summary.json`, `summary.md` and `summary.html`: a row a split and seed, the mean over splits, the pooled clips.
+
+    Official lists have their numbers; of a folder or a CSV file with groups, every group is left out in turn.
+    """
+
+    file = "summary.json"
 
     @property
     def label(self) -> str:
@@ -84,7 +93,7 @@ class AllSplits(Stage):
         say(f"{self.path.with_name('summary.md').read_text()}\n{self.path.with_name('summary.html')}")
 
 
-def _listed(name: str, text: str) -> list[str]:
+def listed(name: str, text: str) -> list[str]:
     """The parts of a list that was given as text, refused if one is there twice or empty."""
     parts = [part.strip() for part in text.split(",")] if text else []
     if "" in parts or len(set(parts)) < len(parts):

@@ -1,12 +1,15 @@
 """From luigi.cfg and the command line to specs. The only module that knows both.
 
-A setting is looked up, first found wins: the command line (`--flow-method`), the dataset's section
-(`[dataset.demo] flow_method`), the stage's section (`[flow] method`), the default in `pipeline/specs.py`.
+A setting is looked up, first found wins: what the task itself changes (`changes={"flow_method": ...}`: a row of a table
+of the paper), the command line (`--flow-method`), the dataset's section (`[dataset.demo] flow_method`), the stage's
+section (`[flow] method`), the default in `pipeline/specs.py`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import luigi
 from luigi.cmdline_parser import CmdlineParser
@@ -29,6 +32,7 @@ SECTIONS: dict[str, type[Spec]] = {
     "cluster": specs.ClusterSpec,
 }
 STREAMS = ("spatial", "temporal")
+NOTHING: Mapping[str, str] = MappingProxyType({})
 # Luigi's own sections, of which luigi.cfg may hold any.
 _OF_LUIGI = [
     "core",
@@ -64,29 +68,32 @@ def _flags(section: str, spec: type[Spec]) -> type[luigi.Config]:
 _FLAGS = [_flags(section, spec) for section, spec in SECTIONS.items() if section != "run"]
 
 
-def check(dataset: str) -> None:
+def check(dataset: str, changes: Mapping[str, str] = NOTHING) -> None:
     """Refuse any unknown section, setting or value that this dataset's run would meet, before any work is done.
 
     Raises:
         ValueError: naming it.
     """
-    found = {section: resolve(section, dataset) for section in SECTIONS if section not in STREAMS}
+    for name in changes:
+        if name not in (names := _changeable(_stage_of(name))):
+            raise ValueError(unknown_name(f"setting {name} in changes", name, names))
+    found = {section: resolve(section, dataset, changes) for section in SECTIONS if section not in STREAMS}
     for name in STREAMS:
-        other = stream(name, dataset, 0).with_dataset
+        other = stream(name, dataset, 0, changes).with_dataset
         if other and other not in datasets():
             raise ValueError(unknown_name(f"[{name}] with_dataset: dataset {other!r}", other, datasets()))
     if found["stack"].direction == "bidirectional" and not found["flow"].backward:
         raise ValueError("[stack] direction is bidirectional, which needs backward flow; set [flow] backward = true")
 
 
-def check_together(name: str, dataset: str) -> None:
+def check_together(name: str, dataset: str, changes: Mapping[str, str] = NOTHING) -> None:
     """Refuse a data set that this one's stream cannot be trained together with.
 
     Raises:
         ValueError: the data set itself, videos named on the command line (whose are they?), or settings that both
             must have in common but have not.
     """
-    own = stream(name, dataset, 0)
+    own = stream(name, dataset, 0, changes)
     other, where = own.with_dataset, f"[{name}] with_dataset is {own.with_dataset!r}"
     if other == dataset:
         raise ValueError(
@@ -96,9 +103,11 @@ def check_together(name: str, dataset: str) -> None:
     if videos_on_command_line():
         raise ValueError(f"{where}, so --data-videos and --data-lists would name the videos of both; use luigi.cfg")
     if name == "temporal":
-        _refuse_difference("flow", dataset, other, resolve("flow", dataset), resolve("flow", other))
+        flows = resolve("flow", dataset, changes), resolve("flow", other, changes)
+        _refuse_difference("flow", dataset, other, *flows)
     if own.with_how == "start":
-        _refuse_difference(name, dataset, other, own, stream(name, other, 0), ("network", "start", "crop_px", "stack"))
+        there = stream(name, other, 0, changes)
+        _refuse_difference(name, dataset, other, own, there, ("network", "start", "crop_px", "stack"))
 
 
 def _refuse_difference(section: str, dataset: str, other: str, one: Spec, two: Spec, names: tuple[str, ...] = ()):
@@ -135,12 +144,13 @@ def has_official_splits(dataset: str) -> bool:
     return resolve("dataset", dataset).layout in ("ucf101", "hmdb51")
 
 
-def resolve(section: str, dataset: str = "", /, **values) -> Spec:
+def resolve(section: str, dataset: str = "", changes: Mapping[str, str] = NOTHING, /, **values) -> Spec:
     """The settings of one section as they hold for one dataset.
 
     Args:
         section: a key of SECTIONS.
         dataset: name of the dataset, whose section overrides the stage's; "" for none.
+        changes: what overrides all else, named as in a dataset's section.
         values: fields that are no texts (the stack of a temporal stream), or that the task fixes.
 
     Raises:
@@ -148,34 +158,52 @@ def resolve(section: str, dataset: str = "", /, **values) -> Spec:
     """
     _check_sections()
     texts = {} if section == "dataset" else _items(section)
-    texts |= _of_dataset(section, dataset) | _of_command_line(section)
+    texts |= _of_dataset(section, dataset) | _of_command_line(section) | _of_section(section, changes)
     texts = {name: text for name, text in texts.items() if name not in values}
     return SECTIONS[section].parse(texts, section=section, **values)
 
 
-def stream(name: str, dataset: str, seed: int, *, asked: bool = False) -> specs.StreamSpec:
+def stream(
+    name: str, dataset: str, seed: int, changes: Mapping[str, str] = NOTHING, *, asked: bool = False
+) -> specs.StreamSpec:
     """The settings of one stream; the temporal one carries its stack.
 
     Args:
         name: "spatial" or "temporal".
         dataset: name of the dataset.
         seed: used unless the stream's own section says another.
+        changes: what overrides all else, named as in a dataset's section.
         asked: the seed was asked for (`--seed`): then it is used whatever the sections say.
     """
-    stack = resolve("stack", dataset) if name == "temporal" else None
-    given = _items(name) | _of_dataset(name, dataset) | _of_command_line(name)
-    own = "seed" in given and not (asked and "seed" not in _of_command_line(name))
-    return resolve(name, dataset, stream=name, stack=stack, **({} if own else {"seed": seed}))
+    stack = resolve("stack", dataset, changes) if name == "temporal" else None
+    first = _of_command_line(name) | _of_section(name, changes)
+    given = _items(name) | _of_dataset(name, dataset) | first
+    own = "seed" in given and not (asked and "seed" not in first)
+    return resolve(name, dataset, changes, stream=name, stack=stack, **({} if own else {"seed": seed}))
+
+
+def of_sections(changes: Mapping[str, str], sections: Collection[str]) -> dict[str, str]:
+    """The part of `changes` that belongs to some sections, sorted by name."""
+    return {name: changes[name] for name in sorted(changes) if (_stage_of(name) or "dataset") in sections}
+
+
+def _changeable(stage: str) -> list[str]:
+    """The names that `changes` may have for one stage; "" for the dataset. What the demo is holds for all tasks."""
+    if stage in ("", "demo"):
+        return list(specs.DatasetSpec.settings())
+    return [f"{stage}_{name}" for name in SECTIONS[stage].settings() if name != "stream"]
 
 
 def _of_dataset(section: str, dataset: str) -> dict[str, str]:
-    """What the dataset's section says: its own settings bare, those of a stage with the stage's name before them."""
-    if not dataset:
-        return {}
-    found = _items(f"dataset.{dataset}")
+    """What the dataset's section says of a section."""
+    return _of_section(section, _items(f"dataset.{dataset}")) if dataset else {}
+
+
+def _of_section(section: str, found: Mapping[str, str]) -> dict[str, str]:
+    """A dataset's own settings stand bare, those of a stage have the stage's name before them."""
     if section == "dataset":
-        return {name: text for name, text in found.items() if not _stage_of(name)}
-    return {name.removeprefix(f"{section}_"): text for name, text in found.items() if _stage_of(name) == section}
+        return {name: str(text) for name, text in found.items() if not _stage_of(name)}
+    return {name.removeprefix(f"{section}_"): str(text) for name, text in found.items() if _stage_of(name) == section}
 
 
 def _stage_of(name: str) -> str:

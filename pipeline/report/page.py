@@ -61,6 +61,11 @@ def render_summary(numbers: Mapping[str, Any]) -> str:
     return _environment().get_template("summary.html").render(numbers=numbers, labels=LABELS, failed=failed)
 
 
+def render_table(numbers: Mapping[str, Any]) -> str:
+    """The page of a table of the paper beside ours, as text; numbers as `tables.collect` gives them."""
+    return _environment().get_template("table.html").render(numbers=numbers)
+
+
 def headline(tables: Mapping[str, Scores], numbers: Mapping) -> list[dict[str, Any]]:
     """One row a table: name, role, note, and its `metrics.summary`."""
     notes = {name: _note(name, numbers["fusion"].get(name, {})) for name in tables}

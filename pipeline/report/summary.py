@@ -71,7 +71,7 @@ def collect(dataset: str, runs: Sequence[Run]) -> dict[str, Any]:
     """
     _check(runs)
     tables = [metrics.join(run.streams, run.fused) for run in runs]
-    bootstrap = _pool(tables)
+    bootstrap = pool(tables)
     pooled, repeated = bootstrap.tables, len(bootstrap.clips) - len(set(bootstrap.clips))
     return {
         "dataset": dataset,
@@ -93,7 +93,7 @@ def markdown(numbers: Mapping[str, Any]) -> str:
     names, several = numbers["tables"], len(numbers["seeds"]) > 1
     first = ["split", *(["seed"] if several else [])]
     rows = [
-        [_cell(run["split"]), *([str(run["seed"])] if several else []), str(run["num_test"])]
+        [cell(run["split"]), *([str(run["seed"])] if several else []), str(run["num_test"])]
         + [f"{run[name]['top1']:.1%} ({run[name]['correct']})" for name in names]
         for run in numbers["runs"]
     ]
@@ -113,7 +113,7 @@ def markdown(numbers: Mapping[str, Any]) -> str:
     lines += [" | ".join(row) for row in rows]
     how = numbers["intervals"]
     note = f"Top-1 and right clips. Interval: {how['method']} over {how['units']} {how['unit']}."
-    return "\n".join([f"{_cell(numbers['dataset'])}\n", *(f"| {line} |" for line in lines), f"\n{note}\n"])
+    return "\n".join([f"{cell(numbers['dataset'])}\n", *(f"| {line} |" for line in lines), f"\n{note}\n"])
 
 
 def _check(runs: Sequence[Run]) -> None:
@@ -129,11 +129,16 @@ def _check(runs: Sequence[Run]) -> None:
             raise ValueError(f"split {run.split!r} has other classes or fusions than split {first.split!r}")
 
 
-def _pool(tables: Sequence[Mapping[str, Scores]]) -> Bootstrap:
-    """All runs' clips in one table a name; a clip that several runs tested has as many rows."""
-    ids = [video_id for of in tables for video_id in of["spatial"].video_ids]
-    groups = [name for of in tables for name in (of["spatial"].groups or of["spatial"].video_ids)]
-    rows = [f"{k}/{video_id}" for k, of in enumerate(tables) for video_id in of["spatial"].video_ids]
+def pool(tables: Sequence[Mapping[str, Scores]]) -> Bootstrap:
+    """All runs' clips in one table a name; a clip that several runs tested has as many rows.
+
+    Args:
+        tables: for each run, name -> table; the tables of a run have the same clips in the same order.
+    """
+    firsts = [next(iter(of.values())) for of in tables]
+    ids = [video_id for first in firsts for video_id in first.video_ids]
+    groups = [name for first in firsts for name in (first.groups or first.video_ids)]
+    rows = [f"{k}/{video_id}" for k, first in enumerate(firsts) for video_id in first.video_ids]
     pooled = {
         name: Scores(
             rows,
@@ -182,7 +187,7 @@ def _comparison(name: str, bootstrap: Bootstrap, repeated: int) -> dict[str, Any
     return {**found, "mcnemar_p": None} if repeated else found
 
 
-def _cell(text: str) -> str:
+def cell(text: str) -> str:
     """A name as a cell of a Markdown table: nothing of it is markup."""
     escaped = "".join(f"\\{c}" if c in "\\|`*_{}[]<>#!&~" else c for c in metrics.printable(text))
     return " ".join(escaped.split())

@@ -1,0 +1,222 @@
+"""The tables of the paper as data: what each row changes in the settings, and what was published for it.
+
+K. Simonyan, A. Zisserman, Two-Stream Convolutional Networks for Action Recognition in Videos, NIPS 2014, tables 1 to 4.
+A row is no recipe of its own: it changes what it is about (a stack, a start, a second data set) in settings that are
+the user's, so the same tables can be run on any data set, with any network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from pipeline.specs import StreamSpec
+
+SETS = {"ucf101": "UCF-101", "hmdb51": "HMDB-51"}
+CLASSES = {"ucf101": 101, "hmdb51": 51}
+TEST_CLIPS = {
+    "ucf101": {"1": 3783, "2": 3734, "3": 3696},
+    "hmdb51": {"1": 1530, "2": 1530, "3": 1530},
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One row: what was done, in words and as settings, and what was published for it."""
+
+    key: str
+    """Short name, for `--rows`."""
+    words: str
+    paper: Mapping[str, float]
+    """Data set (a key of SETS) -> published accuracy in per cent."""
+    score: str = ""
+    """What is scored: "spatial", "temporal", "average", "svm"; "" for a row that is published only."""
+    settings: Mapping[str, str] = field(default_factory=dict)
+    """What the row changes, named as in a dataset's section: `stack_length`."""
+    start: str = ""
+    """What the spatial stream starts from: "scratch", "weights" (those of `[spatial] start`), or "" as configured."""
+    with_how: str = ""
+    """How the temporal stream uses a second data set: "heads" (multi-task), "classes", "start"; "" not at all."""
+    alone_too: bool = False
+    """Whether the row means something without the second data set as well."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """One table: its rows, and on what the paper measured them."""
+
+    name: str
+    title: str
+    rows: tuple[Row, ...]
+    split: str = "1"
+    """The paper's split, or "all" for the mean over its three."""
+    note: str = ""
+    """What the paper did beyond what the rows change: a sentence or two."""
+
+    @property
+    def streams(self) -> tuple[str, ...]:
+        """The streams that the rows need, spatial first."""
+        scored = {row.score for row in self.rows} - {""}
+        return tuple(s for s in ("spatial", "temporal") if s in scored or not scored <= {"spatial", "temporal"})
+
+
+# uni-directional, ten fields at the same points, mean subtracted: the paper's choice for all that follows table 1b
+_BEST_STACK = {
+    "stack_length": "10",
+    "stack_kind": "stack",
+    "stack_direction": "forward",
+    "stack_subtract_mean": "true",
+}
+_TRAJECTORY = {**_BEST_STACK, "stack_kind": "trajectory"}
+_BIDIRECTIONAL = {**_BEST_STACK, "stack_direction": "bidirectional"}
+_AS_IT_IS = {"stack_subtract_mean": "false"}
+
+
+_NOTE_OF_SPATIAL = (
+    "The spatial stream is the one configured; the paper's started from ImageNet, and only its last layer was trained."
+)
+
+
+def _spatial(key: str, words: str, figure: float, dropout: str, start: str, layers: str) -> Row:
+    return Row(
+        key=f"{key}-{dropout}",
+        words=f"{words}, dropout {dropout}",
+        paper={"ucf101": figure},
+        score="spatial",
+        settings={"spatial_dropout": dropout, "spatial_train_layers": layers},
+        start=start,
+    )
+
+
+def _temporal(key: str, words: str, figure: float, settings: Mapping[str, str], *, of="ucf101", with_how="") -> Row:
+    return Row(key=key, words=words, paper={of: figure}, score="temporal", settings=settings, with_how=with_how)
+
+
+def _fused(key: str, words: str, figure: float, score: str, settings: Mapping[str, str], *, with_how="") -> Row:
+    return Row(key=key, words=words, paper={"ucf101": figure}, score=score, settings=settings, with_how=with_how)
+
+
+def _of_three(key: str, words: str, ucf101: float, hmdb51: float, score: str, *, with_how="heads") -> Row:
+    return Row(
+        key=key,
+        words=words,
+        paper={"ucf101": ucf101, "hmdb51": hmdb51},
+        score=score,
+        settings=_BEST_STACK if with_how else {},
+        with_how=with_how,
+        alone_too=True,
+    )
+
+
+def _published(key: str, words: str, **figures: float) -> Row:
+    return Row(key=key, words=words, paper=figures)
+
+
+_ALL = (
+    Table(
+        name="1a",
+        title="Spatial stream",
+        rows=(
+            _spatial("scratch", "from scratch", 42.5, "0.5", "scratch", "all"),
+            _spatial("scratch", "from scratch", 52.3, "0.9", "scratch", "all"),
+            _spatial("tuned", "pre-trained, all layers fine-tuned", 70.8, "0.5", "weights", "all"),
+            _spatial("tuned", "pre-trained, all layers fine-tuned", 72.8, "0.9", "weights", "all"),
+            _spatial("last", "pre-trained, last layer only", 72.7, "0.5", "weights", "last"),
+            _spatial("last", "pre-trained, last layer only", 59.9, "0.9", "weights", "last"),
+        ),
+    ),
+    Table(
+        name="1b",
+        title="Temporal stream",
+        rows=(
+            _published("slow-fusion", "slow fusion of RGB frames", ucf101=56.4),
+            _temporal("l1", "one field (L = 1), mean subtracted", 73.9, {**_BEST_STACK, "stack_length": "1"}),
+            _temporal("l5", "stacking (L = 5), mean subtracted", 80.4, {**_BEST_STACK, "stack_length": "5"}),
+            _temporal("l10-raw", "stacking (L = 10)", 79.9, {**_BEST_STACK, **_AS_IT_IS}),
+            _temporal("l10", "stacking (L = 10), mean subtracted", 81.0, _BEST_STACK),
+            _temporal("trajectory-raw", "trajectories (L = 10)", 79.6, {**_TRAJECTORY, **_AS_IT_IS}),
+            _temporal("trajectory", "trajectories (L = 10), mean subtracted", 80.2, _TRAJECTORY),
+            _temporal("bidirectional", "bi-directional (L = 10), mean subtracted", 81.2, _BIDIRECTIONAL),
+            _temporal("multi-task", "multi-task with the other set", 81.5, _BEST_STACK, with_how="heads"),
+        ),
+    ),
+    Table(
+        name="2",
+        title="Temporal stream and a second data set",
+        note="All rows take the steps that are configured; the paper fine-tuned in a quarter of those from scratch.",
+        rows=(
+            _temporal("alone", "alone", 46.6, _BEST_STACK, of="hmdb51"),
+            _temporal("tuned", "fine-tuned from the other set", 49.0, _BEST_STACK, of="hmdb51", with_how="start"),
+            _temporal("classes", "classes of the other added", 52.8, _BEST_STACK, of="hmdb51", with_how="classes"),
+            _temporal("multi-task", "multi-task", 55.4, _BEST_STACK, of="hmdb51", with_how="heads"),
+        ),
+    ),
+    Table(
+        name="3",
+        title="Both streams fused",
+        note=_NOTE_OF_SPATIAL,
+        rows=(
+            _fused("bidirectional", "bi-directional temporal stream, average", 85.6, "average", _BIDIRECTIONAL),
+            _fused("average", "uni-directional temporal stream, average", 85.9, "average", _BEST_STACK),
+            _fused("multi-task", "multi-task, average", 86.2, "average", _BEST_STACK, with_how="heads"),
+            _fused("multi-task-svm", "multi-task, SVM", 87.0, "svm", _BEST_STACK, with_how="heads"),
+        ),
+    ),
+    Table(
+        name="4",
+        title="Both streams, mean over splits, and what others reached",
+        split="all",
+        note=f"{_NOTE_OF_SPATIAL} Its temporal stream learned from both sets (multi-task), ours if a second is given.",
+        rows=(
+            _published("idt", "improved dense trajectories", ucf101=85.9, hmdb51=57.2),
+            _published("idt-higher", "the same, higher-dimensional encoding", ucf101=87.9, hmdb51=61.1),
+            _published("idt-stacked", "the same, stacked Fisher vectors", hmdb51=66.8),
+            _published("slow-fusion", "slow fusion of RGB frames", ucf101=65.4),
+            _of_three("spatial", "spatial stream", 73.0, 40.5, "spatial", with_how=""),
+            _of_three("temporal", "temporal stream", 83.7, 54.6, "temporal"),
+            _of_three("average", "both, average", 86.9, 58.0, "average"),
+            _of_three("svm", "both, SVM", 88.0, 59.4, "svm"),
+        ),
+    ),
+)
+TABLES: dict[str, Table] = {table.name: table for table in _ALL}
+
+
+def why_not(row: Row, spatial: StreamSpec, with_dataset: str = "") -> str:
+    """Why a row is not run with these settings, and what it lacks; "" if it can be run.
+
+    Args:
+        row: any row.
+        spatial: the spatial stream as configured.
+        with_dataset: name of the second data set; "" for none.
+    """
+    if not row.score:
+        return "published only"
+    if row.start == "weights" and spatial.start == "scratch":
+        return "needs weights to start from: give --spatial-start FILE (or imagenet, for networks of torchvision)"
+    if row.with_how and not (with_dataset or row.alone_too):
+        return "needs a second data set: give --with-dataset NAME"
+    return ""
+
+
+def changes(row: Row, spatial: StreamSpec, with_dataset: str = "") -> dict[str, str]:
+    """What a row that is run changes in the settings, as texts, sorted by name.
+
+    Where the configured recipe starts from weights, its steps are those of fine-tuning, and a row from scratch takes
+    four times as many, its learning rate falling after 5/8 and 7/8 of them: the paper's 20,000, and 80,000 with
+    50,000 and 70,000 (section 5). Arguments as `why_not`'s.
+    """
+    found = dict(row.settings)
+    if row.start == "scratch":
+        found["spatial_start"] = "scratch"
+        if spatial.start != "scratch":
+            steps = 4 * spatial.steps
+            found |= {"spatial_steps": str(steps), "spatial_milestones": f"{steps * 5 // 8}, {steps * 7 // 8}"}
+    if row.with_how and with_dataset:
+        found |= {"temporal_with_dataset": with_dataset, "temporal_with_how": row.with_how}
+    return dict(sorted(found.items()))
+
+
+def measured_on(layout: str, classes: int) -> str:
+    """Which of the paper's data sets has this layout and number of classes; "" for any other."""
+    return layout if CLASSES.get(layout) == classes else ""

@@ -1,0 +1,254 @@
+"""The tables of the paper as targets: each row is the chain with some settings changed."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+import luigi
+
+from pipeline import files
+from pipeline.progress import say
+from pipeline.report import paper
+from pipeline.spec import digest_of, unknown_name
+from tasks import settings
+from tasks.base import Stage, told_plainly
+from tasks.conclude import STREAMS, Fuse
+from tasks.learn import ScoreStream, TrainStream
+from tasks.prepare import Catalog, Flow, Frames
+from tasks.repeat import Repeated, listed
+
+PARTIAL = "partial"  # the inputs of a table that lacks a row
+
+
+class RowsFailed(RuntimeError):
+    """Some rows of a table could not be made; the others are in it."""
+
+
+@dataclass
+class Planned:
+    """A row of the table: its tasks, one a split and seed, or why it has none."""
+
+    row: paper.Row
+    changes: dict[str, str]
+    tasks: list[Stage] = field(default_factory=list)
+    reason: str = ""
+
+
+class PaperTable(Repeated):
+    """`table.json`, `table.md` and `table.html`: each figure of a table beside the paper's.
+
+    A row that fails does not stop the others: the table is written with its reason, the command fails, and running it
+    again goes on with what is missing. For that the rows are worked through here, one after another, since Luigi gives
+    up whatever depends on a task that failed; the stores that they share are required as usual.
+    """
+
+    table = luigi.ChoiceParameter(choices=tuple(paper.TABLES), description="which table of the paper")
+    splits = luigi.Parameter(
+        default="", description="such as 1,2, or all; default: all for table 4, the dataset's own split for others"
+    )
+    rows = luigi.Parameter(default="", description="rows to run, by their short names, such as l5,l10; default: all")
+    with_dataset = luigi.Parameter(
+        default="", description="second data set, section [dataset.NAME]: for multi-task rows and those that add data"
+    )
+    resources = {"gpu": 1}
+    kind = "tables"
+    failures: Mapping[str, str] = MappingProxyType({})  # of this run: short name of the row -> why
+    file = "table.json"
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        with told_plainly():
+            self._check()
+
+    def _check(self) -> None:
+        names = [name for name in settings.datasets() if name != self.dataset_name]
+        if self.with_dataset and self.with_dataset not in names:
+            raise ValueError(unknown_name(f"--with-dataset {self.with_dataset!r}", self.with_dataset, names))
+        keys = [row.key for row in self.definition.rows if row.score]
+        for key in listed("rows", self.rows):
+            if key not in keys:
+                raise ValueError(unknown_name(f"--rows: row {key!r} of table {self.table}", key, keys))
+
+    @property
+    def definition(self) -> paper.Table:
+        """The rows, and what was published."""
+        return paper.TABLES[self.table]
+
+    @property
+    def label(self) -> str:
+        """The table."""
+        return self.table
+
+    @functools.cached_property
+    def split_list(self) -> list[str]:
+        """The splits: all of them for table 4 or if asked for, else the dataset's own."""
+        with told_plainly():
+            if (self.splits or self.definition.split) == "all":
+                return self.all_splits()
+            return listed("splits", self.splits) or [self.spec("dataset").split]
+
+    # --- rows
+
+    @functools.cached_property
+    def plan(self) -> list[Planned]:
+        """Every row, with its tasks or the reason why it is not run."""
+        planned = [self._planned(row) for row in self.definition.rows]
+        run = [p for p in planned if not p.reason]
+        # one store serves all rows: if one of them needs backward flow, it is computed for all
+        configured = self.spec("stack").direction
+        if any(p.changes.get("stack_direction", configured) == "bidirectional" for p in run):
+            for p in run:
+                p.changes["flow_backward"] = "true"
+        for p in run:
+            self._add_tasks(p)
+            self._check_seeds(p)
+        return planned
+
+    def _planned(self, row: paper.Row) -> Planned:
+        spatial = settings.stream("spatial", self.dataset_name, 0, self.changes)
+        reason = paper.why_not(row, spatial, self.with_dataset)
+        if not reason and self.rows and row.key not in listed("rows", self.rows):
+            reason = "left out by --rows"
+        return Planned(row, {} if reason else paper.changes(row, spatial, self.with_dataset), reason=reason)
+
+    def _add_tasks(self, planned: Planned) -> None:
+        """Its tasks; what the row changes to and is not allowed with the settings of the user becomes its reason."""
+        score = planned.row.score
+        task, of = (ScoreStream, {"stream": score, "part": "test"}) if score in STREAMS else (Fuse, {})
+        of["changes"] = {**self.changes, **planned.changes}
+        runs = [{"split": split, "seed": seed} for split in self.split_list for seed in self.seed_list]
+        try:
+            tasks = [self.clone(task, **run, **of) for run in runs]
+            _ = [task.digest for task in tasks]  # refuses what only a stage before it refuses
+        except (ValueError, SystemExit) as error:  # SystemExit: on the command line, where it would be told plainly
+            planned.reason, planned.changes = str(error).removeprefix("error: "), {}
+        else:
+            planned.tasks = tasks
+
+    def _check_seeds(self, planned: Planned) -> None:
+        """Seeds that make no difference would be shown as trainings that do not differ."""
+        if len({task.digest for task in planned.tasks}) < len(planned.tasks):
+            stream = planned.row.score if planned.row.score in STREAMS else "temporal"
+            with told_plainly():
+                raise ValueError(f"--seeds is {self.seeds!r}, but [{stream}] seed is given, so that all rows are alike")
+
+    # --- the stage
+
+    def own_digest(self) -> str:
+        """The table, and of each row the digests of what it is made from or the reason why it is not run."""
+        rows = [[p.row.key, p.reason, p.changes, [task.digest for task in p.tasks]] for p in self.plan]
+        return digest_of("tables", 1, self.table, rows)
+
+    def requires(self) -> list[Stage]:
+        """The stores that the rows share."""
+        stores = [Catalog, Frames, *([Flow] if "temporal" in self.definition.streams else [])]
+        shared = dict.fromkeys(task.clone(store) for task in self.before() for store in stores)
+        return list(shared) or [self.clone(Catalog, split=self.split_list[0])]
+
+    def before(self) -> list[Stage]:
+        """What the table is made from: the scores of all rows."""
+        return [task for planned in self.plan for task in planned.tasks]
+
+    def complete(self) -> bool:
+        """Done or not; if not, settings that no row could be trained with are refused before anything is made."""
+        whole = self.output().exists() and self.output().recorded().get("inputs") != PARTIAL
+        done = whole and super().complete()
+        if not done and not self.__dict__.get("_checked"):
+            for stream in self.definition.streams:
+                self.clone(TrainStream, stream=stream, split=self.split_list[0], seed=self.seed_list[0]).complete()
+            self.__dict__["_checked"] = True
+        return done
+
+    def run(self) -> None:
+        """Make what the rows lack, then the table; end by showing it."""
+        self.failures, broken = {}, {}
+        for planned in self.plan:
+            for task in planned.tasks:
+                try:
+                    _finish(task, broken)
+                except (Exception, SystemExit) as error:  # SystemExit: a mistake that is told in one line
+                    say(f"Table {self.table}, row {planned.row.key}: {task.title} FAILED: {error}")
+                    self.failures.setdefault(planned.row.key, f"{task.title}: {str(error).removeprefix('error: ')}")
+        if self.failures:
+            with files.one_writer(self.folder):
+                self.make()
+        else:
+            super().run()
+        self.say_present()
+        if self.failures:
+            raise RowsFailed(f"rows that failed: {', '.join(self.failures)}; run the command again to go on with them")
+
+    def attrs(self) -> dict[str, str]:
+        """Other inputs than any if a row failed, so that the table is not taken for whole."""
+        return {"digest": self.digest, "inputs": PARTIAL if self.failures else self.inputs()}
+
+    def make(self) -> None:
+        """Put all rows into one table, and let `latest-<table>` point here."""
+        from pipeline import store
+        from pipeline.report import tables
+
+        dataset = self.spec("dataset")
+        catalog = store.read_catalog(self.clone(Catalog, split=self.split_list[0]).path)
+        tables.write(
+            self.folder,
+            table=self.definition,
+            dataset=self.dataset_name,
+            results=[self._result(planned) for planned in self.plan],
+            on=paper.measured_on(dataset.layout, len(catalog.classes)),
+            pooled=dataset.layout not in paper.SETS,
+            setup=self._setup(),
+            **self.attrs(),
+        )
+        files.link(self.folder.parent / f"latest-{self.table}", self.folder)
+
+    def _result(self, planned: Planned):
+        from pipeline.report import tables
+        from pipeline.scores import Scores
+
+        trials, failure = [], self.failures.get(planned.row.key, "")
+        for task in planned.tasks:
+            if failure and not task.output().exists():
+                continue
+            path = task.scores_path(planned.row.score) if isinstance(task, Fuse) else task.path
+            trial = {"split": task.split_name, "seed": task.run_spec.seed, "made": str(path)}
+            trials.append(tables.Trial(scores=Scores.read(path), **trial))
+        return tables.Result(
+            row=planned.row,
+            trials=trials,
+            reason=failure or planned.reason,
+            failed=bool(failure),
+            changes=planned.changes,
+        )
+
+    def _setup(self) -> dict[str, str]:
+        """What the user configured, as far as it tells one table from another."""
+        found = {"flow": self.spec("flow").method} if "temporal" in self.definition.streams else {}
+        for name in self.definition.streams:
+            s = settings.stream(name, self.dataset_name, 0, self.changes)
+            found[name] = f"{s.network}, starts from {s.start}, {s.steps} steps of {s.batch} clips"
+        return {**found, "second data set": self.with_dataset or "none"}
+
+    def say_present(self) -> None:
+        """Show the table and where the page is."""
+        say(f"{self.path.with_name('table.md').read_text()}\n{self.path.with_name('table.html')}")
+
+
+def _finish(task: luigi.Task, broken: dict[str, BaseException]) -> None:
+    """Run what a task lacks, then the task, as Luigi would; what failed for one row is not tried again for the next."""
+    if task.complete():
+        return
+    name = str(getattr(task, "folder", task.task_id))
+    if name in broken:
+        raise broken[name]
+    for before in luigi.task.flatten(task.requires()):
+        _finish(before, broken)
+    try:
+        task.run()
+    except Exception as error:
+        broken[name] = error
+        raise
+    if not task.complete():
+        raise RuntimeError(f"{task.title} is not complete after its run: what it reads has changed meanwhile")
