@@ -114,10 +114,11 @@ def _baseline(size: tuple[int, int]) -> _Runner | None:
 
 def _runner(lane: Lane, size: tuple[int, int], threads: int) -> _Runner:
     """A lane that has been warmed up. On CUDA a call sends the frames too, as many as the Flow stage would at once."""
-    pairs = threads if lane.device == "cpu" else pairs_at_once(size[0] * size[1], device=lane.device)
+    tensors_on = flow.torch_device(lane.method, lane.device)  # "cpu" for OpenCV, wherever it computes
+    pairs = threads if lane.device == "cpu" else pairs_at_once(size[0] * size[1], device=tensors_on)
     clip = _clip(pairs + 1, size)
     clip = clip if flow.takes_colour(lane.method) else flow.to_gray(clip)
-    frames = host_array(clip.shape, device=lane.device)
+    frames = host_array(clip.shape, device=tensors_on)
     frames[:] = clip
     spec = FlowSpec(method=lane.method)
 
@@ -126,9 +127,9 @@ def _runner(lane: Lane, size: tuple[int, int], threads: int) -> _Runner:
             found = flow.estimate_on_device(frames, spec, device=lane.device)
             if not lane.stays:
                 Download(found).wait()
-        _wait_for(lane.device)
+        _wait_for(tensors_on)
 
-    return _prepared(compute, pairs, lane.device)
+    return _prepared(compute, pairs, tensors_on)
 
 
 def _clip(count: int, size: tuple[int, int]) -> np.ndarray:

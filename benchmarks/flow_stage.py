@@ -23,7 +23,7 @@ from common import show, spread
 
 from pipeline import jpeg, quantize, store
 from pipeline.cluster import threads_each
-from pipeline.flow import cuda_devices, estimate_on_device, resolve
+from pipeline.flow import cuda_devices, estimate_on_device, resolve, takes_colour, to_gray, torch_device
 from pipeline.flow.device import pairs_at_once
 from pipeline.preprocess import make_flow
 from pipeline.specs import ClusterSpec, FlowSpec
@@ -101,17 +101,18 @@ def write_frames(folder: Path, frames: np.ndarray, lengths: list[int]) -> None:
 
 def bare(frames: np.ndarray, spec: FlowSpec, device: str, pairs: int) -> float:
     """Pairs a second of the flow alone, over at least so many pairs, in batches such as the stage's."""
-    device, gray = resolve(spec.method, device), np.stack([cv2.cvtColor(f, cv2.COLOR_RGB2GRAY) for f in frames])
-    batch = min(len(gray) - 1, pairs_at_once(gray[0].size, device=device, batch_pairs=spec.batch_pairs))
+    device, images = resolve(spec.method, device), frames if takes_colour(spec.method) else to_gray(frames)
+    tensors_on, pixels = torch_device(spec.method, device), frames.shape[1] * frames.shape[2]
+    batch = min(len(images) - 1, pairs_at_once(pixels, device=tensors_on, batch_pairs=spec.batch_pairs))
     begun, done, at = time.perf_counter(), 0, 0
     while done < pairs:
-        at = at if at + batch < len(gray) else 0
-        estimate_on_device(gray[at : at + batch + 1], spec, device=device)
+        at = at if at + batch < len(images) else 0
+        estimate_on_device(images[at : at + batch + 1], spec, device=device)
         done, at = done + batch, at + batch
-    if device != "cpu":
+    if tensors_on != "cpu":
         import torch
 
-        torch.cuda.synchronize(device)
+        torch.cuda.synchronize(tensors_on)
     return done / (time.perf_counter() - begun) / (2 if spec.backward else 1)
 
 
@@ -130,10 +131,10 @@ def alone(frames: np.ndarray, spec: FlowSpec) -> dict[str, float]:
     some = frames[:48]
     images = [np.frombuffer(jpeg.encode(frame, quality=95), np.uint8) for frame in some]
     begun = time.perf_counter()
-    gray = np.stack([jpeg.decode(image, gray=True) for image in images])
+    decoded_images = np.stack([jpeg.decode(image, gray=not takes_colour(spec.method)) for image in images])
     decoded = time.perf_counter()
     fast = FlowSpec(method="dis_ultrafast", jpeg_quality=spec.jpeg_quality)  # flow much like any other's, in no time
-    q = quantize.to_bytes(estimate_on_device(gray, fast, device="cpu"), bound_px=spec.bound_px)
+    q = quantize.to_bytes(estimate_on_device(decoded_images, fast, device="cpu"), bound_px=spec.bound_px)
     encoding = time.perf_counter()
     for plane in q.reshape(-1, *q.shape[2:]):
         jpeg.encode(plane, quality=spec.jpeg_quality)

@@ -79,24 +79,18 @@ def test_border_px_by_example():
     assert [raft.border_px(side) for side in (250, 240, 1, 127, 129)] == [(3, 3), (0, 0), (63, 64), (0, 1), (3, 4)]
 
 
-def test_batches_change_only_the_rounding(spec):
-    frames = moving_texture(6, height=90, width=130)
-    one = estimate(frames, FlowSpec(**{**spec.as_dict(), "batch_pairs": 1}), device="cpu")
-    for pairs in (2, 5):
-        together = estimate(frames, FlowSpec(**{**spec.as_dict(), "batch_pairs": pairs}), device="cpu")
-        np.testing.assert_allclose(together, one, atol=1e-3)
+def test_on_the_cpu_a_pair_has_the_same_bytes_in_any_batch(spec):
+    frames = moving_texture(4, height=90, width=130)
+    together = estimate(frames, FlowSpec(**{**spec.as_dict(), "batch_pairs": 3}), device="cpu")
+    alone = [estimate(frames[t : t + 2], spec, device="cpu") for t in range(3)]
+    assert together.tobytes() == np.concatenate(alone).tobytes()
 
 
-def test_batches_are_bounded_by_memory(spec, monkeypatch):
-    assert raft.pairs_at_once(240, 320, "cpu") < raft.pairs_at_once(240, 320, "cuda:0")
-    assert raft.pairs_at_once(1080, 1920, "cpu") == 1
+def test_batches_on_cuda_are_bounded_by_memory():
+    assert raft._pairs_at_once(240, 320, "cpu", 5) == 1 and raft._pairs_at_once(240, 320, "cuda:0", 5) == 5
+    assert raft._pairs_at_once(1080, 1920, "cuda:0", 0) == 1
     # 128 x 128: 1200 B a pixel and 6 B for each two of its 256 cells
-    assert raft.pairs_at_once(5, 5, "cpu") == (256 << 20) // (1200 * 128 * 128 + 6 * 256 * 256)
-    seen, flow = [], raft._flow
-    monkeypatch.setattr(raft, "_flow", lambda net, a, b, n: seen.append(len(a)) or flow(net, a, b, n))
-    monkeypatch.setattr(raft, "pairs_at_once", lambda height, width, device: 2)
-    estimate(noise(6, 8, 8, 3), spec, device="cpu")
-    assert seen == [2, 2, 1]
+    assert raft._pairs_at_once(5, 5, "cuda", 0) == (4 << 30) // (1200 * 128 * 128 + 6 * 256 * 256)
 
 
 def test_gray_is_rgb_with_equal_channels(spec):

@@ -7,6 +7,7 @@ import threading
 import time
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -79,6 +80,40 @@ def test_threads_and_batches_change_no_byte(frames, tmp_path, monkeypatch, spec)
     for name, clip in found.items():
         moved = np.median(clip.flow(0, len(clip))[:, :, 12:-12, 12:-12], axis=(2, 3))
         assert np.abs(moved - (speed_px(LENGTHS[name]), 0)).max() < 0.5
+
+
+@pytest.mark.parametrize("code", [cv2.Error.StsNoMem, cv2.Error.GpuApiCallError])
+def test_a_fault_of_the_machine_is_no_clips(frames, tmp_path, monkeypatch, code):
+    def fail(*arguments, **options):
+        error = cv2.error("Failed to allocate 9 bytes")
+        error.code = code
+        raise error
+
+    monkeypatch.setattr(flow_job, "estimate_on_device", fail)
+    with pytest.raises(RuntimeError, match="OpenCV on this machine: Failed to allocate 9 bytes"):
+        make(frames, tmp_path / "s.h5")
+    assert not list(tmp_path.iterdir())  # nothing that a later try, on a machine in order, would keep
+
+
+def test_a_method_that_the_worker_lacks_fails_the_shard(frames, tmp_path, monkeypatch):
+    monkeypatch.setattr("pipeline.flow.opencv.why_not", lambda name: "OpenCV has no contrib modules")
+    with pytest.raises(ValueError, match="method dis_fast is not available: OpenCV has no contrib modules"):
+        make(frames, tmp_path / "s.h5")
+    assert not list(tmp_path.iterdir())
+
+
+def test_too_little_memory_for_a_batch_lets_its_pieces_be_tried_alone(frames, tmp_path, monkeypatch):
+    expected = make(frames, tmp_path / "s.h5")
+    given_back = []
+
+    def only_alone(images, spec, **options):
+        if options["cuts"]:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return estimate_on_device(images, spec, **options)
+
+    monkeypatch.setattr(flow_job, "estimate_on_device", only_alone)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: given_back.append(1))
+    assert make(frames, tmp_path / "s.h5") == expected and given_back
 
 
 def test_flow_on_a_device_gives_the_same_bytes(frames, tmp_path, monkeypatch):

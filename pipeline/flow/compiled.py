@@ -13,7 +13,8 @@ def compiled(function: Callable) -> Callable:
     """The function as machine code, made at its first call and kept beside its file or in the user's cache folder.
 
     Where neither can be written, each process compiles for itself. Threads call it at the same time; sums are not
-    reordered, so that its result does not depend on how it was vectorised.
+    reordered, so that its result does not depend on how it was vectorised. Numbers of other files must be arguments:
+    what was kept is made anew when the function's own file changes, not when one does that it imports from.
     """
     try:
         return njit(cache=True, **_OPTIONS)(function)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 HOST_PIXELS = 2 << 20  # of frames at once on a CPU: more of them, and of their flow, would leave its caches
 CUDA_PIXELS = 128 * 320 * 240  # of a batch of pairs at most: enough to fill the largest device
-CUDA_BYTES_PER_PIXEL = 256  # that a method takes for each pixel of a pair, generously
+CUDA_BYTES_PER_PIXEL = 512  # that a method takes for each pixel of a pair: Brox, in plain torch, takes 410
 
 
 def pairs_at_once(pixels: int, *, device: str, batch_pairs: int = 0) -> int:
@@ -28,6 +28,22 @@ def pairs_at_once(pixels: int, *, device: str, batch_pairs: int = 0) -> int:
     if device == "cpu":
         return max(1, HOST_PIXELS // pixels)
     return batch_pairs or max(1, min(CUDA_PIXELS, _free_bytes(device) // 2 // CUDA_BYTES_PER_PIXEL) // pixels)
+
+
+@contextlib.contextmanager
+def one_thread(method_of_torch: bool) -> Iterator[None]:
+    """Have torch compute with one thread, as worker processes do; some of its sums are rounded by their number."""
+    if not method_of_torch:
+        yield
+        return
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _free_bytes(device: str) -> int:
@@ -61,6 +77,18 @@ def halving(between: Callable[[Any, Any], Any], first: Any, second: Any, *, pair
                 raise
         _give_back()  # outside of the handler, whose traceback would keep the tensors alive
         pairs = -(-min(pairs, len(first)) // 2)
+
+
+@contextlib.contextmanager
+def memory_given_back() -> Iterator[None]:
+    """Go on without a result where the memory of the device does not suffice, all of it that is not in use free."""
+    try:
+        yield
+        return
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":
+            raise
+    _give_back()
 
 
 def _give_back() -> None:

@@ -18,12 +18,12 @@ def weighted_median(flow: np.ndarray, image: np.ndarray) -> np.ndarray:
     """(2, H, W) float32 flow filtered by the gray values (H, W) float32 of its image: (2, H, W) float32."""
     edges = ((_REACH, _REACH), (_REACH, _REACH))
     around, filtered = np.pad(flow, ((0, 0), *edges), mode="edge"), np.empty_like(flow)
-    _rows(around, np.pad(image, edges, mode="edge"), filtered, _OFFSETS, _FACTORS)
+    _rows(around, np.pad(image, edges, mode="edge"), filtered, _OFFSETS, _FACTORS, _GRAY, _FLOOR, _SPREAD)
     return filtered
 
 
 @compiled
-def _rows(around, gray, filtered, offsets, factors):
+def _rows(around, gray, filtered, offsets, factors, per_gray, floor, spread):
     """See `warp.weighted_median`; flow (2, ...) and gray are padded by the reach of the offsets."""
     _, height, width = filtered.shape
     count, reach = len(offsets), (gray.shape[0] - height) // 2
@@ -36,9 +36,9 @@ def _rows(around, gray, filtered, offsets, factors):
             there = gray[reach + y + offsets[j, 1], reach + offsets[j, 0] : reach + offsets[j, 0] + width]
             weight, factor = weights[j], factors[j]
             for x in range(width):
-                difference = (there[x] - middle[x]) * _GRAY
+                difference = (there[x] - middle[x]) * per_gray
                 difference *= difference
-                weight[x] = factor * (_FLOOR + (_f(1) - _FLOOR) / (_f(1) + difference * difference))
+                weight[x] = factor * (floor + (_f(1) - floor) / (_f(1) + difference * difference))
                 total[x] += weight[x]
         for component in range(2):
             for j in range(count):
@@ -48,9 +48,9 @@ def _rows(around, gray, filtered, offsets, factors):
             mean[:] = 0
             for j in range(count):
                 _weigh_below(below, values, weights, j)
-                _add_share(mean, values[j], weights[j], below, total)
+                _add_share(mean, values[j], weights[j], below, total, spread)
             for x in range(width):
-                mean[x] /= _f(2) * _SPREAD * total[x]
+                mean[x] /= _f(2) * spread * total[x]
 
 
 @compiled
@@ -85,9 +85,9 @@ def _weigh_below(below, values, weights, j):
 
 
 @compiled
-def _add_share(mean, value, weight, below, total):
+def _add_share(mean, value, weight, below, total, spread):
     """Add a value times that part of its weight that lies within the spread around half of all."""
-    low, high = _f(0.5) - _SPREAD, _f(0.5) + _SPREAD
+    low, high = _f(0.5) - spread, _f(0.5) + spread
     for x in range(len(mean)):
         part = min(below[x] + weight[x], high * total[x]) - max(below[x], low * total[x])
         mean[x] += value[x] * max(part, _f(0))

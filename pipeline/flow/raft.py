@@ -16,7 +16,7 @@ from pipeline.specs import FlowSpec
 
 CELL_PX = 8  # the network works on cells of this side
 MIN_SIDE_PX = 128  # its coarsest correlations need two cells in a side
-MEMORY_BYTES = {"cpu": 256 << 20, "cuda": 4 << 30}  # of one batch, about
+MEMORY_BYTES = 4 << 30  # of one batch on CUDA, about
 PIXEL_BYTES = 1200  # of a pair, for each pixel: feature maps, and the flow of every update
 CELL_PAIR_BYTES = 6  # of a pair, for each two cells: correlations, and their pyramid
 
@@ -26,8 +26,8 @@ def between(first: np.ndarray, second: np.ndarray, spec: FlowSpec, *, device: st
 
     Args:
         first, second: (N, H, W, 3) uint8, RGB.
-        spec: its method names the network; `raft_weights`, `raft_updates`, and `batch_pairs`, which changes the result
-            by rounding alone.
+        spec: its method names the network; `raft_weights`, `raft_updates`, and `batch_pairs`, which on CUDA changes
+            the result by rounding.
         device: "cpu", "cuda" or "cuda:N".
 
     Returns:
@@ -43,7 +43,7 @@ def between(first: np.ndarray, second: np.ndarray, spec: FlowSpec, *, device: st
     count, height, width = first.shape[:3]
     network = _on_device(spec, weights.find(spec).stat().st_mtime_ns, device)
     flow = np.empty((count, 2, height, width), np.float32)
-    pairs = spec.batch_pairs or pairs_at_once(height, width, device)
+    pairs = _pairs_at_once(height, width, device, spec.batch_pairs)
     for start in range(0, count, pairs):
         part = slice(start, start + pairs)
         batch = _flow(network, _images(first[part], device), _images(second[part], device), spec.raft_updates)
@@ -51,13 +51,16 @@ def between(first: np.ndarray, second: np.ndarray, spec: FlowSpec, *, device: st
     return flow
 
 
-def pairs_at_once(height: int, width: int, device: str) -> int:
-    """Pairs in a batch, by the memory that one pair of this size takes: correlations grow with the size squared."""
+def _pairs_at_once(height: int, width: int, device: str, batch_pairs: int) -> int:
+    """Pairs in a batch on CUDA, by the memory that one takes: correlations grow with the size squared.
+
+    On the CPU one, which is as fast: convolutions round by the batch, and there the same bytes are promised.
+    """
+    if device == "cpu" or batch_pairs:
+        return 1 if device == "cpu" else batch_pairs
     height, width = (max(MIN_SIDE_PX, side) for side in (height, width))
     cells = height * width / CELL_PX**2
-    return max(
-        1, int(MEMORY_BYTES[torch.device(device).type] / (PIXEL_BYTES * height * width + CELL_PAIR_BYTES * cells**2))
-    )
+    return max(1, int(MEMORY_BYTES / (PIXEL_BYTES * height * width + CELL_PAIR_BYTES * cells**2)))
 
 
 def load(spec: FlowSpec) -> nn.Module:

@@ -17,11 +17,12 @@ import numpy as np
 from pipeline.flow import tvl1_rows as rows
 from pipeline.flow.filters import DERIVATIVE, gaussian_taps, pyramid_sizes, shrinking_sigma_px
 from pipeline.flow.median_numba import weighted_median
-from pipeline.flow.tvl1_model import MIN_SIDE_PX, PRESMOOTH_PX, STEEPNESS, UPDATE_PX, box_of
+from pipeline.flow.tvl1_model import BALANCE, FLAT, MIN_SIDE_PX, PRESMOOTH_PX, STEEPNESS, UPDATE_PX, box_of
 from pipeline.specs import FlowSpec
 
 _f = np.float32
-_UPDATE_PX = _f(UPDATE_PX)
+_UPDATE_PX, _BALANCE, _FLAT = _f(UPDATE_PX), _f(BALANCE), _f(FLAT)
+_DERIVATIVE = np.array(DERIVATIVE, np.float32)
 
 
 def flow_between(first: np.ndarray, second: np.ndarray, spec: FlowSpec) -> np.ndarray:
@@ -61,9 +62,9 @@ def _improve(state: np.ndarray, first: np.ndarray, second: np.ndarray, box: np.n
     inside = np.empty_like(first)
     for turn in range(spec.tvl1_warps):
         rows.warp(moving, state, warped, inside)
-        rows.linearise(warped, still, inside, state)
+        rows.linearise(warped, still, inside, state, _DERIVATIVE, _BALANCE, _FLAT)
         start = state[:, rows.FLOW : rows.FLOW + 2].copy()
-        rows.solve(state, box, spec.tvl1_iterations)
+        rows.solve(state, box, spec.tvl1_iterations, _BALANCE)
         flow = _limited(state, start)
         last = turn == spec.tvl1_warps - 1
         state[:, rows.FLOW : rows.FLOW + 2] = (weighted_median(flow, first) if last else _median(flow)).transpose(

@@ -9,12 +9,8 @@ from __future__ import annotations
 import numpy as np
 
 from pipeline.flow.compiled import compiled
-from pipeline.flow.filters import DERIVATIVE
-from pipeline.flow.tvl1_model import BALANCE, FLAT
 
 _f = np.float32
-_BALANCE, _FLAT = _f(BALANCE), _f(FLAT)
-_OUTER, _INNER = _f(DERIVATIVE[4]), _f(DERIVATIVE[3])
 # fields, two each for x and y; from DATA on, five groups of one field a channel: the dual variable, then these
 FLOW, AHEAD, DUAL_X, DUAL_Y, STEP, WEIGHT, DATA = 0, 2, 4, 6, 8, 10, 11
 SLOPE_X, SLOPE_Y, CONSTANT, DATA_STEP, GROUPS = 1, 2, 3, 4, 5
@@ -49,7 +45,7 @@ def warp(moving, state, warped, inside):
 
 
 @compiled
-def linearise(warped, still, inside, state):
+def linearise(warped, still, inside, state, derivative, balance, flat):
     """Slopes, constant and steps of the data term around the present flow, into the state."""
     channels, height, width = warped.shape
     half, one = _f(0.5), _f(1)
@@ -69,48 +65,48 @@ def linearise(warped, still, inside, state):
             for x in range(width):
                 outer = (warped[c, down2, x] + still[c, down2, x]) - (warped[c, up2, x] + still[c, up2, x])
                 inner = (warped[c, down1, x] + still[c, down1, x]) - (warped[c, up1, x] + still[c, up1, x])
-                slope_y[x] = half * within[x] * (_OUTER * outer + _INNER * inner)
+                slope_y[x] = half * within[x] * (derivative[4] * outer + derivative[3] * inner)
             for x in range(width):
                 line[x + 2] = warped[c, y, x] + still[c, y, x]
             line[0] = line[1] = line[2]
             line[width + 2] = line[width + 3] = line[width + 1]
             for x in range(width):
                 outer, inner = line[x + 4] - line[x], line[x + 3] - line[x + 1]
-                slope_x[x] = half * within[x] * (_OUTER * outer + _INNER * inner)
+                slope_x[x] = half * within[x] * (derivative[4] * outer + derivative[3] * inner)
             for x in range(width):
                 constant[x] = (
                     warped[c, y, x] - still[c, y, x] - slope_x[x] * row[FLOW, x] - slope_y[x] * row[FLOW + 1, x]
                 )
-                step[x] = _BALANCE / (abs(slope_x[x]) + abs(slope_y[x]) + _FLAT)
+                step[x] = balance / (abs(slope_x[x]) + abs(slope_y[x]) + flat)
                 step_x[x] += abs(slope_x[x])
                 step_y[x] += abs(slope_y[x])
         for x in range(width):
-            step_x[x] = one / (_BALANCE * step_x[x])
-            step_y[x] = one / (_BALANCE * step_y[x])
+            step_x[x] = one / (balance * step_x[x])
+            step_y[x] = one / (balance * step_y[x])
             row[AHEAD, x] = row[FLOW, x]
             row[AHEAD + 1, x] = row[FLOW + 1, x]
 
 
 @compiled
-def solve(state, box, iterations):
+def solve(state, box, iterations, balance):
     """All primal-dual iterations of a warping in one sweep over the rows."""
     height = state.shape[0]
     for time in range(height + iterations - 1):
         for k in range(max(0, time - height + 1), min(iterations, time + 1)):
             y = time - k  # of iteration k - 1, row y + 1 was done just now, and it will touch neither y nor y - 1 again
-            _dual_row(state, y)
+            _dual_row(state, y, balance)
             _data_row(state[y], box)
             _primal_row(state, y, len(box))
 
 
 @compiled
-def _dual_row(state, y):
+def _dual_row(state, y, balance):
     """Ascend in the dual of the total variation, and shrink it to the length `weight`."""
     row = state[y]
     below = state[min(y + 1, state.shape[0] - 1)]
     u, v, u_below, v_below = row[AHEAD], row[AHEAD + 1], below[AHEAD], below[AHEAD + 1]
     ux, vx, uy, vy, weight = row[DUAL_X], row[DUAL_X + 1], row[DUAL_Y], row[DUAL_Y + 1], row[WEIGHT]
-    rate, last = _f(0.5) * _BALANCE, len(u) - 1
+    rate, last = _f(0.5) * balance, len(u) - 1
     for x in range(last):
         a, b = ux[x] + rate * (u[x + 1] - u[x]), uy[x] + rate * (u_below[x] - u[x])
         c, d = vx[x] + rate * (v[x + 1] - v[x]), vy[x] + rate * (v_below[x] - v[x])

@@ -20,9 +20,10 @@ import cv2
 import numpy as np
 
 from pipeline import jpeg, quantize, store
+from pipeline.flow import check as check_method
 from pipeline.flow import estimate_on_device, resolve, takes_colour, torch_device
-from pipeline.flow.device import Download, current, host_array, pairs_at_once
-from pipeline.jobs import BAD_CLIP, printable
+from pipeline.flow.device import Download, current, host_array, memory_given_back, one_thread, pairs_at_once
+from pipeline.jobs import BAD_CLIP, machine_faults, printable
 from pipeline.jobs.helpers import Helpers, run_ahead
 from pipeline.specs import FlowSpec
 
@@ -57,6 +58,7 @@ class FlowJob:
 def flow_shard(job: FlowJob) -> int:
     """Make one flow shard; returns its number of clips."""
     cv2.setNumThreads(1)
+    check_method(job.spec, device=job.device)  # a method that cannot work on this machine is no fault of the clips
     device = resolve(job.spec.method, job.device)
     tensors_on = torch_device(job.spec.method, device)
     source = store.open_frames(job.frames)
@@ -64,6 +66,7 @@ def flow_shard(job: FlowJob) -> int:
         store.ShardWriter(job.path, "flow", job.attrs) as shard,
         Helpers(job.threads or _share_of_cores(tensors_on)) as helpers,
         current(tensors_on),
+        one_thread(takes_colour(job.spec.method) and device == "cpu"),
     ):
         for record in _Line(job, device, source, shard, helpers).run():
             shard.record(record)
@@ -219,7 +222,7 @@ class _Line:
         batch.motion = lambda: None
         if not any(piece.failed for piece in batch.pieces):
             ends = np.cumsum([len(piece.frames) for piece in batch.pieces])
-            with contextlib.suppress(*BAD_CLIP):
+            with contextlib.suppress(*BAD_CLIP), memory_given_back():
                 batch.motion = self._motion(batch.frames, ends[:-1].tolist(), check=False)
 
     def _motion(self, frames: np.ndarray, cuts: list[int], *, check: bool) -> Callable[[], _Planes | None]:
@@ -230,7 +233,8 @@ class _Line:
         """
         under_way = {}
         for part, direction in self.parts.items():
-            flow = estimate_on_device(frames, self.spec, device=self.device, direction=direction, cuts=cuts)
+            with machine_faults():
+                flow = estimate_on_device(frames, self.spec, device=self.device, direction=direction, cuts=cuts)
             later = not check and not isinstance(flow, np.ndarray)
             if self.spec.scaling == "minmax":
                 arrays = quantize.minmax_to_bytes(flow, check=not later)
