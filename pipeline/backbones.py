@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import warnings
 
+import torch
 import torchvision
 from torch import nn
+from torch.nn.functional import avg_pool2d
 
 from pipeline.spec import unknown_name
 from pipeline.specs import StreamSpec
@@ -56,9 +58,24 @@ def _pool() -> nn.MaxPool2d:
     return nn.MaxPool2d(3, stride=2, ceil_mode=True)
 
 
-def _krizhevsky_norm() -> nn.LocalResponseNorm:
+class LocalResponseNorm(nn.LocalResponseNorm):
+    """torch's, for an odd `size` and with the same bits on a CPU, by pooling in two dimensions instead of three.
+
+    On CUDA torch has no repeatable backward pass of `avg_pool3d`. Inputs that are channels last are pooled in place.
+    """
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """(N, C, ...) -> the same shape: each value over (k + alpha * mean of squares of `size` channels) ** beta."""
+        squares = inputs.mul(inputs).movedim(1, -1)
+        rows = squares.flatten(1, -2).unsqueeze(1)  # (N, 1, H W, C)
+        means = avg_pool2d(rows, (1, self.size), stride=1, padding=(0, self.size // 2)).view(rows.shape)
+        means = means.squeeze(1).unflatten(1, squares.shape[1:-1]).movedim(-1, 1)
+        return inputs / means.mul(self.alpha).add(self.k).pow(self.beta)
+
+
+def _krizhevsky_norm() -> LocalResponseNorm:
     # Krizhevsky et al. 2012, section 3.3: k + 1e-4 * sum over n = 5; torch divides its alpha by n
-    return nn.LocalResponseNorm(5, alpha=5 * 1e-4, beta=0.75, k=2.0)
+    return LocalResponseNorm(5, alpha=5 * 1e-4, beta=0.75, k=2.0)
 
 
 def _cnn_m_side(crop_px: int) -> int:

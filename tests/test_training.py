@@ -222,10 +222,11 @@ def test_mixed_precision_on_cuda_learns_and_resumes(data, tmp_path, monkeypatch)
 
 
 @pytest.mark.needs_cuda
-def test_deterministic_training_on_cuda_repeats_its_bits(data, tmp_path):
-    catalog, found = data("frames"), []
+@pytest.mark.parametrize("network", [{}, {"network": "cnn_m_2048", "crop_px": 41, "learning_rate": 1e-3}])
+def test_deterministic_training_on_cuda_repeats_its_bits(data, tmp_path, network):
+    catalog, found = data("frames", size=48), []
     for name in ("a", "b"):
-        settings = spec(deterministic=True, loader_workers=0)
+        settings = replace(spec(deterministic=True, loader_workers=0), **network)
         train(settings, store_path="i", catalog=catalog, folder=tmp_path / name, inputs="in", device="cuda")
         found.append(load_checkpoint(tmp_path / name / "checkpoint.pt").network.state_dict())
     assert_same_weights(*found)
