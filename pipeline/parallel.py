@@ -68,8 +68,11 @@ def process_count(spec: StreamSpec, device: str) -> int:
         return max(1, spec.processes)
     found = torch.cuda.device_count()
     count = spec.processes or (1 if target.index is not None else found)
-    if count > 1 and target.index is not None:
-        raise ValueError(f"device is {device!r}, one GPU, but [{spec.stream}] processes is {count}; use auto or cuda")
+    if count * spec.machines > 1 and target.index is not None:
+        raise ValueError(
+            f"device is {device!r}, one GPU, but [{spec.stream}] processes is {count} and machines is {spec.machines}; "
+            "use auto or cuda"
+        )
     if count > found:
         raise ValueError(f"[{spec.stream}] processes is {count}, but torch sees {found} CUDA devices here")
     if spec.batch % (spec.accumulate * count * spec.machines):

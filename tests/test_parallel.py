@@ -99,7 +99,12 @@ def test_one_process_a_gpu(gpus):
     ("values", "device", "message"),
     [
         ({"processes": 8}, "cuda", r"\[spatial\] processes is 8, but torch sees 4 CUDA devices here"),
-        ({"processes": 2}, "cuda:1", r"device is 'cuda:1', one GPU, but \[spatial\] processes is 2; use auto or cuda"),
+        ({"processes": 2}, "cuda:1", r"device is 'cuda:1', one GPU, but \[spatial\] processes is 2 and machines is 1"),
+        (
+            {"processes": 1, "machines": 2, "rendezvous": "gpu1:29500"},
+            "cuda:1",
+            r"device is 'cuda:1', one GPU, but \[spatial\] processes is 1 and machines is 2; use auto or cuda",
+        ),
         (
             {"processes": 0, "batch": 6},
             "auto",
