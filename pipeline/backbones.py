@@ -201,3 +201,52 @@ def _last_layer(model: nn.Module) -> str:
 def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
     parent, _, child = name.rpartition(".")
     setattr(model.get_submodule(parent), child, module)
+
+
+# --- what a body cannot do --------------------------------------------------------------------------------------------
+
+
+def refuse_imagenet(spec: StreamSpec) -> None:
+    """Refuse to start a network from ImageNet's weights that nobody has published.
+
+    Raises:
+        ValueError: the network is one of ours.
+    """
+    if spec.network in OWN:
+        raise ValueError(
+            f"[{spec.stream}] start is imagenet, but {spec.network} has no ImageNet weights; "
+            "allowed: scratch, or the path of a weights file"
+        )
+
+
+def refuse_crop(body: nn.Module, spec: StreamSpec) -> None:
+    """Give a body on the meta device one input without memory.
+
+    Raises:
+        ValueError: it cannot take the stream's crops.
+    """
+    inputs = torch.empty(1, spec.channels, spec.crop_px, spec.crop_px, device="meta")
+    try:
+        with torch.no_grad():
+            body.eval()(inputs)
+    except (AssertionError, RuntimeError) as error:  # vision transformers assert
+        raise ValueError(
+            f"[{spec.stream}] crop_px is {spec.crop_px}; {spec.network} cannot take it: {error}"
+        ) from error
+
+
+def refuse_unrepeatable(body: nn.Module, spec: StreamSpec) -> None:
+    """Look for layers whose backward pass on CUDA has no algorithm that repeats its bits.
+
+    Raises:
+        ValueError: there is one.
+
+    Source: documentation of torch.use_deterministic_algorithms; to one place, torch pools by an ordinary mean.
+    """
+    for name, layer in body.named_modules():
+        if isinstance(layer, nn.AdaptiveAvgPool2d) and layer.output_size not in (1, (1, 1)):
+            raise ValueError(
+                f"[{spec.stream}] deterministic is true, but {spec.network} has a layer ({name}: AdaptiveAvgPool2d to "
+                f"{layer.output_size}) that torch cannot train on CUDA with the same bits each time; allowed: false, "
+                "another network, or the CPU"
+            )

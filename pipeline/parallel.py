@@ -21,7 +21,7 @@ import torch
 from torch import distributed, nn
 from torchvision.ops import StochasticDepth
 
-from pipeline.networks import resolve_device
+from pipeline.networks import check_deterministic, resolve_device
 from pipeline.specs import StreamSpec
 
 _TIMEOUT = timedelta(minutes=30)  # of waiting for another process, which may be reading slow disks
@@ -61,7 +61,8 @@ def process_count(spec: StreamSpec, device: str) -> int:
     """How many processes train on this machine.
 
     Raises:
-        ValueError: more than it has GPUs, or one GPU named for all of them.
+        ValueError: more than it has GPUs, one GPU named for all of them, or `deterministic` for a network that GPUs
+            cannot train so.
     """
     target = resolve_device(device)
     if target.type != "cuda":
@@ -80,6 +81,7 @@ def process_count(spec: StreamSpec, device: str) -> int:
             f"[{spec.stream}] batch is {spec.batch}; accumulate ({spec.accumulate}) x processes ({count}) "
             f"x machines ({spec.machines}) must divide it"
         )
+    check_deterministic(spec)
     return count
 
 

@@ -271,16 +271,6 @@ def test_devices():
         resolve_device("cuda:99")
 
 
-def test_check_refuses_what_cannot_be_built_without_building_it(tmp_path):
-    networks.check(StreamSpec(network="vgg16", start="imagenet"))
-    with pytest.raises(
-        FileNotFoundError, match=r"\[spatial\] start is '.*absent.pth', which is no file; allowed: scratch, "
-    ):
-        networks.check(StreamSpec(start=str(tmp_path / "absent.pth")))
-    with pytest.raises(ValueError, match="nonsense"):
-        networks.check(StreamSpec(network="nonsense"))
-
-
 FAMILIES = [
     ("vgg11", 32, 4096),
     ("densenet121", 32, 1024),

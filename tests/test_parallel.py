@@ -106,6 +106,12 @@ def test_one_process_a_gpu(gpus):
             r"device is 'cuda:1', one GPU, but \[spatial\] processes is 1 and machines is 2; use auto or cuda",
         ),
         (
+            {"deterministic": True, "network": "vgg16"},
+            "cuda",
+            r"\[spatial\] deterministic is true, but vgg16 has a layer \(avgpool: AdaptiveAvgPool2d to \(7, 7\)\) that",
+        ),
+        ({"deterministic": True, "network": "alexnet"}, "cuda:1", r"alexnet has a layer \(avgpool: .* \(6, 6\)\) that"),
+        (
             {"processes": 0, "batch": 6},
             "auto",
             r"\[spatial\] batch is 6; accumulate \(1\) x processes \(4\) x machines",
@@ -115,6 +121,16 @@ def test_one_process_a_gpu(gpus):
 def test_what_this_machine_cannot_do_is_refused(gpus, values, device, message):
     with pytest.raises(ValueError, match=message):
         process_count(StreamSpec(**values), device)
+
+
+@pytest.mark.parametrize("network", ["cnn_m_2048", "small", "resnet18", "squeezenet1_1", "vit_b_16"])
+def test_networks_that_repeat_their_bits_on_a_gpu_may_be_asked_to(gpus, network):
+    assert process_count(StreamSpec(deterministic=True, network=network), "cuda") == 1
+
+
+def test_layers_that_do_not_learn_need_not_repeat_their_bits(gpus):
+    assert process_count(StreamSpec(deterministic=True, network="vgg16", train_layers="last"), "cuda") == 1
+    assert process_count(StreamSpec(deterministic=True, network="vgg16"), "cpu") == 1
 
 
 def test_processes_of_a_machine_share_its_cores(monkeypatch):
