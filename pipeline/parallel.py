@@ -89,6 +89,8 @@ def process_count(spec: StreamSpec, device: str) -> int:
 def joined(device: str, meeting: Path) -> Iterator[tuple[World, torch.device]]:
     """Meet the other processes, as torchrun or `launch` says in the environment; part from them at the end.
 
+    After an exception nobody is parted from: with NCCL that may wait for ever for processes that wait for this one.
+
     Args:
         device: "auto", "cpu" or "cuda"; the process takes the GPU with its number on its machine.
         meeting: file by which processes of one machine meet where no address is given; nothing listens on a port.
@@ -103,10 +105,8 @@ def joined(device: str, meeting: Path) -> Iterator[tuple[World, torch.device]]:
     backend = "cpu:gloo,cuda:nccl" if target.type == "cuda" else "gloo"
     where = "env://" if "MASTER_ADDR" in os.environ else meeting.absolute().as_uri()
     distributed.init_process_group(backend, init_method=where, rank=rank, world_size=size, timeout=_TIMEOUT)
-    try:
-        yield World(rank, size, local_size), target
-    finally:
-        distributed.destroy_process_group()
+    yield World(rank, size, local_size), target
+    distributed.destroy_process_group()
 
 
 class Items(Sequence):

@@ -1,5 +1,6 @@
 """Who reads which items, draws that do not depend on how a batch is cut, and what is refused."""
 
+import contextlib
 import os
 
 import pytest
@@ -165,7 +166,10 @@ def test_on_a_cpu_each_process_normalises_by_its_own_share(ddp):
 
 
 @pytest.mark.parametrize("address", ["", "gpu1"])
-def test_a_process_takes_the_gpu_of_its_number(gpus, monkeypatch, tmp_path, address):
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_process_takes_the_gpu_of_its_number_and_leaves_the_others_only_when_done(
+    gpus, monkeypatch, tmp_path, address, fails
+):
     asked, chosen, left = {}, [], []
     monkeypatch.setattr(torch.distributed, "init_process_group", lambda backend, **o: asked.update(o, backend=backend))
     monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: left.append(True))
@@ -174,8 +178,14 @@ def test_a_process_takes_the_gpu_of_its_number(gpus, monkeypatch, tmp_path, addr
     place = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}
     for name, value in (place | ({"MASTER_ADDR": address} if address else {})).items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(ZeroDivisionError), parallel.joined("auto", tmp_path / "meeting") as (world, device):
-        assert (world, device) == (World(5, 8, 4), torch.device("cuda", 1)) and chosen == [device]
-        raise ZeroDivisionError
-    assert left and (asked["rank"], asked["world_size"]) == (5, 8) and asked["backend"] == "cpu:gloo,cuda:nccl"
+    expected = pytest.raises(ZeroDivisionError) if fails else contextlib.nullcontext()
+    with expected, parallel.joined("auto", tmp_path / "meeting") as (world, device):
+        assert (world, device) == (World(5, 8, 4), torch.device("cuda", 1)) and chosen == [device] and not left
+        if fails:
+            raise ZeroDivisionError
+    assert (
+        bool(left) != fails
+        and (asked["rank"], asked["world_size"]) == (5, 8)
+        and asked["backend"] == "cpu:gloo,cuda:nccl"
+    )
     assert asked["init_method"] == ("env://" if address else f"file://{tmp_path}/meeting")
