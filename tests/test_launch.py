@@ -66,6 +66,13 @@ def test_two_processes_end_as_one_does(data, alone, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"checkpoint.pt", "curve.json"}
 
 
+def test_two_processes_end_as_one_does_with_snippets_in_parts(data, tmp_path):
+    snippets = spec(segments=3, steps=4, milestones=(3,), validate_every=2)
+    parts = replace(snippets, processes=2, accumulate=2)
+    alone, shared = (run(settings, data, tmp_path / str(settings.processes)) for settings in (snippets, parts))
+    assert_same(shared, alone)
+
+
 def test_two_processes_end_as_one_does_with_two_data_sets(data, tmp_path):
     catalog, fake = second_set("frames")
     other = Other("more", write_frames_store(tmp_path / "more", fake, catalog), catalog)
