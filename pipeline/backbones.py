@@ -68,8 +68,8 @@ class LocalResponseNorm(nn.LocalResponseNorm):
         """(N, C, ...) -> the same shape: each value over (k + alpha * mean of squares of `size` channels) ** beta."""
         squares = inputs.mul(inputs).movedim(1, -1)
         rows = squares.flatten(1, -2).unsqueeze(1)  # (N, 1, H W, C)
-        means = avg_pool2d(rows, (1, self.size), stride=1, padding=(0, self.size // 2)).view(rows.shape)
-        means = means.squeeze(1).unflatten(1, squares.shape[1:-1]).movedim(-1, 1)
+        means = avg_pool2d(rows, (1, self.size), stride=1, padding=(0, self.size // 2)).squeeze(1)
+        means = means.unflatten(1, squares.shape[1:-1]).movedim(-1, 1)
         return inputs / means.mul(self.alpha).add(self.k).pow(self.beta)
 
 
