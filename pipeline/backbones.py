@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import warnings
 
+import torch
 import torchvision
 from torch import nn
+from torch.nn.functional import avg_pool2d
 
 from pipeline.spec import unknown_name
 from pipeline.specs import StreamSpec
@@ -56,9 +58,24 @@ def _pool() -> nn.MaxPool2d:
     return nn.MaxPool2d(3, stride=2, ceil_mode=True)
 
 
-def _krizhevsky_norm() -> nn.LocalResponseNorm:
+class LocalResponseNorm(nn.LocalResponseNorm):
+    """torch's, for an odd `size` and with the same bits on a CPU, by pooling in two dimensions instead of three.
+
+    On CUDA torch has no repeatable backward pass of `avg_pool3d`. Inputs that are channels last are pooled in place.
+    """
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """(N, C, ...) -> the same shape: each value over (k + alpha * mean of squares of `size` channels) ** beta."""
+        squares = inputs.mul(inputs).movedim(1, -1)
+        rows = squares.flatten(1, -2).unsqueeze(1)  # (N, 1, H W, C)
+        means = avg_pool2d(rows, (1, self.size), stride=1, padding=(0, self.size // 2)).squeeze(1)
+        means = means.unflatten(1, squares.shape[1:-1]).movedim(-1, 1)
+        return inputs / means.mul(self.alpha).add(self.k).pow(self.beta)
+
+
+def _krizhevsky_norm() -> LocalResponseNorm:
     # Krizhevsky et al. 2012, section 3.3: k + 1e-4 * sum over n = 5; torch divides its alpha by n
-    return nn.LocalResponseNorm(5, alpha=5 * 1e-4, beta=0.75, k=2.0)
+    return LocalResponseNorm(5, alpha=5 * 1e-4, beta=0.75, k=2.0)
 
 
 def _cnn_m_side(crop_px: int) -> int:
@@ -184,3 +201,52 @@ def _last_layer(model: nn.Module) -> str:
 def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
     parent, _, child = name.rpartition(".")
     setattr(model.get_submodule(parent), child, module)
+
+
+# --- what a body cannot do --------------------------------------------------------------------------------------------
+
+
+def refuse_imagenet(spec: StreamSpec) -> None:
+    """Refuse to start a network from ImageNet's weights that nobody has published.
+
+    Raises:
+        ValueError: the network is one of ours.
+    """
+    if spec.network in OWN:
+        raise ValueError(
+            f"[{spec.stream}] start is imagenet, but {spec.network} has no ImageNet weights; "
+            "allowed: scratch, or the path of a weights file"
+        )
+
+
+def refuse_crop(body: nn.Module, spec: StreamSpec) -> None:
+    """Give a body on the meta device one input without memory.
+
+    Raises:
+        ValueError: it cannot take the stream's crops.
+    """
+    inputs = torch.empty(1, spec.channels, spec.crop_px, spec.crop_px, device="meta")
+    try:
+        with torch.no_grad():
+            body.eval()(inputs)
+    except (AssertionError, RuntimeError) as error:  # vision transformers assert
+        raise ValueError(
+            f"[{spec.stream}] crop_px is {spec.crop_px}; {spec.network} cannot take it: {error}"
+        ) from error
+
+
+def refuse_unrepeatable(body: nn.Module, spec: StreamSpec) -> None:
+    """Look for layers whose backward pass on CUDA has no algorithm that repeats its bits.
+
+    Raises:
+        ValueError: there is one.
+
+    Source: documentation of torch.use_deterministic_algorithms; to one place, torch pools by an ordinary mean.
+    """
+    for name, layer in body.named_modules():
+        if isinstance(layer, nn.AdaptiveAvgPool2d) and layer.output_size not in (1, (1, 1)):
+            raise ValueError(
+                f"[{spec.stream}] deterministic is true, but {spec.network} has a layer ({name}: AdaptiveAvgPool2d to "
+                f"{layer.output_size}) that torch cannot train on CUDA with the same bits each time; allowed: false, "
+                "another network, or the CPU"
+            )

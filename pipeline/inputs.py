@@ -69,7 +69,8 @@ def to_inputs(views: Views | torch.Tensor, device: torch.device) -> torch.Tensor
         (N, C, H, W) or (N, K, C, H, W) float32 on the device, channels last in memory.
     """
     if isinstance(views, torch.Tensor):
-        return views.to(device, non_blocking=True, memory_format=torch.channels_last)
+        images = views.flatten(0, -4).to(device, non_blocking=True, memory_format=torch.channels_last)
+        return images.unflatten(0, views.shape[:-3])
     if device.type == "cpu" and views.values.dtype == torch.uint8:
         return _inputs_on_cpu(views)
     values, scale, offset = (part.to(device, non_blocking=True) for part in (views.values, views.scale, views.offset))

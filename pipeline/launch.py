@@ -173,10 +173,11 @@ def _what_failed(job: Job, ended: list[int | None]) -> str:
     if killed:
         name = signal.Signals(-ended[killed[0]]).name
         return f"{whose.format(killed[0])} was killed by {name}; if nobody did it, memory may have run out"
-    said = sorted(job.files.glob("error-*"), key=lambda path: path.stat().st_mtime_ns)
-    if said:
+    errors = sorted(job.files.glob("error-*"), key=lambda path: path.stat().st_mtime_ns)
+    if said := [path for path in errors if path.stat().st_size]:
         return f"{whose.format(said[0].name.removeprefix('error-'))} failed: {said[0].read_text()}"
     rank = next(rank for rank, status in enumerate(ended) if status)
     output = job.files / f"output-{rank}"
     last = output.read_text(errors="replace")[-_SHOWN_CHARACTERS:] if output.is_file() else ""
-    return f"{whose.format(rank)} ended with status {ended[rank]}: {last.strip() or 'it said why above'}"
+    unsaid = f"it could not say why; is the disk of {job.folder} full?" if errors else "it said why above"
+    return f"{whose.format(rank)} ended with status {ended[rank]}: {last.strip() or unsaid}"

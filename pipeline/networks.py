@@ -11,7 +11,15 @@ import torch
 import torchvision
 from torch import nn
 
-from pipeline.backbones import AUXILIARY, OWN, first_convolution, torchvision_body
+from pipeline.backbones import (
+    AUXILIARY,
+    OWN,
+    first_convolution,
+    refuse_crop,
+    refuse_imagenet,
+    refuse_unrepeatable,
+    torchvision_body,
+)
 from pipeline.progress import say
 from pipeline.specs import StreamSpec
 
@@ -149,14 +157,33 @@ def check(spec: StreamSpec) -> None:
 
     Raises:
         FileNotFoundError: the weights file of `start` does not exist.
-        ValueError: unknown network, a crop too small for it, or no layer that could take the stream's channels.
+        ValueError: unknown network, one without ImageNet weights, or a crop or channels that it cannot take.
     """
+    if spec.start == "imagenet":
+        refuse_imagenet(spec)
     if spec.start not in ("scratch", "imagenet") and not Path(spec.start).is_file():
         raise FileNotFoundError(
             f"[{spec.stream}] start is {spec.start!r}, which is no file; allowed: scratch, imagenet, or a weights file"
         )
-    with torch.device("meta"):
-        architecture(spec, 2, 2)
+    refuse_crop(_on_meta(spec).body, spec)
+
+
+def check_deterministic(spec: StreamSpec) -> None:
+    """Refuse a network that cannot be trained on CUDA with `deterministic`.
+
+    Raises:
+        ValueError: a layer that learns has no backward pass there that repeats its bits.
+    """
+    if spec.deterministic and spec.train_layers == "all":
+        refuse_unrepeatable(_on_meta(spec).body, spec)
+
+
+def _on_meta(spec: StreamSpec) -> Network:
+    try:
+        with torch.device("meta"):
+            return architecture(spec, 2, 2)
+    except NotImplementedError:  # RegNet computes its widths with tensors
+        return architecture(spec, 2, 2).to("meta")
 
 
 def architecture(spec: StreamSpec, num_classes: int, other_classes: int = 0) -> Network:
@@ -223,11 +250,7 @@ def _inflate(state: dict[str, torch.Tensor], network: Network, spec: StreamSpec)
 
 
 def _imagenet_weights(spec: StreamSpec) -> dict[str, torch.Tensor]:
-    if spec.network in OWN:
-        raise ValueError(
-            f"[{spec.stream}] start is imagenet, but {spec.network} has no ImageNet weights; "
-            "allowed: scratch, or the path of a weights file"
-        )
+    refuse_imagenet(spec)
     weights = torchvision.models.get_model_weights(spec.network).DEFAULT
     try:
         return weights.get_state_dict(progress=False, check_hash=True)

@@ -21,7 +21,7 @@ import torch
 from torch import distributed, nn
 from torchvision.ops import StochasticDepth
 
-from pipeline.networks import resolve_device
+from pipeline.networks import check_deterministic, resolve_device
 from pipeline.specs import StreamSpec
 
 _TIMEOUT = timedelta(minutes=30)  # of waiting for another process, which may be reading slow disks
@@ -61,15 +61,19 @@ def process_count(spec: StreamSpec, device: str) -> int:
     """How many processes train on this machine.
 
     Raises:
-        ValueError: more than it has GPUs, or one GPU named for all of them.
+        ValueError: more than it has GPUs, one GPU named for all of them, or `deterministic` for a network that GPUs
+            cannot train so.
     """
     target = resolve_device(device)
     if target.type != "cuda":
         return max(1, spec.processes)
     found = torch.cuda.device_count()
     count = spec.processes or (1 if target.index is not None else found)
-    if count > 1 and target.index is not None:
-        raise ValueError(f"device is {device!r}, one GPU, but [{spec.stream}] processes is {count}; use auto or cuda")
+    if count * spec.machines > 1 and target.index is not None:
+        raise ValueError(
+            f"device is {device!r}, one GPU, but [{spec.stream}] processes is {count} and machines is {spec.machines}; "
+            "use auto or cuda"
+        )
     if count > found:
         raise ValueError(f"[{spec.stream}] processes is {count}, but torch sees {found} CUDA devices here")
     if spec.batch % (spec.accumulate * count * spec.machines):
@@ -77,12 +81,15 @@ def process_count(spec: StreamSpec, device: str) -> int:
             f"[{spec.stream}] batch is {spec.batch}; accumulate ({spec.accumulate}) x processes ({count}) "
             f"x machines ({spec.machines}) must divide it"
         )
+    check_deterministic(spec)
     return count
 
 
 @contextlib.contextmanager
 def joined(device: str, meeting: Path) -> Iterator[tuple[World, torch.device]]:
     """Meet the other processes, as torchrun or `launch` says in the environment; part from them at the end.
+
+    After an exception nobody is parted from: with NCCL that may wait for ever for processes that wait for this one.
 
     Args:
         device: "auto", "cpu" or "cuda"; the process takes the GPU with its number on its machine.
@@ -98,10 +105,8 @@ def joined(device: str, meeting: Path) -> Iterator[tuple[World, torch.device]]:
     backend = "cpu:gloo,cuda:nccl" if target.type == "cuda" else "gloo"
     where = "env://" if "MASTER_ADDR" in os.environ else meeting.absolute().as_uri()
     distributed.init_process_group(backend, init_method=where, rank=rank, world_size=size, timeout=_TIMEOUT)
-    try:
-        yield World(rank, size, local_size), target
-    finally:
-        distributed.destroy_process_group()
+    yield World(rank, size, local_size), target
+    distributed.destroy_process_group()
 
 
 class Items(Sequence):

@@ -78,6 +78,7 @@ class Run:
             say(f"{self.spec.stream}: training starts anew: {path} belongs to other settings or inputs")
             return
         for name in ("network", "optimizer", "scaler"):
-            getattr(self, name).load_state_dict(saved[name])
+            if saved[name]:  # a scaler that was not in use has no state, and one that is begins anew
+                getattr(self, name).load_state_dict(saved[name])
         self.step, self.best, self.curve = saved["step"], saved["best"], saved["curve"]
         say(f"{self.spec.stream}: training goes on from step {self.step} of {self.spec.steps}")

@@ -7,6 +7,7 @@ has the command for several machines.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import signal
 import sys
@@ -34,10 +35,17 @@ def main(arguments: list[str] | None = None) -> int:
         with joined(job.device, given.job / "meeting") as (world, device):
             train_here(job, world, device)
     except Exception as error:
-        (given.job / f"error-{os.environ['RANK']}").write_text(f"{type(error).__name__}: {error}")
-        traceback.print_exc()
+        _report(error, given.job / f"error-{os.environ['RANK']}")
         return 1
     return 0
+
+
+def _report(error: Exception, path: Path) -> None:
+    """Say what went wrong, in the file and on standard error, each of them even if the other is on a full disk."""
+    with contextlib.suppress(OSError):
+        path.write_text(f"{type(error).__name__}: {error}")
+    with contextlib.suppress(OSError):
+        traceback.print_exception(error)
 
 
 def _end_with_parent() -> None:
@@ -47,4 +55,7 @@ def _end_with_parent() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main()
+    if status:
+        os._exit(status)  # no destructor may wait for the other processes
+    sys.exit(status)

@@ -170,9 +170,12 @@ def train_step(run: Run, inputs: Views | torch.Tensor, labels: torch.Tensor) -> 
         The loss before the step, the mean over the whole batch.
 
     Raises:
-        TrainingDiverged: if that is not finite; the weights are as before.
+        ValueError: a batch that cannot be cut into equal parts.
+        TrainingDiverged: if the loss is not finite; the weights are as before.
     """
     spec, rate = run.spec, learning_rate(run.spec, run.step)
+    if len(labels) % spec.accumulate:
+        raise ValueError(f"a batch of {len(labels)} cannot be cut into {spec.accumulate} equal parts (accumulate)")
     run.network.train()
     run.optimizer.zero_grad()
     parts = zip(inputs.chunk(spec.accumulate), labels.chunk(spec.accumulate), strict=True)

@@ -6,17 +6,21 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from pipeline import jpeg, store
+from pipeline import jpeg, quantize, store
 from pipeline.catalog import Catalog, Clip
 
 torch.set_num_threads(1)  # tests are small: more threads cost more than they give, the more so on a busy machine
 
 
 class FakeClip:
-    """A clip whose frames (T, H, W, 3) uint8 and flow (T-1, 2, H, W) float32, forward and backward, are arrays."""
+    """A clip whose frames (T, H, W, 3) uint8 and flow (T-1, 2, H, W) float32, forward and backward, are arrays.
 
-    def __init__(self, kind, frames=None, forward=None, backward=None):
+    With `bound_px` its flow is stored as bytes with that bound, as in a real store; otherwise as it is.
+    """
+
+    def __init__(self, kind, frames=None, forward=None, backward=None, *, bound_px=None):
         self.kind, self._frames, self._forward, self._backward = kind, frames, forward, backward
+        self.bound_px = bound_px
 
     def __len__(self):
         return len(self._frames if self.kind == "frames" else self._forward)
@@ -32,6 +36,9 @@ class FakeClip:
     def stored_flow(self, first, last, *, backward=False):
         flow = self.flow(first, last, backward=backward)
         planes = list(flow.reshape(-1, *flow.shape[2:]))
+        if self.bound_px:
+            planes = [quantize.to_bytes(plane, bound_px=self.bound_px) for plane in planes]
+            return planes, np.full(len(planes), 2 * self.bound_px / 255), np.full(len(planes), -self.bound_px)
         return planes, np.ones(len(planes)), np.zeros(len(planes))
 
 
@@ -64,7 +71,7 @@ def clip_row(video_id, label, split, classes, group="g"):
     return Clip(video_id, f"{video_id}.avi", label, classes[label], group, split, 1, 1, "0" * 16)
 
 
-def two_classes(kind, *, per_class=4, val=1, test=2, size=40, frames=9, seed=0):
+def two_classes(kind, *, per_class=4, val=1, test=2, size=40, frames=9, seed=0, bound_px=None):
     """A catalog of two classes and its store: class 0 dark or moving left, class 1 bright or moving right."""
     rng, classes, rows, clips = np.random.default_rng(seed), ("left", "right"), [], {}
     for label in (0, 1):
@@ -74,7 +81,7 @@ def two_classes(kind, *, per_class=4, val=1, test=2, size=40, frames=9, seed=0):
             rows.append(clip_row(video_id, label, split, classes))
             dark = rng.integers(0, 120, (frames, size, size + 8, 3)) + 120 * label
             moving = rng.normal((2 * label - 1) * 2.0, 0.5, (frames - 1, 2, size, size + 8)).astype(np.float32)
-            clips[video_id] = FakeClip(kind, dark.astype(np.uint8), moving, -moving)
+            clips[video_id] = FakeClip(kind, dark.astype(np.uint8), moving, -moving, bound_px=bound_px)
     return Catalog(tuple(rows), classes, "1", ()), FakeStore(clips)
 
 

@@ -57,9 +57,12 @@ def test_parts_of_a_batch_and_crops_of_pictures():
     assert torch.equal(to_inputs(joined.chunk(3)[1], CPU), to_inputs(stack_views(given).chunk(3)[1], CPU)[0])
 
 
-def test_inputs_that_are_ready_are_only_moved():
-    ready = torch.randn(2, 3, 4, 4)
-    assert torch.equal(to_inputs(ready, CPU), ready)
+@pytest.mark.parametrize("shape", [(2, 3, 4, 4), (2, 5, 3, 4, 4)])
+def test_inputs_that_are_ready_are_only_moved(shape):
+    ready = torch.randn(shape)
+    moved = to_inputs(ready, CPU)
+    assert torch.equal(moved, ready)
+    assert moved.flatten(0, -4).is_contiguous(memory_format=torch.channels_last)
 
 
 @pytest.mark.needs_cuda

@@ -66,6 +66,13 @@ def test_two_processes_end_as_one_does(data, alone, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"checkpoint.pt", "curve.json"}
 
 
+def test_two_processes_end_as_one_does_with_snippets_in_parts(data, tmp_path):
+    snippets = spec(segments=3, steps=4, milestones=(3,), validate_every=2)
+    parts = replace(snippets, processes=2, accumulate=2)
+    alone, shared = (run(settings, data, tmp_path / str(settings.processes)) for settings in (snippets, parts))
+    assert_same(shared, alone)
+
+
 def test_two_processes_end_as_one_does_with_two_data_sets(data, tmp_path):
     catalog, fake = second_set("frames")
     other = Other("more", write_frames_store(tmp_path / "more", fake, catalog), catalog)
@@ -142,6 +149,47 @@ def test_what_a_process_raises_is_said_by_the_one_that_waits(data, tmp_path, mon
     (job.files / "error-0").write_text("RuntimeError: Connection closed by peer")
     said = launch._what_failed(job, [1, 1])
     assert said.startswith("process 1 of the spatial training failed: FileNotFoundError: ") and "no job.json" in said
+
+
+@pytest.fixture
+def group(monkeypatch):
+    """Process 1 of 2, whose group of processes only notes when it is joined and left."""
+    seen = []
+    for name, value in {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda *_, **__: seen.append("joined"))
+    monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: seen.append("left"))
+    return seen
+
+
+def test_a_process_that_fails_says_so_and_waits_for_nobody(data, tmp_path, monkeypatch, group, capsys):
+    """To leave a group of GPUs may take for ever while another process waits in it."""
+    job = Job(spec(processes=2), data[1], data[0], tmp_path, "in", "cpu")
+    job.write()
+    monkeypatch.setattr("pipeline.train.train_here", lambda *_: group.append("trained"))
+    assert main([str(job.files)]) == 0 and group == ["joined", "trained", "left"]
+    group.clear()
+    monkeypatch.setattr("pipeline.train.train_here", lambda *_: 1 / 0)
+    assert main([str(job.files)]) == 1 and group == ["joined"]
+    assert (job.files / "error-1").read_text() == "ZeroDivisionError: division by zero"
+    assert "1 / 0" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_on_a_full_disk_the_cause_is_said_where_it_can_be(data, tmp_path):
+    job = Job(spec(processes=2), data[1], data[0], tmp_path, "in", "cpu")
+    job.files.mkdir()
+    (job.files / "error-1").symlink_to("/dev/full")  # writing into it fails, and leaves it empty
+    command, place = [sys.executable, "-m", "pipeline.train", str(job.files)], {"RANK": "1"}
+    child = subprocess.run(command, cwd=ROOT, env={**os.environ, **place}, capture_output=True, text=True)
+    assert child.returncode == 1 and "holds no job.json" in child.stderr and "No space left" not in child.stderr
+    (job.files / "output-1").write_text(child.stderr)
+    assert "process 1 of the spatial training ended with status 1: Traceback" in launch._what_failed(job, [None, 1])
+    (job.files / "output-1").write_text("")
+    said = launch._what_failed(job, [None, 1])
+    assert said.endswith(f"ended with status 1: it could not say why; is the disk of {tmp_path} full?")
+    (job.files / "error-0").write_text("OSError: no space")
+    assert launch._what_failed(job, [1, 1]) == "process 0 of the spatial training failed: OSError: no space"
 
 
 def test_a_job_is_read_as_it_was_written(data, tmp_path):

@@ -90,6 +90,29 @@ def test_the_normalisation_is_krizhevskys():
     np.testing.assert_allclose(layer(torch.from_numpy(x)[None])[0].numpy(), expected, rtol=1e-5)
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_the_normalisation_and_its_gradient_have_the_bits_of_torchs(layout):
+    torch.manual_seed(0)
+    ours = next(m for m in on_meta(spec("temporal", "cnn_m_2048")).modules() if isinstance(m, nn.LocalResponseNorm))
+    theirs, found = nn.LocalResponseNorm(5, alpha=5e-4, beta=0.75, k=2.0), []
+    values, wanted = (torch.randn(2, 12, 9, 7).mul(30).contiguous(memory_format=layout) for _ in range(2))
+    for layer in (ours, theirs):
+        inputs = values.clone().requires_grad_()
+        outputs = layer(inputs)
+        outputs.backward(wanted)
+        assert outputs.is_contiguous(memory_format=layout)
+        found.append((outputs, inputs.grad))
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+def test_the_normalisation_uses_no_operation_without_a_repeatable_gradient_on_cuda():
+    layer = next(m for m in on_meta(spec("temporal", "cnn_m_2048")).modules() if isinstance(m, nn.LocalResponseNorm))
+    with torch.profiler.profile() as seen:
+        layer(torch.randn(2, 12, 9, 7, requires_grad=True)).sum().backward()
+    names = {event.key for event in seen.key_averages()}
+    assert "aten::avg_pool2d_backward" in names and not any("pool3d" in name for name in names)
+
+
 @pytest.mark.parametrize(
     ("network", "width"),
     [("small", 128), ("squeezenet1_1", 512), ("resnet18", 512), ("mobilenet_v3_small", 1024), ("alexnet", 4096)],
@@ -246,16 +269,6 @@ def test_devices():
         resolve_device("gpu")
     with pytest.raises(ValueError, match="device is 'cuda:99', but torch sees"):
         resolve_device("cuda:99")
-
-
-def test_check_refuses_what_cannot_be_built_without_building_it(tmp_path):
-    networks.check(StreamSpec(network="vgg16", start="imagenet"))
-    with pytest.raises(
-        FileNotFoundError, match=r"\[spatial\] start is '.*absent.pth', which is no file; allowed: scratch, "
-    ):
-        networks.check(StreamSpec(start=str(tmp_path / "absent.pth")))
-    with pytest.raises(ValueError, match="nonsense"):
-        networks.check(StreamSpec(network="nonsense"))
 
 
 FAMILIES = [

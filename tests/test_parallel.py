@@ -1,5 +1,6 @@
 """Who reads which items, draws that do not depend on how a batch is cut, and what is refused."""
 
+import contextlib
 import os
 
 import pytest
@@ -99,7 +100,18 @@ def test_one_process_a_gpu(gpus):
     ("values", "device", "message"),
     [
         ({"processes": 8}, "cuda", r"\[spatial\] processes is 8, but torch sees 4 CUDA devices here"),
-        ({"processes": 2}, "cuda:1", r"device is 'cuda:1', one GPU, but \[spatial\] processes is 2; use auto or cuda"),
+        ({"processes": 2}, "cuda:1", r"device is 'cuda:1', one GPU, but \[spatial\] processes is 2 and machines is 1"),
+        (
+            {"processes": 1, "machines": 2, "rendezvous": "gpu1:29500"},
+            "cuda:1",
+            r"device is 'cuda:1', one GPU, but \[spatial\] processes is 1 and machines is 2; use auto or cuda",
+        ),
+        (
+            {"deterministic": True, "network": "vgg16"},
+            "cuda",
+            r"\[spatial\] deterministic is true, but vgg16 has a layer \(avgpool: AdaptiveAvgPool2d to \(7, 7\)\) that",
+        ),
+        ({"deterministic": True, "network": "alexnet"}, "cuda:1", r"alexnet has a layer \(avgpool: .* \(6, 6\)\) that"),
         (
             {"processes": 0, "batch": 6},
             "auto",
@@ -110,6 +122,16 @@ def test_one_process_a_gpu(gpus):
 def test_what_this_machine_cannot_do_is_refused(gpus, values, device, message):
     with pytest.raises(ValueError, match=message):
         process_count(StreamSpec(**values), device)
+
+
+@pytest.mark.parametrize("network", ["cnn_m_2048", "small", "resnet18", "squeezenet1_1", "vit_b_16"])
+def test_networks_that_repeat_their_bits_on_a_gpu_may_be_asked_to(gpus, network):
+    assert process_count(StreamSpec(deterministic=True, network=network), "cuda") == 1
+
+
+def test_layers_that_do_not_learn_need_not_repeat_their_bits(gpus):
+    assert process_count(StreamSpec(deterministic=True, network="vgg16", train_layers="last"), "cuda") == 1
+    assert process_count(StreamSpec(deterministic=True, network="vgg16"), "cpu") == 1
 
 
 def test_processes_of_a_machine_share_its_cores(monkeypatch):
@@ -144,7 +166,10 @@ def test_on_a_cpu_each_process_normalises_by_its_own_share(ddp):
 
 
 @pytest.mark.parametrize("address", ["", "gpu1"])
-def test_a_process_takes_the_gpu_of_its_number(gpus, monkeypatch, tmp_path, address):
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_process_takes_the_gpu_of_its_number_and_leaves_the_others_only_when_done(
+    gpus, monkeypatch, tmp_path, address, fails
+):
     asked, chosen, left = {}, [], []
     monkeypatch.setattr(torch.distributed, "init_process_group", lambda backend, **o: asked.update(o, backend=backend))
     monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: left.append(True))
@@ -153,8 +178,14 @@ def test_a_process_takes_the_gpu_of_its_number(gpus, monkeypatch, tmp_path, addr
     place = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}
     for name, value in (place | ({"MASTER_ADDR": address} if address else {})).items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(ZeroDivisionError), parallel.joined("auto", tmp_path / "meeting") as (world, device):
-        assert (world, device) == (World(5, 8, 4), torch.device("cuda", 1)) and chosen == [device]
-        raise ZeroDivisionError
-    assert left and (asked["rank"], asked["world_size"]) == (5, 8) and asked["backend"] == "cpu:gloo,cuda:nccl"
+    expected = pytest.raises(ZeroDivisionError) if fails else contextlib.nullcontext()
+    with expected, parallel.joined("auto", tmp_path / "meeting") as (world, device):
+        assert (world, device) == (World(5, 8, 4), torch.device("cuda", 1)) and chosen == [device] and not left
+        if fails:
+            raise ZeroDivisionError
+    assert (
+        bool(left) != fails
+        and (asked["rank"], asked["world_size"]) == (5, 8)
+        and asked["backend"] == "cpu:gloo,cuda:nccl"
+    )
     assert asked["init_method"] == ("env://" if address else f"file://{tmp_path}/meeting")

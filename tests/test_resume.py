@@ -1,10 +1,12 @@
 """A training that was killed goes on, and ends with the same bits; the file of another one is not used."""
 
 import pytest
+import torch
 from trainings import assert_same_weights, interrupt_after, run, spec
 
 from pipeline import training
 from pipeline.checkpoint import save_tensors
+from pipeline.resume import Run
 
 RECIPE = {
     "schedule": "cosine",
@@ -81,3 +83,19 @@ def test_the_resume_file_of_another_training_is_not_used(data, tmp_path, monkeyp
     found, _ = run(spec(seed=5), catalog, tmp_path)
     assert "spatial: training starts anew" in capsys.readouterr().err
     assert_same_weights(found.network.state_dict(), expected.network.state_dict())
+
+
+@pytest.mark.parametrize(("before", "after"), [(False, True), (True, False), (True, True)])
+def test_a_training_goes_on_where_auto_is_another_precision(tmp_path, before, after):
+    """Loss scaling is for float16 alone: what was saved on a CPU has none, and a CPU has no use for a GPU's."""
+    runs = []
+    for enabled in (before, after):
+        now = Run(spec(), 2, torch.device("cpu"))
+        now.scaler = torch.amp.GradScaler("cpu", enabled=enabled, init_scale=2.0 ** (8 + len(runs)))
+        runs.append(now)
+    runs[0].step = 7
+    runs[0].save(tmp_path / "resume.pt", "same")
+    runs[1].resume(tmp_path / "resume.pt", "same")
+    assert runs[1].step == 7 and runs[1].scaler.is_enabled() == after
+    assert runs[1].scaler.get_scale() == ((2.0**8 if before else 2.0**9) if after else 1.0)
+    assert_same_weights(runs[1].network.state_dict(), runs[0].network.state_dict())

@@ -12,7 +12,7 @@ from trainings import assert_same_weights, interrupt_after, run, scores_of_test_
 
 from pipeline import training
 from pipeline.checkpoint import load_checkpoint
-from pipeline.dataset import TestSet
+from pipeline.dataset import TestSet, TrainingSet
 from pipeline.networks import build
 from pipeline.resume import Run
 from pipeline.training import TrainingDiverged, train, train_step, validate
@@ -34,6 +34,28 @@ def test_a_stream_learns_and_its_files_are_complete(data, tmp_path, stream):
     assert np.mean(curve["loss"][-5:]) < 0.5 * np.mean(curve["loss"][:3])
     assert not (tmp_path / "resume.pt").exists() and not list(tmp_path.glob(".*tmp*"))
     assert scores_of_test_part(tmp_path, catalog).top1() == 1.0
+
+
+def test_flow_stored_as_bytes_trains_as_its_floats_do(data, tmp_path):
+    """Bytes go as bytes up to the network; what they mean is within half a step, 0.04 px, of the floats."""
+    curves, dtypes = [], []
+    for bound_px in (None, 10.0):
+        catalog = data("flow", bound_px=bound_px)
+        settings = spec("temporal", dropout=0.0, steps=30, milestones=(20,))
+        views = TrainingSet(settings, "i", catalog.part("train"))[0][0]
+        dtypes.append(views.values.dtype)
+        folder = tmp_path / str(bound_px)
+        curves.append(run(settings, catalog, folder)[1])
+        assert scores_of_test_part(folder, catalog).top1() == 1.0
+    assert dtypes == [np.float32, np.uint8]
+    assert curves[1]["loss"][0] == pytest.approx(curves[0]["loss"][0], rel=1e-2)
+
+
+def test_a_step_refuses_a_batch_that_has_no_equal_parts():
+    settings = spec(accumulate=4, batch=8)
+    now = Run(settings, 2, CPU)
+    with pytest.raises(ValueError, match=r"a batch of 6 cannot be cut into 4 equal parts \(accumulate\)"):
+        train_step(now, torch.randn(6, 3, 24, 24), torch.zeros(6, dtype=int))
 
 
 def test_a_step_is_sgd_with_momentum_and_weight_decay(data):
@@ -222,10 +244,11 @@ def test_mixed_precision_on_cuda_learns_and_resumes(data, tmp_path, monkeypatch)
 
 
 @pytest.mark.needs_cuda
-def test_deterministic_training_on_cuda_repeats_its_bits(data, tmp_path):
-    catalog, found = data("frames"), []
+@pytest.mark.parametrize("network", [{}, {"network": "cnn_m_2048", "crop_px": 41, "learning_rate": 1e-3}])
+def test_deterministic_training_on_cuda_repeats_its_bits(data, tmp_path, network):
+    catalog, found = data("frames", size=48), []
     for name in ("a", "b"):
-        settings = spec(deterministic=True, loader_workers=0)
+        settings = replace(spec(deterministic=True, loader_workers=0), **network)
         train(settings, store_path="i", catalog=catalog, folder=tmp_path / name, inputs="in", device="cuda")
         found.append(load_checkpoint(tmp_path / name / "checkpoint.pt").network.state_dict())
     assert_same_weights(*found)

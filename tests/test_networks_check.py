@@ -1,0 +1,47 @@
+"""What is refused of a network before anything is made for it."""
+
+import pytest
+
+from pipeline import networks
+from pipeline.backbones import OWN
+from pipeline.specs import StackSpec, StreamSpec
+
+
+def spec(stream, network, **values):
+    stack = StackSpec() if stream == "temporal" else None
+    return StreamSpec(stream=stream, network=network, stack=stack, resize_px=0, **values)
+
+
+def test_check_refuses_what_cannot_be_built_without_building_it(tmp_path):
+    networks.check(StreamSpec(network="vgg16", start="imagenet"))
+    with pytest.raises(
+        FileNotFoundError, match=r"\[spatial\] start is '.*absent.pth', which is no file; allowed: scratch, "
+    ):
+        networks.check(StreamSpec(start=str(tmp_path / "absent.pth")))
+    with pytest.raises(ValueError, match="nonsense"):
+        networks.check(StreamSpec(network="nonsense"))
+    for network in OWN:
+        with pytest.raises(ValueError, match=f"start is imagenet, but {network} has no ImageNet weights; allowed: scr"):
+            networks.check(StreamSpec(network=network, start="imagenet"))
+
+
+@pytest.mark.parametrize(
+    ("network", "side", "message"),
+    [
+        ("vit_b_16", 64, "Expected 224 but got 64"),
+        ("inception_v3", 64, "Kernel size can't be greater"),
+        ("squeezenet1_1", 16, "Output size is too small"),
+        ("alexnet", 32, "Output size is too small"),
+        ("maxvit_t", 100, "is invalid for input"),
+    ],
+)
+def test_check_refuses_crops_that_do_not_suit_the_network(network, side, message):
+    with pytest.raises(ValueError, match=rf"\[temporal\] crop_px is {side}; {network} cannot take it: .*{message}"):
+        networks.check(spec("temporal", network, crop_px=side))
+    networks.check(spec("temporal", network, crop_px=224))
+
+
+@pytest.mark.parametrize("network", ["small", "cnn_m_2048", "resnet18", "googlenet", "regnet_y_400mf", "swin_t"])
+@pytest.mark.parametrize("stream", ["spatial", "temporal"])
+def test_check_lets_pass_what_can_be_built(network, stream):
+    networks.check(spec(stream, network, crop_px=224, segments=3, partial_bn=True))
