@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import re
 from dataclasses import dataclass
@@ -123,11 +124,29 @@ class StreamSpec(Spec):
             raise ValueError(
                 f"[{self.stream}] crop_px is {self.crop_px}; it must be at most resize_px ({self.resize_px})"
             )
+        self._check_unread()
         self._check_schedule()
         self._check_parts()
         self._check_with()
 
+    def _check_unread(self):
+        """A setting of the other stream would be read by nobody."""
+        unread = {"spatial": "flow_unit_px", "temporal": "jitter"}[self.stream]
+        default = self.settings()[unread].default
+        if getattr(self, unread) != default:
+            raise ValueError(
+                f"[{self.stream}] {unread} is {getattr(self, unread):g}; the {self.stream} stream does not read it: "
+                f"leave it at {default:g}"
+            )
+
     def _check_schedule(self):
+        """Milestones may lie beyond `steps`: a short trial run need not change them."""
+        falls = self.milestones
+        if any(step < 0 for step in falls) or any(a >= b for a, b in zip(falls, falls[1:], strict=False)):
+            raise ValueError(
+                f"[{self.stream}] milestones is {', '.join(map(str, falls))!r}; it must hold ascending numbers of "
+                "steps from 0 up"
+            )
         if self.warmup >= self.steps:
             raise ValueError(f"[{self.stream}] warmup is {self.warmup}; it must be less than steps ({self.steps})")
         if self.learning_rate_end > self.learning_rate:
@@ -161,13 +180,34 @@ class StreamSpec(Spec):
             )
 
     def identity(self) -> dict[str, Any]:
-        """As of every spec; `with_same` is read with `with_how = classes` only."""
+        """As of every spec, but what these settings do not read is as if it had not been changed."""
         kept = super().identity()
-        return kept if self.with_how == "classes" else {name: kept[name] for name in kept if name != "with_same"}
+        if self.with_how != "classes":
+            del kept["with_same"]
+        plain = json.loads(json.dumps({name: self.settings()[name].default for name in self._unread()}))
+        return {**kept, **plain}
+
+    def _unread(self) -> list[str]:
+        """Settings that cannot change the result, because of what others are."""
+        return [
+            "learning_rate_end" if self.schedule == "step" else "milestones",
+            *(["consensus"] if self.segments == 1 else []),
+            *(["partial_bn"] if self.train_layers == "last" else []),
+        ]
 
     def alone(self) -> StreamSpec:
         """The same stream, trained without another data set."""
         return dataclasses.replace(self, with_dataset="", with_how="", with_same=())
+
+    @property
+    def doubt(self) -> str:
+        """What is allowed, but hardly meant; empty if there is nothing of the kind."""
+        if self.partial_bn and self.train_layers == "all" and self.start == "scratch" and self.with_how != "start":
+            return (
+                f"[{self.stream}] partial_bn is true and start is scratch: normalisations that have learnt nothing are "
+                "kept as they are; start from weights, or set partial_bn = false"
+            )
+        return ""
 
     @property
     def items_per_step(self) -> int:

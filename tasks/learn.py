@@ -8,6 +8,7 @@ from pathlib import Path
 import luigi
 
 from pipeline import files
+from pipeline.progress import say
 from tasks import settings
 from tasks.base import Stage, told_plainly
 from tasks.prepare import Catalog, Flow, Frames
@@ -85,6 +86,8 @@ class TrainStream(OnDevice):
                 networks.check(self.stream_spec)
                 parallel.process_count(self.stream_spec, self.run_spec.device)
                 self._check_classes()
+            if doubt := self.stream_spec.doubt:
+                say(doubt)
             self.__dict__["_checked"] = True
         return done
 

@@ -15,7 +15,8 @@ from pipeline.specs import ScoreSpec, StackSpec, StreamSpec
 
 def spec(stream="spatial", **values):
     stack = StackSpec(length=3) if stream == "temporal" else None
-    defaults = {"network": "small", "resize_px": 0, "crop_px": 32, "dropout": 0.5, "flow_unit_px": 2.0}
+    defaults = {"network": "small", "resize_px": 0, "crop_px": 32, "dropout": 0.5}
+    defaults |= {"flow_unit_px": 2.0} if stream == "temporal" else {}
     return StreamSpec(stream=stream, stack=stack, **{**defaults, **values})
 
 
