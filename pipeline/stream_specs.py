@@ -57,7 +57,11 @@ class StreamSpec(Spec):
     segments: int = setting(
         1, "TSN: snippets of a clip in a training step, one from each of as many parts", low=1, high=64
     )
-    consensus: str = setting("average", "TSN: how the snippets' logits become a clip's", choices=("average", "max"))
+    consensus: str = setting(
+        "average",
+        "TSN: how the snippets' logits become a clip's in training; validation and scores average the softmax",
+        choices=("average", "max"),
+    )
     dropout: float = setting(0.9, "dropout of the fully connected layers, or before the last one", low=0.0, high=0.99)
     resize_px: int = setting(256, "short side before cropping; 0 takes frames as cached", low=0, high=4096)
     crop_px: int = setting(224, "side of the square crop", low=16, high=4096)
@@ -92,7 +96,7 @@ class StreamSpec(Spec):
     validate_every: int = setting(1000, "steps between validations; the best validated weights are kept", low=1)
     precision: str = setting(
         "auto",
-        "what the network computes in; auto is bf16 or else float16 on CUDA, float32 on a CPU",
+        "what training computes in (validation and scores: float32); auto is bf16 or else float16 on CUDA, float32 on a CPU",
         choices=("auto", "float32", "bf16", "float16"),
     )
     accumulate: int = setting(1, "parts of a batch whose gradients are summed before a step: memory for time", low=1)
@@ -104,7 +108,10 @@ class StreamSpec(Spec):
     machines: int = setting(1, "machines that train together, with as many processes each", low=1, neutral=True)
     rendezvous: str = setting("", "machines > 1: host:port of the first, reached by all others", neutral=True)
     loader_workers: int = setting(
-        -1, "processes that load training data, for each that trains; -1 chooses by device", low=-1, neutral=True
+        -1,
+        "processes that load data in training (scoring chooses by device), for each that trains; -1 chooses by device",
+        low=-1,
+        neutral=True,
     )
     save_every: int = setting(500, "steps between checkpoints for resuming", low=1, neutral=True)
     stack: StackSpec | None = None
