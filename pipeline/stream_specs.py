@@ -96,7 +96,7 @@ class StreamSpec(Spec):
     validate_every: int = setting(1000, "steps between validations; the best validated weights are kept", low=1)
     precision: str = setting(
         "auto",
-        "what training computes in (validation and scores: float32); auto is bf16 or else float16 on CUDA, float32 on a CPU",
+        "what training computes in (all else: float32); auto is bf16 or else float16 on CUDA, float32 on a CPU",
         choices=("auto", "float32", "bf16", "float16"),
     )
     accumulate: int = setting(1, "parts of a batch whose gradients are summed before a step: memory for time", low=1)
@@ -104,7 +104,12 @@ class StreamSpec(Spec):
     deterministic: bool = setting(
         False, "only algorithms that give the same bits each time, also on CUDA", neutral=True
     )
-    processes: int = setting(1, "processes that train together on a machine; 0 means one a GPU", low=0, neutral=True)
+    processes: int = setting(
+        1,
+        "processes that train on a machine, 0: one a GPU; on a CPU batch normalisation is over the share of each",
+        low=0,
+        neutral=True,
+    )
     machines: int = setting(1, "machines that train together, with as many processes each", low=1, neutral=True)
     rendezvous: str = setting("", "machines > 1: host:port of the first, reached by all others", neutral=True)
     loader_workers: int = setting(
