@@ -88,7 +88,7 @@ class PaperTable(Repeated):
         with told_plainly():
             if (self.splits or self.definition.split) == "all":
                 return self.all_splits()
-            return listed("splits", self.splits) or [self.spec("dataset").split]
+            return self._listed_splits() or [self.spec("dataset").split]
 
     # --- rows
 
