@@ -162,7 +162,7 @@ def test_refusals(runs, message):
         (0.1, (0.02, 0.2), 0.2, "no clear difference"),
         (0.1, (0.02, 0.2), None, "fusion is better"),
         (0.1, None, None, "no clear difference"),
-        (0.1, None, 0.01, "fusion is better"),
+        (0.1, None, 0.01, "no clear difference"),
     ],
 )
 def test_a_comparison_in_words(difference, interval, p, said):
