@@ -63,7 +63,7 @@ class Report(Stage):
 
     def own_digest(self) -> str:
         """The digests of all that is reported."""
-        return digest_of("report", 1, [task.digest for task in self.before()])
+        return digest_of("report", 2, [task.digest for task in self.before()])
 
     def requires(self) -> list[Stage]:
         """Everything above: the fusion, the trainings with their curves, the stores with their failed clips."""

@@ -65,7 +65,7 @@ class AllSplits(Repeated):
 
     def own_digest(self) -> str:
         """The digests of the reports."""
-        return digest_of("all_splits", 1, [task.digest for task in self.before()])
+        return digest_of("all_splits", 2, [task.digest for task in self.before()])
 
     def requires(self) -> list[Report]:
         """The report of each split and seed."""
