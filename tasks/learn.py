@@ -85,26 +85,33 @@ class TrainStream(OnDevice):
             with told_plainly():
                 networks.check(self.stream_spec)
                 parallel.process_count(self.stream_spec, self.run_spec.device)
-                self._check_classes()
+                self._check_other()
             if doubt := self.stream_spec.doubt:
                 say(doubt)
             self.__dict__["_checked"] = True
         return done
 
-    def _check_classes(self) -> None:
-        """Refuse pairs of classes that there are not as soon as both lists are known: flow may take days."""
-        listed = [task for task in self.requires() if isinstance(task, Catalog)]
-        if self.stream_spec.with_how == "classes" and all(task.complete() for task in listed):
+    def _check_other(self) -> None:
+        """Refuse classes or clips that do not go together as soon as both catalogs are known: flow may take days."""
+        spec, own = self.stream_spec, self.clone(Catalog)
+        if spec.with_how in ("classes", "start") and own.complete() and self._catalog_of_other().complete():
             from pipeline import together
 
-            together.other_classes(self.stream_spec, listed[0].read(), self._other())
+            check = together.other_classes if spec.with_how == "classes" else together.refuse_overlap
+            check(spec, own.read(), self._other())
+
+    def _catalog_of_other(self) -> Catalog:
+        """The clips of the data set that this one is trained together with, or starts from."""
+        last = self.of_other[-1]
+        return last if isinstance(last, Catalog) else last.clone(Catalog)
 
     def _other(self):
         """The data set that this one is trained together with."""
         from pipeline.together import Other
 
-        data, listed = self.of_other
-        return Other(self.stream_spec.with_dataset, data.path, listed.read())
+        data = self.of_other[0]
+        store = data.clone(data.data) if isinstance(data, TrainStream) else data
+        return Other(self.stream_spec.with_dataset, store.path, self._catalog_of_other().read())
 
     def key(self) -> str:
         """The trained weights."""
@@ -120,6 +127,7 @@ class TrainStream(OnDevice):
         from pipeline import training
 
         spec, (data, catalog, *_) = self.stream_spec, self.requires()
+        self._check_other()
         self._say_shares()
         training.train(
             spec,

@@ -218,7 +218,7 @@ def test_views_of_a_clip_that_failed_are_nan(monkeypatch, tmp_path):
 
 
 def test_views_of_a_part_without_clips_are_none(monkeypatch, tmp_path):
-    catalog, fake = two_classes("frames")
+    catalog, fake = two_classes("frames", val=0)
     use_store(monkeypatch, fake)
     save_untrained(tmp_path / "c.pt", spec(), catalog)
     about = {"checkpoint": tmp_path / "c.pt", "store_path": "i", "catalog": catalog, "part": "val"}
