@@ -112,8 +112,6 @@ def load_checkpoint(
     *,
     classes: Sequence[str] | None = None,
     other_classes: Sequence[str] | None = None,
-    network: str | None = None,
-    stream: str | None = None,
 ) -> Checkpoint:
     """Rebuild a trained stream.
 
@@ -121,18 +119,14 @@ def load_checkpoint(
         path: the checkpoint.
         classes: the class names it must have been trained on, in order; None takes any.
         other_classes: the same of the data set that it was trained together with.
-        network, stream: what it must be; None takes any.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: a file of another format or version, another network or stream, other classes, or weights that do
+        ValueError: a file of another format or version, other classes, or weights that do
             not fit the network; names what was given and what was expected.
     """
     record = load_tensors(Path(path), CHECKPOINT_FORMAT, FORMAT_VERSION)
     spec, found = spec_of(path, record.pop("stream_spec")), tuple(record.pop("classes"))
-    for name, wanted in (("network", network), ("stream", stream)):
-        if wanted is not None and getattr(spec, name) != wanted:
-            raise ValueError(f"{path} holds {name} {getattr(spec, name)!r}; expected {wanted!r}")
     others = tuple(record.pop("other_classes", ()))  # absent where nobody knew of other data sets
     for names, wanted, which in ((found, classes, ""), (others, other_classes, " of another data set")):
         if wanted is not None and names != tuple(wanted):

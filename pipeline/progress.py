@@ -23,8 +23,8 @@ def say(text: str) -> None:
 class Progress:
     """Counts units of work. A context manager; `advance(n)` after n more are done.
 
-    On a terminal it is a tqdm bar (units/s, time left). Otherwise a line at most every `line_seconds`, so that the log
-    of a night stays readable.
+    On a terminal it is a tqdm bar (units/s, time left). Otherwise a line at the start, then one at most every
+    `line_seconds`, so that the log of a night stays readable.
     """
 
     def __init__(self, title: str, total: int, unit: str, *, line_seconds: float = 30.0):
@@ -33,6 +33,8 @@ class Progress:
         self._begun = self._said = time.monotonic()
         bar = tqdm and sys.stderr.isatty()
         self._bar = tqdm(total=total, unit=unit, desc=title, dynamic_ncols=True) if bar else None
+        if self._bar is None and total:
+            say(f"{title}: {total} {unit}")
 
     def __enter__(self) -> Progress:
         return self

@@ -2,7 +2,8 @@
 
 A spec holds only plain values, so it can be written into an artifact, printed, compared and hashed. Its digest names
 the artifact: two runs share an artifact if and only if everything that can change its content is the same. Settings
-that cannot change the result (time limits, batch sizes, workers) are marked *neutral* and are left out of the digest.
+that cannot change the result (time limits, views in a forward pass, workers) are marked *neutral* and are left out of
+the digest.
 """
 
 from __future__ import annotations
@@ -34,7 +35,10 @@ def setting(default: Any, description: str, *, choices=None, low=None, high=None
         description: one line, with unit; shown by `luigi --help-all`.
         choices: the allowed values, or None for any.
         low, high: inclusive limits of a number.
-        neutral: True if it cannot change the content of the artifact, so that it stays out of the digest.
+        neutral: True if it cannot change the content of the artifact, so that it stays out of the digest. (Where the
+            arithmetic is done is neutral as well, although sums are rounded otherwise on another device or in another
+            number of processes; and on a CPU, which is no place for more than a trial, a network's batch normalisation
+            is then over each process's share. A training of that kind says so.)
         only_for: flow methods that read this setting; it is left out of the digest of the others.
     """
     about = {"description": description, "choices": choices, "low": low, "high": high}

@@ -13,7 +13,7 @@ from pipeline.folds import cut, scored_pair
 from pipeline.scores import Scores
 
 DEFAULT_C = 1.0  # where too few clips allow no cross-validation
-Planes = tuple[np.ndarray, np.ndarray]  # coefficients (K, 2K) and intercepts (K,)
+Hyperplanes = tuple[np.ndarray, np.ndarray]  # coefficients (K, 2K) and intercepts (K,)
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,7 +163,7 @@ def _features(a: Scores, b: Scores) -> np.ndarray:
     return np.concatenate([p / np.linalg.norm(p, axis=1, keepdims=True) for p in pair], axis=1)
 
 
-def _crammer_singer(features: np.ndarray, labels: np.ndarray, num_classes: int, c: float) -> Planes:
+def _crammer_singer(features: np.ndarray, labels: np.ndarray, num_classes: int, c: float) -> Hyperplanes:
     """Coefficients (K, 2K) and intercepts (K,); rows of classes absent from labels are 0 and -inf."""
     coefficients, intercepts = np.zeros((num_classes, features.shape[1])), np.full(num_classes, -np.inf)
     present = np.unique(labels)
@@ -177,7 +177,7 @@ def _crammer_singer(features: np.ndarray, labels: np.ndarray, num_classes: int, 
     return coefficients, intercepts
 
 
-def _solve(features: np.ndarray, labels: np.ndarray, c: float) -> Planes:
+def _solve(features: np.ndarray, labels: np.ndarray, c: float) -> Hyperplanes:
     from sklearn.exceptions import ConvergenceWarning  # takes most of a second, and only a fit needs it
     from sklearn.svm import LinearSVC
 

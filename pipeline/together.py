@@ -119,16 +119,36 @@ class TakingTurns(Dataset):
         return self.sets[number % 2][number // 2]
 
 
+def refuse_overlap(spec: StreamSpec, catalog: Catalog, other: Other) -> None:
+    """With `with_how = start` the other's training is its own: nothing of this set is left out of it.
+
+    Raises:
+        ValueError: clips that the other trains on are, to the byte, validation or test clips of this set.
+    """
+    if twice := _held_out(catalog, other):
+        raise ValueError(
+            f"[{spec.stream}] with_how is start, but {len(twice)} training clips of {other.name} are validation or "
+            f"test clips of this set: {', '.join(clip.id for clip in twice[:SHOWN])}{', ...' * (len(twice) > SHOWN)}; "
+            "take them out there, or set with_how to heads or classes, which leave them out"
+        )
+
+
+def _held_out(catalog: Catalog, other: Other) -> list[Clip]:
+    """The other's training clips that are, to the byte, validation or test clips of this set."""
+    held_out = {clip.content for clip in catalog.clips if clip.split in ("val", "test")} - {UNREADABLE}
+    return [clip for clip in other.catalog.part("train") if clip.content in held_out]
+
+
 def _clips_apart(spec: StreamSpec, catalog: Catalog, other: Other) -> list[Clip]:
     """The other's training clips but for such as are, to the byte, validation or test clips of this set."""
-    held_out = {clip.content for clip in catalog.clips if clip.split in ("val", "test")} - {UNREADABLE}
-    clips = other.catalog.part("train")
-    if twice := [clip.id for clip in clips if clip.content in held_out]:
+    twice = [clip.id for clip in _held_out(catalog, other)]
+    if twice:
         say(
             f"{spec.stream}: {len(twice)} training clips of {other.name} are validation or test clips here, and are "
             f"left out: {', '.join(twice[:SHOWN])}"
         )
-    return [clip for clip in clips if clip.content not in held_out]
+    left_out = set(twice)
+    return [clip for clip in other.catalog.part("train") if clip.id not in left_out]
 
 
 def _say_matching(spec: StreamSpec, catalog: Catalog, other: Other, added: Sequence[str]) -> None:

@@ -20,7 +20,7 @@ from pipeline.stored_stacks import Planes
 IMAGENET_MEAN = np.array([0.485, 0.456, 0.406], np.float32)
 IMAGENET_STD = np.array([0.229, 0.224, 0.225], np.float32)
 _GRAY = np.array([0.299, 0.587, 0.114], np.float32)
-CORNER_SCALES = (1.0, 0.875, 0.75, 0.66)  # of TSN's crops, as shares of the picture's short side
+CORNER_SCALES = (1.0, 0.875, 0.75, 0.66)  # of TSN's crops of RGB, as shares of the picture's short side
 
 
 class View(NamedTuple):
@@ -152,7 +152,8 @@ def corner_sizes(short: int, side: int) -> list[tuple[int, int]]:
     """The ten sizes (height, width) of multi-scale crops of a picture whose short side is `short`.
 
     Height and width are taken from {1, .875, .75, .66} x short, at most one step apart; a size within 2 px of `side`
-    becomes `side`, which spares a resizing. Example, 256 and 224: 256, 224, 192 and 168.
+    becomes `side`, which spares a resizing. Example, 256 and 224: 256, 224, 192 and 168. Both streams take all four;
+    TSN's flow stream does without the smallest.
 
     Source: Wang et al., Towards Good Practices for Very Deep Two-Stream ConvNets, 2015, section 3, and TSN's code.
     """

@@ -127,8 +127,12 @@ class Stage(luigi.Task):
 
     @functools.cached_property
     def split_name(self) -> str:
-        """The split, the dataset's own if none was given; official splits are numbers, so that 01 is 1."""
-        name, official = self.split or self.spec("dataset").split, settings.has_official_splits(self.dataset_name)
+        """The split, the dataset's own if none was given."""
+        return self.named_split(self.split or self.spec("dataset").split)
+
+    def named_split(self, name: str) -> str:
+        """The one name of a split: those of official lists are numbers, so that 01 is 1."""
+        official = settings.has_official_splits(self.dataset_name)
         return str(int(name)) if official and name.isdecimal() else name
 
     # --- what a subclass says

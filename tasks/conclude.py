@@ -9,7 +9,7 @@ import luigi
 from pipeline import files
 from pipeline.progress import say
 from pipeline.spec import digest_of
-from tasks.base import Stage
+from tasks.base import Stage, told_plainly
 from tasks.learn import ScoreStream, TrainStream
 from tasks.prepare import Catalog, Flow, Frames
 
@@ -34,6 +34,26 @@ class Fuse(Stage):
     def requires(self) -> dict[str, dict[str, Stage]]:
         """Scores of both streams on the validation and the test part."""
         return {part: {s: self.clone(ScoreStream, stream=s, part=part) for s in STREAMS} for part in ("val", "test")}
+
+    def complete(self) -> bool:
+        """Done or not; if not, a split without validation clips is refused before flow is computed for it."""
+        done = super().complete()
+        if not done and not self.__dict__.get("_checked"):
+            with told_plainly():
+                self._check_validation()
+            self.__dict__["_checked"] = True
+        return done
+
+    def _check_validation(self) -> None:
+        """Weight, SVM and C are chosen on validation clips. Of most layouts the settings tell if there will be none."""
+        spec, catalog = self.spec("dataset"), self.clone(Catalog)
+        never = not spec.val_fraction and spec.layout != "csv"  # a CSV file may name validation clips itself
+        if never or (catalog.complete() and not catalog.read().part("val")):
+            raise ValueError(
+                f"[dataset] val_fraction is {spec.val_fraction:g}, and split {self.split_name} of {self.dataset_name} "
+                "has no validation clips, on which fusions are chosen; raise it (groups come from the training part), "
+                "or run TrainStream and ScoreStream, which do without"
+            )
 
     def scores_path(self, name: str):
         """The fused scores of one way: `average/scores.h5` and so on."""
@@ -63,7 +83,7 @@ class Report(Stage):
 
     def own_digest(self) -> str:
         """The digests of all that is reported."""
-        return digest_of("report", 1, [task.digest for task in self.before()])
+        return digest_of("report", 2, [task.digest for task in self.before()])
 
     def requires(self) -> list[Stage]:
         """Everything above: the fusion, the trainings with their curves, the stores with their failed clips."""

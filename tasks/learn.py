@@ -8,6 +8,7 @@ from pathlib import Path
 import luigi
 
 from pipeline import files
+from pipeline.progress import say
 from tasks import settings
 from tasks.base import Stage, told_plainly
 from tasks.prepare import Catalog, Flow, Frames
@@ -84,24 +85,33 @@ class TrainStream(OnDevice):
             with told_plainly():
                 networks.check(self.stream_spec)
                 parallel.process_count(self.stream_spec, self.run_spec.device)
-                self._check_classes()
+                self._check_other()
+            if doubt := self.stream_spec.doubt:
+                say(doubt)
             self.__dict__["_checked"] = True
         return done
 
-    def _check_classes(self) -> None:
-        """Refuse pairs of classes that there are not as soon as both lists are known: flow may take days."""
-        listed = [task for task in self.requires() if isinstance(task, Catalog)]
-        if self.stream_spec.with_how == "classes" and all(task.complete() for task in listed):
+    def _check_other(self) -> None:
+        """Refuse classes or clips that do not go together as soon as both catalogs are known: flow may take days."""
+        spec, own = self.stream_spec, self.clone(Catalog)
+        if spec.with_how in ("classes", "start") and own.complete() and self._catalog_of_other().complete():
             from pipeline import together
 
-            together.other_classes(self.stream_spec, listed[0].read(), self._other())
+            check = together.other_classes if spec.with_how == "classes" else together.refuse_overlap
+            check(spec, own.read(), self._other())
+
+    def _catalog_of_other(self) -> Catalog:
+        """The clips of the data set that this one is trained together with, or starts from."""
+        last = self.of_other[-1]
+        return last if isinstance(last, Catalog) else last.clone(Catalog)
 
     def _other(self):
         """The data set that this one is trained together with."""
         from pipeline.together import Other
 
-        data, listed = self.of_other
-        return Other(self.stream_spec.with_dataset, data.path, listed.read())
+        data = self.of_other[0]
+        store = data.clone(data.data) if isinstance(data, TrainStream) else data
+        return Other(self.stream_spec.with_dataset, store.path, self._catalog_of_other().read())
 
     def key(self) -> str:
         """The trained weights."""
@@ -117,6 +127,8 @@ class TrainStream(OnDevice):
         from pipeline import training
 
         spec, (data, catalog, *_) = self.stream_spec, self.requires()
+        self._check_other()
+        self._say_shares()
         training.train(
             spec,
             store_path=data.path,
@@ -127,6 +139,17 @@ class TrainStream(OnDevice):
             other=self._other() if spec.with_how in ("heads", "classes") else None,
             start=self.of_other[0].checkpoint if spec.with_how == "start" else None,
         )
+
+    def _say_shares(self) -> None:
+        """The one case in which `processes`, which no digest covers, changes more than the rounding of sums."""
+        from pipeline import networks, parallel
+
+        count = parallel.process_count(self.stream_spec, self.run_spec.device) * self.stream_spec.machines
+        if count > 1 and networks.resolve_device(self.run_spec.device).type == "cpu":
+            say(
+                f"{self.stream}: {count} processes on a CPU: batch normalisation, if {self.stream_spec.network} has "
+                "any, is over each one's share of a batch, so the weights depend on how many there are"
+            )
 
 
 class ScoreStream(OnDevice):

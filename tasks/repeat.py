@@ -33,7 +33,12 @@ class Repeated(Stage):
     def split_list(self) -> list[str]:
         """The splits, in order."""
         with told_plainly():
-            return listed("splits", self.splits) or self.all_splits()
+            return self._listed_splits() or self.all_splits()
+
+    def _listed_splits(self) -> list[str]:
+        """Those that were named, as their tasks will call them: of official lists, 01 is 1."""
+        named = [self.named_split(text) for text in listed("splits", self.splits)]
+        return distinct("splits", self.splits, named)
 
     @functools.cached_property
     def seed_list(self) -> list[int]:
@@ -42,7 +47,7 @@ class Repeated(Stage):
             texts = listed("seeds", self.seeds)
             if wrong := [text for text in texts if not text.isdecimal()]:
                 raise ValueError(f"--seeds is {self.seeds!r}; {wrong[0]!r} is not a whole number from 0 up")
-            return [int(text) for text in texts] or [-1]
+            return distinct("seeds", self.seeds, [int(text) for text in texts]) or [-1]
 
 
 class AllSplits(Repeated):
@@ -60,7 +65,7 @@ class AllSplits(Repeated):
 
     def own_digest(self) -> str:
         """The digests of the reports."""
-        return digest_of("all_splits", 1, [task.digest for task in self.before()])
+        return digest_of("all_splits", 2, [task.digest for task in self.before()])
 
     def requires(self) -> list[Report]:
         """The report of each split and seed."""
@@ -96,6 +101,11 @@ class AllSplits(Repeated):
 def listed(name: str, text: str) -> list[str]:
     """The parts of a list that was given as text, refused if one is there twice or empty."""
     parts = [part.strip() for part in text.split(",")] if text else []
-    if "" in parts or len(set(parts)) < len(parts):
+    return distinct(name, text, parts)
+
+
+def distinct(name: str, text: str, values: list) -> list:
+    """What a text was read as, refused if a value is empty or there twice (1 and 01 are one seed)."""
+    if "" in values or len(set(values)) < len(values):
         raise ValueError(f"--{name} is {text!r}; it must be different names, separated by commas")
-    return parts
+    return values

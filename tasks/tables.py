@@ -88,7 +88,7 @@ class PaperTable(Repeated):
         with told_plainly():
             if (self.splits or self.definition.split) == "all":
                 return self.all_splits()
-            return listed("splits", self.splits) or [self.spec("dataset").split]
+            return self._listed_splits() or [self.spec("dataset").split]
 
     # --- rows
 
@@ -140,7 +140,7 @@ class PaperTable(Repeated):
     def own_digest(self) -> str:
         """The table, and of each row the digests of what it is made from or the reason why it is not run."""
         rows = [[p.row.key, p.reason, p.changes, [task.digest for task in p.tasks]] for p in self.plan]
-        return digest_of("tables", 1, self.table, rows)
+        return digest_of("tables", 2, self.table, rows)
 
     def requires(self) -> list[Stage]:
         """The stores that the rows share."""

@@ -26,7 +26,14 @@ from pipeline.store import Record, ShardWriter, open_frames, write_index
 
 def spec(stream="spatial", **values):
     stack = StackSpec(length=3, subtract_mean=False) if stream == "temporal" else None
-    defaults = {"stack": stack, "resize_px": 0, "crop_px": 16, "batch": 4, "steps": 6, "jitter": 0.2}
+    defaults = {
+        "stack": stack,
+        "resize_px": 0,
+        "crop_px": 16,
+        "batch": 4,
+        "steps": 6,
+        "jitter": 0.2 if stream == "spatial" else 0.0,
+    }
     return StreamSpec(stream=stream, network="small", **{**defaults, **values})
 
 

@@ -29,7 +29,8 @@ ROOT = Path(__file__).parents[1]
 def spec(**values):
     """No batch normalisation, but dropout: then nothing depends on who computes what. Small steps: rounding stays small."""
     defaults = {"resize_px": 0, "crop_px": 40, "batch": 4, "steps": 20, "milestones": (15,), "learning_rate": 2e-5}
-    defaults |= {"dropout": 0.5, "validate_every": 10, "save_every": 5, "network": "squeezenet1_1", "jitter": 0.2}
+    defaults |= {"dropout": 0.5, "validate_every": 10, "save_every": 5, "network": "squeezenet1_1"}
+    defaults |= {"jitter": 0.2} if values.get("stream") != "temporal" else {}
     return StreamSpec(**{**defaults, **values})
 
 

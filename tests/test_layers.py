@@ -13,6 +13,8 @@ ROOT = Path(__file__).parents[1]
 LAYERS = [
     *(
         "spec",
+        "data_specs",
+        "stream_specs",
         "specs",
         "progress",
         "files",

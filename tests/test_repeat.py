@@ -67,12 +67,21 @@ def test_other_settings_are_another_summary(tiny, config):  # noqa: F811
         ({"seeds": "0,x"}, "--seeds is '0,x'; 'x' is not a whole number from 0 up"),
         ({"seeds": "-1"}, "'-1' is not a whole number"),
         ({"seeds": "1,1"}, "--seeds is '1,1'; it must be different names, separated by commas"),
+        ({"seeds": "1,01"}, "--seeds is '1,01'; it must be different names"),
         ({"splits": "a,,b"}, "--splits is 'a,,b'; it must be different names"),
     ],
 )
 def test_wrong_lists_are_refused(tiny, parameters, message):
     with pytest.raises(ValueError, match=message):
         fresh(AllSplits, dataset=tiny, **parameters).requires()
+
+
+def test_official_splits_that_are_one_are_refused_and_others_are_names(tiny, config):  # noqa: F811
+    config.read_dict({"dataset.u": {"layout": "ucf101", "videos": "v", "lists": "l"}})
+    with pytest.raises(ValueError, match="--splits is '1,01'; it must be different names, separated by commas"):
+        _ = fresh(AllSplits, dataset="u", splits="1,01").split_list
+    assert fresh(AllSplits, dataset="u", splits="02, 1").split_list == ["2", "1"]
+    assert fresh(AllSplits, dataset=tiny, splits="1,01").split_list == ["1", "01"]
 
 
 def test_a_mistake_is_told_in_one_line(overlay):  # noqa: F811

@@ -148,6 +148,25 @@ def overlaid(config, preset):
 
 
 @pytest.mark.parametrize("name", ["ucf101", "hmdb51"])
+def test_the_presets_of_the_paper_say_their_constants_themselves(name):
+    """Whatever luigi.cfg has, or will have, and whatever the device."""
+    preset = configparser.ConfigParser()
+    preset.read(ROOT / "configs" / f"{name}-paper.cfg")
+    pinned = {
+        "precision",
+        "segments",
+        "label_smoothing",
+        "clip_norm",
+        "cropping",
+        "partial_bn",
+        "dropout",
+        "milestones",
+    }
+    for stream in settings.STREAMS:
+        assert pinned <= set(preset[stream])
+
+
+@pytest.mark.parametrize("name", ["ucf101", "hmdb51"])
 def test_the_presets_of_the_paper_hold_its_constants(config, name):
     overlaid(config, f"{name}-paper.cfg")
     assert settings.resolve("run").dataset == name
@@ -162,6 +181,9 @@ def test_the_presets_of_the_paper_hold_its_constants(config, name):
         )
         assert (spec.batch, spec.steps, spec.milestones, spec.learning_rate) == (256, 80_000, (50_000, 70_000), 0.01)
         assert (spec.optimizer, spec.momentum, spec.schedule, spec.warmup) == ("sgd", 0.9, "step", 0)
+        assert (spec.train_layers, spec.segments, spec.partial_bn, spec.cropping) == ("all", 1, False, "random")
+        assert (spec.weight_decay, spec.clip_norm, spec.label_smoothing) == (5e-4, 0.0, 0.0)
+        assert spec.precision == "float32"
     stack, score = settings.resolve("stack", name), settings.resolve("score", name)
     assert (stack.length, stack.subtract_mean, score.frames, score.crops) == (10, True, 25, 10)
     assert settings.resolve("flow", name).scaling == "minmax"

@@ -155,6 +155,68 @@ def test_run_settings_are_where_things_are_put():
     assert RunSpec().artifacts == "data/artifacts"
 
 
+# --- settings of a stream that nobody would read
+
+TEMPORAL = {"stream": "temporal", "stack": StackSpec()}
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (
+            {**TEMPORAL, "jitter": 0.1},
+            r"\[temporal\] jitter is 0.1; the temporal stream does not read it: leave it at 0$",
+        ),
+        ({"flow_unit_px": 2.0}, r"\[spatial\] flow_unit_px is 2; the spatial stream does not read it: leave it at 4$"),
+        (
+            {"milestones": (7, 5)},
+            r"\[spatial\] milestones is '7, 5'; it must hold ascending numbers of steps from 0 up",
+        ),
+        ({"milestones": (5, 5)}, "milestones is '5, 5'"),
+        ({"milestones": (-1, 5)}, "milestones is '-1, 5'"),
+    ],
+)
+def test_what_would_do_nothing_or_make_no_sense_is_refused(values, message):
+    with pytest.raises(ValueError, match=message):
+        StreamSpec(**values)
+
+
+def test_partial_bn_from_scratch_is_doubted():
+    assert "[spatial] partial_bn is true and start is scratch" in StreamSpec(partial_bn=True).doubt
+    others = {"with_dataset": "more", "with_how": "start"}
+    for values in ({"start": "imagenet"}, {"train_layers": "last"}, others):
+        assert StreamSpec(partial_bn=True, **values).doubt == ""
+
+
+def test_milestones_beyond_the_steps_of_a_short_trial_run_are_allowed():
+    assert StreamSpec(steps=10).milestones == (50_000, 70_000)
+    assert StreamSpec(milestones=()).milestones == ()
+
+
+@pytest.mark.parametrize(
+    ("reader", "other", "change"),
+    [
+        ({"schedule": "step"}, {"schedule": "cosine"}, {"milestones": (3,)}),
+        ({"schedule": "cosine"}, {"schedule": "step"}, {"learning_rate_end": 0.001}),
+        ({"segments": 3}, {"segments": 1}, {"consensus": "max"}),
+        ({"train_layers": "all"}, {"train_layers": "last"}, {"partial_bn": True}),
+    ],
+)
+def test_the_digest_ignores_what_the_other_settings_do_not_read(reader, other, change):
+    def digest(values):
+        return StreamSpec(start="imagenet", **values).digest()
+
+    assert digest({**reader, **change}) != digest(reader)
+    assert digest({**other, **change}) == digest(other)
+
+
+def test_digests_of_the_defaults_are_those_of_every_setting_as_it_is():
+    """Artifacts of defaults keep their names: what is not read enters with its default."""
+    kept = {name: field for name, field in StreamSpec.settings().items() if not field.metadata["neutral"]}
+    plain = {name: field.default for name, field in kept.items() if name != "with_same"}
+    assert StreamSpec().identity() == json.loads(json.dumps({**plain, "version": 2, "stack": None}))
+
+
 # --- a stream trained together with another data set
 
 HEADS = {"with_dataset": "more", "with_how": "heads"}

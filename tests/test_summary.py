@@ -105,6 +105,14 @@ def test_the_markdown_table(tmp_path):
     assert lines[7] == "| standard deviation between splits |  | 0.0% | 0.0% | 17.7% | 17.7% |"
     assert lines[8].startswith("| pooled | 8 | 50.0% (4) | ")
     assert len({line.count("|") for line in lines[2:10]}) == 1
+    assert "Interval: BCa bootstrap over 8 clips (2 of the groups are too few" in lines[-1]
+    assert (
+        "; where fewer than five clips have a wrong clip, or fewer than five a right one, Wilson's for 8" in lines[-1]
+    )
+    told = json.loads((tmp_path / "summary.json").read_text())
+    # four of eight clips are wrong in each stream, one in the fusion: nowhere five
+    methods = {name: told["pooled"][name]["top1_interval_method"] for name in ("spatial", "average")}
+    assert methods == {"spatial": "Wilson", "average": "Wilson"}
 
 
 def test_the_page_shows_the_table_and_leads_to_the_reports(tmp_path):
@@ -162,7 +170,7 @@ def test_refusals(runs, message):
         (0.1, (0.02, 0.2), 0.2, "no clear difference"),
         (0.1, (0.02, 0.2), None, "fusion is better"),
         (0.1, None, None, "no clear difference"),
-        (0.1, None, 0.01, "fusion is better"),
+        (0.1, None, 0.01, "no clear difference"),
     ],
 )
 def test_a_comparison_in_words(difference, interval, p, said):

@@ -1,6 +1,7 @@
 """A stream trained together with another data set, as tasks: what is required, made again, refused."""
 
 import json
+import shutil
 
 import pytest
 from conftest import ROOT, moving_texture, write_video
@@ -140,6 +141,20 @@ def test_classes_are_compared_as_soon_as_they_are_known(two, tmp_path, pairs, me
     with pytest.raises(ValueError, match=message):
         fresh(TrainStream, stream="temporal").complete()
     assert not (tmp_path / "artifacts/more/frames").exists()
+
+
+def test_a_start_from_test_clips_of_this_set_is_refused_before_flow(two, tmp_path):
+    shutil.copy(tmp_path / "videos/d.avi", tmp_path / "more/videos/a.avi")  # tested here, trained on there
+    together(two, "start")
+    assert not fresh(TrainStream, stream="temporal").complete()
+    assert build(fresh(Catalog), fresh(Catalog, dataset="more"))
+    with pytest.raises(
+        ValueError, match=r"with_how is start, but 1 training clips of more are .* of this set: a; take"
+    ):
+        fresh(TrainStream, stream="temporal").complete()
+    assert not (tmp_path / "artifacts/more/frames").exists()
+    two.read_dict({"dataset.four": {"temporal_with_how": "heads"}})
+    assert not fresh(TrainStream, stream="temporal").complete()
 
 
 def test_settings_that_the_other_set_keeps_to_itself_do_no_harm(two):

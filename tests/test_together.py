@@ -12,12 +12,12 @@ from torch.nn.functional import cross_entropy
 from trainings import assert_same_weights, interrupt_after, scores_of_test_part, spec
 
 from pipeline import training
-from pipeline.catalog import Catalog
+from pipeline.catalog import UNREADABLE, Catalog
 from pipeline.checkpoint import load_checkpoint
 from pipeline.dataset import TrainingSet
 from pipeline.networks import build
 from pipeline.resume import Run
-from pipeline.together import Other, other_classes, same_classes, training_set
+from pipeline.together import Other, other_classes, refuse_overlap, same_classes, training_set
 from pipeline.training import train, train_step
 
 CPU = torch.device("cpu")
@@ -231,6 +231,24 @@ def test_what_is_validated_or_tested_here_is_not_trained_on_there(sets, capsys, 
         "1 training clips of more are validation or test clips here, and are left out: right_1"
         in capsys.readouterr().err
     )
+
+
+def test_a_start_from_what_is_validated_or_tested_here_is_refused(sets):
+    catalog, other = sets()
+    own = [replace(clip, content=f"{n:016x}") for n, clip in enumerate(catalog.clips)]
+    tested = next(clip for clip in own if clip.split == "test")
+    trained = next(clip for clip in own if clip.split == "train")
+
+    def with_content(content):
+        clips = [replace(c, content=content if c.id == "right_1" else "f" * 16) for c in other.catalog.clips]
+        return other._replace(catalog=replace(other.catalog, clips=tuple(clips)))
+
+    settings, catalog = spec(with_dataset="more", with_how="start"), replace(catalog, clips=tuple(own))
+    message = r"with_how is start, but 1 training clips of more are validation or test clips of this set: right_1; take"
+    with pytest.raises(ValueError, match=message):
+        refuse_overlap(settings, catalog, with_content(tested.content))
+    for harmless in (trained.content, UNREADABLE):
+        refuse_overlap(settings, catalog, with_content(harmless))
 
 
 def test_a_set_without_clips_in_its_store_is_refused(sets, monkeypatch):

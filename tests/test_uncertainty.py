@@ -130,6 +130,7 @@ def test_where_all_groups_agree_wilson_takes_groups_as_trials(right, expected):
     # ten trials, all successes: 1 / (1 + 1.96^2 / 10) = 0.7225
     assert found.top1("a") == pytest.approx(expected, abs=1e-4)
     assert found.mean_class("a") == pytest.approx(expected, abs=1e-4)
+    assert found.top1_method("a") == found.mean_class_method("a") == "Wilson"
 
 
 def test_few_wrong_clips_are_no_surer_than_none():
@@ -142,7 +143,9 @@ def test_few_wrong_clips_are_no_surer_than_none():
         lows.append(interval[0])
     assert lows == sorted(lows, reverse=True)
     table = answered([i >= 5 for i in range(20)], groups=[f"g{i}" for i in range(20)])
-    assert Bootstrap({"a": table}, table.groups).top1("a") != pytest.approx(wilson(0.75, 20))
+    resampled = Bootstrap({"a": table}, table.groups)
+    assert resampled.top1("a") != pytest.approx(wilson(0.75, 20))
+    assert resampled.top1_method("a") == resampled.mean_class_method("a") == resampled.as_dict()["method"]
 
 
 def test_a_difference_needs_five_groups_that_show_it():

@@ -23,7 +23,7 @@ def spec(stream="spatial", **values):
         "dropout": 0.3,
         "validate_every": 5,
         "save_every": 4,
-        "jitter": 0.2,
+        "jitter": 0.2 if stream == "spatial" else 0.0,
     }
     return StreamSpec(stream=stream, stack=stack, network="small", **{**defaults, **values})
 

@@ -106,6 +106,8 @@ def summary(name: str, bootstrap: Bootstrap) -> dict[str, Any]:
         "total": len(table),
         "top1_interval": list(bootstrap.top1(name)),
         "mean_class_interval": list(bootstrap.mean_class(name)),
+        "top1_interval_method": bootstrap.top1_method(name),
+        "mean_class_interval_method": bootstrap.mean_class_method(name),
     }
 
 

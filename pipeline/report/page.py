@@ -81,11 +81,15 @@ def headline(tables: Mapping[str, Scores], numbers: Mapping) -> list[dict[str, A
 
 
 def verdict(against: Mapping[str, Any]) -> str:
-    """A comparison in plain words, by McNemar's test and by the interval of the difference."""
+    """A comparison in plain words. Both must agree: the interval of the difference, and McNemar's test if it applies.
+
+    Without an interval (fewer than five groups tell the tables apart) there is no clear difference, however small p is:
+    the test takes clips as independent, and those of one group are not.
+    """
     interval, p = against["difference_interval"], against["mcnemar_p"]
     if not against["only_fusion"] + against["only_stream"]:
         return "right on the same clips"
-    if (p is None and interval is None) or (p or 0) >= 0.05 or (interval and interval[0] <= 0 <= interval[1]):
+    if interval is None or interval[0] <= 0 <= interval[1] or (p or 0) >= 0.05:
         return "no clear difference"
     return "fusion is better" if against["difference"] > 0 else "the stream is better"
 

@@ -12,7 +12,7 @@ import numpy as np
 from pipeline import files
 from pipeline.report import metrics
 from pipeline.report.metrics import STREAMS
-from pipeline.report.uncertainty import Bootstrap
+from pipeline.report.uncertainty import Bootstrap, in_words
 from pipeline.scores import Scores
 
 
@@ -111,8 +111,7 @@ def markdown(numbers: Mapping[str, Any]) -> str:
     heading = [*first, "clips", *names]
     lines = [" | ".join(heading), " | ".join(["---"] * len(first) + ["---:"] * (len(heading) - len(first)))]
     lines += [" | ".join(row) for row in rows]
-    how = numbers["intervals"]
-    note = f"Top-1 and right clips. Interval: {how['method']} over {how['units']} {how['unit']}."
+    note = f"Top-1 and right clips. Interval: {in_words(numbers['intervals'])}."
     return "\n".join([f"{cell(numbers['dataset'])}\n", *(f"| {line} |" for line in lines), f"\n{note}\n"])
 
 

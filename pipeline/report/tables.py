@@ -13,7 +13,7 @@ from pipeline import files
 from pipeline.report import metrics
 from pipeline.report.paper import SETS, TEST_CLIPS, Row, Table
 from pipeline.report.summary import cell, pool
-from pipeline.report.uncertainty import Bootstrap
+from pipeline.report.uncertainty import BCA, Bootstrap, in_words
 from pipeline.scores import Scores
 
 
@@ -109,7 +109,7 @@ def collect(
         "splits": list(dict.fromkeys(trial.split for trial in trials)),
         "seeds": list(dict.fromkeys(trial.seed for trial in trials)),
         "accuracy": "of the clips of all splits" if pooled else "mean over splits",
-        "intervals": measured[0]["interval"] | {"top1": None} if measured else None,
+        "intervals": measured[0]["interval"] | {"top1": None, "method": BCA} if measured else None,
         "setup": dict(setup or {}),
         "note": table.note,
         "no_difference": list(dict.fromkeys(row["no_difference"] for row in measured if row["no_difference"])),
@@ -143,7 +143,11 @@ def _row(table: Table, result: Result, on: str, pooled: bool) -> dict[str, Any]:
         "top1_lowest": min(top1),
         "top1_highest": max(top1),
         "mean_class": float(np.mean([_accuracy(of, Scores.mean_class_accuracy, pooled) for of in seeds])),
-        "interval": {"top1": list(bootstrap.top1("row")), **bootstrap.as_dict()},
+        "interval": {
+            "top1": list(bootstrap.top1("row")),
+            **bootstrap.as_dict(),
+            "method": bootstrap.top1_method("row"),
+        },
         "clips": len(set(bootstrap.clips)),
         "difference": None if why else float(np.mean(top1)) - found["paper"][on],
         "no_difference": why,
@@ -223,8 +227,7 @@ def note(numbers: Mapping[str, Any]) -> str:
         return "No row was measured."
     of = f"split {splits[0]}" if len(splits) == 1 else f"{numbers['accuracy']} {', '.join(splits)}"
     of += f"; mean of seeds {', '.join(map(str, seeds))}" if len(seeds) > 1 else f"; seed {seeds[0]}"
-    interval = f"{how['method']} over {how['units']} {how['unit']}" + (f" ({how['note']})" if how["note"] else "")
     why = "; ".join(numbers["no_difference"])
     paper = f" The paper's figures are for orientation where no difference is given: {cell(why)}." if why else ""
     more = f" {numbers['note']}" if numbers["note"] else ""
-    return f"Top-1 in per cent, {cell(of)}; a failed clip counts as wrong. Interval: {interval}.{paper}{more}"
+    return f"Top-1 in per cent, {cell(of)}; a failed clip counts as wrong. Interval: {in_words(how)}.{paper}{more}"

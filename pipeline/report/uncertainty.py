@@ -19,6 +19,7 @@ from pipeline.scores import Scores
 RESAMPLES = 5000  # the ends of an interval then vary by about a fiftieth of its width from seed to seed
 LEVEL = 0.95
 FEWEST = 5  # groups in all, groups with a wrong clip, groups with a right one: with fewer, resampling says too little
+BCA, WILSON = "BCa bootstrap", "Wilson"
 Interval = tuple[float, float]
 
 
@@ -71,18 +72,32 @@ class Bootstrap:
         return len(self._values)
 
     def as_dict(self) -> dict[str, Any]:
-        """How the intervals were made, as plain JSON values."""
+        """How the intervals were made, as plain JSON values; which way one of them was, `top1_method` says."""
         unit = "groups" if self.by_group else "clips"
-        how = {"method": "BCa bootstrap", "level": LEVEL, "resamples": self.resamples, "seed": self.seed}
+        how = {
+            "method": BCA,
+            "method_otherwise": WILSON,
+            "level": LEVEL,
+            "resamples": self.resamples,
+            "seed": self.seed,
+        }
         return {**how, "unit": unit, "units": self.units, "note": self.note}
 
     def top1(self, name: str) -> Interval:
         """95 % interval of the share of right clips, on clips whose classes are as frequent as here."""
-        return self._of_share(name, self._clips)
+        return self._of_share(name, self._clips)[0]
+
+    def top1_method(self, name: str) -> str:
+        """How that interval was made: "BCa bootstrap" or "Wilson"."""
+        return self._of_share(name, self._clips)[1]
 
     def mean_class(self, name: str) -> Interval:
         """95 % interval of the mean of the classes' accuracies, over the classes that have clips."""
-        return self._of_share(name, self._clips > 0)
+        return self._of_share(name, self._clips > 0)[0]
+
+    def mean_class_method(self, name: str) -> str:
+        """How that interval was made: "BCa bootstrap" or "Wilson"."""
+        return self._of_share(name, self._clips > 0)[1]
 
     def difference(self, name: str, other: str) -> Interval | None:
         """95 % interval of name's top-1 minus other's; None if fewer than five groups tell them apart."""
@@ -93,13 +108,15 @@ class Bootstrap:
 
         return self._resample(of) if differ.sum() >= FEWEST else None
 
-    def _of_share(self, name: str, weights: np.ndarray) -> Interval:
+    def _of_share(self, name: str, weights: np.ndarray) -> tuple[Interval, str]:
         def of(sums: np.ndarray) -> np.ndarray:
             return _of_classes(self._right(sums, name), sums[..., -1, :], weights)
 
         right, clips = self._right(self._values, name).sum(axis=1), self._values[:, -1].sum(axis=1)
         enough = min((right < clips).sum(), (right > 0).sum()) >= FEWEST
-        return (self._resample(of) if enough else None) or wilson(float(of(self._values.sum(axis=0))), self.units)
+        if interval := self._resample(of) if enough else None:
+            return interval, BCA
+        return wilson(float(of(self._values.sum(axis=0))), self.units), WILSON
 
     def _right(self, sums: np.ndarray, name: str) -> np.ndarray:
         """The right clips of one table, (..., K), among sums (..., tables + 1, K)."""
@@ -140,6 +157,13 @@ class Bootstrap:
         if np.ptp(np.round(without_each, 12)) == 0:
             return None
         return bca(float(statistic(total)), statistic(self._resampled), without_each)
+
+
+def in_words(how: Mapping[str, Any]) -> str:
+    """How intervals were made, from `Bootstrap.as_dict`, as the end of a sentence."""
+    few = f"fewer than five {how['unit']} have a wrong clip, or fewer than five a right one"
+    note = f" ({how['note']})" if how["note"] else ""
+    return f"{how['method']} over {how['units']} {how['unit']}{note}; where {few}, {WILSON}'s for {how['units']} trials"
 
 
 def _of_classes(right: np.ndarray, clips: np.ndarray, weights: np.ndarray) -> np.ndarray:

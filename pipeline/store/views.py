@@ -65,11 +65,11 @@ class Views(Mapping[str, ClipViews]):
         """Reads the ids only.
 
         Raises:
-            ValueError: a file without views.
+            ValueError: a file without views. (A table without clips has none to hold, and is no mistake.)
         """
         self.path = Path(path)
         with open_file(self.path, "scores") as file:
-            if _GROUP not in file:
+            if _GROUP not in file and len(file["video_ids"]):
                 raise ValueError(f"{self.path} holds no views; score again with [score] per_view = true")
             self._rows = {video_id: row for row, video_id in enumerate(file["video_ids"].asstr()[()])}
 

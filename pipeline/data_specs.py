@@ -1,0 +1,220 @@
+"""The settings of everything up to the flow: the run, the data set, frames, flow, and where they are made."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from pipeline.spec import Spec, setting
+
+FLOW_METHODS = (
+    *("tvl1", "brox", "raft_small", "raft_large"),
+    *("dis_ultrafast", "dis_fast", "dis_medium", "farneback", "deepflow", "pcaflow"),
+    *("opencv_cuda_tvl1", "opencv_cuda_brox", "nvidia_of"),
+)
+# torchvision's weights of RAFT, its default first: name -> the first digits of the SHA-256, which end the file's name
+RAFT_WEIGHTS = {
+    "raft_small": {"C_T_V2": "01064c6d", "C_T_V1": "ad48884c"},
+    "raft_large": {
+        "C_T_SKHT_V2": "ff5fadd5",
+        "C_T_SKHT_V1": "0b8c9e55",
+        "C_T_SKHT_K_V2": "b5c70766",
+        "C_T_SKHT_K_V1": "4a6a5039",
+        "C_T_V2": "1bb1363a",
+        "C_T_V1": "22a6c225",
+    },
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSpec(Spec):
+    """What a run works on when the command line does not say, and where it puts things."""
+
+    SECTION: ClassVar[str] = "run"
+    dataset: str = setting("demo", "dataset used when none is given", neutral=True)
+    artifacts: str = setting("data/artifacts", "folder of everything that is made", neutral=True)
+    device: str = setting("auto", "auto, cpu, cuda or cuda:N", neutral=True)
+    seed: int = setting(0, "seed of both trainings", low=0)
+
+    def check(self):
+        """A device is named as torch names it."""
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
+            raise ValueError(f"[run] device is {self.device!r}; allowed: auto, cpu, cuda, cuda:N")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetSpec(Spec):
+    """Where a labelled video set lies and how it is read and split."""
+
+    SECTION: ClassVar[str] = "dataset"
+    layout: str = setting("folder", "how videos and labels lie on disk", choices=("ucf101", "hmdb51", "folder", "csv"))
+    videos: str = setting("", "folder of the videos", neutral=True)
+    lists: str = setting("", "folder of the official split lists, or the CSV file", neutral=True)
+    generator: str = setting("", "writes the videos first, if they are not there", choices=("", "demo"), neutral=True)
+    split: str = setting("1", "split used when none is given: a number, or the name of the test group", neutral=True)
+    partial: bool = setting(False, "go on when videos named by the lists are absent")
+    group_pattern: str = setting(
+        "", "folder layout: regular expression whose (?P<group>...) is found in the clip's path"
+    )
+    test_fraction: float = setting(
+        0.3, "folder or csv layout without a test group: share of groups that are tested", low=0.0, high=0.9
+    )
+    val_fraction: float = setting(0.15, "share of the training groups kept for validation", low=0.0, high=0.9)
+    split_seed: int = setting(0, "seed of the cuts by group")
+
+    def check(self):
+        """The group pattern must compile and must name its group."""
+        if self.group_pattern:
+            try:
+                named = "group" in re.compile(self.group_pattern).groupindex
+            except re.error as error:
+                raise ValueError(
+                    f"[dataset] group_pattern {self.group_pattern!r} is no regular expression: {error}"
+                ) from None
+            if not named:
+                raise ValueError(f"[dataset] group_pattern {self.group_pattern!r} has no (?P<group>...)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoSpec(Spec):
+    """The demo dataset: three textures times two motions, in the UCF-101 layout."""
+
+    SECTION: ClassVar[str] = "demo"
+    groups: int = setting(12, "groups (backgrounds) a class; a third of them is tested", low=3, high=99)
+    clips: int = setting(3, "clips a group", low=1, high=99)
+    frames: int = setting(30, "frames a clip, about", low=8, high=10_000)
+    width_px: int = setting(112, "width of the videos", low=32, high=4096)
+    height_px: int = setting(84, "height of the videos", low=32, high=4096)
+    seed: int = setting(0, "seed of everything random in it", low=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrameSpec(Spec):
+    """How videos become cached frames."""
+
+    SECTION: ClassVar[str] = "frames"
+    short_side_px: int = setting(256, "frames are resized to this short side; 0 keeps their size", low=0, high=8192)
+    jpeg_quality: int = setting(95, "JPEG quality of the cached frames", low=1, high=100)
+    min_frames: int = setting(2, "a clip of which fewer frames decode is recorded as failed", low=1)
+    shard_clips: int = setting(8, "clips in one shard, at most", low=1)
+    shard_mb: int = setting(256, "video file megabytes in one shard, at most (one clip may be larger)", low=1)
+    timeout_seconds: float = setting(
+        600.0, "a clip that takes longer to decode is recorded as failed", low=0.01, neutral=True
+    )
+    max_bad_fraction: float = setting(
+        0.05, "the stage fails if more than this share of the clips fails", low=0.0, high=1.0, neutral=True
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlowSpec(Spec):
+    """How frames become optical flow, and how flow becomes bytes."""
+
+    SECTION: ClassVar[str] = "flow"
+    method: str = setting("tvl1", "estimator", choices=FLOW_METHODS)
+    backward: bool = setting(False, "also compute flow from each frame to the one before")
+    scaling: str = setting(
+        "bound", "bytes by a fixed bound, or by each field's own minimum and maximum", choices=("bound", "minmax")
+    )
+    bound_px: float = setting(
+        20.0, "displacements are clipped to +- this many pixels (scaling = bound)", low=0.1, high=1000.0
+    )
+    jpeg_quality: int = setting(95, "JPEG quality of the flow planes", low=1, high=100)
+    tvl1_gradient_weight: float = setting(
+        0.25, "TV-L1: weight of a changed image gradient, per gray value and pixel", low=0.0, only_for=("tvl1",)
+    )
+    tvl1_brightness_weight: float = setting(
+        0.0, "TV-L1: weight of a changed gray value, of 0..255; 0.1 without the gradient", low=0.0, only_for=("tvl1",)
+    )
+    tvl1_scale_step: float = setting(
+        0.65, "TV-L1: size of each pyramid level over the one below", low=0.3, high=0.95, only_for=("tvl1",)
+    )
+    tvl1_warps: int = setting(2, "TV-L1: warpings a pyramid level", low=1, only_for=("tvl1",))
+    tvl1_iterations: int = setting(18, "TV-L1: inner iterations a warping", low=1, only_for=("tvl1",))
+    brox_smoothness: float = setting(
+        3.5, "Brox: weight of the smoothness term, beside a brightness term of 1", low=0.001, only_for=("brox",)
+    )
+    brox_gradient_weight: float = setting(
+        4.0, "Brox: weight of gradient constancy, beside a brightness term of 1", low=0.0, only_for=("brox",)
+    )
+    brox_scale_step: float = setting(
+        0.9, "Brox: size of each pyramid level over the one below", low=0.3, high=0.95, only_for=("brox",)
+    )
+    brox_warps: int = setting(3, "Brox: warpings (outer iterations) a pyramid level", low=1, only_for=("brox",))
+    brox_iterations: int = setting(
+        2, "Brox: updates of the penalties (inner iterations) a warping", low=1, only_for=("brox",)
+    )
+    brox_sweeps: int = setting(5, "Brox: sweeps of the linear solver an inner iteration", low=1, only_for=("brox",))
+    raft_weights: str = setting(
+        "", "RAFT: torchvision's weights by name, or a file; empty: its default", only_for=tuple(RAFT_WEIGHTS)
+    )
+    raft_updates: int = setting(12, "RAFT: updates of the flow", low=1, high=1000, only_for=tuple(RAFT_WEIGHTS))
+    batch_pairs: int = setting(0, "pairs computed at once; 0 chooses by frame size and device", low=0, neutral=True)
+
+    def __post_init__(self):
+        if self.method == "dis":  # the preset that people mean by DIS
+            object.__setattr__(self, "method", "dis_medium")
+        if not self.raft_weights and self.method in RAFT_WEIGHTS:  # another torchvision may have another default
+            object.__setattr__(self, "raft_weights", next(iter(RAFT_WEIGHTS[self.method])))
+        super().__post_init__()
+
+    @property
+    def weights_file(self) -> Path | None:
+        """The file that RAFT's weights come from, if they do not come from torchvision; a name has no dot or slash."""
+        is_path = self.method in RAFT_WEIGHTS and ("." in self.raft_weights or "/" in self.raft_weights)
+        return Path(self.raft_weights) if is_path else None
+
+    def with_absolute_paths(self) -> FlowSpec:
+        """The same settings for workers that may stand in another folder."""
+        path = self.weights_file
+        return dataclasses.replace(self, raft_weights=str(path.absolute())) if path else self
+
+    def check(self):
+        """TV-L1 compares something; RAFT's weights are a file, or such as torchvision has for this network."""
+        if not self.tvl1_gradient_weight + self.tvl1_brightness_weight:
+            raise ValueError(
+                "[flow] tvl1_gradient_weight and tvl1_brightness_weight are both 0; at least one must be more"
+            )
+        names = RAFT_WEIGHTS.get(self.method, {})
+        if names and self.raft_weights not in names and self.weights_file is None:
+            raise ValueError(
+                f"[flow] raft_weights is {self.raft_weights!r}; allowed for {self.method}: {', '.join(names)}, "
+                "or the path of a file, such as ./weights.pth"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterSpec(Spec):
+    """Where preprocessing runs. Nothing here changes a result."""
+
+    SECTION: ClassVar[str] = "cluster"
+    kind: str = setting(
+        "local",
+        "this process, local processes, a running scheduler, or a job queue",
+        choices=("inline", "local", "address", "jobqueue"),
+        neutral=True,
+    )
+    workers: int = setting(
+        0, "processes or jobs; 0 means one a core, one a GPU, or all that an address has", low=0, neutral=True
+    )
+    threads: int = setting(
+        0, "threads of a worker in Flow for JPEG; 0 means the share of its GPU in the cores, or 1", low=0, neutral=True
+    )
+    address: str = setting("", "kind = address: tcp://host:port of the dask scheduler", neutral=True)
+    queue_system: str = setting(
+        "slurm", "kind = jobqueue: which", choices=("slurm", "pbs", "sge", "lsf", "htcondor"), neutral=True
+    )
+    queue: str = setting("", "kind = jobqueue: queue or partition", neutral=True)
+    memory: str = setting("4GiB", "kind = jobqueue: memory of a job", neutral=True)
+    walltime: str = setting("04:00:00", "kind = jobqueue: time limit of a job", neutral=True)
+    in_flight: int = setting(2, "shards handed out at once, a worker", low=1, neutral=True)
+
+    def check(self):
+        """An address is needed exactly when the kind asks for one."""
+        if self.kind == "address" and not self.address:
+            raise ValueError(
+                "[cluster] address is empty; kind = address needs the scheduler's, such as tcp://127.0.0.1:8786"
+            )

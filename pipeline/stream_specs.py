@@ -1,0 +1,267 @@
+"""The settings of everything after the flow: the stacks, the two streams, their scores and their fusion."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import re
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from pipeline.spec import Spec, setting
+
+
+@dataclass(frozen=True, kw_only=True)
+class StackSpec(Spec):
+    """How consecutive flow fields become one network input (paper, section 3.1)."""
+
+    SECTION: ClassVar[str] = "stack"
+    length: int = setting(10, "flow fields in a stack, L; the input has 2L channels", low=1, high=64)
+    kind: str = setting(
+        "stack", "fields at the same points, or along the path of each point", choices=("stack", "trajectory")
+    )
+    direction: str = setting(
+        "forward", "L forward fields, or L/2 forward and L/2 backward ones", choices=("forward", "bidirectional")
+    )
+    subtract_mean: bool = setting(True, "subtract from each field its own mean vector")
+    short: str = setting("repeat_last", "clips shorter than the window", choices=("repeat_last", "wrap"))
+
+    def check(self):
+        """Both halves of a bidirectional stack are equally long."""
+        if self.direction == "bidirectional" and self.length % 2:
+            raise ValueError(f"[stack] length is {self.length}; a bidirectional stack needs an even number")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamSpec(Spec):
+    """One stream: its input, its network and its training. The stream is a value here, nowhere a copy of code."""
+
+    SECTION: ClassVar[str] = "stream"
+    VERSION: ClassVar[int] = 2  # 2: networks without dropout have one before their head
+    stream: str = setting("spatial", "which stream", choices=("spatial", "temporal"))
+    network: str = setting("cnn_m_2048", "cnn_m_2048, small, or a torchvision classification model by name")
+    start: str = setting("scratch", "scratch, imagenet (torchvision's weights), or the path of a weights file")
+    with_dataset: str = setting("", "another data set, of luigi.cfg, that this one is trained together with")
+    with_how: str = setting(
+        "",
+        "heads: one body, a last layer and a loss for each set; classes: the other's classes are added to this set's; "
+        "start: from the weights of the other's training",
+        choices=("", "heads", "classes", "start"),
+    )
+    with_same: tuple[str, ...] = setting(
+        (), "with_how = classes: classes that are the same by other names, as this set's:the other's"
+    )
+    train_layers: str = setting("all", "layers that are trained", choices=("all", "last"))
+    partial_bn: bool = setting(False, "TSN: every batch normalisation but the first keeps its weights and statistics")
+    segments: int = setting(
+        1, "TSN: snippets of a clip in a training step, one from each of as many parts", low=1, high=64
+    )
+    consensus: str = setting(
+        "average",
+        "TSN: how the snippets' logits become a clip's in training; validation and scores average the softmax",
+        choices=("average", "max"),
+    )
+    dropout: float = setting(0.9, "dropout of the fully connected layers, or before the last one", low=0.0, high=0.99)
+    resize_px: int = setting(256, "short side before cropping; 0 takes frames as cached", low=0, high=4096)
+    crop_px: int = setting(224, "side of the square crop", low=16, high=4096)
+    cropping: str = setting(
+        "random",
+        "crops in training: anywhere, or TSN's corners and centre at four scales",
+        choices=("random", "corners"),
+    )
+    flip: bool = setting(True, "mirror at random in training (x of the flow negated)")
+    jitter: float = setting(
+        0.0, "spatial stream: strength of the random brightness, contrast and saturation", low=0.0, high=1.0
+    )
+    flow_unit_px: float = setting(
+        4.0, "temporal stream: displacement that becomes 1.0 at the network's input", low=0.01
+    )
+    batch: int = setting(256, "clips in a training step", low=1)
+    steps: int = setting(80_000, "training steps", low=1)
+    optimizer: str = setting("sgd", "SGD with momentum, or AdamW", choices=("sgd", "adamw"))
+    learning_rate: float = setting(0.01, "highest learning rate", low=0.0)
+    schedule: str = setting(
+        "step", "how the learning rate falls: at milestones, or as a cosine", choices=("step", "cosine")
+    )
+    milestones: tuple[int, ...] = setting(
+        (50_000, 70_000), "schedule = step: steps after which the learning rate is divided by 10"
+    )
+    learning_rate_end: float = setting(0.0, "schedule = cosine: learning rate after the last step", low=0.0)
+    warmup: int = setting(0, "first steps, in which the learning rate rises in a line", low=0)
+    momentum: float = setting(0.9, "momentum of SGD, first decay of AdamW", low=0.0, high=0.999)
+    weight_decay: float = setting(5e-4, "weight decay", low=0.0)
+    clip_norm: float = setting(0.0, "gradients are scaled down to this norm, all together; 0 leaves them", low=0.0)
+    label_smoothing: float = setting(0.0, "label smoothing of the loss", low=0.0, high=0.5)
+    validate_every: int = setting(1000, "steps between validations; the best validated weights are kept", low=1)
+    precision: str = setting(
+        "auto",
+        "what training computes in (all else: float32); auto is bf16 or else float16 on CUDA, float32 on a CPU",
+        choices=("auto", "float32", "bf16", "float16"),
+    )
+    accumulate: int = setting(1, "parts of a batch whose gradients are summed before a step: memory for time", low=1)
+    seed: int = setting(0, "seed of initialisation, sampling and augmentation", low=0)
+    deterministic: bool = setting(
+        False, "only algorithms that give the same bits each time, also on CUDA", neutral=True
+    )
+    processes: int = setting(
+        1,
+        "processes that train on a machine, 0: one a GPU; on a CPU batch normalisation is over the share of each",
+        low=0,
+        neutral=True,
+    )
+    machines: int = setting(1, "machines that train together, with as many processes each", low=1, neutral=True)
+    rendezvous: str = setting("", "machines > 1: host:port of the first, reached by all others", neutral=True)
+    loader_workers: int = setting(
+        -1,
+        "processes that load data in training (scoring chooses by device), for each that trains; -1 chooses by device",
+        low=-1,
+        neutral=True,
+    )
+    save_every: int = setting(500, "steps between checkpoints for resuming", low=1, neutral=True)
+    stack: StackSpec | None = None
+
+    @property
+    def section(self) -> str:
+        """`[spatial]` or `[temporal]`."""
+        return str(self.stream)
+
+    def check(self):
+        """A temporal stream has a stack, a spatial one has none; crops fit into frames, parts into the batch."""
+        if (self.stream == "temporal") != (self.stack is not None):
+            raise ValueError(
+                f"[{self.stream}] stack is {self.stack!r}; a temporal stream needs one, a spatial stream has none"
+            )
+        if self.resize_px and self.crop_px > self.resize_px:
+            raise ValueError(
+                f"[{self.stream}] crop_px is {self.crop_px}; it must be at most resize_px ({self.resize_px})"
+            )
+        self._check_unread()
+        self._check_schedule()
+        self._check_parts()
+        self._check_with()
+
+    def _check_unread(self):
+        """A setting of the other stream would be read by nobody."""
+        unread = {"spatial": "flow_unit_px", "temporal": "jitter"}[self.stream]
+        default = self.settings()[unread].default
+        if getattr(self, unread) != default:
+            raise ValueError(
+                f"[{self.stream}] {unread} is {getattr(self, unread):g}; the {self.stream} stream does not read it: "
+                f"leave it at {default:g}"
+            )
+
+    def _check_schedule(self):
+        """Milestones may lie beyond `steps`: a short trial run need not change them."""
+        falls = self.milestones
+        if any(step < 0 for step in falls) or any(a >= b for a, b in zip(falls, falls[1:], strict=False)):
+            raise ValueError(
+                f"[{self.stream}] milestones is {', '.join(map(str, falls))!r}; it must hold ascending numbers of "
+                "steps from 0 up"
+            )
+        if self.warmup >= self.steps:
+            raise ValueError(f"[{self.stream}] warmup is {self.warmup}; it must be less than steps ({self.steps})")
+        if self.learning_rate_end > self.learning_rate:
+            raise ValueError(
+                f"[{self.stream}] learning_rate_end is {self.learning_rate_end:g}; it must be at most "
+                f"learning_rate ({self.learning_rate:g})"
+            )
+
+    def _check_parts(self):
+        parts = self.accumulate * max(1, self.processes) * self.machines
+        if self.batch % parts:
+            raise ValueError(
+                f"[{self.stream}] batch is {self.batch}; accumulate ({self.accumulate}) x processes "
+                f"({max(1, self.processes)}) x machines ({self.machines}) must divide it"
+            )
+        if self.machines > 1 and not re.fullmatch(r"\S+:\d+", self.rendezvous):
+            raise ValueError(
+                f"[{self.stream}] rendezvous is {self.rendezvous!r}; machines > 1 needs the first machine's host:port"
+            )
+
+    def _check_with(self):
+        if bool(self.with_dataset) != bool(self.with_how):
+            raise ValueError(
+                f"[{self.stream}] with_dataset is {self.with_dataset!r} and with_how is {self.with_how!r}; give both "
+                "(the name of another data set; heads, classes or start), or neither"
+            )
+        if wrong := [pair for pair in self.with_same if not re.fullmatch(r"[^:]+:[^:]+", pair)]:
+            raise ValueError(
+                f"[{self.stream}] with_same holds {wrong[0]!r}; allowed: a class of this set, a colon, and a class of "
+                "the other, such as ride_bike:Biking"
+            )
+
+    def identity(self) -> dict[str, Any]:
+        """As of every spec, but what these settings do not read is as if it had not been changed."""
+        kept = super().identity()
+        if self.with_how != "classes":
+            del kept["with_same"]
+        plain = json.loads(json.dumps({name: self.settings()[name].default for name in self._unread()}))
+        return {**kept, **plain}
+
+    def _unread(self) -> list[str]:
+        """Settings that cannot change the result, because of what others are."""
+        return [
+            "learning_rate_end" if self.schedule == "step" else "milestones",
+            *(["consensus"] if self.segments == 1 else []),
+            *(["partial_bn"] if self.train_layers == "last" else []),
+        ]
+
+    def alone(self) -> StreamSpec:
+        """The same stream, trained without another data set."""
+        return dataclasses.replace(self, with_dataset="", with_how="", with_same=())
+
+    @property
+    def doubt(self) -> str:
+        """What is allowed, but hardly meant; empty if there is nothing of the kind."""
+        if self.partial_bn and self.train_layers == "all" and self.start == "scratch" and self.with_how != "start":
+            return (
+                f"[{self.stream}] partial_bn is true and start is scratch: normalisations that have learnt nothing are "
+                "kept as they are; start from weights, or set partial_bn = false"
+            )
+        return ""
+
+    @property
+    def items_per_step(self) -> int:
+        """Clips in a training step: `batch`, of each of the data sets that have a head."""
+        return self.batch * (2 if self.with_how == "heads" else 1)
+
+    @property
+    def channels(self) -> int:
+        """Input channels of the network: 3, or 2L."""
+        return 2 * self.stack.length if self.stack else 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreSpec(Spec):
+    """Test views of a clip (paper, section 5: 25 frames, four corners and the centre and their mirror images)."""
+
+    SECTION: ClassVar[str] = "score"
+    frames: int = setting(25, "frames at equal temporal spacing", low=1)
+    crops: int = setting(
+        10, "views of a frame: centre; and its mirror; corners and centre; and their mirrors", choices=(1, 2, 5, 10)
+    )
+    per_view: bool = setting(False, "keep the scores and features of every view besides their means")
+    batch: int = setting(0, "views in one forward pass; 0 chooses by device", low=0, neutral=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FusionSpec(Spec):
+    """How two score tables become one. Everything is chosen on validation clips, in folds by group."""
+
+    SECTION: ClassVar[str] = "fusion"
+    VERSION: ClassVar[int] = 2
+    weight_step: float = setting(
+        0.05, "grid of the temporal stream's weight, searched on validation clips", low=0.001, high=0.5
+    )
+    svm_c: float = setting(0.0, "C of the linear SVM; 0 chooses it from svm_c_grid by cross-validation", low=0.0)
+    svm_c_grid: tuple[float, ...] = setting((0.01, 0.1, 1.0, 10.0), "values of C that are tried if svm_c is 0")
+    folds: int = setting(5, "folds of the cross-validation; a group is never split", low=2, high=100)
+
+    def check(self):
+        """C, where it is given, and every value of the grid are no smaller than the solver can do with."""
+        if 0 < self.svm_c < 1e-6:
+            raise ValueError(f"[fusion] svm_c is {self.svm_c}; it must be 0 or at least 1e-06")
+        if not self.svm_c_grid or not all(1e-6 <= c < math.inf for c in self.svm_c_grid):
+            given = ", ".join(f"{c:g}" for c in self.svm_c_grid)
+            raise ValueError(f"[fusion] svm_c_grid is {given!r}; it must hold numbers of at least 1e-06")
