@@ -28,6 +28,17 @@ def _one_thread_and_own_random_state():
     np.random.set_state(state)
 
 
+@pytest.fixture
+def one_torch_thread():
+    """Torch with one thread, as in workers."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def pytest_collection_modifyitems(items):
     """Skip GPU tests without a GPU, unless FAIL_WITHOUT_CUDA says that there must be one."""
     marked = [item for item in items if item.get_closest_marker("needs_cuda")]

@@ -13,12 +13,7 @@ SPEC = FlowSpec(method="brox")
 QUICK = FlowSpec(method="brox", brox_scale_step=0.5, brox_warps=1, brox_iterations=1, brox_sweeps=2)
 
 
-@pytest.fixture(autouse=True)
-def _one_torch_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
 
 def flow_of(frames, spec=SPEC, **more):

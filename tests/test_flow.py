@@ -19,12 +19,7 @@ CLASSICAL |= {"farneback": 0.3, "deepflow": 0.1, "pcaflow": 0.5}
 QUICK = FlowSpec(tvl1_warps=2, tvl1_iterations=5)  # for tests of behaviour, not of accuracy
 
 
-@pytest.fixture(autouse=True)
-def _one_torch_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
 
 def texture(x, y, seed=0):

@@ -14,13 +14,7 @@ from torchvision.models import optical_flow
 from pipeline.flow import check, estimate, methods, raft, takes_colour, to_rgb, weights
 from pipeline.specs import FLOW_METHODS, RAFT_WEIGHTS, FlowSpec
 
-
-@pytest.fixture(autouse=True)
-def _one_torch_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
 
 @pytest.fixture(scope="module")
