@@ -96,3 +96,13 @@ def data(monkeypatch):
         return catalog
 
     return install
+
+
+def middlebury(shared: Path, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Two frames (2, H, W, 3) uint8 RGB, the true flow (2, H, W) between them, and (H, W) bool, where it is known."""
+    folder = shared / "data" / "middlebury" / name
+    frames = np.stack([cv2.imread(str(folder / f"frame1{k}.png"))[..., ::-1] for k in (0, 1)])
+    raw = (folder / "flow10.flo").read_bytes()
+    width, height = np.frombuffer(raw, np.int32, 2, offset=4)
+    truth = np.frombuffer(raw, np.float32, offset=12).reshape(height, width, 2).transpose(2, 0, 1)
+    return frames, truth, (np.abs(truth) < 1e9).all(0)

@@ -4,6 +4,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from conftest import middlebury
 from test_flow import MOTIONS, error_px, moved, texture
 
 from pipeline.flow import brox, estimate, sor, warp
@@ -138,12 +139,7 @@ def test_settings_of_brox_count_for_brox_alone():
     ("name", "limit_px"), [("RubberWhale", 0.09), ("Venus", 0.25), ("Dimetrodon", 0.09), ("Hydrangea", 0.155)]
 )
 def test_middlebury_end_point_error(shared, name, limit_px):
-    folder = shared / "data" / "middlebury" / name
-    frames = np.stack([cv2.imread(str(folder / f"frame1{k}.png"))[..., ::-1] for k in (0, 1)])
-    raw = (folder / "flow10.flo").read_bytes()
-    width, height = np.frombuffer(raw, np.int32, 2, offset=4)
-    truth = np.frombuffer(raw, np.float32, offset=12).reshape(height, width, 2).transpose(2, 0, 1)
-    known = (np.abs(truth) < 1e9).all(0)
+    frames, truth, known = middlebury(shared, name)
     assert np.linalg.norm(flow_of(frames)[0] - truth, axis=0)[known].mean() < limit_px
 
 

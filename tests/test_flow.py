@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import moving_texture
+from conftest import middlebury, moving_texture
 
 from pipeline.flow import estimate, methods, opencv, to_gray, tvl1, tvl1_torch, warp
 from pipeline.flow.filters import pyramid_sizes
@@ -88,12 +88,7 @@ def test_backward_is_the_flow_of_the_reversed_clip(method):
 @pytest.mark.parametrize("name", ["RubberWhale", "Venus", "Dimetrodon", "Hydrangea"])
 def test_middlebury_end_point_error(shared, name):
     limit_px = {"RubberWhale": 0.091, "Venus": 0.250, "Dimetrodon": 0.091, "Hydrangea": 0.163}[name]
-    folder = shared / "data" / "middlebury" / name
-    frames = np.stack([cv2.imread(str(folder / f"frame1{k}.png"))[..., ::-1] for k in (0, 1)])
-    raw = (folder / "flow10.flo").read_bytes()
-    width, height = np.frombuffer(raw, np.int32, 2, offset=4)
-    truth = np.frombuffer(raw, np.float32, offset=12).reshape(height, width, 2).transpose(2, 0, 1)
-    known = (np.abs(truth) < 1e9).all(0)
+    frames, truth, known = middlebury(shared, name)
     flow = estimate(frames, FlowSpec(), device="cpu")[0]
     assert np.linalg.norm(flow - truth, axis=0)[known].mean() < limit_px
 
