@@ -5,7 +5,7 @@
     python benchmarks/flow.py --sintel /data/MPI-Sintel --pairs 40       # beside Middlebury and what is drawn here
 
 *Error* is the mean end-point error over all pixels whose motion is known, on Middlebury's pairs, on MPI-Sintel's, and
-on textures drawn by `scenes.py`, whose motion is known exactly; in brackets that of the points that stay in sight.
+on what `streets.py` and `scenes.py` draw, whose motion is known exactly; in brackets, of the points that stay in sight.
 *Speed* is that of one process, all methods in turn, round after round, so that a machine that slows down slows all;
 beside them OpenCV's own TV-L1 with its defaults, which is what one would take otherwise. *Agreement* is the distance of
 the compiled TV-L1 from its definition, `tvl1_torch.py` in float64 on the CPU. Only `pipeline.flow` is needed: neither
@@ -24,6 +24,7 @@ import cv2
 import flow_speed
 import numpy as np
 import scenes
+import streets
 from common import ROOT, machine, table, write
 from flow_speed import Lane
 from scenes import Pair
@@ -33,6 +34,7 @@ from pipeline.specs import FLOW_METHODS, FlowSpec
 
 SIZES = ((240, 320), (256, 340))  # height, width of all that is timed; the first is that of the synthetic pairs
 QUICK_SIZE = (60, 80)
+STREETS, STREETS_REACH_PX = 4, 12.0  # pairs of each kind
 FAR_PX = 0.02  # a difference worth counting: an eighth of a step of the stored bytes, at [flow] bound_px = 20
 
 
@@ -103,7 +105,12 @@ def read(arguments: argparse.Namespace) -> list[Pair]:
         print(f"Middlebury is left out: {arguments.middlebury} holds no <name>/flow10.flo")
     if arguments.sintel:
         real += scenes.sintel(arguments.sintel, arguments.pairs)
-    return real + scenes.synthetic(size=SIZES[0], each=3)
+    drawn = [
+        streets.street(kind, seed, reach_px=STREETS_REACH_PX, size=SIZES[0])
+        for kind in streets.KINDS
+        for seed in range(STREETS)
+    ]
+    return real + drawn + scenes.synthetic(size=SIZES[0], each=3)
 
 
 # --- error

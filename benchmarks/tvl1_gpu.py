@@ -27,17 +27,21 @@ SPEC = FlowSpec()
 
 
 def pair_bytes(height: int, width: int, spec: FlowSpec) -> float:
-    """Bytes that one pair of images must move, in float32 fields of the pixels of all levels."""
+    """Bytes that one pair of images must move, in float32 fields of the pixels of all levels.
+
+    The pyramids are of float64, two fields each; that the coarse levels are as well is left out, a few per cent.
+    """
     channels = len(box_of(spec))
     sizes = pyramid_sizes(height, width, step=spec.tvl1_scale_step, min_side=MIN_SIDE_PX)
     pixels = [rows * columns for rows, columns in sizes]
-    iteration = (2 + 2 + 4 + channels + 3 * channels + 1) + (2 + 4 + channels)
+    iteration = (2 + 2 + 4 + channels + 3 * channels) + (2 + 4 + channels)
     warping = (3 + 2 * channels) + (3 + 5 * channels) + spec.tvl1_iterations * iteration
-    level = 2 * (2 + channels) + spec.tvl1_warps * (warping + 6) + 1  # the weighted median reads the image too
+    trust = (2 + 2 + 3 * channels + 1) + 2  # made, and read with the image by the weighted median
+    level = 2 * 3 + 2 * (1 + channels) + spec.tvl1_warps * (warping + 6) + trust
     resizing = sum(
-        8 * fine + 2 * (fine + coarse) + (6 + channels) * (fine + coarse) for fine, coarse in pairwise(pixels)
+        16 * fine + 4 * (fine + coarse) + (6 + channels) * (fine + coarse) for fine, coarse in pairwise(pixels)
     )
-    return 4 * (level * sum(pixels) + resizing + 6.5 * pixels[0])
+    return 4 * (level * sum(pixels) + resizing + 12.5 * pixels[0])
 
 
 def seconds(work: Callable[[], object], repeats: int = 7) -> float:

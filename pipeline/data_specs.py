@@ -124,18 +124,18 @@ class FlowSpec(Spec):
     )
     jpeg_quality: int = setting(95, "JPEG quality of the flow planes", low=1, high=100)
     tvl1_gradient_weight: float = setting(
-        0.25, "TV-L1: weight of a changed image gradient, per gray value and pixel", low=0.0, only_for=("tvl1",)
+        0.4, "TV-L1: weight of a changed image gradient, per gray value and pixel", low=0.0, only_for=("tvl1",)
     )
     tvl1_brightness_weight: float = setting(
-        0.0, "TV-L1: weight of a changed gray value, of 0..255; 0.1 without the gradient", low=0.0, only_for=("tvl1",)
+        0.15, "TV-L1: weight of a changed gray value, of 0..255", low=0.0, only_for=("tvl1",)
     )
     tvl1_scale_step: float = setting(
-        0.65, "TV-L1: size of each pyramid level over the one below", low=0.3, high=0.95, only_for=("tvl1",)
+        0.62, "TV-L1: size of each pyramid level over the one below", low=0.3, high=0.95, only_for=("tvl1",)
     )
     tvl1_warps: int = setting(2, "TV-L1: warpings a pyramid level", low=1, only_for=("tvl1",))
-    tvl1_iterations: int = setting(18, "TV-L1: inner iterations a warping", low=1, only_for=("tvl1",))
+    tvl1_iterations: int = setting(16, "TV-L1: inner iterations a warping", low=1, only_for=("tvl1",))
     brox_smoothness: float = setting(
-        3.5, "Brox: weight of the smoothness term, beside a brightness term of 1", low=0.001, only_for=("brox",)
+        2.6, "Brox: weight of the smoothness term, beside a brightness term of 1", low=0.001, only_for=("brox",)
     )
     brox_gradient_weight: float = setting(
         4.0, "Brox: weight of gradient constancy, beside a brightness term of 1", low=0.0, only_for=("brox",)
@@ -153,6 +153,12 @@ class FlowSpec(Spec):
     )
     raft_updates: int = setting(12, "RAFT: updates of the flow", low=1, high=1000, only_for=tuple(RAFT_WEIGHTS))
     batch_pairs: int = setting(0, "pairs computed at once; 0 chooses by frame size and device", low=0, neutral=True)
+
+    METHOD_VERSIONS: ClassVar[dict[str, int]] = {"tvl1": 2, "brox": 2}  # of those whose algorithm has changed
+
+    def identity(self):
+        """The version is that of the method: one that changes does not make the others' stores anew."""
+        return {**super().identity(), "version": self.METHOD_VERSIONS.get(self.method, self.VERSION)}
 
     def __post_init__(self):
         if self.method == "dis":  # the preset that people mean by DIS

@@ -41,6 +41,23 @@ def brought_back(pair):
     return cv2.remap(pair.frames[1].astype(np.float32), x + pair.truth[0], y + pair.truth[1], cv2.INTER_CUBIC)
 
 
+@pytest.mark.parametrize("kind", ["town", "wood"])
+def test_streets_look_the_same_where_their_motion_leads(kind, benchmark):
+    streets = benchmark("streets")
+    pair = streets.street(kind, 3, reach_px=4.0, size=(96, 128))
+    height, width = pair.known.shape
+    first, second = (cv2.GaussianBlur(frame.astype(np.float32), (0, 0), 1) for frame in pair.frames)
+    to = (pair.truth + np.mgrid[:height, :width][::-1]).astype(np.float32)
+    difference = np.abs(cv2.remap(second, *to, cv2.INTER_LINEAR) - first).mean(-1)
+    covered = pair.known & ~pair.visible
+    assert np.median(difference[pair.visible]) < 2.5 and difference[covered].mean() > 4 * difference[pair.visible].mean()
+    assert np.median(np.abs(second - first).mean(-1)[pair.visible]) > 2 * np.median(difference[pair.visible])
+    speed = np.linalg.norm(pair.truth, axis=0)
+    assert np.quantile(speed, 0.98) <= 4.0 <= speed.max() and 0.4 < pair.known.mean() < 1
+    again = streets.street(kind, 3, reach_px=4.0, size=(96, 128))
+    assert again.frames.tobytes() == pair.frames.tobytes() and again.truth.tobytes() == pair.truth.tobytes()
+
+
 @pytest.mark.parametrize("name", ["6", "25", "translation", "rotation", "zoom"])
 def test_truth_brings_the_second_frame_onto_the_first(scenes, name):
     pair = drawn(scenes, name, noise=0.0)

@@ -87,7 +87,7 @@ def test_backward_is_the_flow_of_the_reversed_clip(method):
 
 @pytest.mark.parametrize("name", ["RubberWhale", "Venus", "Dimetrodon", "Hydrangea"])
 def test_middlebury_end_point_error(shared, name):
-    limit_px = {"RubberWhale": 0.091, "Venus": 0.250, "Dimetrodon": 0.091, "Hydrangea": 0.163}[name]
+    limit_px = {"RubberWhale": 0.101, "Venus": 0.232, "Dimetrodon": 0.085, "Hydrangea": 0.169}[name]
     frames, truth, known = middlebury(shared, name)
     flow = estimate(frames, FlowSpec(), device="cpu")[0]
     assert np.linalg.norm(flow - truth, axis=0)[known].mean() < limit_px

@@ -10,14 +10,15 @@ import torch
 from conftest import moving_texture
 from test_flow import MOTIONS, error_px, moved
 
-from pipeline.flow import compiled, estimate, median_numba, to_gray, tvl1, tvl1_numba, tvl1_torch, warp
-from pipeline.flow.filters import MEDIAN_TAPS
+from pipeline.flow import compiled, estimate, median_numba, to_gray, tvl1, tvl1_numba, tvl1_rows, tvl1_torch, warp
+from pipeline.flow.filters import MEDIAN_FACTORS, median_offsets
+from pipeline.flow.tvl1_model import is_precise
 from pipeline.specs import FlowSpec
 
 TERMS = {
-    "gradient": {},
-    "brightness": {"tvl1_gradient_weight": 0.0, "tvl1_brightness_weight": 0.1},
-    "both": {"tvl1_brightness_weight": 0.05},
+    "gradient": {"tvl1_gradient_weight": 0.4, "tvl1_brightness_weight": 0.0},
+    "brightness": {"tvl1_gradient_weight": 0.0, "tvl1_brightness_weight": 0.2},
+    "both": {},
 }
 
 
@@ -35,50 +36,49 @@ def problem(height, width, channels, seed=0):
     rng = np.random.default_rng(seed)
     slope_x, slope_y = rng.normal(0, 4, (2, channels, height, width))
     constant = rng.normal(0, 1, (channels, height, width))
-    weight = rng.uniform(0.3, 1, (height, width))
     flow, dual_x, dual_y = rng.normal(0, 0.2, (3, 2, height, width))
     dual_x[:, :, -1], dual_y[:, -1] = 0, 0
     data = rng.uniform(-0.1, 0.1, (channels, height, width))
-    return (slope_x, slope_y, constant, weight), (flow, dual_x, dual_y, data)
+    return (slope_x, slope_y, constant), (flow, dual_x, dual_y, data)
 
 
 def solved(fields, start, spec):
-    slope_x, slope_y, constant, weight = (torch.from_numpy(field)[None] for field in fields)
+    slopes_and_constant = (torch.from_numpy(field)[None] for field in fields)
     state = tvl1_torch._State(*(torch.from_numpy(field.copy())[None] for field in start))
-    tvl1_torch._solve(state, slope_x, slope_y, constant, weight[None], spec)
+    tvl1_torch._solve(state, *slopes_and_constant, spec)
     return [field[0].numpy() for field in (state.flow, state.dual_x, state.dual_y, state.dual_data)]
 
 
 def loops(fields, start, iterations, bounds):
     """Chambolle and Pock's algorithm 1, a pixel at a time, with the steps of Pock and Chambolle 2011."""
-    slope_x, slope_y, constant, weight = fields
+    slope_x, slope_y, constant = fields
     flow, p, q, data = (field.copy() for field in start)
     ahead, (_, height, width) = flow.copy(), flow.shape
     for _ in range(iterations):
         for y in range(height):
             for x in range(width):
                 for i in range(2):
-                    p[i, y, x] += 0.25 * (ahead[i, y, x + 1] - ahead[i, y, x]) if x + 1 < width else 0
-                    q[i, y, x] += 0.25 * (ahead[i, y + 1, x] - ahead[i, y, x]) if y + 1 < height else 0
+                    p[i, y, x] += 0.5 * (ahead[i, y, x + 1] - ahead[i, y, x]) if x + 1 < width else 0
+                    q[i, y, x] += 0.5 * (ahead[i, y + 1, x] - ahead[i, y, x]) if y + 1 < height else 0
                 length = np.sqrt((p[:, y, x] ** 2).sum() + (q[:, y, x] ** 2).sum())
-                p[:, y, x] *= weight[y, x] / max(weight[y, x], length)
-                q[:, y, x] *= weight[y, x] / max(weight[y, x], length)
+                p[:, y, x] /= max(1, length)
+                q[:, y, x] /= max(1, length)
                 for c, bound in enumerate(bounds):
                     a, b = slope_x[c, y, x], slope_y[c, y, x]
                     residual = constant[c, y, x] + a * ahead[0, y, x] + b * ahead[1, y, x]
-                    data[c, y, x] = np.clip(data[c, y, x] + 0.5 * residual / (abs(a) + abs(b) + 1e-3), -bound, bound)
+                    data[c, y, x] = np.clip(data[c, y, x] + residual / (abs(a) + abs(b) + 1e-3), -bound, bound)
         before = flow.copy()
         for y in range(height):
             for x in range(width):
                 for i, slope in enumerate((slope_x, slope_y)):
                     fall = p[i, y, x] + q[i, y, x] - (data[:, y, x] * slope[:, y, x]).sum()
                     fall -= (p[i, y, x - 1] if x else 0) + (q[i, y - 1, x] if y else 0)
-                    flow[i, y, x] += fall / (0.5 * (4 + np.abs(slope[:, y, x]).sum()))
+                    flow[i, y, x] += fall / (4 + np.abs(slope[:, y, x]).sum())
         ahead = 2 * flow - before
     return start[0] + np.clip(flow - start[0], -1, 1), p, q, data
 
 
-@pytest.mark.parametrize(("terms", "bounds"), [("gradient", [0.25] * 2), ("brightness", [0.1]), ("both", [0.25, 0.25, 0.05])])  # fmt: skip
+@pytest.mark.parametrize(("terms", "bounds"), [("gradient", [0.4] * 2), ("brightness", [0.2]), ("both", [0.4, 0.4, 0.15])])  # fmt: skip
 def test_iterations_are_those_of_the_paper(terms, bounds):
     fields, start = problem(5, 6, len(bounds))
     found = solved(fields, start, FlowSpec(tvl1_iterations=4, **TERMS[terms]))
@@ -87,11 +87,11 @@ def test_iterations_are_those_of_the_paper(terms, bounds):
 
 
 def test_a_warping_moves_no_farther_than_a_pixel():
-    (*slopes, constant, weight), start = problem(5, 6, 2)
-    fields = (*slopes, 100 + constant, weight)
-    found = solved(fields, start, FlowSpec(tvl1_iterations=30))[0]
+    (*slopes, constant), start = problem(5, 6, 2)
+    fields = (*slopes, 100 + constant)
+    found = solved(fields, start, FlowSpec(tvl1_iterations=30, **TERMS["gradient"]))[0]
     assert np.abs(found - start[0]).max() == pytest.approx(1)
-    np.testing.assert_allclose(found, loops(fields, start, 30, [0.25] * 2)[0], atol=1e-12)
+    np.testing.assert_allclose(found, loops(fields, start, 30, [0.4] * 2)[0], atol=1e-12)
 
 
 def operators(height, width):
@@ -102,23 +102,23 @@ def operators(height, width):
 
 def energy(flow, fields, bound):
     """What is minimised, of flow (2, H, W); and the lengths and residuals that it consists of."""
-    slope_x, slope_y, constant, weight = fields
-    slopes = [d @ component.ravel() for d in operators(*weight.shape) for component in flow]
+    slope_x, slope_y, constant = fields
+    slopes = [d @ component.ravel() for d in operators(*flow.shape[1:]) for component in flow]
     length = np.linalg.norm(slopes, axis=0)
     residual = constant + slope_x * flow[0] + slope_y * flow[1]
-    return (weight.ravel() * length).sum() + bound * np.abs(residual).sum(), length, residual
+    return length.sum() + bound * np.abs(residual).sum(), length, residual
 
 
 def reweighted(fields, bound):
     """The minimum by iteratively reweighted least squares: each norm bounded by a parabola, which shrinks slowly."""
-    slope_x, slope_y, constant, weight = fields
-    rows, data = operators(*weight.shape), [np.hstack([np.diag(a.ravel()), np.diag(b.ravel())]) for a, b in zip(slope_x, slope_y, strict=True)]  # fmt: skip
-    flow = np.zeros((2, *weight.shape))
+    slope_x, slope_y, constant = fields
+    rows, data = operators(*constant.shape[1:]), [np.hstack([np.diag(a.ravel()), np.diag(b.ravel())]) for a, b in zip(slope_x, slope_y, strict=True)]  # fmt: skip
+    flow = np.zeros((2, *constant.shape[1:]))
     for smooth in np.geomspace(1, 1e-7, 300):
         _, length, residual = energy(flow, fields, bound)
-        w = weight.ravel() / np.sqrt(length**2 + smooth**2)
+        w = 1 / np.sqrt(length**2 + smooth**2)
         one = sum(d.T @ (w[:, None] * d) for d in rows)
-        matrix, right = np.kron(np.eye(2), one), np.zeros(2 * weight.size)
+        matrix, right = np.kron(np.eye(2), one), np.zeros(flow.size)
         for a, r, c in zip(data, residual, constant, strict=True):
             b = bound / np.sqrt(r.ravel() ** 2 + smooth**2)
             matrix, right = matrix + a.T @ (b[:, None] * a), right - a.T @ (b * c.ravel())
@@ -129,12 +129,12 @@ def reweighted(fields, bound):
 def test_iterations_reach_the_minimum(monkeypatch):
     monkeypatch.setattr(tvl1_torch, "UPDATE_PX", 1e9)
     fields, start = problem(5, 6, 2)
-    least = reweighted(fields, 0.25)
-    excess = [energy(solved(fields, start, FlowSpec(tvl1_iterations=n))[0], fields, 0.25)[0] / least - 1 for n in (18, 200, 5000)]  # fmt: skip
+    least = reweighted(fields, 0.4)
+    excess = [energy(solved(fields, start, FlowSpec(tvl1_iterations=n, **TERMS["gradient"]))[0], fields, 0.4)[0] / least - 1 for n in (16, 200, 5000)]  # fmt: skip
     assert excess[0] < 0.2 and excess[1] < excess[0] and abs(excess[2]) < 1e-5
-    flow, dual_x, dual_y, data = solved(fields, start, FlowSpec(tvl1_iterations=5000))
-    slope_x, slope_y, constant, weight = fields
-    along_x, along_y = operators(*weight.shape)
+    flow, dual_x, dual_y, data = solved(fields, start, FlowSpec(tvl1_iterations=5000, **TERMS["gradient"]))
+    slope_x, slope_y, constant = fields
+    along_x, along_y = operators(*constant.shape[1:])
     for i, slope in enumerate((slope_x, slope_y)):  # the duals are feasible, so their value is a bound from below
         balance = dual_x[i].ravel() @ along_x + dual_y[i].ravel() @ along_y + (data * slope).sum(0).ravel()
         assert np.abs(balance).max() < 1e-4
@@ -162,32 +162,63 @@ def test_the_linear_model_is_the_mean_slope_of_both_images(terms, monkeypatch):
 
     images = [torch.from_numpy(image)[None, None] for image in (first, second)]
     state = tvl1_torch._State.zero(torch.from_numpy(flow)[None], len(channels(first)))
-    tvl1_torch._improve(state, *images, spec)
-    slope_x, slope_y, constant, weight = (field[0].numpy() for field in seen[:4])
+    tvl1_torch._improve(state, *images, spec, scale=1.0)
+    slope_x, slope_y, constant = (field[0].numpy() for field in seen[:3])
     moving = torch.from_numpy(np.stack(channels(second)))[None]
     warped, inside = (field[0].numpy() for field in warp.warp(moving, torch.from_numpy(flow)[None]))
     for c, still in enumerate(channels(first)):
         for x, y in (point for row in grid for point in row):
             a, b = (inside[0, y, x] * (derivative(still, x, y, k) + derivative(warped[c], x, y, k)) / 2 for k in (True, False))  # fmt: skip
+            share = 1 / np.sqrt(1 + (a**2 + b**2) / 9)  # steep slopes count by the distance in pixels
+            a, b = a * share, b * share
             assert (slope_x[c, y, x], slope_y[c, y, x]) == pytest.approx((a, b), abs=1e-9)
-            expected = warped[c, y, x] - still[y, x] - a * flow[0, y, x] - b * flow[1, y, x]
+            expected = share * (warped[c, y, x] - still[y, x]) - a * flow[0, y, x] - b * flow[1, y, x]
             assert constant[c, y, x] == pytest.approx(expected, abs=1e-9)
-            steep = np.hypot(*(derivative(first, x, y, k) for k in (True, False)))
-            assert weight[0, y, x] == pytest.approx(1 / (1 + 0.05 * steep))
 
 
-def test_weighted_median_is_the_mean_of_the_middle_quantiles():
+@pytest.mark.parametrize("terms", TERMS)
+def test_trust_is_what_the_data_term_leaves(terms):
+    spec, bounds = (
+        FlowSpec(**TERMS[terms]),
+        {"gradient": [0.4] * 2, "brightness": [0.2], "both": [0.4, 0.4, 0.15]}[terms],
+    )
+    fields, (flow, *_) = problem(5, 6, len(bounds))
+    found = tvl1_torch._trust(*(torch.from_numpy(field)[None] for field in (flow, *fields)), spec)[0, 0].numpy()
+    slope_x, slope_y, constant = fields
+    cost = np.tensordot(bounds, np.abs(constant + slope_x * flow[0] + slope_y * flow[1]), 1)
+    np.testing.assert_allclose(found, 0.05 + 0.95 / (1 + (cost / 0.6) ** 2))
+    assert cost.min() < 0.3 < 0.6 < cost.max()
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.3, 0.05])
+def test_neighbours_of_the_median_stand_on_rings(scale):
+    spacing, offsets = max(1, 3 * np.sqrt(scale)), median_offsets(scale)
+    radii = np.linalg.norm(offsets, axis=1)
+    assert offsets[0] == (0, 0) and len(offsets) == len(set(offsets)) == len(MEDIAN_FACTORS) == 23
+    np.testing.assert_allclose(radii, np.repeat([0, 1, 2, 3], [1, 6, 8, 8]) * spacing, atol=0.75)  # whole pixels
+    np.testing.assert_allclose(MEDIAN_FACTORS, np.repeat(np.exp(-(np.arange(4) ** 2) / 18), [1, 6, 8, 8]))
+
+
+def test_the_sorting_network_sorts():
+    numbers = np.random.default_rng(0).integers(0, 9, (23, 500))
+    for count in (1, 2, 5, 23):
+        rows = numbers[:count].copy()
+        for i, j in median_numba._network(count):
+            rows[i], rows[j] = np.minimum(rows[i], rows[j]), np.maximum(rows[i], rows[j])
+        np.testing.assert_array_equal(rows, np.sort(numbers[:count], 0))
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.2])
+def test_weighted_median_is_the_mean_of_the_middle_quantiles(scale):
     rng = np.random.default_rng(6)
     image, flow = rng.uniform(0, 60, (9, 11)), np.rint(rng.normal(0, 3, (2, 9, 11)))  # whole: many are equal
-    found = warp.weighted_median(torch.from_numpy(flow)[None], torch.from_numpy(image)[None, None])[0].numpy()
-    compiled = median_numba.weighted_median(flow.astype(np.float32), image.astype(np.float32))
-    offsets = [(dx, dy) for dy in (-6, -3, 0, 3, 6) for dx in (-6, -3, 0, 3, 6) if abs(dx * dy) < 36]
-    assert offsets == [(dx, dy) for dx, dy, _ in MEDIAN_TAPS]
+    trust = rng.uniform(0.05, 1, (9, 11))
+    found = warp.weighted_median(*(torch.from_numpy(field)[None] for field in (flow, image[None], trust[None])), scale=scale)[0].numpy()  # fmt: skip
+    compiled = {t: median_numba.weighted_median(*(a.astype(t) for a in (flow, image, trust)), scale=scale) for t in (np.float32, np.float64)}  # fmt: skip
     for y in range(9):
         for x in range(11):
-            there = [(np.clip(y + dy, 0, 8), np.clip(x + dx, 0, 10)) for dx, dy in offsets]
-            near = np.array([np.exp(-(dx**2 + dy**2) / 72) for dx, dy in offsets])
-            weights = near * [0.1 + 0.9 / (1 + ((image[at] - image[y, x]) / 12) ** 4) for at in there]
+            there = [(np.clip(y + dy, 0, 8), np.clip(x + dx, 0, 10)) for dx, dy in median_offsets(scale)]
+            weights = np.array([f * trust[at] * (0.1 + 0.9 / (1 + ((image[at] - image[y, x]) / 16) ** 4)) for f, at in zip(MEDIAN_FACTORS, there, strict=True)])  # fmt: skip
             for component in range(2):
                 values = np.array([flow[component][at] for at in there])
                 order = np.argsort(values, kind="stable")
@@ -195,7 +226,32 @@ def test_weighted_median_is_the_mean_of_the_middle_quantiles():
                 quantiles = np.linspace(0.46, 0.54, 20001)[:-1] + 2e-6  # midpoints
                 expected = values[order][np.searchsorted(until, quantiles)].mean()
                 assert found[component, y, x] == pytest.approx(expected, abs=5e-3)
-                assert compiled[component, y, x] == pytest.approx(found[component, y, x], abs=1e-4)
+                for precision, tolerance in ((np.float32, 1e-4), (np.float64, 1e-9)):
+                    assert compiled[precision][component, y, x] == pytest.approx(found[component, y, x], abs=tolerance)
+
+
+@pytest.mark.parametrize("size", [(7, 9), (1, 5), (6, 1)])
+def test_median_of_nine(size):
+    flow = np.random.default_rng(1).integers(0, 6, (2, *size)).astype(np.float32)
+    padded = np.pad(flow, ((0, 0), (1, 1), (1, 1)), mode="edge")
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(1, 2))
+    np.testing.assert_array_equal(median_numba.median3(flow), np.median(windows, axis=(-2, -1)))
+
+
+@pytest.mark.parametrize("sizes", [((9, 14), (13, 20)), ((5, 1), (9, 1)), ((8, 12), (5, 7)), ((1, 4), (1, 6))])
+def test_resizing_is_torchs(sizes):
+    """In the compiled one every field of the state at once, exact in double precision."""
+    (height, width), to = sizes
+    state = np.random.default_rng(2).normal(size=(height, 3, width))
+    resized = np.full((to[0], 3, to[1]), np.nan)
+    tvl1_rows.resize(state, resized, np.array([0, 2]))
+    expected = warp.resize(torch.from_numpy(state.transpose(1, 0, 2).copy())[None], to)[0].numpy().transpose(1, 0, 2)
+    np.testing.assert_allclose(resized[:, [0, 2]], expected[:, [0, 2]], atol=1e-12)
+    assert np.isnan(resized[:, 1]).all()
+
+
+def test_coarse_levels_are_computed_in_double_precision():
+    assert [is_precise(size, (256, 340)) for size in [(256, 340), (159, 211), (98, 131), (61, 81), (38, 50)]] == [False] * 3 + [False, True]  # fmt: skip
 
 
 @pytest.mark.parametrize("motion", MOTIONS)
@@ -216,11 +272,10 @@ def test_compiled_agrees_whatever_the_settings(terms, settings):
 
 @pytest.mark.parametrize("name", ["RubberWhale", "Venus", "Hydrangea"])
 def test_compiled_agrees_on_real_images(shared, name):
-    """Where points leave the image nothing holds them, and rounding grows from level to level: few may differ."""
     files = [str(shared / "data" / "middlebury" / name / f"frame1{k}.png") for k in (0, 1)]
     frames = to_gray(np.stack([cv2.imread(file)[..., ::-1] for file in files]))
     difference = np.abs(tvl1_numba.flow_between(frames[:1], frames[1:], FlowSpec())[0] - reference(*frames, FlowSpec()))
-    assert difference.mean() <= 1e-4 and (difference.max(0) > 0.02).mean() < 5e-4
+    assert difference.mean() <= 2e-5 and difference.max() <= 0.005
 
 
 def test_plain_torch_in_single_precision_agrees_and_fills_in(monkeypatch):
@@ -239,7 +294,7 @@ def test_brightness_alone_finds_the_motion(motion):
 def test_gradient_constancy_does_not_see_a_brighter_image():
     frames, truth = moved(MOTIONS["subpixel"], 128, 160)
     brighter = np.stack([np.clip(frames[0], 30, 200), np.clip(frames[1], 30, 200) + 40])
-    assert error_px(estimate(brighter, FlowSpec(), device="cpu")[0], truth) < 0.15
+    assert error_px(estimate(brighter, FlowSpec(**TERMS["gradient"]), device="cpu")[0], truth) < 0.15
     assert error_px(estimate(brighter, FlowSpec(**TERMS["brightness"]), device="cpu")[0], truth) > 0.5
 
 

@@ -18,8 +18,10 @@ MIN_SIDE_PX = 12  # of the coarsest pyramid level
 PRESMOOTH_PX = 0.7
 DATA_EPSILON_PX = 0.2  # residuals well below it are penalised quadratically, well above it linearly
 SMOOTH_EPSILON = 0.001  # the same for differences of neighbouring vectors
-EDGE = 0.03  # smoothness between pixels whose gray values differ by d counts exp(-EDGE d)
+EDGE = 0.015  # smoothness between pixels whose gray values differ by d counts exp(-EDGE d)
 STEEP = 1.5  # slope, gray values per pixel, well above which a constraint counts by its distance in pixels
+DOUBT = 3.0  # violation of the constraints at which a pixel's flow counts half in the weighted median
+TRUST_FLOOR = 0.05  # what it counts still where it is larger
 PIXELS_AT_ONCE = {"cpu": 320 * 240, "cuda": 128 * 320 * 240}
 
 
@@ -53,7 +55,7 @@ def between(first: np.ndarray | Tensor, second: np.ndarray | Tensor, spec: FlowS
     - slopes are the mean of those of the first and the warped second image (Wedel et al., An improved algorithm for
       TV-L1 optical flow, 2009), and the flow is median filtered after each warp (Wedel; Sun, Roth, Black, Secrets of
       optical flow estimation and their principles, CVPR 2010), here twice 3 x 3, and after the last warp of a level by
-      `warp.weighted_median`,
+      `warp.weighted_median`, in which pixels that violate the constraints have little to say,
     - the numbers of iterations are fixed, and the unknowns are relaxed in red-black order.
     """
     count, height, width = first.shape
@@ -75,25 +77,36 @@ def _coarse_to_fine(first: Tensor, second: Tensor, spec: FlowSpec) -> Tensor:
     sizes = pyramid_sizes(*first.shape[-2:], step=spec.brox_scale_step, min_side=MIN_SIDE_PX)
     levels = list(zip(warp.pyramid(first, sizes), warp.pyramid(second, sizes), strict=True))
     flow = first.new_zeros(len(first), 2, *sizes[-1])
-    for level_first, level_second in reversed(levels):
+    for number, (level_first, level_second) in reversed(list(enumerate(levels))):
         flow = warp.resize_flow(flow, level_first.shape[-2:])
         smoothness = _smoothness(level_first, spec.brox_smoothness)
         for turn in range(spec.brox_warps):
             constraints = _constraints(level_first, level_second, flow)
             for _ in range(spec.brox_iterations):
                 flow = _step(flow, constraints, smoothness, spec)
-            last = turn == spec.brox_warps - 1
-            flow = _weighted_median(flow, level_first) if last else warp.median3(warp.median3(flow))
+            if turn < spec.brox_warps - 1:
+                flow = warp.median3(warp.median3(flow))
+            else:
+                trust = _trust(flow, constraints, spec)
+                flow = _weighted_median(flow, level_first, trust, scale=spec.brox_scale_step**number)
     return flow
 
 
-def _weighted_median(flow: Tensor, image: Tensor) -> Tensor:
+def _weighted_median(flow: Tensor, image: Tensor, trust: Tensor, *, scale: float) -> Tensor:
     if flow.device.type != "cpu" or not importlib.util.find_spec("numba"):
-        return warp.weighted_median(flow, image)
+        return warp.weighted_median(flow, image, trust, scale=scale)
     from pipeline.flow import median_numba
 
-    pairs = zip(flow.numpy(), image[:, 0].numpy(), strict=True)
-    return torch.from_numpy(np.stack([median_numba.weighted_median(*pair) for pair in pairs]))
+    pairs = zip(flow.numpy(), image[:, 0].numpy(), trust[:, 0].numpy(), strict=True)
+    return torch.from_numpy(np.stack([median_numba.weighted_median(*pair, scale=scale) for pair in pairs]))
+
+
+def _trust(flow: Tensor, constraints: _Constraints, spec: FlowSpec) -> Tensor:
+    """(N, 1, H, W) in (0, 1]: little where a flow violates the constraints, as where its point is covered."""
+    a, b, c = constraints
+    distance = torch.addcmul(c, a, flow[:, :1]).addcmul_(b, flow[:, 1:]).abs_()
+    cost = distance[:, :1] + spec.brox_gradient_weight * (distance[:, 1:2] + distance[:, 2:])
+    return TRUST_FLOOR + (1 - TRUST_FLOOR) / (1 + (cost / DOUBT).square_())
 
 
 def _constraints(first: Tensor, second: Tensor, flow: Tensor) -> _Constraints:

@@ -5,16 +5,30 @@ from __future__ import annotations
 import math
 
 DERIVATIVE = (1 / 12, -8 / 12, 0.0, 8 / 12, -1 / 12)
-MEDIAN_GRAY = 12.0  # difference of gray values at which a neighbour counts half in the weighted median
+MEDIAN_GRAY = 16.0  # difference of gray values at which a neighbour counts half in the weighted median
 MEDIAN_FLOOR = 0.1  # what a neighbour of another gray value counts still; keeps the median well conditioned
 MEDIAN_SPREAD = 0.04  # the weighted median is the mean of the quantiles from 1/2 - this to 1/2 + this
-_EVERY_THIRD = range(-6, 7, 3)
-MEDIAN_TAPS = tuple(  # x offset, y offset and factor of the neighbours of the weighted median: 5 x 5 without corners
-    (dx, dy, math.exp(-0.5 * (dx**2 + dy**2) / 6.0**2))
-    for dy in _EVERY_THIRD
-    for dx in _EVERY_THIRD
-    if abs(dx) + abs(dy) < 12
-)
+MEDIAN_SPACING_PX = 3.0  # between the rings of its neighbours at full size
+MEDIAN_RINGS = ((1, 6, 0.0), (2, 8, 0.5), (3, 8, 0.0))  # radius in spacings, points, turn in parts of their distance
+# what the pixel itself and the neighbours on each ring count, the middle first
+MEDIAN_FACTORS = (1.0, *(math.exp(-0.5 * (ring / 3) ** 2) for ring, points, _ in MEDIAN_RINGS for _ in range(points)))
+
+
+def median_offsets(scale: float) -> list[tuple[int, int]]:
+    """Offsets (x, y) of the neighbours of the weighted median, the pixel itself first; see `warp.weighted_median`.
+
+    They stand on three rings, so that few reach far. The rings are closer on smaller levels of the pyramid, `scale`
+    times the full size, though not by as much: a level is there to see what moves too far for the next one, and a wide
+    median would take small things away before they were seen.
+    """
+    spacing_px = max(1.0, MEDIAN_SPACING_PX * math.sqrt(scale))
+    offsets = [(0, 0)]
+    for ring, points, turn in MEDIAN_RINGS:
+        for k in range(points):
+            angle = 2 * math.pi * (k + turn) / points
+            radius = ring * spacing_px
+            offsets.append((round(radius * math.cos(angle)), round(radius * math.sin(angle))))
+    return offsets
 
 
 def pyramid_sizes(height: int, width: int, *, step: float, min_side: int) -> list[tuple[int, int]]:

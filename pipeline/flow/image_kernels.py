@@ -1,7 +1,7 @@
 """Triton kernels for images: the counterparts of `warp`. Each program computes one tile of one image.
 
-Images are contiguous (N, planes, H, W) float32. Coordinates are clamped, so that borders repeat and loads need no
-masks; only stores are masked.
+Images are contiguous (N, planes, H, W) float32 or float64; arithmetic has the precision of what is loaded. Coordinates
+are clamped, so that borders repeat and loads need no masks; only stores are masked.
 """
 
 from __future__ import annotations
@@ -20,8 +20,7 @@ SIZE = ["height", "width"]  # not to be compiled again for
 def blur(
     images,
     blurred,
-    rate,
-    middle,
+    taps,
     height,
     width,
     RADIUS: tl.constexpr,
@@ -29,49 +28,52 @@ def blur(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """Gaussian along one axis: the weight at distance k is middle exp(rate k^2). Images may be uint8."""
+    """Symmetric filter along one axis, taps (2 RADIUS + 1,) float64, in their precision. Images may be uint8."""
     x, y, stored, image = tile(height, width, ROWS, COLUMNS)
     images += image * height * width
     here = y * width + x
-    total = tl.load(images + here).to(tl.float32)
+    total = tl.load(taps + RADIUS) * tl.load(images + here).to(tl.float64)
     for k in tl.static_range(1, RADIUS + 1):
         if ALONG_X:
             low, high = y * width + tl.maximum(x - k, 0), y * width + tl.minimum(x + k, width - 1)
         else:
             low, high = tl.maximum(y - k, 0) * width + x, tl.minimum(y + k, height - 1) * width + x
-        both = tl.load(images + low).to(tl.float32) + tl.load(images + high).to(tl.float32)
-        total += tl.exp(rate * (k * k)) * both
-    tl.store(blurred + image * height * width + here, middle * total, mask=stored)
+        both = tl.load(images + low).to(tl.float64) + tl.load(images + high).to(tl.float64)
+        total += tl.load(taps + RADIUS + k) * both
+    tl.store(blurred + image * height * width + here, total, mask=stored)
 
 
 @triton.jit(do_not_specialize=["from_height", "from_width", *SIZE])
 def resize(
     images,
     resized,
-    scale_even,
-    scale_odd,
     from_height,
     from_width,
     height,
     width,
+    FLOW: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """Bilinear, and times a number, another one for every second image: the components of a flow; see `warp.resize`.
+    """Bilinear, in the precision of the images; of a FLOW the vectors grow with the grid; see `warp.resize`.
 
     Where a pixel lies in the source is a fraction with denominator 2 width: whole numbers keep it exact, where
     floating point would be less so the farther away from the origin.
     """
     x, y, stored, image = tile(height, width, ROWS, COLUMNS)
     images += image * from_height * from_width
-    left, t = _source(x, from_width, width)
-    top, s = _source(y, from_height, height)
-    right, bottom = tl.minimum(left + 1, from_width - 1), tl.minimum(top + 1, from_height - 1) * from_width
-    top *= from_width
-    upper = (1 - t) * tl.load(images + top + left) + t * tl.load(images + top + right)
-    lower = (1 - t) * tl.load(images + bottom + left) + t * tl.load(images + bottom + right)
-    scale = tl.where(image % 2 == 0, scale_even, scale_odd)
-    tl.store(resized + image * height * width + y * width + x, scale * ((1 - s) * upper + s * lower), mask=stored)
+    left, right, t = _source(x, from_width, width)
+    top, bottom, s = _source(y, from_height, height)
+    top, bottom = top * from_width, bottom * from_width
+    upper_left, lower_left = tl.load(images + top + left), tl.load(images + bottom + left)
+    t, s = t.to(upper_left.dtype), s.to(upper_left.dtype)
+    upper = upper_left + t * (tl.load(images + top + right) - upper_left)
+    lower = lower_left + t * (tl.load(images + bottom + right) - lower_left)
+    value = upper + s * (lower - upper)
+    if FLOW:  # x in even images, y in odd ones
+        value *= tl.where(image % 2 == 0, width, height).to(value.dtype)
+        value /= tl.where(image % 2 == 0, from_width, from_height).to(value.dtype)
+    tl.store(resized + image * height * width + y * width + x, value, mask=stored)
 
 
 @triton.jit(do_not_specialize=SIZE, do_not_specialize_on_alignment=["moving"])
@@ -82,13 +84,9 @@ def warp(
     x, y, stored, image = tile(height, width, ROWS, COLUMNS)
     plane, here = height * width, y * width + x
     flow += image * 2 * plane
-    to_x, to_y = x + tl.load(flow + here), y + tl.load(flow + plane + here)
-    within_x = tl.minimum(tl.maximum(to_x, 0.0), width - 1.0)
-    within_y = tl.minimum(tl.maximum(to_y, 0.0), height - 1.0)
-    out = tl.abs(to_x - within_x) + tl.abs(to_y - within_y)
-    tl.store(inside + image * plane + here, tl.maximum(1 - out, 0.0), mask=stored)
-    left, top = within_x.to(tl.int32), within_y.to(tl.int32)  # not negative: truncating is the floor
-    t, s = within_x - left, within_y - top
+    left, t, out_x = _landing(x, tl.load(flow + here), width - 1)
+    top, s, out_y = _landing(y, tl.load(flow + plane + here), height - 1)
+    tl.store(inside + image * plane + here, tl.maximum(1 - out_x - out_y, 0.0), mask=stored)
     for c in tl.static_range(CHANNELS):
         source = moving + (image * CHANNELS + c) * plane
         total = tl.zeros_like(t)
@@ -100,6 +98,16 @@ def warp(
                 line += _cubic(t, column) * value
             total += _cubic(s, row) * line
         tl.store(warped + (image * CHANNELS + c) * plane + here, total, mask=stored)
+
+
+@triton.jit
+def _landing(start, motion, last):
+    """Where points land along one axis; see `warp._landing`."""
+    whole = tl.floor(motion)
+    fraction, before = motion - whole, start + whole.to(tl.int32)
+    outside = tl.maximum(-before - fraction, 0.0) + tl.maximum(before - last + fraction, 0.0)
+    fraction = tl.where((before < 0) | (before >= last), 0.0, fraction)
+    return tl.minimum(tl.maximum(before, 0), last), fraction, outside
 
 
 @triton.jit
@@ -129,10 +137,11 @@ def slopes(image, x, y, height, width):
 
 @triton.jit
 def _source(to, from_size, to_size):
-    """The source pixel before a pixel of the resized image, and how far beyond it that lies, in [0, 1)."""
+    """The source pixels before and after a pixel of the resized image, and how far it is from the first, in [0, 1)."""
     position = tl.maximum((2 * to + 1) * from_size - to_size, 0)
     before = position // (2 * to_size)
-    return before, (position - before * 2 * to_size).to(tl.float32) / (2 * to_size)
+    share = (position - before * 2 * to_size).to(tl.float64) / (2 * to_size).to(tl.float64)
+    return before, tl.minimum(before + 1, from_size - 1), share
 
 
 @triton.jit

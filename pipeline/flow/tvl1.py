@@ -31,13 +31,16 @@ def between(
     On every level of a pyramid, several times: the second image is warped by the present flow, the constraints are
     made linear, and with fields of unit steps
 
-        min over u of  sum over x of  w(x) |grad u(x)|  +  sum over c of  b_c |r_c(x) + s_c(x) . (u(x) - u0(x))|
+        min over u of  sum over x of  |grad u(x)|  +  sum over c of  b_c m_c(x) |r_c(x) + s_c(x) . (u(x) - u0(x))|
 
     is solved by a fixed number of primal-dual iterations, so that no pair waits for another. |grad u| is the length of
-    the Jacobian, so edges of both components fall together; c runs over both components of the image gradient and, if
-    asked for, the gray value; s is the mean of the slopes in the first and the warped second image; w is smaller where
-    the first image has an edge; points that lead out of the image have no data term. Then the flow is median filtered,
-    after the last warping of a level by `warp.weighted_median`.
+    the Jacobian, so edges of both components fall together; c runs over both components of the image gradient and the
+    gray value, each if it has a weight b; s is the mean of the slopes in the first and the warped second image;
+    m = 1 / sqrt(1 + |s|^2 / SATURATION^2), so that a steep edge counts by its distance in pixels, and does not
+    outvote the weak textures, which count by their gray values; points that lead out of the image have no data
+    term. Then the flow is median filtered, after the last warping of a level by `warp.weighted_median`, in which
+    pixels whose data term could not be satisfied, as where something is covered, have little to say. The coarse levels
+    are computed in double precision (`tvl1_model.is_precise`).
 
     Args:
         first, second: (N, H, W) uint8, gray; numpy arrays, or tensors on the device.
@@ -51,8 +54,9 @@ def between(
 
     Source: Zach, Pock, Bischof, A duality based approach for realtime TV-L1 optical flow, DAGM 2007 (the model);
     Chambolle, Pock, A first-order primal-dual algorithm, JMIV 2011, and Pock, Chambolle, Diagonal preconditioning,
-    ICCV 2011 (the solver, which needs no coupling variable); Brox et al., ECCV 2004 (gradient constancy); Wedel et
-    al., ICCV 2009 (smoothness by the image's edges, median filter); Sun et al., CVPR 2010 (weighted median).
+    ICCV 2011 (the solver, which needs no coupling variable); Brox et al., ECCV 2004 (gradient constancy); Zimmer et
+    al., IJCV 2011 (constraints divided by their slopes); Wedel et al., 2009 (median filter); Sun et al., CVPR 2010
+    (weighted median).
     """
     if device == "cpu" and importlib.util.find_spec("numba"):
         from pipeline.flow import tvl1_numba

@@ -8,9 +8,10 @@ import triton.language as tl
 from pipeline.flow import filters, tvl1_model
 from pipeline.flow.image_kernels import SIZE, slopes, tile
 
-_BALANCE = tl.constexpr(tvl1_model.BALANCE)
 _FLAT = tl.constexpr(tvl1_model.FLAT)
-_STEEPNESS = tl.constexpr(tvl1_model.STEEPNESS)
+_PER_SLOPE = tl.constexpr(1 / tvl1_model.SATURATION)
+_PER_COST = tl.constexpr(1 / tvl1_model.DOUBT)
+_TRUST_FLOOR = tl.constexpr(tvl1_model.TRUST_FLOOR)
 _UPDATE_PX = tl.constexpr(tvl1_model.UPDATE_PX)
 _GRAY = tl.constexpr(1 / filters.MEDIAN_GRAY)
 _FLOOR = tl.constexpr(filters.MEDIAN_FLOOR)
@@ -21,7 +22,6 @@ _SPREAD = tl.constexpr(filters.MEDIAN_SPREAD)
 def describe(
     images,
     channels,
-    weight,
     height,
     width,
     GRADIENT: tl.constexpr,
@@ -29,19 +29,17 @@ def describe(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """What stays constant along the motion, and the weight of smoothness."""
+    """What stays constant along the motion: the gradient, the gray value, or both, whichever has a weight."""
     x, y, stored, image = tile(height, width, ROWS, COLUMNS)
     plane, here = height * width, y * width + x
     images += image * plane
-    channels += image * (2 * GRADIENT + BRIGHTNESS) * plane
-    slope_x, slope_y = slopes(images, x, y, height, width)
-    if GRADIENT:
+    channels += image * (2 * (GRADIENT > 0) + (BRIGHTNESS > 0)) * plane
+    if GRADIENT > 0:
+        slope_x, slope_y = slopes(images, x, y, height, width)
         tl.store(channels + here, slope_x, mask=stored)
         tl.store(channels + plane + here, slope_y, mask=stored)
-    if BRIGHTNESS:
-        tl.store(channels + 2 * GRADIENT * plane + here, tl.load(images + here), mask=stored)
-    steep = tl.sqrt(slope_x * slope_x + slope_y * slope_y)
-    tl.store(weight + image * plane + here, 1 / (1 + steep * _STEEPNESS), mask=stored)
+    if BRIGHTNESS > 0:
+        tl.store(channels + 2 * (GRADIENT > 0) * plane + here, tl.load(images + here), mask=stored)
 
 
 @triton.jit(do_not_specialize=SIZE)
@@ -69,7 +67,11 @@ def linearise(
         still_x, still_y = slopes(first, x, y, height, width)
         warped_x, warped_y = slopes(second, x, y, height, width)
         slope_x, slope_y = (still_x + warped_x) * 0.5 * within, (still_y + warped_y) * 0.5 * within
-        constant = tl.load(second + here) - tl.load(first + here) - slope_x * u - slope_y * v
+        a, b = slope_x * _PER_SLOPE, slope_y * _PER_SLOPE
+        share = 1 / tl.sqrt(1 + (a * a + b * b))
+        slope_x *= share
+        slope_y *= share
+        constant = (tl.load(second + here) - tl.load(first + here)) * share - slope_x * u - slope_y * v
         tl.store(linear + c * plane + here, slope_x, mask=stored)
         tl.store(linear + (CHANNELS + c) * plane + here, slope_y, mask=stored)
         tl.store(linear + (2 * CHANNELS + c) * plane + here, constant, mask=stored)
@@ -84,9 +86,6 @@ def iterate(
     duals_after,
     data,
     linear,
-    weight,
-    gradient_bound,
-    brightness_bound,
     height,
     width,
     GRADIENT: tl.constexpr,
@@ -96,16 +95,16 @@ def iterate(
 ):
     """One primal-dual iteration. `before` is the flow one iteration ago, and `flow` itself in the first.
 
+    GRADIENT and BRIGHTNESS are the weights of the two terms, known when it is compiled, so that they are exact.
     Neighbouring programs read the flows and duals that this one replaces, so those have other buffers to be written to;
     the duals of the data are nobody else's, and are replaced in place.
     """
     x, y, stored, image = tile(height, width, ROWS, COLUMNS)
-    CHANNELS: tl.constexpr = 2 * GRADIENT + BRIGHTNESS
+    CHANNELS: tl.constexpr = 2 * (GRADIENT > 0) + (BRIGHTNESS > 0)
     plane = height * width
     flow, before, after = flow + image * 2 * plane, before + image * 2 * plane, after + image * 2 * plane
     duals, duals_after = duals + image * 4 * plane, duals_after + image * 4 * plane
     data, linear = data + image * CHANNELS * plane, linear + image * 3 * CHANNELS * plane
-    weight += image * plane
 
     left, right = tl.maximum(x - 1, 0), tl.minimum(x + 1, width - 1)
     above, below = tl.maximum(y - 1, 0), tl.minimum(y + 1, height - 1)
@@ -113,7 +112,7 @@ def iterate(
     u, v = _ahead(flow, before, here, plane)
     u_right, v_right = _ahead(flow, before, y * width + right, plane)
     u_below, v_below = _ahead(flow, before, below * width + x, plane)
-    ux, vx, uy, vy = _ascend(duals, weight, here, plane, u, v, u_right, v_right, u_below, v_below)
+    ux, vx, uy, vy = _ascend(duals, here, plane, u, v, u_right, v_right, u_below, v_below)
     tl.store(duals_after + here, ux, mask=stored)
     tl.store(duals_after + plane + here, vx, mask=stored)
     tl.store(duals_after + 2 * plane + here, uy, mask=stored)
@@ -121,10 +120,10 @@ def iterate(
 
     u_left, v_left = _ahead(flow, before, to_left, plane)
     u_corner, v_corner = _ahead(flow, before, below * width + left, plane)
-    ux_left, vx_left, _, _ = _ascend(duals, weight, to_left, plane, u_left, v_left, u, v, u_corner, v_corner)
+    ux_left, vx_left, _, _ = _ascend(duals, to_left, plane, u_left, v_left, u, v, u_corner, v_corner)
     u_above, v_above = _ahead(flow, before, to_above, plane)
     u_corner, v_corner = _ahead(flow, before, above * width + right, plane)
-    _, _, uy_above, vy_above = _ascend(duals, weight, to_above, plane, u_above, v_above, u_corner, v_corner, u, v)
+    _, _, uy_above, vy_above = _ascend(duals, to_above, plane, u_above, v_above, u_corner, v_corner, u, v)
     descent_u = ux + uy - tl.where(x > 0, ux_left, 0.0) - tl.where(y > 0, uy_above, 0.0)
     descent_v = vx + vy - tl.where(x > 0, vx_left, 0.0) - tl.where(y > 0, vy_above, 0.0)
 
@@ -132,17 +131,19 @@ def iterate(
     for c in tl.static_range(CHANNELS):
         slope_x, slope_y = tl.load(linear + c * plane + here), tl.load(linear + (CHANNELS + c) * plane + here)
         constant = tl.load(linear + (2 * CHANNELS + c) * plane + here)
-        step = 1 / ((tl.abs(slope_x) + tl.abs(slope_y) + _FLAT) * (1 / _BALANCE))
+        step = 1 / (tl.abs(slope_x) + tl.abs(slope_y) + _FLAT)
         raised = tl.load(data + c * plane + here) + step * (constant + slope_x * u + slope_y * v)
-        bound = gradient_bound if GRADIENT and c < 2 else brightness_bound
-        raised = tl.minimum(tl.maximum(raised, -bound), bound)
+        if GRADIENT > 0 and c < 2:
+            raised = tl.minimum(tl.maximum(raised, -GRADIENT), GRADIENT)
+        else:
+            raised = tl.minimum(tl.maximum(raised, -BRIGHTNESS), BRIGHTNESS)
         tl.store(data + c * plane + here, raised, mask=stored)
         descent_u -= raised * slope_x
         descent_v -= raised * slope_y
         steep_x += tl.abs(slope_x)
         steep_y += tl.abs(slope_y)
-    tl.store(after + here, tl.load(flow + here) + descent_u / (steep_x * _BALANCE), mask=stored)
-    tl.store(after + plane + here, tl.load(flow + plane + here) + descent_v / (steep_y * _BALANCE), mask=stored)
+    tl.store(after + here, tl.load(flow + here) + descent_u / steep_x, mask=stored)
+    tl.store(after + plane + here, tl.load(flow + plane + here) + descent_v / steep_y, mask=stored)
 
 
 @triton.jit(do_not_specialize=SIZE)
@@ -165,33 +166,79 @@ def median(flow, start, filtered, height, width, ROWS: tl.constexpr, COLUMNS: tl
 
 
 @triton.jit(do_not_specialize=SIZE)
-def weighted_median(
-    flow, start, images, filtered, height, width, TAPS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr
+def trust(
+    flow,
+    start,
+    linear,
+    trusted,
+    height,
+    width,
+    GRADIENT: tl.constexpr,
+    BRIGHTNESS: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
 ):
-    """Weighted median of the limited flow; see `warp.weighted_median`. TAPS: x, y and factor of each neighbour."""
+    """How much the limited flow at each pixel is to be believed; see `tvl1_torch._trust`."""
+    x, y, stored, image = tile(height, width, ROWS, COLUMNS)
+    CHANNELS: tl.constexpr = 2 * (GRADIENT > 0) + (BRIGHTNESS > 0)
+    plane, here = height * width, y * width + x
+    flow, start = flow + image * 2 * plane, start + image * 2 * plane
+    linear += image * 3 * CHANNELS * plane
+    u, v = _limited(flow, start, here), _limited(flow, start, plane + here)
+    cost = tl.zeros_like(u)
+    for c in tl.static_range(CHANNELS):
+        slope_x, slope_y = tl.load(linear + c * plane + here), tl.load(linear + (CHANNELS + c) * plane + here)
+        residual = tl.abs(tl.load(linear + (2 * CHANNELS + c) * plane + here) + slope_x * u + slope_y * v)
+        if GRADIENT > 0 and c < 2:
+            cost += residual * (GRADIENT * _PER_COST)
+        else:
+            cost += residual * (BRIGHTNESS * _PER_COST)
+    believed = 1 / (1 + cost * cost) * (1 - _TRUST_FLOOR) + _TRUST_FLOOR
+    tl.store(trusted + image * plane + here, believed, mask=stored)
+
+
+@triton.jit(do_not_specialize=SIZE)
+def weighted_median(
+    flow,
+    start,
+    images,
+    trusted,
+    filtered,
+    offsets,
+    height,
+    width,
+    FACTORS: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    """Weighted median of the limited flow; see `warp.weighted_median`.
+
+    Args, beside images: offsets (neighbours, 2) int32, x and y; FACTORS, what each counts.
+    """
     x, y, stored, image = tile(height, width, ROWS, COLUMNS)
     plane, here = height * width, y * width + x
-    images += image * plane
+    images, trusted = images + image * plane, trusted + image * plane
     middle = tl.load(images + here)
     weights, total = (), tl.zeros_like(middle)
-    for j in tl.static_range(len(TAPS)):
-        difference = (tl.load(images + _shifted(x, y, TAPS[j][0], TAPS[j][1], height, width)) - middle) * _GRAY
+    for j in tl.static_range(len(FACTORS)):
+        there = _shifted(x, y, offsets, j, height, width)
+        difference = (tl.load(images + there) - middle) * _GRAY
         difference *= difference
-        weight = (1 / (1 + difference * difference) * (1 - _FLOOR) + _FLOOR) * TAPS[j][2]
+        likeness = 1 / (1 + difference * difference) * (1 - _FLOOR) + _FLOOR
+        weight = likeness * tl.load(trusted + there) * FACTORS[j]
         total += weight
         weights = weights + (weight,)
     low, high = total * (0.5 - _SPREAD), total * (0.5 + _SPREAD)
     for component in range(2):
         shift = (image * 2 + component) * plane
         values = ()
-        for j in tl.static_range(len(TAPS)):
-            values = values + (
-                _limited(flow + shift, start + shift, _shifted(x, y, TAPS[j][0], TAPS[j][1], height, width)),
-            )
+        for j in tl.static_range(len(FACTORS)):
+            there = _shifted(x, y, offsets, j, height, width)
+            values = values + (_limited(flow + shift, start + shift, there),)
         mean = tl.zeros_like(middle)
-        for j in tl.static_range(len(TAPS)):
+        for j in tl.static_range(len(FACTORS)):
             below = tl.zeros_like(middle)
-            for i in tl.static_range(len(TAPS)):
+            for i in tl.static_range(len(FACTORS)):
                 if i < j:  # of equal values the earlier one counts as below
                     below += tl.where(values[i] <= values[j], weights[i], 0.0)
                 if i > j:
@@ -209,14 +256,13 @@ def _ahead(flow, before, at, plane):
 
 
 @triton.jit
-def _ascend(duals, weight, at, plane, u, v, u_right, v_right, u_below, v_below):
-    """Ascend in the duals of the total variation at a pixel, and shrink them to the length `weight`."""
-    ux = tl.load(duals + at) + (u_right - u) * (0.5 * _BALANCE)
-    vx = tl.load(duals + plane + at) + (v_right - v) * (0.5 * _BALANCE)
-    uy = tl.load(duals + 2 * plane + at) + (u_below - u) * (0.5 * _BALANCE)
-    vy = tl.load(duals + 3 * plane + at) + (v_below - v) * (0.5 * _BALANCE)
-    length, longest = tl.sqrt(ux * ux + uy * uy + vx * vx + vy * vy), tl.load(weight + at)
-    shrink = longest / tl.maximum(length, longest)
+def _ascend(duals, at, plane, u, v, u_right, v_right, u_below, v_below):
+    """Ascend in the duals of the total variation at a pixel, and shrink them to the unit ball."""
+    ux = tl.load(duals + at) + (u_right - u) * 0.5
+    vx = tl.load(duals + plane + at) + (v_right - v) * 0.5
+    uy = tl.load(duals + 2 * plane + at) + (u_below - u) * 0.5
+    vy = tl.load(duals + 3 * plane + at) + (v_below - v) * 0.5
+    shrink = 1 / tl.sqrt(tl.maximum(ux * ux + uy * uy + vx * vx + vy * vy, 1))
     return ux * shrink, vx * shrink, uy * shrink, vy * shrink
 
 
@@ -228,10 +274,10 @@ def _limited(flow, start, at):
 
 
 @triton.jit
-def _shifted(x, y, DX: tl.constexpr, DY: tl.constexpr, height, width):
-    """Where a neighbour lies, borders repeated."""
-    there_x = tl.minimum(tl.maximum(x + DX, 0), width - 1)
-    return tl.minimum(tl.maximum(y + DY, 0), height - 1) * width + there_x
+def _shifted(x, y, offsets, j: tl.constexpr, height, width):
+    """Where neighbour j lies, borders repeated."""
+    there_x = tl.minimum(tl.maximum(x + tl.load(offsets + 2 * j), 0), width - 1)
+    return tl.minimum(tl.maximum(y + tl.load(offsets + 2 * j + 1), 0), height - 1) * width + there_x
 
 
 @triton.jit

@@ -14,15 +14,13 @@ from itertools import pairwise
 import cv2
 import numpy as np
 
+from pipeline.flow import tvl1_model as model
 from pipeline.flow import tvl1_rows as rows
 from pipeline.flow.filters import DERIVATIVE, gaussian_taps, pyramid_sizes, shrinking_sigma_px
-from pipeline.flow.median_numba import weighted_median
-from pipeline.flow.tvl1_model import BALANCE, FLAT, MIN_SIDE_PX, PRESMOOTH_PX, STEEPNESS, UPDATE_PX, box_of
+from pipeline.flow.median_numba import median3, weighted_median
 from pipeline.specs import FlowSpec
 
-_f = np.float32
-_UPDATE_PX, _BALANCE, _FLAT = _f(UPDATE_PX), _f(BALANCE), _f(FLAT)
-_DERIVATIVE = np.array(DERIVATIVE, np.float32)
+_THE_ONLY = np.array([0])  # field of an image
 
 
 def flow_between(first: np.ndarray, second: np.ndarray, spec: FlowSpec) -> np.ndarray:
@@ -44,36 +42,47 @@ def flow_between(first: np.ndarray, second: np.ndarray, spec: FlowSpec) -> np.nd
 
 def _of_pair(first: np.ndarray, second: np.ndarray, spec: FlowSpec) -> np.ndarray:
     """(2, H, W) flow, coarse to fine."""
-    sizes = pyramid_sizes(*first.shape, step=spec.tvl1_scale_step, min_side=MIN_SIDE_PX)
+    sizes = pyramid_sizes(*first.shape, step=spec.tvl1_scale_step, min_side=model.MIN_SIDE_PX)
     levels = list(zip(_pyramid(first, sizes), _pyramid(second, sizes), strict=True))
-    box = np.array(box_of(spec), np.float32)
-    state = np.zeros((sizes[-1][0], rows.DATA + rows.GROUPS * len(box), sizes[-1][1]), np.float32)
-    for level_first, level_second in reversed(levels):
-        state = _resized(state, level_first.shape, len(box))
-        _improve(state, level_first, level_second, box, spec)
-    return np.ascontiguousarray(state[:, rows.FLOW : rows.FLOW + 2].transpose(1, 0, 2))
+    channels = len(model.box_of(spec))
+    state = np.zeros((sizes[-1][0], rows.DATA + rows.GROUPS * channels, sizes[-1][1]))
+    for number, size in reversed(list(enumerate(sizes))):
+        precision = np.float64 if model.is_precise(size, sizes[0]) else np.float32
+        state = _resized(state, size, channels, precision)
+        images = (level.astype(precision, copy=False) for level in levels[number])
+        _improve(state, *images, spec, scale=spec.tvl1_scale_step**number)
+    return np.ascontiguousarray(_flow(state).transpose(1, 0, 2), np.float32)
 
 
-def _improve(state: np.ndarray, first: np.ndarray, second: np.ndarray, box: np.ndarray, spec: FlowSpec) -> None:
-    """Improve the flow in the state at one size: warp, solve, filter, several times."""
-    state[:, rows.WEIGHT] = 1 / (1 + _f(STEEPNESS) * np.hypot(*_gradient(first)))
+def _improve(state: np.ndarray, first: np.ndarray, second: np.ndarray, spec: FlowSpec, *, scale: float) -> None:
+    """Improve the flow in the state at one size, `scale` times the full one: warp, solve, filter, several times."""
+    number = state.dtype.type
+    box, derivative = np.array(model.box_of(spec), number), np.array(DERIVATIVE, number)
     still, moving = _channels(first, spec), np.pad(_channels(second, spec), ((0, 0), (1, 2), (1, 2)), mode="edge")
-    warped = np.empty_like(still)
-    inside = np.empty_like(first)
+    warped, inside = np.empty_like(still), np.empty_like(first)
     for turn in range(spec.tvl1_warps):
         rows.warp(moving, state, warped, inside)
-        rows.linearise(warped, still, inside, state, _DERIVATIVE, _BALANCE, _FLAT)
-        start = state[:, rows.FLOW : rows.FLOW + 2].copy()
-        rows.solve(state, box, spec.tvl1_iterations, _BALANCE)
-        flow = _limited(state, start)
-        last = turn == spec.tvl1_warps - 1
-        state[:, rows.FLOW : rows.FLOW + 2] = (weighted_median(flow, first) if last else _median(flow)).transpose(
-            1, 0, 2
-        )
+        rows.linearise(warped, still, inside, state, derivative, number(model.FLAT), number(1 / model.SATURATION))
+        start = _flow(state).copy()
+        rows.solve(state, box, spec.tvl1_iterations)
+        rows.limit(state, start, number(model.UPDATE_PX))
+        flow = np.ascontiguousarray(_flow(state).transpose(1, 0, 2))
+        if turn < spec.tvl1_warps - 1:
+            filtered = median3(flow)
+        else:
+            trust = np.empty_like(first)
+            rows.trust(state, box, number(1 / model.DOUBT), number(model.TRUST_FLOOR), trust)
+            filtered = weighted_median(flow, first, trust, scale=scale)
+        _flow(state)[:] = filtered.transpose(1, 0, 2)
+
+
+def _flow(state: np.ndarray) -> np.ndarray:
+    """(H, 2, W), a view."""
+    return state[:, rows.FLOW : rows.FLOW + 2]
 
 
 def _pyramid(image: np.ndarray, sizes: list[tuple[int, int]]) -> list[np.ndarray]:
-    levels = [_blur(image.astype(np.float32), PRESMOOTH_PX)]
+    levels = [_blur(image.astype(np.float64), model.PRESMOOTH_PX)]
     for finer, size in pairwise(sizes):
         levels.append(_resize(_blur(levels[-1], shrinking_sigma_px(finer, size)), size))
     return levels
@@ -84,8 +93,8 @@ def _blur(image: np.ndarray, sigma_px: float) -> np.ndarray:
 
 
 def _filter(image: np.ndarray, along_x, along_y) -> np.ndarray:
-    taps = (np.array(taps, np.float32) for taps in (along_x, along_y))
-    return cv2.sepFilter2D(image, cv2.CV_32F, *taps, borderType=cv2.BORDER_REPLICATE)
+    taps = (np.array(taps, np.float64) for taps in (along_x, along_y))
+    return cv2.sepFilter2D(image, -1, *taps, borderType=cv2.BORDER_REPLICATE)
 
 
 def _gradient(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -93,7 +102,10 @@ def _gradient(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    return cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
+    """(H, W) at another size; OpenCV's own is rounded to single precision."""
+    resized = np.empty((size[0], 1, size[1]), image.dtype)
+    rows.resize(image[:, None], resized, _THE_ONLY)
+    return resized[:, 0]
 
 
 def _channels(image: np.ndarray, spec: FlowSpec) -> np.ndarray:
@@ -101,29 +113,16 @@ def _channels(image: np.ndarray, spec: FlowSpec) -> np.ndarray:
     return np.stack([*parts, image] if spec.tvl1_brightness_weight else parts)
 
 
-def _resized(state: np.ndarray, size: tuple[int, int], channels: int) -> np.ndarray:
+def _resized(state: np.ndarray, size: tuple[int, int], channels: int, precision: type) -> np.ndarray:
     """Flow and dual variables on a finer grid, in a new state."""
     if (state.shape[0], state.shape[2]) == size:
-        return state
-    finer = np.zeros((size[0], state.shape[1], size[1]), np.float32)
-    for field in (
-        *range(rows.FLOW, rows.FLOW + 2),
-        *range(rows.DUAL_X, rows.STEP),
-        *range(rows.DATA, rows.DATA + channels),
-    ):
-        finer[:, field] = _resize(np.ascontiguousarray(state[:, field]), size)
-    finer[:, rows.FLOW] *= _f(size[1] / state.shape[2])
-    finer[:, rows.FLOW + 1] *= _f(size[0] / state.shape[0])
+        return state.astype(precision, copy=False)
+    finer = np.zeros((size[0], state.shape[1], size[1]), precision)
+    flow, duals = range(rows.FLOW, rows.FLOW + 2), range(rows.DUAL_X, rows.STEP)
+    rows.resize(state, finer, np.array([*flow, *duals, *range(rows.DATA, rows.DATA + channels)]))
+    number = finer.dtype.type
+    finer[:, rows.FLOW] *= number(size[1] / state.shape[2])
+    finer[:, rows.FLOW + 1] *= number(size[0] / state.shape[0])
     finer[:, rows.DUAL_X : rows.DUAL_X + 2, -1] = 0
     finer[-1, rows.DUAL_Y : rows.DUAL_Y + 2] = 0
     return finer
-
-
-def _limited(state: np.ndarray, start: np.ndarray) -> np.ndarray:
-    """(2, H, W): the flow after a solution that began at `start`, which it leaves by `UPDATE_PX` at most."""
-    change = state[:, rows.FLOW : rows.FLOW + 2] - start
-    return np.ascontiguousarray((start + np.clip(change, -_UPDATE_PX, _UPDATE_PX)).transpose(1, 0, 2))
-
-
-def _median(flow: np.ndarray) -> np.ndarray:
-    return np.stack([cv2.medianBlur(component, 3) for component in flow])

@@ -12,8 +12,19 @@ from pipeline.flow.compiled import compiled
 
 _f = np.float32
 # fields, two each for x and y; from DATA on, five groups of one field a channel: the dual variable, then these
-FLOW, AHEAD, DUAL_X, DUAL_Y, STEP, WEIGHT, DATA = 0, 2, 4, 6, 8, 10, 11
+FLOW, AHEAD, DUAL_X, DUAL_Y, STEP, DATA = 0, 2, 4, 6, 8, 10
 SLOPE_X, SLOPE_Y, CONSTANT, DATA_STEP, GROUPS = 1, 2, 3, 4, 5
+
+
+@compiled
+def _landing(start, motion, last):
+    """Where a point lands along one axis; see `warp._landing`."""
+    whole = np.floor(motion)
+    before, fraction = start + int(whole), motion - whole
+    outside = max(-before - fraction, _f(0)) + max(before - last + fraction, _f(0))
+    if before < 0 or before >= last:
+        fraction *= _f(0)
+    return min(max(before, 0), last), fraction, outside
 
 
 @compiled
@@ -24,11 +35,9 @@ def warp(moving, state, warped, inside):
     for v in range(height):
         flow_x, flow_y = state[v, FLOW], state[v, FLOW + 1]
         for u in range(width):
-            to_x, to_y = u + flow_x[u], v + flow_y[u]
-            x, y = min(max(to_x, zero), _f(width - 1)), min(max(to_y, zero), _f(height - 1))
-            inside[v, u] = max(one - abs(to_x - x) - abs(to_y - y), zero)
-            left, top = int(x), int(y)
-            t, s = x - _f(left), y - _f(top)
+            left, t, out_x = _landing(u, flow_x[u], width - 1)
+            top, s, out_y = _landing(v, flow_y[u], height - 1)
+            inside[v, u] = max(one - out_x - out_y, zero)
             a0, a1 = t * (t * (one - half * t) - half), t * t * (_f(1.5) * t - _f(2.5)) + one
             a2, a3 = t * (t * (_f(2) - _f(1.5) * t) + half), t * t * (half * t - half)
             b0, b1 = s * (s * (one - half * s) - half), s * s * (_f(1.5) * s - _f(2.5)) + one
@@ -45,11 +54,11 @@ def warp(moving, state, warped, inside):
 
 
 @compiled
-def linearise(warped, still, inside, state, derivative, balance, flat):
+def linearise(warped, still, inside, state, derivative, flat, per_slope):
     """Slopes, constant and steps of the data term around the present flow, into the state."""
     channels, height, width = warped.shape
     half, one = _f(0.5), _f(1)
-    line = np.empty(width + 4, np.float32)
+    line = np.empty(width + 4, warped.dtype)
     for y in range(height):
         row = state[y]
         step_x, step_y = row[STEP], row[STEP + 1]
@@ -74,46 +83,48 @@ def linearise(warped, still, inside, state, derivative, balance, flat):
                 outer, inner = line[x + 4] - line[x], line[x + 3] - line[x + 1]
                 slope_x[x] = half * within[x] * (derivative[4] * outer + derivative[3] * inner)
             for x in range(width):
-                constant[x] = (
-                    warped[c, y, x] - still[c, y, x] - slope_x[x] * row[FLOW, x] - slope_y[x] * row[FLOW + 1, x]
-                )
-                step[x] = balance / (abs(slope_x[x]) + abs(slope_y[x]) + flat)
-                step_x[x] += abs(slope_x[x])
-                step_y[x] += abs(slope_y[x])
+                a, b = slope_x[x] * per_slope, slope_y[x] * per_slope
+                share = one / np.sqrt(one + (a * a + b * b))
+                a, b = slope_x[x] * share, slope_y[x] * share
+                slope_x[x], slope_y[x] = a, b
+                constant[x] = (warped[c, y, x] - still[c, y, x]) * share - a * row[FLOW, x] - b * row[FLOW + 1, x]
+                step[x] = one / (abs(a) + abs(b) + flat)
+                step_x[x] += abs(a)
+                step_y[x] += abs(b)
         for x in range(width):
-            step_x[x] = one / (balance * step_x[x])
-            step_y[x] = one / (balance * step_y[x])
+            step_x[x] = one / step_x[x]
+            step_y[x] = one / step_y[x]
             row[AHEAD, x] = row[FLOW, x]
             row[AHEAD + 1, x] = row[FLOW + 1, x]
 
 
 @compiled
-def solve(state, box, iterations, balance):
+def solve(state, box, iterations):
     """All primal-dual iterations of a warping in one sweep over the rows."""
     height = state.shape[0]
     for time in range(height + iterations - 1):
         for k in range(max(0, time - height + 1), min(iterations, time + 1)):
             y = time - k  # of iteration k - 1, row y + 1 was done just now, and it will touch neither y nor y - 1 again
-            _dual_row(state, y, balance)
+            _dual_row(state, y)
             _data_row(state[y], box)
             _primal_row(state, y, len(box))
 
 
 @compiled
-def _dual_row(state, y, balance):
-    """Ascend in the dual of the total variation, and shrink it to the length `weight`."""
+def _dual_row(state, y):
+    """Ascend in the dual of the total variation, and shrink it to the unit ball."""
     row = state[y]
     below = state[min(y + 1, state.shape[0] - 1)]
     u, v, u_below, v_below = row[AHEAD], row[AHEAD + 1], below[AHEAD], below[AHEAD + 1]
-    ux, vx, uy, vy, weight = row[DUAL_X], row[DUAL_X + 1], row[DUAL_Y], row[DUAL_Y + 1], row[WEIGHT]
-    rate, last = _f(0.5) * balance, len(u) - 1
+    ux, vx, uy, vy = row[DUAL_X], row[DUAL_X + 1], row[DUAL_Y], row[DUAL_Y + 1]
+    rate, one, last = _f(0.5), _f(1), len(u) - 1
     for x in range(last):
         a, b = ux[x] + rate * (u[x + 1] - u[x]), uy[x] + rate * (u_below[x] - u[x])
         c, d = vx[x] + rate * (v[x + 1] - v[x]), vy[x] + rate * (v_below[x] - v[x])
-        shrink = weight[x] / max(weight[x], np.sqrt(a * a + b * b + c * c + d * d))
+        shrink = one / np.sqrt(max(one, a * a + b * b + c * c + d * d))
         ux[x], uy[x], vx[x], vy[x] = a * shrink, b * shrink, c * shrink, d * shrink
     b, d = uy[last] + rate * (u_below[last] - u[last]), vy[last] + rate * (v_below[last] - v[last])
-    shrink = weight[last] / max(weight[last], np.sqrt(b * b + d * d))
+    shrink = one / np.sqrt(max(one, b * b + d * d))
     uy[last], vy[last] = b * shrink, d * shrink
 
 
@@ -155,3 +166,59 @@ def _primal_row(state, y, channels):
             moved = flow[x] + step[x] * ahead[x]
             ahead[x] = moved + moved - flow[x]
             flow[x] = moved
+
+
+@compiled
+def limit(state, start, most):
+    """Bring the flow back to no more than `most` from where it started (H, 2, W)."""
+    for y in range(state.shape[0]):
+        for component in range(2):
+            flow, begun = state[y, FLOW + component], start[y, component]
+            for x in range(len(flow)):
+                flow[x] = begun[x] + min(max(flow[x] - begun[x], -most), most)
+
+
+@compiled
+def trust(state, box, per_cost, floor, trusted):
+    """How much the flow at each pixel is to be believed, into (H, W); see `tvl1_torch._trust`."""
+    channels, one = len(box), _f(1)
+    for y in range(state.shape[0]):
+        row, cost = state[y], trusted[y]
+        u, v = row[FLOW], row[FLOW + 1]
+        cost[:] = 0
+        for c in range(channels):
+            slope_x, slope_y = row[DATA + SLOPE_X * channels + c], row[DATA + SLOPE_Y * channels + c]
+            constant, weight = row[DATA + CONSTANT * channels + c], box[c] * per_cost
+            for x in range(len(u)):
+                cost[x] += weight * abs(constant[x] + slope_x[x] * u[x] + slope_y[x] * v[x])
+        for x in range(len(u)):
+            cost[x] = floor + (one - floor) / (one + cost[x] * cost[x])
+
+
+@compiled
+def resize(source, resized, fields):
+    """Bilinear, the grids aligned at the outer edges of their pixels, of some fields of (H, fields, W); `warp.resize`.
+
+    Where a pixel lies in the source is a fraction of whole numbers, so that it is exact wherever that is.
+    """
+    size, to_size = source.shape[2], resized.shape[2]
+    left, right, share = np.empty(to_size, np.int64), np.empty(to_size, np.int64), np.empty(to_size, source.dtype)
+    for x in range(to_size):
+        left[x], right[x], share[x] = _between(x, size, to_size)
+    line = np.empty(size, source.dtype)
+    for y in range(resized.shape[0]):
+        top, bottom, down = _between(y, source.shape[0], resized.shape[0])
+        for field in fields:
+            upper, lower, row = source[top, field], source[bottom, field], resized[y, field]
+            for x in range(size):
+                line[x] = upper[x] + down * (lower[x] - upper[x])
+            for x in range(to_size):
+                row[x] = line[left[x]] + share[x] * (line[right[x]] - line[left[x]])
+
+
+@compiled
+def _between(to, size, to_size):
+    """The pixels of the source before and after a pixel of the resized image, and how far it is from the first."""
+    position = max((2 * to + 1) * size - to_size, 0)
+    before = position // (2 * to_size)
+    return before, min(before + 1, size - 1), (position - before * 2 * to_size) / (2 * to_size)

@@ -11,7 +11,17 @@ from torch import Tensor
 
 from pipeline.flow import warp
 from pipeline.flow.filters import pyramid_sizes
-from pipeline.flow.tvl1_model import BALANCE, FLAT, MIN_SIDE_PX, PRESMOOTH_PX, STEEPNESS, UPDATE_PX, box_of
+from pipeline.flow.tvl1_model import (
+    DOUBT,
+    FLAT,
+    MIN_SIDE_PX,
+    PRESMOOTH_PX,
+    SATURATION,
+    TRUST_FLOOR,
+    UPDATE_PX,
+    box_of,
+    is_precise,
+)
 from pipeline.specs import FlowSpec
 
 
@@ -20,19 +30,23 @@ def flow_between(first: Tensor, second: Tensor, spec: FlowSpec) -> Tensor:
     """Flow of each pair, coarse to fine.
 
     Args:
-        first, second: (N, 1, H, W) floating point, gray values 0 to 255.
+        first, second: (N, 1, H, W) floating point, gray values 0 to 255. The pyramids and their coarse levels are
+            computed in float64 whatever the type.
         spec: the `tvl1_*` settings.
 
     Returns:
         (N, 2, H, W) of the same type, pixels.
     """
-    first, second = (warp.blur(images, sigma_px=PRESMOOTH_PX) for images in (first, second))
+    wanted = first.dtype
+    first, second = (warp.blur(images.double(), sigma_px=PRESMOOTH_PX) for images in (first, second))
     sizes = pyramid_sizes(*first.shape[-2:], step=spec.tvl1_scale_step, min_side=MIN_SIDE_PX)
     levels = list(zip(warp.pyramid(first, sizes), warp.pyramid(second, sizes), strict=True))
     state = _State.zero(first.new_zeros(len(first), 2, *sizes[-1]), len(box_of(spec)))
-    for level_first, level_second in reversed(levels):
-        state = state.resized(level_first.shape[-2:])
-        _improve(state, level_first, level_second, spec)
+    for number, size in reversed(list(enumerate(sizes))):
+        precision = torch.float64 if is_precise(size, sizes[0]) else wanted
+        state = state.resized(size).to(precision)
+        images = (level.to(precision) for level in levels[number])
+        _improve(state, *images, spec, scale=spec.tvl1_scale_step**number)
     return state.flow
 
 
@@ -59,22 +73,29 @@ class _State:
         dual_x[..., -1], dual_y[..., -1, :] = 0, 0
         return _State(warp.resize_flow(self.flow, size), dual_x, dual_y, data)
 
+    def to(self, precision: torch.dtype) -> _State:
+        """The state in this type."""
+        return _State(*(field.to(precision) for field in (self.flow, self.dual_x, self.dual_y, self.dual_data)))
 
-def _improve(state: _State, first: Tensor, second: Tensor, spec: FlowSpec) -> None:
-    """Improve the flow at one size: warp, solve, filter, several times."""
+
+def _improve(state: _State, first: Tensor, second: Tensor, spec: FlowSpec, *, scale: float) -> None:
+    """Improve the flow at one size, `scale` times the full one: warp, solve, filter, several times."""
     still, moving = _channels(first, spec), _channels(second, spec)
     still_x, still_y = warp.gradient(still)
-    steep_x, steep_y = warp.gradient(first)
-    weight = 1 / (1 + STEEPNESS * (steep_x.square() + steep_y.square()).sqrt())
     for turn in range(spec.tvl1_warps):
         warped, inside = warp.warp(moving, state.flow)
         slope_x, slope_y = warp.gradient(warped)
         slope_x = slope_x.add_(still_x).mul_(0.5).mul_(inside)
         slope_y = slope_y.add_(still_y).mul_(0.5).mul_(inside)
-        constant = warped.sub_(still).sub_(slope_x * state.flow[:, :1]).sub_(slope_y * state.flow[:, 1:])
-        _solve(state, slope_x, slope_y, constant, weight, spec)
-        last = turn == spec.tvl1_warps - 1
-        state.flow = warp.weighted_median(state.flow, first) if last else warp.median3(state.flow)
+        share = 1 / (1 + (slope_x.square() + slope_y.square()) / SATURATION**2).sqrt()
+        slope_x, slope_y = slope_x.mul_(share), slope_y.mul_(share)
+        constant = (warped - still) * share - slope_x * state.flow[:, :1] - slope_y * state.flow[:, 1:]
+        _solve(state, slope_x, slope_y, constant, spec)
+        if turn < spec.tvl1_warps - 1:
+            state.flow = warp.median3(state.flow)
+        else:
+            trust = _trust(state.flow, slope_x, slope_y, constant, spec)
+            state.flow = warp.weighted_median(state.flow, first, trust, scale=scale)
 
 
 def _channels(images: Tensor, spec: FlowSpec) -> Tensor:
@@ -83,21 +104,21 @@ def _channels(images: Tensor, spec: FlowSpec) -> Tensor:
     return torch.cat([*parts, images] if spec.tvl1_brightness_weight else parts, 1)
 
 
-def _solve(state: _State, slope_x: Tensor, slope_y: Tensor, constant: Tensor, weight: Tensor, spec: FlowSpec) -> None:
+def _solve(state: _State, slope_x: Tensor, slope_y: Tensor, constant: Tensor, spec: FlowSpec) -> None:
     """Primal-dual iterations on the convex problem of one warping (Chambolle and Pock 2011, algorithm 1)."""
-    box = constant.new_tensor(box_of(spec)).view(1, -1, 1, 1)
+    box = _box(constant, spec)
     steep_x, steep_y = slope_x.abs(), slope_y.abs()
-    step_data = BALANCE / (steep_x + steep_y + FLAT)
-    step = torch.cat([1 / (BALANCE * (4 + steep.sum(1, keepdim=True))) for steep in (steep_x, steep_y)], 1)
+    step_data = 1 / (steep_x + steep_y + FLAT)
+    step = torch.cat([1 / (4 + steep.sum(1, keepdim=True)) for steep in (steep_x, steep_y)], 1)
     flow, ahead = state.flow, state.flow
     along_x, along_y = torch.zeros_like(flow), torch.zeros_like(flow)
     for _ in range(spec.tvl1_iterations):
         torch.sub(ahead[..., 1:], ahead[..., :-1], out=along_x[..., :-1])
         torch.sub(ahead[..., 1:, :], ahead[..., :-1, :], out=along_y[..., :-1, :])
-        state.dual_x.add_(along_x, alpha=BALANCE / 2)
-        state.dual_y.add_(along_y, alpha=BALANCE / 2)
+        state.dual_x.add_(along_x, alpha=0.5)
+        state.dual_y.add_(along_y, alpha=0.5)
         length = (state.dual_x.square() + state.dual_y.square()).sum(1, keepdim=True).sqrt_()
-        shrink = weight / torch.maximum(weight, length)
+        shrink = 1 / length.clamp_(min=1)
         state.dual_x.mul_(shrink)
         state.dual_y.mul_(shrink)
 
@@ -114,3 +135,14 @@ def _solve(state: _State, slope_x: Tensor, slope_y: Tensor, constant: Tensor, we
         before, flow = flow, flow + step * descent
         ahead = 2 * flow - before
     state.flow = state.flow + (flow - state.flow).clamp_(-UPDATE_PX, UPDATE_PX)
+
+
+def _trust(flow: Tensor, slope_x: Tensor, slope_y: Tensor, constant: Tensor, spec: FlowSpec) -> Tensor:
+    """(N, 1, H, W) in (0, 1]: little where a flow leaves much of the data term, as where its point is covered."""
+    residual = constant + slope_x * flow[:, :1] + slope_y * flow[:, 1:]
+    cost = (residual.abs() * _box(constant, spec)).sum(1, keepdim=True)
+    return TRUST_FLOOR + (1 - TRUST_FLOOR) / (1 + (cost / DOUBT).square())
+
+
+def _box(like: Tensor, spec: FlowSpec) -> Tensor:
+    return like.new_tensor(box_of(spec)).view(1, -1, 1, 1)

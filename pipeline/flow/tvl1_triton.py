@@ -19,11 +19,11 @@ from torch import Tensor
 
 from pipeline.flow import image_kernels
 from pipeline.flow import tvl1_kernels as kernels
-from pipeline.flow.filters import MEDIAN_TAPS, gaussian_taps, pyramid_sizes, shrinking_sigma_px
-from pipeline.flow.tvl1_model import MIN_SIDE_PX, PRESMOOTH_PX
+from pipeline.flow.filters import MEDIAN_FACTORS, gaussian_taps, median_offsets, pyramid_sizes, shrinking_sigma_px
+from pipeline.flow.tvl1_model import MIN_SIDE_PX, PRESMOOTH_PX, is_precise
 from pipeline.specs import FlowSpec
 
-# pixels that one program computes, one a thread; the median of 21 needs the registers of many threads
+# pixels that one program computes, one a thread; the median of 23 needs the registers of many threads
 TILE = {"ROWS": 8, "COLUMNS": 64, "num_warps": 16}
 MEDIAN_TILE = {"ROWS": 2, "COLUMNS": 64, "num_warps": 4}
 
@@ -44,9 +44,10 @@ def flow_between(first: Tensor, second: Tensor, spec: FlowSpec) -> Tensor:
     with torch.cuda.device_of(first):  # kernels are launched on the current device
         levels = _pyramid(torch.cat([first, second]), sizes)
         state = _State.zero(count, sizes[-1], spec, first.device)
-        for images in reversed(levels):
-            state = state.resized(images.shape[-2:])
-            _improve(state, images, spec)
+        for number, size in reversed(list(enumerate(sizes))):
+            precision = torch.float64 if is_precise(size, sizes[0]) else torch.float32
+            state = state.resized(size).to(precision)
+            _improve(state, levels[number].to(precision), spec, scale=spec.tvl1_scale_step**number)
     return state.flow
 
 
@@ -61,16 +62,20 @@ class _State:
 
     @classmethod
     def zero(cls, count: int, size: tuple[int, int], spec: FlowSpec, device: torch.device) -> _State:
-        return cls(*(torch.zeros(count, planes, *size, device=device) for planes in (2, 4, _channels(spec))))
+        planes = 2, 4, _channels(spec)
+        return cls(*(torch.zeros(count, n, *size, dtype=torch.float64, device=device) for n in planes))
 
     def resized(self, size: tuple[int, int]) -> _State:
         """The state on a finer grid; see `tvl1_torch`."""
         if self.flow.shape[-2:] == size:
             return self
-        scales = (to / of for to, of in zip(size[::-1], self.flow.shape[:1:-1], strict=True))
-        flow, duals, data = _resize(self.flow, size, *scales), _resize(self.duals, size), _resize(self.data, size)
+        flow, duals, data = _resize(self.flow, size, FLOW=True), _resize(self.duals, size), _resize(self.data, size)
         duals[:, :2, :, -1], duals[:, 2:, -1] = 0, 0
         return _State(flow, duals, data)
+
+    def to(self, precision: torch.dtype) -> _State:
+        """The state in this type."""
+        return _State(*(field.to(precision) for field in (self.flow, self.duals, self.data)))
 
 
 def _channels(spec: FlowSpec) -> int:
@@ -78,7 +83,7 @@ def _channels(spec: FlowSpec) -> int:
 
 
 def _pyramid(images: Tensor, sizes: list[tuple[int, int]]) -> list[Tensor]:
-    """(M, H, W) uint8 -> (M, 1, height, width) float32 at every size, finest first; see `warp.pyramid`."""
+    """(M, H, W) uint8 -> (M, 1, height, width) float64 at every size, finest first; see `warp.pyramid`."""
     levels = [_blur(images.unsqueeze(1), PRESMOOTH_PX)]
     for finer, size in pairwise(sizes):
         levels.append(_resize(_blur(levels[-1], shrinking_sigma_px(finer, size)), size))
@@ -86,51 +91,57 @@ def _pyramid(images: Tensor, sizes: list[tuple[int, int]]) -> list[Tensor]:
 
 
 def _blur(images: Tensor, sigma_px: float) -> Tensor:
+    taps = gaussian_taps(sigma_px)
+    weights = torch.tensor(taps, dtype=torch.float64, device=images.device)
     for along_x in (True, False):
-        source, images = images.contiguous(), torch.empty_like(images, dtype=torch.float32)
-        taps = gaussian_taps(sigma_px)
-        rate, middle = (-0.5 / sigma_px**2, taps[len(taps) // 2]) if sigma_px > 0 else (0.0, 1.0)
-        _launch(image_kernels.blur, images, source, images, rate, middle, RADIUS=len(taps) // 2, ALONG_X=along_x)
+        source, images = images.contiguous(), torch.empty_like(images, dtype=torch.float64)
+        _launch(image_kernels.blur, images, source, images, weights, RADIUS=len(taps) // 2, ALONG_X=along_x)
     return images
 
 
-def _resize(images: Tensor, size: tuple[int, int], scale_x: float = 1.0, scale_y: float = 1.0) -> Tensor:
-    """(M, planes, H, W) at another size; even planes times `scale_x`, odd ones times `scale_y`."""
+def _resize(images: Tensor, size: tuple[int, int], *, FLOW: bool = False) -> Tensor:
+    """(M, planes, H, W) at another size; the vectors of a flow, whose planes are x and y, grow with the grid."""
     resized = images.new_empty(*images.shape[:2], *size)
-    _launch(image_kernels.resize, resized.view(-1, 1, *size), images, resized, scale_x, scale_y, *images.shape[-2:])
+    _launch(image_kernels.resize, resized.view(-1, 1, *size), images, resized, *images.shape[-2:], FLOW=FLOW)
     return resized
 
 
-def _improve(state: _State, images: Tensor, spec: FlowSpec) -> None:
+def _improve(state: _State, images: Tensor, spec: FlowSpec, *, scale: float) -> None:
     """Improve the flow at one size, warp, solve, filter, several times; images are the first, then the second ones."""
     count, channels = len(state.flow), _channels(spec)
-    terms = {"GRADIENT": spec.tvl1_gradient_weight > 0, "BRIGHTNESS": spec.tvl1_brightness_weight > 0}
-    compared, weight = images.new_empty(2 * count, channels, *images.shape[-2:]), torch.empty_like(images)
-    _launch(kernels.describe, images, images, compared, weight, **terms)
+    terms = {"GRADIENT": spec.tvl1_gradient_weight, "BRIGHTNESS": spec.tvl1_brightness_weight}
+    compared = images.new_empty(2 * count, channels, *images.shape[-2:])
+    _launch(kernels.describe, images, images, compared, **terms)
     warped, inside = torch.empty_like(compared[:count]), torch.empty_like(images[:count])
     linear = images.new_empty(count, 3 * channels, *images.shape[-2:])
     for turn in range(spec.tvl1_warps):
         _launch(image_kernels.warp, inside, compared[count:], state.flow, warped, inside, CHANNELS=channels)
         _launch(kernels.linearise, inside, compared, warped, inside, state.flow, linear, CHANNELS=channels)
-        solved = _solve(state, linear, weight, spec, terms)
+        solved = _solve(state, linear, spec, terms)
         filtered = torch.empty_like(solved)
         if turn < spec.tvl1_warps - 1:
             _launch(kernels.median, inside, solved, state.flow, filtered)
         else:
-            _launch(kernels.weighted_median, inside, solved, state.flow, images, filtered, TAPS=MEDIAN_TAPS)
+            trusted, offsets = inside, _offsets(scale, images.device)
+            _launch(kernels.trust, trusted, solved, state.flow, linear, trusted, **terms)
+            fields = (solved, state.flow, images, trusted, filtered, offsets)
+            _launch(kernels.weighted_median, trusted, *fields, FACTORS=MEDIAN_FACTORS)
         state.flow = filtered
 
 
-def _solve(state: _State, linear: Tensor, weight: Tensor, spec: FlowSpec, terms: dict[str, bool]) -> Tensor:
+def _offsets(scale: float, device: torch.device) -> Tensor:
+    return torch.tensor(median_offsets(scale), dtype=torch.int32, device=device)
+
+
+def _solve(state: _State, linear: Tensor, spec: FlowSpec, terms: dict[str, float]) -> Tensor:
     """The flow after all primal-dual iterations of a warping, not yet limited to `UPDATE_PX`; the duals advance."""
     flow = before = state.flow
     spare = [torch.empty_like(flow) for _ in range(min(3, spec.tvl1_iterations))]
     duals, other = state.duals, torch.empty_like(state.duals)
-    bounds = spec.tvl1_gradient_weight, spec.tvl1_brightness_weight
     for k in range(spec.tvl1_iterations):
         after = spare[k % 3]
-        fields = (flow, before, after, duals, other, state.data, linear, weight)
-        _launch(kernels.iterate, weight[: len(flow)], *fields, *bounds, **terms)
+        fields = (flow, before, after, duals, other, state.data, linear)
+        _launch(kernels.iterate, linear[:, :1], *fields, **terms)
         before, flow = flow, after
         duals, other = other, duals
     state.duals = duals

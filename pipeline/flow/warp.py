@@ -14,11 +14,12 @@ from torch.nn import functional
 
 from pipeline.flow.filters import (
     DERIVATIVE,
+    MEDIAN_FACTORS,
     MEDIAN_FLOOR,
     MEDIAN_GRAY,
     MEDIAN_SPREAD,
-    MEDIAN_TAPS,
     gaussian_taps,
+    median_offsets,
     shrinking_sigma_px,
 )
 
@@ -69,13 +70,10 @@ def warp(images: Tensor, flow: Tensor) -> tuple[Tensor, Tensor]:
     Source: R. Keys, Cubic convolution interpolation for digital image processing, IEEE ASSP 29(6), 1981, a = -1/2.
     """
     count, channels, height, width = images.shape
-    x = flow[:, 0] + torch.arange(width, device=flow.device, dtype=flow.dtype)
-    y = flow[:, 1] + torch.arange(height, device=flow.device, dtype=flow.dtype).unsqueeze(1)
-    within_x, within_y = x.clamp(0, width - 1), y.clamp(0, height - 1)
-    inside = (1 - (x - within_x).abs() - (y - within_y).abs()).clamp_(min=0)
-    x, y = within_x, within_y
-    left, top = x.floor(), y.floor()
-    along_x, along_y = _cubic_taps(x.sub_(left)), _cubic_taps(y.sub_(top))
+    left, across, out_x = _landing(flow[:, 0], torch.arange(width, device=flow.device, dtype=flow.dtype))
+    top, down, out_y = _landing(flow[:, 1], torch.arange(height, device=flow.device, dtype=flow.dtype).unsqueeze(1))
+    inside = (1 - out_x - out_y).clamp_(min=0)
+    along_x, along_y = _cubic_taps(across), _cubic_taps(down)
 
     padded = functional.pad(images, (1, 2, 1, 2), mode="replicate").flatten(2)
     stride, last = width + 3, (width + 3) * 3 + 3
@@ -129,26 +127,30 @@ def median3(images: Tensor) -> Tensor:
     return _median_of_three(largest_low, middle, smallest_high)
 
 
-def weighted_median(flow: Tensor, image: Tensor) -> Tensor:
-    """Median of the flow around each pixel, where neighbours of a like gray value count more.
+def weighted_median(flow: Tensor, image: Tensor, trust: Tensor, *, scale: float) -> Tensor:
+    """Median of the flow around each pixel, where neighbours of a like gray value, and those that match, count more.
 
-    Motion has its edges where the image has: at an edge this takes the flow of the side that the pixel looks like. The
-    neighbours are `MEDIAN_TAPS`, 5 x 5 points 3 pixels apart without the corners, borders repeated. The weight of one
-    is its factor there times floor + (1 - floor) / (1 + (difference of gray values / MEDIAN_GRAY)^4). The result is the
-    mean of all quantiles closer than MEDIAN_SPREAD to one half. So it follows its input continuously, where the median
-    itself jumps when weights pass one half, and no rounding is amplified: it never differs by more than the flow does.
+    Motion has its edges where the image has: at an edge this takes the flow of the side that the pixel looks like; and
+    where a pixel is covered in the second image, that of the neighbours that are not. The neighbours are
+    `median_offsets(scale)`, borders repeated. The weight of one is its factor there times its trust times
+    floor + (1 - floor) / (1 + (difference of gray values / MEDIAN_GRAY)^4). The result is the mean of all quantiles
+    closer than MEDIAN_SPREAD to one half. So it follows its input continuously, where the median itself jumps when
+    weights pass one half, and no rounding is amplified: it never differs by more than the flow does.
 
     Args:
         flow: (N, 2, H, W) float.
         image: (N, 1, H, W) float, gray values 0 to 255.
+        trust: (N, 1, H, W) float, above 0: how much the flow at each pixel is to be believed.
+        scale: of this level of the pyramid, 1 at full size.
 
     Returns:
         (N, 2, H, W) of the same type.
 
     Source: Sun, Roth, Black, Secrets of optical flow estimation and their principles, CVPR 2010 (there in a dense
-    window of 15 x 15; the sparse one is ours, nearly as wide at a tenth of the cost).
+    window of 15 x 15, and with occlusion in the place of trust; the sparse rings are ours, as wide at a tenth of the
+    cost).
     """
-    values, weights = _neighbours(flow, image)
+    values, weights = _neighbours(flow, image, trust, scale)
     below = [torch.zeros_like(flow) for _ in values]
     for later in range(len(values)):
         for earlier in range(later):  # of equal values the earlier one counts as below
@@ -163,22 +165,40 @@ def weighted_median(flow: Tensor, image: Tensor) -> Tensor:
     return mean / (high - low)
 
 
-def _neighbours(flow: Tensor, image: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+def _neighbours(flow: Tensor, image: Tensor, trust: Tensor, scale: float) -> tuple[list[Tensor], list[Tensor]]:
     """Flow and weight of each neighbour in the weighted median."""
     height, width = flow.shape[-2:]
-    reach = max(dx for dx, _, _ in MEDIAN_TAPS)
-    around, gray = (functional.pad(field, (reach,) * 4, mode="replicate") for field in (flow, image))
+    offsets = median_offsets(scale)
+    reach = max(abs(along) for offset in offsets for along in offset)
+    around, gray, trusted = (functional.pad(field, (reach,) * 4, mode="replicate") for field in (flow, image, trust))
     values, weights = [], []
-    for dx, dy, factor in MEDIAN_TAPS:
+    for (dx, dy), factor in zip(offsets, MEDIAN_FACTORS, strict=True):
         there = (..., slice(reach + dy, reach + dy + height), slice(reach + dx, reach + dx + width))
         likeness = 1 / (1 + ((gray[there] - image) / MEDIAN_GRAY).square().square())
         values.append(around[there])
-        weights.append(factor * (MEDIAN_FLOOR + (1 - MEDIAN_FLOOR) * likeness))
+        weights.append(factor * trusted[there] * (MEDIAN_FLOOR + (1 - MEDIAN_FLOOR) * likeness))
     return values, weights
 
 
 def _median_of_three(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
     return torch.maximum(torch.minimum(a, b), torch.minimum(torch.maximum(a, b), c))
+
+
+def _landing(motion: Tensor, start: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Where points land along one axis: the pixel before, how far beyond it in [0, 1], how far outside the image.
+
+    Args:
+        motion: (N, H, W) float, pixels.
+        start: the pixels 0 ... size - 1, in a shape that broadcasts.
+
+    The fraction is taken from the motion alone. That of start + motion would lose as many bits of it as the start has:
+    at pixel 500 float32 rounds to 3e-5 px, which a hard match amplifies a thousandfold.
+    """
+    last, whole = start.numel() - 1, motion.floor()
+    fraction, before = motion - whole, start + whole
+    outside = (-before - fraction).clamp_(min=0) + (before - last + fraction).clamp_(min=0)
+    fraction.masked_fill_((before < 0) | (before >= last), 0)
+    return before.clamp_(0, last), fraction, outside
 
 
 def _cubic_taps(t: Tensor) -> list[Tensor]:
