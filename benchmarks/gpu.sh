@@ -1,11 +1,36 @@
 #!/usr/bin/env bash
-# All that a machine with a GPU can show in one go: the CUDA tests, TV-L1's rates, kernels and tiles, the doctor's report.
-# Needs torch, torchvision, h5py, OpenCV and pytest; neither luigi nor dask nor OpenCV's contrib modules, and no install.
-# Each step has its own time limit, and one that fails does not stop the next; the status is 1 if any failed.
+# All that a machine with a GPU can show, in groups of steps, the most important first:
+#
+#     benchmarks/gpu.sh                  # everything
+#     benchmarks/gpu.sh flow streams     # some groups
+#
+#     flow      TV-L1: its CUDA tests, its rates by batch, the Flow stage end to end against the flow alone
+#     streams   training and what it waits for, the loader with 16 processes and nvJPEG, the streams' CUDA tests
+#     methods   error and speed of our own methods and torchvision's, the doctor's report
+#     tests     the other CUDA tests
+#     kernels   TV-L1: time by kernel, a sweep of tiles
+#
+# Needs torch, torchvision, h5py, OpenCV and pytest; neither luigi nor dask nor OpenCV's contrib modules, no install.
+# RAFT is left out where its weights are not (the step says where they belong).
+# Each step has its own time limit (those of a group add up to ten minutes at most), and one that fails does not stop
+# the next; the status is 1 if any failed. PYTHON names another interpreter. With FAIL_WITHOUT_CUDA set but empty,
+# tests skip without a GPU instead of failing.
 set -uo pipefail
 cd "$(dirname "$0")/.."
-export PYTHONPATH=$PWD FAIL_WITHOUT_CUDA=1
+export PYTHONPATH=$PWD FAIL_WITHOUT_CUDA=${FAIL_WITHOUT_CUDA-1}
+groups="flow streams methods tests kernels"
+wanted=" ${*:-$groups} "
+for name in $wanted; do
+    [[ " $groups " == *" $name "* ]] || {
+        printf 'there is no group %s; there are: %s\n' "$name" "$groups" >&2
+        exit 2
+    }
+done
 failed=()
+
+group() { # name: whether it is wanted
+    [[ $wanted == *" $1 "* ]]
+}
 
 step() { # name, seconds, command...
     local name=$1 limit=$2
@@ -18,15 +43,33 @@ step() { # name, seconds, command...
 }
 
 python=${PYTHON:-python3}
-step "device" 60 "$python" -c 'import torch, triton; print(torch.cuda.get_device_name(), torch.__version__, triton.__version__)'
-step "tests of TV-L1" 300 "$python" -m pytest -m needs_cuda tests/test_tvl1_triton.py
-step "rates of TV-L1" 180 "$python" benchmarks/tvl1_gpu.py rates
-step "kernels of TV-L1" 120 "$python" benchmarks/tvl1_gpu.py profile
-step "other tests of flow" 400 "$python" -m pytest -m needs_cuda tests/test_flow*.py tests/test_brox.py
-step "tests of the streams" 300 "$python" -m pytest -m needs_cuda tests/test_quantize.py tests/test_inputs.py tests/test_training.py
-step "tests of the stages" 300 "$python" -m pytest -m needs_cuda tests/test_jobs.py tests/test_benchmark_flow.py
-step "doctor" 240 "$python" -m pipeline doctor
-step "tiles of TV-L1" 240 "$python" benchmarks/tvl1_gpu.py tiles
+cuda_tests=("$python" -m pytest -m needs_cuda)
+versions='import torch, triton; print(torch.cuda.get_device_name(), torch.__version__, triton.__version__)'
+step "device" 60 "$python" -c "$versions"
+if group flow; then
+    step "tests of TV-L1" 240 "${cuda_tests[@]}" tests/test_tvl1_triton.py
+    step "rates of TV-L1" 120 "$python" benchmarks/tvl1_gpu.py rates
+    step "flow stage" 180 "$python" benchmarks/flow_stage.py
+fi
+if group streams; then
+    step "training" 200 "$python" benchmarks/training.py --stream temporal --network cnn_m_2048 --batch 256
+    # so many items that 16 processes are at work for seconds, not only at their start
+    step "loader" 200 "$python" benchmarks/loader.py --workers 16 --items 8192 --rounds 3
+    step "tests of the streams" 140 "${cuda_tests[@]}" tests/test_{quantize,inputs,training,together}.py
+fi
+if group methods; then
+    methods=(tvl1 brox raft_small raft_large)
+    step "flow methods" 300 "$python" benchmarks/flow.py --methods "${methods[@]}" --devices cuda --threads 8
+    step "doctor" 240 "$python" -m pipeline doctor
+fi
+if group tests; then
+    step "other tests of flow" 300 "${cuda_tests[@]}" tests/test_flow*.py tests/test_brox.py
+    step "tests of the stages" 240 "${cuda_tests[@]}" tests/test_jobs.py tests/test_benchmark_flow.py
+fi
+if group kernels; then
+    step "kernels of TV-L1" 120 "$python" benchmarks/tvl1_gpu.py profile
+    step "tiles of TV-L1" 240 "$python" benchmarks/tvl1_gpu.py tiles
+fi
 
 if ((${#failed[@]})); then
     printf '\nfailed:\n'

@@ -1,6 +1,6 @@
 """Random temporal inputs a second: from a flow store, and from a folder of JPEG files with the usual reader.
 
-    python benchmarks/loader.py                       # a synthetic store of 340 x 256 that it writes itself
+    python benchmarks/loader.py                       # a synthetic store of 340 x 256 that it writes itself, and files
     python benchmarks/loader.py --store data/artifacts/ucf101/flow/DIGEST --workers 16
 
 Both read the same JPEG bytes, with the same number of processes, in turn; items are stacks of L = 10, 224 x 224,
@@ -8,6 +8,8 @@ cropped and mirrored at random. The usual reader is a torch Dataset that reads 2
 mirrors in bytes, and normalises in numpy. Ours subtracts mean flow as well. It is counted twice: as batches of views,
 whose arithmetic is left to the device, and as inputs, with that arithmetic done on the CPU, in the first process.
 Without processes ours makes the next batch in a thread: pin both to one core (taskset -c 0) to compare.
+What it writes has clips of UCF-101's mean length, eight a shard as [frames] shard_clips, so that the numbers of files
+compare as they do there; that takes a minute. On a machine with CUDA it ends with the same planes decoded by nvJPEG.
 """
 
 from __future__ import annotations
@@ -21,8 +23,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
+import torchvision
 from common import show, spread
 from torch.utils.data import DataLoader, Dataset
+from torchvision.io import ImageReadMode
 
 from pipeline import jpeg, quantize, store
 from pipeline.catalog import Clip
@@ -31,15 +35,17 @@ from pipeline.inputs import to_inputs
 from pipeline.specs import StackSpec, StreamSpec
 
 LENGTH, SIDE, BOUND_PX = 10, 224, 20.0
+CLIPS, FIELDS, CLIPS_A_SHARD = 64, 185, 8  # written by default; a clip of UCF-101 has 186 frames in the mean
+ITEMS_A_PROCESS = 160  # in a round; with fewer, loading processes would have read all before the clock starts
 
 
 def write_store(folder: Path, *, clips: int, fields: int, quality: int) -> None:
     """A flow store of smooth motions, 340 x 256, eight clips a shard."""
     rng, records = np.random.default_rng(0), []
-    for first in range(0, clips, 8):
-        name = f"shard-{first // 8}"
+    for first in range(0, clips, CLIPS_A_SHARD):
+        name = f"shard-{first // CLIPS_A_SHARD}"
         with store.ShardWriter(folder / "shards" / f"{name}.h5", "flow", {"digest": "d"}) as shard:
-            for number in range(first, min(first + 8, clips)):
+            for number in range(first, min(first + CLIPS_A_SHARD, clips)):
                 writer = shard.clip(f"clip{number:04}")
                 for plane in _planes(rng, fields):
                     writer.append(jpeg.encode(plane, quality=quality))
@@ -57,8 +63,8 @@ def _planes(rng: np.random.Generator, fields: int):
     )
     texture *= 4 / texture.std()
     for t in range(fields):
-        field = texture[t : t + 256].transpose(2, 0, 1) + rng.normal(0, 0.15, (2, 256, 340))
-        yield from quantize.to_bytes(field.astype(np.float32), bound_px=BOUND_PX)
+        noise = 0.15 * rng.standard_normal((2, 256, 340), np.float32)
+        yield from quantize.to_bytes(texture[t : t + 256].transpose(2, 0, 1) + noise, bound_px=BOUND_PX)
 
 
 def write_files(folder: Path, flow: store.Store, ids: list[str]) -> int:
@@ -137,17 +143,59 @@ def read_rates(flow: Path, files: Path, clips: list[Clip], arguments) -> dict[st
     }
 
 
+def some_planes(flow: store.Store, ids: list[str]) -> list[np.ndarray]:
+    """JPEG bytes of the 2L planes of one window of each clip."""
+    return [data.copy() for video_id in ids for data in flow[video_id].jpegs(0, 2 * LENGTH)]
+
+
+def by_torchvision(planes: list[np.ndarray], rounds: int, device: str = "cuda") -> dict:
+    """Planes a second of torchvision's decoder on a device (nvJPEG on "cuda") and of ours in one thread, in turn.
+
+    Returns:
+        "torchvision" and "ours", planes a second of every round, and "difference", the largest of a decoded byte.
+        What torchvision decodes stays on the device, where a training would want it; copying the bytes there counts.
+    """
+    given, found = [torch.from_numpy(data) for data in planes], {"torchvision": [], "ours": []}
+    theirs = torchvision.io.decode_jpeg(given, mode=ImageReadMode.GRAY, device=device)  # sets up the decoder
+    for _ in range(rounds):
+        begun = time.perf_counter()
+        theirs = torchvision.io.decode_jpeg(given, mode=ImageReadMode.GRAY, device=device)
+        if device != "cpu":
+            torch.cuda.synchronize(device)
+        decoded = time.perf_counter()
+        ours = [jpeg.decode(data, gray=True) for data in planes]
+        found["ours"].append(len(planes) / (time.perf_counter() - decoded))
+        found["torchvision"].append(len(planes) / (decoded - begun))
+    pairs = zip(theirs, ours, strict=True)
+    return {**found, "difference": max(int(np.abs(a[0].cpu().numpy() - b.astype(int)).max()) for a, b in pairs)}
+
+
+def report_nvjpeg(found: dict, planes: int, views: list[float], workers: int) -> None:
+    """Print and record whether nvJPEG pays: `views` are the items a second of the CPU loader in every round."""
+    loaded = [2 * LENGTH * rate for rate in views]
+    who = f"{workers} processes" if workers else "this process"
+    rows = [
+        (f"nvJPEG, batches of {planes} planes, planes/s", spread(found["torchvision"], 0)),
+        (f"store, views, {who}, planes/s", spread(loaded, 0)),
+        ("decoding as the store does, one thread, planes/s", spread(found["ours"], 0)),
+        ("nvJPEG / store, views", f"{statistics.median(found['torchvision']) / statistics.median(loaded):.2f}"),
+        ("largest difference of a decoded byte", str(found["difference"])),
+    ]
+    show("loader nvjpeg", rows, {**found, "planes": planes, "loader": loaded, "workers": workers})
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--store", type=Path, help="a flow store whose short side is 256; else one is written")
-    parser.add_argument("--clips", type=int, default=16, help="clips written, or taken from the store")
-    parser.add_argument("--fields", type=int, default=60)
+    parser.add_argument("--clips", type=int, default=CLIPS, help="clips written, or taken from the store")
+    parser.add_argument("--fields", type=int, default=FIELDS, help="of each clip that is written")
     parser.add_argument("--quality", type=int, default=95, help="JPEG quality of the store that is written")
     parser.add_argument("--workers", type=int, default=0, help="loading processes; 0: this one")
     parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--items", type=int, default=160, help="items in a round")
+    parser.add_argument("--items", type=int, help=f"items in a round; {ITEMS_A_PROCESS} for each process")
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
+    arguments.items = arguments.items or ITEMS_A_PROCESS * max(1, arguments.workers)
     cv2.setNumThreads(1)
     with tempfile.TemporaryDirectory() as scratch:
         folder = arguments.store or Path(scratch) / "store"
@@ -162,7 +210,11 @@ def main() -> None:
         shards = [flow.path, *(path for path in flow.shard_paths() if path.stem in names)]
         sizes = {"files": count, "hdf5_files": len(shards), "hdf5_bytes": sum(path.stat().st_size for path in shards)}
         sizes["jpeg_bytes"] = sum(flow[video_id].nbytes for video_id in ids)
+        planes = some_planes(flow, ids[: arguments.batch])
     report(rounds, sizes, arguments)
+    if torch.cuda.is_available():  # after the report: a torchvision without nvJPEG shall cost nothing but its own rows
+        found = by_torchvision(planes, arguments.rounds)
+        report_nvjpeg(found, len(planes), [one["views"] for one in rounds], arguments.workers)
 
 
 def report(rounds: list[dict], sizes: dict, arguments) -> None:
@@ -177,6 +229,7 @@ def report(rounds: list[dict], sizes: dict, arguments) -> None:
         ("store / usual, views", spread(ratios["views"])),
         ("store / usual, inputs", spread(ratios["inputs"])),
         ("JPEG files / HDF5 files", f"{sizes['files']} / {sizes['hdf5_files']}"),
+        ("JPEG files for each HDF5 file", f"{sizes['files'] / sizes['hdf5_files']:.0f}"),
         ("MB of JPEG / of HDF5", f"{sizes['jpeg_bytes'] / 1e6:.1f} / {sizes['hdf5_bytes'] / 1e6:.1f}"),
         ("KB a plane", f"{sizes['jpeg_bytes'] / sizes['files'] / 1e3:.1f}"),
     ]

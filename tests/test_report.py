@@ -65,12 +65,20 @@ class Page(HTMLParser):
     def __init__(self, html: str):
         super().__init__(convert_charrefs=True)
         self.tags, self.addresses, self.attributes, self.text = [], [], [], ""
+        self.loose_tables, self._divs = 0, []  # tables that no scrolling container holds; classes of the open divs
         self.feed(html)
 
     def handle_starttag(self, tag, attrs):
         self.tags.append(tag)
+        if tag == "div":
+            self._divs.append((dict(attrs).get("class") or "").split())
+        self.loose_tables += tag == "table" and not any("wide" in classes for classes in self._divs)
         self.attributes += [name for name, _ in attrs]
         self.addresses += [value for name, value in attrs if name in ("src", "href", "xlink:href", "action", "data")]
+
+    def handle_endtag(self, tag):
+        if tag == "div":
+            self._divs.pop()
 
     def handle_data(self, data):
         self.text += data
@@ -159,6 +167,12 @@ def test_the_page_shows_what_it_should(html, shown):
 
 def test_the_page_holds_its_drawings(html):
     assert Page(html).tags.count("svg") == 4
+
+
+def test_tables_scroll_inside_their_own_container(hostile_page, html):
+    assert re.search(r"\.wide \{[^}]*overflow-x: auto", html)
+    for shown in (hostile_page, Page(html)):
+        assert shown.tags.count("table") >= 9 and not shown.loose_tables
 
 
 @pytest.fixture(scope="module")

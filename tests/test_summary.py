@@ -120,6 +120,7 @@ def test_the_page_shows_the_table_and_leads_to_the_reports(tmp_path):
     summary.write(tmp_path, dataset="toy", runs=runs)
     found = Page((tmp_path / "summary.html").read_text())
     assert found.addresses == ["./../../report/anna-1/report.html"] * 2
+    assert found.tags.count("table") == 2 and not found.loose_tables
     text = re.sub(r"\s+", " ", found.text)
     for shown in (
         "1 split, 2 seeds",

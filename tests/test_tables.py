@@ -107,6 +107,7 @@ def test_rows_without_figures_keep_their_places(tmp_path):
     for text in ("1 row measured", "1 failed", "stack_length = 1", "needs a second data set", "tvl1", "66.8", "75.0"):
         assert text in re.sub(r"\s+", " ", shown.text), text
     assert "script" not in shown.tags and not shown.addresses
+    assert shown.tags.count("table") == 2 and not shown.loose_tables
 
 
 def test_a_table_without_any_figure_is_a_table(tmp_path):
