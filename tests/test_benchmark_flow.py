@@ -50,7 +50,9 @@ def test_streets_look_the_same_where_their_motion_leads(kind, benchmark):
     to = (pair.truth + np.mgrid[:height, :width][::-1]).astype(np.float32)
     difference = np.abs(cv2.remap(second, *to, cv2.INTER_LINEAR) - first).mean(-1)
     covered = pair.known & ~pair.visible
-    assert np.median(difference[pair.visible]) < 2.5 and difference[covered].mean() > 4 * difference[pair.visible].mean()
+    assert (
+        np.median(difference[pair.visible]) < 2.5 and difference[covered].mean() > 4 * difference[pair.visible].mean()
+    )
     assert np.median(np.abs(second - first).mean(-1)[pair.visible]) > 2 * np.median(difference[pair.visible])
     speed = np.linalg.norm(pair.truth, axis=0)
     assert np.quantile(speed, 0.98) <= 4.0 <= speed.max() and 0.4 < pair.known.mean() < 1
