@@ -154,11 +154,11 @@ class FlowSpec(Spec):
     raft_updates: int = setting(12, "RAFT: updates of the flow", low=1, high=1000, only_for=tuple(RAFT_WEIGHTS))
     batch_pairs: int = setting(0, "pairs computed at once; 0 chooses by frame size and device", low=0, neutral=True)
 
-    METHOD_VERSIONS: ClassVar[dict[str, int]] = {"tvl1": 2, "brox": 2}  # of those whose algorithm has changed
+    METHOD_CHANGES: ClassVar[dict[str, int]] = {"tvl1": 1, "brox": 1}  # how often a method's algorithm has changed
 
     def identity(self):
-        """The version is that of the method: one that changes does not make the others' stores anew."""
-        return {**super().identity(), "version": self.METHOD_VERSIONS.get(self.method, self.VERSION)}
+        """The version counts the method's own changes: they do not make the others' stores anew."""
+        return {**super().identity(), "version": self.VERSION + self.METHOD_CHANGES.get(self.method, 0)}
 
     def __post_init__(self):
         if self.method == "dis":  # the preset that people mean by DIS

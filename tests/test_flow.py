@@ -263,7 +263,7 @@ def test_batches_bound_the_memory(monkeypatch):
     frames = np.zeros((8, 20, 20), np.uint8)
     estimate(frames, FlowSpec(batch_pairs=3, tvl1_warps=1, tvl1_iterations=1), device="cpu")
     assert seen == [3, 3, 1]
-    monkeypatch.setitem(tvl1.PIXELS_AT_ONCE, "cpu", 100)  # less than one frame: still a pair at a time
+    monkeypatch.setattr(tvl1, "CPU_PIXELS_AT_ONCE", 100)  # less than one frame: still a pair at a time
     estimate(frames, QUICK, device="cpu")
     assert seen[3:] == [1] * 7
 

@@ -249,5 +249,5 @@ def test_training_together_as_text_and_in_the_digest():
 
 def test_a_changed_method_makes_its_own_stores_anew_and_no_others(monkeypatch):
     before = {method: FlowSpec(method=method).digest() for method in ("tvl1", "dis_fast")}
-    monkeypatch.setitem(FlowSpec.METHOD_VERSIONS, "tvl1", 99)
+    monkeypatch.setitem(FlowSpec.METHOD_CHANGES, "tvl1", 99)
     assert FlowSpec().digest() != before["tvl1"] and FlowSpec(method="dis_fast").digest() == before["dis_fast"]

@@ -194,6 +194,7 @@ def test_trust_is_what_the_data_term_leaves(terms):
 def test_neighbours_of_the_median_stand_on_rings(scale):
     spacing, offsets = max(1, 3 * np.sqrt(scale)), median_offsets(scale)
     radii = np.linalg.norm(offsets, axis=1)
+    assert set(offsets) == {(-x, y) for x, y in offsets} == {(x, -y) for x, y in offsets}
     assert offsets[0] == (0, 0) and len(offsets) == len(set(offsets)) == len(MEDIAN_FACTORS) == 23
     np.testing.assert_allclose(radii, np.repeat([0, 1, 2, 3], [1, 6, 8, 8]) * spacing, atol=0.75)  # whole pixels
     np.testing.assert_allclose(MEDIAN_FACTORS, np.repeat(np.exp(-(np.arange(4) ** 2) / 18), [1, 6, 8, 8]))

@@ -121,7 +121,7 @@ def use_fake(monkeypatch):
 def test_triton_that_works_is_used(use_fake, capsys):
     fake = use_fake(FakeTriton())
     assert tvl1._implementation("cpu:0") == fake.flow_between  # any name but "cpu" counts as a device of Triton's
-    assert fake.calls == [(1, 16, 16)] and capsys.readouterr().err == ""
+    assert fake.calls == [(1, 80, 80)] and capsys.readouterr().err == ""
     tvl1._implementation("cpu:0")
     assert len(fake.calls) == 1
 

@@ -27,8 +27,13 @@ def median_offsets(scale: float) -> list[tuple[int, int]]:
         for k in range(points):
             angle = 2 * math.pi * (k + turn) / points
             radius = ring * spacing_px
-            offsets.append((round(radius * math.cos(angle)), round(radius * math.sin(angle))))
+            offsets.append((_whole(radius * math.cos(angle)), _whole(radius * math.sin(angle))))
     return offsets
+
+
+def _whole(value: float) -> int:
+    """The nearest whole number, halves away from zero: mirrored points stay so, whatever a cosine's last bit is."""
+    return int(math.copysign(math.floor(abs(value) + 0.5 + 1e-9), value))
 
 
 def pyramid_sizes(height: int, width: int, *, step: float, min_side: int) -> list[tuple[int, int]]:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-PIXELS_AT_ONCE = {"cpu": 320 * 240}  # without numba; on CUDA, what `device.pairs_at_once` finds free
+CPU_PIXELS_AT_ONCE = 320 * 240  # without numba; on CUDA, what `device.pairs_at_once` finds free
 
 
 def between(
@@ -39,11 +39,11 @@ def between(
     m = 1 / sqrt(1 + |s|^2 / SATURATION^2), so that a steep edge counts by its distance in pixels, and does not
     outvote the weak textures, which count by their gray values; points that lead out of the image have no data
     term. Then the flow is median filtered, after the last warping of a level by `warp.weighted_median`, in which
-    pixels whose data term could not be satisfied, as where something is covered, have little to say. The coarse levels
-    are computed in double precision (`tvl1_model.is_precise`).
+    pixels whose residual remains, as where something is covered or leads out of the image, have little to say. The
+    coarse levels are computed in double precision (`tvl1_model.is_precise`).
 
     Args:
-        first, second: (N, H, W) uint8, gray; numpy arrays, or tensors on the device.
+        first, second: (N, H, W) uint8, gray; numpy arrays, or, for CUDA, tensors on the device.
         spec: weights and numbers of iterations (`tvl1_*`), and `batch_pairs`, which does not change the result.
         device: "cpu", "cuda" or "cuda:N".
 
@@ -79,7 +79,7 @@ def _on_tensors(first: np.ndarray | Tensor, second: np.ndarray | Tensor, spec: F
 
 def _pairs_at_once(pixels: int, spec: FlowSpec, device: str) -> int:
     if device == "cpu":
-        return spec.batch_pairs or max(1, PIXELS_AT_ONCE["cpu"] // pixels)
+        return spec.batch_pairs or max(1, CPU_PIXELS_AT_ONCE // pixels)
     return pairs_at_once(pixels, device=device, batch_pairs=spec.batch_pairs)
 
 
@@ -106,7 +106,7 @@ def _triton_works(device: str) -> bool:
     try:
         from pipeline.flow import tvl1_triton
 
-        image = torch.zeros(1, 16, 16, dtype=torch.uint8, device=device)
+        image = torch.zeros(1, 80, 80, dtype=torch.uint8, device=device)  # of several levels, in either precision
         tvl1_triton.flow_between(image, image, FlowSpec())
     except torch.OutOfMemoryError:
         raise

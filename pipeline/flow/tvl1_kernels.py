@@ -95,7 +95,8 @@ def iterate(
 ):
     """One primal-dual iteration. `before` is the flow one iteration ago, and `flow` itself in the first.
 
-    GRADIENT and BRIGHTNESS are the weights of the two terms, known when it is compiled, so that they are exact.
+    GRADIENT and BRIGHTNESS are the weights of the two terms, known when it is compiled, so that they are exact in
+    double precision too, where an argument would be float32.
     Neighbouring programs read the flows and duals that this one replaces, so those have other buffers to be written to;
     the duals of the data are nobody else's, and are replaced in place.
     """
@@ -133,10 +134,12 @@ def iterate(
         constant = tl.load(linear + (2 * CHANNELS + c) * plane + here)
         step = 1 / (tl.abs(slope_x) + tl.abs(slope_y) + _FLAT)
         raised = tl.load(data + c * plane + here) + step * (constant + slope_x * u + slope_y * v)
+        bound = tl.zeros_like(raised)  # a number given to minimum itself would become float32
         if GRADIENT > 0 and c < 2:
-            raised = tl.minimum(tl.maximum(raised, -GRADIENT), GRADIENT)
+            bound += GRADIENT
         else:
-            raised = tl.minimum(tl.maximum(raised, -BRIGHTNESS), BRIGHTNESS)
+            bound += BRIGHTNESS
+        raised = tl.minimum(tl.maximum(raised, -bound), bound)
         tl.store(data + c * plane + here, raised, mask=stored)
         descent_u -= raised * slope_x
         descent_v -= raised * slope_y

@@ -1,7 +1,8 @@
 """The compiled loops of `tvl1_numba`, over the rows of an image and along them.
 
-The state is (H, fields, W) float32: all fields of a row side by side. What runs along a row is a plain loop, which LLVM
-turns into vector instructions.
+The state is (H, fields, W), float32 or float64: all fields of a row side by side. What runs along a row is a plain
+loop, which LLVM turns into vector instructions. Numbers are float32 (`_f`), all of them exact: they leave either
+precision as it is, where a Python number would turn float32 into float64.
 """
 
 from __future__ import annotations

@@ -30,8 +30,8 @@ def flow_between(first: Tensor, second: Tensor, spec: FlowSpec) -> Tensor:
     """Flow of each pair, coarse to fine.
 
     Args:
-        first, second: (N, 1, H, W) floating point, gray values 0 to 255. The pyramids and their coarse levels are
-            computed in float64 whatever the type.
+        first, second: (N, 1, H, W) floating point, gray values 0 to 255. Pyramids are made, and coarse levels
+            solved, in float64 whatever the type.
         spec: the `tvl1_*` settings.
 
     Returns:
@@ -138,7 +138,10 @@ def _solve(state: _State, slope_x: Tensor, slope_y: Tensor, constant: Tensor, sp
 
 
 def _trust(flow: Tensor, slope_x: Tensor, slope_y: Tensor, constant: Tensor, spec: FlowSpec) -> Tensor:
-    """(N, 1, H, W) in (0, 1]: little where a flow leaves much of the data term, as where its point is covered."""
+    """(N, 1, H, W) in (0, 1]: little where a residual remains, as where the point is covered.
+
+    Outside of the image the slopes are 0 and the constant is not, so what leads out of it is not believed.
+    """
     residual = constant + slope_x * flow[:, :1] + slope_y * flow[:, 1:]
     cost = (residual.abs() * _box(constant, spec)).sum(1, keepdim=True)
     return TRUST_FLOOR + (1 - TRUST_FLOOR) / (1 + (cost / DOUBT).square())

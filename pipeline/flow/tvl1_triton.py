@@ -11,6 +11,7 @@ pairs of 340 x 256 at a time.
 
 from __future__ import annotations
 
+import functools
 from itertools import pairwise
 
 import torch
@@ -20,7 +21,7 @@ from torch import Tensor
 from pipeline.flow import image_kernels
 from pipeline.flow import tvl1_kernels as kernels
 from pipeline.flow.filters import MEDIAN_FACTORS, gaussian_taps, median_offsets, pyramid_sizes, shrinking_sigma_px
-from pipeline.flow.tvl1_model import MIN_SIDE_PX, PRESMOOTH_PX, is_precise
+from pipeline.flow.tvl1_model import MIN_SIDE_PX, PRESMOOTH_PX, box_of, is_precise
 from pipeline.specs import FlowSpec
 
 # pixels that one program computes, one a thread; the median of 23 needs the registers of many threads
@@ -62,7 +63,7 @@ class _State:
 
     @classmethod
     def zero(cls, count: int, size: tuple[int, int], spec: FlowSpec, device: torch.device) -> _State:
-        planes = 2, 4, _channels(spec)
+        planes = 2, 4, len(box_of(spec))
         return cls(*(torch.zeros(count, n, *size, dtype=torch.float64, device=device) for n in planes))
 
     def resized(self, size: tuple[int, int]) -> _State:
@@ -78,10 +79,6 @@ class _State:
         return _State(*(field.to(precision) for field in (self.flow, self.duals, self.data)))
 
 
-def _channels(spec: FlowSpec) -> int:
-    return 2 * (spec.tvl1_gradient_weight > 0) + (spec.tvl1_brightness_weight > 0)
-
-
 def _pyramid(images: Tensor, sizes: list[tuple[int, int]]) -> list[Tensor]:
     """(M, H, W) uint8 -> (M, 1, height, width) float64 at every size, finest first; see `warp.pyramid`."""
     levels = [_blur(images.unsqueeze(1), PRESMOOTH_PX)]
@@ -91,12 +88,21 @@ def _pyramid(images: Tensor, sizes: list[tuple[int, int]]) -> list[Tensor]:
 
 
 def _blur(images: Tensor, sigma_px: float) -> Tensor:
-    taps = gaussian_taps(sigma_px)
-    weights = torch.tensor(taps, dtype=torch.float64, device=images.device)
+    taps = _taps(sigma_px, images.device)
     for along_x in (True, False):
         source, images = images.contiguous(), torch.empty_like(images, dtype=torch.float64)
-        _launch(image_kernels.blur, images, source, images, weights, RADIUS=len(taps) // 2, ALONG_X=along_x)
+        _launch(image_kernels.blur, images, source, images, taps, RADIUS=len(taps) // 2, ALONG_X=along_x)
     return images
+
+
+@functools.lru_cache(256)  # sending a few numbers would have the host wait for all that the device has still to do
+def _taps(sigma_px: float, device: torch.device) -> Tensor:
+    return torch.tensor(gaussian_taps(sigma_px), dtype=torch.float64, device=device)
+
+
+@functools.lru_cache(256)
+def _offsets(scale: float, device: torch.device) -> Tensor:
+    return torch.tensor(median_offsets(scale), dtype=torch.int32, device=device)
 
 
 def _resize(images: Tensor, size: tuple[int, int], *, FLOW: bool = False) -> Tensor:
@@ -108,7 +114,7 @@ def _resize(images: Tensor, size: tuple[int, int], *, FLOW: bool = False) -> Ten
 
 def _improve(state: _State, images: Tensor, spec: FlowSpec, *, scale: float) -> None:
     """Improve the flow at one size, warp, solve, filter, several times; images are the first, then the second ones."""
-    count, channels = len(state.flow), _channels(spec)
+    count, channels = len(state.flow), len(box_of(spec))
     terms = {"GRADIENT": spec.tvl1_gradient_weight, "BRIGHTNESS": spec.tvl1_brightness_weight}
     compared = images.new_empty(2 * count, channels, *images.shape[-2:])
     _launch(kernels.describe, images, images, compared, **terms)
@@ -127,10 +133,6 @@ def _improve(state: _State, images: Tensor, spec: FlowSpec, *, scale: float) -> 
             fields = (solved, state.flow, images, trusted, filtered, offsets)
             _launch(kernels.weighted_median, trusted, *fields, FACTORS=MEDIAN_FACTORS)
         state.flow = filtered
-
-
-def _offsets(scale: float, device: torch.device) -> Tensor:
-    return torch.tensor(median_offsets(scale), dtype=torch.int32, device=device)
 
 
 def _solve(state: _State, linear: Tensor, spec: FlowSpec, terms: dict[str, float]) -> Tensor:

@@ -1,7 +1,8 @@
 """Pyramids, warping and filtering of images and flow, as batches of torch tensors.
 
 Everything here acts on each image of a batch by itself, from shifted views and elementwise arithmetic (no convolution
-library, no reduction over the batch), so that an image gives the same bits alone and in any batch.
+library, no reduction over the batch), so that an image gives the same bits alone and in any batch. Results are of the
+type of what is given, float32 or float64.
 """
 
 from __future__ import annotations
@@ -28,11 +29,11 @@ def pyramid(images: Tensor, sizes: list[tuple[int, int]]) -> list[Tensor]:
     """The images at every size, each level blurred and resized from the one before.
 
     Args:
-        images: (N, C, H, W) float32.
+        images: (N, C, H, W) float.
         sizes: (height, width) of the levels, finest first, as from `pyramid_sizes`.
 
     Returns:
-        One (N, C, height, width) float32 tensor a level, finest first.
+        One (N, C, height, width) tensor a level, finest first.
     """
     levels = [images]
     for finer, size in pairwise(sizes):
@@ -59,11 +60,11 @@ def warp(images: Tensor, flow: Tensor) -> tuple[Tensor, Tensor]:
     A zero flow gives the image back exactly. Points outside take the value of the nearest border point.
 
     Args:
-        images: (N, C, H, W) float32.
-        flow: (N, 2, H, W) float32, pixels; channel 0 is x (right positive), 1 is y (down positive).
+        images: (N, C, H, W) float.
+        flow: (N, 2, H, W) float, pixels; channel 0 is x (right positive), 1 is y (down positive).
 
     Returns:
-        The warped images, (N, C, H, W) float32, and (N, 1, H, W) float32, 1 where the point lies inside the image,
+        The warped images, (N, C, H, W), and (N, 1, H, W), 1 where the point lies inside the image,
         falling to 0 over one pixel outside.
         warped[n, c, y, x] is images[n, c] at (x + flow[n, 0, y, x], y + flow[n, 1, y, x]).
 
@@ -98,11 +99,11 @@ def resize_flow(flow: Tensor, size: tuple[int, int]) -> Tensor:
     """Resize a flow field and rescale its vectors with the grid, so that they stay right in pixels.
 
     Args:
-        flow: (N, 2, H, W) float32, pixels of its own grid.
+        flow: (N, 2, H, W) float, pixels of its own grid.
         size: (height, width) of the new grid.
 
     Returns:
-        (N, 2, height, width) float32, pixels of the new grid.
+        (N, 2, height, width), pixels of the new grid.
     """
     height, width = size
     resized = resize(flow, size)
