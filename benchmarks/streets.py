@@ -103,8 +103,11 @@ def street(kind: str, seed: int, *, reach_px: float, size: tuple[int, int]) -> P
     Args:
         kind: of `KINDS`.
         seed: draws the world and the way of the camera, not how far it goes.
-        reach_px: all but the fastest `FASTEST_SHARE`.
+        reach_px: of all but the fastest `FASTEST_SHARE`.
         size: (height, width).
+
+    Returns:
+        The pair; the motion of the sky, which is plain, counts as unknown.
     """
     rng = np.random.default_rng([seed, *kind.encode()])
     world, turned = _World(rng, kind), _rotation(0, rng.uniform(-0.05, 0.1), 0)

@@ -91,12 +91,9 @@ def _rows(around, gray, trusted, filtered, offsets, factors, network, per_gray, 
     count, reach = len(offsets), (gray.shape[0] - height) // 2
     for left in range(0, width, _BLOCK):
         size = min(_BLOCK, width - left)
-        weights, total, below = (
-            np.empty((count, size), gray.dtype),
-            np.empty(size, gray.dtype),
-            np.empty(size, gray.dtype),
-        )
-        values, sorted_weights = np.empty_like(weights), np.empty_like(weights)
+        # one array each: parts of a larger one are not known to be contiguous, and take four times as long to sort
+        weights, values = np.empty((count, size), gray.dtype), np.empty((count, size), gray.dtype)
+        total, below, sorted_weights = np.empty(size, gray.dtype), np.empty(size, gray.dtype), np.empty_like(weights)
         for y in range(height):
             middle = gray[reach + y, reach + left : reach + left + size]
             total[:] = 0
