@@ -266,3 +266,15 @@ def test_cuda_agrees_with_the_cpu():
     alone = np.concatenate([estimate(frames[t : t + 2], SPEC, device="cuda") for t in range(3)])
     assert on_gpu.tobytes() == alone.tobytes()
     assert brox.between(frames[:1], frames[1:2], QUICK, device="cuda").device.type == "cuda"
+
+
+def test_trust_is_what_the_constraints_leave():
+    a, b, c = np.random.default_rng(3).normal(0, 1, (3, 1, 3, 5, 6))
+    flow = np.random.default_rng(4).normal(0, 1, (1, 2, 5, 6))
+    spec = FlowSpec(method="brox", brox_gradient_weight=2.0)
+    constraints = brox._Constraints(*(torch.from_numpy(field) for field in (a, b, c)))
+    distance = np.abs(a * flow[:, :1] + b * flow[:, 1:] + c)[0]
+    cost = distance[0] + 2 * (distance[1] + distance[2])
+    found = brox._trust(torch.from_numpy(flow), constraints, spec)
+    np.testing.assert_allclose(found[0, 0], 0.05 + 0.95 / (1 + (cost / 3) ** 2))
+    assert cost.min() < 3 < cost.max()

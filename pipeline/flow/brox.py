@@ -21,7 +21,6 @@ SMOOTH_EPSILON = 0.001  # the same for differences of neighbouring vectors
 EDGE = 0.015  # smoothness between pixels whose gray values differ by d counts exp(-EDGE d)
 STEEP = 1.5  # slope, gray values per pixel, well above which a constraint counts by its distance in pixels
 DOUBT = 3.0  # violation of the constraints at which a pixel's flow counts half in the weighted median
-TRUST_FLOOR = 0.05  # what it counts still where it is larger
 PIXELS_AT_ONCE = {"cpu": 320 * 240, "cuda": 128 * 320 * 240}
 
 
@@ -106,7 +105,7 @@ def _trust(flow: Tensor, constraints: _Constraints, spec: FlowSpec) -> Tensor:
     a, b, c = constraints
     distance = torch.addcmul(c, a, flow[:, :1]).addcmul_(b, flow[:, 1:]).abs_()
     cost = distance[:, :1] + spec.brox_gradient_weight * (distance[:, 1:2] + distance[:, 2:])
-    return TRUST_FLOOR + (1 - TRUST_FLOOR) / (1 + (cost / DOUBT).square_())
+    return warp.trust(cost, doubt=DOUBT)
 
 
 def _constraints(first: Tensor, second: Tensor, flow: Tensor) -> _Constraints:

@@ -8,6 +8,7 @@ DERIVATIVE = (1 / 12, -8 / 12, 0.0, 8 / 12, -1 / 12)
 MEDIAN_GRAY = 16.0  # difference of gray values at which a neighbour counts half in the weighted median
 MEDIAN_FLOOR = 0.1  # what a neighbour of another gray value counts still; keeps the median well conditioned
 MEDIAN_SPREAD = 0.04  # the weighted median is the mean of the quantiles from 1/2 - this to 1/2 + this
+TRUST_FLOOR = 0.05  # what a neighbour that is not believed counts still in it
 MEDIAN_SPACING_PX = 3.0  # between the rings of its neighbours at full size
 MEDIAN_RINGS = ((1, 6, 0.0), (2, 8, 0.5), (3, 8, 0.0))  # radius in spacings, points, turn in parts of their distance
 # what the pixel itself and the neighbours on each ring count, the middle first

@@ -11,7 +11,7 @@ from pipeline.flow.image_kernels import SIZE, slopes, tile
 _FLAT = tl.constexpr(tvl1_model.FLAT)
 _PER_SLOPE = tl.constexpr(1 / tvl1_model.SATURATION)
 _PER_COST = tl.constexpr(1 / tvl1_model.DOUBT)
-_TRUST_FLOOR = tl.constexpr(tvl1_model.TRUST_FLOOR)
+_TRUST_FLOOR = tl.constexpr(filters.TRUST_FLOOR)
 _UPDATE_PX = tl.constexpr(tvl1_model.UPDATE_PX)
 _GRAY = tl.constexpr(1 / filters.MEDIAN_GRAY)
 _FLOOR = tl.constexpr(filters.MEDIAN_FLOOR)

@@ -10,7 +10,6 @@ SATURATION = 3.0  # slope, gray values per pixel, well above which a residual co
 FLAT = 1e-3  # keeps the step of the data term finite where the image is flat
 UPDATE_PX = 1.0  # a warping changes no component by more: farther away its linear model means nothing
 DOUBT = 0.6  # cost of the data term left at a pixel at which its flow counts half in the weighted median
-TRUST_FLOOR = 0.05  # what it counts still where the cost is high
 PRECISE_SHARE = 0.06  # levels of fewer of the image's pixels are computed in double precision
 
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from pipeline.flow import tvl1_model as model
 from pipeline.flow import tvl1_rows as rows
-from pipeline.flow.filters import DERIVATIVE, gaussian_taps, pyramid_sizes, shrinking_sigma_px
+from pipeline.flow.filters import DERIVATIVE, TRUST_FLOOR, gaussian_taps, pyramid_sizes, shrinking_sigma_px
 from pipeline.flow.median_numba import median3, weighted_median
 from pipeline.specs import FlowSpec
 
@@ -71,7 +71,7 @@ def _improve(state: np.ndarray, first: np.ndarray, second: np.ndarray, spec: Flo
             filtered = median3(flow)
         else:
             trust = np.empty_like(first)
-            rows.trust(state, box, number(1 / model.DOUBT), number(model.TRUST_FLOOR), trust)
+            rows.trust(state, box, number(1 / model.DOUBT), number(TRUST_FLOOR), trust)
             filtered = weighted_median(flow, first, trust, scale=scale)
         _flow(state)[:] = filtered.transpose(1, 0, 2)
 

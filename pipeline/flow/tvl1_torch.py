@@ -17,7 +17,6 @@ from pipeline.flow.tvl1_model import (
     MIN_SIDE_PX,
     PRESMOOTH_PX,
     SATURATION,
-    TRUST_FLOOR,
     UPDATE_PX,
     box_of,
     is_precise,
@@ -144,7 +143,7 @@ def _trust(flow: Tensor, slope_x: Tensor, slope_y: Tensor, constant: Tensor, spe
     """
     residual = constant + slope_x * flow[:, :1] + slope_y * flow[:, 1:]
     cost = (residual.abs() * _box(constant, spec)).sum(1, keepdim=True)
-    return TRUST_FLOOR + (1 - TRUST_FLOOR) / (1 + (cost / DOUBT).square())
+    return warp.trust(cost, doubt=DOUBT)
 
 
 def _box(like: Tensor, spec: FlowSpec) -> Tensor:

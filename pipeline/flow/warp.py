@@ -19,6 +19,7 @@ from pipeline.flow.filters import (
     MEDIAN_FLOOR,
     MEDIAN_GRAY,
     MEDIAN_SPREAD,
+    TRUST_FLOOR,
     gaussian_taps,
     median_offsets,
     shrinking_sigma_px,
@@ -164,6 +165,14 @@ def weighted_median(flow: Tensor, image: Tensor, trust: Tensor, *, scale: float)
     for value, weight, under in zip(values, weights, below, strict=True):
         mean += value * (torch.minimum(under + weight, high) - torch.maximum(under, low)).clamp_(min=0)
     return mean / (high - low)
+
+
+def trust(cost: Tensor, *, doubt: float) -> Tensor:
+    """How much a flow is to be believed in the weighted median, in (0, 1], by the cost of the data term that it leaves.
+
+    It is about one half where the cost is `doubt`, and never below `TRUST_FLOOR`.
+    """
+    return TRUST_FLOOR + (1 - TRUST_FLOOR) / (1 + (cost / doubt).square())
 
 
 def _neighbours(flow: Tensor, image: Tensor, trust: Tensor, scale: float) -> tuple[list[Tensor], list[Tensor]]:
