@@ -200,13 +200,16 @@ def test_neighbours_of_the_median_stand_on_rings(scale):
     np.testing.assert_allclose(MEDIAN_FACTORS, np.repeat(np.exp(-(np.arange(4) ** 2) / 18), [1, 6, 8, 8]))
 
 
-def test_the_sorting_network_sorts():
-    numbers = np.random.default_rng(0).integers(0, 9, (23, 500))
-    for count in (1, 2, 5, 23):
-        rows = numbers[:count].copy()
-        for i, j in median_numba._network(count):
-            rows[i], rows[j] = np.minimum(rows[i], rows[j]), np.maximum(rows[i], rows[j])
-        np.testing.assert_array_equal(rows, np.sort(numbers[:count], 0))
+@pytest.mark.parametrize("precision", [np.float32, np.float64])
+def test_values_are_sorted_and_their_weights_go_with_them(precision):
+    rng = np.random.default_rng(0)
+    values = rng.integers(0, 9, (24, 64)).astype(precision)  # many are equal
+    values[:, 0], values[:, 1] = np.arange(24), np.arange(24)[::-1]
+    weights = rng.permuted(np.arange(24.0, dtype=precision)[:, None].repeat(64, 1), axis=0)
+    found, moved = values.copy(), weights.copy()
+    median_numba._sort(found.reshape(-1), moved.reshape(-1))
+    np.testing.assert_array_equal(found, np.sort(values, 0))
+    np.testing.assert_array_equal(np.sort(24 * found + moved, 0), np.sort(24 * values + weights, 0))  # the same pairs
 
 
 @pytest.mark.parametrize("scale", [1.0, 0.2])
@@ -229,6 +232,19 @@ def test_weighted_median_is_the_mean_of_the_middle_quantiles(scale):
                 assert found[component, y, x] == pytest.approx(expected, abs=5e-3)
                 for precision, tolerance in ((np.float32, 1e-4), (np.float64, 1e-9)):
                     assert compiled[precision][component, y, x] == pytest.approx(found[component, y, x], abs=tolerance)
+
+
+@pytest.mark.parametrize("width", [63, 64, 65, 150])
+def test_weighted_median_of_rows_that_are_computed_in_parts(width):
+    rng = np.random.default_rng(width)
+    flow, image, trust = (
+        rng.normal(0, 3, (2, 5, width)),
+        rng.uniform(0, 60, (5, width)),
+        rng.uniform(0.05, 1, (5, width)),
+    )
+    fields = (torch.from_numpy(field)[None] for field in (flow, image[None], trust[None]))
+    expected = warp.weighted_median(*fields, scale=1.0)[0].numpy()
+    np.testing.assert_allclose(median_numba.weighted_median(flow, image, trust, scale=1.0), expected, atol=1e-12)
 
 
 @pytest.mark.parametrize("size", [(7, 9), (1, 5), (6, 1)])

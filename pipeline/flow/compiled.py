@@ -20,3 +20,8 @@ def compiled(function: Callable) -> Callable:
         return njit(cache=True, **_OPTIONS)(function)
     except RuntimeError:  # numba: no locator available
         return njit(**_OPTIONS)(function)
+
+
+def inlined(function: Callable) -> Callable:
+    """A part of compiled functions of the same file, set into each loop that calls it, so that LLVM sees it whole."""
+    return njit(forceinline=True, **_OPTIONS)(function)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import functools
-
 import numpy as np
 
-from pipeline.flow.compiled import compiled
+from pipeline.flow.compiled import compiled, inlined
 from pipeline.flow.filters import MEDIAN_FACTORS, MEDIAN_FLOOR, MEDIAN_GRAY, MEDIAN_SPREAD, median_offsets
 
 _f = np.float32
-_BLOCK = 128  # pixels of a row whose neighbours are in the processor's nearest cache together
+# A table holds a value of each of so many pixels of a row side by side (a lane each), for the pixel itself and its
+# neighbours one after the other, 24 places in all, at least as many as there are. Both are constants: LLVM makes
+# vector instructions of a loop over the lanes only when it knows how far apart the rows of a table are.
+_LANES, _PLACES = 64, 24
+_EIGHT = 8 * _LANES
 
 
 def median3(flow: np.ndarray) -> np.ndarray:
@@ -37,29 +39,8 @@ def weighted_median(flow: np.ndarray, image: np.ndarray, trust: np.ndarray, *, s
     gray, trusted = (np.pad(plane, edges, mode="edge") for plane in (image, trust))
     factors = np.array(MEDIAN_FACTORS, number)
     numbers = number(1 / MEDIAN_GRAY), number(MEDIAN_FLOOR), number(MEDIAN_SPREAD)
-    _rows(around, gray, trusted, filtered, offsets, factors, _network(len(offsets)), *numbers)
+    _rows(around, gray, trusted, filtered, offsets, factors, *numbers)
     return filtered
-
-
-@functools.cache
-def _network(count: int) -> np.ndarray:
-    """(comparators, 2) places to be put in order, one pair after the other, so that all are: Batcher's network.
-
-    The same comparisons whatever the values, so that many pixels are sorted side by side.
-
-    Source: Knuth, The art of computer programming, volume 3, 5.2.2, algorithm M.
-    """
-    pairs, part = [], 1
-    while part < count:
-        step = part
-        while step:
-            for start in range(step % part, count - step, 2 * step):
-                for low in range(start, start + min(step, count - start - step)):
-                    if low // (2 * part) == (low + step) // (2 * part):
-                        pairs.append((low, low + step))
-            step //= 2
-        part *= 2
-    return np.array(pairs)
 
 
 @compiled
@@ -85,62 +66,142 @@ def _median3(around, filtered):
 
 
 @compiled
-def _rows(around, gray, trusted, filtered, offsets, factors, network, per_gray, floor, spread):
+def _rows(around, gray, trusted, filtered, offsets, factors, per_gray, floor, spread):
     """See `warp.weighted_median`; flow (2, ...), gray and trust are padded by the reach of the offsets."""
     _, height, width = filtered.shape
     count, reach = len(offsets), (gray.shape[0] - height) // 2
-    for left in range(0, width, _BLOCK):
-        size = min(_BLOCK, width - left)
-        # one array each: parts of a larger one are not known to be contiguous, and take four times as long to sort
-        weights, values = np.empty((count, size), gray.dtype), np.empty((count, size), gray.dtype)
-        total, below, sorted_weights = np.empty(size, gray.dtype), np.empty(size, gray.dtype), np.empty_like(weights)
-        for y in range(height):
+    of_all, weights = np.zeros(_PLACES * _LANES, gray.dtype), np.zeros(_PLACES * _LANES, gray.dtype)
+    values, total = np.zeros(_PLACES * _LANES, gray.dtype), np.zeros(_LANES, gray.dtype)
+    values[count * _LANES :] = np.inf  # the places left over come last, and weigh nothing
+    for y in range(height):
+        for left in range(0, width, _LANES):
+            size = min(_LANES, width - left)
             middle = gray[reach + y, reach + left : reach + left + size]
             total[:] = 0
             for j in range(count):
                 row, start = reach + y + offsets[j, 1], reach + left + offsets[j, 0]
                 there, believed = gray[row, start : start + size], trusted[row, start : start + size]
-                weight, factor = weights[j], factors[j]
-                for x in range(size):
-                    difference = (there[x] - middle[x]) * per_gray
-                    difference *= difference
-                    likeness = floor + (_f(1) - floor) / (_f(1) + difference * difference)
-                    weight[x] = factor * believed[x] * likeness
-                    total[x] += weight[x]
+                weight = of_all[j * _LANES : (j + 1) * _LANES]
+                _weigh(there, middle, believed, factors[j], per_gray, floor, weight, total)
             for component in range(2):
                 for j in range(count):
                     row, start = reach + y + offsets[j, 1], reach + left + offsets[j, 0]
-                    values[j] = around[component, row, start : start + size]
-                sorted_weights[:] = weights
-                _sort(values, sorted_weights, network)
-                mean = filtered[component, y, left : left + size]
-                _middle_mean(values, sorted_weights, total, below, spread, mean)
+                    there, value = around[component, row, start : start + size], values[j * _LANES : (j + 1) * _LANES]
+                    for x in range(size):
+                        value[x] = there[x]
+                for x in range(_PLACES * _LANES):
+                    weights[x] = of_all[x]
+                _sort(values, weights)
+                _middle_mean(values, weights, total, count, spread, filtered[component, y, left : left + size])
 
 
 @compiled
-def _sort(values, weights, network):
-    """Sort (count, size) values along the first axis, and the weights as they go."""
-    for k in range(len(network)):
-        i, j = network[k]
-        for x in range(values.shape[1]):
-            first, second, of_first, of_second = values[i, x], values[j, x], weights[i, x], weights[j, x]
-            in_order = first <= second
-            values[i, x], values[j, x] = min(first, second), max(first, second)
-            weights[i, x] = of_first if in_order else of_second
-            weights[j, x] = of_second if in_order else of_first
+def _weigh(there, middle, believed, factor, per_gray, floor, weight, total):
+    """Weights of one neighbour of each pixel, and their sums with those of the others."""
+    for x in range(len(there)):
+        difference = (there[x] - middle[x]) * per_gray
+        difference *= difference
+        weight[x] = factor * believed[x] * (floor + (_f(1) - floor) / (_f(1) + difference * difference))
+        total[x] += weight[x]
 
 
 @compiled
-def _middle_mean(values, weights, total, below, spread, mean):
+def _middle_mean(values, weights, total, count, spread, mean):
     """Mean of the sorted values by that part of their weights that lies within the spread around half of all."""
-    below[:] = 0
-    mean[:] = 0
-    for j in range(len(values)):
-        value, weight = values[j], weights[j]
-        for x in range(len(mean)):
+    below, sums = np.zeros(_LANES, values.dtype), np.zeros(_LANES, values.dtype)
+    for j in range(count):
+        value, weight = values[j * _LANES : (j + 1) * _LANES], weights[j * _LANES : (j + 1) * _LANES]
+        for x in range(_LANES):
             until = below[x] + weight[x]
             part = min(until, (_f(0.5) + spread) * total[x]) - max(below[x], (_f(0.5) - spread) * total[x])
-            mean[x] += value[x] * max(part, _f(0))
+            sums[x] += value[x] * max(part, _f(0))
             below[x] = until
     for x in range(len(mean)):
-        mean[x] /= _f(2) * spread * total[x]
+        mean[x] = sums[x] / (_f(2) * spread * total[x])
+
+
+@compiled
+def _sort(values, weights):
+    """Sort 24 values in each lane, and the weights as they go: three eights in registers, merged two by two."""
+    for k in range(3):
+        _sort_eight(values[k * _EIGHT :], weights[k * _EIGHT :])
+    for k in (0, 1, 0):
+        _merge(values[k * _EIGHT :], weights[k * _EIGHT :])
+
+
+@compiled
+def _merge(values, weights):
+    """Merge two sorted eights that follow one another: the lesser half first, then either half by itself."""
+    for k in range(8):
+        i, j = k * _LANES, (15 - k) * _LANES
+        for x in range(_LANES):
+            less, more = _ordered((values[i + x], weights[i + x]), (values[j + x], weights[j + x]))
+            values[i + x], weights[i + x] = less
+            values[j + x], weights[j + x] = more
+    _sort_bitonic(values, weights)
+    _sort_bitonic(values[_EIGHT:], weights[_EIGHT:])
+
+
+@compiled
+def _sort_eight(values, weights):
+    for x in range(_LANES):
+        _put(values, weights, x, _sorted(_get(values, weights, x)))
+
+
+@compiled
+def _sort_bitonic(values, weights):
+    for x in range(_LANES):
+        _put(values, weights, x, _sorted_bitonic(_get(values, weights, x)))
+
+
+@inlined
+def _get(v, w, x):
+    """Eight (value, weight) of a lane."""
+    a, b = (v[x], w[x]), (v[_LANES + x], w[_LANES + x])
+    c, d = (v[2 * _LANES + x], w[2 * _LANES + x]), (v[3 * _LANES + x], w[3 * _LANES + x])
+    e, f = (v[4 * _LANES + x], w[4 * _LANES + x]), (v[5 * _LANES + x], w[5 * _LANES + x])
+    g, h = (v[6 * _LANES + x], w[6 * _LANES + x]), (v[7 * _LANES + x], w[7 * _LANES + x])
+    return a, b, c, d, e, f, g, h
+
+
+@inlined
+def _put(v, w, x, eight):
+    a, b, c, d, e, f, g, h = eight
+    v[x], w[x] = a
+    v[_LANES + x], w[_LANES + x] = b
+    v[2 * _LANES + x], w[2 * _LANES + x] = c
+    v[3 * _LANES + x], w[3 * _LANES + x] = d
+    v[4 * _LANES + x], w[4 * _LANES + x] = e
+    v[5 * _LANES + x], w[5 * _LANES + x] = f
+    v[6 * _LANES + x], w[6 * _LANES + x] = g
+    v[7 * _LANES + x], w[7 * _LANES + x] = h
+
+
+@inlined
+def _sorted(eight):
+    """In 19 comparisons, the fewest there are; Knuth, The art of computer programming, volume 3, 5.3.4."""
+    a, b, c, d, e, f, g, h = eight
+    (a, c), (b, d), (e, g), (f, h) = _ordered(a, c), _ordered(b, d), _ordered(e, g), _ordered(f, h)
+    (a, e), (b, f), (c, g), (d, h) = _ordered(a, e), _ordered(b, f), _ordered(c, g), _ordered(d, h)
+    (a, b), (c, d), (e, f), (g, h) = _ordered(a, b), _ordered(c, d), _ordered(e, f), _ordered(g, h)
+    (c, e), (d, f) = _ordered(c, e), _ordered(d, f)
+    (b, e), (d, g) = _ordered(b, e), _ordered(d, g)
+    (b, c), (d, e), (f, g) = _ordered(b, c), _ordered(d, e), _ordered(f, g)
+    return a, b, c, d, e, f, g, h
+
+
+@inlined
+def _sorted_bitonic(eight):
+    """Of eight that rise and then fall, or the other way round."""
+    a, b, c, d, e, f, g, h = eight
+    (a, e), (b, f), (c, g), (d, h) = _ordered(a, e), _ordered(b, f), _ordered(c, g), _ordered(d, h)
+    (a, c), (b, d), (e, g), (f, h) = _ordered(a, c), _ordered(b, d), _ordered(e, g), _ordered(f, h)
+    (a, b), (c, d), (e, f), (g, h) = _ordered(a, b), _ordered(c, d), _ordered(e, f), _ordered(g, h)
+    return a, b, c, d, e, f, g, h
+
+
+@inlined
+def _ordered(a, b):
+    """Two (value, weight), that of the smaller value first."""
+    in_order = a[0] <= b[0]
+    return (min(a[0], b[0]), a[1] if in_order else b[1]), (max(a[0], b[0]), b[1] if in_order else a[1])

@@ -33,11 +33,20 @@ def flow_between(first: np.ndarray, second: np.ndarray, spec: FlowSpec) -> np.nd
     Returns:
         (N, 2, H, W) float32, pixels; the same bits whatever the number of threads and the other pairs.
     """
-    pairs, threads = list(zip(first, second, strict=True)), min(cv2.getNumThreads(), len(first))
-    if threads <= 1:
-        return np.stack([_of_pair(*pair, spec) for pair in pairs])
+    count = len(first)
+    threads = max(1, min(cv2.getNumThreads(), count))
+    flow = np.empty((count, 2, *first.shape[1:]), np.float32)
+
+    def compute(k: int) -> None:
+        flow[k] = _of_pair(first[k], second[k], spec)
+
+    if threads == 1:
+        for k in range(count):
+            compute(k)
+        return flow
     with ThreadPoolExecutor(threads) as pool:
-        return np.stack(list(pool.map(lambda pair: _of_pair(*pair, spec), pairs)))
+        list(pool.map(compute, range(count)))
+    return flow
 
 
 def _of_pair(first: np.ndarray, second: np.ndarray, spec: FlowSpec) -> np.ndarray:
@@ -51,7 +60,7 @@ def _of_pair(first: np.ndarray, second: np.ndarray, spec: FlowSpec) -> np.ndarra
         state = _resized(state, size, channels, precision)
         images = (level.astype(precision, copy=False) for level in levels[number])
         _improve(state, *images, spec, scale=spec.tvl1_scale_step**number)
-    return np.ascontiguousarray(_flow(state).transpose(1, 0, 2), np.float32)
+    return _flow(state).transpose(1, 0, 2)
 
 
 def _improve(state: np.ndarray, first: np.ndarray, second: np.ndarray, spec: FlowSpec, *, scale: float) -> None:
@@ -117,7 +126,7 @@ def _resized(state: np.ndarray, size: tuple[int, int], channels: int, precision:
     """Flow and dual variables on a finer grid, in a new state."""
     if (state.shape[0], state.shape[2]) == size:
         return state.astype(precision, copy=False)
-    finer = np.zeros((size[0], state.shape[1], size[1]), precision)
+    finer = np.empty((size[0], state.shape[1], size[1]), precision)
     flow, duals = range(rows.FLOW, rows.FLOW + 2), range(rows.DUAL_X, rows.STEP)
     rows.resize(state, finer, np.array([*flow, *duals, *range(rows.DATA, rows.DATA + channels)]))
     number = finer.dtype.type
