@@ -54,24 +54,25 @@ def precision(spec: StreamSpec, device: torch.device) -> torch.dtype | None:
 
 @contextlib.contextmanager
 def algorithms(spec: StreamSpec) -> Iterator[None]:
-    """Within the block, if `deterministic` says so, torch takes only algorithms that repeat their bits.
+    """Within the block float32 is float32, and, if `deterministic` says so, algorithms repeat their bits.
 
-    An operation that has no such algorithm raises RuntimeError, naming it. CUBLAS_WORKSPACE_CONFIG is set if it is not
-    yet; cuBLAS reads it when it is first used in a process. All is as before afterwards.
+    Torch lets convolutions round float32 to the ten bits of TF32 on GPUs that have it, which is not what `precision =
+    float32` promises. Of `deterministic`: an operation that has no algorithm of the kind raises RuntimeError, naming
+    it; CUBLAS_WORKSPACE_CONFIG is set if it is not yet, and cuBLAS reads it when it is first used in a process. All is
+    as before afterwards.
     """
-    if not spec.deterministic:
-        yield
-        return
     cudnn, variable = torch.backends.cudnn, "CUBLAS_WORKSPACE_CONFIG"
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    before_cudnn, before_variable = (cudnn.deterministic, cudnn.benchmark), os.environ.get(variable)
-    os.environ.setdefault(variable, _REPEATABLE_CUBLAS)
-    torch.use_deterministic_algorithms(True)
-    cudnn.deterministic, cudnn.benchmark = True, False
+    before_cudnn, before_variable = (cudnn.deterministic, cudnn.benchmark, cudnn.allow_tf32), os.environ.get(variable)
+    cudnn.allow_tf32 = False
+    if spec.deterministic:
+        os.environ.setdefault(variable, _REPEATABLE_CUBLAS)
+        torch.use_deterministic_algorithms(True)
+        cudnn.deterministic, cudnn.benchmark = True, False
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
-        cudnn.deterministic, cudnn.benchmark = before_cudnn
+        cudnn.deterministic, cudnn.benchmark, cudnn.allow_tf32 = before_cudnn
         if before_variable is None:
-            os.environ.pop(variable)
+            os.environ.pop(variable, None)

@@ -104,7 +104,8 @@ def subtract_mean(stack: np.ndarray) -> np.ndarray:
         stack: (..., H, W) floating, pixels; each channel is one component of one field.
 
     Returns:
-        The same shape, float32: every channel has mean zero.
+        The same shape, float32: every channel has mean zero. Of trajectories that is the mean of the vectors that were
+        found along the paths, which are traced through the motion as it is.
 
     Source: paper, section 3.1.
     """
@@ -242,24 +243,25 @@ def _along_path(fields: np.ndarray) -> np.ndarray:
     """Fields (L, 2, H, W) in the order of the walk -> (2L, H, W)."""
     height, width = fields.shape[2:]
     stack = np.empty(fields.shape, np.float32)
-    y, x = np.mgrid[:height, :width].astype(np.float64)  # an error of position grows with every step
+    y, x = np.mgrid[:height, :width].astype(np.float64)  # an error grows at every step where neighbours move apart
     for k, field in enumerate(fields):
-        stack[k] = field if k == 0 else _bilinear(field, x, y)
-        x += stack[k, 0]
-        y += stack[k, 1]
+        motion_x, motion_y = field if k == 0 else _bilinear(field, x, y)
+        stack[k, 0], stack[k, 1] = motion_x, motion_y
+        x += motion_x
+        y += motion_y
     return stack.reshape(-1, height, width)
 
 
 def _bilinear(field: np.ndarray, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Both components (H, W) float32 of a field (2, H, W) at the points (x, y), clamped to the image."""
+    """Both components (H, W) float64 of a field (2, H, W) at the points (x, y), clamped to the image."""
     # a vector is one complex number, x + iy: one gathering from memory, which is the cost, serves both components
     height, width = field.shape[1:]
-    vectors = np.empty((height + 1, width + 1), np.complex64)  # the border once more: every point has a right neighbour
+    vectors = np.empty((height + 1, width + 1), np.complex128)  # the border again: every point has a right neighbour
     vectors.real[:-1, :-1], vectors.imag[:-1, :-1] = field
     vectors[-1], vectors[:, -1] = vectors[-2], vectors[:, -2]
     x, y = x.clip(0, width - 1), y.clip(0, height - 1)
     left, top = x.astype(np.intp), y.astype(np.intp)
-    right_share, down_share = (x - left).astype(np.float32), (y - top).astype(np.float32)
+    right_share, down_share = x - left, y - top
     vectors, corner = vectors.reshape(-1), top * (width + 1) + left
     upper = _between(vectors.take(corner), vectors.take(corner + 1), right_share)
     corner += width + 1

@@ -66,8 +66,8 @@ def train(
         start: weights of the other data set's training, if it is start.
 
     Raises:
-        ValueError: a setting, weights file or device that does not fit, no usable training clip, or another data set
-            that is missing.
+        ValueError: a setting, weights file or device that does not fit, no usable training clip, another data set
+            that is missing, or processes that do not go on from the same step of the same training.
         TrainingDiverged: a loss that is not finite.
         TrainingFailed: of several processes one failed, for whatever reason.
 
@@ -94,12 +94,29 @@ def train_here(job: Job, world: World, device: torch.device) -> None:
     with _own_random_state(device), algorithms(spec):
         run = Run(spec, len(catalog.classes), device, world, other_classes=len(others), start=job.start)
         run.resume(resume, identity)
+        _refuse_different_starts(run, identity)
         training = training_set(spec, job.store_path, catalog, job.other)
         own = catalog.part("val")[world.rank :: world.size]
         validation = TestSet(spec, job.store_path, own, frames=VALIDATION_FRAMES, crops=1)
         _take_steps(run, training, validation, lambda: run.save(resume, identity))
     if world.rank == 0:
         _finish(run, job, others)
+
+
+def _refuse_different_starts(run: Run, identity: str) -> None:
+    """All processes go on from the same step of the same training; each has read the folder and settings by itself."""
+    starts = run.world.gather((run.step, identity))
+    if different := [rank for rank, start in enumerate(starts) if start != starts[0]]:
+        (step, own), (first, expected) = starts[different[0]], starts[0]
+        what = (
+            f"goes on from step {step}, process 0 from step {first}"
+            if own == expected
+            else "has other settings or data"
+        )
+        raise ValueError(
+            f"[{run.spec.stream}] process {different[0]} {what}; all machines need one folder of artifacts, the same "
+            "settings and the same version of this project"
+        )
 
 
 def _own_random_state(device: torch.device) -> contextlib.AbstractContextManager:

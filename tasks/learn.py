@@ -68,7 +68,10 @@ class TrainStream(OnDevice):
             official = all(settings.has_official_splits(name) for name in (self.dataset_name, spec.with_dataset))
         other = {"dataset": spec.with_dataset, "split": self.split_name if official else ""}
         if spec.with_how == "start":
-            return [self.clone(TrainStream, alone=True, **other)]
+            # steps that a task changes are those of its own set's training: fine-tuning takes fewer
+            own = {f"{self.stream}_steps", f"{self.stream}_milestones"}
+            changes = {name: text for name, text in self.changes.items() if name not in own}
+            return [self.clone(TrainStream, alone=True, changes=changes, **other)]
         return [self.clone(self.data, **other), self.clone(Catalog, **other)]
 
     def keys_read(self) -> list[str]:

@@ -51,7 +51,9 @@ class PaperTable(Repeated):
     )
     rows = luigi.Parameter(default="", description="rows to run, by their short names, such as l5,l10; default: all")
     with_dataset = luigi.Parameter(
-        default="", description="second data set, section [dataset.NAME]: for multi-task rows and those that add data"
+        default="",
+        description="second data set, section [dataset.NAME]: for multi-task rows and those that add data; default: "
+        "the one that the temporal stream is configured with",
     )
     resources = {"gpu": 1}
     kind = "tables"
@@ -90,6 +92,11 @@ class PaperTable(Repeated):
                 return self.all_splits()
             return self._listed_splits() or [self.spec("dataset").split]
 
+    @property
+    def second(self) -> str:
+        """The second data set; "" for none. Rows that are not about it leave it aside, even if it is configured."""
+        return self.with_dataset or settings.stream("temporal", self.dataset_name, 0, self.changes).with_dataset
+
     # --- rows
 
     @functools.cached_property
@@ -108,11 +115,11 @@ class PaperTable(Repeated):
         return planned
 
     def _planned(self, row: paper.Row) -> Planned:
-        spatial = settings.stream("spatial", self.dataset_name, 0, self.changes)
-        reason = paper.why_not(row, spatial, self.with_dataset)
+        spatial, temporal = (settings.stream(name, self.dataset_name, 0, self.changes) for name in STREAMS)
+        reason = paper.why_not(row, spatial, self.second)
         if not reason and self.rows and row.key not in listed("rows", self.rows):
             reason = "left out by --rows"
-        return Planned(row, {} if reason else paper.changes(row, spatial, self.with_dataset), reason=reason)
+        return Planned(row, {} if reason else paper.changes(row, spatial, temporal, self.second), reason=reason)
 
     def _add_tasks(self, planned: Planned) -> None:
         """Its tasks; what the row changes to and is not allowed with the settings of the user becomes its reason."""
@@ -229,7 +236,7 @@ class PaperTable(Repeated):
         for name in self.definition.streams:
             s = settings.stream(name, self.dataset_name, 0, self.changes)
             found[name] = f"{s.network}, starts from {s.start}, {s.steps} steps of {s.batch} clips"
-        return {**found, "second data set": self.with_dataset or "none"}
+        return {**found, "second data set": self.second or "none"}
 
     def say_present(self) -> None:
         """Show the table and where the page is."""

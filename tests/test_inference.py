@@ -7,6 +7,8 @@ from fakes import BrokenClip, FakeStore, two_classes, use_store
 
 from pipeline.catalog import Catalog
 from pipeline.checkpoint import load_checkpoint, save_checkpoint, save_tensors
+from pipeline.dataset import TestSet
+from pipeline.evaluation import evaluate
 from pipeline.inference import score, score_to
 from pipeline.networks import CHECKPOINT_FORMAT, build
 from pipeline.scores import Scores
@@ -54,6 +56,18 @@ def test_scores_are_the_mean_softmax_over_frames_and_crops(monkeypatch, tmp_path
             logits = network.head(features).numpy()
         np.testing.assert_allclose(made.probabilities[row], softmax(logits).mean(0), atol=1e-5)
         np.testing.assert_allclose(made.features[row], features.numpy().mean(0), rtol=1e-4, atol=1e-5)
+
+
+def test_a_network_in_training_is_evaluated_without_dropout_and_by_its_running_statistics(monkeypatch):
+    catalog, fake = two_classes("frames")
+    use_store(monkeypatch, fake)
+    torch.manual_seed(0)
+    network = build(spec(), 2)
+    views = TestSet(spec(), "i", catalog.part("test"), frames=2, crops=1)
+    expected = evaluate(network.eval(), views, device=torch.device("cpu"))
+    found = evaluate(network.train(), views, device=torch.device("cpu"))
+    np.testing.assert_array_equal(found.probabilities, expected.probabilities)
+    np.testing.assert_array_equal(found.features, expected.features)
 
 
 @pytest.mark.parametrize("batch", [1, 7, 1000])

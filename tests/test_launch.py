@@ -18,6 +18,7 @@ from fakes import second_set, two_classes, write_frames_store
 from pipeline import launch, training
 from pipeline.checkpoint import load_checkpoint
 from pipeline.launch import Job, TrainingFailed
+from pipeline.parallel import World
 from pipeline.specs import StreamSpec
 from pipeline.together import Other
 from pipeline.train import main
@@ -150,6 +151,27 @@ def test_what_a_process_raises_is_said_by_the_one_that_waits(data, tmp_path, mon
     (job.files / "error-0").write_text("RuntimeError: Connection closed by peer")
     said = launch._what_failed(job, [1, 1])
     assert said.startswith("process 1 of the spatial training failed: FileNotFoundError: ") and "no job.json" in said
+
+
+@pytest.mark.parametrize(
+    ("elsewhere", "message"),
+    [
+        (
+            lambda step, identity: (step + 4, identity),
+            r"\[spatial\] process 1 goes on from step 4, process 0 from step 0",
+        ),
+        (lambda step, identity: (step, "other"), r"process 1 has other settings or data; all machines need one folder"),
+    ],
+)
+def test_processes_that_do_not_start_alike_are_refused(data, tmp_path, elsewhere, message):
+    class Two(World):
+        def gather(self, value):
+            return [value, elsewhere(*value)]
+
+    job = Job(spec(), data[1], data[0], tmp_path, "in", "cpu")
+    with pytest.raises(ValueError, match=message):
+        training.train_here(job, Two(), torch.device("cpu"))
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.fixture

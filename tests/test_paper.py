@@ -58,7 +58,7 @@ def test_every_changed_setting_exists_and_gives_the_rows_specs():
 
 
 def stack(table: str, key: str) -> specs.StackSpec:
-    found = {name.removeprefix("stack_"): text for name, text in changes(row(table, key), SCRATCH).items()}
+    found = {name.removeprefix("stack_"): text for name, text in changes(row(table, key), SCRATCH, SCRATCH).items()}
     return specs.StackSpec.parse(found)
 
 
@@ -92,12 +92,13 @@ def test_rows_of_table_1a_start_as_the_paper_says():
         ("last", 0.5, "last"),
         ("last", 0.9, "last"),
     ]:
-        found = changes(row("1a", f"{key}-{dropout}"), WEIGHTS)
+        found = changes(row("1a", f"{key}-{dropout}"), WEIGHTS, SCRATCH)
         assert found == {"spatial_dropout": str(dropout), "spatial_train_layers": layers}
     # 20,000 steps of fine-tuning with a fall at 14,000; from scratch 80,000 with falls at 50,000 and 70,000
-    tuned, own = changes(row("1a", "scratch-0.9"), WEIGHTS), changes(row("1a", "scratch-0.9"), SCRATCH)
+    tuned, own = (changes(row("1a", "scratch-0.9"), spatial, SCRATCH) for spatial in (WEIGHTS, SCRATCH))
     assert tuned["spatial_steps"] == "80000" and tuned["spatial_milestones"] == "50000, 70000"
     assert tuned["spatial_start"] == own["spatial_start"] == "scratch" and "spatial_steps" not in own
+    assert tuned["spatial_partial_bn"] == "false"  # of a network that has learnt nothing no statistics are kept
 
 
 def test_what_a_row_lacks_is_said():
@@ -111,14 +112,32 @@ def test_what_a_row_lacks_is_said():
 
 def test_rows_of_two_data_sets_name_the_second_and_what_it_is_for():
     def second(table, key):
-        found = changes(row(table, key), SCRATCH, "hmdb51")
+        found = changes(row(table, key), SCRATCH, SCRATCH, "hmdb51")
         return found.get("temporal_with_dataset"), found.get("temporal_with_how")
 
     assert second("1b", "multi-task") == second("3", "multi-task-svm") == second("4", "svm") == ("hmdb51", "heads")
     assert second("2", "tuned") == ("hmdb51", "start") and second("2", "classes") == ("hmdb51", "classes")
     assert second("2", "multi-task") == ("hmdb51", "heads")
     assert second("2", "alone") == second("4", "spatial") == second("3", "average") == (None, None)
-    assert "temporal_with_dataset" not in changes(row("4", "temporal"), SCRATCH)
+    assert "temporal_with_dataset" not in changes(row("4", "temporal"), SCRATCH, SCRATCH)
+
+
+def test_rows_without_a_second_data_set_leave_one_aside_that_is_configured():
+    together = specs.StreamSpec(with_dataset="ucf101", with_how="heads")
+    for table in TABLES.values():
+        for r in table.rows:
+            found = changes(r, together, together, "ucf101")
+            assert (found["temporal_with_dataset"], found["temporal_with_how"]) == (r.with_how and "ucf101", r.with_how)
+            assert found["spatial_with_dataset"] == found["spatial_with_how"] == ""
+
+
+def test_fine_tuning_from_the_other_set_takes_the_papers_steps():
+    """Section 5: 20,000 and a fall after 14,000, where training from scratch takes 80,000."""
+    tuned = changes(row("2", "tuned"), SCRATCH, SCRATCH, "ucf101")
+    assert SCRATCH.steps == 80_000
+    assert (tuned["temporal_steps"], tuned["temporal_milestones"]) == ("20000", "14000")
+    for key, temporal in (("alone", SCRATCH), ("classes", SCRATCH), ("multi-task", SCRATCH), ("tuned", WEIGHTS)):
+        assert "temporal_steps" not in changes(row("2", key), SCRATCH, temporal, "ucf101")
 
 
 def test_the_papers_sets_are_told_by_layout_and_classes():

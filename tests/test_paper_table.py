@@ -81,6 +81,7 @@ def test_rows_of_a_stream_need_that_stream_alone_and_share_one_flow(config):
     assert [p.row.key for p in of.plan if p.reason] == ["slow-fusion", "multi-task"]
     assert len(run) == 7 and len({p.tasks[0].digest for p in run}) == 7
     assert all(isinstance(p.tasks[0], ScoreStream) and p.tasks[0].stream == "temporal" for p in run)
+    assert all(p.tasks[0].part == "test" for p in run)  # validation clips chose among the weights
     flows = {task for p in run for task in p.tasks[0].before() if isinstance(task, Flow)}
     assert len(flows) == 1 and next(iter(flows)).spec("flow").backward
     assert {type(task) for task in of.requires()} == {Catalog, Frames, Flow} and len(of.requires()) == 3
@@ -224,6 +225,16 @@ def test_the_clips_of_all_persons_are_pooled(config, tiny):
     (row,) = [row for row in numbers["rows"] if row["key"] == "l1"]
     assert numbers["accuracy"] == "of the clips of all splits" and numbers["splits"] == ["anna", "dan"]
     assert row["clips"] == 4 and row["top1"] == sum(t["correct"] for t in row["trials"]) / 4
+
+
+def test_official_splits_count_alike_as_in_the_paper(config, tiny, monkeypatch):
+    monkeypatch.setattr(paper, "SETS", {**paper.SETS, "folder": "one with official splits"})
+    given = {"dataset": tiny, "table": "1b", "rows": "l1", "splits": "anna,dan"}
+    assert build(fresh(PaperTable, **given))
+    numbers = table(fresh(PaperTable, **given))
+    (row,) = [row for row in numbers["rows"] if row["key"] == "l1"]
+    assert numbers["accuracy"] == "mean over splits"
+    assert row["top1"] == pytest.approx(sum(t["top1"] for t in row["trials"]) / 2)
 
 
 def test_a_mistake_is_told_in_one_line(overlay):

@@ -72,6 +72,14 @@ def test_networks_keep_the_names_of_their_weights_and_layers_their_kind():
     assert list(network.state_dict()) == names
 
 
+def test_running_statistics_are_those_of_process_0(monkeypatch):
+    sent = []
+    monkeypatch.setattr(torch.distributed, "broadcast", lambda tensor, source: sent.append((id(tensor), source)))
+    network = nn.Sequential(nn.BatchNorm2d(3), nn.Linear(2, 2), nn.BatchNorm2d(2))
+    World(rank=1, size=2).share_buffers(network)
+    assert sent == [(id(buffer), 0) for buffer in network.buffers()] and len(sent) == 6
+
+
 def test_who_is_alone_needs_nobody():
     value = torch.tensor([1.5])
     assert World().mean(value) is value and World().gather("x") == ["x"]

@@ -79,11 +79,13 @@ def test_deterministic_algorithms_are_for_the_training_only(monkeypatch, given):
     before = settings_of_torch()
     with algorithms(StreamSpec()):
         assert settings_of_torch() == before
+        assert not torch.backends.cudnn.allow_tf32  # ten bits are no float32
+    assert torch.backends.cudnn.allow_tf32
     with pytest.raises(ZeroDivisionError), algorithms(StreamSpec(deterministic=True)):
         assert settings_of_torch()[:3] == (True, True, False)
         assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == (given or ":4096:8")
         raise ZeroDivisionError
-    assert settings_of_torch() == before
+    assert settings_of_torch() == before and torch.backends.cudnn.allow_tf32
 
 
 def test_the_choice_of_algorithms_names_no_other_result():

@@ -75,6 +75,13 @@ def test_stacks_are_the_equations(seed):
         assert np.allclose(bidirectional_stack(forward, backward, frame, 2 * half, kind=kind), expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("seed", range(10))
+def test_a_path_through_motion_that_differs_from_point_to_point(seed):
+    """Where neighbours move apart by several pixels a step, an error of position grows as fast."""
+    flow = np.random.default_rng(seed).normal(0, 3, (10, 2, 24, 32)).astype(np.float32)
+    assert np.allclose(trajectory_stack(flow, 0, 10), transcribed(flow, "trajectory"), rtol=0, atol=1e-5)
+
+
 def test_paths_of_the_random_cases_leave_the_image():
     flow = random_flow(np.random.default_rng(2), 6, speed=8.0)
     assert not np.allclose(trajectory_stack(flow, 0, 6), flow_stack(flow, 0, 6))

@@ -1,11 +1,25 @@
-"""A split without validation clips is refused before anything is made for its fusion."""
+"""A fusion is chosen on validation clips; a split without any is refused before anything is made for it."""
 
 import pytest
 from test_tasks import build, config, fresh  # noqa: F401 (a fixture)
 
+from pipeline import fusion
 from tasks import Catalog, FullPipeline, Fuse, ScoreStream
 
 NONE = r"val_fraction is 0, and split 1 of four has no validation clips, on which fusions are chosen; raise it"
+
+
+def test_fusions_are_chosen_on_validation_clips_and_judged_on_test_clips(config, monkeypatch):  # noqa: F811
+    seen, real = [], fusion.fuse
+    monkeypatch.setattr(fusion, "fuse", lambda *tables, **given: seen.append(tables) or real(*tables, **given))
+    assert build(fresh(Fuse))
+    catalog, ((chosen_on, judged_on),) = fresh(Catalog).read(), seen
+    for tables, part in ((chosen_on, "val"), (judged_on, "test")):
+        ids = tuple(clip.id for clip in catalog.part(part))
+        assert ids and [(stream, table.video_ids) for stream, table in tables.items()] == [
+            ("spatial", ids),
+            ("temporal", ids),
+        ]
 
 
 def test_settings_that_leave_no_validation_clips_are_refused_before_any_work(config, tmp_path):  # noqa: F811

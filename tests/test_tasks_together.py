@@ -9,7 +9,7 @@ from test_tasks import build, config, fresh, luigi_command, overlay, snapshot, w
 
 from pipeline.checkpoint import load_checkpoint
 from pipeline.scores import Scores
-from tasks import Catalog, Flow, Frames, Report, ScoreStream, TrainStream
+from tasks import Catalog, Flow, Frames, PaperTable, Report, ScoreStream, TrainStream
 
 
 @pytest.fixture
@@ -87,6 +87,27 @@ def test_what_is_read_of_the_other_is_part_of_the_digest(two):
     assert [task.dataset_name for task in heads.requires()] == ["four", "four", "more", "more"]
     two.read_dict({"dataset.more": {"val_fraction": "0.3"}})
     assert len(digests | {fresh(TrainStream, stream="spatial").digest}) == 3
+
+
+def test_rows_of_a_table_use_the_other_set_as_they_say_and_not_as_is_configured(two):
+    two.read_dict({"temporal": {"steps": "40", "milestones": "25, 35"}})
+    together(two, "heads")
+    together(two, "heads", stream="spatial")
+    trained = {p.row.key: p.tasks[0].requires()[0] for p in fresh(PaperTable, table="2").plan}
+    assert {key: task.stream_spec.with_how for key, task in trained.items()} == {
+        "alone": "",
+        "tuned": "start",
+        "classes": "classes",
+        "multi-task": "heads",
+    }
+    fused = [
+        task for p in fresh(PaperTable, table="3").plan if p.row.key == "average" for task in p.tasks[0].requires()
+    ]
+    assert not any(t.requires()[0].stream_spec.with_dataset for t in fused if isinstance(t, ScoreStream))
+    # fine-tuning is shorter, the training that it starts from is not
+    assert (trained["tuned"].stream_spec.steps, trained["tuned"].stream_spec.milestones) == (10, (7,))
+    start = trained["tuned"].requires()[2]
+    assert start.dataset_name == "more" and start.stream_spec.steps == 40
 
 
 @pytest.mark.parametrize(("layout", "split"), [("hmdb51", "2"), ("folder", "3")])

@@ -57,15 +57,14 @@ def exact(settings, num_classes=2, other_classes=3):
 
 def test_the_loss_is_the_sum_of_both_means_and_each_head_learns_from_its_own_clips():
     torch.manual_seed(0)
-    settings = without_batch_norm(
-        dropout=0.0, momentum=0.0, weight_decay=0.0, learning_rate=0.1, milestones=(), **HEADS
-    )
+    given = {"dropout": 0.0, "momentum": 0.0, "weight_decay": 0.0, "learning_rate": 0.1, "milestones": ()}
+    settings = without_batch_norm(**given, label_smoothing=0.2, **HEADS)
     now, inputs = exact(settings), torch.randn(8, 3, 40, 40, dtype=torch.float64)
     own, other = torch.tensor([0, 1, 1, 0]), torch.tensor([2, 0, 1, 2])
     plain = build(settings, 2, 3).double()
     plain.load_state_dict(now.network.state_dict())
     losses = [
-        cross_entropy(head(plain.body(inputs[first::2])), labels)
+        cross_entropy(head(plain.body(inputs[first::2])), labels, label_smoothing=0.2)
         for first, head, labels in ((0, plain.head, own), (1, plain.other_head, other))
     ]
     heads = [plain.head.weight, plain.other_head.weight]
@@ -113,6 +112,17 @@ def test_items_take_turns_and_this_sets_are_those_of_a_training_alone(sets):
         (view, label), (expected, expected_label) = both[2 * n], alone[n]
         assert label == expected_label and all(map(np.array_equal, view, expected))
     assert Counter(both[2 * n + 1][1] for n in range(15)) == {0: 5, 1: 5, 2: 5}
+
+
+@pytest.mark.parametrize("how", [HEADS, CLASSES])
+def test_of_the_other_set_only_training_clips_are_used(sets, monkeypatch, how):
+    catalog, other = sets()
+    assert {clip.split for clip in other.catalog.clips} == {"train", "val", "test"}
+    given = []
+    monkeypatch.setattr("pipeline.together.TrainingSet", lambda *arguments: given.append(arguments))
+    training_set(spec(**how), "own", catalog, other)
+    of_other = given[0][2] if how == HEADS else given[0][3][1]
+    assert {clip.split for clip in of_other} == {clip.split for clip in given[-1][2]} == {"train"}
 
 
 def test_what_is_drawn_of_one_set_says_nothing_of_the_other(sets):

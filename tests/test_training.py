@@ -60,25 +60,35 @@ def test_a_step_refuses_a_batch_that_has_no_equal_parts():
 
 def test_a_step_is_sgd_with_momentum_and_weight_decay(data):
     data("frames")
-    settings = spec(dropout=0.0, momentum=0.9, weight_decay=0.01, train_layers="last", label_smoothing=0.1)
+    given = {"momentum": 0.9, "weight_decay": 0.01, "train_layers": "last", "label_smoothing": 0.1}
+    settings = spec(dropout=0.0, milestones=(1, 2), **given)
     now = Run(settings, 2, CPU)
     inputs, labels = torch.randn(4, 3, 24, 24), torch.tensor([0, 1, 1, 0])
     features = now.network.eval().features(inputs).detach().double().numpy()
     weight, bias = (value.detach().double().numpy().copy() for value in now.network.head.parameters())
     targets = np.eye(2)[labels.numpy()] * 0.9 + 0.05
     momentum_weight, momentum_bias = np.zeros_like(weight), np.zeros_like(bias)
-    for _ in range(3):
+    for rate in (0.05, 0.005, 0.0005):  # a tenth from each milestone on
         logits = features @ weight.T + bias
         logits -= np.log(np.exp(logits).sum(1, keepdims=True))
         expected_loss = -(targets * logits).sum(1).mean()
         slope = (np.exp(logits) - targets) / 4
         momentum_weight = 0.9 * momentum_weight + slope.T @ features + 0.01 * weight
         momentum_bias = 0.9 * momentum_bias + slope.sum(0) + 0.01 * bias
-        weight, bias = weight - 0.05 * momentum_weight, bias - 0.05 * momentum_bias
+        weight, bias = weight - rate * momentum_weight, bias - rate * momentum_bias
         assert train_step(now, inputs, labels) == pytest.approx(expected_loss, rel=1e-4)
         now.step += 1
     np.testing.assert_allclose(now.network.head.weight.detach().numpy(), weight, rtol=1e-3, atol=1e-5)
     np.testing.assert_allclose(now.network.head.bias.detach().numpy(), bias, rtol=1e-3, atol=1e-5)
+
+
+def test_every_step_drops_other_features():
+    settings = spec(dropout=0.9, learning_rate=1e-12, milestones=(), weight_decay=0.0)
+    now, inputs, labels = Run(settings, 2, CPU), torch.randn(4, 3, 24, 24), torch.tensor([0, 1, 1, 0])
+    losses = []
+    for now.step in (0, 1, 2, 1):
+        losses.append(train_step(now, inputs, labels))
+    assert len(set(losses[:3])) == 3 and losses[3] == pytest.approx(losses[1], rel=1e-6)  # a step again: the same
 
 
 @pytest.mark.parametrize("parts", [2, 4])

@@ -143,7 +143,7 @@ _ALL = (
     Table(
         name="2",
         title="Temporal stream and a second data set",
-        note="All rows take the steps that are configured; the paper fine-tuned in a quarter of those from scratch.",
+        note="Fine-tuning takes a quarter of the steps from scratch, as in the paper.",
         rows=(
             _temporal("alone", "alone", 46.6, _BEST_STACK, of="hmdb51"),
             _temporal("tuned", "fine-tuned from the other set", 49.0, _BEST_STACK, of="hmdb51", with_how="start"),
@@ -199,22 +199,36 @@ def why_not(row: Row, spatial: StreamSpec, with_dataset: str = "") -> str:
     return ""
 
 
-def changes(row: Row, spatial: StreamSpec, with_dataset: str = "") -> dict[str, str]:
+def changes(row: Row, spatial: StreamSpec, temporal: StreamSpec, with_dataset: str = "") -> dict[str, str]:
     """What a row that is run changes in the settings, as texts, sorted by name.
 
-    Where the configured recipe starts from weights, its steps are those of fine-tuning, and a row from scratch takes
-    four times as many, its learning rate falling after 5/8 and 7/8 of them: the paper's 20,000, and 80,000 with
-    50,000 and 70,000 (section 5). Arguments as `why_not`'s.
+    Training from scratch takes four times the steps of fine-tuning (section 5: 80,000 and 20,000), so a row that does
+    what is not configured, one or the other, gets the steps that belong to it. A row without a second data set is
+    trained without it, also where one is configured.
+
+    Args:
+        row: one that `why_not` has nothing against.
+        spatial, temporal: the streams as configured.
+        with_dataset: name of the second data set; "" for none.
     """
     found = dict(row.settings)
     if row.start == "scratch":
-        found["spatial_start"] = "scratch"
+        found |= {"spatial_start": "scratch", "spatial_partial_bn": "false"}  # there is nothing yet to be kept
         if spatial.start != "scratch":
-            steps = 4 * spatial.steps
-            found |= {"spatial_steps": str(steps), "spatial_milestones": f"{steps * 5 // 8}, {steps * 7 // 8}"}
+            found |= _steps("spatial", 4 * spatial.steps, 5 / 8, 7 / 8)
+    for name, configured in (("spatial", spatial), ("temporal", temporal)):
+        if configured.with_dataset:
+            found |= {f"{name}_with_dataset": "", f"{name}_with_how": ""}
     if row.with_how and with_dataset:
         found |= {"temporal_with_dataset": with_dataset, "temporal_with_how": row.with_how}
+        if row.with_how == "start" and temporal.start == "scratch":
+            found |= _steps("temporal", max(1, temporal.steps // 4), 7 / 10)
     return dict(sorted(found.items()))
+
+
+def _steps(stream: str, steps: int, *falls: float) -> dict[str, str]:
+    """A number of steps, and the learning rate's milestones at these parts of them."""
+    return {f"{stream}_steps": str(steps), f"{stream}_milestones": ", ".join(str(round(steps * f)) for f in falls)}
 
 
 def measured_on(layout: str, classes: int) -> str:
