@@ -89,7 +89,7 @@ def collect(dataset: str, runs: Sequence[Run]) -> dict[str, Any]:
 
 
 def markdown(numbers: Mapping[str, Any]) -> str:
-    """The table as Markdown: top-1 in per cent, and right clips; mean and standard deviation; pooled with interval."""
+    """As Markdown: top-1 and right clips of each run; mean and deviation; pooled, with interval and mean class."""
     names, several = numbers["tables"], len(numbers["seeds"]) > 1
     first = ["split", *(["seed"] if several else [])]
     rows = [
@@ -108,6 +108,7 @@ def markdown(numbers: Mapping[str, Any]) -> str:
         ["pooled", *blank, str(pooled[0]["total"]), *(f"{row['top1']:.1%} ({row['correct']})" for row in pooled)]
     )
     rows.append(["95 % interval", *blank, "", *("{:.1%} to {:.1%}".format(*row["top1_interval"]) for row in pooled)])
+    rows.append(["mean class accuracy", *blank, "", *(f"{row['mean_class']:.1%}" for row in pooled)])
     heading = [*first, "clips", *names]
     lines = [" | ".join(heading), " | ".join(["---"] * len(first) + ["---:"] * (len(heading) - len(first)))]
     lines += [" | ".join(row) for row in rows]

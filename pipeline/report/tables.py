@@ -198,7 +198,7 @@ def markdown(numbers: Mapping[str, Any]) -> str:
     """The table as Markdown, in per cent; a row that has no figure says why."""
     several = len(numbers["seeds"]) > 1
     heading = ["setting", *(f"paper, {name}" for name in numbers["sets"].values()), "ours"]
-    heading += [*(["lowest to highest"] if several else []), "95 % interval", "clips", "difference", ""]
+    heading += [*(["lowest to highest"] if several else []), "95 % interval", "mean class", "clips", "difference", ""]
     lines = [heading, ["---", *["---:"] * (len(heading) - 2), "---"]]
     for row in numbers["rows"]:
         cells = [cell(row["words"])]
@@ -213,11 +213,12 @@ def markdown(numbers: Mapping[str, Any]) -> str:
 
 def _figures(row: Mapping[str, Any], several: bool) -> list[str]:
     if row["state"] != "measured":
-        return [""] * (5 if several else 4)
+        return [""] * (6 if several else 5)
     spread = [f"{100 * row['top1_lowest']:.1f} to {100 * row['top1_highest']:.1f}"] if several else []
     interval = "{:.1f} to {:.1f}".format(*(100 * end for end in row["interval"]["top1"]))
     difference = "" if row["difference"] is None else f"{100 * row['difference']:+.1f}"
-    return [f"{100 * row['top1']:.1f}", *spread, interval, str(row["clips"]), difference]
+    mean_class = f"{100 * row['mean_class']:.1f}"
+    return [f"{100 * row['top1']:.1f}", *spread, interval, mean_class, str(row["clips"]), difference]
 
 
 def note(numbers: Mapping[str, Any]) -> str:
