@@ -24,6 +24,11 @@ from pipeline.specs import FlowSpec
 SIZES = (240, 320), (256, 340)
 BATCHES = 1, 4, 16, 32, 64, 128, 256
 SPEC = FlowSpec()
+# rows and columns; a pixel a thread
+TILES = {
+    "TILE": ((1, 128), (2, 128), (4, 64), (4, 128), (8, 32), (8, 64), (16, 32), (8, 128), (16, 64)),
+    "MEDIAN_TILE": ((1, 128), (2, 64), (4, 64), (4, 32)),
+}
 
 
 def pair_bytes(height: int, width: int, spec: FlowSpec) -> float:
@@ -111,17 +116,20 @@ def peak_bytes_per_pixel() -> float:
 
 
 def tiles() -> None:
-    """The rate with other tiles, of the two that `tvl1_triton` has."""
+    """The rate with other tiles, of the two that `tvl1_triton` has, each printed as soon as it is known.
+
+    The weighted median takes some ten seconds to compile in each of two precisions, so its tiles are few, and last.
+    """
     both, rows, record = images(64, *SIZES[1]), [], {}
-    for name in ("TILE", "MEDIAN_TILE"):
+    for name, shapes in TILES.items():
         tile = getattr(tvl1_triton, name)
         chosen = dict(tile)
-        for size, columns in ((128, 64), (256, 32), (256, 64), (512, 32), (512, 64), (512, 128), (1024, 64)):
-            for warps in (size // 64, size // 32):
-                tile.update(ROWS=size // columns, COLUMNS=columns, num_warps=warps)
-                rate = 64 / seconds(lambda: tvl1_triton.flow_between(*both, SPEC), repeats=3)
-                rows.append((f"{name} {tile['ROWS']} x {columns}, {warps} warps", f"{rate:.0f} pairs/s"))
-                record[rows[-1][0]] = rate
+        for height, width in shapes:
+            tile.update(ROWS=height, COLUMNS=width, num_warps=height * width // 32)
+            rate = 64 / seconds(lambda: tvl1_triton.flow_between(*both, SPEC), repeats=3)
+            rows.append((f"{name} {height} x {width}", f"{rate:.0f} pairs/s"))
+            record[rows[-1][0]] = rate
+            print(*rows[-1], sep=": ", flush=True)
         tile.update(chosen)
     show("tvl1 tiles on CUDA", rows, {"pairs_per_second": record})
 

@@ -126,6 +126,16 @@ def test_triton_that_works_is_used(use_fake, capsys):
     assert len(fake.calls) == 1
 
 
+def test_who_waits_for_the_compiler_is_told(use_fake, monkeypatch, capsys):
+    waited = threading.Event()
+    monkeypatch.setattr(tvl1, "_PATIENCE_S", 0.0)
+    monkeypatch.setattr(tvl1, "say", lambda text: (print(text), waited.set()))
+    fake = use_fake(FakeTriton())
+    fake.flow_between = lambda first, *_: torch.full((1, 2, 80, 80), float(waited.wait(10)))
+    assert tvl1._implementation("cpu:0") == fake.flow_between
+    assert capsys.readouterr().out == "tvl1: Triton compiles its kernels, which may take a minute, once\n"
+
+
 def test_triton_that_fails_is_said_once_and_plain_torch_computes(use_fake, capsys):
     use_fake(FakeTriton(RuntimeError("Failed to find C compiler")))
     assert tvl1._implementation("cpu:0") is tvl1._implementation("cpu:0") is tvl1._plain

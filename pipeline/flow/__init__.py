@@ -86,10 +86,18 @@ def estimate(frames: np.ndarray, spec: FlowSpec, *, device: str = "auto", direct
     _check_frames(frames)
     flow = np.empty((len(frames) - 1, 2, *frames.shape[1:3]), np.float32)
     pairs = pairs_at_once(flow[0, 0].size, device=device, batch_pairs=spec.batch_pairs)
-    for k in range(0, len(flow), pairs):  # the device holds a batch, never the clip
+    parts: list[tuple[slice, Download]] = []  # the device holds two batches, never the clip: one comes, one is computed
+    for k in range(0, len(flow), pairs):
         part = estimate_on_device(frames[k : k + pairs + 1], spec, device=device, direction=direction)
-        flow[k : k + pairs] = Download(part).wait()[0]
+        parts.append((slice(k, k + pairs), Download(part)))
+        if len(parts) == 2:
+            _arrive(flow, *parts.pop(0))
+    _arrive(flow, *parts.pop())
     return flow
+
+
+def _arrive(flow: np.ndarray, pairs: slice, download: Download) -> None:
+    flow[pairs] = download.wait()[0]
 
 
 def estimate_on_device(

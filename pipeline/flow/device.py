@@ -147,7 +147,7 @@ class Download:
         if on_cuda:
             import torch
 
-            self._event = torch.cuda.Event()
+            self._event = torch.cuda.Event(blocking=True)  # to wait leaves the core to those that code JPEG
             self._event.record(torch.cuda.current_stream(on_cuda[0]))
 
     def wait(self) -> list[np.ndarray]:

@@ -112,14 +112,17 @@ def _landing(start, motion, last):
 
 @triton.jit
 def tile(height, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """Columns and rows of this program's pixels, clamped; whether each is one of the image; the image's number."""
+    """Columns and rows of this program's pixels, clamped; whether each is one of the image; the image's number.
+
+    A tile is a plain range, row after row: of one with two axes Triton chooses itself which threads lie side by side,
+    and, since clamping hides what is contiguous, some versions (3.6) choose those of a column, whose pixels do not.
+    """
     across, down = tl.cdiv(width, COLUMNS), tl.cdiv(height, ROWS)
     image, number = tl.program_id(0) // (across * down), tl.program_id(0) % (across * down)
-    x = number % across * COLUMNS + tl.arange(0, COLUMNS)[None, :]
-    y = number // across * ROWS + tl.arange(0, ROWS)[:, None]
+    place = tl.arange(0, ROWS * COLUMNS)
+    x, y = number % across * COLUMNS + place % COLUMNS, number // across * ROWS + place // COLUMNS
     stored = (x < width) & (y < height)
-    x, y = tl.broadcast(tl.minimum(x, width - 1), tl.minimum(y, height - 1))
-    return x, y, stored, image.to(tl.int64)
+    return tl.minimum(x, width - 1), tl.minimum(y, height - 1), stored, image.to(tl.int64)
 
 
 @triton.jit

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
+_PATIENCE_S = 3.0  # after which the first call says what it waits for
 CPU_PIXELS_AT_ONCE = 320 * 240  # without numba; on CUDA, what `device.pairs_at_once` finds free
 
 
@@ -103,14 +105,18 @@ def _triton_works(device: str) -> bool:
     """Try it once a process: Triton compiles at run time, and needs a C compiler and a driver that suit it."""
     import torch
 
+    patience = threading.Timer(_PATIENCE_S, say, ["tvl1: Triton compiles its kernels, which may take a minute, once"])
+    patience.start()
     try:
         from pipeline.flow import tvl1_triton
 
         image = torch.zeros(1, 80, 80, dtype=torch.uint8, device=device)  # of several levels, in either precision
-        tvl1_triton.flow_between(image, image, FlowSpec())
+        tvl1_triton.flow_between(image, image, FlowSpec()).cpu()  # waits: a kernel fails after its launch
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # whatever a compiler, a linker or a driver may raise
         say(f"tvl1: Triton fails on {device}, so plain torch computes, several times slower: {error!r}")
         return False
+    finally:
+        patience.cancel()
     return True
