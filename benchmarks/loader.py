@@ -30,8 +30,9 @@ from torchvision.io import ImageReadMode
 
 from pipeline import jpeg, quantize, store
 from pipeline.catalog import Clip
-from pipeline.dataset import TrainingSet, loader, stack_items
+from pipeline.dataset import TrainingSet, stack_items
 from pipeline.inputs import to_inputs
+from pipeline.loading import loader
 from pipeline.specs import StackSpec, StreamSpec
 
 LENGTH, SIDE, BOUND_PX = 10, 224, 20.0

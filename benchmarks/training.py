@@ -24,8 +24,9 @@ from common import show, spread
 
 from pipeline import jpeg, quantize, store
 from pipeline.catalog import Catalog, Clip
-from pipeline.dataset import TrainingSet, loader, loader_workers, stack_items
+from pipeline.dataset import TrainingSet, stack_items
 from pipeline.inputs import to_inputs
+from pipeline.loading import loader, loader_workers
 from pipeline.networks import resolve_device
 from pipeline.parallel import Items, World
 from pipeline.resume import Run

@@ -6,17 +6,14 @@ depends neither on the number of loader processes nor on having been interrupted
 
 from __future__ import annotations
 
-import os
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import cv2
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from pipeline import stacks, store
 from pipeline.catalog import Clip
@@ -27,8 +24,6 @@ from pipeline.stored_stacks import Planes, stored_stack
 from pipeline.transforms import TestViews, TrainView, View
 
 _ITEM, _CLASS_ORDER, _CLIP_ORDER = range(3)  # purposes of random numbers: each has a sequence of its own
-_MAX_WORKERS = 16
-_BATCHES_AHEAD = 2  # of each loading process; a batch of 256 temporal inputs is 250 MB even in bytes
 
 
 class Pictures:
@@ -200,42 +195,6 @@ class TestSet(Dataset):
             return TestItem(number, None, reason)
 
 
-def loader(
-    dataset: Dataset, numbers: Sequence[int], *, batch: int, workers: int, pin: bool, collate: Callable
-) -> Iterable:
-    """Batches of the items of these numbers, in this order, made ahead of their use.
-
-    Args:
-        dataset: picklable; its store is opened again in each process.
-        numbers: which items.
-        batch: items in a batch.
-        workers: loading processes; 0 loads in a thread of this one.
-        pin: whether batches go to page-locked memory, for a GPU.
-        collate: makes a batch of a list of items.
-    """
-    parallel: dict[str, Any] = {}
-    if workers:  # not forked: neither HDF5 nor CUDA survives a fork
-        parallel = {
-            "multiprocessing_context": "forkserver",
-            "prefetch_factor": _BATCHES_AHEAD,
-            "worker_init_fn": _begin_worker,
-        }
-    batches = DataLoader(
-        dataset, batch_size=batch, sampler=numbers, num_workers=workers, pin_memory=pin, collate_fn=collate, **parallel
-    )
-    return batches if workers else _ahead(batches)
-
-
-def _ahead(batches: Iterable) -> Iterator:
-    """The same batches, the next one made in a thread while one is in use (decoding and numpy let go of the GIL)."""
-    rest = iter(batches)
-    with ThreadPoolExecutor(1) as thread:
-        coming = thread.submit(next, rest, None)
-        while (batch := coming.result()) is not None:
-            coming = thread.submit(next, rest, None)
-            yield batch
-
-
 def stack_items(items: list[tuple[View, int]]) -> tuple[Views, torch.Tensor]:
     """Training items -> their views and labels (N,) int64."""
     views, labels = zip(*items, strict=True)
@@ -260,21 +219,6 @@ def stack_test_items(items: list[TestItem]) -> TestBatch:
     read = [item for item in items if item.views is not None]
     failed = {item.number: item.reason for item in items if item.views is None}
     return TestBatch([item.number for item in read], join_views([i.views for i in read]) if read else None, failed)
-
-
-def loader_workers(wanted: int, device: torch.device, sharing: int = 1) -> int:
-    """Loading processes: `wanted`; if that is -1, one a core up to 16 for a GPU, and none where the CPU also trains.
-
-    `sharing` is the number of processes that each want their own and share the cores.
-    """
-    if wanted >= 0:
-        return wanted
-    cores = max(1, len(os.sched_getaffinity(0)) // sharing)
-    return min(cores, _MAX_WORKERS) if device.type == "cuda" else 0
-
-
-def _begin_worker(worker: int) -> None:
-    cv2.setNumThreads(1)
 
 
 def _generator(*key: int) -> np.random.Generator:

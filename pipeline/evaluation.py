@@ -8,8 +8,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from pipeline.dataset import TestBatch, TestSet, loader, loader_workers, stack_test_items
+from pipeline.dataset import TestBatch, TestSet, stack_test_items
 from pipeline.inputs import to_inputs
+from pipeline.loading import loader, loader_workers
 from pipeline.networks import Network
 from pipeline.progress import Progress
 

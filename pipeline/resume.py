@@ -66,7 +66,23 @@ class Run:
         save_tensors(path, {**about, **parts, "step": self.step, "best": self.best, "curve": self.curve})
 
     def resume(self, path: Path, identity: str) -> None:
-        """Go on from `resume.pt`, if there is one and it is of the same training; otherwise say why not."""
+        """Go on from `resume.pt`, if there is one and it is of the same training; otherwise say why not.
+
+        Raises:
+            ValueError: processes that would go on from different steps, or are of different trainings.
+        """
+        self._load(path, identity)
+        starts = self.world.gather((self.step, identity))  # each has read the folder and the settings by itself
+        if different := [rank for rank, start in enumerate(starts) if start != starts[0]]:
+            (step, own), (first, expected) = starts[different[0]], starts[0]
+            alike = f"goes on from step {step}, process 0 from step {first}"
+            what = alike if own == expected else "has other settings or data"
+            raise ValueError(
+                f"[{self.spec.stream}] process {different[0]} {what}; "
+                "all machines need one folder of artifacts, the same settings and the same version of this project"
+            )
+
+    def _load(self, path: Path, identity: str) -> None:
         if not path.exists():
             return
         try:

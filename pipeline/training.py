@@ -21,11 +21,12 @@ from torch.utils.data import Dataset
 
 from pipeline.catalog import Catalog
 from pipeline.checkpoint import content_of_state, save_checkpoint
-from pipeline.dataset import TestSet, loader, loader_workers, stack_items
+from pipeline.dataset import TestSet, stack_items
 from pipeline.evaluation import evaluate
 from pipeline.files import write_json
 from pipeline.inputs import Views, to_inputs
 from pipeline.launch import Job, launch
+from pipeline.loading import loader, loader_workers
 from pipeline.networks import resolve_device
 from pipeline.parallel import Items, World, process_count
 from pipeline.progress import Progress, say
@@ -94,29 +95,12 @@ def train_here(job: Job, world: World, device: torch.device) -> None:
     with _own_random_state(device), algorithms(spec):
         run = Run(spec, len(catalog.classes), device, world, other_classes=len(others), start=job.start)
         run.resume(resume, identity)
-        _refuse_different_starts(run, identity)
         training = training_set(spec, job.store_path, catalog, job.other)
         own = catalog.part("val")[world.rank :: world.size]
         validation = TestSet(spec, job.store_path, own, frames=VALIDATION_FRAMES, crops=1)
         _take_steps(run, training, validation, lambda: run.save(resume, identity))
     if world.rank == 0:
         _finish(run, job, others)
-
-
-def _refuse_different_starts(run: Run, identity: str) -> None:
-    """All processes go on from the same step of the same training; each has read the folder and settings by itself."""
-    starts = run.world.gather((run.step, identity))
-    if different := [rank for rank, start in enumerate(starts) if start != starts[0]]:
-        (step, own), (first, expected) = starts[different[0]], starts[0]
-        what = (
-            f"goes on from step {step}, process 0 from step {first}"
-            if own == expected
-            else "has other settings or data"
-        )
-        raise ValueError(
-            f"[{run.spec.stream}] process {different[0]} {what}; all machines need one folder of artifacts, the same "
-            "settings and the same version of this project"
-        )
 
 
 def _own_random_state(device: torch.device) -> contextlib.AbstractContextManager:
@@ -132,6 +116,7 @@ def _take_steps(run: Run, training: Dataset, validation: TestSet, save: Callable
         workers=loader_workers(spec.loader_workers, run.device, run.world.local_size),
         pin=run.device.type == "cuda",
         collate=stack_items,
+        sharing=run.world.local_size,
     )
     with Progress(f"training, {spec.stream}", spec.steps - run.step, "steps") as progress:
         for inputs, labels in _waited_for(batches, run.curve):

@@ -14,12 +14,11 @@ from pipeline.dataset import (
     Pictures,
     TestSet,
     TrainingSet,
-    loader,
-    loader_workers,
     snippet_positions,
     stack_items,
 )
 from pipeline.inputs import to_inputs
+from pipeline.loading import loader
 from pipeline.specs import StackSpec, StreamSpec
 from pipeline.store import Record, ShardWriter, open_frames, write_index
 
@@ -198,12 +197,6 @@ def test_a_test_clip_that_cannot_be_read_is_an_item_with_its_reason(monkeypatch)
     failed = [item for item in map(tested.__getitem__, range(4)) if item.views is None]
     reasons = {tested.clips[item.number].id: item.reason for item in failed}  # one frame a clip
     assert reasons == {"left_5": "OSError: bad JPEG", "right_5": "decodes no frame"}
-
-
-def test_loading_processes_by_device():
-    assert loader_workers(-1, torch.device("cpu")) == 0
-    assert 1 <= loader_workers(-1, torch.device("cuda")) <= 16
-    assert loader_workers(3, torch.device("cpu")) == 3
 
 
 def test_pictures_of_a_real_store_also_after_pickling(tmp_path):

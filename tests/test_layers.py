@@ -28,7 +28,7 @@ LAYERS = [
         "store",
         "jobs",
     ),
-    *("cluster", "preprocess", "stacks", "stored_stacks", "transforms", "inputs", "dataset", "together"),
+    *("cluster", "preprocess", "stacks", "stored_stacks", "transforms", "inputs", "dataset", "loading", "together"),
     *("backbones", "networks", "checkpoint", "evaluation"),
     *("recipe", "parallel", "resume", "launch", "training", "train"),
     *("scores", "inference", "folds", "svm", "fusion", "report", "demo", "inspection", "machine", "doctor", "__main__"),

@@ -9,7 +9,7 @@ from torch import nn
 from torchvision.ops import StochasticDepth
 
 from pipeline import parallel
-from pipeline.dataset import loader_workers
+from pipeline.loading import loader_workers
 from pipeline.parallel import Items, Piece, World, draw_for_whole_batch, process_count
 from pipeline.specs import StreamSpec
 

@@ -1,0 +1,99 @@
+"""Batches of a dataset's items, made ahead of their use by processes or by a thread."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import cv2
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from pipeline.progress import say
+
+_SHARED_MEMORY = "/dev/shm"  # where torch has loading processes put their batches, on Linux
+_MAX_WORKERS = 16
+_BATCHES_AHEAD = 2  # of each loading process; a batch of 256 temporal inputs is 250 MB even in bytes
+
+
+def loader(
+    dataset: Dataset,
+    numbers: Sequence[int],
+    *,
+    batch: int,
+    workers: int,
+    pin: bool,
+    collate: Callable,
+    sharing: int = 1,
+) -> Iterable:
+    """Batches of the items of these numbers, in this order, made ahead of their use.
+
+    Args:
+        dataset: picklable; its store is opened again in each process.
+        numbers: which items.
+        batch: items in a batch.
+        workers: loading processes, fewer where shared memory would not hold their batches, which is said; 0 loads in a
+            thread of this process.
+        pin: whether batches go to page-locked memory, for a GPU.
+        collate: makes a batch of a list of items.
+        sharing: processes of this machine that load at the same time.
+    """
+    if workers and len(numbers):
+        workers = _that_fit(workers, batch * len(pickle.dumps(dataset[numbers[0]])) * sharing)
+    parallel: dict[str, Any] = {}
+    if workers:  # not forked: neither HDF5 nor CUDA survives a fork
+        parallel = {
+            "multiprocessing_context": "forkserver",
+            "prefetch_factor": _BATCHES_AHEAD,
+            "worker_init_fn": _begin_worker,
+        }
+    batches = DataLoader(
+        dataset, batch_size=batch, sampler=numbers, num_workers=workers, pin_memory=pin, collate_fn=collate, **parallel
+    )
+    return batches if workers else _ahead(batches)
+
+
+def loader_workers(wanted: int, device: torch.device, sharing: int = 1) -> int:
+    """Loading processes: `wanted`; if that is -1, one a core up to 16 for a GPU, and none where the CPU also trains.
+
+    `sharing` is the number of processes that each want their own and share the cores.
+    """
+    if wanted >= 0:
+        return wanted
+    cores = max(1, len(os.sched_getaffinity(0)) // sharing)
+    return min(cores, _MAX_WORKERS) if device.type == "cuda" else 0
+
+
+def _that_fit(workers: int, batch_bytes: int) -> int:
+    """As many loading processes as shared memory has room for; one that finds it full dies of a bus error."""
+    try:
+        memory = os.statvfs(_SHARED_MEMORY)
+    except OSError:  # not on Linux: torch takes files elsewhere
+        return workers
+    free = memory.f_bavail * memory.f_frsize
+    # beside those ahead one batch is on its way, and one in use
+    found = max(0, min(workers, int(free / batch_bytes - 2) // _BATCHES_AHEAD))
+    if found < workers:
+        needed = (workers * _BATCHES_AHEAD + 2) * batch_bytes
+        say(
+            f"{found} loading processes instead of {workers}: {_SHARED_MEMORY} has {free / 2**30:.2f} GiB free, they "
+            f"need {needed / 2**30:.2f}; enlarge it (in a container, --shm-size), or set loader_workers"
+        )
+    return found
+
+
+def _ahead(batches: Iterable) -> Iterator:
+    """The same batches, the next one made in a thread while one is in use (decoding and numpy let go of the GIL)."""
+    rest = iter(batches)
+    with ThreadPoolExecutor(1) as thread:
+        coming = thread.submit(next, rest, None)
+        while (batch := coming.result()) is not None:
+            coming = thread.submit(next, rest, None)
+            yield batch
+
+
+def _begin_worker(worker: int) -> None:
+    cv2.setNumThreads(1)

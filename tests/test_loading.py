@@ -1,0 +1,74 @@
+"""How many processes load, and where shared memory does not hold what they would put there."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline import loading
+from pipeline.loading import loader, loader_workers
+
+
+class Squares:
+    """Items of 1,000 bytes and a little more."""
+
+    def __len__(self):
+        return 40
+
+    def __getitem__(self, number):
+        return np.full(1000, number * number % 251, np.uint8)
+
+
+@pytest.fixture
+def shared_memory(monkeypatch):
+    """A function that says how many bytes of it are free."""
+
+    def free(size):
+        monkeypatch.setattr(loading.os, "statvfs", lambda path: SimpleNamespace(f_bavail=size, f_frsize=1))
+
+    return free
+
+
+def firsts(workers, **given):
+    batches = loader(Squares(), range(3, 23), batch=4, workers=workers, pin=False, collate=np.stack, **given)
+    return [item[0] for batch in batches for item in batch]
+
+
+def test_loading_processes_by_device():
+    assert loader_workers(-1, torch.device("cpu")) == 0
+    assert 1 <= loader_workers(-1, torch.device("cuda")) <= 16
+    assert loader_workers(3, torch.device("cpu")) == 3
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_all_items_come_in_order_whoever_makes_them(workers, capsys):
+    assert firsts(workers) == [n * n % 251 for n in range(3, 23)]
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("batches", "sharing", "expected"), [(60, 1, 8), (17, 1, 7), (6, 1, 2), (4, 1, 1), (3, 1, 0), (0, 1, 0), (20, 2, 4)]
+)
+def test_no_more_processes_than_shared_memory_has_room_for(shared_memory, batches, sharing, expected, capsys):
+    """Each has two batches ahead; one more is on its way, and one in use."""
+    shared_memory(int(batches * 4500))  # 4 items and what pickle adds to each
+    assert loading._that_fit(8, 4500 * sharing) == expected
+    said = capsys.readouterr().err
+    assert (said == "") == (expected == 8)
+    if expected < 8:
+        assert f"{expected} loading processes instead of 8: /dev/shm has " in said and "--shm-size" in said
+
+
+def test_without_shared_memory_a_thread_loads(shared_memory, capsys):
+    shared_memory(10_000)
+    assert firsts(2) == [n * n % 251 for n in range(3, 23)]
+    assert "0 loading processes instead of 2: /dev/shm has 0.00 GiB free" in capsys.readouterr().err
+
+
+def test_elsewhere_than_on_linux_nothing_is_asked(monkeypatch, capsys):
+    def missing(path):
+        raise FileNotFoundError(path)
+
+    monkeypatch.setattr(loading.os, "statvfs", missing)
+    assert loading._that_fit(8, 1 << 40) == 8 and capsys.readouterr().err == ""
