@@ -52,9 +52,11 @@ if group flow; then
     step "flow stage" 180 "$python" benchmarks/flow_stage.py
 fi
 if group streams; then
-    step "training" 200 "$python" benchmarks/training.py --stream temporal --network cnn_m_2048 --batch 256
+    training=("$python" benchmarks/training.py --stream temporal --network cnn_m_2048 --batch 256)
+    step "training, float32 as in the paper's presets" 130 "${training[@]}" --precision float32
+    step "training, bf16" 100 "${training[@]}" --precision bf16
     # so many items that 16 processes are at work for seconds, not only at their start
-    step "loader" 200 "$python" benchmarks/loader.py --workers 16 --items 8192 --rounds 3
+    step "loader" 170 "$python" benchmarks/loader.py --workers 16 --items 8192 --rounds 3
     step "tests of the streams" 140 "${cuda_tests[@]}" tests/test_{quantize,inputs,training,together}.py
 fi
 if group methods; then

@@ -26,7 +26,7 @@ from pipeline import jpeg, quantize, store
 from pipeline.catalog import Catalog, Clip
 from pipeline.dataset import TrainingSet, stack_items
 from pipeline.inputs import to_inputs
-from pipeline.loading import loader, loader_workers
+from pipeline.loading import loader, loader_workers, sent_ahead
 from pipeline.networks import resolve_device
 from pipeline.parallel import Items, World
 from pipeline.resume import Run
@@ -81,7 +81,8 @@ def from_store(run: Run, data: TrainingSet, steps: int) -> dict[str, float]:
     """Seconds a step waited and worked, once the loading processes are at work."""
     workers = loader_workers(run.spec.loader_workers, run.device)
     options = {"batch": run.spec.batch, "workers": workers, "pin": run.device.type == "cuda", "collate": stack_items}
-    batches, waits, works = iter(loader(data, Items(run.spec, World(), run.step), **options)), [], []
+    made = loader(data, Items(run.spec, World(), run.step), **options)
+    batches, waits, works = sent_ahead(made, run.device), [], []
     for _ in range(SKIPPED + steps):
         begun = time.perf_counter()
         batch = next(batches)
@@ -124,6 +125,7 @@ def main() -> None:
     parser.add_argument("--stream", choices=("spatial", "temporal"), default="temporal")
     parser.add_argument("--network", default="cnn_m_2048")
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--precision", default="auto")
     parser.add_argument("--batch", type=int, default=0)
     parser.add_argument("--steps", type=int, default=0, help="measured in a round")
     parser.add_argument("--rounds", type=int, default=3)
@@ -135,6 +137,7 @@ def main() -> None:
     cv2.setNumThreads(1)
     batch, steps = given.batch or (8 if small else 256), given.steps or (4 if small else 40)
     recipe = {"network": given.network, "batch": batch, "loader_workers": given.loader_workers}
+    recipe["precision"] = given.precision
     spec = settings(given.stream, **recipe, learning_rate=1e-4, steps=100_000)
     with tempfile.TemporaryDirectory() as scratch:
         kind = "frames" if given.stream == "spatial" else "flow"
@@ -153,6 +156,7 @@ def report(spec: StreamSpec, device: torch.device, rounds: list, difference: flo
     ratios = [ready / total for (_, ready), total in zip(rounds, totals, strict=True)]
     rows = [
         ("what", f"{spec.stream} {spec.network}, batch {spec.batch}, {spec.crop_px} px, on {device}"),
+        ("precision", spec.precision),
         ("loading processes", str(loader_workers(spec.loader_workers, device))),
         ("a step from the store waits for data, share of its time", spread(shares, 3)),
         ("from the store, clips/s", spread([spec.batch / total for total in totals], 1)),
@@ -161,7 +165,7 @@ def report(spec: StreamSpec, device: torch.device, rounds: list, difference: flo
         (f"largest difference of {COMPARED} losses, 1 against 2 processes on the CPU", f"{difference:.1e}"),
     ]
     record = {"spec": spec.as_dict(), "rounds": rounds, "waiting": shares, "ratio": ratios, "difference": difference}
-    show(f"training {spec.stream} {spec.network}", rows, record)
+    show(f"training {spec.stream} {spec.network} {spec.precision}", rows, record)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from pipeline.transforms import View
 
 @dataclass(frozen=True, eq=False)
 class Views:
-    """Views of N items (or of N items times K snippets) on the CPU; `to_inputs` makes inputs of them."""
+    """Views of N items (or of N items times K snippets), on any device; `to_inputs` makes inputs of them."""
 
     values: torch.Tensor
     """(N, C, H, W) or (N, K, C, H, W), uint8, or float32 where any view of the batch had to be resized."""
@@ -43,6 +43,16 @@ class Views:
     def pin_memory(self) -> Views:
         """The same in page-locked memory; torch's loader asks for it."""
         return Views(self.values.pin_memory(), self.scale.pin_memory(), self.offset.pin_memory())
+
+    def to(self, device: torch.device, *, non_blocking: bool = False) -> Views:
+        """The same on a device, as torch sends a tensor there."""
+        parts = (self.values, self.scale, self.offset)
+        return Views(*(part.to(device, non_blocking=non_blocking) for part in parts))
+
+    def record_stream(self, stream: torch.cuda.Stream) -> None:
+        """Keep the memory for work on this stream of CUDA, as torch keeps a tensor's."""
+        for part in (self.values, self.scale, self.offset):
+            part.record_stream(stream)
 
 
 def stack_views(views: Sequence[View]) -> Views:
@@ -73,10 +83,12 @@ def to_inputs(views: Views | torch.Tensor, device: torch.device) -> torch.Tensor
         return images.unflatten(0, views.shape[:-3])
     if device.type == "cpu" and views.values.dtype == torch.uint8:
         return _inputs_on_cpu(views)
-    values, scale, offset = (part.to(device, non_blocking=True) for part in (views.values, views.scale, views.offset))
-    factor, shift = (part.flatten(0, -2)[..., None, None] for part in (scale, offset))
-    images = values.flatten(0, -4).contiguous(memory_format=torch.channels_last)  # bytes: a quarter of the traffic
-    return images.to(torch.float32, copy=True).mul_(factor).add_(shift).unflatten(0, values.shape[:-3])
+    views = views.to(device, non_blocking=True)
+    factor, shift = (part.flatten(0, -2)[..., None, None] for part in (views.scale, views.offset))
+    images = views.values.flatten(0, -4).contiguous(
+        memory_format=torch.channels_last
+    )  # bytes: a quarter of the traffic
+    return images.to(torch.float32, copy=True).mul_(factor).add_(shift).unflatten(0, views.shape[:-3])
 
 
 def _inputs_on_cpu(views: Views) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Batches of a dataset's items, made ahead of their use by processes or by a thread."""
+"""Batches of a dataset's items, made and sent to the device ahead of their use."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import cv2
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from pipeline.inputs import Views
 from pipeline.progress import say
 
 _SHARED_MEMORY = "/dev/shm"  # where torch has loading processes put their batches, on Linux
@@ -54,6 +55,39 @@ def loader(
         dataset, batch_size=batch, sampler=numbers, num_workers=workers, pin_memory=pin, collate_fn=collate, **parallel
     )
     return batches if workers else _ahead(batches)
+
+
+def sent_ahead(batches: Iterable[tuple[Views, torch.Tensor]], device: torch.device) -> Iterator:
+    """The same batches; for CUDA they are sent there, the next one while the one before it is computed with.
+
+    A training step waits for its loss before the weights move, so that what it began to send itself would not be under
+    way meanwhile: 250 MB take about 10 ms, which is a tenth of a step of 256 temporal inputs.
+
+    Args:
+        batches: (views, labels), in page-locked memory.
+        device: where they are wanted; for the CPU nothing is done.
+    """
+    if device.type != "cuda":
+        yield from batches
+        return
+    stream, before = torch.cuda.Stream(device), None
+    for batch in batches:
+        with torch.cuda.stream(stream):
+            coming = [part.to(device, non_blocking=True) for part in batch], stream.record_event()
+        if before:
+            yield _received(*before, device)
+        before = coming
+    if before:
+        yield _received(*before, device)
+
+
+def _received(parts: list[Views | torch.Tensor], sent: torch.cuda.Event, device: torch.device) -> tuple:
+    """What was sent on a stream of its own, for work on the current one."""
+    current = torch.cuda.current_stream(device)
+    current.wait_event(sent)
+    for part in parts:
+        part.record_stream(current)
+    return tuple(parts)
 
 
 def loader_workers(wanted: int, device: torch.device, sharing: int = 1) -> int:

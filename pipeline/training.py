@@ -26,7 +26,7 @@ from pipeline.evaluation import evaluate
 from pipeline.files import write_json
 from pipeline.inputs import Views, to_inputs
 from pipeline.launch import Job, launch
-from pipeline.loading import loader, loader_workers
+from pipeline.loading import loader, loader_workers, sent_ahead
 from pipeline.networks import resolve_device
 from pipeline.parallel import Items, World, process_count
 from pipeline.progress import Progress, say
@@ -119,7 +119,7 @@ def _take_steps(run: Run, training: Dataset, validation: TestSet, save: Callable
         sharing=run.world.local_size,
     )
     with Progress(f"training, {spec.stream}", spec.steps - run.step, "steps") as progress:
-        for inputs, labels in _waited_for(batches, run.curve):
+        for inputs, labels in _waited_for(sent_ahead(batches, run.device), run.curve):
             loss = _timed_step(run, inputs, labels)
             run.step += 1
             _record(run, loss)

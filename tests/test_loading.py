@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from pipeline import loading
-from pipeline.loading import loader, loader_workers
+from pipeline.inputs import stack_views, to_inputs
+from pipeline.loading import loader, loader_workers, sent_ahead
+from pipeline.transforms import View
 
 
 class Squares:
@@ -64,6 +66,31 @@ def test_without_shared_memory_a_thread_loads(shared_memory, capsys):
     shared_memory(10_000)
     assert firsts(2) == [n * n % 251 for n in range(3, 23)]
     assert "0 loading processes instead of 2: /dev/shm has 0.00 GiB free" in capsys.readouterr().err
+
+
+def labelled(count, pinned=False):
+    views = [
+        (stack_views([View(np.full((2, 3, 3), k, np.uint8), *np.ones((2, 2), np.float32))] * 4)) for k in range(count)
+    ]
+    return [
+        (v.pin_memory(), torch.full((4,), k).pin_memory()) if pinned else (v, torch.full((4,), k))
+        for k, v in enumerate(views)
+    ]
+
+
+def test_for_the_cpu_nothing_is_sent():
+    batches = labelled(3)
+    assert all(a is b for a, b in zip(sent_ahead(batches, torch.device("cpu")), batches, strict=True))
+
+
+@pytest.mark.needs_cuda
+@pytest.mark.parametrize("count", [0, 1, 2, 7])
+def test_batches_arrive_whole_and_in_order_on_cuda(count):
+    device, found = torch.device("cuda"), []
+    for views, labels in sent_ahead(labelled(count, pinned=True), device):
+        assert views.values.device.type == labels.device.type == "cuda"
+        found.append((to_inputs(views, device).sum(), labels[0]))  # still under way
+    assert [(int(total), int(label)) for total, label in found] == [(72 * (k + 1), k) for k in range(count)]
 
 
 def test_elsewhere_than_on_linux_nothing_is_asked(monkeypatch, capsys):
