@@ -85,9 +85,8 @@ def to_inputs(views: Views | torch.Tensor, device: torch.device) -> torch.Tensor
         return _inputs_on_cpu(views)
     views = views.to(device, non_blocking=True)
     factor, shift = (part.flatten(0, -2)[..., None, None] for part in (views.scale, views.offset))
-    images = views.values.flatten(0, -4).contiguous(
-        memory_format=torch.channels_last
-    )  # bytes: a quarter of the traffic
+    bytes_or_floats = views.values.flatten(0, -4)
+    images = bytes_or_floats.contiguous(memory_format=torch.channels_last)  # of bytes a quarter of the traffic
     return images.to(torch.float32, copy=True).mul_(factor).add_(shift).unflatten(0, views.shape[:-3])
 
 

@@ -1,5 +1,6 @@
 """How many processes load, and where shared memory does not hold what they would put there."""
 
+import contextlib
 from types import SimpleNamespace
 
 import numpy as np
@@ -81,6 +82,37 @@ def labelled(count, pinned=False):
 def test_for_the_cpu_nothing_is_sent():
     batches = labelled(3)
     assert all(a is b for a, b in zip(sent_ahead(batches, torch.device("cpu")), batches, strict=True))
+
+
+class Part:
+    """Stands where a tensor would, and notes what is done with it."""
+
+    def __init__(self, number, done):
+        self.number, self.done = number, done
+
+    def to(self, device, *, non_blocking):
+        assert non_blocking
+        self.done.append(f"send {self.number}")
+        return self
+
+    def record_stream(self, stream):
+        self.done.append(f"keep {self.number}")
+
+
+def test_the_next_batch_is_on_its_way_before_one_is_handed_out(monkeypatch):
+    done = []
+    current = SimpleNamespace(wait_event=lambda event: done.append(f"wait for {event}"))
+    own = SimpleNamespace(record_event=lambda: f"event {done[-1]}")
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: own)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: current)
+    for (part,) in sent_ahead([(Part(k, done),) for k in range(3)], SimpleNamespace(type="cuda")):
+        done.append(f"use {part.number}")
+    assert done == [
+        *("send 0", "send 1", "wait for event send 0", "keep 0", "use 0"),
+        *("send 2", "wait for event send 1", "keep 1", "use 1"),
+        *("wait for event send 2", "keep 2", "use 2"),
+    ]
 
 
 @pytest.mark.needs_cuda
