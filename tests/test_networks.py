@@ -5,6 +5,7 @@ import pytest
 import torch
 import torchvision
 from torch import nn
+from torch.nn.functional import conv2d
 
 from pipeline import backbones, networks
 from pipeline.networks import architecture, build, resolve_device
@@ -71,6 +72,20 @@ def test_cnn_m_has_the_layers_of_the_paper(stream, norms):
     assert kernels == [(7, 2), (5, 2), (3, 1), (3, 1), (3, 1)]
     assert {(m.kernel_size, m.stride) for m in network.modules() if isinstance(m, nn.MaxPool2d)} == {(3, 2)}
     assert sum(name == "ReLU" for name, _ in seen) == 7 and sum(name == "Dropout" for name, _ in seen) == 2
+
+
+def test_weights_of_gray_values_become_ours_by_the_first_layer_as_format_md_says():
+    torch.manual_seed(0)
+    image, mean = torch.randint(0, 256, (1, 3, 64, 64)).double(), torch.tensor([0.485, 0.456, 0.406]).double()
+    std = torch.tensor([0.229, 0.224, 0.225]).double()
+    theirs = torch.randn(96, 3, 7, 7).double()
+    bgr = (image - 255 * mean.view(1, 3, 1, 1)).flip(1)
+    ours = (image / 255 - mean.view(1, 3, 1, 1)) / std.view(1, 3, 1, 1)
+    converted = theirs.flip(1) * 255 * std.view(1, 3, 1, 1)
+    torch.testing.assert_close(conv2d(ours, converted, stride=2), conv2d(bgr, theirs, stride=2))
+    for stream, places in (("spatial", (0, 4, 8, 10, 12, 16, 19)), ("temporal", (0, 4, 7, 9, 11, 15, 18))):
+        names = on_meta(spec(stream, "cnn_m_2048", crop_px=224)).body.state_dict()
+        assert list(names) == [f"{place}.{kind}" for place in places for kind in ("weight", "bias")]
 
 
 def test_cnn_m_takes_other_crops_and_says_which_are_too_small():
