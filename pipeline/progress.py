@@ -20,6 +20,15 @@ def say(text: str) -> None:
     sys.stderr.flush()
 
 
+def in_words(seconds: float) -> str:
+    """A time for people, in its two largest units: 42 s, 3 min 20 s, 5 h 10 min, 75 days 2 h."""
+    for size, unit, smaller_size, smaller in ((86400, "days", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
+        if seconds >= size:
+            whole, rest = divmod(round(seconds), size)
+            return f"{whole} {unit} {rest // smaller_size} {smaller}"
+    return f"{seconds:.0f} s"
+
+
 class Progress:
     """Counts units of work. A context manager; `advance(n)` after n more are done.
 
@@ -52,8 +61,9 @@ class Progress:
 
     def _line(self, note: str) -> str:
         count, rate = f"{self.title}: {self.done}/{self.total} {self.unit}", self.rate()
-        left = (self.total - self.done) / rate if rate else float("inf")
-        return f"{count}, {rate:.1f} {self.unit}/s, {left:.0f} s left {note}".rstrip()
+        pace = f"{rate:.1f} {self.unit}/s" if rate >= 1 or not rate else f"{1 / rate:.1f} s each"
+        left = f", {in_words((self.total - self.done) / rate)} left" if rate else ""
+        return f"{count}, {pace}{left} {note}".rstrip()
 
     def rate(self) -> float:
         """Units a second so far."""

@@ -29,7 +29,7 @@ from pipeline.launch import Job, launch
 from pipeline.loading import loader, loader_workers, sent_ahead
 from pipeline.networks import resolve_device
 from pipeline.parallel import Items, World, process_count
-from pipeline.progress import Progress, say
+from pipeline.progress import Progress, in_words, say
 from pipeline.recipe import algorithms, learning_rate
 from pipeline.resume import Run
 from pipeline.specs import StreamSpec
@@ -37,6 +37,7 @@ from pipeline.together import Other, other_classes, training_set
 
 VALIDATION_FRAMES = 5  # of each clip, their centre view: cheap, and enough to tell a better epoch from a worse one
 _CURVE_POINTS = 1000
+_LONG_S = 24 * 3600  # on a CPU
 
 
 class TrainingDiverged(ArithmeticError):
@@ -130,7 +131,20 @@ def _take_steps(run: Run, training: Dataset, validation: TestSet, save: Callable
             if run.world.rank == 0 and (validated or run.step % spec.save_every == 0):
                 save()
             progress.advance(1, f"loss {loss:.3f}")
+            if progress.done == 1:
+                _warn_of_days(run, progress)
     _say_speed(run)
+
+
+def _warn_of_days(run: Run, progress: Progress) -> None:
+    """The recipe of the paper is meant for a GPU: whoever starts it elsewhere should know at once."""
+    left = (progress.total - progress.done) / progress.rate()
+    if run.device.type == "cpu" and left > _LONG_S and run.world.rank == 0:
+        say(
+            f"training, {run.spec.stream}: {in_words(left)} to go on this CPU, at {run.spec.steps} steps of "
+            f"{run.spec.batch} clips; configs/laptop.cfg is a recipe of minutes, [{run.spec.stream}] steps and batch "
+            "shorten this one"
+        )
 
 
 def _waited_for(batches: Iterable, curve: dict[str, Any]) -> Iterator:

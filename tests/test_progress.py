@@ -1,6 +1,10 @@
 """A log gets plain lines, now and then and at the end; never a bar."""
 
-from pipeline.progress import Progress, say
+import itertools
+
+import pytest
+
+from pipeline.progress import Progress, in_words, say
 
 
 def test_a_log_gets_plain_lines(capsys):
@@ -22,6 +26,30 @@ def test_lines_are_rare_and_an_error_ends_without_one(capsys):
     except KeyError:
         pass
     assert capsys.readouterr().err == "flow: 4 clips\n"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (0.4, "0 s"),
+        (59, "59 s"),
+        (60, "1 min 0 s"),
+        (200.7, "3 min 21 s"),
+        (3600, "1 h 0 min"),
+        (18_700, "5 h 11 min"),
+        (6_487_300, "75 days 2 h"),
+    ],
+)
+def test_times_in_words(seconds, words):
+    assert in_words(seconds) == words
+
+
+def test_slow_work_is_told_in_seconds_each(capsys, monkeypatch):
+    clock = itertools.chain([0.0], itertools.repeat(80.0))
+    monkeypatch.setattr("pipeline.progress.time.monotonic", lambda: next(clock))
+    with Progress("training", 1001, "steps") as progress:
+        progress.advance(1, "loss 2.461")
+    assert capsys.readouterr().err.splitlines()[1] == "training: 1/1001 steps, 80.0 s each, 22 h 13 min left loss 2.461"
 
 
 def test_nothing_to_do_says_nothing(capsys):

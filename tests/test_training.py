@@ -141,6 +141,16 @@ def test_waiting_and_stepping_are_told_apart(data, tmp_path, capsys):
     assert re.search(r"training, spatial: [\d.]+ clips/s, [\d.]+% of it waiting for data", capsys.readouterr().err)
 
 
+def test_a_training_of_days_on_a_cpu_says_so_at_once(data, tmp_path, monkeypatch, capsys):
+    catalog = data("frames")
+    run(spec(), catalog, tmp_path / "short")
+    assert "on this CPU" not in capsys.readouterr().err
+    monkeypatch.setattr(training, "_LONG_S", 0.0)
+    run(spec(), catalog, tmp_path / "long")
+    said = capsys.readouterr().err
+    assert said.count("s to go on this CPU, at 12 steps of 4 clips; configs/laptop.cfg is a recipe of minutes") == 1
+
+
 def test_the_seed_decides_everything(data, tmp_path):
     catalog = data("frames")
     torch.manual_seed(1)
