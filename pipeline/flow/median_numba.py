@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
 
 from pipeline.flow.compiled import compiled, inlined
@@ -18,7 +19,7 @@ _EIGHT = 8 * _LANES
 def median3(flow: np.ndarray) -> np.ndarray:
     """Median of the 3 x 3 neighbourhood of each pixel of (2, H, W), borders repeated; see `warp.median3`."""
     filtered = np.empty_like(flow)
-    _median3(np.pad(flow, ((0, 0), (1, 1), (1, 1)), mode="edge"), filtered)
+    _median3(padded(flow, 1, 1), filtered)
     return filtered
 
 
@@ -34,13 +35,25 @@ def weighted_median(flow: np.ndarray, image: np.ndarray, trust: np.ndarray, *, s
         (2, H, W) of the same type; see `warp.weighted_median`.
     """
     number, offsets = flow.dtype.type, np.array(median_offsets(scale))
-    edges = ((np.abs(offsets).max(),) * 2,) * 2
-    around, filtered = np.pad(flow, ((0, 0), *edges), mode="edge"), np.empty_like(flow)
-    gray, trusted = (np.pad(plane, edges, mode="edge") for plane in (image, trust))
+    reach, filtered = int(np.abs(offsets).max()), np.empty_like(flow)
+    around = padded(flow, reach, reach)
+    gray, trusted = padded(np.stack([image, trust]), reach, reach)
     factors = np.array(MEDIAN_FACTORS, number)
     numbers = number(1 / MEDIAN_GRAY), number(MEDIAN_FLOOR), number(MEDIAN_SPREAD)
     _rows(around, gray, trusted, filtered, offsets, factors, *numbers)
     return filtered
+
+
+def padded(planes: np.ndarray, before: int, after: int) -> np.ndarray:
+    """(C, H, W) planes with so many pixels more before and after each row and column, borders repeated.
+
+    By OpenCV, in half the time of numpy's pad and less where images are small: there are forty of these in a pair.
+    """
+    count, height, width = planes.shape
+    found = np.empty((count, height + before + after, width + before + after), planes.dtype)
+    for plane, target in zip(planes, found, strict=True):
+        cv2.copyMakeBorder(plane, before, after, before, after, cv2.BORDER_REPLICATE, dst=target)
+    return found
 
 
 @compiled

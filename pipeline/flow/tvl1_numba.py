@@ -17,7 +17,7 @@ import numpy as np
 from pipeline.flow import tvl1_model as model
 from pipeline.flow import tvl1_rows as rows
 from pipeline.flow.filters import DERIVATIVE, TRUST_FLOOR, gaussian_taps, pyramid_sizes, shrinking_sigma_px
-from pipeline.flow.median_numba import median3, weighted_median
+from pipeline.flow.median_numba import median3, padded, weighted_median
 from pipeline.specs import FlowSpec
 
 _THE_ONLY = np.array([0])  # field of an image
@@ -67,7 +67,7 @@ def _improve(state: np.ndarray, first: np.ndarray, second: np.ndarray, spec: Flo
     """Improve the flow in the state at one size, `scale` times the full one: warp, solve, filter, several times."""
     number = state.dtype.type
     box, derivative = np.array(model.box_of(spec), number), np.array(DERIVATIVE, number)
-    still, moving = _channels(first, spec), np.pad(_channels(second, spec), ((0, 0), (1, 2), (1, 2)), mode="edge")
+    still, moving = _channels(first, spec), padded(_channels(second, spec), 1, 2)
     warped, inside = np.empty_like(still), np.empty_like(first)
     for turn in range(spec.tvl1_warps):
         rows.warp(moving, state, warped, inside)
