@@ -93,8 +93,8 @@ def load_tensors(path: Path, kind: str, version: int) -> dict[str, Any]:
         values = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise ValueError(
-            f"{path} cannot be loaded with weights_only=True ({type(error).__name__}): it is damaged, or "
-            "not ours; delete it and train again"
+            f"{path} cannot be loaded with weights_only=True ({type(error).__name__}): it is damaged, or not ours; "
+            "where TrainStream made it, delete it and run the same command again, which trains anew"
         ) from error
     found = values.get("format", "no format") if isinstance(values, dict) else type(values).__name__
     if found != kind:

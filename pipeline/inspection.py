@@ -29,6 +29,15 @@ LAST_FILES = {
 }
 
 
+# files of ours without checksums, by suffix
+_OTHER_FILES = {
+    ".pt": "weights or a training under way, saved by torch",
+    ".json": "numbers as plain text",
+    ".html": "a page for a browser",
+    ".md": "a table as plain text",
+}
+
+
 def describe(path: Path, *, clip: str = "") -> dict[str, Any]:
     """What a file holds, as plain JSON values.
 
@@ -53,6 +62,7 @@ def describe(path: Path, *, clip: str = "") -> dict[str, Any]:
             "rows": [],
             "clip": None,
         }
+    _refuse_other_files(path)
     attrs = store.read_attrs(path)
     kind = attrs.pop("format").removeprefix("two-stream-")
     about = {"catalog": _catalog, "scores": _scores}.get(kind)
@@ -77,6 +87,8 @@ def _file_of(path: Path) -> Path:
     for file in found:
         if file.is_file():
             return file
+    if (path / "shards").is_dir():
+        raise FileNotFoundError(f"{path} has no index.h5 yet; run its stage, which keeps the shards that are right")
     raise FileNotFoundError(
         f"{path} holds none of {', '.join(file.name for file in found)}; give a file or an artifact's folder"
     )
@@ -171,24 +183,58 @@ def flow_colours(flow: np.ndarray, *, full_px: float) -> np.ndarray:
     return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
 
 
+def _refuse_other_files(path: Path) -> None:
+    """A file that is no HDF5 is not damaged for that."""
+    if path.is_file() and path.suffix in _OTHER_FILES:
+        raise ValueError(
+            f"{path} is no HDF5 file but {_OTHER_FILES[path.suffix]}; this kind has no checksums, so that nothing "
+            "can be said for or against it here"
+        )
+
+
+def _kind(path: Path) -> str:
+    """Of an HDF5 file: frames, flow, catalog or scores."""
+    _refuse_other_files(path)
+    return store.read_attrs(path)["format"].removeprefix("two-stream-")
+
+
+def has_checksums(path: Path) -> bool:
+    """Whether a file, or an artifact's folder, is a store: other files can be read or not, and that is all.
+
+    Raises:
+        FileNotFoundError, ValueError: no such file, not HDF5, or damaged.
+    """
+    return _kind(_file_of(path)) in ("frames", "flow")
+
+
 def verify(path: Path) -> list[str]:
-    """Check every clip of a store: all bytes against their CRC-32, and that every image decodes. Returns the faults."""
+    """Check every clip of a store: all bytes against their CRC-32, and that every image decodes. Returns the faults.
+
+    A catalog or scores are only read. The rest is as for `has_checksums`.
+    """
     path = _file_of(path)
-    kind = store.read_attrs(path)["format"].removeprefix("two-stream-")
-    if kind not in ("frames", "flow"):
-        describe(path)  # reads everything there is to read
+    if not has_checksums(path):
+        try:
+            describe(path)
+        except Exception as error:  # whatever damaged bytes raise
+            return [f"{path}: {type(error).__name__}: {error}; delete it and run its stage again"]
         return []
-    opened, faults = store.Store(path, kind), []
+    return [f"{video_id}: {fault}" for video_id, fault in _damage(store.Store(path, _kind(path))).items()]
+
+
+def _damage(opened: store.Store) -> dict[str, str]:
+    """Id -> what is wrong, of the clips that are damaged."""
+    faults = {}
     for video_id in opened:
         try:
-            faults += _faults(opened[video_id])
-        except (OSError, ValueError, KeyError) as error:
-            faults.append(f"{video_id}: {error}")
+            faults[video_id] = _fault(opened[video_id])
+        except Exception as error:  # as above
+            faults[video_id] = str(error.args[0] if isinstance(error, KeyError) else error)
     opened.close()
-    return faults
+    return {video_id: fault for video_id, fault in faults.items() if fault}
 
 
-def _faults(clip: store.StoredClip) -> list[str]:
+def _fault(clip: store.StoredClip) -> str:
     crc32 = 0
     for part in clip.parts:
         inner = 0
@@ -196,30 +242,39 @@ def _faults(clip: store.StoredClip) -> list[str]:
             inner = zlib.crc32(data, inner)
         crc32 = zlib.crc32(inner.to_bytes(4, "little"), crc32)
     if crc32 != clip.attrs["crc32"]:
-        return [f"{clip.id}: its bytes do not match their checksum; `python -m pipeline repair` this store"]
+        return "its bytes do not match their checksum; `python -m pipeline repair` this store"
     for part in clip.parts:
         for image in range(clip.count(part=part)):
             clip.images(image, image + 1, part=part)
-    return []
+    return ""
 
 
 def repair(path: Path, *, failed: bool = False) -> list[str]:
     """Make room for making damaged shards again: remove them, and the index, so that the next run of the stage does it.
 
     Args:
-        path: the store.
+        path: the store, or one of its shards.
         failed: also remove the shards of clips that failed (a file that was locked, a time limit that was too short).
 
     Returns:
         Names of the shards that are wanted again, sorted.
+
+    Raises:
+        ValueError: not a store.
     """
-    opened = store.Store(_file_of(path), store.read_attrs(_file_of(path))["format"].removeprefix("two-stream-"))
-    damaged = {fault.partition(": ")[0] for fault in verify(path)} | (set(opened.failed) if failed else set())
-    shards = sorted({opened.rows[video_id]["shard"] for video_id in damaged})
+    path = _file_of(path.parent.parent if path.parent.name == "shards" else path)
+    if not has_checksums(path):
+        raise ValueError(
+            f"{path} is a {_kind(path)} file, which has no checksums: only stores of frames and flow can be repaired; "
+            "`python -m pipeline invalidate` removes a stage, so that it is made again"
+        )
+    opened = store.Store(path, _kind(path))
+    again = [*_damage(opened), *(opened.failed if failed else ())]
+    shards = sorted({opened.rows[video_id]["shard"] for video_id in again})
     for name in shards:
-        (opened.path.parent / "shards" / f"{name}.h5").unlink(missing_ok=True)
+        (path.parent / "shards" / f"{name}.h5").unlink(missing_ok=True)
     if shards:
-        opened.path.unlink()
+        path.unlink()
     return shards
 
 

@@ -79,6 +79,10 @@ class TrainStream(OnDevice):
         start = Path(self.stream_spec.start)
         return super().keys_read() + ([files.content_of(start)] if start.is_file() else [])
 
+    def is_current(self) -> bool:
+        """Whether there are weights as well: whoever deletes damaged ones gets them anew."""
+        return self.checkpoint.is_file() and super().is_current()
+
     def complete(self) -> bool:
         """Done or not; if not, what cannot be built or trained here is refused before anything is made for it."""
         done = super().complete()

@@ -97,6 +97,53 @@ def test_damage_is_found(frames, flow, tmp_path):
     assert inspection.verify(tmp_path / "scores.h5") == []
 
 
+OTHER_FILES = {
+    "checkpoint.pt": "weights or a training under way, saved by torch",
+    "curve.json": "numbers as plain text",
+    "report.html": "a page for a browser",
+    "table.md": "a table as plain text",
+}
+
+
+@pytest.mark.parametrize("name", OTHER_FILES)
+@pytest.mark.parametrize("command", ["inspect", "verify", "repair"])
+def test_a_file_of_another_kind_is_named_and_not_called_damaged(tmp_path, capsys, command, name):
+    """Least of all is its deletion advised: a checkpoint may be days of work."""
+    (tmp_path / name).write_text("{}")
+    shown = command == "inspect" and name == "curve.json"
+    for path in (tmp_path / name, *([tmp_path] if name == "curve.json" else [])):
+        assert main([command, str(path)]) == (0 if shown else 2)
+        told = capsys.readouterr().err
+        assert shown or f"{name} is no HDF5 file but {OTHER_FILES[name]}; this kind has no checksums" in told
+        assert "delete" not in told and "damaged" not in told
+
+
+def test_scores_and_catalogs_are_read_but_have_no_checksums_and_no_repair(tmp_path, capsys):
+    path = tmp_path / "scores.h5"
+    Scores(("a",), np.array([[1.0, 0.0]], np.float32), np.array([0]), ("x", "y")).write(path)
+    assert main(["verify", str(path)]) == 0
+    assert capsys.readouterr().out == f"{path}: it can be read; this kind has no checksums\n"
+    with pytest.raises(ValueError, match="is a scores file, which has no checksums: only stores of frames and flow"):
+        inspection.repair(path)
+    with h5py.File(path, "r+") as file:
+        del file["labels"]
+    (fault,) = inspection.verify(path)
+    assert fault.startswith(f"{path}: ") and fault.endswith("; delete it and run its stage again")
+
+
+def test_a_shard_that_is_cut_off_or_gone_is_repaired(frames, flow):
+    shard = frames.parent / "shards/shard-all.h5"
+    shard.write_bytes(shard.read_bytes()[:-100])
+    (fault,) = inspection.verify(frames)
+    assert f"`python -m pipeline repair {frames.parent}` makes room for it; run its stage again" in fault
+    assert inspection.repair(shard) == ["shard-all"]  # the shard stands for its store
+    assert not frames.exists() and not shard.exists()
+    (flow.parent / "shards/shard-all.h5").unlink()
+    assert inspection.repair(flow) == ["shard-all"] and not flow.exists()
+    with pytest.raises(FileNotFoundError, match="has no index.h5 yet; run its stage, which keeps the shards"):
+        inspection.repair(flow.parent)
+
+
 def test_repair_removes_what_is_damaged_and_the_index(frames, flow):
     assert inspection.repair(frames) == [] and frames.exists()
     assert inspection.repair(frames.parent, failed=True) == ["shard-all"]

@@ -237,6 +237,9 @@ def test_foreign_and_damaged_files_are_refused_with_what_to_do(tmp_path):
     (tmp_path / "text.h5").write_text("no HDF5")
     with pytest.raises(ValueError, match="is no HDF5 file, or a damaged one .*; delete it and run its stage again"):
         store.open_frames(tmp_path / "text.h5")
+    (tmp_path / "text.avi").write_text("no HDF5")
+    with pytest.raises(ValueError, match=r"is no HDF5 file, .*; HDF5 files of ours end in .h5"):
+        store.open_frames(tmp_path / "text.avi")
     with h5py.File(tmp_path / "foreign.h5", "w"):
         pass
     with pytest.raises(ValueError, match="holds 'no format attribute', not 'two-stream-frames'; give the path"):
@@ -248,6 +251,38 @@ def test_foreign_and_damaged_files_are_refused_with_what_to_do(tmp_path):
         file.attrs["format_version"] = 99
     with pytest.raises(ValueError, match="has format version 99; this code reads 1: update the code"):
         store.open_flow(path)
+
+
+def test_a_shard_is_not_to_be_deleted_but_repaired(tmp_path):
+    """The stage goes by the index, which would still be there."""
+    path = write_frames(tmp_path / "my store", {"a": moving_texture(3)})
+    shard = tmp_path / "my store/shards/shard-all.h5"
+    shard.write_bytes(shard.read_bytes()[:-100])
+    command = rf"`python -m pipeline repair '{tmp_path}/my store'` makes room for it; run its stage again afterwards"
+    with pytest.raises(ValueError, match=rf"is no HDF5 file, or a damaged one \(.*truncated.*\); {command}"):
+        store.open_frames(path)["a"]
+    shard.unlink()
+    with pytest.raises(FileNotFoundError, match=f"shard-all.h5 does not exist; {command}"):
+        store.read_records(shard, "frames")
+
+
+def test_fused_scores_are_made_again_with_their_folder(tmp_path):
+    (tmp_path / "1-d/average").mkdir(parents=True)
+    (tmp_path / "1-d/fusion.json").write_text("{}")
+    (tmp_path / "1-d/average/scores.h5").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"\); delete the folder .*/1-d and run Fuse again"):
+        store.read_arrays(tmp_path / "1-d/average/scores.h5", "scores")
+
+
+def test_a_file_that_may_not_be_read_is_not_called_damaged(tmp_path, monkeypatch):
+    path = write_frames(tmp_path, {"a": moving_texture(3)})
+
+    def refused(*arguments):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(h5py, "File", refused)
+    with pytest.raises(PermissionError, match="Permission denied"):
+        store.open_frames(path)
 
 
 def test_an_error_while_reading_says_where(tmp_path):

@@ -9,6 +9,7 @@ from pipeline.store.container import (
     read_arrays,
     read_attrs,
     read_catalog,
+    repair_command,
     write_arrays,
     write_catalog,
 )
@@ -33,6 +34,7 @@ __all__ = [
     "read_attrs",
     "read_catalog",
     "read_records",
+    "repair_command",
     "shard_is_current",
     "write_arrays",
     "write_catalog",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -31,13 +32,15 @@ def open_file(path: Path | str, kind: str | None) -> h5py.File:
     """Open for reading; any format that this code does not know is refused with what to do."""
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist; `python -m pipeline status` shows what has been made")
+        advice = _repair_of(path) or "`python -m pipeline status` shows what has been made"
+        raise FileNotFoundError(f"{path} does not exist; {advice}")
     try:
         file = h5py.File(path, "r")
     except OSError as error:
-        raise ValueError(
-            f"{path} is no HDF5 file, or a damaged one ({error}); delete it and run its stage again"
-        ) from None
+        if error.errno:  # it may not be read, or is locked: nothing is known against it
+            raise
+        advice = _repair_of(path) or _deletion_of(path)
+        raise ValueError(f"{path} is no HDF5 file, or a damaged one ({error}); {advice}") from None
     found, version = file.attrs.get("format", "no format attribute"), int(file.attrs.get("format_version", 0))
     wanted = f"two-stream-{kind}" if kind else "two-stream-*"
     if not str(found).startswith(wanted.rstrip("*")) or (kind and found != wanted):
@@ -50,6 +53,26 @@ def open_file(path: Path | str, kind: str | None) -> h5py.File:
             "update the code, or make the artifact again"
         )
     return file
+
+
+def repair_command(folder: Path) -> str:
+    """What makes room for the damaged shards of the store at `folder`, for messages."""
+    return f"`python -m pipeline repair {shlex.quote(str(folder))}`"
+
+
+def _repair_of(path: Path) -> str:
+    """What to do about a shard; "" of other files. Deleting it alone would not do: the stage goes by the index."""
+    if path.parent.name != "shards":
+        return ""
+    return f"{repair_command(path.parent.parent)} makes room for it; run its stage again afterwards"
+
+
+def _deletion_of(path: Path) -> str:
+    if path.suffix != ".h5":
+        return "HDF5 files of ours end in .h5"
+    if (path.parent.parent / "fusion.json").is_file():  # by which Fuse goes
+        return f"delete the folder {path.parent.parent} and run Fuse again"
+    return "delete it and run its stage again"
 
 
 def read_attrs(path: Path | str) -> dict[str, Any]:
