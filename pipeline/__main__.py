@@ -73,11 +73,11 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _inspect(arguments: argparse.Namespace) -> int:
-    from pipeline import inspection
+    from pipeline import inspection, pictures
 
     found = inspection.describe(arguments.path, clip=arguments.clip)
     if arguments.picture:
-        inspection.picture(arguments.path, arguments.picture, clip=arguments.clip)
+        pictures.picture(arguments.path, arguments.picture, clip=arguments.clip)
     if arguments.json:
         print(json.dumps(found, indent=1))
         return 0
@@ -117,8 +117,15 @@ def _verify(arguments: argparse.Namespace) -> int:
 def _repair(arguments: argparse.Namespace) -> int:
     from pipeline import inspection
 
-    removed = inspection.repair(arguments.path, failed=arguments.failed)
-    print("\n".join(f"removed {name}; run the stage again" for name in removed) or "nothing is damaged")
+    kind, shards, damaged = inspection.repair(arguments.path, failed=arguments.failed)
+    print("\n".join(f"removed {name}; run the stage again" for name in shards) or "nothing is damaged")
+    if damaged:
+        made = "flow and trainings" if kind == "frames" else "trainings"
+        names = ", ".join(damaged[:5]) + (" ..." if len(damaged) > 5 else "")
+        print(
+            f"{made} that have read {names} since the damage are not made again by that; "
+            "`python -m pipeline invalidate STAGE --dataset NAME` removes them"
+        )
     return 0
 
 

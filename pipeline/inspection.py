@@ -1,15 +1,13 @@
-"""Looking inside what was made: any HDF5 file, one clip, a picture of it; the state of all artifacts; damage."""
+"""Looking inside what was made: any HDF5 file, one clip; the state of all artifacts; damage."""
 
 from __future__ import annotations
 
 import json
 import shutil
-import zlib
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import cv2
 import numpy as np
 
 from pipeline import store
@@ -52,7 +50,7 @@ def describe(path: Path, *, clip: str = "") -> dict[str, Any]:
         FileNotFoundError, ValueError: no such file, or not one of ours.
         KeyError: no such clip.
     """
-    path = _file_of(path)
+    path = file_of(path)
     if path.suffix == ".json":
         return {
             "path": str(path),
@@ -70,7 +68,8 @@ def describe(path: Path, *, clip: str = "") -> dict[str, Any]:
     return {"path": str(path), "format": kind, "attrs": attrs, "summary": summary, "rows": rows, "clip": shown}
 
 
-def _file_of(path: Path) -> Path:
+def file_of(path: Path) -> Path:
+    """The file that is looked at: of an artifact's folder its index, or whatever else stands for it."""
     if not path.is_dir():
         return path
     names = (
@@ -152,37 +151,6 @@ def _clip(clip: store.StoredClip) -> dict[str, Any]:
     return about | {**mean, "max_speed_px": float(speed.max()), "has_backward": clip.has_backward}
 
 
-def picture(path: Path, out: Path, *, clip: str = "", images: int = 8) -> None:
-    """Write a PNG of equally spaced frames of a clip, or of its flow: hue is direction, brightness is speed.
-
-    Raises:
-        ValueError: the file is not a store, or the picture cannot be written.
-    """
-    kind = store.read_attrs(_file_of(path))["format"].removeprefix("two-stream-")
-    if kind not in ("frames", "flow"):
-        raise ValueError(f"{path} is a {kind} file; pictures are made of frames and flow stores")
-    opened = store.Store(_file_of(path), kind)
-    shown = opened[clip or next(iter(opened))]
-    at = np.linspace(0, len(shown) - 1, min(images, len(shown))).round().astype(int)
-    tiles = [shown.frames(i, i + 1)[0] if kind == "frames" else shown.flow(i, i + 1)[0] for i in at]
-    if kind == "flow":
-        fastest = max(float(np.percentile(np.hypot(*flow), 99.5)) for flow in tiles)
-        tiles = [flow_colours(flow, full_px=max(fastest, 1.0)) for flow in tiles]
-    if not cv2.imwrite(str(out), cv2.cvtColor(np.hstack(tiles), cv2.COLOR_RGB2BGR)):
-        raise ValueError(f"no picture can be written to {out}; give a path that ends in .png")
-
-
-def flow_colours(flow: np.ndarray, *, full_px: float) -> np.ndarray:
-    """(2, H, W) float32 flow in pixels -> (H, W, 3) uint8 RGB: hue is direction (red right, cyan left), value is speed.
-
-    `full_px` is the speed of full brightness.
-    """
-    speed, angle = cv2.cartToPolar(flow[0], flow[1], angleInDegrees=True)
-    value = np.clip(speed / full_px * 255, 0, 255)
-    hsv = np.stack([angle / 2, np.full_like(value, 255), value], -1).astype(np.uint8)
-    return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
-
-
 def _refuse_other_files(path: Path) -> None:
     """A file that is no HDF5 is not damaged for that."""
     if path.is_file() and path.suffix in _OTHER_FILES:
@@ -204,7 +172,7 @@ def has_checksums(path: Path) -> bool:
     Raises:
         FileNotFoundError, ValueError: no such file, not HDF5, or damaged.
     """
-    return _kind(_file_of(path)) in ("frames", "flow")
+    return _kind(file_of(path)) in ("frames", "flow")
 
 
 def verify(path: Path) -> list[str]:
@@ -212,7 +180,7 @@ def verify(path: Path) -> list[str]:
 
     A catalog or scores are only read. The rest is as for `has_checksums`.
     """
-    path = _file_of(path)
+    path = file_of(path)
     if not has_checksums(path):
         try:
             describe(path)
@@ -235,13 +203,7 @@ def _damage(opened: store.Store) -> dict[str, str]:
 
 
 def _fault(clip: store.StoredClip) -> str:
-    crc32 = 0
-    for part in clip.parts:
-        inner = 0
-        for data in clip.jpegs(part=part):
-            inner = zlib.crc32(data, inner)
-        crc32 = zlib.crc32(inner.to_bytes(4, "little"), crc32)
-    if crc32 != clip.attrs["crc32"]:
+    if clip.checksum() != clip.attrs["crc32"]:
         return "its bytes do not match their checksum; `python -m pipeline repair` this store"
     for part in clip.parts:
         for image in range(clip.count(part=part)):
@@ -249,33 +211,41 @@ def _fault(clip: store.StoredClip) -> str:
     return ""
 
 
-def repair(path: Path, *, failed: bool = False) -> list[str]:
+class Repaired(NamedTuple):
+    """What `repair` removed, and what of it was damaged."""
+
+    kind: str
+    """frames or flow."""
+    shards: list[str]
+    """Names of the shards that are wanted again, sorted."""
+    damaged: list[str]
+    """Ids of the clips that were damaged."""
+
+
+def repair(path: Path, *, failed: bool = False) -> Repaired:
     """Make room for making damaged shards again: remove them, and the index, so that the next run of the stage does it.
 
     Args:
         path: the store, or one of its shards.
         failed: also remove the shards of clips that failed (a file that was locked, a time limit that was too short).
 
-    Returns:
-        Names of the shards that are wanted again, sorted.
-
     Raises:
         ValueError: not a store.
     """
-    path = _file_of(path.parent.parent if path.parent.name == "shards" else path)
+    path = file_of(path.parent.parent if path.parent.name == "shards" else path)
     if not has_checksums(path):
         raise ValueError(
             f"{path} is a {_kind(path)} file, which has no checksums: only stores of frames and flow can be repaired; "
             "`python -m pipeline invalidate` removes a stage, so that it is made again"
         )
     opened = store.Store(path, _kind(path))
-    again = [*_damage(opened), *(opened.failed if failed else ())]
-    shards = sorted({opened.rows[video_id]["shard"] for video_id in again})
+    damaged = list(_damage(opened))
+    shards = sorted({opened.rows[video_id]["shard"] for video_id in damaged + list(opened.failed if failed else ())})
     for name in shards:
         (path.parent / "shards" / f"{name}.h5").unlink(missing_ok=True)
     if shards:
         path.unlink()
-    return shards
+    return Repaired(opened.kind, shards, damaged)
 
 
 def status(artifacts: Path) -> list[dict[str, Any]]:

@@ -26,7 +26,5 @@ def decode(data: np.ndarray, *, gray: bool) -> np.ndarray:
     flag = cv2.IMREAD_GRAYSCALE if gray else cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
     image = cv2.imdecode(data, flag) if len(data) else None
     if image is None:
-        raise ValueError(
-            f"{len(data)} bytes do not decode as JPEG; `python -m pipeline verify` tells which clips are damaged"
-        )
+        raise ValueError(f"{len(data)} bytes do not decode as JPEG")
     return image if gray else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)

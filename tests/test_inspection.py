@@ -9,7 +9,7 @@ import pytest
 from conftest import moving_texture
 from test_store import smooth_flow, write_flow, write_frames
 
-from pipeline import inspection, store
+from pipeline import inspection, pictures, store
 from pipeline.__main__ import main
 from pipeline.catalog import Catalog, Clip
 from pipeline.scores import Scores
@@ -67,21 +67,21 @@ def test_catalogs_and_scores(tmp_path):
 
 
 def test_pictures(frames, flow, tmp_path):
-    inspection.picture(frames, tmp_path / "frames.png", images=3)
+    pictures.picture(frames, tmp_path / "frames.png", images=3)
     assert cv2.imread(str(tmp_path / "frames.png")).shape == (48, 3 * 64, 3)
-    inspection.picture(flow, tmp_path / "flow.png")
+    pictures.picture(flow, tmp_path / "flow.png")
     assert cv2.imread(str(tmp_path / "flow.png")).shape == (48, 4 * 64, 3)
     with pytest.raises(ValueError, match="no picture can be written to .*; give a path that ends in .png"):
-        inspection.picture(frames, tmp_path / "absent" / "frames.png")
+        pictures.picture(frames, tmp_path / "absent" / "frames.png")
     store.write_arrays(tmp_path / "x.h5", "scores", {}, {})
     with pytest.raises(ValueError, match="is a scores file; pictures are made of frames and flow stores"):
-        inspection.picture(tmp_path / "x.h5", tmp_path / "x.png")
+        pictures.picture(tmp_path / "x.h5", tmp_path / "x.png")
 
 
 @pytest.mark.parametrize(("x", "y", "colour"), [(4, 0, (255, 0, 0)), (-4, 0, (0, 255, 255)), (0, 0, (0, 0, 0))])
 def test_hue_is_direction(x, y, colour):
     flow = np.stack([np.full((2, 2), x, np.float32), np.full((2, 2), y, np.float32)])
-    assert np.abs(inspection.flow_colours(flow, full_px=4.0)[0, 0].astype(int) - colour).max() <= 3
+    assert np.abs(pictures.flow_colours(flow, full_px=4.0)[0, 0].astype(int) - colour).max() <= 3
 
 
 def test_damage_is_found(frames, flow, tmp_path):
@@ -136,21 +136,27 @@ def test_a_shard_that_is_cut_off_or_gone_is_repaired(frames, flow):
     shard.write_bytes(shard.read_bytes()[:-100])
     (fault,) = inspection.verify(frames)
     assert f"`python -m pipeline repair {frames.parent}` makes room for it; run its stage again" in fault
-    assert inspection.repair(shard) == ["shard-all"]  # the shard stands for its store
+    assert inspection.repair(shard).shards == ["shard-all"]  # the shard stands for its store
     assert not frames.exists() and not shard.exists()
     (flow.parent / "shards/shard-all.h5").unlink()
-    assert inspection.repair(flow) == ["shard-all"] and not flow.exists()
+    assert inspection.repair(flow).shards == ["shard-all"] and not flow.exists()
     with pytest.raises(FileNotFoundError, match="has no index.h5 yet; run its stage, which keeps the shards"):
         inspection.repair(flow.parent)
 
 
-def test_repair_removes_what_is_damaged_and_the_index(frames, flow):
-    assert inspection.repair(frames) == [] and frames.exists()
-    assert inspection.repair(frames.parent, failed=True) == ["shard-all"]
+def test_repair_removes_what_is_damaged_and_the_index(frames, flow, capsys):
+    assert inspection.repair(frames) == ("frames", [], []) and frames.exists()
+    assert inspection.repair(frames.parent, failed=True) == ("frames", ["shard-all"], [])
     assert not frames.exists() and not (frames.parent / "shards/shard-all.h5").exists()
     with h5py.File(flow.parent / "shards/shard-all.h5", "r+") as file:
         file["clips/a/jpeg"][100] ^= 255
+    capsys.readouterr()
     assert main(["repair", str(flow)]) == 0 and not flow.exists()
+    removed, rest = capsys.readouterr().out.splitlines()
+    assert removed == "removed shard-all; run the stage again"
+    assert rest.startswith(
+        "trainings that have read a since the damage are not made again by that; `python -m pipeline inv"
+    )
 
 
 def test_status_lists_artifacts_in_the_order_of_the_chain(frames, flow, tmp_path):

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import cv2
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -15,6 +16,7 @@ from conftest import ROOT, moving_texture
 
 from pipeline import jpeg, store
 from pipeline.flow import estimate_on_device
+from pipeline.jobs import DamagedStore
 from pipeline.jobs import flow as flow_job
 from pipeline.jobs.flow import FlowJob, flow_shard
 from pipeline.jobs.helpers import Helpers, run_ahead
@@ -179,9 +181,26 @@ def test_what_is_wrong_with_a_clip_is_its_reason(tmp_path, monkeypatch, threads)
     make(tmp_path / "frames.h5", tmp_path / "s.h5", threads=threads)
     found = reasons(tmp_path / "s.h5")
     assert set(found) == {"damaged", "odd", "wide"}
-    assert found["damaged"].startswith("no flow: 8 bytes do not decode as JPEG; `python -m pipeline verify` tells")
+    assert found["damaged"] == "no flow: 8 bytes do not decode as JPEG"  # as it was written: its checksum is right
     assert found["odd"] == "no flow: an image is (48, 64), its clip is (50, 64), height and width"
     assert found["wide"] == "no flow: an image cannot be written as JPEG"
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("pixels", [1, 3 * 48 * 64, 10**6], ids=["pair by pair", "pieces", "all at once"])
+@pytest.mark.parametrize("place", [0, 1000, -1], ids=["no JPEG", "another picture", "the end"])
+def test_damage_to_the_frames_fails_the_shard_and_not_the_clip(frames, tmp_path, monkeypatch, threads, pixels, place):
+    """A clip that was recorded as failed would stay so after its frames were mended."""
+    monkeypatch.setattr("pipeline.flow.device.HOST_PIXELS", pixels)
+    path = tmp_path / "a b/shards/shard-all.h5"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(frames.read_bytes())
+    with h5py.File(path, "r+") as file:
+        file["clips/b/jpeg"][place] ^= 16
+    message = f"bytes of clip 'b' of {tmp_path}/a b do not match .*; `python -m pipeline repair '{tmp_path}/a b'`"
+    with pytest.raises(DamagedStore, match=message):
+        make(path, tmp_path / "s.h5", threads=threads)
+    assert not (tmp_path / "s.h5").exists()
 
 
 @pytest.mark.parametrize("threads", [1, 4])

@@ -31,7 +31,20 @@ LAYERS = [
     *("cluster", "preprocess", "stacks", "stored_stacks", "transforms", "inputs", "dataset", "loading", "together"),
     *("backbones", "networks", "checkpoint", "evaluation"),
     *("recipe", "parallel", "resume", "launch", "training", "train"),
-    *("scores", "inference", "folds", "svm", "fusion", "report", "demo", "inspection", "machine", "doctor", "__main__"),
+    *(
+        "scores",
+        "inference",
+        "folds",
+        "svm",
+        "fusion",
+        "report",
+        "demo",
+        "inspection",
+        "pictures",
+        "machine",
+        "doctor",
+        "__main__",
+    ),
 ]
 
 

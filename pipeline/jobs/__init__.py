@@ -12,6 +12,10 @@ BAD_CLIP = (ValueError, cv2.error)  # the clip's own fault, which becomes its re
 _OF_THE_MACHINE = (cv2.Error.StsNoMem, cv2.Error.GpuNotSupported, cv2.Error.GpuApiCallError)
 
 
+class DamagedStore(RuntimeError):
+    """The bytes of a clip are not those that were written: no fault of its video, and no reason to record."""
+
+
 @contextlib.contextmanager
 def machine_faults() -> Iterator[None]:
     """Turn OpenCV's errors that no clip can be blamed for into RuntimeError, so that another try may find them gone."""

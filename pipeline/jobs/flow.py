@@ -12,7 +12,7 @@ import contextlib
 import functools
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +23,12 @@ from pipeline import jpeg, quantize, store
 from pipeline.flow import check as check_method
 from pipeline.flow import estimate_on_device, resolve, takes_colour, torch_device
 from pipeline.flow.device import Download, current, host_array, memory_given_back, one_thread, pairs_at_once
-from pipeline.jobs import BAD_CLIP, machine_faults, printable
+from pipeline.jobs import BAD_CLIP, machine_faults
 from pipeline.jobs.helpers import Helpers, run_ahead
+from pipeline.jobs.pieces import Batch, FlowClip, Piece, Planes
 from pipeline.specs import FlowSpec
 
 _IMAGES = 8  # that one helper decodes or encodes at a time: a batch keeps a dozen of them busy
-_Planes = dict[str, tuple[np.ndarray, np.ndarray | None]]  # part of the clip -> bytes (n, 2, H, W), range_px or None
 
 
 @dataclass(frozen=True)
@@ -81,68 +81,6 @@ def _share_of_cores(device: str) -> int:
     return max(1, len(os.sched_getaffinity(0)) // torch.cuda.device_count())
 
 
-class _Clip:
-    """One clip on its way; of several errors the one that concerns the earliest pair is its reason."""
-
-    def __init__(self, record: store.Record, stored: store.StoredClip, writer: store.ClipWriter):
-        self.record, self.stored, self.writer = record, stored, writer
-        self.size, self.pairs = (stored.height, stored.width), len(stored) - 1
-        self._errors: list[tuple[int, BaseException]] = []
-
-    @property
-    def failed(self) -> bool:
-        return bool(self._errors)
-
-    def fail(self, pair: int, error: BaseException) -> None:
-        self._errors.append((pair, error))
-
-    def finish(self, spec: FlowSpec) -> None:
-        """Write the clip into the shard."""
-        names = ("label", "class", "group", "source", "fps", "height", "width")
-        attrs = {name: self.stored.attrs[name] for name in names}
-        about = {"method": spec.method, "scaling": spec.scaling, "bound_px": spec.bound_px}
-        self.record = self.record._replace(crc32=self.writer.finish({**attrs, **about}))
-        self.writer = None
-
-    def outcome(self) -> store.Record:
-        if not self.failed:
-            return self.record
-        _, error = min(self._errors, key=lambda failure: failure[0])
-        return self.record._replace(status="failed", reason=f"no flow: {printable(error)}", crc32=0)
-
-
-@dataclass
-class _Piece:
-    """Pairs first..last-1 of a clip, which lie between its frames first..last, on their way through the line."""
-
-    clip: _Clip
-    first: int
-    last: int
-    failed: bool = False
-    frames: np.ndarray | None = None  # (last - first + 1, H, W), a view of its batch's
-    decoding: list[Callable[[], None]] = field(default_factory=list)
-    encoding: dict[str, list[Callable[[], list[bytes]]]] = field(default_factory=dict)  # by part of the clip
-    ranges: dict[str, np.ndarray] = field(default_factory=dict)
-
-    @contextlib.contextmanager
-    def watched(self) -> Iterator[None]:
-        """What the clip cannot do becomes its reason, and the line goes on."""
-        try:
-            yield
-        except BAD_CLIP as error:
-            self.failed = True
-            self.clip.fail(self.first, error)
-
-
-@dataclass
-class _Batch:
-    """Pieces of clips of one size that are computed together."""
-
-    pieces: list[_Piece]
-    frames: np.ndarray | None = None  # of all pieces, end to end
-    motion: Callable[[], _Planes | None] | None = None  # waits for the bytes; None: each piece has to be tried alone
-
-
 class _Line:
     """The steps, and what they share."""
 
@@ -165,30 +103,30 @@ class _Line:
 
     # --- which pairs are computed together
 
-    def _batches(self, outcomes: list[Callable[[], store.Record]]) -> Iterator[_Batch]:
+    def _batches(self, outcomes: list[Callable[[], store.Record]]) -> Iterator[Batch]:
         pieces, room = [], 0
         for clip in self._clips(outcomes):
             if pieces and pieces[0].clip.size != clip.size:
-                yield _Batch(pieces)
+                yield Batch(pieces)
                 pieces = []
             first = 0
             while first < clip.pairs and not clip.failed:
                 room = room if pieces else self._limit(clip.size)
-                pieces.append(_Piece(clip, first, min(first + room, clip.pairs)))
+                pieces.append(Piece(clip, first, min(first + room, clip.pairs)))
                 room -= pieces[-1].last - first
                 first = pieces[-1].last
                 if not room:
-                    yield _Batch(pieces)
+                    yield Batch(pieces)
                     pieces = []
         if pieces:
-            yield _Batch(pieces)
+            yield Batch(pieces)
 
-    def _clips(self, outcomes: list[Callable[[], store.Record]]) -> Iterator[_Clip]:
+    def _clips(self, outcomes: list[Callable[[], store.Record]]) -> Iterator[FlowClip]:
         for record in self.records:
             if record.status != "ok":
                 outcomes.append(lambda record=record: record)
                 continue
-            clip = _Clip(record, self.source[record.id], self.shard.clip(record.id))
+            clip = FlowClip(record, self.source, self.shard.clip(record.id))
             outcomes.append(clip.outcome)
             if clip.pairs < 1:
                 clip.fail(0, ValueError("one frame alone has no flow"))
@@ -199,7 +137,7 @@ class _Line:
 
     # --- the steps
 
-    def _read(self, batch: _Batch) -> None:
+    def _read(self, batch: Batch) -> None:
         """Read the JPEG bytes, and have them decoded into one array."""
         counts = [piece.last - piece.first + 1 for piece in batch.pieces]
         shape = (sum(counts), *batch.pieces[0].clip.size, *(() if self.gray else (3,)))
@@ -207,12 +145,12 @@ class _Line:
         for piece, count in zip(batch.pieces, counts, strict=True):
             piece.frames, end = batch.frames[end : end + count], end + count
             with piece.watched():
-                images = list(piece.clip.stored.jpegs(piece.first, piece.last + 1))
+                images = piece.clip.read(piece.first, piece.last)
                 for k in range(0, count, _IMAGES):
                     target = piece.frames[k : k + _IMAGES]
                     piece.decoding.append(self.helpers.start(_decode, images[k : k + _IMAGES], target, self.gray))
 
-    def _move(self, batch: _Batch) -> None:
+    def _move(self, batch: Batch) -> None:
         """Begin to compute the flow and its bytes."""
         for piece in batch.pieces:
             with piece.watched():
@@ -225,7 +163,7 @@ class _Line:
             with contextlib.suppress(*BAD_CLIP), memory_given_back():
                 batch.motion = self._motion(batch.frames, ends[:-1].tolist(), check=False)
 
-    def _motion(self, frames: np.ndarray, cuts: list[int], *, check: bool) -> Callable[[], _Planes | None]:
+    def _motion(self, frames: np.ndarray, cuts: list[int], *, check: bool) -> Callable[[], Planes | None]:
         """Flow of clips end to end, as bytes; the function returned waits for them.
 
         With `check` flow that is not finite is refused at once, for which a device has to be waited for; without, the
@@ -243,7 +181,7 @@ class _Line:
             under_way[part] = Download(*arrays, *([quantize.all_finite(flow)] if later else []))
         return functools.partial(_arrived, under_way, minmax=self.spec.scaling == "minmax")
 
-    def _encode(self, batch: _Batch) -> None:
+    def _encode(self, batch: Batch) -> None:
         """Wait for the bytes of the flow, and have them encoded; a batch without any is tried again piece by piece."""
         planes, end = batch.motion(), 0
         for piece in batch.pieces:
@@ -257,7 +195,7 @@ class _Line:
             piece.frames = None
         batch.frames = batch.motion = None
 
-    def _start_encoding(self, piece: _Piece, planes: _Planes, pairs: slice) -> None:
+    def _start_encoding(self, piece: Piece, planes: Planes, pairs: slice) -> None:
         for part, (q, range_px) in planes.items():
             images = q[pairs].reshape(-1, *q.shape[2:])  # x0 y0 x1 y1 ...
             piece.encoding[part] = [
@@ -267,7 +205,7 @@ class _Line:
             if range_px is not None:
                 piece.ranges[part] = range_px[pairs]
 
-    def _write(self, batch: _Batch) -> None:
+    def _write(self, batch: Batch) -> None:
         """Wait for the JPEG bytes and append them to their clips; a clip that is complete goes into the shard."""
         for piece in batch.pieces:
             clip = piece.clip
@@ -296,8 +234,8 @@ def _encode(planes: np.ndarray, quality: int) -> list[bytes]:
     return [jpeg.encode(plane, quality=quality) for plane in planes]
 
 
-def _arrived(under_way: dict[str, Download], *, minmax: bool) -> _Planes | None:
-    planes: _Planes = {}
+def _arrived(under_way: dict[str, Download], *, minmax: bool) -> Planes | None:
+    planes: Planes = {}
     for part, download in under_way.items():
         q, *more = download.wait()
         planes[part] = q, more.pop(0) if minmax else None

@@ -6,10 +6,11 @@ offsets). Other tables (catalog, scores) are plain named arrays. Every file carr
 
 from pipeline.store.container import (
     FORMAT_VERSION,
+    crc32_of_parts,
     read_arrays,
     read_attrs,
     read_catalog,
-    repair_command,
+    repair_advice,
     write_arrays,
     write_catalog,
 )
@@ -27,6 +28,7 @@ __all__ = [
     "StoredClip",
     "ViewWriter",
     "Views",
+    "crc32_of_parts",
     "create_scores",
     "open_flow",
     "open_frames",
@@ -34,7 +36,7 @@ __all__ = [
     "read_attrs",
     "read_catalog",
     "read_records",
-    "repair_command",
+    "repair_advice",
     "shard_is_current",
     "write_arrays",
     "write_catalog",

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import shlex
-from collections.abc import Iterator, Mapping
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -55,16 +56,22 @@ def open_file(path: Path | str, kind: str | None) -> h5py.File:
     return file
 
 
-def repair_command(folder: Path) -> str:
-    """What makes room for the damaged shards of the store at `folder`, for messages."""
-    return f"`python -m pipeline repair {shlex.quote(str(folder))}`"
+def crc32_of_parts(sums: Iterable[int]) -> int:
+    """The checksum of a clip: CRC-32 over the little-endian CRC-32s of its sequences of images."""
+    return zlib.crc32(b"".join(each.to_bytes(4, "little") for each in sums))
+
+
+def repair_advice(folder: Path) -> str:
+    """What to do about damage in the store at `folder`, for messages."""
+    command = f"python -m pipeline repair {shlex.quote(str(folder))}"
+    return f"`{command}` makes room for it; run its stage again afterwards"
 
 
 def _repair_of(path: Path) -> str:
     """What to do about a shard; "" of other files. Deleting it alone would not do: the stage goes by the index."""
     if path.parent.name != "shards":
         return ""
-    return f"{repair_command(path.parent.parent)} makes room for it; run its stage again afterwards"
+    return repair_advice(path.parent.parent)
 
 
 def _deletion_of(path: Path) -> str:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
+import zlib
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,7 +15,7 @@ import h5py
 import numpy as np
 
 from pipeline import jpeg, quantize
-from pipeline.store.container import open_file, plain, text
+from pipeline.store.container import crc32_of_parts, open_file, plain, repair_advice, text
 
 _OPEN_SHARDS = 32
 _KNOWN_CLIPS = 4096
@@ -84,6 +86,13 @@ class StoredClip:
                 yield data[offsets[image] - offsets[first] : offsets[image + 1] - offsets[first]]
             first = until
 
+    def checksum(self) -> int:
+        """CRC-32 over all its images as they are now; `attrs["crc32"]` is that of the images that were written."""
+        return crc32_of_parts(
+            functools.reduce(lambda crc32, data: zlib.crc32(data, crc32), self.jpegs(part=part), 0)
+            for part in self.parts
+        )
+
     def images(self, first: int, last: int, *, part: str = "", gray: bool = False) -> np.ndarray:
         """Stored images first..last-1 as they are: (n, H, W, 3) RGB frames or (n, H, W) flow planes, uint8."""
         return np.stack(self._decoded(first, last, part=part, gray=gray or self.kind == "flow"))
@@ -92,8 +101,10 @@ class StoredClip:
         try:
             return [jpeg.decode(data, gray=gray) for data in self.jpegs(first, last, part=part)]
         except ValueError as error:
-            error.add_note(f"while decoding images {first} to {last - 1} of clip {self.id!r} of {self._store.path}")
-            raise
+            folder = self._store.folder
+            raise ValueError(
+                f"images {first} to {last - 1} of clip {self.id!r} of {folder}: {error}; {repair_advice(folder)}"
+            ) from error
 
     def frames(self, first: int, last: int) -> np.ndarray:
         """Frames first..last-1: (last-first, H, W, 3) uint8 RGB."""
@@ -176,6 +187,11 @@ class Store(Mapping[str, StoredClip]):
     def shard_paths(self) -> list[Path]:
         """The shards, by name."""
         return [self._folder / f"{name}.h5" for name in sorted({row["shard"] for row in self.rows.values()})]
+
+    @property
+    def folder(self) -> Path:
+        """Of the store."""
+        return self._folder.parent
 
     def splits(self) -> dict[str, str]:
         """Clip id -> part, in the split that the store was first made for."""

@@ -13,7 +13,7 @@ import h5py
 import numpy as np
 
 from pipeline.spec import digest_of
-from pipeline.store.container import TEXT, create, open_file, read_attrs, text
+from pipeline.store.container import TEXT, crc32_of_parts, create, open_file, read_attrs, text
 
 _COPY_BYTES = 8 << 20
 
@@ -88,11 +88,11 @@ class ClipWriter:
 
     def finish(self, attrs: Mapping[str, Any], seconds: list[float] | None = None) -> int:
         """Write the clip into the shard and return the CRC-32 over all its images."""
-        group, crc32 = self._file.create_group(f"clips/{self.id}"), 0
+        group = self._file.create_group(f"clips/{self.id}")
+        crc32 = crc32_of_parts(spool.crc32 for spool in self._parts.values())
         for part, spool in self._parts.items():
             where = group.create_group(part) if part else group
             spool.store(where)
-            crc32 = zlib.crc32(spool.crc32.to_bytes(4, "little"), crc32)
             if part in self._ranges:
                 where.create_dataset("range_px", data=np.concatenate(self._ranges[part]).astype(np.float32))
         if seconds is not None:

@@ -1,0 +1,104 @@
+"""What travels along the line of the Flow stage: clips, pieces of them, and batches of pieces."""
+
+from __future__ import annotations
+
+import contextlib
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from pipeline import store
+from pipeline.jobs import BAD_CLIP, DamagedStore, printable
+from pipeline.specs import FlowSpec
+
+Planes = dict[str, tuple[np.ndarray, np.ndarray | None]]  # part of the clip -> bytes (n, 2, H, W), range_px or None
+
+
+class FlowClip:
+    """One clip on its way; of several errors the one that concerns the earliest pair is its reason."""
+
+    def __init__(self, record: store.Record, source: store.Store, writer: store.ClipWriter):
+        self.record, self.stored, self.writer = record, source[record.id], writer
+        self.frames = source.folder
+        self.size, self.pairs = (self.stored.height, self.stored.width), len(self.stored) - 1
+        self._errors: list[tuple[int, BaseException]] = []
+        self._crc32 = 0  # of the images read so far
+
+    @property
+    def failed(self) -> bool:
+        """Whether anything went wrong with it."""
+        return bool(self._errors)
+
+    def fail(self, pair: int, error: BaseException) -> None:
+        """Note what went wrong, from this pair on."""
+        self._errors.append((pair, error))
+
+    def read(self, first: int, last: int) -> list[np.ndarray]:
+        """JPEG bytes of the frames of pairs first..last-1. Calls go on from one another, and share a frame.
+
+        Raises:
+            DamagedStore: that was the last of it, and its bytes are not those that were written.
+        """
+        images = list(self.stored.jpegs(first, last + 1))
+        for data in images[1:] if first else images:
+            self._crc32 = zlib.crc32(data, self._crc32)
+        if last == self.pairs:
+            self._compare(store.crc32_of_parts([self._crc32]))
+        return images
+
+    def _compare(self, crc32: int) -> None:
+        if crc32 != self.stored.attrs["crc32"]:
+            raise DamagedStore(
+                f"the bytes of clip {self.record.id!r} of {self.frames} do not match their checksum; "
+                f"{store.repair_advice(self.frames)}"
+            )
+
+    def finish(self, spec: FlowSpec) -> None:
+        """Write the clip into the shard."""
+        names = ("label", "class", "group", "source", "fps", "height", "width")
+        attrs = {name: self.stored.attrs[name] for name in names}
+        about = {"method": spec.method, "scaling": spec.scaling, "bound_px": spec.bound_px}
+        self.record = self.record._replace(crc32=self.writer.finish({**attrs, **about}))
+        self.writer = None
+
+    def outcome(self) -> store.Record:
+        """What became of it, once no piece of it is under way."""
+        if not self.failed:
+            return self.record
+        self._compare(self.stored.checksum())  # it may not have been read to its end
+        _, error = min(self._errors, key=lambda failure: failure[0])
+        return self.record._replace(status="failed", reason=f"no flow: {printable(error)}", crc32=0)
+
+
+@dataclass
+class Piece:
+    """Pairs first..last-1 of a clip, which lie between its frames first..last, on their way through the line."""
+
+    clip: FlowClip
+    first: int
+    last: int
+    failed: bool = False
+    frames: np.ndarray | None = None  # (last - first + 1, H, W), a view of its batch's
+    decoding: list[Callable[[], None]] = field(default_factory=list)
+    encoding: dict[str, list[Callable[[], list[bytes]]]] = field(default_factory=dict)  # by part of the clip
+    ranges: dict[str, np.ndarray] = field(default_factory=dict)
+
+    @contextlib.contextmanager
+    def watched(self) -> Iterator[None]:
+        """What the clip cannot do becomes its reason, and the line goes on."""
+        try:
+            yield
+        except BAD_CLIP as error:
+            self.failed = True
+            self.clip.fail(self.first, error)
+
+
+@dataclass
+class Batch:
+    """Pieces of clips of one size that are computed together."""
+
+    pieces: list[Piece]
+    frames: np.ndarray | None = None  # of all pieces, end to end
+    motion: Callable[[], Planes | None] | None = None  # waits for the bytes; None: each piece has to be tried alone
