@@ -9,6 +9,7 @@ import argparse
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,26 @@ def main(argv: list[str] | None = None) -> int:
     """Run one command; returns its exit status."""
     arguments = _parser().parse_args(argv)
     try:
-        return arguments.run(arguments)
+        return _answered(arguments.run, arguments)
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def _answered(run: Callable[..., int], *given: Any) -> int:
+    """The exit status of `run`; a mistake is said in a line, and is 2."""
+    try:
+        return run(*given)
+    except BrokenPipeError:
+        raise
     except (OSError, ValueError, KeyError) as error:
         print(f"error: {error.args[0] if isinstance(error, KeyError) else error}", file=sys.stderr)
         return 2
+
+
+def _for_each_path(run: Callable[[Path, argparse.Namespace], int]) -> Callable[[argparse.Namespace], int]:
+    """`run` for one path after the other, whatever became of those before; the status is the highest."""
+    return lambda arguments: max([_answered(run, path, arguments) for path in arguments.paths])
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -33,11 +47,11 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     command = commands.add_parser("inspect", help="show what a file or an artifact's folder holds")
-    command.add_argument("path", type=Path)
+    command.add_argument("paths", type=Path, nargs="+", metavar="PATH")
     command.add_argument("--clip", default="", help="id of the clip shown in detail; default: the first")
     command.add_argument("--picture", type=Path, help="write a PNG of the clip's frames or flow here")
     command.add_argument("--all", action="store_true", help=f"every row of the table, not the first {ROWS_SHOWN}")
-    command.add_argument("--json", action="store_true", help="everything, as JSON")
+    command.add_argument("--json", action="store_true", help="everything, as JSON; a line a path")
     command.set_defaults(run=_inspect)
 
     command = commands.add_parser("summary", help="the table of accuracies of a report")
@@ -45,13 +59,13 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(run=_summary)
 
     command = commands.add_parser("verify", help="check every byte of a store against its checksums")
-    command.add_argument("path", type=Path)
-    command.set_defaults(run=_verify)
+    command.add_argument("paths", type=Path, nargs="+", metavar="PATH")
+    command.set_defaults(run=_for_each_path(_verify))
 
     command = commands.add_parser("repair", help="remove damaged shards, so that the next run makes them again")
-    command.add_argument("path", type=Path)
+    command.add_argument("paths", type=Path, nargs="+", metavar="PATH", help="folder of a store")
     command.add_argument("--failed", action="store_true", help="also those with clips that failed, to try them again")
-    command.set_defaults(run=_repair)
+    command.set_defaults(run=_for_each_path(_repair))
 
     command = commands.add_parser("status", help="every artifact: stage, digest, done or not, size")
     command.add_argument("--artifacts", type=Path, default=Path("data/artifacts"), help="default: %(default)s")
@@ -73,13 +87,19 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _inspect(arguments: argparse.Namespace) -> int:
+    if arguments.picture and len(arguments.paths) > 1:
+        raise ValueError(f"--picture is of one clip, and {len(arguments.paths)} paths are given; give one")
+    return _for_each_path(_inspect_one)(arguments)
+
+
+def _inspect_one(path: Path, arguments: argparse.Namespace) -> int:
     from pipeline import inspection, pictures
 
-    found = inspection.describe(arguments.path, clip=arguments.clip)
+    found = inspection.describe(path, clip=arguments.clip)
     if arguments.picture:
-        pictures.picture(arguments.path, arguments.picture, clip=arguments.clip)
+        pictures.picture(path, arguments.picture, clip=arguments.clip)
     if arguments.json:
-        print(json.dumps(found, indent=1))
+        print(json.dumps(found, indent=1 if len(arguments.paths) == 1 else None))
         return 0
     print(f"{found['path']}: {found['format']}")
     _print_values({**found["attrs"], **found["summary"]})
@@ -104,21 +124,22 @@ def _summary(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _verify(arguments: argparse.Namespace) -> int:
+def _verify(path: Path, arguments: argparse.Namespace) -> int:
     from pipeline import inspection
 
-    faults = inspection.verify(arguments.path)
-    sums = inspection.has_checksums(arguments.path)
+    faults = inspection.verify(path)
+    sums = inspection.has_checksums(path)
     well = "every clip is as it was written" if sums else "it can be read; this kind has no checksums"
-    print("\n".join(faults) or f"{arguments.path}: {well}")
+    print("\n".join(f"{path}: {line}" for line in faults or [well]))
     return 1 if faults else 0
 
 
-def _repair(arguments: argparse.Namespace) -> int:
+def _repair(path: Path, arguments: argparse.Namespace) -> int:
     from pipeline import inspection
 
-    kind, shards, damaged = inspection.repair(arguments.path, failed=arguments.failed)
-    print("\n".join(f"removed {name}; run the stage again" for name in shards) or "nothing is damaged")
+    kind, shards, damaged = inspection.repair(path, failed=arguments.failed)
+    lines = [f"removed {name}; run the stage again" for name in shards] or ["nothing is damaged"]
+    print("\n".join(f"{path}: {line}" for line in lines))
     if damaged:
         made = "flow and trainings" if kind == "frames" else "trainings"
         names = ", ".join(damaged[:5]) + (" ..." if len(damaged) > 5 else "")

@@ -185,7 +185,7 @@ def verify(path: Path) -> list[str]:
         try:
             describe(path)
         except Exception as error:  # whatever damaged bytes raise
-            return [f"{path}: {type(error).__name__}: {error}; delete it and run its stage again"]
+            return [f"{type(error).__name__}: {error}; delete it and run its stage again"]
         return []
     return [f"{video_id}: {fault}" for video_id, fault in _damage(store.Store(path, _kind(path))).items()]
 
