@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 ROWS_SHOWN = 20
+STAGES = ("catalog", "frames", "flow", "train_stream", "score_stream", "fuse", "report", "all_splits", "tables")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -73,8 +74,10 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(run=_status)
 
     command = commands.add_parser("invalidate", help="remove a stage's artifacts, so that they are made again")
-    command.add_argument("stage", help="catalog, frames, flow, train_stream, score_stream, fuse or report")
-    command.add_argument("--dataset", default="", help="of this dataset only")
+    command.add_argument("stage", help=f"one of {', '.join(STAGES)}")
+    which = command.add_mutually_exclusive_group()
+    which.add_argument("--dataset", default="", help="of this dataset only; needed if several have such artifacts")
+    which.add_argument("--all", action="store_true", help="of all datasets")
     command.add_argument("--artifacts", type=Path, default=Path("data/artifacts"), help="default: %(default)s")
     command.set_defaults(run=_invalidate)
 
@@ -167,8 +170,9 @@ def _status(arguments: argparse.Namespace) -> int:
 def _invalidate(arguments: argparse.Namespace) -> int:
     from pipeline import inspection
 
-    removed = inspection.invalidate(arguments.artifacts, arguments.stage, dataset=arguments.dataset)
-    print("\n".join(f"removed {folder}" for folder in removed) or "there was nothing to remove")
+    chosen = {"dataset": arguments.dataset, "all_datasets": arguments.all}
+    removed = inspection.invalidate(arguments.artifacts, arguments.stage, **chosen)
+    print("\n".join(f"removed {folder}" for folder in removed) or f"nothing to remove in {arguments.artifacts}")
     return 0
 
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from pipeline import store
 from pipeline.scores import Scores
+from pipeline.spec import unknown_name
 
 # the file that each stage writes last: without it the artifact does not exist
 LAST_FILES = {
@@ -264,15 +265,31 @@ def status(artifacts: Path) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: (row["dataset"], order.index(row["stage"]), row["label"]))
 
 
-def invalidate(artifacts: Path, stage: str, *, dataset: str = "") -> list[Path]:
+def invalidate(artifacts: Path, stage: str, *, dataset: str = "", all_datasets: bool = False) -> list[Path]:
     """Remove every artifact of a stage, so that the next run makes it again. Returns the folders removed.
 
+    Args:
+        artifacts: folder of everything that is made.
+        stage: which, by the name of its folder.
+        dataset: of this one alone; "" will do where only one has artifacts of the stage.
+        all_datasets: of all.
+
     Raises:
-        ValueError: there is no such stage.
+        ValueError: there is no such stage or dataset, or the dataset has to be named.
     """
     if stage not in LAST_FILES:
-        raise ValueError(f"stage {stage!r} does not exist; allowed: {', '.join(LAST_FILES)}")
-    rows = [row for row in status(artifacts) if row["stage"] == stage and dataset in ("", row["dataset"])]
+        raise ValueError(unknown_name(f"stage {stage!r}", stage, LAST_FILES))
+    rows = status(artifacts)
+    known = {row["dataset"] for row in rows}
+    if known and dataset not in {"", *known}:
+        raise ValueError(unknown_name(f"dataset {dataset!r} in {artifacts}", dataset, known))
+    rows = [row for row in rows if row["stage"] == stage and dataset in ("", row["dataset"])]
+    concerned = sorted({row["dataset"] for row in rows})
+    if len(concerned) > 1 and not all_datasets:
+        raise ValueError(
+            f"{len(concerned)} datasets have artifacts of stage {stage}: {', '.join(concerned)}; "
+            "give --dataset NAME, or --all for all of them"
+        )
     for row in rows:
         shutil.rmtree(row["path"])
     return [Path(row["path"]) for row in rows]

@@ -10,7 +10,7 @@ from conftest import moving_texture
 from test_store import smooth_flow, write_flow, write_frames
 
 from pipeline import inspection, pictures, store
-from pipeline.__main__ import main
+from pipeline.__main__ import STAGES, main
 from pipeline.catalog import Catalog, Clip
 from pipeline.scores import Scores
 
@@ -171,11 +171,30 @@ def test_status_lists_artifacts_in_the_order_of_the_chain(frames, flow, tmp_path
 
 
 def test_invalidate_removes_a_stage(frames, flow, tmp_path):
-    with pytest.raises(ValueError, match="stage 'flwo' does not exist; allowed: catalog, frames, flow"):
+    with pytest.raises(ValueError, match="stage 'flwo' does not exist; did you mean 'flow'. allowed: all_splits, cat"):
         inspection.invalidate(tmp_path, "flwo")
-    assert inspection.invalidate(tmp_path, "flow", dataset="other") == []
+    with pytest.raises(ValueError, match="dataset 'dmo' in .* does not exist; did you mean 'demo'. allowed: demo"):
+        inspection.invalidate(tmp_path, "flow", dataset="dmo")
+    assert inspection.invalidate(tmp_path, "fuse", dataset="demo") == []
     assert inspection.invalidate(tmp_path, "flow") == [flow.parent]
     assert not flow.parent.exists() and frames.exists()
+
+
+def test_invalidate_removes_of_several_datasets_what_was_named(frames, flow, tmp_path, capsys):
+    other = write_frames(tmp_path / "other/frames/native-0123456789ab", {"a": moving_texture(2)})
+    options = ["invalidate", "frames", "--artifacts", str(tmp_path)]
+    with pytest.raises(ValueError, match="2 datasets have artifacts of stage frames: demo, other; give --dataset NAME"):
+        inspection.invalidate(tmp_path, "frames")
+    assert main(options) == 2 and "or --all for all of them" in capsys.readouterr().err
+    assert inspection.invalidate(tmp_path, "frames", dataset="other") == [other.parent]
+    assert frames.exists() and not other.exists()
+    other = write_frames(tmp_path / "other/frames/native-0123456789ab", {"a": moving_texture(2)})
+    assert main([*options, "--all"]) == 0 and not frames.exists() and not other.exists() and flow.exists()
+
+
+def test_the_command_knows_every_stage():
+    """It must not import what knows them: doctor runs where packages are missing."""
+    assert set(inspection.LAST_FILES) == set(STAGES)
 
 
 # --- the command
