@@ -26,6 +26,7 @@ LAST_FILES = {
     "all_splits": "summary.json",
     "tables": "table.json",
 }
+_WEIGHTS = {"train_stream": ("checkpoint.pt",)}  # needed as well
 
 
 # files of ours without checksums, by suffix
@@ -257,7 +258,7 @@ def status(artifacts: Path) -> list[dict[str, Any]]:
         if folder.is_symlink() or not folder.is_dir() or stage not in LAST_FILES:
             continue
         label, _, digest = folder.name.rpartition("-")
-        done = (folder / LAST_FILES[stage]).is_file()
+        done = all((folder / name).is_file() for name in (LAST_FILES[stage], *_WEIGHTS.get(stage, ())))
         size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file() and not file.is_symlink())
         row = {"dataset": folder.parent.parent.name, "stage": stage, "label": label, "digest": digest}
         rows.append({**row, "state": "done" if done else "unfinished", "bytes": size, "path": str(folder)})

@@ -170,6 +170,15 @@ def test_status_lists_artifacts_in_the_order_of_the_chain(frames, flow, tmp_path
     assert rows[0]["bytes"] == sizes
 
 
+def test_a_training_without_its_weights_is_not_done(tmp_path):
+    folder = tmp_path / "demo/train_stream/spatial-small-1-0123456789ab"
+    folder.mkdir(parents=True)
+    (folder / "curve.json").write_text("{}")
+    assert [row["state"] for row in inspection.status(tmp_path)] == ["unfinished"]
+    (folder / "checkpoint.pt").write_bytes(b"")
+    assert [row["state"] for row in inspection.status(tmp_path)] == ["done"]
+
+
 def test_invalidate_removes_a_stage(frames, flow, tmp_path):
     with pytest.raises(ValueError, match="stage 'flwo' does not exist; did you mean 'flow'. allowed: all_splits, cat"):
         inspection.invalidate(tmp_path, "flwo")
