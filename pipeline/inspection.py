@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -184,33 +185,39 @@ def verify(path: Path) -> list[str]:
     """
     path = file_of(path)
     if not has_checksums(path):
-        try:
-            describe(path)
-        except Exception as error:  # whatever damaged bytes raise
-            return [f"{type(error).__name__}: {error}; delete it and run its stage again"]
-        return []
+        fault = _what_raises(describe, path)
+        return [f"{fault}; delete it and run its stage again"] if fault else []
     return [f"{video_id}: {fault}" for video_id, fault in _damage(store.Store(path, _kind(path))).items()]
 
 
 def _damage(opened: store.Store) -> dict[str, str]:
-    """Id -> what is wrong, of the clips that are damaged."""
-    faults = {}
+    """Id -> what is wrong, of the clips that are damaged, and of all whose shard cannot be read."""
+    shards = {path.stem: _what_raises(store.read_records, path, opened.kind) for path in opened.shard_paths()}
+    faults = {video_id: shards[row["shard"]] for video_id, row in opened.rows.items()}
     for video_id in opened:
-        try:
-            faults[video_id] = _fault(opened[video_id])
-        except Exception as error:  # as above
-            faults[video_id] = str(error.args[0] if isinstance(error, KeyError) else error)
+        faults[video_id] = faults[video_id] or _what_raises(_check, opened, video_id)
     opened.close()
     return {video_id: fault for video_id, fault in faults.items() if fault}
 
 
-def _fault(clip: store.StoredClip) -> str:
+def _what_raises(function: Callable[..., Any], *given: Any) -> str:
+    """What damaged bytes raise, which may be anything; "" if all is well."""
+    try:
+        function(*given)
+    except (PermissionError, BlockingIOError):  # which is no damage
+        raise
+    except Exception as error:
+        return str(error) or type(error).__name__
+    return ""
+
+
+def _check(opened: store.Store, video_id: str) -> None:
+    clip = opened[video_id]
     if clip.checksum() != clip.attrs["crc32"]:
-        return "its bytes do not match their checksum; `python -m pipeline repair` this store"
+        raise ValueError("its bytes do not match their checksum; `python -m pipeline repair` this store")
     for part in clip.parts:
         for image in range(clip.count(part=part)):
             clip.images(image, image + 1, part=part)
-    return ""
 
 
 class Repaired(NamedTuple):
@@ -243,10 +250,10 @@ def repair(path: Path, *, failed: bool = False) -> Repaired:
     opened = store.Store(path, _kind(path))
     damaged = list(_damage(opened))
     shards = sorted({opened.rows[video_id]["shard"] for video_id in damaged + list(opened.failed if failed else ())})
+    if shards:
+        path.unlink()  # before the shards: without it the stage is made again, whatever happens here
     for name in shards:
         (path.parent / "shards" / f"{name}.h5").unlink(missing_ok=True)
-    if shards:
-        path.unlink()
     return Repaired(opened.kind, shards, damaged)
 
 

@@ -134,14 +134,35 @@ def test_scores_and_catalogs_are_read_but_have_no_checksums_and_no_repair(tmp_pa
 def test_a_shard_that_is_cut_off_or_gone_is_repaired(frames, flow):
     shard = frames.parent / "shards/shard-all.h5"
     shard.write_bytes(shard.read_bytes()[:-100])
-    (fault,) = inspection.verify(frames)
-    assert f"`python -m pipeline repair {frames.parent}` makes room for it; run its stage again" in fault
+    fault, of_failed = inspection.verify(frames)
+    assert (
+        of_failed.startswith("b: ")
+        and f"`python -m pipeline repair {frames.parent}` makes room for it; run its stage again" in fault
+    )
     assert inspection.repair(shard).shards == ["shard-all"]  # the shard stands for its store
     assert not frames.exists() and not shard.exists()
     (flow.parent / "shards/shard-all.h5").unlink()
     assert inspection.repair(flow).shards == ["shard-all"] and not flow.exists()
     with pytest.raises(FileNotFoundError, match="has no index.h5 yet; run its stage, which keeps the shards"):
         inspection.repair(flow.parent)
+
+
+def test_a_shard_that_may_not_be_read_is_not_removed(frames, monkeypatch):
+    def refused(path, kind):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(store, "read_records", refused)
+    with pytest.raises(PermissionError, match="Permission denied"):
+        inspection.repair(frames)
+    assert frames.exists() and (frames.parent / "shards/shard-all.h5").exists()
+
+
+def test_a_shard_of_clips_that_failed_is_looked_at_too(tmp_path):
+    """Flow reads its table; that nothing is damaged would be no answer."""
+    path = write_frames(tmp_path, {}, failed={"b": "empty"})
+    (tmp_path / "shards/shard-all.h5").unlink()
+    assert "does not exist" in inspection.verify(path)[0]
+    assert inspection.repair(path).shards == ["shard-all"] and not path.exists()
 
 
 def test_repair_removes_what_is_damaged_and_the_index(frames, flow, capsys):
