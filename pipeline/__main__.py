@@ -49,7 +49,7 @@ def _parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("inspect", help="show what a file or an artifact's folder holds")
     command.add_argument("paths", type=Path, nargs="+", metavar="PATH")
-    command.add_argument("--clip", default="", help="id of the clip shown in detail; default: the first")
+    command.add_argument("--clip", default="", help="id of the clip that is shown, and it alone; default: the first")
     command.add_argument("--picture", type=Path, help="write a PNG of the clip's frames or flow here")
     command.add_argument("--all", action="store_true", help=f"every row of the table, not the first {ROWS_SHOWN}")
     command.add_argument("--json", action="store_true", help="everything, as JSON; a line a path")
@@ -100,20 +100,31 @@ def _inspect_one(path: Path, arguments: argparse.Namespace) -> int:
 
     found = inspection.describe(path, clip=arguments.clip)
     if arguments.picture:
-        pictures.picture(path, arguments.picture, clip=arguments.clip)
+        shown = pictures.picture(path, arguments.picture, clip=arguments.clip)
+        print(f"wrote {arguments.picture}: {_plain(shown)}", file=sys.stderr if arguments.json else sys.stdout)
     if arguments.json:
         print(json.dumps(found, indent=1 if len(arguments.paths) == 1 else None))
         return 0
     print(f"{found['path']}: {found['format']}")
-    _print_values({**found["attrs"], **found["summary"]})
-    rows = found["rows"] if arguments.all else found["rows"][:ROWS_SHOWN]
-    _print_table(rows)
-    if len(rows) < len(found["rows"]):
-        print(f"... and {len(found['rows']) - len(rows)} more (--all)")
+    if arguments.clip:
+        _print_table(_rows_of(found, arguments.clip))
+    else:
+        _print_values({**found["attrs"], **found["summary"]})
+        rows = found["rows"] if arguments.all else found["rows"][:ROWS_SHOWN]
+        _print_table(rows)
+        if len(rows) < len(found["rows"]):
+            print(f"... and {len(found['rows']) - len(rows)} more (--all)")
     if found["clip"]:
-        print(f"\nclip {found['clip']['id']}")
+        print(f"\nclip {_plain(found['clip']['id'])}")
         _print_values(found["clip"])
     return 0
+
+
+def _rows_of(found: dict[str, Any], clip: str) -> list[dict[str, Any]]:
+    rows = [row for row in found["rows"] if row.get("id") == clip]
+    if not rows:
+        raise ValueError(f"clip {clip!r} is not in {found['path']}")
+    return rows
 
 
 def _summary(arguments: argparse.Namespace) -> int:
@@ -193,16 +204,23 @@ def _print_values(values: dict[str, Any]) -> None:
             if isinstance(value, float)
             else str(value)
         )
-        print(f"  {name:16} {text}")
+        print(f"  {name:16} {_plain(text)}")
 
 
 def _print_table(rows: list[dict[str, Any]]) -> None:
+    """As wide as its cells, which are shown whole; a reason may be a sentence, and comes last."""
     if not rows:
         return
-    cells = [list(rows[0])] + [[str(value) for value in row.values()] for row in rows]
-    widths = [min(max(len(row[i]) for row in cells), 48) for i in range(len(cells[0]))]
+    names = sorted(rows[0], key=lambda name: name == "reason")
+    cells = [names] + [[_plain(str(row[name])) for name in names] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     for row in cells:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _plain(text: str) -> str:
+    """On one line: what cannot be printed is escaped, since a file's name may hold anything."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _size(count: float) -> str:

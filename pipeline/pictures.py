@@ -11,16 +11,21 @@ from pipeline import store
 from pipeline.inspection import file_of
 
 
-def picture(path: Path, out: Path, *, clip: str = "", images: int = 8) -> None:
+def picture(path: Path, out: Path, *, clip: str = "", images: int = 8) -> str:
     """Write a PNG of equally spaced frames of a clip, or of its flow: hue is direction, brightness is speed.
 
+    Returns:
+        What is on it, in words.
+
     Raises:
-        ValueError: the file is not a store, or the picture cannot be written.
+        ValueError: the file is not a store, or holds no clip, or the picture cannot be written.
     """
     kind = store.read_attrs(file_of(path))["format"].removeprefix("two-stream-")
     if kind not in ("frames", "flow"):
         raise ValueError(f"{path} is a {kind} file; pictures are made of frames and flow stores")
     opened = store.Store(file_of(path), kind)
+    if not opened:
+        raise ValueError(f"{path} holds no clip of which a picture could be made: all have failed")
     shown = opened[clip or next(iter(opened))]
     at = np.linspace(0, len(shown) - 1, min(images, len(shown))).round().astype(int)
     tiles = [shown.frames(i, i + 1)[0] if kind == "frames" else shown.flow(i, i + 1)[0] for i in at]
@@ -29,6 +34,7 @@ def picture(path: Path, out: Path, *, clip: str = "", images: int = 8) -> None:
         tiles = [flow_colours(flow, full_px=max(fastest, 1.0)) for flow in tiles]
     if not cv2.imwrite(str(out), cv2.cvtColor(np.hstack(tiles), cv2.COLOR_RGB2BGR)):
         raise ValueError(f"no picture can be written to {out}; give a path that ends in .png")
+    return f"{len(tiles)} of {len(shown)} {'frames' if kind == 'frames' else 'fields of flow'} of clip {shown.id}"
 
 
 def flow_colours(flow: np.ndarray, *, full_px: float) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Looking inside: what is shown is what is there, damage is found, and mistakes are answered in words."""
 
 import json
+import re
 
 import cv2
 import h5py
@@ -73,6 +74,8 @@ def test_pictures(frames, flow, tmp_path):
     assert cv2.imread(str(tmp_path / "flow.png")).shape == (48, 4 * 64, 3)
     with pytest.raises(ValueError, match="no picture can be written to .*; give a path that ends in .png"):
         pictures.picture(frames, tmp_path / "absent" / "frames.png")
+    with pytest.raises(ValueError, match="holds no clip of which a picture could be made"):
+        pictures.picture(write_frames(tmp_path / "none", {}, failed={"b": "empty"}), tmp_path / "x.png")
     store.write_arrays(tmp_path / "x.h5", "scores", {}, {})
     with pytest.raises(ValueError, match="is a scores file; pictures are made of frames and flow stores"):
         pictures.picture(tmp_path / "x.h5", tmp_path / "x.png")
@@ -234,7 +237,8 @@ def test_inspect_prints_a_table_and_a_clip(frames, tmp_path, capsys):
     assert main(["inspect", str(frames), "--picture", str(tmp_path / "a.png")]) == 0
     shown = capsys.readouterr().out
     assert "id  class  label" in shown and "clip a" in shown and "empty" in shown
-    assert main(["inspect", str(frames), "--json"]) == 0
+    assert f"wrote {tmp_path}/a.png: 5 of 5 frames of clip a" in shown
+    assert main(["inspect", str(frames), "--json", "--picture", str(tmp_path / "a.png")]) == 0
     assert json.loads(capsys.readouterr().out)["summary"]["clips"] == 1
 
 
@@ -244,6 +248,26 @@ def test_long_tables_are_cut_unless_asked(tmp_path, capsys):
     assert "... and 5 more (--all)" in capsys.readouterr().out
     main(["inspect", str(path), "--all"])
     assert "clip24" in capsys.readouterr().out
+
+
+def test_a_table_keeps_its_columns_whatever_the_names_are(tmp_path, capsys):
+    odd = {"two\nlines": "it is broken in more ways than would fit into a column", "x" * 60: "empty", "y": "\x1b[2J"}
+    main(["inspect", str(write_frames(tmp_path, {"a": moving_texture(2)}, failed=odd))])
+    table = [line for line in capsys.readouterr().out.splitlines() if "shard-all" in line or line.startswith("id ")]
+    assert len({re.search("class|right|down", line).start() for line in table}) == 1
+    assert len({re.search(" shard", line).start() for line in table}) == 1
+    assert "two\\nlines" in table[2] and table[2].endswith(odd["two\nlines"])
+    assert ["\\x1b[2J" in line for line in table] == [False, False, False, False, True]
+
+
+def test_a_clip_is_shown_alone(tmp_path, capsys):
+    path = write_frames(tmp_path / "x", {f"clip{i:02}": moving_texture(2) for i in range(25)})
+    assert main(["inspect", str(path), "--clip", "clip07"]) == 0
+    shown = capsys.readouterr().out
+    assert set(re.findall(r"clip\d\d", shown)) == {"clip07"} and "digest" not in shown and "jpeg_bytes" in shown
+    Scores(("a", "b"), np.eye(2, dtype=np.float32), np.array([0, 1]), ("x", "y")).write(tmp_path / "scores.h5")
+    assert main(["inspect", str(tmp_path / "scores.h5"), "--clip", "b"]) == 0
+    assert capsys.readouterr().out.splitlines()[1:] == ["id  class  said  probability", "b   y      y     1.0"]
 
 
 def test_status_verify_invalidate_and_summary(frames, flow, tmp_path, capsys):
@@ -307,13 +331,15 @@ def test_several_paths_are_looked_at_one_after_the_other(frames, flow, tmp_path,
         (["inspect", "absent.h5"], "error: absent.h5 does not exist"),
         (["inspect", "{empty}"], "holds none of index.h5"),
         (["inspect", "{frames}", "--clip", "zz"], "error: 'zz' is not in"),
+        (["inspect", "{scores}", "--clip", "zz"], "error: clip 'zz' is not in"),
         (["inspect", "{frames}", "{frames}", "--picture", "x.png"], "--picture is of one clip, and 2 paths are given"),
         (["summary", "{empty}"], "metrics.json does not exist; `luigi --module tasks FullPipeline` makes it"),
     ],
 )
 def test_mistakes_are_answered_in_words(frames, tmp_path, capsys, arguments, message):
     (tmp_path / "empty").mkdir()
-    places = {"frames": frames, "empty": tmp_path / "empty"}
+    Scores(("a",), np.array([[1.0, 0.0]], np.float32), np.array([0]), ("x", "y")).write(tmp_path / "scores.h5")
+    places = {"frames": frames, "empty": tmp_path / "empty", "scores": tmp_path / "scores.h5"}
     assert main([argument.format(**places) for argument in arguments]) == 2
     assert message in capsys.readouterr().err
 
