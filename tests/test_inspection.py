@@ -4,11 +4,10 @@ import json
 import re
 
 import cv2
-import h5py
 import numpy as np
 import pytest
 from conftest import moving_texture
-from test_store import smooth_flow, write_flow, write_frames
+from test_store import write_flow, write_frames
 
 from pipeline import inspection, pictures, store
 from pipeline.__main__ import STAGES, main
@@ -85,102 +84,6 @@ def test_pictures(frames, flow, tmp_path):
 def test_hue_is_direction(x, y, colour):
     flow = np.stack([np.full((2, 2), x, np.float32), np.full((2, 2), y, np.float32)])
     assert np.abs(pictures.flow_colours(flow, full_px=4.0)[0, 0].astype(int) - colour).max() <= 3
-
-
-def test_damage_is_found(frames, flow, tmp_path):
-    assert inspection.verify(frames) == [] and inspection.verify(flow.parent) == []
-    with h5py.File(frames.parent / "shards/shard-all.h5", "r+") as file:
-        file["clips/a/jpeg"][100] ^= 255
-    assert inspection.verify(frames) == [
-        "a: its bytes do not match their checksum; `python -m pipeline repair` this store"
-    ]
-    (flow.parent / "shards/shard-all.h5").unlink()
-    assert "does not exist" in inspection.verify(flow)[0]
-    Scores(("a",), np.array([[1.0, 0.0]], np.float32), np.array([0]), ("x", "y")).write(tmp_path / "scores.h5")
-    assert inspection.verify(tmp_path / "scores.h5") == []
-
-
-OTHER_FILES = {
-    "checkpoint.pt": "weights or a training under way, saved by torch",
-    "curve.json": "numbers as plain text",
-    "report.html": "a page for a browser",
-    "table.md": "a table as plain text",
-}
-
-
-@pytest.mark.parametrize("name", OTHER_FILES)
-@pytest.mark.parametrize("command", ["inspect", "verify", "repair"])
-def test_a_file_of_another_kind_is_named_and_not_called_damaged(tmp_path, capsys, command, name):
-    """Least of all is its deletion advised: a checkpoint may be days of work."""
-    (tmp_path / name).write_text("{}")
-    shown = command == "inspect" and name == "curve.json"
-    for path in (tmp_path / name, *([tmp_path] if name == "curve.json" else [])):
-        assert main([command, str(path)]) == (0 if shown else 2)
-        told = capsys.readouterr().err
-        assert shown or f"{name} is no HDF5 file but {OTHER_FILES[name]}; this kind has no checksums" in told
-        assert "delete" not in told and "damaged" not in told
-
-
-def test_scores_and_catalogs_are_read_but_have_no_checksums_and_no_repair(tmp_path, capsys):
-    path = tmp_path / "scores.h5"
-    Scores(("a",), np.array([[1.0, 0.0]], np.float32), np.array([0]), ("x", "y")).write(path)
-    assert main(["verify", str(path)]) == 0
-    assert capsys.readouterr().out == f"{path}: it can be read; this kind has no checksums\n"
-    with pytest.raises(ValueError, match="is a scores file, which has no checksums: only stores of frames and flow"):
-        inspection.repair(path)
-    with h5py.File(path, "r+") as file:
-        del file["labels"]
-    (fault,) = inspection.verify(path)
-    assert "labels" in fault and fault.endswith("; delete it and run its stage again")
-
-
-def test_a_shard_that_is_cut_off_or_gone_is_repaired(frames, flow):
-    shard = frames.parent / "shards/shard-all.h5"
-    shard.write_bytes(shard.read_bytes()[:-100])
-    fault, of_failed = inspection.verify(frames)
-    assert (
-        of_failed.startswith("b: ")
-        and f"`python -m pipeline repair {frames.parent}` makes room for it; run its stage again" in fault
-    )
-    assert inspection.repair(shard).shards == ["shard-all"]  # the shard stands for its store
-    assert not frames.exists() and not shard.exists()
-    (flow.parent / "shards/shard-all.h5").unlink()
-    assert inspection.repair(flow).shards == ["shard-all"] and not flow.exists()
-    with pytest.raises(FileNotFoundError, match="has no index.h5 yet; run its stage, which keeps the shards"):
-        inspection.repair(flow.parent)
-
-
-def test_a_shard_that_may_not_be_read_is_not_removed(frames, monkeypatch):
-    def refused(path, kind):
-        raise PermissionError(13, "Permission denied")
-
-    monkeypatch.setattr(store, "read_records", refused)
-    with pytest.raises(PermissionError, match="Permission denied"):
-        inspection.repair(frames)
-    assert frames.exists() and (frames.parent / "shards/shard-all.h5").exists()
-
-
-def test_a_shard_of_clips_that_failed_is_looked_at_too(tmp_path):
-    """Flow reads its table; that nothing is damaged would be no answer."""
-    path = write_frames(tmp_path, {}, failed={"b": "empty"})
-    (tmp_path / "shards/shard-all.h5").unlink()
-    assert "does not exist" in inspection.verify(path)[0]
-    assert inspection.repair(path).shards == ["shard-all"] and not path.exists()
-
-
-def test_repair_removes_what_is_damaged_and_the_index(frames, flow, capsys):
-    assert inspection.repair(frames) == ("frames", [], []) and frames.exists()
-    assert inspection.repair(frames.parent, failed=True) == ("frames", ["shard-all"], [])
-    assert not frames.exists() and not (frames.parent / "shards/shard-all.h5").exists()
-    with h5py.File(flow.parent / "shards/shard-all.h5", "r+") as file:
-        file["clips/a/jpeg"][100] ^= 255
-    capsys.readouterr()
-    assert main(["repair", str(flow)]) == 0 and not flow.exists()
-    removed, rest = capsys.readouterr().out.splitlines()
-    assert removed == f"{flow}: removed shard-all; run the stage again"
-    assert rest.startswith(
-        "trainings that have read a since the damage are not made again by that; `python -m pipeline inv"
-    )
 
 
 def test_status_lists_artifacts_in_the_order_of_the_chain(frames, flow, tmp_path):
@@ -298,33 +201,6 @@ def test_status_verify_invalidate_and_summary(frames, flow, tmp_path, capsys):
     assert "fused, average     50.0%       25.0%" in capsys.readouterr().out
 
 
-def test_verify_tells_by_its_exit_status(frames, capsys):
-    with h5py.File(frames.parent / "shards/shard-all.h5", "r+") as file:
-        file["clips/a/jpeg"][100] ^= 255
-    assert main(["verify", str(frames)]) == 1 and "checksum" in capsys.readouterr().out
-
-
-def test_several_paths_are_looked_at_one_after_the_other(frames, flow, tmp_path, capsys):
-    (tmp_path / "curve.json").write_text("{}")
-    paths = [str(frames.parent), str(tmp_path), str(flow.parent)]
-    assert main(["verify", *paths[::2]]) == 0
-    assert [line.split(": ")[0] for line in capsys.readouterr().out.splitlines()] == paths[::2]
-    with h5py.File(frames.parent / "shards/shard-all.h5", "r+") as file:
-        file["clips/a/jpeg"][100] ^= 255
-    assert main(["verify", *paths[::2]]) == 1
-    assert main(["verify", *paths]) == 2
-    told = capsys.readouterr()
-    assert "this kind has no checksums" in told.err and told.out.count(": a: its bytes do not") == 2
-    assert told.out.count("every clip is as it was written") == 2
-    assert main(["inspect", *paths, "--json"]) == 0
-    assert [json.loads(line)["format"] for line in capsys.readouterr().out.splitlines()] == [
-        "frames",
-        "curve.json",
-        "flow",
-    ]
-    assert main(["repair", *paths[::2]]) == 0 and not frames.exists() and flow.exists()
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -342,11 +218,3 @@ def test_mistakes_are_answered_in_words(frames, tmp_path, capsys, arguments, mes
     places = {"frames": frames, "empty": tmp_path / "empty", "scores": tmp_path / "scores.h5"}
     assert main([argument.format(**places) for argument in arguments]) == 2
     assert message in capsys.readouterr().err
-
-
-def test_backward_flow_is_verified_too(tmp_path):
-    path = write_flow(tmp_path / "x", smooth_flow(2), backward=smooth_flow(2, seed=1))
-    assert inspection.verify(path) == []
-    with h5py.File(path.parent / "shards/shard-all.h5", "r+") as file:
-        file["clips/a/backward/jpeg"][200] ^= 255
-    assert len(inspection.verify(path)) == 1
