@@ -68,7 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--failed", action="store_true", help="also those with clips that failed, to try them again")
     command.set_defaults(run=_for_each_path(_repair))
 
-    command = commands.add_parser("status", help="every artifact: stage, digest, done or not, size")
+    command = commands.add_parser("status", help="every artifact: stage, digest, done or not, size, what differs")
     command.add_argument("--artifacts", type=Path, default=Path("data/artifacts"), help="default: %(default)s")
     command.add_argument("--json", action="store_true")
     command.set_defaults(run=_status)
@@ -165,16 +165,22 @@ def _repair(path: Path, arguments: argparse.Namespace) -> int:
 
 
 def _status(arguments: argparse.Namespace) -> int:
-    from pipeline import inspection
+    from pipeline import differences, inspection
 
-    rows = inspection.status(arguments.artifacts)
+    rows = differences.with_settings(inspection.status(arguments.artifacts))
     if arguments.json:
         print(json.dumps(rows, indent=1))
     elif not rows:
         print(f"nothing has been made in {arguments.artifacts}; `luigi --module tasks FullPipeline` makes the demo")
     else:
         shown = ("dataset", "stage", "label", "digest", "state")
-        _print_table([{**{name: row[name] for name in shown}, "size": _size(row["bytes"])} for row in rows])
+        more = {"settings"} if any(row["settings"] for row in rows) else set()
+        _print_table(
+            [
+                {name: row[name] for name in shown} | {"size": _size(row["bytes"])} | {name: row[name] for name in more}
+                for row in rows
+            ]
+        )
     return 0
 
 

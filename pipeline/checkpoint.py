@@ -80,8 +80,8 @@ def save_tensors(path: Path, values: dict[str, Any]) -> None:
         torch.save(values, temporary)
 
 
-def load_tensors(path: Path, kind: str, version: int) -> dict[str, Any]:
-    """Read what `save_tensors` wrote, onto the CPU.
+def load_tensors(path: Path, kind: str, version: int, *, mmap: bool = False) -> dict[str, Any]:
+    """Read what `save_tensors` wrote, onto the CPU; with `mmap` a tensor is read when it is used.
 
     Raises:
         FileNotFoundError: no such file.
@@ -90,7 +90,7 @@ def load_tensors(path: Path, kind: str, version: int) -> dict[str, Any]:
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path} does not exist; train the stream first")
     try:
-        values = torch.load(path, map_location="cpu", weights_only=True)
+        values = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:
         raise ValueError(
             f"{path} cannot be loaded with weights_only=True ({type(error).__name__}): it is damaged, or not ours; "
@@ -105,6 +105,15 @@ def load_tensors(path: Path, kind: str, version: int) -> dict[str, Any]:
             "update the code, or train again"
         )
     return values
+
+
+def settings_in(path: Path) -> dict[str, Any]:
+    """The settings of a trained stream as plain values; its weights stay on the disk.
+
+    Raises:
+        FileNotFoundError, ValueError: as `load_checkpoint`.
+    """
+    return load_tensors(path, CHECKPOINT_FORMAT, FORMAT_VERSION, mmap=True)["stream_spec"]
 
 
 def load_checkpoint(

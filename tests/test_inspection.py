@@ -10,7 +10,7 @@ from conftest import moving_texture
 from test_store import write_flow, write_frames
 
 from pipeline import inspection, pictures, store
-from pipeline.__main__ import STAGES, main
+from pipeline.__main__ import STAGES, _answered, main
 from pipeline.catalog import Catalog, Clip
 from pipeline.scores import Scores
 
@@ -218,3 +218,14 @@ def test_mistakes_are_answered_in_words(frames, tmp_path, capsys, arguments, mes
     places = {"frames": frames, "empty": tmp_path / "empty", "scores": tmp_path / "scores.h5"}
     assert main([argument.format(**places) for argument in arguments]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_reader_that_has_seen_enough_ends_the_command(capsys):
+    """Such as `head`: paths that are still to come are not looked at."""
+
+    def closed():
+        raise BrokenPipeError(32, "Broken pipe")
+
+    with pytest.raises(BrokenPipeError, match="Broken pipe"):
+        _answered(closed)
+    assert not capsys.readouterr().err

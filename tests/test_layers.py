@@ -40,6 +40,7 @@ LAYERS = [
         "report",
         "demo",
         "inspection",
+        "differences",
         "pictures",
         "machine",
         "doctor",
