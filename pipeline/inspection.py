@@ -33,9 +33,9 @@ _WEIGHTS = {"train_stream": ("checkpoint.pt",)}  # needed as well
 # files of ours without checksums, by suffix
 _OTHER_FILES = {
     ".pt": "weights or a training under way, saved by torch",
-    ".json": "numbers as plain text",
+    ".json": "plain text",
     ".html": "a page for a browser",
-    ".md": "a table as plain text",
+    ".md": "plain text",
 }
 
 

@@ -28,9 +28,9 @@ def test_damage_is_found(frames, flow, tmp_path):  # noqa: F811
 
 OTHER_FILES = {
     "checkpoint.pt": "weights or a training under way, saved by torch",
-    "curve.json": "numbers as plain text",
+    "curve.json": "plain text",
     "report.html": "a page for a browser",
-    "table.md": "a table as plain text",
+    "table.md": "plain text",
 }
 
 
