@@ -1,15 +1,14 @@
 """What clips there are: one row a clip, with its label, its group and its part of the data.
 
-Labels become zero-based here and nowhere else. Validation clips are cut from the training part by group, so that no
-source video is on both sides. The clips and classes of a dataset do not depend on the split: all splits share frames.
+Labels become zero-based here and nowhere else. The clips and classes of a dataset do not depend on the split: all
+splits share frames.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
-from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from pathlib import Path
 from pipeline.files import content_of
 from pipeline.layouts import Stat, find_on_disk, folded_paths, list_files, read_layout, scan_videos
 from pipeline.official import PARTS, Row
+from pipeline.parts import cut
 from pipeline.progress import Progress, say
 from pipeline.spec import digest_of
 from pipeline.specs import DatasetSpec
@@ -145,14 +145,30 @@ def read_dataset(spec: DatasetSpec, split: str, *, known: Iterable[Clip] = ()) -
             a split that does not exist.
     """
     videos = _videos(spec)
+    found = _outline(spec, split, videos)
+    _say_what_is_left_out(spec, found, len(videos))
+    content = _hash_files(spec, found.clips, known)
+    _say_what_is_empty(found)
+    return replace(found, clips=tuple(replace(clip, content=content[clip.path]) for clip in found.clips))
+
+
+def outline(spec: DatasetSpec, split: str) -> Catalog:
+    """What `read_dataset` would give, in a moment: no video is opened, so that contents are blank; nothing is said.
+
+    Raises:
+        FileNotFoundError, ValueError: as `read_dataset`.
+    """
+    return _outline(spec, split, _videos(spec))
+
+
+def _outline(spec: DatasetSpec, split: str, videos: dict[str, Stat]) -> Catalog:
     if not videos:
         raise ValueError(f"[dataset] videos: there is no video in {spec.videos!r} or below it")
     rows, listed_classes = read_layout(spec, split, videos)
     rows, absent = _match(spec, rows, videos)
     _refuse_duplicates(rows)
-    rows = _cut(spec, rows, split)
+    rows = cut(spec, rows, split)
     classes = _classes(spec, rows, listed_classes, split)
-    content = _hash_files(spec, [row.path for row in rows], videos, known)
     label = {name: number for number, name in enumerate(classes)}
     clips = [
         Clip(
@@ -164,22 +180,31 @@ def read_dataset(spec: DatasetSpec, split: str, *, known: Iterable[Clip] = ()) -
             row.part,
             videos[row.path].bytes,
             videos[row.path].mtime_ns,
-            content[row.path],
+            UNREADABLE,
         )
         for row in rows
     ]
-    _say_what_is_empty({clip.split for clip in clips})
     return Catalog(tuple(clips), tuple(classes), split, tuple(absent))
 
 
-def _say_what_is_empty(parts: set[str]) -> None:
+def _say_what_is_left_out(spec: DatasetSpec, found: Catalog, videos: int) -> None:
+    if found.absent:
+        say(f"catalog: {_told_absent(spec, found.absent, len(found.clips))}")
+    if ignored := videos - len(found.clips):
+        say(f"catalog: {ignored} videos in {spec.videos!r} are in no list and are ignored")
+    trained = {clip.class_name for clip in found.part("train")}
+    if untrained := [name for name in sorted(found.classes) if name not in trained]:
+        say(f"catalog: {_told_untrained(untrained, found.split_name)}")
+
+
+def _say_what_is_empty(found: Catalog) -> None:
     """Frames and flow need no parts; fusion and report do, and hours before them is the time to hear of it."""
     cures = {
         "val": "nothing can be chosen or fused; set [dataset] val_fraction, and groups with group_pattern",
         "test": "nothing can be reported; set [dataset] test_fraction, or name a test group with --split",
     }
     for part, cure in cures.items():
-        if part not in parts:
+        if not found.part(part):
             say(f"catalog: no {part} clips in this split: {cure}")
 
 
@@ -195,16 +220,16 @@ def _match(spec: DatasetSpec, rows: list[Row], videos: dict[str, Stat]) -> tuple
     paths = {row.path: find_on_disk(row.path, videos, folded) for row in rows}
     found = [replace(row, path=paths[row.path]) for row in rows if paths[row.path] is not None]
     absent = sorted({path for path, there in paths.items() if there is None})
-    told = f"{len(absent)} of {len(rows)} listed videos are absent from {spec.videos!r}: {_some(absent)}"
     if absent and not spec.partial:
+        told = _told_absent(spec, absent, len(found))
         raise FileNotFoundError(f"{told}; if the set is meant to be partial, set [dataset] partial = true")
     if not found:
         raise ValueError(f"none of the {len(rows)} listed videos is in {spec.videos!r}, such as {_some(absent)}")
-    if absent:
-        say(f"catalog: {told}")
-    if ignored := len(videos) - len({row.path for row in found}):
-        say(f"catalog: {ignored} videos in {spec.videos!r} are in no list and are ignored")
     return found, absent
+
+
+def _told_absent(spec: DatasetSpec, absent: Sequence[str], present: int) -> str:
+    return f"{len(absent)} of {len(absent) + present} listed videos are absent from {spec.videos!r}: {_some(absent)}"
 
 
 def _classes(spec: DatasetSpec, rows: list[Row], listed: list[str], split: str) -> list[str]:
@@ -215,78 +240,19 @@ def _classes(spec: DatasetSpec, rows: list[Row], listed: list[str], split: str) 
     if empty and not spec.partial:
         raise ValueError(f"{len(empty)} classes have no clip: {_some(empty)}; take them out, or set [dataset] partial")
     if untrained and not spec.partial:
-        raise ValueError(f"{len(untrained)} classes have no training clip in split {split}: {_some(untrained)}")
-    if untrained:
-        say(f"catalog: {len(untrained)} classes have no training clip in split {split}: {_some(untrained)}")
+        raise ValueError(_told_untrained(untrained, split))
     return [name for name in listed if name in present]
 
 
-def _cut(spec: DatasetSpec, rows: list[Row], split: str) -> list[Row]:
-    """Draw the test part where the layout left it open, then the validation part, unless the layout names one."""
-    if any(not row.part for row in rows):
-        drawn = draw_groups(rows, spec.test_fraction, key=f"{spec.split_seed}/test/{split}")
-        rows = [replace(row, part="test" if row.group in drawn else "train") for row in rows]
-    if any(row.part == "val" for row in rows):
-        return rows
-    training = [row for row in rows if row.part == "train"]
-    drawn = draw_groups(training, spec.val_fraction, key=f"{spec.split_seed}/val/{split}")
-    return [replace(row, part="val") if row.part == "train" and row.group in drawn else row for row in rows]
+def _told_untrained(untrained: list[str], split: str) -> str:
+    return f"{len(untrained)} classes have no training clip in split {split}: {_some(untrained)}"
 
 
-def draw_groups(rows: Iterable[Row], fraction: float, *, key: str) -> set[str]:
-    """Draw whole groups at random, evenly over the classes, and never all groups of a class.
-
-    Of a class with n groups, n * fraction are wanted, rounded, and at least one if n >= 2 and fraction > 0. Groups are
-    visited in an order that only `key` and their names decide. The first pass takes a group if none of its classes
-    gets more than wanted; the second, for groups that span classes, if one of its classes got none at all.
-    Worked example: one class, groups a b c d, fraction 0.25: one is drawn. Eight persons who each show all ten
-    classes, fraction 0.15: one person is drawn, and is in every class.
-
-    Args:
-        rows: any order; only class and group are read.
-        fraction: share of the groups, 0 to 1.
-        key: seed of the order. The class's name is not part of a group's key, so that g03 of one class is drawn with
-            g03 of another: where they share a background, it is on one side only.
-
-    Returns:
-        Names of the drawn groups. Empty if each class has a single group.
-    """
-    classes_of: dict[str, set[str]] = defaultdict(set)
-    for row in rows:
-        classes_of[row.group].add(row.class_name)
-    groups = Counter(name for names in classes_of.values() for name in names)
-    wanted = {name: _share(fraction, n) for name, n in groups.items()}
-    order = sorted(classes_of, key=lambda group: (_order_key(key, group, classes_of[group]), group))
-    drawn: dict[str, set[str]] = {}
-    taken: Counter[str] = Counter()
-    for group in order:
-        if all(taken[name] < wanted[name] for name in classes_of[group]):
-            drawn[group] = classes_of[group]
-            taken.update(classes_of[group])
-    for group in (group for group in order if group not in drawn):
-        lacking = any(wanted[name] and not taken[name] for name in classes_of[group])
-        if lacking and all(taken[name] < groups[name] - 1 for name in classes_of[group]):
-            drawn[group] = classes_of[group]
-            taken.update(classes_of[group])
-    return set(drawn)
-
-
-def _share(fraction: float, groups: int) -> int:
-    """Groups wanted of a class: the share, rounded, but neither none nor all."""
-    return min(max(int(fraction * groups + 0.5), 1), groups - 1) if fraction > 0 else 0
-
-
-def _order_key(key: str, group: str, classes: set[str]) -> bytes:
-    if len(classes) == 1:
-        group = group.removeprefix(next(iter(classes)))
-    return hashlib.blake2b(f"{key}/{group}".encode(), digest_size=8).digest()
-
-
-def _hash_files(spec: DatasetSpec, paths: list[str], videos: dict[str, Stat], known: Iterable[Clip]) -> dict[str, str]:
+def _hash_files(spec: DatasetSpec, clips: Iterable[Clip], known: Iterable[Clip]) -> dict[str, str]:
     """Content of each path: taken from `known` where size and time stamp are the same, else read in threads."""
     old = {(clip.path, clip.bytes, clip.mtime_ns): clip.content for clip in known if clip.content != UNREADABLE}
-    content = {path: old.get((path, videos[path].bytes, videos[path].mtime_ns)) for path in paths}
-    new = [path for path in paths if content[path] is None]
+    content = {clip.path: old.get((clip.path, clip.bytes, clip.mtime_ns)) for clip in clips}
+    new = [path for path in content if content[path] is None]
     if not new:
         return content
     workers = min(8, 2 * (os.cpu_count() or 1))
@@ -316,5 +282,5 @@ def _refuse_duplicates(rows: Iterable[Row | Clip]) -> None:
             raise ValueError(f"the video {path!r} is listed under {times} names")
 
 
-def _some(names: list[str]) -> str:
+def _some(names: Sequence[str]) -> str:
     return ", ".join(map(repr, names[:SHOWN])) + (", ..." if len(names) > SHOWN else "")

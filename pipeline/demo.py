@@ -23,12 +23,14 @@ import cv2
 import numpy as np
 
 from pipeline.progress import Progress
+from pipeline.spec import unknown_name
 from pipeline.specs import DemoSpec
 
 TEXTURES = ("Checks", "Dots", "Stripes")
 MOTIONS = ("Lift", "Slide")  # up and down, left and right: both are still told apart in a mirror
 FPS = 25.0
 MARKER = "demo.json"
+SPLITS = ("1", "2", "3")
 GRAY, CHROMA = 118.0, 36.0  # so that no colour leaves 0..255: clipping would leak chroma into luminance
 JPEG_QUALITY = 95
 YCC_TO_BGR = np.array([[1, 1.772, 0], [1, -0.344136, -0.714136], [1, 0, 1.402]])
@@ -45,6 +47,16 @@ class _Scene:
     alpha: np.ndarray  # (P, P) float32, 1 inside the disc
     chroma: dict[str, np.ndarray]  # texture -> (P, P, 2) float32, Cb Cr
     centers_px: dict[str, np.ndarray]  # motion -> (T, 2) float64, x y
+
+
+def check_split(split: str) -> None:
+    """Refuse a split that the demo will not have, before it is written.
+
+    Raises:
+        ValueError: naming it.
+    """
+    if split not in SPLITS:
+        raise ValueError(unknown_name(f"split {split!r} of the demo", split, SPLITS))
 
 
 def write_demo(folder: Path, spec: DemoSpec) -> bool:
@@ -226,7 +238,7 @@ def _write_lists(folder: Path, spec: DemoSpec) -> None:
     folder.mkdir(parents=True)
     names = class_names()
     (folder / "classInd.txt").write_text("".join(f"{label} {name}\n" for label, name in enumerate(names, start=1)))
-    for split in (1, 2, 3):
+    for split in map(int, SPLITS):
         lines: dict[str, list[str]] = {"train": [], "test": []}
         for label, name in enumerate(names, start=1):
             for group in range(1, spec.groups + 1):

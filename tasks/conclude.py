@@ -36,24 +36,13 @@ class Fuse(Stage):
         return {part: {s: self.clone(ScoreStream, stream=s, part=part) for s in STREAMS} for part in ("val", "test")}
 
     def complete(self) -> bool:
-        """Done or not; if not, a split without validation clips is refused before flow is computed for it."""
+        """Done or not; if not, a split without validation or test clips is refused before frames are made for it."""
         done = super().complete()
         if not done and not self.__dict__.get("_checked"):
             with told_plainly():
-                self._check_validation()
+                self.clone(Catalog).check_parts("val", "test")
             self.__dict__["_checked"] = True
         return done
-
-    def _check_validation(self) -> None:
-        """Weight, SVM and C are chosen on validation clips. Of most layouts the settings tell if there will be none."""
-        spec, catalog = self.spec("dataset"), self.clone(Catalog)
-        never = not spec.val_fraction and spec.layout != "csv"  # a CSV file may name validation clips itself
-        if never or (catalog.complete() and not catalog.read().part("val")):
-            raise ValueError(
-                f"[dataset] val_fraction is {spec.val_fraction:g}, and split {self.split_name} of {self.dataset_name} "
-                "has no validation clips, on which fusions are chosen; raise it (groups come from the training part), "
-                "or run TrainStream and ScoreStream, which do without"
-            )
 
     def scores_path(self, name: str):
         """The fused scores of one way: `average/scores.h5` and so on."""

@@ -81,6 +81,20 @@ class Catalog(Stage):
 
         return store.read_catalog(self.path)
 
+    def check_parts(self, *needed: str) -> None:
+        """Refuse a split that is not there or lacks clips of these parts, before anything is made."""
+        from pipeline import catalog, demo, parts
+
+        dataset, split = self.spec("dataset"), self.split_name
+        if self.complete():
+            found = self.read().counts()
+        elif all(task.complete() for task in self.before()):
+            found = catalog.outline(dataset, split).counts()
+        else:  # the demo is not written yet
+            demo.check_split(split)
+            found = dict.fromkeys(("train", "val", "test") if dataset.val_fraction else ("train", "test"), {})
+        parts.check_parts(found, needed, dataset, split)
+
     def videos_key(self) -> str:
         """Content of the videos, whatever the split: all that frames depend on."""
         return self.output().recorded()["videos_key"]

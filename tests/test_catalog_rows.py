@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.catalog import Catalog, Clip, draw_groups
+from pipeline.catalog import Catalog, Clip
 from pipeline.official import Row
+from pipeline.parts import draw_groups
 
 ROOT = Path(__file__).parents[1]
 

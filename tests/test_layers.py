@@ -20,6 +20,7 @@ LAYERS = [
         "files",
         "official",
         "layouts",
+        "parts",
         "catalog",
         "jpeg",
         "video",

@@ -4,9 +4,9 @@ import pytest
 from test_tasks import build, config, fresh  # noqa: F401 (a fixture)
 
 from pipeline import fusion
-from tasks import Catalog, FullPipeline, Fuse, ScoreStream
+from tasks import AllSplits, Catalog, FullPipeline, Fuse, ScoreStream
 
-NONE = r"val_fraction is 0, and split 1 of four has no validation clips, on which fusions are chosen; raise it"
+NONE = r"split 1 has no validation clips, on which fusions are chosen .*: \[dataset\] val_fraction is 0; raise it"
 
 
 def test_fusions_are_chosen_on_validation_clips_and_judged_on_test_clips(config, monkeypatch):  # noqa: F811
@@ -22,23 +22,62 @@ def test_fusions_are_chosen_on_validation_clips_and_judged_on_test_clips(config,
         ]
 
 
-def test_settings_that_leave_no_validation_clips_are_refused_before_any_work(config, tmp_path):  # noqa: F811
-    folder = {"layout": "folder", "lists": "", "val_fraction": "0"}
-    config.read_dict({"dataset.four": folder})
-    for task in (Fuse, FullPipeline):
-        with pytest.raises(ValueError, match=NONE):
-            fresh(task).complete()
+@pytest.mark.parametrize("task", [Fuse, FullPipeline, AllSplits])
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"val_fraction": "0"}, NONE),
+        ({"test_fraction": "0"}, r"no test clips, on which all is reported: \[dataset\] test_fraction is 0; raise it$"),
+        (
+            {"group_pattern": "(?P<group>avi)"},
+            "no validation clips, .*: too few groups: 1; whole groups are drawn .*; add clips of other groups, or change",
+        ),
+    ],
+)
+def test_a_split_that_lacks_a_part_is_refused_before_any_work(
+    config,  # noqa: F811
+    tmp_path,
+    tiny_dataset,
+    task,
+    settings,
+    message,
+):
+    config.read_dict({"dataset.tiny": {"layout": "folder", "videos": str(tiny_dataset), "split": "1", **settings}})
+    of = {"splits": "1"} if task is AllSplits else {}
+    assert not build(fresh(task, dataset="tiny", **of))
     assert not (tmp_path / "artifacts").exists()
-    assert not fresh(ScoreStream, stream="spatial").complete()  # needs none
+    with pytest.raises(ValueError, match=message):
+        fresh(Fuse, dataset="tiny").complete()
+    assert not fresh(ScoreStream, dataset="tiny", stream="spatial").complete()  # needs none
+    assert build(fresh(Catalog, dataset="tiny"))
+    with pytest.raises(ValueError, match=message):
+        fresh(Fuse, dataset="tiny").complete()
 
 
-def test_a_list_without_validation_clips_is_refused_once_it_is_read(config, tmp_path):  # noqa: F811
+def test_what_a_csv_file_does_not_name_may_be_named_in_it(config, tmp_path):  # noqa: F811
     listed = tmp_path / "clips.csv"
     assert not fresh(Fuse).complete()  # it names some
     listed.write_text(listed.read_text().replace(",val", ",train"))
     config.read_dict({"dataset.four": {"val_fraction": "0"}})
-    assert not fresh(Fuse).complete()  # not known yet
-    assert build(fresh(Catalog))
-    with pytest.raises(ValueError, match=NONE):
+    with pytest.raises(ValueError, match=NONE + ", or name some in the split column of the CSV file"):
         fresh(Fuse).complete()
-    assert not (tmp_path / "artifacts/four/frames").exists()
+
+
+def test_a_stream_is_trained_and_scored_without_validation_clips(config, tmp_path):  # noqa: F811
+    listed = tmp_path / "clips.csv"
+    listed.write_text(listed.read_text().replace(",val", ",train"))
+    config.read_dict({"dataset.four": {"val_fraction": "0"}})
+    assert build(fresh(ScoreStream, stream="spatial"))
+
+
+def test_a_demo_that_is_not_written_yet_is_known_by_its_settings(config, tmp_path):  # noqa: F811
+    folder = tmp_path / "demo"
+    section = {"generator": "demo", "layout": "ucf101", "videos": str(folder / "videos"), "lists": str(folder / "l")}
+    config.read_dict({"dataset.demo": section})
+    for split, fraction in [("7", "0.15"), ("1", "0")]:
+        config.read_dict({"dataset.demo": {"val_fraction": fraction}})
+        with pytest.raises(ValueError, match=NONE if split == "1" else "split '7' of the demo does not exist"):
+            fresh(Fuse, dataset="demo", split=split).complete()
+    config.read_dict({"dataset.demo": {"val_fraction": "0.15"}})
+    assert not fresh(Fuse, dataset="demo", split="3").complete()
+    assert not list(tmp_path.glob("*demo*"))

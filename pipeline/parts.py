@@ -1,0 +1,117 @@
+"""Which clips are trained on, validated on and tested on, where the layout does not say: whole groups are drawn.
+
+No source video is on both sides, because the clips of a group stay together.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+
+from pipeline.official import Row
+from pipeline.specs import DatasetSpec
+
+
+def cut(spec: DatasetSpec, rows: list[Row], split: str) -> list[Row]:
+    """Draw the test part where the layout left it open, then the validation part, unless the layout names one."""
+    if any(not row.part for row in rows):
+        drawn = draw_groups(rows, spec.test_fraction, key=f"{spec.split_seed}/test/{split}")
+        rows = [replace(row, part="test" if row.group in drawn else "train") for row in rows]
+    if any(row.part == "val" for row in rows):
+        return rows
+    training = [row for row in rows if row.part == "train"]
+    drawn = draw_groups(training, spec.val_fraction, key=f"{spec.split_seed}/val/{split}")
+    return [replace(row, part="val") if row.part == "train" and row.group in drawn else row for row in rows]
+
+
+def draw_groups(rows: Iterable[Row], fraction: float, *, key: str) -> set[str]:
+    """Draw whole groups at random, evenly over the classes, and never all groups of a class.
+
+    Of a class with n groups, n * fraction are wanted, rounded, and at least one if n >= 2 and fraction > 0. Groups are
+    visited in an order that only `key` and their names decide. The first pass takes a group if none of its classes
+    gets more than wanted; the second, for groups that span classes, if one of its classes got none at all.
+    Worked example: one class, groups a b c d, fraction 0.25: one is drawn. Eight persons who each show all ten
+    classes, fraction 0.15: one person is drawn, and is in every class.
+
+    Args:
+        rows: any order; only class and group are read.
+        fraction: share of the groups, 0 to 1.
+        key: seed of the order. The class's name is not part of a group's key, so that g03 of one class is drawn with
+            g03 of another: where they share a background, it is on one side only.
+
+    Returns:
+        Names of the drawn groups. Empty if each class has a single group.
+    """
+    classes_of: dict[str, set[str]] = defaultdict(set)
+    for row in rows:
+        classes_of[row.group].add(row.class_name)
+    groups = Counter(name for names in classes_of.values() for name in names)
+    wanted = {name: _share(fraction, n) for name, n in groups.items()}
+    order = sorted(classes_of, key=lambda group: (_order_key(key, group, classes_of[group]), group))
+    drawn: dict[str, set[str]] = {}
+    taken: Counter[str] = Counter()
+    for group in order:
+        if all(taken[name] < wanted[name] for name in classes_of[group]):
+            drawn[group] = classes_of[group]
+            taken.update(classes_of[group])
+    for group in (group for group in order if group not in drawn):
+        lacking = any(wanted[name] and not taken[name] for name in classes_of[group])
+        if lacking and all(taken[name] < groups[name] - 1 for name in classes_of[group]):
+            drawn[group] = classes_of[group]
+            taken.update(classes_of[group])
+    return set(drawn)
+
+
+def _share(fraction: float, groups: int) -> int:
+    """Groups wanted of a class: the share, rounded, but neither none nor all."""
+    return min(max(int(fraction * groups + 0.5), 1), groups - 1) if fraction > 0 else 0
+
+
+def _order_key(key: str, group: str, classes: set[str]) -> bytes:
+    if len(classes) == 1:
+        group = group.removeprefix(next(iter(classes)))
+    return hashlib.blake2b(f"{key}/{group}".encode(), digest_size=8).digest()
+
+
+def check_parts(found: Mapping[str, Mapping[str, int]], needed: Iterable[str], spec: DatasetSpec, split: str) -> None:
+    """Refuse a split that lacks the clips of a part.
+
+    Args:
+        found: part -> what it has, as `Catalog.counts` gives it: at least the number of groups.
+        needed: parts that must have clips, of "val" and "test".
+        spec: the dataset.
+        split: its name, for the message.
+
+    Raises:
+        ValueError: a part has none; with the reason, and what to do.
+    """
+    use = {
+        "val": "validation clips, on which fusions are chosen (TrainStream and ScoreStream do without)",
+        "test": "test clips, on which all is reported",
+    }
+    for part in needed:
+        if part not in found:
+            groups = found.get("train", {}).get("groups", 0)
+            raise ValueError(f"split {split} has no {use[part]}: {_why_empty(part, groups, spec)}")
+
+
+def _why_empty(part: str, groups: int, spec: DatasetSpec) -> str:
+    """Why nothing was drawn for a part from a training part of so many groups, and what to do."""
+    if part == "test" and spec.layout in ("ucf101", "hmdb51"):
+        return "its lists name none that is there"
+    if part == "test" and spec.layout == "csv":
+        return (
+            "name some in the split column of the CSV file, or leave the column out: then [dataset] test_fraction, "
+            f"which is {spec.test_fraction:g}, of the {groups} groups is drawn, but never all groups of a class"
+        )
+    named = ", or name some in the split column of the CSV file" if spec.layout == "csv" else ""
+    if not getattr(spec, f"{part}_fraction"):
+        return f"[dataset] {part}_fraction is 0; raise it{named}"
+    # without a pattern each clip is a group: there cannot be more
+    pattern = ", or change [dataset] group_pattern so that there are more" if spec.group_pattern else ""
+    return (
+        f"too few groups: {groups}; whole groups are drawn from the training part, and never all groups of a class; "
+        f"add clips of other groups{pattern}{named}"
+    )

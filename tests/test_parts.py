@@ -1,0 +1,54 @@
+"""A split that lacks a part is refused with the reason and what to do; the outline tells it without opening a video."""
+
+from pathlib import Path
+
+import pytest
+from test_catalog import csv_spec, folder_spec, make_ucf
+
+from pipeline.catalog import outline, read_dataset
+from pipeline.parts import check_parts
+from pipeline.specs import DatasetSpec
+
+HAS_NO = {"val": "split 1 has no validation clips, on which fusions are", "test": "split 1 has no test clips, on which"}
+
+
+@pytest.mark.parametrize(
+    ("part", "settings", "message"),
+    [
+        ("test", {"layout": "ucf101"}, "its lists name none that is there$"),
+        ("val", {"layout": "ucf101", "val_fraction": 0.0}, r"\[dataset\] val_fraction is 0; raise it$"),
+        ("val", {"layout": "ucf101"}, "too few groups: 2; whole .* never all groups of a class; add .* other groups$"),
+        ("val", {}, "too few groups: 2; .* add clips of other groups$"),
+        (
+            "val",
+            {"group_pattern": "(?P<group>.)"},
+            r"too few .* of other groups, or change \[dataset\] group_pattern so",
+        ),
+        ("val", {"layout": "csv"}, "too few .* of other groups, or name some in the split column of the CSV file$"),
+        ("test", {"test_fraction": 0.0}, r"\[dataset\] test_fraction is 0; raise it$"),
+        ("test", {"layout": "csv"}, "name some in the split column .* which is 0.3, of the 2 groups is drawn"),
+    ],
+)
+def test_a_part_without_clips_is_refused_with_what_to_do(part, settings, message):
+    found = {"train": {"clips": 5, "groups": 2}}
+    check_parts(found, ["train"], DatasetSpec(**settings), "1")
+    with pytest.raises(ValueError, match=f"{HAS_NO[part]}.*: {message}"):
+        check_parts(found, [part], DatasetSpec(**settings), "1")
+
+
+def test_an_outline_is_the_catalog_without_contents_and_says_nothing(tmp_path, monkeypatch, capsys):
+    absent = ["Jump/v_Jump_g01_c01.avi"]
+    specs = [
+        make_ucf(tmp_path / "u", absent=absent, partial=True),
+        folder_spec(tmp_path / "f", "x/a.avi", "x/b.avi", "y/c.avi", "y/d.avi"),
+        csv_spec(tmp_path / "c", "path,label\na.avi,x\nb.avi,x\n", "a.avi", "b.avi", "more.avi"),
+    ]
+    catalogs = [read_dataset(spec, "1") for spec in specs]
+    assert "absent" in capsys.readouterr().err
+    opened = Path.open
+    monkeypatch.setattr(Path, "open", lambda file, *a, **k: opened(file, *a, **k) if file.suffix != ".avi" else 1 / 0)
+    for spec, catalog in zip(specs, catalogs, strict=True):
+        found = outline(spec, "1")
+        assert (found.counts(), found.classes, found.absent) == (catalog.counts(), catalog.classes, catalog.absent)
+        assert [(c.id, c.split, c.group) for c in found.clips] == [(c.id, c.split, c.group) for c in catalog.clips]
+    assert not capsys.readouterr().err
