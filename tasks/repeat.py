@@ -14,6 +14,7 @@ from pipeline.progress import say
 from pipeline.spec import digest_of
 from tasks.base import Stage, told_plainly
 from tasks.conclude import Report
+from tasks.prepare import Catalog
 
 
 class Repeated(Stage):
@@ -39,6 +40,12 @@ class Repeated(Stage):
         """Those that were named, as their tasks will call them: of official lists, 01 is 1."""
         named = [self.named_split(text) for text in listed("splits", self.splits)]
         return distinct("splits", self.splits, named)
+
+    def check_splits(self, *parts: str) -> None:
+        """Refuse a split that is not there or lacks clips of these parts before any other is run."""
+        with told_plainly():
+            for split in self.split_list:
+                self.clone(Catalog, split=split).check_parts(*parts)
 
     @functools.cached_property
     def seed_list(self) -> list[int]:
@@ -70,6 +77,14 @@ class AllSplits(Repeated):
     def requires(self) -> list[Report]:
         """The report of each split and seed."""
         return [self.clone(Report, split=split, seed=seed) for split in self.split_list for seed in self.seed_list]
+
+    def complete(self) -> bool:
+        """Done or not; if not, all splits are looked at before the first is run."""
+        done = super().complete()
+        if not done and not self.__dict__.get("_checked"):
+            self.check_splits("val", "test")
+            self.__dict__["_checked"] = True
+        return done
 
     def make(self) -> None:
         """Put all reports into one table, and let `latest` point here."""

@@ -164,6 +164,7 @@ class PaperTable(Repeated):
         whole = self.output().exists() and self.output().recorded().get("inputs") != PARTIAL
         done = whole and super().complete()
         if not done and not self.__dict__.get("_checked"):
+            self.check_splits("test")
             for stream in self.definition.streams:
                 self.clone(TrainStream, stream=stream, split=self.split_list[0], seed=self.seed_list[0]).complete()
             self.__dict__["_checked"] = True

@@ -4,7 +4,7 @@ import pytest
 from test_tasks import build, config, fresh  # noqa: F401 (a fixture)
 
 from pipeline import fusion
-from tasks import AllSplits, Catalog, FullPipeline, Fuse, ScoreStream
+from tasks import AllSplits, Catalog, FullPipeline, Fuse, PaperTable, ScoreStream
 
 NONE = r"split 1 has no validation clips, on which fusions are chosen .*: \[dataset\] val_fraction is 0; raise it"
 
@@ -81,3 +81,10 @@ def test_a_demo_that_is_not_written_yet_is_known_by_its_settings(config, tmp_pat
     config.read_dict({"dataset.demo": {"val_fraction": "0.15"}})
     assert not fresh(Fuse, dataset="demo", split="3").complete()
     assert not list(tmp_path.glob("*demo*"))
+
+
+def test_a_split_that_does_not_exist_is_refused_before_another_is_run(config, tmp_path):  # noqa: F811
+    assert not build(fresh(AllSplits, splits="1,7"))
+    assert not (tmp_path / "artifacts").exists()
+    with pytest.raises(ValueError, match="split '7' does not exist; the split column of clips.csv is split 1"):
+        fresh(PaperTable, table="1a", splits="1,7").complete()
