@@ -203,6 +203,8 @@ def _say_what_is_empty(found: Catalog) -> None:
         "val": "nothing can be chosen or fused; set [dataset] val_fraction, and groups with group_pattern",
         "test": "nothing can be reported; set [dataset] test_fraction, or name a test group with --split",
     }
+    if len(found.classes) < 2:
+        say(f"catalog: there is one class, {found.classes[0]!r}: frames and flow can be made, but nothing trained")
     for part, cure in cures.items():
         if not found.part(part):
             say(f"catalog: no {part} clips in this split: {cure}")

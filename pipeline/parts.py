@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from pipeline.official import Row
@@ -95,6 +95,19 @@ def check_parts(found: Mapping[str, Mapping[str, int]], needed: Iterable[str], s
         if part not in found:
             groups = found.get("train", {}).get("groups", 0)
             raise ValueError(f"split {split} has no {use[part]}: {_why_empty(part, groups, spec)}")
+
+
+def check_classes(classes: Sequence[str]) -> None:
+    """Refuse to train on a single class.
+
+    Raises:
+        ValueError: naming it.
+    """
+    if len(classes) < 2:
+        raise ValueError(
+            f"there is one class, {classes[0]!r}, and a network learns to tell at least two apart; in layout folder "
+            "the class of a clip is the first folder below [dataset] videos"
+        )
 
 
 def _why_empty(part: str, groups: int, spec: DatasetSpec) -> str:

@@ -92,6 +92,7 @@ class TrainStream(OnDevice):
             with told_plainly():
                 networks.check(self.stream_spec)
                 parallel.process_count(self.stream_spec, self.run_spec.device)
+                self.clone(Catalog).check_classes()
                 self._check_other()
             if doubt := self.stream_spec.doubt:
                 say(doubt)

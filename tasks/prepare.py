@@ -83,17 +83,31 @@ class Catalog(Stage):
 
     def check_parts(self, *needed: str) -> None:
         """Refuse a split that is not there or lacks clips of these parts, before anything is made."""
-        from pipeline import catalog, demo, parts
+        from pipeline import demo, parts
 
         dataset, split = self.spec("dataset"), self.split_name
-        if self.complete():
-            found = self.read().counts()
-        elif all(task.complete() for task in self.before()):
-            found = catalog.outline(dataset, split).counts()
-        else:  # the demo is not written yet
+        if found := self.outline():
+            counts = found.counts()
+        else:
             demo.check_split(split)
-            found = dict.fromkeys(("train", "val", "test") if dataset.val_fraction else ("train", "test"), {})
-        parts.check_parts(found, needed, dataset, split)
+            counts = dict.fromkeys(("train", "val", "test") if dataset.val_fraction else ("train", "test"), {})
+        parts.check_parts(counts, needed, dataset, split)
+
+    def check_classes(self) -> None:
+        """Refuse to train on a single class, before anything is made."""
+        from pipeline import parts
+
+        if found := self.outline():
+            parts.check_classes(found.classes)
+
+    def outline(self):
+        """The clips as they are now, if need be without their contents; None for a demo that is not written yet."""
+        from pipeline import catalog
+
+        if self.complete():
+            return self.read()
+        written = all(task.complete() for task in self.before())
+        return catalog.outline(self.spec("dataset"), self.split_name) if written else None
 
     def videos_key(self) -> str:
         """Content of the videos, whatever the split: all that frames depend on."""

@@ -4,7 +4,7 @@ import pytest
 from test_tasks import build, config, fresh  # noqa: F401 (a fixture)
 
 from pipeline import fusion
-from tasks import AllSplits, Catalog, FullPipeline, Fuse, PaperTable, ScoreStream
+from tasks import AllSplits, Catalog, ExtractFeatures, Frames, FullPipeline, Fuse, PaperTable, ScoreStream, TrainStream
 
 NONE = r"split 1 has no validation clips, on which fusions are chosen .*: \[dataset\] val_fraction is 0; raise it"
 
@@ -68,6 +68,21 @@ def test_a_stream_is_trained_and_scored_without_validation_clips(config, tmp_pat
     listed.write_text(listed.read_text().replace(",val", ",train"))
     config.read_dict({"dataset.four": {"val_fraction": "0"}})
     assert build(fresh(ScoreStream, stream="spatial"))
+
+
+def test_a_single_class_has_frames_but_nothing_is_trained_on_it(config, tmp_path, capsys):  # noqa: F811
+    listed = tmp_path / "clips.csv"
+    listed.write_text(listed.read_text().replace("down", "right"))
+    message = "there is one class, 'right', and a network learns to tell at least two apart"
+    for task in (FullPipeline, ExtractFeatures):
+        assert not build(fresh(task))
+    with pytest.raises(ValueError, match=message):
+        fresh(TrainStream, stream="temporal").complete()
+    assert not (tmp_path / "artifacts").exists()
+    assert build(fresh(Frames))
+    assert "there is one class, 'right': frames and flow can be made, but nothing trained" in capsys.readouterr().err
+    with pytest.raises(ValueError, match=message):
+        fresh(TrainStream, stream="temporal").complete()
 
 
 def test_a_demo_that_is_not_written_yet_is_known_by_its_settings(config, tmp_path):  # noqa: F811
