@@ -78,6 +78,12 @@ def check(dataset: str, changes: Mapping[str, str] = NOTHING) -> None:
         if name not in (names := _changeable(_stage_of(name))):
             raise ValueError(unknown_name(f"setting {name} in changes", name, names))
     found = {section: resolve(section, dataset, changes) for section in SECTIONS if section not in STREAMS}
+    if found["dataset"].generator and videos_on_command_line():
+        others = [name for name in datasets() if not _items(f"dataset.{name}").get("generator")]
+        raise ValueError(
+            f"--data-videos and --data-lists name videos of your own, but those of dataset {dataset!r} are written by "
+            f"the pipeline; give --dataset as well: {' or '.join(others)}"
+        )
     for name in STREAMS:
         other = stream(name, dataset, 0, changes).with_dataset
         if other and other not in datasets():

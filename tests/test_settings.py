@@ -95,6 +95,16 @@ def test_what_does_not_exist_is_refused(config, content, message):
         settings.resolve("flow", "mine" if "dataset.mine" in content else "")
 
 
+@pytest.mark.parametrize("flag", ["--data-videos", "--data-lists"])
+def test_videos_of_the_users_own_are_never_those_that_the_pipeline_writes(config, flag):
+    config.read_dict({"dataset.demo": {"generator": "demo"}, "dataset.folder": {}, "dataset.mine": {}})
+    settings.check("demo")
+    with CmdlineParser.global_instance(["Flow", flag, "x"], allow_override=True):
+        settings.check("folder")
+        with pytest.raises(ValueError, match="'demo' are written by the pipeline; give --dataset as well: folder or m"):
+            settings.check("demo")
+
+
 def test_an_unknown_flag_is_refused(capsys):
     with pytest.raises(SystemExit), CmdlineParser.global_instance(["Flow", "--flow-metod", "x"], allow_override=True):
         pass

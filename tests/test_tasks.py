@@ -453,6 +453,10 @@ def test_a_failed_task_is_a_failed_command(overlay, tmp_path):
         (["FullPipeline", "--temporal-network", "nonsense"], "nonsense"),
         (["Flow", "--stack-direction", "bidirectional"], "which needs backward flow"),
         (["Flow", "--device", "gpu"], "[run] device is 'gpu'"),
+        (
+            ["FullPipeline", "--dataset", "demo", "--data-videos", "DIR"],
+            "written by the pipeline; give --dataset as well: folder or ",
+        ),
         (["Catalog", "--data-videos", "absent"], "error: [dataset] videos: the folder 'absent' does not exist"),
     ],
 )
