@@ -7,6 +7,7 @@ section (`[flow] method`), the default in `pipeline/specs.py`.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -32,6 +33,7 @@ SECTIONS: dict[str, type[Spec]] = {
     "cluster": specs.ClusterSpec,
 }
 STREAMS = ("spatial", "temporal")
+PATHS = ("videos", "lists")  # settings of a dataset
 NOTHING: Mapping[str, str] = MappingProxyType({})
 # Luigi's own sections, of which luigi.cfg may hold any.
 _OF_LUIGI = [
@@ -128,9 +130,9 @@ def _refuse_difference(section: str, dataset: str, other: str, one: Spec, two: S
 
 
 def videos_on_command_line() -> list[str]:
-    """Absolute paths of the videos and lists that the command line names."""
-    given = _of_command_line("dataset")
-    return [str(Path(given[name]).absolute()) for name in ("videos", "lists") if given.get(name)]
+    """Absolute paths of the videos and lists that the command line names, one for each however it is written."""
+    given = _with_home(_of_command_line("dataset"))
+    return [os.path.normpath(Path(given[name]).absolute()) for name in PATHS if given.get(name)]
 
 
 def from_command_line() -> bool:
@@ -166,6 +168,8 @@ def resolve(section: str, dataset: str = "", changes: Mapping[str, str] = NOTHIN
     texts = {} if section == "dataset" else _items(section)
     texts |= _of_dataset(section, dataset) | _of_command_line(section) | _of_section(section, changes)
     texts = {name: text for name, text in texts.items() if name not in values}
+    if section == "dataset":
+        texts = _with_home(texts)
     return SECTIONS[section].parse(texts, section=section, **values)
 
 
@@ -218,6 +222,12 @@ def _stage_of(name: str) -> str:
         return ""
     stages = [section for section in SECTIONS if section not in ("run", "dataset")]
     return next((section for section in stages if name.startswith(f"{section}_")), "")
+
+
+def _with_home(texts: Mapping[str, str]) -> dict[str, str]:
+    """The settings of a dataset with ~/ written out where a path begins with it: in luigi.cfg no shell does."""
+    paths = {name: text for name, text in texts.items() if name in PATHS and text.startswith("~/")}
+    return {**texts, **{name: str(Path(text).expanduser()) for name, text in paths.items()}}
 
 
 def _of_command_line(section: str) -> dict[str, str]:

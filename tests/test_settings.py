@@ -105,6 +105,18 @@ def test_videos_of_the_users_own_are_never_those_that_the_pipeline_writes(config
             settings.check("demo")
 
 
+def test_a_folder_is_one_data_set_however_its_path_is_written(config, tmp_path, monkeypatch):
+    config.read_dict({"dataset.mine": {"videos": "~/videos", "lists": "~/lists"}})
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    spec, wanted = settings.resolve("dataset", "mine"), str(tmp_path / "videos")
+    assert (spec.videos, spec.lists) == (wanted, str(tmp_path / "lists"))
+    for path in (wanted, "../videos", "~/videos", "../here/../videos/"):
+        with CmdlineParser.global_instance(["Flow", f"--data-videos={path}"], allow_override=True):
+            assert settings.videos_on_command_line() == [wanted]
+
+
 def test_an_unknown_flag_is_refused(capsys):
     with pytest.raises(SystemExit), CmdlineParser.global_instance(["Flow", "--flow-metod", "x"], allow_override=True):
         pass
