@@ -23,7 +23,7 @@ import luigi
 from pipeline.cluster import StageFailed
 from pipeline.files import one_writer, plain_name
 from pipeline.progress import say
-from pipeline.spec import digest_of, unknown_name
+from pipeline.spec import digest_of
 from tasks import settings
 
 
@@ -116,10 +116,8 @@ class Stage(luigi.Task):
     @functools.cached_property
     def dataset_name(self) -> str:
         """The dataset, refused if luigi.cfg has no section for it."""
-        name = self.run_spec.dataset
-        if name not in settings.datasets():
-            raise ValueError(unknown_name(f"dataset {name!r}", name, settings.datasets()))
-        return name
+        settings.check_dataset(self.run_spec.dataset)
+        return self.run_spec.dataset
 
     def spec(self, section: str):
         """The settings of a section for this dataset."""

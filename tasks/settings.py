@@ -147,6 +147,25 @@ def datasets() -> list[str]:
     )
 
 
+def check_dataset(name: str) -> None:
+    """Refuse a dataset without a section, and settings that were not read at all: other ones would be used in silence.
+
+    Raises:
+        FileNotFoundError: LUIGI_CONFIG_PATH names no file, or there is no luigi.cfg.
+        ValueError: naming the dataset.
+    """
+    overlay = os.environ.get("LUIGI_CONFIG_PATH", "")
+    if overlay and not Path(overlay).is_file():
+        raise FileNotFoundError(f"LUIGI_CONFIG_PATH is {overlay!r}, and there is no such file")
+    if not datasets():
+        raise FileNotFoundError(
+            f"there is no luigi.cfg in {str(Path.cwd())!r}; run from the project's root, or give the path of the "
+            "project's luigi.cfg as LUIGI_CONFIG_PATH"
+        )
+    if name not in datasets():
+        raise ValueError(unknown_name(f"dataset {name!r}", name, datasets()))
+
+
 def has_official_splits(dataset: str) -> bool:
     """Whether the dataset's splits are those of official lists, by number."""
     return resolve("dataset", dataset).layout in ("ucf101", "hmdb51")

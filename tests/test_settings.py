@@ -117,6 +117,20 @@ def test_a_folder_is_one_data_set_however_its_path_is_written(config, tmp_path, 
             assert settings.videos_on_command_line() == [wanted]
 
 
+def test_settings_that_were_not_read_are_refused(config, tmp_path, monkeypatch):
+    monkeypatch.delenv("LUIGI_CONFIG_PATH", raising=False)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match=f"there is no luigi.cfg in '{tmp_path}'; run from the project's root"):
+        settings.check_dataset("demo")
+    config.read_dict({"dataset.mine": {}})
+    settings.check_dataset("mine")
+    with pytest.raises(ValueError, match="dataset 'demo' does not exist; allowed: mine"):
+        settings.check_dataset("demo")
+    monkeypatch.setenv("LUIGI_CONFIG_PATH", "none.cfg")
+    with pytest.raises(FileNotFoundError, match="LUIGI_CONFIG_PATH is 'none.cfg', and there is no such file"):
+        settings.check_dataset("mine")
+
+
 def test_an_unknown_flag_is_refused(capsys):
     with pytest.raises(SystemExit), CmdlineParser.global_instance(["Flow", "--flow-metod", "x"], allow_override=True):
         pass

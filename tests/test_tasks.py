@@ -442,6 +442,16 @@ def test_a_failed_task_is_a_failed_command(overlay, tmp_path):
     )
 
 
+def test_a_command_whose_settings_are_not_found_is_refused(tmp_path):
+    (tmp_path / "empty").mkdir()
+    for cwd, environment, message in [
+        (tmp_path / "empty", {}, f"error: there is no luigi.cfg in '{tmp_path / 'empty'}'; run from"),
+        (ROOT, {"LUIGI_CONFIG_PATH": "none.cfg"}, "error: LUIGI_CONFIG_PATH is 'none.cfg', and there is no such file"),
+    ]:
+        refused = luigi_command("FullPipeline", cwd=cwd, PYTHONPATH=str(ROOT), **environment)
+        assert refused.returncode != 0 and message in refused.stderr and "Traceback" not in refused.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
