@@ -9,48 +9,20 @@ place, and the stage's own function keeps the parts that are still right.
 from __future__ import annotations
 
 import abc
-import contextlib
 import functools
 import json
-import logging
 import time
-import traceback
-from collections.abc import Iterator
 from pathlib import Path
 
 import luigi
 
-from pipeline.cluster import StageFailed
 from pipeline.files import one_writer, plain_name
 from pipeline.progress import say
 from pipeline.spec import digest_of
-from tasks import settings
+from tasks import mistakes, settings
+from tasks.mistakes import told_plainly
 
-
-@contextlib.contextmanager
-def told_plainly() -> Iterator[None]:
-    """Whoever typed a command gets his mistake in one line; whoever calls from Python gets the exception."""
-    try:
-        yield
-    except (ValueError, OSError) as error:
-        if settings.from_command_line():
-            raise SystemExit(f"error: {error}") from None
-        raise
-
-
-class _WithoutTraceback(logging.Filter):
-    """Keeps from Luigi's log what our own code raised on purpose: the message is said in a line of its own."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        error = record.exc_info[1] if record.exc_info else None
-        if not isinstance(error, (ValueError, OSError, StageFailed)) or error.__traceback__ is None:
-            return True
-        *_, (innermost, _) = traceback.walk_tb(error.__traceback__)
-        return not Path(innermost.f_code.co_filename).is_relative_to(_OURS / "pipeline")
-
-
-_OURS = Path(__file__).parents[1]
-logging.getLogger("luigi-interface").addFilter(_WithoutTraceback())
+mistakes.install()
 
 
 class Artifact(luigi.Target):

@@ -9,8 +9,9 @@ import luigi
 from pipeline import files
 from pipeline.progress import say
 from pipeline.spec import digest_of
-from tasks.base import Stage, told_plainly
+from tasks.base import Stage
 from tasks.learn import ScoreStream, TrainStream
+from tasks.mistakes import told_plainly
 from tasks.prepare import Catalog, Flow, Frames
 
 STREAMS = ("spatial", "temporal")

@@ -10,7 +10,8 @@ import luigi
 from pipeline import files
 from pipeline.progress import say
 from tasks import settings
-from tasks.base import Stage, told_plainly
+from tasks.base import Stage
+from tasks.mistakes import told_plainly
 from tasks.prepare import Catalog, Flow, Frames
 
 

@@ -12,8 +12,9 @@ import luigi
 from pipeline import files
 from pipeline.progress import say
 from pipeline.spec import digest_of
-from tasks.base import Stage, told_plainly
+from tasks.base import Stage
 from tasks.conclude import Report
+from tasks.mistakes import told_plainly
 from tasks.prepare import Catalog
 
 

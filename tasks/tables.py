@@ -14,9 +14,10 @@ from pipeline.progress import say
 from pipeline.report import paper
 from pipeline.spec import digest_of, unknown_name
 from tasks import settings
-from tasks.base import Stage, told_plainly
+from tasks.base import Stage
 from tasks.conclude import STREAMS, Fuse
 from tasks.learn import ScoreStream, TrainStream
+from tasks.mistakes import told_plainly
 from tasks.prepare import Catalog, Flow, Frames
 from tasks.repeat import Repeated, listed
 
