@@ -7,6 +7,7 @@ import fcntl
 import hashlib
 import json
 import os
+import shutil
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -86,6 +87,12 @@ def _flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def room(folder: Path) -> str:
+    """How much may still be written to the disk of a folder, in words; it need not exist yet."""
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    return f"{shutil.disk_usage(there).free / 1e6:.0f} MB are free on the disk of {folder}"
 
 
 def content_of(path: Path) -> str:

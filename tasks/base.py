@@ -218,4 +218,4 @@ def _say_present(task: luigi.Task) -> None:
 
 @luigi.Task.event_handler(luigi.Event.FAILURE)
 def _say_failure(task: luigi.Task, error: BaseException) -> None:
-    say(f"{type(task).__name__} FAILED: {error}")
+    say(f"{type(task).__name__} FAILED: {mistakes.in_words(error, getattr(task, 'folder', None))}")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
+import os
 import re
 import sys
 import traceback
@@ -15,11 +17,13 @@ from luigi.parameter import ParameterException
 from luigi.retcodes import run_with_retcodes
 from luigi.task_register import TaskClassException
 
+from pipeline import files
 from pipeline.cluster import StageFailed
 from pipeline.progress import say
 from tasks import settings
 
 _OURS = Path(__file__).parents[1]
+_OF_TORCH = "enforce fail at inline_container"  # a file of weights could not be written
 
 
 @contextlib.contextmanager
@@ -29,22 +33,54 @@ def told_plainly() -> Iterator[None]:
         yield
     except (ValueError, OSError) as error:
         if settings.from_command_line():
-            raise SystemExit(f"error: {error}") from None
+            raise SystemExit(f"error: {in_words(error)}") from None
         raise
 
 
+def in_words(error: BaseException, folder: Path | None = None) -> str:
+    """The message with what was noted on the way (the path), and how much room there is if the disk may be full."""
+    said = " ".join(str(error).split()) or type(error).__name__
+    if getattr(error, "errno", None) == errno.ENOSPC:
+        said = "no space left"  # HDF5 says the same in six lines
+    elif _OF_TORCH in said:  # which does not say why
+        said = f"{said}, perhaps for want of space"
+    text = ", ".join([said, *getattr(error, "__notes__", [])])
+    if not _is_full(error):
+        return text
+    where = Path(getattr(error, "filename", None) or folder or ".")
+    return f"{text} ({files.room(where)}; free some, and run the same command again)"
+
+
+def _is_full(error: BaseException | None) -> bool:
+    """Whether a disk is full, or may be."""
+    no_space = os.strerror(errno.ENOSPC)
+    return getattr(error, "errno", None) == errno.ENOSPC or any(words in str(error) for words in (no_space, _OF_TORCH))
+
+
 class _WithoutTraceback(logging.Filter):
-    """Keeps from Luigi's log what our own code raised on purpose: the message is said in a line of its own."""
+    """Keeps from Luigi's log the traceback of what is no fault of the program: a line tells it.
+
+    The line of a task that failed is said by the task; that of an error that ends the program is said here.
+    """
 
     def filter(self, record: logging.LogRecord) -> bool:
         error = record.exc_info[1] if record.exc_info else None
-        if mistake := mistake_of_command(error):
-            say(f"error: {mistake}")
-            return False
-        if not isinstance(error, (ValueError, OSError, StageFailed)) or error.__traceback__ is None:
+        mistake = mistake_of_command(error)
+        if not mistake and not _is_plain(error):
             return True
-        *_, (innermost, _) = traceback.walk_tb(error.__traceback__)
-        return not Path(innermost.f_code.co_filename).is_relative_to(_OURS / "pipeline")
+        if record.msg.startswith("Uncaught exception"):
+            say(f"error: {mistake or in_words(error)}")
+        return False
+
+
+def _is_plain(error: BaseException | None) -> bool:
+    """Whether the message is enough: files that cannot be read or written, or what our own code raised on purpose."""
+    if isinstance(error, OSError) or _is_full(error):
+        return True
+    if not isinstance(error, (ValueError, StageFailed)) or error.__traceback__ is None:
+        return False
+    *_, (innermost, _) = traceback.walk_tb(error.__traceback__)
+    return Path(innermost.f_code.co_filename).is_relative_to(_OURS / "pipeline")
 
 
 def mistake_of_command(error: BaseException | None) -> str:

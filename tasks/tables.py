@@ -17,7 +17,7 @@ from tasks import settings
 from tasks.base import Stage
 from tasks.conclude import STREAMS, Fuse
 from tasks.learn import ScoreStream, TrainStream
-from tasks.mistakes import told_plainly
+from tasks.mistakes import in_words, told_plainly
 from tasks.prepare import Catalog, Flow, Frames
 from tasks.repeat import Repeated, listed
 
@@ -179,8 +179,9 @@ class PaperTable(Repeated):
                 try:
                     _finish(task, broken)
                 except (Exception, SystemExit) as error:  # SystemExit: a mistake that is told in one line
-                    say(f"Table {self.table}, row {planned.row.key}: {task.title} FAILED: {error}")
-                    self.failures.setdefault(planned.row.key, f"{task.title}: {str(error).removeprefix('error: ')}")
+                    why = f"{task.title}: {in_words(error, task.folder).removeprefix('error: ')}"
+                    say(f"Table {self.table}, row {planned.row.key}: FAILED: {why}")
+                    self.failures.setdefault(planned.row.key, why)
         if self.failures:
             with files.one_writer(self.folder):
                 self.make()

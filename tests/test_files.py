@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -86,3 +87,10 @@ def test_link_is_replaced_in_one_step(tmp_path):
         files.link(tmp_path / "latest", tmp_path / name)
     assert os.readlink(tmp_path / "latest") == "two"
     assert sorted(os.listdir(tmp_path)) == ["latest", "one", "two"]
+
+
+def test_room_is_that_of_the_nearest_folder_that_exists(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(files.shutil, "disk_usage", lambda path: asked.append(path) or SimpleNamespace(free=12_400_000))
+    assert files.room(tmp_path / "a/b") == f"12 MB are free on the disk of {tmp_path / 'a/b'}"
+    assert asked == [tmp_path]

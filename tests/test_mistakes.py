@@ -1,5 +1,6 @@
 """Mistakes of whoever typed a command are one line each, and no traceback."""
 
+import logging
 import subprocess
 import sys
 
@@ -7,6 +8,7 @@ import pytest
 from conftest import ROOT
 from test_tasks import config, luigi_command, overlay  # noqa: F401 (fixtures)
 
+from pipeline.cluster import StageFailed
 from tasks import mistakes
 
 
@@ -25,6 +27,60 @@ def test_a_wrong_task_or_parameter_is_one_line(arguments, message):
     refused = luigi_command(*arguments, cwd=ROOT, PYTHONPATH=str(ROOT))
     assert refused.returncode != 0 and refused.stderr.startswith(message)
     assert refused.stderr.count("\n") == 1 and not refused.stdout
+
+
+@pytest.mark.parametrize(
+    ("error", "said", "full"),
+    [
+        (PermissionError(13, "Permission denied", "/x/y"), "[Errno 13] Permission denied: '/x/y'", False),
+        (OSError(28, "Can't write data (file write failed: time = ...)"), "no space left", True),
+        (RuntimeError("[enforce fail at inline_container.cc:672] ."), "] ., perhaps for want of space", True),
+        (
+            StageFailed("shard x: [Errno 28] No space left on device"),
+            "shard x: [Errno 28] No space left on device",
+            True,
+        ),
+        (RuntimeError(), "RuntimeError", False),
+    ],
+)
+def test_a_message_holds_what_was_noted_and_the_room_of_a_full_disk(tmp_path, error, said, full):
+    error.add_note("while writing it")
+    told = mistakes.in_words(error, tmp_path / "none")
+    room = f"MB are free on the disk of {tmp_path / 'none'}; free some, and run the same command again)"
+    assert f"{said}, while writing it" in told and told.endswith(room) == full
+
+
+def raised_far_below(error: Exception) -> Exception:
+    """The error as if a library had raised it."""
+    try:
+        exec(compile("raise error", "/usr/lib/python3/some_library.py", "exec"), {"error": error})
+    except Exception as caught:
+        return caught
+
+
+@pytest.mark.parametrize(
+    ("error", "plain"),
+    [
+        (PermissionError(13, "Permission denied", "/x/y"), True),
+        (RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 704 vs 598"), True),
+        (ValueError("of a library"), False),
+        (RuntimeError("of a library"), False),
+    ],
+)
+def test_what_luigi_logs_of_files_has_no_traceback_wherever_it_was_raised(caplog, capsys, error, plain):
+    log, error = logging.getLogger("luigi-interface"), raised_far_below(error)
+    log.error("[pid 1] Worker failed", exc_info=error)
+    assert len(caplog.records) == (not plain) and not capsys.readouterr().err
+    log.error("Uncaught exception in luigi", exc_info=error)
+    assert len(caplog.records) == 2 * (not plain)
+    assert capsys.readouterr().err.startswith("error: " + str(error)) == plain
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(overlay, tmp_path):  # noqa: F811
+    (tmp_path / "artifacts").write_text("a file")
+    failed = luigi_command("Catalog", cwd=ROOT, PYTHONPATH=str(ROOT), **overlay)
+    assert failed.returncode == 30 and "Traceback" not in failed.stderr
+    assert f"Catalog FAILED: [Errno 20] Not a directory: '{tmp_path / 'artifacts'}" in failed.stderr
 
 
 def test_an_interrupted_command_says_how_it_goes_on(capsys):
