@@ -51,6 +51,22 @@ def write_json(path: Path | str, value) -> None:
     write_text(path, json.dumps(value, indent=1, sort_keys=True) + "\n")
 
 
+def read_json(path: Path | str) -> dict:
+    """What `write_json` wrote of a mapping.
+
+    Raises:
+        ValueError: something else is in it, as after damage to the disk; with what to do.
+    """
+    path = Path(path)
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # no JSON, or no text at all
+        raise ValueError(f"{path} is damaged ({error}); delete it and run the same command again") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} is damaged (it holds no mapping); delete it and run the same command again")
+    return value
+
+
 def remove_stale(folder: Path) -> int:
     """Remove what a killed process left half written in `folder`; only the holder of its lock may call this.
 

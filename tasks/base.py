@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import abc
 import functools
-import json
 import time
 from pathlib import Path
 
 import luigi
 
-from pipeline.files import one_writer, plain_name
+from pipeline.files import one_writer, plain_name, read_json
 from pipeline.progress import say
 from pipeline.spec import digest_of
 from tasks import mistakes, settings
@@ -38,7 +37,7 @@ class Artifact(luigi.Target):
     def recorded(self) -> dict:
         """What the artifact says of itself: at least `inputs`."""
         if self.path.suffix == ".json":
-            return json.loads(self.path.read_text())
+            return read_json(self.path)
         from pipeline import store
 
         return store.read_attrs(self.path)

@@ -94,3 +94,20 @@ def test_room_is_that_of_the_nearest_folder_that_exists(tmp_path, monkeypatch):
     monkeypatch.setattr(files.shutil, "disk_usage", lambda path: asked.append(path) or SimpleNamespace(free=12_400_000))
     assert files.room(tmp_path / "a/b") == f"12 MB are free on the disk of {tmp_path / 'a/b'}"
     assert asked == [tmp_path]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", r"curve.json is damaged \(Expecting value: line 1 .*\); delete it and run the same command again"),
+        (b"\x00\xff", r"curve.json is damaged \('utf-8' codec .*\); delete it and run the same command again"),
+        (b"[1]", r"curve.json is damaged \(it holds no mapping\); delete it and run the same command again"),
+    ],
+)
+def test_damaged_json_is_named_with_its_cure(tmp_path, content, message):
+    path = tmp_path / "curve.json"
+    files.write_json(path, {"a": 1})
+    assert files.read_json(path) == {"a": 1}
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        files.read_json(path)

@@ -136,6 +136,12 @@ class Contract:
         assert not self.stage().complete()
 
 
+def test_a_damaged_artifact_is_named_with_its_cure(tmp_path):
+    (tmp_path / "curve.json").write_text("\n")
+    with pytest.raises(ValueError, match="curve.json is damaged .*; delete it and run the same command again"):
+        Artifact(tmp_path / "curve.json").recorded()
+
+
 class TestCatalog(Contract):
     def stage(self):
         return fresh(Catalog)
