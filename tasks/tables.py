@@ -165,7 +165,8 @@ class PaperTable(Repeated):
         whole = self.output().exists() and self.output().recorded().get("inputs") != PARTIAL
         done = whole and super().complete()
         if not done and not self.__dict__.get("_checked"):
-            self.check_splits("test")
+            fused = all(isinstance(task, Fuse) for task in self.before())
+            self.check_splits(*(["val", "test"] if fused else ["test"]))
             for stream in self.definition.streams:
                 self.clone(TrainStream, stream=stream, split=self.split_list[0], seed=self.seed_list[0]).complete()
             self.__dict__["_checked"] = True

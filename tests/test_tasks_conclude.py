@@ -70,6 +70,15 @@ def test_a_stream_is_trained_and_scored_without_validation_clips(config, tmp_pat
     assert build(fresh(ScoreStream, stream="spatial"))
 
 
+def test_a_table_is_refused_if_none_of_its_rows_does_without_validation_clips(config, tmp_path):  # noqa: F811
+    listed = tmp_path / "clips.csv"
+    listed.write_text(listed.read_text().replace(",val", ",train"))
+    config.read_dict({"dataset.four": {"val_fraction": "0"}})
+    with pytest.raises(ValueError, match=NONE):
+        fresh(PaperTable, table="4", rows="average,svm").complete()
+    assert not fresh(PaperTable, table="4", rows="spatial,svm").complete()  # its row of one stream is run
+
+
 def test_a_single_class_has_frames_but_nothing_is_trained_on_it(config, tmp_path, capsys):  # noqa: F811
     listed = tmp_path / "clips.csv"
     listed.write_text(listed.read_text().replace("down", "right"))
