@@ -22,6 +22,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from pipeline.files import read_json
 from pipeline.progress import Progress
 from pipeline.spec import unknown_name
 from pipeline.specs import DemoSpec
@@ -99,7 +100,7 @@ def write_demo(folder: Path, spec: DemoSpec) -> bool:
 def is_written(folder: Path, spec: DemoSpec) -> bool:
     """Whether the folder holds exactly this demo dataset, whole."""
     marker = folder / MARKER
-    return marker.is_file() and json.loads(marker.read_text()) == spec.identity()
+    return marker.is_file() and read_json(marker) == spec.identity()
 
 
 def class_names() -> list[str]:

@@ -177,7 +177,8 @@ class Stage(luigi.Task):
         """Done if everything before is done and the artifact is current. A yes is remembered for this run."""
         known = self.__dict__
         if "_inputs" not in known and all(task.complete() for task in self.before()):
-            known["_inputs"] = self.inputs()
+            with told_plainly():
+                known["_inputs"] = self.inputs()
         if "_inputs" in known and not known.get("_complete"):
             known["_complete"] = self.is_current()
         return known.get("_complete", False)

@@ -28,7 +28,8 @@ class DemoVideos(luigi.Task):
         """Whether this very demo is there."""
         from pipeline.demo import is_written
 
-        return is_written(Path(self.folder), self.spec)
+        with told_plainly():
+            return is_written(Path(self.folder), self.spec)
 
     def run(self) -> None:
         """Write it."""

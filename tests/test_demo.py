@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from pipeline.catalog import read_dataset
-from pipeline.demo import FPS, MOTIONS, TEXTURES, class_names, render, write_demo
+from pipeline.demo import FPS, MOTIONS, SPLITS, TEXTURES, check_split, class_names, is_written, render, write_demo
 from pipeline.specs import DatasetSpec, DemoSpec
 
 TINY = DemoSpec(groups=3, clips=1, frames=8, width_px=48, height_px=40)
@@ -157,3 +157,16 @@ def test_clips_of_a_group_share_the_background_and_groups_do_not():
     one, same, other = (render(DemoSpec(), "Dots", "Lift", group=g, number=n)[corner] for g, n in clips)
     middle = [np.median(clip, axis=0) for clip in (one, same, other)]
     assert np.abs(middle[0] - middle[1]).mean() < 4 < np.abs(middle[0] - middle[2]).mean()
+
+
+def test_a_damaged_marker_is_no_reason_to_write_over_the_folder(tmp_path):
+    (tmp_path / "demo.json").write_text("")
+    with pytest.raises(ValueError, match=r"demo.json is damaged .*; delete it and run the same command again"):
+        is_written(tmp_path, DemoSpec())
+
+
+def test_a_split_that_the_demo_will_not_have_is_refused_before_it_is_written():
+    for split in SPLITS:
+        check_split(split)
+    with pytest.raises(ValueError, match="split '4' of the demo does not exist; allowed: 1, 2, 3"):
+        check_split("4")

@@ -6,10 +6,10 @@ import sys
 
 import pytest
 from conftest import ROOT
-from test_tasks import config, luigi_command, overlay  # noqa: F401 (fixtures)
+from test_tasks import config, fresh, luigi_command, overlay  # noqa: F401 (fixtures)
 
 from pipeline.cluster import StageFailed
-from tasks import mistakes
+from tasks import Catalog, mistakes
 
 
 @pytest.mark.parametrize(
@@ -100,3 +100,15 @@ def test_any_other_exception_keeps_its_traceback(capsys):
 def test_other_programs_keep_their_hook():
     code = "import sys, tasks; sys.exit(sys.excepthook is not sys.__excepthook__)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def test_what_is_read_to_find_whether_a_stage_is_done_is_told_plainly(config, monkeypatch):  # noqa: F811
+    def unreadable(self):
+        raise PermissionError(13, "Permission denied", "weights.pth")
+
+    monkeypatch.setattr(Catalog, "inputs", unreadable)
+    with pytest.raises(PermissionError):
+        fresh(Catalog).complete()
+    monkeypatch.setattr("tasks.settings.from_command_line", lambda: True)
+    with pytest.raises(SystemExit, match="error: .* Permission denied: 'weights.pth'"):
+        fresh(Catalog).complete()
