@@ -1,10 +1,8 @@
 """From luigi.cfg and the command line to specs: who wins, and what is refused."""
 
 import configparser
-import time
 from pathlib import Path
 
-import luigi.scheduler
 import pytest
 from luigi.cmdline_parser import CmdlineParser
 from luigi.configuration import get_config
@@ -239,16 +237,6 @@ def test_of_the_classes_of_ucf101_as_many_are_added_to_hmdb51_as_in_the_paper(co
     hmdb51 = sorted(file.name.removesuffix("_test_split1.txt") for file in files)
     ucf101 = [line.split()[1] for line in (lists / "ucfTrainTestlist" / "classInd.txt").read_text().splitlines()]
     assert (len(hmdb51), len(ucf101), len(ucf101) - len(same_classes(hmdb51, ucf101, pairs))) == (51, 101, 78)
-
-
-def test_a_machine_that_slept_has_lost_no_worker(monkeypatch):
-    parser = configparser.ConfigParser()
-    parser.read(ROOT / "luigi.cfg")
-    given, now = {name: float(text) for name, text in parser["scheduler"].items()}, time.time()
-    scheduler = luigi.scheduler.Scheduler(luigi.scheduler.scheduler(**given))
-    scheduler.add_task(worker="w", task_id="t")
-    monkeypatch.setattr(luigi.scheduler.time, "time", lambda: now + 30 * 24 * 3600)
-    assert scheduler.get_work(worker="w")["task_id"] == "t"
 
 
 @pytest.mark.parametrize("preset", sorted((ROOT / "configs").glob("*.cfg")), ids=lambda p: p.stem)
