@@ -142,7 +142,7 @@ def _warn_of_days(run: Run, progress: Progress) -> None:
     if run.device.type == "cpu" and left > _LONG_S and run.world.rank == 0:
         say(
             f"training, {run.spec.stream}: {in_words(left)} to go on this CPU, at {run.spec.steps} steps of "
-            f"{run.spec.batch} clips; configs/laptop.cfg is a recipe of minutes, [{run.spec.stream}] steps and batch "
+            f"{run.spec.batch} clips; configs/laptop.cfg is a recipe for CPUs, [{run.spec.stream}] steps and batch "
             "shorten this one"
         )
 

@@ -148,7 +148,7 @@ def test_a_training_of_days_on_a_cpu_says_so_at_once(data, tmp_path, monkeypatch
     monkeypatch.setattr(training, "_LONG_S", 0.0)
     run(spec(), catalog, tmp_path / "long")
     said = capsys.readouterr().err
-    assert said.count("s to go on this CPU, at 12 steps of 4 clips; configs/laptop.cfg is a recipe of minutes") == 1
+    assert said.count("s to go on this CPU, at 12 steps of 4 clips; configs/laptop.cfg is a recipe for CPUs") == 1
 
 
 def test_the_seed_decides_everything(data, tmp_path):

@@ -47,7 +47,7 @@ def weighted_median(flow: np.ndarray, image: np.ndarray, trust: np.ndarray, *, s
 def padded(planes: np.ndarray, before: int, after: int) -> np.ndarray:
     """(C, H, W) planes with so many pixels more before and after each row and column, borders repeated.
 
-    By OpenCV, in half the time of numpy's pad and less where images are small: there are forty of these in a pair.
+    By OpenCV, in half the time of numpy's pad: every level of a pair needs several.
     """
     count, height, width = planes.shape
     found = np.empty((count, height + before + after, width + before + after), planes.dtype)
