@@ -14,7 +14,10 @@ from pathlib import Path
 from typing import Any
 
 ROWS_SHOWN = 20
-STAGES = ("catalog", "frames", "flow", "train_stream", "score_stream", "fuse", "report", "all_splits", "tables")
+STAGES = (
+    *("catalog", "frames", "flow", "train_stream", "score_stream", "fuse", "report", "score_videos"),
+    *("all_splits", "tables"),
+)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -22,6 +22,7 @@ from pipeline.spec import digest_of
 from pipeline.specs import DatasetSpec
 
 SHOWN = 5  # names in a message, at most
+UNKNOWN = -1  # label of a clip that nobody has labelled
 UNREADABLE = "0" * 16  # content of a file that cannot be read; decoding it will tell why
 
 
@@ -32,8 +33,8 @@ class Clip:
     Attributes:
         id: unique name, used in every artifact.
         path: relative to the folder of the videos, with forward slashes.
-        label: zero-based index into `Catalog.classes`.
-        class_name: the same, as text.
+        label: zero-based index into `Catalog.classes`, or UNKNOWN.
+        class_name: the same, as text; "" if it is unknown.
         group: what must not be torn apart: clips of one group come from one source.
         split: "train", "val", "test" or "unused".
         bytes, mtime_ns: size and time stamp of the file.
@@ -57,7 +58,7 @@ class Catalog:
 
     Attributes:
         clips: every present clip, the unused ones too.
-        classes: class names; the position is the label.
+        classes: class names; the position is the label. None if the videos are unlabelled.
         split_name: the split, as it was asked for.
         absent: paths that the lists name and the disk lacks (only with `partial`).
     """
@@ -71,7 +72,8 @@ class Catalog:
         object.__setattr__(self, "clips", tuple(sorted(self.clips, key=lambda clip: clip.id)))
         _refuse_duplicates(self.clips)
         for clip in self.clips:
-            if clip.split not in PARTS or self.classes[clip.label : clip.label + 1] != (clip.class_name,):
+            names = self.classes[clip.label : clip.label + 1] if clip.label != UNKNOWN else ("",)
+            if clip.split not in PARTS or names != (clip.class_name,):
                 raise ValueError(f"clip {clip.id!r}: no split {clip.split!r}, or {clip.class_name!r} not {clip.label}")
 
     def __repr__(self) -> str:
@@ -169,7 +171,7 @@ def _outline(spec: DatasetSpec, split: str, videos: dict[str, Stat]) -> Catalog:
     _refuse_duplicates(rows)
     rows = cut(spec, rows, split)
     classes = _classes(spec, rows, listed_classes, split)
-    label = {name: number for number, name in enumerate(classes)}
+    label = {"": UNKNOWN} | {name: number for number, name in enumerate(classes)}
     clips = [
         Clip(
             row.id,
@@ -199,6 +201,8 @@ def _say_what_is_left_out(spec: DatasetSpec, found: Catalog, videos: int) -> Non
 
 def _say_what_is_empty(found: Catalog) -> None:
     """Frames and flow need no parts; fusion and report do, and hours before them is the time to hear of it."""
+    if not found.classes:  # nobody means to train on unlabelled videos
+        return
     cures = {
         "val": "nothing can be chosen or fused; set [dataset] val_fraction, and groups with group_pattern",
         "test": "nothing can be reported; set [dataset] test_fraction, or name a test group with --split",
@@ -236,7 +240,7 @@ def _told_absent(spec: DatasetSpec, absent: Sequence[str], present: int) -> str:
 
 def _classes(spec: DatasetSpec, rows: list[Row], listed: list[str], split: str) -> list[str]:
     """Check that every class has clips and training clips; a partial set keeps the classes that have clips."""
-    present = {row.class_name for row in rows}
+    present = {row.class_name for row in rows} - {""}
     trained = {row.class_name for row in rows if row.part == "train"}
     empty, untrained = [name for name in listed if name not in present], sorted(present - trained)
     if empty and not spec.partial:

@@ -50,7 +50,11 @@ class DatasetSpec(Spec):
     """Where a labelled video set lies and how it is read and split."""
 
     SECTION: ClassVar[str] = "dataset"
-    layout: str = setting("folder", "how videos and labels lie on disk", choices=("ucf101", "hmdb51", "folder", "csv"))
+    layout: str = setting(
+        "folder",
+        "how videos and labels lie on disk; unlabelled ones go as far as Flow, and ScoreVideos scores them",
+        choices=("ucf101", "hmdb51", "folder", "csv", "unlabelled"),
+    )
     videos: str = setting("", "folder of the videos", neutral=True)
     lists: str = setting("", "folder of the official split lists, or the CSV file", neutral=True)
     generator: str = setting("", "writes the videos first, if they are not there", choices=("", "demo"), neutral=True)
@@ -76,6 +80,10 @@ class DatasetSpec(Spec):
                 ) from None
             if not named:
                 raise ValueError(f"[dataset] group_pattern {self.group_pattern!r} has no (?P<group>...)")
+
+    def unlabelled(self, videos: str) -> DatasetSpec:
+        """What these settings say of a folder of videos that nobody has labelled: that, and where it lies."""
+        return DatasetSpec(layout="unlabelled", videos=videos, split=self.split)
 
 
 @dataclass(frozen=True, kw_only=True)

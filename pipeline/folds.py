@@ -43,16 +43,16 @@ class Folds:
 
 
 def scored_pair(val_a: Scores, val_b: Scores) -> tuple[Scores, Scores]:
-    """The validation clips that both streams scored, joined, in the order of their ids: what a fusion is chosen on.
+    """The labelled clips that both streams scored, joined, in the order of their ids: what a fusion is chosen on.
 
     Raises:
         ValueError: the tables do not join, or there is no such clip.
     """
     a, b = val_a.join(val_b)
-    scored = np.flatnonzero(~(a.failed_rows | b.failed_rows))
+    scored = np.flatnonzero(~(a.failed_rows | b.failed_rows) & a.labelled)
     if not len(scored):
         raise ValueError(
-            f"none of the {len(a)} validation clips has a score of both streams; "
+            f"none of the {len(a)} validation clips has a label and a score of both streams; "
             "a fusion is chosen on them: raise [dataset] val_fraction, or look at the failed clips"
         )
     rows = sorted(scored, key=lambda row: a.video_ids[row])

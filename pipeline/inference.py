@@ -52,7 +52,7 @@ def score(
     Args:
         checkpoint: a trained stream's file.
         store_path: index of the frames store (spatial stream) or the flow store (temporal stream).
-        catalog: the clips, with the classes that the stream was trained on.
+        catalog: the clips, with the classes that the stream was trained on, or unlabelled.
         part: "val" or "test" (or "train").
         spec: frames and crops whose softmax is averaged.
         device: "auto", "cpu", "cuda" ...
@@ -66,7 +66,7 @@ def score(
         ValueError: a checkpoint of another format or of other classes.
         RuntimeError: every clip of the part failed.
     """
-    target, trained = resolve_device(device), load_checkpoint(checkpoint, classes=catalog.classes)
+    target, trained = resolve_device(device), load_checkpoint(checkpoint, classes=catalog.classes or None)
     clips = catalog.part(part)
     test_set = TestSet(trained.spec, store_path, clips, frames=spec.frames, crops=spec.crops)
     with Progress(f"scoring {part}, {trained.spec.stream}", len(test_set), "pictures") as progress:
@@ -78,21 +78,21 @@ def score(
             progress=progress,
             keep=views and views.put,
         )
-    _report_failures(found, len(clips), f"{trained.spec.stream} scores of {part}")
+    _report_failures(found, len(clips), f"{trained.spec.stream} scores of {part}", counted=bool(catalog.classes))
     return Scores(
         video_ids=tuple(clip.id for clip in clips),
         probabilities=found.probabilities,
         labels=[clip.label for clip in clips],
-        classes=catalog.classes,
+        classes=trained.classes,
         features=found.features,
         groups=tuple(clip.group for clip in clips),
     )
 
 
-def _report_failures(found: Evaluation, clips: int, what: str) -> None:
+def _report_failures(found: Evaluation, clips: int, what: str, *, counted: bool) -> None:
     if not found.failed:
         return
     shown = "; ".join(f"{video_id}: {reason}" for video_id, reason in list(found.failed.items())[:_SHOWN])
     if len(found.failed) == clips:
         raise RuntimeError(f"{what}: all {clips} clips failed, such as {shown}")
-    say(f"{what}: {len(found.failed)} of {clips} clips failed and count as wrong: {shown}")
+    say(f"{what}: {len(found.failed)} of {clips} clips failed{' and count as wrong' * counted}: {shown}")

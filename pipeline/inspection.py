@@ -24,6 +24,7 @@ LAST_FILES = {
     "score_stream": "scores.h5",
     "fuse": "fusion.json",
     "report": "metrics.json",
+    "score_videos": "scores.h5",
     "all_splits": "summary.json",
     "tables": "table.json",
 }
@@ -115,12 +116,14 @@ def _catalog(path: Path) -> tuple[dict, list, None]:
 def _scores(path: Path) -> tuple[dict, list, None]:
     scores = Scores.read(path)
     summary = {"clips": len(scores.video_ids), "failed": list(scores.failed)}
-    summary |= {"top1": scores.top1(), "mean_class": scores.mean_class_accuracy(), "classes": list(scores.classes)}
+    accuracy = {"top1": scores.top1(), "mean_class": scores.mean_class_accuracy()}
+    summary |= {name: None if np.isnan(share) else share for name, share in accuracy.items()}  # JSON knows no NaN
+    summary["classes"] = list(scores.classes)
     best = np.nan_to_num(scores.probabilities).max(1)
     rows = [
         {
             "id": i,
-            "class": scores.classes[label],
+            "class": scores.classes[label] if label >= 0 else "",
             "said": scores.classes[said] if said >= 0 else "failed",
             "probability": round(float(p), 4),
         }

@@ -1,4 +1,4 @@
-"""How labelled video sets lie on disk: the four layouts, each read into the same rows.
+"""How video sets lie on disk: the five layouts, each read into the same rows.
 
 Which clips and classes there are never depends on the split. Here nothing is decoded, hashed or cut for validation.
 """
@@ -52,7 +52,7 @@ def scan_videos(folder: Path) -> dict[str, Stat]:
     if not folder.is_dir():
         raise FileNotFoundError(
             f"[dataset] videos: the folder {str(folder)!r} does not exist; "
-            "put the videos there, or name their folder (--data-videos)"
+            "put the videos there, or name their folder (--data-videos; of ScoreVideos: --videos)"
         )
     found: dict[str, Stat] = {}
     _scan(folder, "", (), found)
@@ -78,12 +78,12 @@ def _scan(folder: Path, prefix: str, above: tuple[tuple[int, int], ...], found: 
 
 
 def list_files(spec: DatasetSpec) -> list[Path]:
-    """The files that name and split the clips: none for layout "folder", one for "csv".
+    """The files that name and split the clips: none for layouts "folder" and "unlabelled", one for "csv".
 
     Raises:
         FileNotFoundError: the folder of the lists, or the CSV file, does not exist or holds no list.
     """
-    if spec.layout == "folder":
+    if spec.layout in ("folder", "unlabelled"):
         return []
     lists = Path(spec.lists)
     files = [lists] if spec.layout == "csv" else sorted(lists.glob("*.txt"))
@@ -102,7 +102,8 @@ def read_layout(spec: DatasetSpec, split: str, videos: Iterable[str]) -> tuple[l
         videos: paths of the videos on disk, as `scan_videos` gives them.
 
     Returns:
-        One row a clip that the layout names, present or not, and the class names in the order of their labels.
+        One row a clip that the layout names, present or not, and the class names in the order of their labels: none
+        for layout "unlabelled", whose clips are all test clips.
 
     Raises:
         FileNotFoundError: a list is not there.
@@ -115,6 +116,8 @@ def read_layout(spec: DatasetSpec, split: str, videos: Iterable[str]) -> tuple[l
     if spec.layout == "hmdb51":
         rows = read_hmdb51_lists(lists, split)
         return rows, sorted({row.class_name for row in rows})
+    if spec.layout == "unlabelled":
+        return [Row(path_id(path), path, "", path_id(path), "test") for path in videos], []
     rows = _read_csv(lists, split) if spec.layout == "csv" else _read_folder(spec, list(videos))
     if any(not row.part for row in rows):
         rows = _hold_out(rows, split)
@@ -127,14 +130,14 @@ def read_layout(spec: DatasetSpec, split: str, videos: Iterable[str]) -> tuple[l
 def split_names(spec: DatasetSpec) -> list[str]:
     """Every split of a dataset: the numbers of the official lists, or every group left out in turn.
 
-    A CSV file with a split column, and a dataset that the pipeline writes itself, have one.
+    A CSV file with a split column, unlabelled videos, and a dataset that the pipeline writes itself, have one.
 
     Raises:
         FileNotFoundError: a list, or the folder of the videos, is not there.
         ValueError: each clip is a group of its own, so that leaving each out would take as many trainings as clips;
             or all clips are of one group.
     """
-    if spec.generator:
+    if spec.generator or spec.layout == "unlabelled":
         return [spec.split]
     list_files(spec)
     if spec.layout in ("ucf101", "hmdb51"):

@@ -98,11 +98,16 @@ def check_parts(found: Mapping[str, Mapping[str, int]], needed: Iterable[str], s
 
 
 def check_classes(classes: Sequence[str]) -> None:
-    """Refuse to train on a single class.
+    """Refuse to train on a single class, or none.
 
     Raises:
         ValueError: naming it.
     """
+    if not classes:
+        raise ValueError(
+            "the videos are unlabelled, so that nothing can be learnt from them; any other [dataset] layout has "
+            "labels, and ScoreVideos scores videos without"
+        )
     if len(classes) < 2:
         raise ValueError(
             f"there is one class, {classes[0]!r}, and a network learns to tell at least two apart; in layout folder "

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline import store
+from pipeline.catalog import UNKNOWN
 
 SUM_TOLERANCE = 1e-3  # a float32 softmax, averaged over 250 views, is within 1e-5
 
@@ -27,7 +28,7 @@ class Scores:
     probabilities: np.ndarray
     """(N, K) float32; each row sums to 1, or is all NaN where the clip failed."""
     labels: np.ndarray
-    """(N,) int64, zero-based index of the true class."""
+    """(N,) int64, zero-based index of the true class; -1 where nobody knows it: such a clip is in no accuracy."""
     classes: tuple[str, ...]
     """K different class names, in the order of the columns."""
     features: np.ndarray | None = None
@@ -61,11 +62,11 @@ class Scores:
     def _check_values(self) -> None:
         _refuse_duplicates("video_ids", self.video_ids)
         _refuse_duplicates("classes", self.classes)
-        outside = np.flatnonzero((self.labels < 0) | (self.labels >= len(self.classes)))
+        outside = np.flatnonzero((self.labels < UNKNOWN) | (self.labels >= len(self.classes)))
         if len(outside):
             first = outside[0]
             raise ValueError(
-                f"labels: {len(outside)} lie outside 0..{len(self.classes) - 1}, "
+                f"labels: {len(outside)} lie outside 0..{len(self.classes) - 1} (-1: unknown), "
                 f"the first is {self.labels[first]} of {self.video_ids[first]!r}"
             )
         p = self.probabilities
@@ -139,22 +140,28 @@ class Scores:
         """Ids of the clips without a score."""
         return tuple(self.video_ids[row] for row in np.flatnonzero(self.failed_rows))
 
+    @property
+    def labelled(self) -> np.ndarray:
+        """(N,) bool, true where the true class is known."""
+        return self.labels != UNKNOWN
+
     def predictions(self) -> np.ndarray:
         """(N,) int64 class index of the largest probability (the first of equals), -1 for a failed clip."""
         return np.where(self.failed_rows, -1, np.argmax(self.probabilities, axis=1)) if len(self) else self.labels
 
     def correct(self) -> np.ndarray:
-        """(N,) bool, true where the prediction is the label; a failed clip is wrong."""
-        return self.predictions() == self.labels
+        """(N,) bool, true where the prediction is the label; a failed clip is wrong, an unlabelled one not right."""
+        return (self.predictions() == self.labels) & self.labelled
 
     def top1(self) -> float:
-        """Share of all clips that are right, 0..1; NaN for a table without clips."""
-        return float(self.correct().mean()) if len(self) else float("nan")
+        """Share of all labelled clips that are right, 0..1; NaN for a table without any."""
+        return float(self.correct()[self.labelled].mean()) if self.labelled.any() else float("nan")
 
     def per_class(self) -> tuple[np.ndarray, np.ndarray]:
         """Right clips and clips of each true class: two (K,) int64 arrays."""
         k = len(self.classes)
-        return np.bincount(self.labels[self.correct()], minlength=k), np.bincount(self.labels, minlength=k)
+        right, labelled = self.labels[self.correct()], self.labels[self.labelled]
+        return np.bincount(right, minlength=k), np.bincount(labelled, minlength=k)
 
     def mean_class_accuracy(self) -> float:
         """Mean of the classes' accuracies, 0..1, over the classes that have clips; NaN for a table without clips."""
@@ -163,8 +170,8 @@ class Scores:
         return float((right[present] / clips[present]).mean()) if present.any() else float("nan")
 
     def confusion(self) -> np.ndarray:
-        """(K, K) int64 clips by [true class, predicted class]; failed clips are in no column."""
-        k, scored = len(self.classes), ~self.failed_rows
+        """(K, K) int64 clips by [true class, predicted class]; failed and unlabelled clips are nowhere."""
+        k, scored = len(self.classes), ~self.failed_rows & self.labelled
         cells = self.labels[scored] * k + self.predictions()[scored]
         return np.bincount(cells, minlength=k * k).reshape(k, k)
 

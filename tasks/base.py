@@ -15,7 +15,7 @@ from pathlib import Path
 
 import luigi
 
-from pipeline.files import one_writer, plain_name, read_json
+from pipeline.files import one_writer, read_json
 from pipeline.progress import say
 from pipeline.spec import digest_of
 from tasks import mistakes, settings
@@ -132,12 +132,10 @@ class Stage(luigi.Task):
         stage = self.kind or _snake(type(self).__name__)
         return Path(self.run_spec.artifacts) / self.dataset_folder / stage / f"{self.label}-{self.digest}"
 
-    @functools.cached_property
+    @property
     def dataset_folder(self) -> str:
         """The dataset's name; videos named on the command line are a dataset of their own."""
-        given = settings.videos_on_command_line()
-        mark = f"-{plain_name(Path(given[0]).name)}-{digest_of(given)[:6]}" if given else ""
-        return self.dataset_name + mark
+        return self.dataset_name + settings.mark_of(settings.videos_on_command_line())
 
     def output(self) -> Artifact:
         """The file that is written last."""

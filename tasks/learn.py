@@ -12,7 +12,7 @@ from pipeline.progress import say
 from tasks import settings
 from tasks.base import Stage
 from tasks.mistakes import told_plainly
-from tasks.prepare import Catalog, Flow, Frames
+from tasks.prepare import Catalog, Flow, Frames, OfVideos
 
 
 class OnDevice(Stage):
@@ -161,8 +161,8 @@ class TrainStream(OnDevice):
             )
 
 
-class ScoreStream(OnDevice):
-    """Probabilities and features of every clip of one part, from one trained stream."""
+class ScoreStream(OfVideos, OnDevice):
+    """Probabilities and features of every clip of one part, from one trained stream; or of other videos, all `test`."""
 
     stream = luigi.ChoiceParameter(choices=("spatial", "temporal"), description="which stream")
     part = luigi.ChoiceParameter(choices=("train", "val", "test"), default="test", description="which clips")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import luigi
@@ -41,7 +42,32 @@ class DemoVideos(luigi.Task):
             write_demo(folder, self.spec)
 
 
-class Catalog(Stage):
+class OfVideos(Stage):
+    """A stage that may also be made of a folder of other videos, which nobody has labelled: they get one of their own.
+
+    Everything is made as it is for the dataset, so that a stream trained on the one can score the other.
+    """
+
+    videos = luigi.Parameter(
+        default="", description="folder of other videos, without labels, that take the place of the dataset's"
+    )
+
+    def spec(self, section: str):
+        """The settings of the dataset; of other videos any number may be bad, since each is told in the end."""
+        found = super().spec(section)
+        if self.videos and section == "dataset":
+            return found.unlabelled(self.videos)
+        if self.videos and section == "frames":
+            return dataclasses.replace(found, max_bad_fraction=1.0)
+        return found
+
+    @property
+    def dataset_folder(self) -> str:
+        """A folder beside the dataset's, for each folder of videos."""
+        return super().dataset_folder + settings.mark_of([self.videos] if self.videos else [])
+
+
+class Catalog(OfVideos):
     """One row a clip: where it lies, its label, its group, its part of the split. Complete while no video changes."""
 
     file = "catalog.h5"
@@ -134,7 +160,7 @@ def _clips_if_readable(path: Path):
         return ()
 
 
-class _Store(Stage):
+class _Store(OfVideos):
     """What Frames and Flow share: an index over shards, shared by all splits of the dataset."""
 
     file = "index.h5"

@@ -8,7 +8,7 @@ section (`[flow] method`), the default in `pipeline/specs.py`.
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
@@ -17,7 +17,8 @@ from luigi.cmdline_parser import CmdlineParser
 from luigi.configuration import get_config
 
 from pipeline import specs
-from pipeline.spec import Spec, unknown_name
+from pipeline.files import plain_name
+from pipeline.spec import Spec, digest_of, unknown_name
 
 SECTIONS: dict[str, type[Spec]] = {
     "run": specs.RunSpec,
@@ -132,7 +133,18 @@ def _refuse_difference(section: str, dataset: str, other: str, one: Spec, two: S
 def videos_on_command_line() -> list[str]:
     """Absolute paths of the videos and lists that the command line names, one for each however it is written."""
     given = _with_home(_of_command_line("dataset"))
-    return [os.path.normpath(Path(given[name]).absolute()) for name in PATHS if given.get(name)]
+    return [_absolute(given[name]) for name in PATHS if given.get(name)]
+
+
+def mark_of(paths: Sequence[str]) -> str:
+    """What sets videos at these paths apart in the name of a folder of artifacts; "" for none."""
+    paths = [_absolute(path) for path in paths]
+    return f"-{plain_name(Path(paths[0]).name)}-{digest_of(paths)[:6]}" if paths else ""
+
+
+def _absolute(path: str) -> str:
+    """One text for each path, however it is written; links stay."""
+    return os.path.normpath(Path(path).absolute())
 
 
 def from_command_line() -> bool:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline import store
 from pipeline.catalog import UNREADABLE, listing, read_dataset
 from pipeline.specs import DatasetSpec
 
@@ -281,6 +282,20 @@ def test_listing_changes_with_any_video_or_list(tmp_path):
     (tmp_path / "videos/Run/new.avi").unlink()
     seen.append(listing(spec))
     assert len(set(seen)) == 5
+
+
+def test_unlabelled_videos(tmp_path, capsys):
+    (tmp_path / "walk").mkdir()  # a folder is no class here
+    for name in ("a.avi", "walk/b.avi"):
+        (tmp_path / name).write_bytes(name.encode())
+    found = read_dataset(DatasetSpec(layout="unlabelled", videos=str(tmp_path)), "1")
+    assert [(c.id, c.label, c.class_name, c.split) for c in found.clips] == [
+        ("a", -1, "", "test"),
+        ("walk__b", -1, "", "test"),
+    ]
+    assert found.classes == () and "no " not in capsys.readouterr().err
+    store.write_catalog(tmp_path / "catalog.h5", found)
+    assert store.read_catalog(tmp_path / "catalog.h5") == found
 
 
 def test_empty_parts_are_said_early(tmp_path, capsys):

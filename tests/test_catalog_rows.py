@@ -22,10 +22,17 @@ def rows(*pairs):
     return [Row(f"{c}{g}{n}", "", c, g, "train") for n, (c, g) in enumerate(pairs)]
 
 
-@pytest.mark.parametrize("change", [{"label": 1}, {"label": -1}, {"class_name": "y"}, {"split": "dev"}])
+@pytest.mark.parametrize(
+    "change", [{"label": 1}, {"label": -1}, {"class_name": "y"}, {"class_name": ""}, {"split": "dev"}]
+)
 def test_a_catalog_refuses_clips_that_do_not_fit(change):
     with pytest.raises(ValueError, match="clip 'a': no split"):
         Catalog((clip(**change),), ("x",), "1", ())
+
+
+def test_an_unlabelled_clip_has_no_class():
+    unlabelled = Catalog((clip(label=-1, class_name=""),), (), "1", ())
+    assert unlabelled.videos_key != Catalog((clip(),), ("x",), "1", ()).videos_key
 
 
 def test_a_catalog_refuses_an_unknown_part():

@@ -1,5 +1,7 @@
 """Scores against the plain numpy mean of softmax over views; failed clips; foreign checkpoints."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -97,6 +99,21 @@ def test_failed_clips_become_nan_and_are_said(monkeypatch, tmp_path, capsys):
     assert np.isnan(made.features[0]).all() and np.isfinite(made.features[1]).all()
     said = capsys.readouterr().err
     assert "2 of 4 clips failed and count as wrong: left_5: OSError: bad JPEG; right_5: decodes no frame" in said
+
+
+def test_unlabelled_clips_get_the_classes_of_the_stream(monkeypatch, tmp_path, capsys):
+    catalog, fake = two_classes("frames")
+    fake.clips["left_5"] = BrokenClip("frames", fake.clips["left_5"]._frames)
+    use_store(monkeypatch, fake)
+    save_untrained(tmp_path / "c.pt", spec(), catalog)
+    views = {"store_path": "i", "part": "test", "spec": ScoreSpec(frames=2, crops=1)}
+    labelled = score(tmp_path / "c.pt", catalog=catalog, **views)
+    assert "1 of 4 clips failed and count as wrong: left_5" in capsys.readouterr().err
+    clips = [replace(clip, label=-1, class_name="") for clip in catalog.clips]
+    made = score(tmp_path / "c.pt", catalog=Catalog(tuple(clips), (), "1", ()), **views)
+    assert made.classes == catalog.classes and made.labels.tolist() == [-1] * 4
+    np.testing.assert_array_equal(made.probabilities, labelled.probabilities)
+    assert "1 of 4 clips failed: left_5" in capsys.readouterr().err
 
 
 def test_if_every_clip_fails_it_is_an_error(monkeypatch, tmp_path):

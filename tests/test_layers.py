@@ -38,6 +38,7 @@ LAYERS = [
         "folds",
         "svm",
         "fusion",
+        "predictions",
         "report",
         "demo",
         "inspection",

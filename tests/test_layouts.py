@@ -47,6 +47,17 @@ def test_folder_without_pattern_makes_each_clip_its_own_group(tmp_path):
     assert [(row.group, row.part) for row in rows] == [("a__x", ""), ("a__y", "")]
 
 
+def test_unlabelled_videos_are_test_clips_of_no_class(tmp_path):
+    touch(tmp_path, "a.avi", "some/where/b.mp4")
+    spec = DatasetSpec(layout="unlabelled", videos=str(tmp_path))
+    rows, classes = read_layout(spec, "1", scan_videos(tmp_path))
+    assert classes == [] and [(row.id, row.class_name, row.group, row.part) for row in rows] == [
+        ("a", "", "a", "test"),
+        ("some__where__b", "", "some__where__b", "test"),
+    ]
+    assert split_names(spec) == ["1"]
+
+
 def test_folder_refusals(tmp_path):
     touch(tmp_path, "walk/eli_walk.avi", "walk/other.avi")
     with pytest.raises(ValueError, match="finds no group in 'walk/other.avi'"):

@@ -67,8 +67,9 @@ def raised_far_below(error: Exception) -> Exception:
         (RuntimeError("of a library"), False),
     ],
 )
-def test_what_luigi_logs_of_files_has_no_traceback_wherever_it_was_raised(caplog, capsys, error, plain):
+def test_what_luigi_logs_of_files_has_no_traceback_wherever_it_was_raised(monkeypatch, caplog, capsys, error, plain):
     log, error = logging.getLogger("luigi-interface"), raised_far_below(error)
+    monkeypatch.setattr(log, "handlers", [])  # those of a run before
     log.error("[pid 1] Worker failed", exc_info=error)
     assert len(caplog.records) == (not plain) and not capsys.readouterr().err
     log.error("Uncaught exception in luigi", exc_info=error)

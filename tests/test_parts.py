@@ -6,7 +6,7 @@ import pytest
 from test_catalog import csv_spec, folder_spec, make_ucf
 
 from pipeline.catalog import outline, read_dataset
-from pipeline.parts import check_parts
+from pipeline.parts import check_classes, check_parts
 from pipeline.specs import DatasetSpec
 
 HAS_NO = {"val": "split 1 has no validation clips, on which fusions are", "test": "split 1 has no test clips, on which"}
@@ -34,6 +34,14 @@ def test_a_part_without_clips_is_refused_with_what_to_do(part, settings, message
     check_parts(found, ["train"], DatasetSpec(**settings), "1")
     with pytest.raises(ValueError, match=f"{HAS_NO[part]}.*: {message}"):
         check_parts(found, [part], DatasetSpec(**settings), "1")
+
+
+def test_nothing_is_learnt_from_one_class_or_none():
+    check_classes(("x", "y"))
+    with pytest.raises(ValueError, match="there is one class, 'x', and a network learns to tell at least two apart"):
+        check_classes(("x",))
+    with pytest.raises(ValueError, match="the videos are unlabelled, so that nothing can be learnt from them; any oth"):
+        check_classes(())
 
 
 def test_an_outline_is_the_catalog_without_contents_and_says_nothing(tmp_path, monkeypatch, capsys):

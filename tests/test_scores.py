@@ -42,6 +42,17 @@ def test_per_class_and_confusion():
     assert table().confusion().tolist() == [[1, 0, 0, 0], [1, 1, 0, 0], [0, 1, 0, 0], [0, 0, 0, 0]]
 
 
+def test_unlabelled_clips_are_in_no_accuracy():
+    some = table(labels=[0, -1, 1, -1, 2])  # b, and d, which failed as well
+    assert some.labelled.tolist() == [True, False, True, False, True]
+    assert some.predictions().tolist() == [0, 0, 1, -1, 1] and some.top1() == 2 / 3
+    assert some.correct().tolist() == [True, False, True, False, False]
+    assert [counts.tolist() for counts in some.per_class()] == [[1, 1, 0, 0], [1, 1, 1, 0]]
+    assert some.mean_class_accuracy() == pytest.approx(2 / 3) and some.confusion().sum() == 3
+    none = table(labels=[-1] * 5)
+    assert np.isnan(none.top1()) and np.isnan(none.mean_class_accuracy()) and not none.confusion().any()
+
+
 def test_equal_probabilities_go_to_the_first_class():
     scores = Scores(["a"], [[0.5, 0.5]], [1], ["x", "y"])
     assert scores.predictions().tolist() == [0]
@@ -146,7 +157,7 @@ ROW = [0.25] * 4
         ({"probabilities": np.full((4, 4), 0.25)}, r"probabilities is \(4, 4\); 5 clips and 4 classes need \(5, 4\)"),
         ({"probabilities": np.full((5, 3), 1 / 3)}, r"probabilities is \(5, 3\)"),
         ({"labels": [0, 1]}, r"labels is \(2,\); 5 clips need \(5,\)"),
-        ({"labels": [0, 4, 1, -1, 2]}, r"labels: 2 lie outside 0\.\.3, the first is 4 of 'b'"),
+        ({"labels": [0, 4, 1, -2, 2]}, r"labels: 2 lie outside 0\.\.3 \(-1: unknown\), the first is 4 of 'b'"),
         ({"video_ids": ["a", "b", "a", "d", "a"]}, r"video_ids: 2 \('a', 'a'\) occur more than once"),
         ({"classes": ["x", "y", "y", "z"]}, r"classes: 1 \('y'\) occur more than once"),
         ({"features": np.zeros((4, 2))}, r"features is \(4, 2\); 5 clips need \(5, D\)"),

@@ -1,0 +1,86 @@
+"""What trained streams say of videos that nobody has labelled, as a CSV file: a row a video."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from pipeline import files, store
+from pipeline.catalog import Catalog
+from pipeline.scores import Scores
+
+BEST = 5  # classes of a video that are named, the likeliest first
+_SHOWN = 20  # rows that are printed
+
+
+def write(path: Path, tables: Mapping[str, Scores], catalog: Catalog, reasons: Mapping[str, str]) -> None:
+    """Write `predictions.csv`: of each video the likeliest classes, and what each stream alone would say.
+
+    Columns: `path` (below the videos' folder), `class`, `probability`, `class_2`, `probability_2` and so on, as many
+    as there are classes, at most five; then the likeliest class and its probability by each stream; `reason`, if the
+    video failed: then all others are empty.
+
+    Args:
+        path: the file, which is there only when it is whole.
+        tables: "fused", "spatial" and "temporal" -> their scores, over the same clips in any order.
+        catalog: where each clip lies.
+        reasons: clip id -> why it has no score, where a stage before the scores knows.
+
+    Raises:
+        ValueError: tables that do not join, or of other clips than the catalog's.
+    """
+    fused = tables["fused"]
+    streams = {name: fused.join(table)[1] for name, table in tables.items() if name != "fused"}
+    paths = {clip.id: clip.path for clip in catalog.clips}
+    if unknown := set(fused.video_ids) ^ set(paths):
+        raise ValueError(f"the scores and the catalog hold different clips, such as {min(unknown)!r}")
+    best = min(BEST, len(fused.classes))
+    alone = [name for stream in streams for name in (stream, f"{stream}_probability")]
+    rows = [["path", *_named("class", "probability", best), *alone, "reason"]]
+    for row, video_id in enumerate(fused.video_ids):
+        said = _likeliest(fused, row, best) + [cell for table in streams.values() for cell in _likeliest(table, row, 1)]
+        reason = reasons.get(video_id, "scoring failed") if fused.failed_rows[row] else ""
+        rows.append([paths[video_id], *([""] * len(said) if reason else said), reason])
+    text = io.StringIO(newline="")
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    files.write_text(path, text.getvalue())
+
+
+def reasons(*stores: store.Store) -> dict[str, str]:
+    """Clip id -> why it failed; of several stores that know, the first."""
+    return {video_id: reason for opened in reversed(stores) for video_id, reason in opened.failed.items()}
+
+
+def shown(path: Path) -> str:
+    """A `predictions.csv` for a terminal: path, class and probability of the first videos, then those that failed."""
+    with path.open(encoding="utf-8", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    scored, failed = ([row for row in rows if bool(row["reason"]) == wanted] for wanted in (False, True))
+    cells = [[_plain(row["path"]), row["class"], row["probability"]] for row in scored[:_SHOWN]]
+    widths = [max(len(cell) for cell in column) for column in zip(*cells, strict=True)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in cells]
+    lines += [f"... and {len(scored) - _SHOWN} more"] * (len(scored) > _SHOWN)
+    lines += [f"{_plain(row['path'])} failed: {_plain(row['reason'])}" for row in failed[:_SHOWN]]
+    return "\n".join(lines + [f"... and {len(failed) - _SHOWN} more failed"] * (len(failed) > _SHOWN))
+
+
+def _named(first: str, second: str, count: int) -> list[str]:
+    """class, probability, class_2, probability_2 ..."""
+    numbers = ["", *(f"_{place}" for place in range(2, count + 1))]
+    return [f"{name}{number}" for number in numbers for name in (first, second)]
+
+
+def _likeliest(table: Scores, row: int, count: int) -> list[str]:
+    """Class and probability of the likeliest classes; of equals the first comes first."""
+    values = table.probabilities[row]
+    places = np.argsort(-values, kind="stable")[:count]
+    return [cell for place in places for cell in (table.classes[place], f"{values[place]:.4f}")]
+
+
+def _plain(text: str) -> str:
+    """On one line: a file's name may hold anything."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

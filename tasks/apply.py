@@ -1,0 +1,89 @@
+"""Trained streams to videos that nobody has labelled."""
+
+from __future__ import annotations
+
+import luigi
+
+from pipeline import files
+from pipeline.progress import say
+from pipeline.spec import digest_of
+from tasks.base import Stage
+from tasks.conclude import FUSIONS, STREAMS, Fuse
+from tasks.learn import ScoreStream
+from tasks.mistakes import told_plainly
+from tasks.prepare import Catalog, Flow, Frames, OfVideos
+
+
+class ScoreVideos(OfVideos):
+    """What a dataset's trained streams say of other videos: `predictions.csv` and the fused `scores.h5`.
+
+        luigi --module tasks ScoreVideos --dataset ucf101 --split 1 --videos /path/to/videos
+
+    The streams are those of the dataset, the split and the settings, and are trained first if they are not.
+    """
+
+    fuse = luigi.ChoiceParameter(choices=FUSIONS, default="average", description="how the streams become one")
+    file = "scores.h5"  # written after the predictions
+
+    @property
+    def label(self) -> str:
+        """The fusion, and the split that the streams were trained on."""
+        return files.plain_name(f"{self.fuse}-{self.split_name}")
+
+    def own_digest(self) -> str:
+        """The digests of all that is read."""
+        return digest_of("score_videos", self.fuse, [task.digest for task in self.before()])
+
+    def requires(self) -> list[Stage]:
+        """The scores of both streams, the videos, where each of them failed, and what the fusion was chosen to be."""
+        scores = [self.clone(ScoreStream, stream=stream, part="test") for stream in STREAMS]
+        chosen = [] if self.fuse == "average" else [self.clone(Fuse)]
+        return [*scores, self.clone(Catalog), self.clone(Frames), self.clone(Flow), *chosen]
+
+    @property
+    def table(self):
+        """What is said of each video, as a text."""
+        return self.folder / "predictions.csv"
+
+    def is_current(self) -> bool:
+        """Whether the text is there as well."""
+        return self.table.is_file() and super().is_current()
+
+    def complete(self) -> bool:
+        """Done or not; if not, a folder without videos is refused before anything is trained for it."""
+        done = super().complete()
+        if not done and not self.__dict__.get("_checked"):
+            with told_plainly():
+                if not self.videos:
+                    raise ValueError("ScoreVideos needs --videos, the folder of the videos that are to be scored")
+                self.clone(Catalog).outline()
+            self.__dict__["_checked"] = True
+        return done
+
+    def make(self) -> None:
+        """Fuse, and write what is said of each video."""
+        from pipeline import fusion, predictions, store
+        from pipeline.scores import Scores
+
+        spatial, temporal, catalog, frames, flow, *chosen = self.before()
+        how = fusion.read(chosen[0].path)[self.fuse] if chosen else fusion.Weighted(0.5)
+        tables = {task.stream: Scores.read(task.path) for task in (spatial, temporal)}
+        fused = how.apply(*tables.values())
+        stores = store.open_frames(frames.path), store.open_flow(flow.path)
+        predictions.write(self.table, {"fused": fused, **tables}, catalog.read(), predictions.reasons(*stores))
+        fused.write(self.path, **self.attrs())
+
+    def run(self) -> None:
+        """Make it, and end with what is said of the videos and the path of the text."""
+        super().run()
+        self._show()
+
+    def say_present(self) -> None:
+        """Nothing had to be done: show what there is."""
+        super().say_present()
+        self._show()
+
+    def _show(self) -> None:
+        from pipeline import predictions
+
+        say(f"{predictions.shown(self.table)}\n{self.table}")

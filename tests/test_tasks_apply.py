@@ -1,0 +1,126 @@
+"""Trained streams applied to videos that nobody has labelled, and stores made of such videos."""
+
+import csv
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import moving_texture, write_video
+from test_tasks import build, config, fresh, snapshot  # noqa: F401 (a fixture)
+
+from pipeline import store
+from pipeline.catalog import UNKNOWN
+from pipeline.scores import Scores
+from tasks import Catalog, Flow, Frames, Fuse, ScoreStream, ScoreVideos, TrainStream
+
+
+@pytest.fixture
+def strangers(tmp_path, config) -> str:  # noqa: F811
+    """Three videos without labels, one of them broken; "right" is a copy of a clip of the dataset."""
+    folder = tmp_path / "strange"
+    (folder / "more").mkdir(parents=True)
+    shutil.copy(tmp_path / "videos" / "d.avi", folder / "more" / "d.avi")
+    write_video(folder / "x.avi", moving_texture(9, seed=7, dx=2.0))
+    (folder / "broken.avi").write_bytes(b"no video")
+    return str(folder)
+
+
+def rows_of(task: ScoreVideos) -> dict[str, dict[str, str]]:
+    return {row["path"]: row for row in csv.DictReader(task.table.open(newline=""))}
+
+
+def test_videos_are_scored_as_the_datasets_own_are(strangers, capsys):
+    task = fresh(ScoreVideos, videos=strangers)
+    assert build(task)
+    rows, fused = rows_of(task), Scores.read(task.path)
+    assert set(rows) == {"broken.avi", "more/d.avi", "x.avi"}
+    assert rows["broken.avi"]["class"] == "" and "broken.avi failed: " in capsys.readouterr().err
+    assert rows["broken.avi"]["reason"] == store.open_frames(task.clone(Frames).path).failed["broken"]
+    assert fused.labels.tolist() == [UNKNOWN] * 3 and fused.failed == ("broken",) and fused.classes == ("down", "right")
+    assert build(fresh(Fuse))  # of the dataset, where the same clip is the test part
+    for table, own in (
+        (fused, fresh(Fuse).scores_path("average")),
+        *(
+            (Scores.read(fresh(ScoreStream, stream=s, part="test", videos=strangers).path), of.path)
+            for s in ("spatial", "temporal")
+            for of in [fresh(ScoreStream, stream=s, part="test")]
+        ),
+    ):
+        row = table.video_ids.index("more__d")
+        np.testing.assert_array_equal(table.probabilities[row], Scores.read(own).probabilities[0])
+
+
+def test_a_rerun_does_nothing_and_a_new_video_is_scored(strangers, capsys):
+    assert build(fresh(ScoreVideos, videos=strangers))
+    task = fresh(ScoreVideos, videos=strangers)
+    before = snapshot(task.folder.parents[2])
+    capsys.readouterr()
+    assert build(task) and snapshot(task.folder.parents[2]) == before
+    said = capsys.readouterr().err
+    assert str(task.table) in said and "x.avi" in said
+    write_video(Path(strangers, "y.avi"), moving_texture(9, seed=8, dy=2.0, dx=0.0))
+    assert build(fresh(ScoreVideos, videos=strangers)) and "y.avi" in rows_of(task)
+    task.table.unlink()
+    assert not fresh(ScoreVideos, videos=strangers).complete()
+    assert build(fresh(ScoreVideos, videos=strangers)) and task.table.is_file()
+
+
+def test_the_trainings_and_stores_of_the_dataset_stay_as_they_are(strangers):
+    assert build(fresh(Fuse))
+    own = fresh(Catalog).folder.parents[1]
+    before = snapshot(own)
+    assert build(fresh(ScoreVideos, videos=strangers, fuse="svm"))
+    assert snapshot(own) == before
+    beside = fresh(ScoreVideos, videos=strangers).folder.parents[1]
+    assert beside.parent == own.parent and beside.name.startswith("four-strange-")
+    assert not (beside / "train_stream").exists()
+
+
+@pytest.mark.parametrize("fuse", ["weighted", "svm"])
+def test_the_fusion_is_the_one_that_was_chosen_on_validation_clips(strangers, fuse):
+    task = fresh(ScoreVideos, videos=strangers, fuse=fuse)
+    assert build(task)
+    row = Scores.read(task.path).video_ids.index("more__d")
+    own = Scores.read(fresh(Fuse).scores_path(fuse))
+    np.testing.assert_array_equal(Scores.read(task.path).probabilities[row], own.probabilities[0])
+
+
+def test_the_average_needs_no_validation_clips(strangers, config, tmp_path):  # noqa: F811
+    text = (tmp_path / "clips.csv").read_text().replace(",val", ",train")
+    (tmp_path / "clips.csv").write_text(text)
+    config.set("dataset.four", "val_fraction", "0")
+    assert build(fresh(ScoreVideos, videos=strangers))
+    with pytest.raises(ValueError, match="split 1 has no validation clips"):
+        fresh(ScoreVideos, videos=strangers, fuse="svm").complete()
+
+
+def test_what_cannot_be_scored_is_refused_before_any_training(strangers, tmp_path):
+    with pytest.raises(ValueError, match="ScoreVideos needs --videos, the folder of the videos"):
+        fresh(ScoreVideos).complete()
+    with pytest.raises(FileNotFoundError, match="the folder '.*/none' does not exist; .*of ScoreVideos: --videos"):
+        fresh(ScoreVideos, videos=str(tmp_path / "none")).complete()
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="there is no video in '.*/empty' or below it"):
+        fresh(ScoreVideos, videos=str(tmp_path / "empty")).complete()
+    assert not (tmp_path / "artifacts").exists()
+
+
+def test_a_dataset_may_be_unlabelled_as_far_as_flow(strangers, config):  # noqa: F811
+    config.read_dict({"dataset.plain": {"layout": "unlabelled", "videos": strangers}})
+    config.set("frames", "max_bad_fraction", "0.5")
+    flow = fresh(Flow, dataset="plain")
+    assert build(flow)
+    opened = store.open_flow(flow.path)
+    assert set(opened) == {"more__d", "x"} and opened["x"].attrs["label"] == UNKNOWN
+    for task in (fresh(TrainStream, stream="spatial", dataset="plain"), fresh(Fuse, dataset="plain")):
+        with pytest.raises(ValueError, match="the videos are unlabelled, so that nothing .*, and ScoreVideos scores"):
+            task.complete()
+
+
+def test_other_videos_may_be_as_bad_as_they_like(strangers):
+    Path(strangers, "x.avi").write_bytes(b"")
+    assert fresh(Frames).spec("frames").max_bad_fraction < 1
+    assert build(fresh(ScoreVideos, videos=strangers))
+    rows = rows_of(fresh(ScoreVideos, videos=strangers))
+    assert [path for path, row in rows.items() if row["class"]] == ["more/d.avi"]
