@@ -84,6 +84,13 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--artifacts", type=Path, default=Path("data/artifacts"), help="default: %(default)s")
     command.set_defaults(run=_invalidate)
 
+    command = commands.add_parser("gc", help="artifacts of settings that were given up, and remains of killed runs")
+    command.add_argument("--yes", action="store_true", help="remove them; else they are listed")
+    command.add_argument("--old", action="store_true", help="also results of which there are newer ones, and their own")
+    command.add_argument("--unfinished", action="store_true", help="also what was begun, and would be gone on with")
+    command.add_argument("--artifacts", type=Path, default=Path("data/artifacts"), help="default: %(default)s")
+    command.set_defaults(run=_gc)
+
     command = commands.add_parser("doctor", help="what works on this machine, what does not and why, and how fast")
     command.add_argument("--artifacts", type=Path, default=Path("data/artifacts"), help="default: %(default)s")
     command.add_argument("--seconds", type=float, default=1.5, help="for which a flow method is timed; %(default)s")
@@ -193,6 +200,23 @@ def _invalidate(arguments: argparse.Namespace) -> int:
     chosen = {"dataset": arguments.dataset, "all_datasets": arguments.all}
     removed = inspection.invalidate(arguments.artifacts, arguments.stage, **chosen)
     print("\n".join(f"removed {folder}" for folder in removed) or f"nothing to remove in {arguments.artifacts}")
+    return 0
+
+
+def _gc(arguments: argparse.Namespace) -> int:
+    from pipeline import garbage
+
+    waste = garbage.find(arguments.artifacts, old=arguments.old, unfinished=arguments.unfinished)
+    if not arguments.yes:
+        _print_table([{"size": _size(item.bytes), "path": item.path, "reason": item.reason} for item in waste])
+        room = f"{_size(sum(item.bytes for item in waste))} in all; --yes removes them"
+        print(room if waste else f"there is nothing to remove in {arguments.artifacts}")
+        return 0
+    freed = 0
+    for item, gone in garbage.remove(waste):
+        freed += item.bytes if gone else 0
+        print(f"removed {item.path}" if gone else f"{item.path} is being written by another run, and stays")
+    print(f"{_size(freed)} freed")
     return 0
 
 

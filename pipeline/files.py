@@ -9,11 +9,12 @@ import json
 import os
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from pipeline.progress import say
 
+MADE_FROM = "made_from.json"
 _TEMPORARY = ".tmp-"
 
 
@@ -73,10 +74,30 @@ def remove_stale(folder: Path) -> int:
     Returns:
         How many files were removed.
     """
-    stale = [path for path in folder.rglob(".*") if _TEMPORARY in path.name]
-    for path in stale:
+    found = stale(folder)
+    for path in found:
         path.unlink(missing_ok=True)
-    return len(stale)
+    return len(found)
+
+
+def stale(folder: Path) -> list[Path]:
+    """What was left half written in `folder` or below it, or is just being written."""
+    return sorted(path for path in folder.rglob(".*") if _TEMPORARY in path.name)
+
+
+def record_made_from(folder: Path, artifacts: Path, others: Iterable[Path]) -> None:
+    """Write down which other artifacts, all below `artifacts`, the one in `folder` is about to be made from."""
+    names = {path.relative_to(artifacts).as_posix() for path in others}
+    write_json(folder / MADE_FROM, {"artifacts": sorted(names)})
+
+
+def made_from(folder: Path) -> list[str]:
+    """What `record_made_from` wrote: paths below the folder of all artifacts.
+
+    Raises:
+        OSError, ValueError, KeyError: it is not there, or damaged.
+    """
+    return list(read_json(folder / MADE_FROM)["artifacts"])
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import luigi
 
-from pipeline.files import one_writer, read_json
+from pipeline.files import one_writer, read_json, record_made_from
 from pipeline.progress import say
 from pipeline.spec import digest_of
 from tasks import mistakes, settings
@@ -188,10 +188,16 @@ class Stage(luigi.Task):
                 return
             begun = time.monotonic()
             say(f"{self.title}: {self.folder}")
+            self.record()
             if not self.keeps_old:  # from here until the end there is no artifact, only parts of one
                 self.path.unlink(missing_ok=True)
             self.make()
             say(f"{self.title}: done in {time.monotonic() - begun:.1f} s")
+
+    def record(self) -> None:
+        """Write down what the artifact is made from, for `python -m pipeline gc`."""
+        before = [task.folder for task in self.before() if isinstance(task, Stage)]
+        record_made_from(self.folder, Path(self.run_spec.artifacts), before)
 
     def say_present(self) -> None:
         """Say that the artifact was found."""

@@ -185,6 +185,7 @@ class PaperTable(Repeated):
                     self.failures.setdefault(planned.row.key, why)
         if self.failures:
             with files.one_writer(self.folder):
+                self.record()
                 self.make()
         else:
             super().run()

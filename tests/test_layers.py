@@ -44,6 +44,7 @@ LAYERS = [
         "inspection",
         "differences",
         "pictures",
+        "garbage",
         "machine",
         "doctor",
         "__main__",

@@ -1,0 +1,118 @@
+"""What may go to make room: artifacts of settings that were given up, and remains of killed runs.
+
+Every artifact names those that it was made from, in `made_from.json`. Kept is the newest artifact of each name, every
+result, what is still being made, and all that these were made from.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import shutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pipeline import files
+from pipeline.inspection import LAST_FILES, status
+
+_RESULTS = ("report", "score_videos", "all_splits", "tables")
+
+
+class Waste(NamedTuple):
+    """An artifact or a file that may go."""
+
+    path: Path
+    artifact: Path
+    """The artifact's folder: the path itself, or where it lies."""
+    bytes: int
+    reason: str
+
+
+def find(artifacts: Path, *, old: bool = False, unfinished: bool = False) -> list[Waste]:
+    """Everything below `artifacts` that may go, in the order of `status`. Nothing is removed.
+
+    An artifact may go if there is a newer one of the same dataset, stage and label, and nothing that is kept was made
+    from it.
+
+    Args:
+        artifacts: folder of everything that is made.
+        old: also results (reports, tables, predictions) of which there is a newer one, and what only they need.
+        unfinished: also what was begun and not ended: a training that would go on, the shards of a store.
+
+    Raises:
+        ValueError: an artifact that is kept does not say what it was made from.
+    """
+    rows = {_name(artifacts, row["path"]): row for row in status(artifacts)}
+    begun = [name for name, row in rows.items() if row["state"] == "unfinished"]
+    results = [name for name, row in rows.items() if row["stage"] in _RESULTS]
+    newest = _newest(artifacts, {name: row for name, row in rows.items() if name not in begun})
+    roots = {*newest, *([] if old else results), *begun}
+    kept = _reachable(artifacts, rows, roots - set(begun) if unfinished else roots)
+    waste = []
+    for name, row in rows.items():
+        folder = Path(row["path"])
+        if name in kept:
+            remains = files.stale(folder)
+            waste += [Waste(path, folder, path.stat().st_size, "half written by a killed run") for path in remains]
+        else:
+            reason = "begun, and not ended" if name in begun else "given up: there is a newer one"
+            waste.append(Waste(folder, folder, row["bytes"], reason))
+    return waste
+
+
+def remove(waste: Iterable[Waste]) -> Iterator[tuple[Waste, bool]]:
+    """Remove what `find` gave; yields each with whether it is gone: what another run is writing stays."""
+    for item in waste:
+        with _lock(item.artifact) as free:
+            if free and item.path == item.artifact:
+                shutil.rmtree(item.path)
+            elif free:
+                item.path.unlink(missing_ok=True)
+        yield item, free
+
+
+def _name(artifacts: Path, path: Path | str) -> str:
+    return Path(path).relative_to(artifacts).as_posix()
+
+
+def _newest(artifacts: Path, rows: dict[str, dict[str, Any]]) -> set[str]:
+    """Of each dataset, stage and label the artifact that was ended last."""
+    newest: dict[tuple[str, ...], tuple[int, str]] = {}
+    for name, row in rows.items():
+        key = (row["dataset"], row["stage"], row["label"])
+        ended = (artifacts / name / LAST_FILES[row["stage"]]).stat().st_mtime_ns
+        newest[key] = max(newest.get(key, (0, "")), (ended, name))
+    return {name for _, name in newest.values()}
+
+
+def _reachable(artifacts: Path, rows: dict[str, dict[str, Any]], roots: Iterable[str]) -> set[str]:
+    """Names of the roots and of all that they were made from."""
+    kept: set[str] = set()
+    waiting = list(roots)
+    while waiting:
+        name = waiting.pop()
+        if name in kept or name not in rows:
+            continue
+        kept.add(name)
+        try:
+            waiting += files.made_from(artifacts / name)
+        except (OSError, ValueError, KeyError):
+            raise ValueError(
+                f"{artifacts / name} does not say what it was made from (no {files.MADE_FROM}, or damaged), so that "
+                f"nothing can safely be removed; `python -m pipeline invalidate {rows[name]['stage']} --dataset "
+                f"{rows[name]['dataset']}` removes it, for the next run to make it anew"
+            ) from None
+    return kept
+
+
+@contextlib.contextmanager
+def _lock(folder: Path) -> Iterator[bool]:
+    """Hold the lock of an artifact's folder; False if another run does."""
+    with (folder / ".lock").open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True

@@ -1,0 +1,151 @@
+"""What may go: on folders made by hand, whose records say what was made from what, and on the chain itself."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from test_tasks import build, config, fresh, snapshot  # noqa: F401 (a fixture)
+
+from pipeline import files, garbage
+from pipeline.__main__ import main
+from pipeline.inspection import LAST_FILES
+from tasks import FullPipeline, ScoreStream, TrainStream
+
+A, B, C = "aaaaaaaaaaaa", "bbbbbbbbbbbb", "cccccccccccc"
+
+
+class Made:
+    """A folder of artifacts; each is younger than the one before."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.clock = folder, 0
+
+    def add(self, name: str, *made_from: str, done: bool = True) -> Path:
+        folder = self.folder / name
+        folder.mkdir(parents=True)
+        files.record_made_from(folder, self.folder, [self.folder / other for other in made_from])
+        (folder / "payload").write_bytes(bytes(100))
+        if done:
+            for file in (LAST_FILES[folder.parent.name], "checkpoint.pt"):
+                (folder / file).write_text("")
+                self.clock += 1
+                os.utime(folder / file, (self.clock, self.clock))
+        return folder
+
+    def waste(self, **options) -> dict[str, str]:
+        found = garbage.find(self.folder, **options)
+        return {item.path.relative_to(self.folder).as_posix(): item.reason for item in found}
+
+
+@pytest.fixture
+def made(tmp_path) -> Made:
+    """Frames; three flows of one name, the first reported, the second given up, the third the newest."""
+    made = Made(tmp_path / "artifacts")
+    made.add(f"d/frames/native-{A}")
+    for digest in (A, B, C):
+        made.add(f"d/flow/tvl1-{digest}", f"d/frames/native-{A}")
+    made.add(f"d/train_stream/temporal-{A}", f"d/flow/tvl1-{A}")
+    made.add(f"d/report/1-{A}", f"d/train_stream/temporal-{A}", f"d/frames/native-{A}")
+    return made
+
+
+GIVEN_UP = {f"d/flow/tvl1-{B}": "given up: there is a newer one"}
+
+
+def test_what_is_not_the_newest_and_served_no_result_may_go(made):
+    assert made.waste() == GIVEN_UP
+    made.add(f"d/report/1-{B}", f"d/train_stream/temporal-{A}", f"d/flow/tvl1-{B}")
+    assert made.waste() == {}
+
+
+def test_the_only_one_of_its_name_stays_whether_it_served_or_not(made):
+    made.add(f"d/flow/brox-{A}", f"d/frames/native-{A}")
+    made.add(f"e/flow/tvl1-{A}")
+    assert made.waste() == GIVEN_UP
+
+
+def test_old_results_go_on_request_with_what_only_they_need(made):
+    made.add(f"d/train_stream/temporal-{B}", f"d/flow/tvl1-{C}")
+    made.add(f"d/report/1-{B}", f"d/train_stream/temporal-{B}")
+    assert made.waste() == GIVEN_UP
+    old = [f"flow/tvl1-{A}", f"flow/tvl1-{B}", f"train_stream/temporal-{A}", f"report/1-{A}"]
+    assert list(made.waste(old=True)) == [f"d/{name}" for name in old]
+    made.add(f"d/report/2-{C}", f"d/train_stream/temporal-{A}")  # the newest of another split
+    assert set(made.waste(old=True)) == {f"d/flow/tvl1-{B}", f"d/report/1-{A}"}
+
+
+def test_what_was_begun_stays_with_what_it_reads(made):
+    made.add(f"d/train_stream/temporal-{C}", f"d/flow/tvl1-{B}", done=False)
+    assert made.waste() == {}
+    begun = {f"d/train_stream/temporal-{C}": "begun, and not ended"}
+    assert made.waste(unfinished=True) == GIVEN_UP | begun
+
+
+def test_another_datasets_artifact_is_kept_for_what_was_made_from_it(made):
+    made.add(f"e/flow/tvl1-{A}")
+    made.add(f"e/flow/tvl1-{B}")
+    assert made.waste() == GIVEN_UP | {f"e/flow/tvl1-{A}": "given up: there is a newer one"}
+    made.add(f"d/train_stream/temporal-heads-e-{A}", f"e/flow/tvl1-{A}")
+    assert made.waste() == GIVEN_UP
+
+
+@pytest.mark.parametrize("text", [None, "", "{}", "[1]"])
+def test_nothing_goes_if_something_does_not_say_what_it_was_made_from(made, text, capsys):
+    record = made.folder / f"d/report/1-{A}" / "made_from.json"
+    record.unlink() if text is None else record.write_text(text)
+    message = f"report/1-{A} does not say what it was made from .*invalidate report --dataset d` removes it"
+    with pytest.raises(ValueError, match=message):
+        garbage.find(made.folder)
+    assert main(["gc", "--yes", "--artifacts", str(made.folder)]) == 2 and "does not say" in capsys.readouterr().err
+
+
+def test_remains_of_killed_runs_go_unless_a_run_is_at_work(made):
+    remains = made.folder / f"d/flow/tvl1-{C}/shards/.shard-0.tmp-77.h5"
+    remains.parent.mkdir()
+    remains.write_bytes(bytes(10))
+    found = garbage.find(made.folder)
+    assert [(item.path, item.bytes) for item in found][1] == (remains, 10) and len(found) == 2
+    with files.one_writer(found[0].artifact):  # no folder of remains
+        assert [gone for _, gone in garbage.remove(found)] == [False, True]
+    assert found[0].path.is_dir() and not remains.exists()
+    again = garbage.find(made.folder)
+    assert [gone for _, gone in garbage.remove(again)] == [True] and not found[0].path.exists()
+
+
+def test_the_command_lists_and_removes_when_told(made, capsys):
+    options = ["--artifacts", str(made.folder)]
+    before = snapshot(made.folder)
+    assert main(["gc", *options]) == 0 and snapshot(made.folder) == before
+    said = capsys.readouterr().out
+    assert f"tvl1-{B}" in said and "given up: there is a newer one" in said and "in all; --yes removes them" in said
+    assert main(["gc", "--yes", *options]) == 0
+    said = capsys.readouterr().out
+    assert f"removed {made.folder}/d/flow/tvl1-{B}\n" in said and said.endswith(" B freed\n")
+    assert main(["gc", *options]) == 0 and "there is nothing to remove in" in capsys.readouterr().out
+    assert set(snapshot(made.folder)) < set(before)
+
+
+def test_the_command_says_what_stays(made, capsys):
+    with files.one_writer(made.folder / f"d/flow/tvl1-{B}"):
+        assert main(["gc", "--yes", "--artifacts", str(made.folder)]) == 0
+    assert f"tvl1-{B} is being written by another run, and stays\n0 B freed\n" in capsys.readouterr().out
+
+
+def test_the_chain_writes_down_what_it_was_made_from(config, tmp_path):  # noqa: F811
+    assert build(fresh(FullPipeline))
+    artifacts = tmp_path / "artifacts"
+    stages = {path.parent.parent.name for path in artifacts.rglob("made_from.json")}
+    assert stages == {"catalog", "frames", "flow", "train_stream", "score_stream", "fuse", "report"}
+    scored = fresh(ScoreStream, stream="temporal", part="test")
+    record = json.loads((scored.folder / "made_from.json").read_text())["artifacts"]
+    assert [name.split("/")[1] for name in record] == ["catalog", "flow", "train_stream"]
+    assert garbage.find(artifacts) == []
+    first = fresh(TrainStream, stream="temporal").folder
+    config.set("temporal", "steps", "5")
+    assert build(fresh(FullPipeline)) and garbage.find(artifacts) == []  # each has its report
+    old = {item.path for item in garbage.find(artifacts, old=True)}
+    assert first in old and {path.parent.name for path in old} == {"train_stream", "score_stream", "fuse", "report"}
+    assert all(gone for _, gone in garbage.remove(garbage.find(artifacts, old=True)))
+    before = snapshot(artifacts)
+    assert build(fresh(FullPipeline)) and snapshot(artifacts) == before  # nothing had to be made again
