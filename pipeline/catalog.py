@@ -163,6 +163,19 @@ def outline(spec: DatasetSpec, split: str) -> Catalog:
     return _outline(spec, split, _videos(spec))
 
 
+def changes(old: Catalog, new: Catalog) -> list[str]:
+    """What became of the videos since `old`, in a line each: those that are gone, new, changed, or labelled anew."""
+    before, now = ({clip.id: clip for clip in catalog.clips} for catalog in (old, new))
+    both = [(clip, now[clip.id]) for clip in old.clips if clip.id in now]
+    told = {
+        "gone, and all that was made of them goes": [name for name in before if name not in now],
+        "new": [name for name in now if name not in before],
+        "changed": [a.id for a, b in both if a.content != b.content],
+        "of another class or group": [a.id for a, b in both if (a.class_name, a.group) != (b.class_name, b.group)],
+    }
+    return [f"{what}: {len(names)} of {len(before)} videos ({_some(names)})" for what, names in told.items() if names]
+
+
 def _outline(spec: DatasetSpec, split: str, videos: dict[str, Stat]) -> Catalog:
     if not videos:
         raise ValueError(f"[dataset] videos: there is no video in {spec.videos!r} or below it")
@@ -204,7 +217,8 @@ def _say_what_is_empty(found: Catalog) -> None:
     if not found.classes:  # nobody means to train on unlabelled videos
         return
     cures = {
-        "val": "nothing can be chosen or fused; set [dataset] val_fraction, and groups with group_pattern",
+        "val": "the last weights are kept, and the average is the only fusion; others want [dataset] val_fraction and "
+        "enough groups",
         "test": "nothing can be reported; set [dataset] test_fraction, or name a test group with --split",
     }
     if len(found.classes) < 2:

@@ -120,11 +120,14 @@ def fuse(val: Mapping[str, Scores], test: Mapping[str, Scores], spec: FusionSpec
     Returns:
         "average", "weighted", "svm" -> fused test table; and the parameters of each as plain JSON values, from which
         `from_parameters` makes the fusions again. Each has its accuracy on the validation clips: "val_top1", or
-        "fitted_top1" of the SVM, which was fitted on them.
+        "fitted_top1" of the SVM, which was fitted on them. Without validation clips there is the average alone.
 
     Raises:
         ValueError: if a clip is in both parts, or tables do not join, or no validation clip is scored.
     """
+    if not any(map(len, val.values())):
+        only = Weighted(0.5).apply(test["spatial"], test["temporal"])
+        return {"average": only}, {"average": {"weight": 0.5, "val_top1": None}}
     both = sorted(set(val["spatial"].video_ids) & set(test["spatial"].video_ids))
     if both:
         raise ValueError(f"{len(both)} clips are in the validation and in the test tables, such as {both[0]!r}")
@@ -151,8 +154,9 @@ def from_parameters(parameters: Mapping[str, Any]) -> dict[str, Weighted | Linea
         ValueError: parameters are missing or are not those of a fusion.
     """
     try:
-        svm = LinearSVM.from_dict(parameters["svm"])
-        return {**{name: Weighted(parameters[name]["weight"]) for name in ("average", "weighted")}, "svm": svm}
+        svm = {"svm": LinearSVM.from_dict(parameters["svm"])} if "svm" in parameters else {}
+        means = ["average", *(["weighted"] if "weighted" in parameters else [])]
+        return {**{name: Weighted(parameters[name]["weight"]) for name in means}, **svm}
     except (KeyError, TypeError) as error:
         raise ValueError(f"these are no parameters of the fusions average, weighted and svm: {error!r}") from None
 

@@ -76,7 +76,7 @@ def _order_key(key: str, group: str, classes: set[str]) -> bytes:
 
 
 def check_parts(found: Mapping[str, Mapping[str, int]], needed: Iterable[str], spec: DatasetSpec, split: str) -> None:
-    """Refuse a split that lacks the clips of a part.
+    """Refuse a split that lacks the clips of a part, unless nobody wants validation clips: `val_fraction = 0`.
 
     Args:
         found: part -> what it has, as `Catalog.counts` gives it: at least the number of groups.
@@ -92,7 +92,7 @@ def check_parts(found: Mapping[str, Mapping[str, int]], needed: Iterable[str], s
         "test": "test clips, on which all is reported",
     }
     for part in needed:
-        if part not in found:
+        if part not in found and (part != "val" or spec.val_fraction):
             groups = found.get("train", {}).get("groups", 0)
             raise ValueError(f"split {split} has no {use[part]}: {_why_empty(part, groups, spec)}")
 
@@ -125,8 +125,8 @@ def _why_empty(part: str, groups: int, spec: DatasetSpec) -> str:
             f"which is {spec.test_fraction:g}, of the {groups} groups is drawn, but never all groups of a class"
         )
     named = ", or name some in the split column of the CSV file" if spec.layout == "csv" else ""
-    if not getattr(spec, f"{part}_fraction"):
-        return f"[dataset] {part}_fraction is 0; raise it{named}"
+    if part == "test" and not spec.test_fraction:
+        return "[dataset] test_fraction is 0; raise it"
     # without a pattern each clip is a group: there cannot be more
     pattern = ", or change [dataset] group_pattern so that there are more" if spec.group_pattern else ""
     return (

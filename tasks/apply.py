@@ -57,6 +57,11 @@ class ScoreVideos(OfVideos):
                 if not self.videos:
                     raise ValueError("ScoreVideos needs --videos, the folder of the videos that are to be scored")
                 self.clone(Catalog).outline()
+                if self.fuse != "average" and self.clone(Catalog, videos="").lacks_val():
+                    raise ValueError(
+                        f"--fuse is {self.fuse!r}, which is chosen on validation clips, and [dataset] val_fraction "
+                        "is 0; raise it, or take the average"
+                    )
             self.__dict__["_checked"] = True
         return done
 

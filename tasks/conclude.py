@@ -19,7 +19,10 @@ FUSIONS = ("average", "weighted", "svm")
 
 
 class Fuse(Stage):
-    """Both streams as one, three ways: average, weighted, linear SVM. All choices are made on validation clips."""
+    """Both streams as one, three ways: average, weighted, linear SVM. All choices are made on validation clips.
+
+    Whoever wants none, `val_fraction = 0`, gets the average.
+    """
 
     file = "fusion.json"  # written after the scores
 
@@ -85,9 +88,10 @@ class Report(Stage):
         from pipeline.scores import Scores
 
         fuse = self.requires()[0]
+        made = json.loads(fuse.path.read_text())["parameters"]
         return {
             "streams": {s: Scores.read(fuse.requires()["test"][s].path) for s in STREAMS},
-            "fused": {name: Scores.read(fuse.scores_path(name)) for name in FUSIONS},
+            "fused": {name: Scores.read(fuse.scores_path(name)) for name in FUSIONS if name in made},
         }
 
     def make(self) -> None:

@@ -121,6 +121,13 @@ class Catalog(OfVideos):
             counts = dict.fromkeys(("train", "val", "test") if dataset.val_fraction else ("train", "test"), {})
         parts.check_parts(counts, needed, dataset, split)
 
+    def lacks_val(self) -> bool:
+        """Whether nothing can be chosen on validation clips because nobody wants them."""
+        if self.spec("dataset").val_fraction:
+            return False
+        found = self.outline()
+        return found is None or not found.part("val")
+
     def check_classes(self) -> None:
         """Refuse to train on a single class, before anything is made."""
         from pipeline import parts
@@ -145,19 +152,23 @@ class Catalog(OfVideos):
         """Read the folder and the lists; files that an older catalog of this split knows are not hashed again."""
         from pipeline import catalog, store
 
-        known = [clip for path in self.folder.parent.glob("*/catalog.h5") for clip in _clips_if_readable(path)]
+        old = {path: found for path in self.folder.parent.glob("*/catalog.h5") if (found := _if_readable(path))}
+        known = [clip for before in old.values() for clip in before.clips]
         found = catalog.read_dataset(self.spec("dataset"), self.split_name, known=known)
+        for change in catalog.changes(old[self.path], found) if self.path in old else ():
+            say(f"Catalog: {change}")
         store.write_catalog(self.path, found, **self.attrs())
         say(f"Catalog: {found!r}")
 
 
-def _clips_if_readable(path: Path):
+def _if_readable(path: Path):
+    """A catalog; None if it is of another version, or damaged: then its videos are hashed again."""
     from pipeline import store
 
     try:
-        return store.read_catalog(path).clips
-    except ValueError:  # another version, or damaged: then its videos are hashed again
-        return ()
+        return store.read_catalog(path)
+    except ValueError:
+        return None
 
 
 class _Store(OfVideos):

@@ -117,7 +117,8 @@ class PaperTable(Repeated):
 
     def _planned(self, row: paper.Row) -> Planned:
         spatial, temporal = (settings.stream(name, self.dataset_name, 0, self.changes) for name in STREAMS)
-        reason = paper.why_not(row, spatial, self.second)
+        lacks_val = row.score == "svm" and self.clone(Catalog, split=self.split_list[0]).lacks_val()
+        reason = paper.why_not(row, spatial, self.second, lacks_val=lacks_val)
         if not reason and self.rows and row.key not in listed("rows", self.rows):
             reason = "left out by --rows"
         return Planned(row, {} if reason else paper.changes(row, spatial, temporal, self.second), reason=reason)

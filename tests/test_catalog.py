@@ -305,5 +305,5 @@ def test_empty_parts_are_said_early(tmp_path, capsys):
     spec = DatasetSpec(layout="folder", videos=str(tmp_path), test_fraction=0.0, val_fraction=0.0)
     read_dataset(spec, "1")
     said = capsys.readouterr().err
-    assert "no val clips in this split: nothing can be chosen or fused" in said
+    assert "no val clips in this split: the last weights are kept, and the average is the only fusion" in said
     assert "no test clips in this split: nothing can be reported" in said

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.catalog import Catalog, Clip
+from pipeline.catalog import Catalog, Clip, changes
 from pipeline.official import Row
 from pipeline.parts import draw_groups
 
@@ -60,6 +60,19 @@ def test_what_the_keys_cover(change, videos_same, same):
     assert (one.videos_key == other.videos_key) is videos_same
     assert (one.key == other.key) is same
     assert len(one.key) == len(one.videos_key) == 12
+
+
+def test_what_became_of_the_videos_is_told():
+    old = Catalog(tuple(clip(id=name, path=f"{name}.avi") for name in "abcdef"), ("x",), "1", ())
+    touched = [clip(id="a", path="a.avi", mtime_ns=9), clip(id="b", path="b.avi", content="1" * 16)]
+    other = [clip(id="c", path="c.avi", group="h"), clip(id="d", path="d.avi", label=1, class_name="y")]
+    new = Catalog((*touched, *other, clip(id="new", path="new.avi")), ("x", "y"), "1", ())
+    assert changes(old, old) == [] and changes(old, new) == [
+        "gone, and all that was made of them goes: 2 of 6 videos ('e', 'f')",
+        "new: 1 of 6 videos ('new')",
+        "changed: 1 of 6 videos ('b')",
+        "of another class or group: 2 of 6 videos ('c', 'd')",
+    ]
 
 
 def test_the_cut_depends_on_the_seed_alone():

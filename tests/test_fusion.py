@@ -175,6 +175,16 @@ def test_fuse_gives_all_three_with_their_parameters():
     json.dumps(parameters, allow_nan=False)
 
 
+def test_without_validation_clips_there_is_the_average_alone(tmp_path):
+    test = appearance_and_motion(1)
+    none = [table.take([]) for table in test]
+    fused, parameters = fuse(streams(none), streams(test), FusionSpec())
+    assert list(fused) == ["average"] and parameters == {"average": {"weight": 0.5, "val_top1": None}}
+    np.testing.assert_array_equal(fused["average"].probabilities, average(*test).probabilities)
+    fusion.write(tmp_path / "fusion.json", parameters)
+    assert fusion.read(tmp_path / "fusion.json") == {"average": fusion.Weighted(0.5)}
+
+
 def test_fuse_refuses_test_clips_among_the_validation_clips():
     pair = appearance_and_motion(0)
     with pytest.raises(ValueError, match="48 clips are in the validation and in the test tables, such as 'clip0'"):

@@ -33,6 +33,13 @@ def test_figures_are_those_of_the_paper():
             assert [r.paper.get(of) for r in TABLES[name].rows] == figures, (name, of)
 
 
+def test_the_svm_is_not_run_without_validation_clips():
+    for table, key in (("3", "multi-task-svm"), ("4", "svm")):
+        assert "validation clips" not in why_not(row(table, key), WEIGHTS, "other")
+        assert "needs validation clips, which the SVM is" in why_not(row(table, key), WEIGHTS, "other", lacks_val=True)
+    assert why_not(row("4", "average"), WEIGHTS, lacks_val=True) == ""
+
+
 def test_short_names_are_unique_and_every_row_says_what_it_is():
     for table in TABLES.values():
         keys = [r.key for r in table.rows]

@@ -16,7 +16,6 @@ HAS_NO = {"val": "split 1 has no validation clips, on which fusions are", "test"
     ("part", "settings", "message"),
     [
         ("test", {"layout": "ucf101"}, "its lists name none that is there$"),
-        ("val", {"layout": "ucf101", "val_fraction": 0.0}, r"\[dataset\] val_fraction is 0; raise it$"),
         ("val", {"layout": "ucf101"}, "too few groups: 2; whole .* never all groups of a class; add .* other groups$"),
         ("val", {}, "too few groups: 2; .* add clips of other groups$"),
         (
@@ -34,6 +33,10 @@ def test_a_part_without_clips_is_refused_with_what_to_do(part, settings, message
     check_parts(found, ["train"], DatasetSpec(**settings), "1")
     with pytest.raises(ValueError, match=f"{HAS_NO[part]}.*: {message}"):
         check_parts(found, [part], DatasetSpec(**settings), "1")
+
+
+def test_whoever_wants_no_validation_clips_needs_none():
+    check_parts({"train": {"clips": 5, "groups": 2}}, ["val"], DatasetSpec(val_fraction=0.0), "1")
 
 
 def test_nothing_is_learnt_from_one_class_or_none():

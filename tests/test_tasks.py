@@ -231,7 +231,7 @@ def test_a_setting_that_cannot_change_the_result_redoes_nothing(config):
     assert fresh(Frames).complete()
 
 
-def test_a_changed_video_redoes_its_shard_and_what_follows(config, tmp_path):
+def test_a_changed_video_redoes_its_shard_and_what_follows(config, tmp_path, capsys):
     config.set("frames", "shard_clips", "1")
     assert build(fresh(Flow))
     folder = fresh(Frames).folder
@@ -241,6 +241,7 @@ def test_a_changed_video_redoes_its_shard_and_what_follows(config, tmp_path):
     assert build(fresh(Flow)) and fresh(Frames).folder == folder
     changed = {p.name for p in (folder / "shards").iterdir() if before.get(p.name) != p.stat().st_mtime_ns}
     assert changed == {store.open_frames(folder).rows["c"]["shard"] + ".h5"}
+    assert "Catalog: changed: 1 of 4 videos ('c')\n" in capsys.readouterr().err
     assert len(store.open_flow(fresh(Flow).path)["c"]) == 10
 
 

@@ -91,7 +91,9 @@ def test_the_average_needs_no_validation_clips(strangers, config, tmp_path):  # 
     (tmp_path / "clips.csv").write_text(text)
     config.set("dataset.four", "val_fraction", "0")
     assert build(fresh(ScoreVideos, videos=strangers))
-    with pytest.raises(ValueError, match="split 1 has no validation clips"):
+    with pytest.raises(
+        ValueError, match="--fuse is 'svm', which is chosen on validation clips, and .* val_fraction is"
+    ):
         fresh(ScoreVideos, videos=strangers, fuse="svm").complete()
 
 

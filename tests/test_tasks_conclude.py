@@ -1,12 +1,24 @@
-"""A fusion is chosen on validation clips; a split without any is refused before anything is made for it."""
+"""A fusion is chosen on validation clips; a split that lacks some is refused before anything is made for it."""
+
+import json
 
 import pytest
 from test_tasks import build, config, fresh  # noqa: F401 (a fixture)
 
 from pipeline import fusion
-from tasks import AllSplits, Catalog, ExtractFeatures, Frames, FullPipeline, Fuse, PaperTable, ScoreStream, TrainStream
-
-NONE = r"split 1 has no validation clips, on which fusions are chosen .*: \[dataset\] val_fraction is 0; raise it"
+from pipeline.scores import Scores
+from tasks import (
+    AllSplits,
+    Catalog,
+    ExtractFeatures,
+    Frames,
+    FullPipeline,
+    Fuse,
+    PaperTable,
+    Report,
+    ScoreStream,
+    TrainStream,
+)
 
 
 def test_fusions_are_chosen_on_validation_clips_and_judged_on_test_clips(config, monkeypatch):  # noqa: F811
@@ -26,7 +38,6 @@ def test_fusions_are_chosen_on_validation_clips_and_judged_on_test_clips(config,
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"val_fraction": "0"}, NONE),
         ({"test_fraction": "0"}, r"no test clips, on which all is reported: \[dataset\] test_fraction is 0; raise it$"),
         (
             {"group_pattern": "(?P<group>avi)"},
@@ -54,29 +65,48 @@ def test_a_split_that_lacks_a_part_is_refused_before_any_work(
         fresh(Fuse, dataset="tiny").complete()
 
 
-def test_what_a_csv_file_does_not_name_may_be_named_in_it(config, tmp_path):  # noqa: F811
+def without_validation_clips(config, tmp_path, fraction):  # noqa: F811
     listed = tmp_path / "clips.csv"
-    assert not fresh(Fuse).complete()  # it names some
     listed.write_text(listed.read_text().replace(",val", ",train"))
-    config.read_dict({"dataset.four": {"val_fraction": "0"}})
-    with pytest.raises(ValueError, match=NONE + ", or name some in the split column of the CSV file"):
+    config.read_dict({"dataset.four": {"val_fraction": fraction}})
+
+
+def test_what_a_csv_file_does_not_name_may_be_named_in_it(config, tmp_path):  # noqa: F811
+    assert not fresh(Fuse).complete()  # it names some
+    (tmp_path / "clips.csv").write_text(
+        "path,label,group,split\na.avi,right,g,train\nb.avi,down,g,train\nd.avi,down,h,test\n"
+    )
+    with pytest.raises(
+        ValueError, match="no validation clips, .*too few groups: 1; .* or name some in the split column"
+    ):
         fresh(Fuse).complete()
 
 
-def test_a_stream_is_trained_and_scored_without_validation_clips(config, tmp_path):  # noqa: F811
-    listed = tmp_path / "clips.csv"
-    listed.write_text(listed.read_text().replace(",val", ",train"))
-    config.read_dict({"dataset.four": {"val_fraction": "0"}})
-    assert build(fresh(ScoreStream, stream="spatial"))
+def test_whoever_wants_no_validation_clips_gets_the_average(config, tmp_path, capsys):  # noqa: F811
+    without_validation_clips(config, tmp_path, "0")
+    assert build(fresh(FullPipeline)) and build(fresh(AllSplits, splits="1"))
+    said = capsys.readouterr().err
+    assert "no val clips in this split: the last weights are kept, and the average is the only fusion" in said
+    report = fresh(Report)
+    numbers = json.loads(report.path.read_text())
+    assert set(numbers["fused"]) == {"average"} and numbers["counts"]["train"]["clips"] == 3
+    two = [Scores.read(fresh(ScoreStream, stream=s, part="test").path) for s in ("spatial", "temporal")]
+    assert numbers["fused"]["average"]["top1"] == fusion.average(*two).top1()
+    assert "Fused: SVM" not in (report.folder / "report.html").read_text()
+    summary = json.loads(fresh(AllSplits, splits="1").path.read_text())
+    assert set(summary["mean"]) == {"spatial", "temporal", "average"}
 
 
-def test_a_table_is_refused_if_none_of_its_rows_does_without_validation_clips(config, tmp_path):  # noqa: F811
-    listed = tmp_path / "clips.csv"
-    listed.write_text(listed.read_text().replace(",val", ",train"))
-    config.read_dict({"dataset.four": {"val_fraction": "0"}})
-    with pytest.raises(ValueError, match=NONE):
-        fresh(PaperTable, table="4", rows="average,svm").complete()
-    assert not fresh(PaperTable, table="4", rows="spatial,svm").complete()  # its row of one stream is run
+def test_a_table_says_that_the_svm_needs_validation_clips(config, tmp_path):  # noqa: F811
+    without_validation_clips(config, tmp_path, "0")
+    table = fresh(PaperTable, table="4", rows="average,svm")
+    assert build(table)
+    states = {row["key"]: (row["state"], row["reason"]) for row in json.loads(table.path.read_text())["rows"]}
+    assert states["average"] == ("measured", "")
+    assert states["svm"] == (
+        "not run",
+        "needs validation clips, which the SVM is fitted on: raise [dataset] val_fraction",
+    )
 
 
 def test_a_single_class_has_frames_but_nothing_is_trained_on_it(config, tmp_path, capsys):  # noqa: F811
@@ -98,12 +128,11 @@ def test_a_demo_that_is_not_written_yet_is_known_by_its_settings(config, tmp_pat
     folder = tmp_path / "demo"
     section = {"generator": "demo", "layout": "ucf101", "videos": str(folder / "videos"), "lists": str(folder / "l")}
     config.read_dict({"dataset.demo": section})
-    for split, fraction in [("7", "0.15"), ("1", "0")]:
-        config.read_dict({"dataset.demo": {"val_fraction": fraction}})
-        with pytest.raises(ValueError, match=NONE if split == "1" else "split '7' of the demo does not exist"):
-            fresh(Fuse, dataset="demo", split=split).complete()
-    config.read_dict({"dataset.demo": {"val_fraction": "0.15"}})
-    assert not fresh(Fuse, dataset="demo", split="3").complete()
+    with pytest.raises(ValueError, match="split '7' of the demo does not exist"):
+        fresh(Fuse, dataset="demo", split="7").complete()
+    assert not fresh(Fuse, dataset="demo", split="3").complete() and not fresh(Catalog, dataset="demo").lacks_val()
+    config.read_dict({"dataset.demo": {"val_fraction": "0"}})
+    assert not fresh(Fuse, dataset="demo", split="3").complete() and fresh(Catalog, dataset="demo").lacks_val()
     assert not list(tmp_path.glob("*demo*"))
 
 

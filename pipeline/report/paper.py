@@ -182,13 +182,14 @@ _ALL = (
 TABLES: dict[str, Table] = {table.name: table for table in _ALL}
 
 
-def why_not(row: Row, spatial: StreamSpec, with_dataset: str = "") -> str:
+def why_not(row: Row, spatial: StreamSpec, with_dataset: str = "", *, lacks_val: bool = False) -> str:
     """Why a row is not run with these settings, and what it lacks; "" if it can be run.
 
     Args:
         row: any row.
         spatial: the spatial stream as configured.
         with_dataset: name of the second data set; "" for none.
+        lacks_val: there are no validation clips.
     """
     if not row.score:
         return "published only"
@@ -196,6 +197,8 @@ def why_not(row: Row, spatial: StreamSpec, with_dataset: str = "") -> str:
         return "needs weights to start from: give --spatial-start FILE (or imagenet, for networks of torchvision)"
     if row.with_how and not (with_dataset or row.alone_too):
         return "needs a second data set: give --with-dataset NAME"
+    if row.score == "svm" and lacks_val:
+        return "needs validation clips, which the SVM is fitted on: raise [dataset] val_fraction"
     return ""
 
 
