@@ -1,4 +1,4 @@
-"""`python -m pipeline`: look at what was made, and at the machine, without Luigi.
+"""`python -m pipeline`: look at what was made, at the machine, and, through the tasks, at what is still to be made.
 
 Each command imports what it needs: `doctor` must run where packages are missing.
 """
@@ -8,10 +8,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from pipeline.console import in_bytes, plain, print_table
 
 ROWS_SHOWN = 20
 STAGES = (
@@ -22,7 +25,10 @@ STAGES = (
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns its exit status."""
-    arguments = _parser().parse_args(argv)
+    given = sys.argv[1:] if argv is None else argv
+    if given[:1] == ["plan"]:  # its flags are Luigi's, of which this parser knows nothing
+        return _plan(given[1:])
+    arguments = _parser().parse_args(given)
     try:
         return _answered(arguments.run, arguments)
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
@@ -76,6 +82,8 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--json", action="store_true")
     command.set_defaults(run=_status)
 
+    commands.add_parser("plan", help="what a run would make, how long it takes, how much disk it fills; plan --help")
+
     command = commands.add_parser("invalidate", help="remove a stage's artifacts, so that they are made again")
     command.add_argument("stage", help=f"one of {', '.join(STAGES)}")
     which = command.add_mutually_exclusive_group()
@@ -111,21 +119,21 @@ def _inspect_one(path: Path, arguments: argparse.Namespace) -> int:
     found = inspection.describe(path, clip=arguments.clip)
     if arguments.picture:
         shown = pictures.picture(path, arguments.picture, clip=arguments.clip)
-        print(f"wrote {arguments.picture}: {_plain(shown)}", file=sys.stderr if arguments.json else sys.stdout)
+        print(f"wrote {arguments.picture}: {plain(shown)}", file=sys.stderr if arguments.json else sys.stdout)
     if arguments.json:
         print(json.dumps(found, indent=1 if len(arguments.paths) == 1 else None))
         return 0
     print(f"{found['path']}: {found['format']}")
     if arguments.clip:
-        _print_table(_rows_of(found, arguments.clip))
+        print_table(_rows_of(found, arguments.clip))
     else:
         _print_values({**found["attrs"], **found["summary"]})
         rows = found["rows"] if arguments.all else found["rows"][:ROWS_SHOWN]
-        _print_table(rows)
+        print_table(rows)
         if len(rows) < len(found["rows"]):
             print(f"... and {len(found['rows']) - len(rows)} more (--all)")
     if found["clip"]:
-        print(f"\nclip {_plain(found['clip']['id'])}")
+        print(f"\nclip {plain(found['clip']['id'])}")
         _print_values(found["clip"])
     return 0
 
@@ -185,13 +193,20 @@ def _status(arguments: argparse.Namespace) -> int:
     else:
         shown = ("dataset", "stage", "label", "digest", "state")
         more = {"settings"} if any(row["settings"] for row in rows) else set()
-        _print_table(
-            [
-                {name: row[name] for name in shown} | {"size": _size(row["bytes"])} | {name: row[name] for name in more}
-                for row in rows
-            ]
-        )
+        for row in rows:
+            row["size"] = in_bytes(row["bytes"])
+        print_table([{name: row[name] for name in (*shown, "size", *more)} for row in rows])
     return 0
+
+
+def _plan(argv: list[str]) -> int:
+    """In a process of its own: tasks are Luigi's, which nothing in `pipeline` imports."""
+    process = subprocess.Popen([sys.executable, "-m", "tasks.plan", *argv])
+    while True:
+        try:
+            return process.wait()
+        except KeyboardInterrupt:  # which it was sent as well, and ends by
+            continue
 
 
 def _invalidate(arguments: argparse.Namespace) -> int:
@@ -208,15 +223,15 @@ def _gc(arguments: argparse.Namespace) -> int:
 
     waste = garbage.find(arguments.artifacts, old=arguments.old, unfinished=arguments.unfinished)
     if not arguments.yes:
-        _print_table([{"size": _size(item.bytes), "path": item.path, "reason": item.reason} for item in waste])
-        room = f"{_size(sum(item.bytes for item in waste))} in all; --yes removes them"
+        print_table([{"size": in_bytes(item.bytes), "path": item.path, "reason": item.reason} for item in waste])
+        room = f"{in_bytes(sum(item.bytes for item in waste))} in all; --yes removes them"
         print(room if waste else f"there is nothing to remove in {arguments.artifacts}")
         return 0
     freed = 0
     for item, gone in garbage.remove(waste):
         freed += item.bytes if gone else 0
         print(f"removed {item.path}" if gone else f"{item.path} is being written by another run, and stays")
-    print(f"{_size(freed)} freed")
+    print(f"{in_bytes(freed)} freed")
     return 0
 
 
@@ -237,31 +252,7 @@ def _print_values(values: dict[str, Any]) -> None:
             if isinstance(value, float)
             else str(value)
         )
-        print(f"  {name:16} {_plain(text)}")
-
-
-def _print_table(rows: list[dict[str, Any]]) -> None:
-    """As wide as its cells, which are shown whole; a reason may be a sentence, and comes last."""
-    if not rows:
-        return
-    names = sorted(rows[0], key=lambda name: name == "reason")
-    cells = [names] + [[_plain(str(row[name])) for name in names] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    for row in cells:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-
-
-def _plain(text: str) -> str:
-    """On one line: what cannot be printed is escaped, since a file's name may hold anything."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
-def _size(count: float) -> str:
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < 1024:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    return f"{count:.1f} TiB"
+        print(f"  {name:16} {plain(text)}")
 
 
 if __name__ == "__main__":

@@ -154,13 +154,16 @@ def read_dataset(spec: DatasetSpec, split: str, *, known: Iterable[Clip] = ()) -
     return replace(found, clips=tuple(replace(clip, content=content[clip.path]) for clip in found.clips))
 
 
-def outline(spec: DatasetSpec, split: str) -> Catalog:
-    """What `read_dataset` would give, in a moment: no video is opened, so that contents are blank; nothing is said.
+def outline(spec: DatasetSpec, split: str, *, known: Iterable[Clip] = ()) -> Catalog:
+    """What `read_dataset` would give, in a moment: no video is opened, and nothing is said.
+
+    The content of a file that is not among `known`, by path, size and time stamp, is blank.
 
     Raises:
         FileNotFoundError, ValueError: as `read_dataset`.
     """
-    return _outline(spec, split, _videos(spec))
+    found, old = _outline(spec, split, _videos(spec)), _by_stamp(known)
+    return replace(found, clips=tuple(replace(clip, content=old.get(_stamp(clip), UNREADABLE)) for clip in found.clips))
 
 
 def changes(old: Catalog, new: Catalog) -> list[str]:
@@ -270,8 +273,8 @@ def _told_untrained(untrained: list[str], split: str) -> str:
 
 def _hash_files(spec: DatasetSpec, clips: Iterable[Clip], known: Iterable[Clip]) -> dict[str, str]:
     """Content of each path: taken from `known` where size and time stamp are the same, else read in threads."""
-    old = {(clip.path, clip.bytes, clip.mtime_ns): clip.content for clip in known if clip.content != UNREADABLE}
-    content = {clip.path: old.get((clip.path, clip.bytes, clip.mtime_ns)) for clip in clips}
+    old = _by_stamp(known)
+    content = {clip.path: old.get(_stamp(clip)) for clip in clips}
     new = [path for path in content if content[path] is None]
     if not new:
         return content
@@ -281,6 +284,15 @@ def _hash_files(spec: DatasetSpec, clips: Iterable[Clip], known: Iterable[Clip])
             content[path] = digest
             progress.advance()
     return content
+
+
+def _stamp(clip: Clip) -> tuple[str, int, int]:
+    """What tells cheaply that a file is the one that was read."""
+    return clip.path, clip.bytes, clip.mtime_ns
+
+
+def _by_stamp(clips: Iterable[Clip]) -> dict[tuple[str, int, int], str]:
+    return {_stamp(clip): clip.content for clip in clips if clip.content != UNREADABLE}
 
 
 def _hash_file(file: Path) -> str:

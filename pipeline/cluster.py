@@ -50,6 +50,11 @@ def threads_each(spec: ClusterSpec, devices: tuple[str, ...]) -> int:
     return max(1, len(os.sched_getaffinity(0)) // workers)
 
 
+def shared_by(spec: ClusterSpec, devices: tuple[str, ...] = (), *, most: int) -> int:
+    """Workers of this machine among which `most` jobs are shared; 1 where they are elsewhere, and nobody knows yet."""
+    return min(worker_count(spec, devices), max(most, 1)) if spec.kind == "local" else 1
+
+
 class Workers:
     """Runs a function over jobs, one job at a time in each worker process, and at most one at a time on a device.
 

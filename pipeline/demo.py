@@ -13,6 +13,7 @@ only texture and motion differ. What a stream cannot see, it can then not guess 
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 from collections.abc import Iterator
@@ -22,10 +23,13 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from pipeline.catalog import UNREADABLE, Catalog, Clip
 from pipeline.files import read_json
+from pipeline.official import Row
+from pipeline.parts import cut
 from pipeline.progress import Progress
 from pipeline.spec import unknown_name
-from pipeline.specs import DemoSpec
+from pipeline.specs import DatasetSpec, DemoSpec
 
 TEXTURES = ("Checks", "Dots", "Stripes")
 MOTIONS = ("Lift", "Slide")  # up and down, left and right: both are still told apart in a mirror
@@ -106,6 +110,25 @@ def is_written(folder: Path, spec: DemoSpec) -> bool:
 def class_names() -> list[str]:
     """The six classes, sorted, as `classInd.txt` has them."""
     return sorted(texture + motion for texture in TEXTURES for motion in MOTIONS)
+
+
+def outline(spec: DemoSpec, dataset: DatasetSpec, split: str) -> Catalog:
+    """The clips of the demo before it is written: names, classes, groups and parts; without sizes and contents.
+
+    Args:
+        spec: what the demo looks like.
+        dataset: how its training part is cut.
+        split: one of SPLITS.
+    """
+    names, rows = class_names(), []
+    for name, group, number in itertools.product(names, range(1, spec.groups + 1), range(1, spec.clips + 1)):
+        path = _relative_path(name, group, number)
+        rows.append(Row(Path(path).stem, path, name, f"{name}_g{group:02d}", _part(group, int(split))))
+    clips = (
+        Clip(row.id, row.path, names.index(row.class_name), row.class_name, row.group, row.part, 0, 0, UNREADABLE)
+        for row in cut(dataset, rows, split)
+    )
+    return Catalog(tuple(clips), tuple(names), split, ())
 
 
 def render(spec: DemoSpec, texture: str, motion: str, *, group: int, number: int) -> np.ndarray:
@@ -234,6 +257,11 @@ def _relative_path(class_name: str, group: int, number: int) -> str:
     return f"{class_name}/v_{class_name}_g{group:02d}_c{number:02d}.avi"
 
 
+def _part(group: int, split: int) -> str:
+    """Every split tests another third of the groups."""
+    return "test" if (group - split) % 3 == 0 else "train"
+
+
 def _write_lists(folder: Path, spec: DemoSpec) -> None:
     """Official style: three splits, each tests another third of the groups; only train lists carry labels."""
     folder.mkdir(parents=True)
@@ -243,9 +271,9 @@ def _write_lists(folder: Path, spec: DemoSpec) -> None:
         lines: dict[str, list[str]] = {"train": [], "test": []}
         for label, name in enumerate(names, start=1):
             for group in range(1, spec.groups + 1):
-                tested = (group - split) % 3 == 0
+                part = _part(group, split)
                 for number in range(1, spec.clips + 1):
                     path = _relative_path(name, group, number)
-                    lines["test" if tested else "train"].append(path if tested else f"{path} {label}")
+                    lines[part].append(path if part == "test" else f"{path} {label}")
         for part, listed in lines.items():
             (folder / f"{part}list{split:02d}.txt").write_text("\n".join(listed) + "\n")

@@ -101,7 +101,7 @@ def pairs_per_second(method: str, *, device: str, seconds: float) -> float:
 
     pairs = CUDA_PAIRS if device == "cuda" else 1
     frames, spec = _moving_texture(pairs + 1), FlowSpec(method=method)
-    with _one_thread():
+    with one_thread():
         estimate(frames if device == "cuda" else frames[:, :64, :64], spec, device=device)
         done, begun = 0, time.perf_counter()
         while (passed := time.perf_counter() - begun) < seconds or not done:
@@ -122,7 +122,7 @@ def _moving_texture(frames: int) -> Any:
 
 
 @contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """One thread in OpenCV and torch; what was set before comes back."""
     import cv2
 

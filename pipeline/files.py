@@ -132,6 +132,11 @@ def room(folder: Path) -> str:
     return f"{shutil.disk_usage(there).free / 1e6:.0f} MB are free on the disk of {folder}"
 
 
+def size_of(folder: Path) -> int:
+    """Bytes of all files in a folder and below; links are not followed."""
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file() and not file.is_symlink())
+
+
 def content_of(path: Path) -> str:
     """16 hex digits of BLAKE2b over the bytes of a file."""
     digest = hashlib.blake2b(digest_size=8)

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pipeline import store
+from pipeline.files import size_of
 from pipeline.scores import Scores
 from pipeline.spec import unknown_name
 
@@ -269,9 +270,8 @@ def status(artifacts: Path) -> list[dict[str, Any]]:
             continue
         label, _, digest = folder.name.rpartition("-")
         done = all((folder / name).is_file() for name in (LAST_FILES[stage], *_WEIGHTS.get(stage, ())))
-        size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file() and not file.is_symlink())
         row = {"dataset": folder.parent.parent.name, "stage": stage, "label": label, "digest": digest}
-        rows.append({**row, "state": "done" if done else "unfinished", "bytes": size, "path": str(folder)})
+        rows.append({**row, "state": "done" if done else "unfinished", "bytes": size_of(folder), "path": str(folder)})
     order = list(LAST_FILES)
     return sorted(rows, key=lambda row: (row["dataset"], order.index(row["stage"]), row["label"]))
 

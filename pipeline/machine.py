@@ -88,6 +88,15 @@ def resources(artifacts: Path) -> dict[str, Any]:
     }
 
 
+def load() -> dict[str, Any]:
+    """Processes that wanted a core, on average over the last minute, and whether those are more than there are cores.
+
+    Then threads that wait for one another are no measure: a small training step was seen to last 100 times as long.
+    """
+    wanted, cores = os.getloadavg()[0], len(os.sched_getaffinity(0))
+    return {"load": wanted, "cores": cores, "busy": wanted > cores}
+
+
 def _memory_free() -> int:
     """Bytes that new processes can have: what Linux calls available, else what is free."""
     about = Path("/proc/meminfo")

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pipeline import flow, store
 from pipeline.catalog import Catalog, Clip
@@ -69,6 +69,16 @@ def make_frames(
         StageFailed: more than `spec.max_bad_fraction` of the clips failed, or a shard could not be made at all.
     """
     folder = folder.absolute()  # workers may stand elsewhere
+    jobs = frames_jobs(folder, catalog, videos=videos, spec=spec, cluster=cluster, attrs=attrs)
+    splits = {clip.id: clip.split for clip in catalog.clips}
+    attrs = {**attrs, "inputs": catalog.videos_key, "split_name": catalog.split_name}
+    _make_store(folder, "frames", frames_shard, jobs, cluster, splits, attrs, spec.max_bad_fraction)
+
+
+def frames_jobs(
+    folder: Path, catalog: Catalog, *, videos: Path, spec: FrameSpec, cluster: ClusterSpec, attrs: dict[str, Any]
+) -> list[FramesJob]:
+    """Every shard of a frames store, made or not; the arguments are those of `make_frames`."""
     plan = plan_shards(catalog.clips, most_clips=spec.shard_clips, most_bytes=spec.shard_mb << 20)
     jobs = []
     for name, clips in plan.items():
@@ -84,9 +94,7 @@ def make_frames(
                 watch=cluster.kind in ("local", "jobqueue"),
             )
         )
-    splits = {clip.id: clip.split for clip in catalog.clips}
-    attrs = {**attrs, "inputs": catalog.videos_key, "split_name": catalog.split_name}
-    _make_store(folder, "frames", frames_shard, jobs, cluster, splits, attrs, spec.max_bad_fraction)
+    return jobs
 
 
 # --- flow -------------------------------------------------------------------------------------------------------------
@@ -109,22 +117,63 @@ def make_flow(
         StageFailed: more than `max_bad_fraction` of the clips have no flow, or a shard could not be made at all.
     """
     folder, source = folder.absolute(), store.open_frames(frames.absolute())
-    devices = _devices(spec, cluster, device)
+    devices = devices_of(spec, cluster, device)
     threads = threads_each(cluster, devices)
-    jobs = []
-    for path in source.shard_paths():
-        records = tuple(store.read_records(path, "frames"))
-        own = {**attrs, "inputs": digest_of([list(record) for record in records])}
-        jobs.append(FlowJob(folder / "shards" / path.name, path, records, spec, device, own, threads))
+    jobs = flow_jobs(folder, source.shard_paths(), spec=spec, device=device, attrs=attrs, threads=threads)
     attrs = {**attrs, "inputs": source.key, "split_name": source.attrs["split_name"]}
     _make_store(folder, "flow", flow_shard, jobs, cluster, source.splits(), attrs, max_bad_fraction, devices)
 
 
-def _devices(spec: FlowSpec, cluster: ClusterSpec, device: str) -> tuple[str, ...]:
+def flow_jobs(
+    folder: Path, shards: Iterable[Path], *, spec: FlowSpec, device: str, attrs: dict[str, Any], threads: int = 1
+) -> list[FlowJob]:
+    """Every shard of a flow store, made or not, from these shards of frames."""
+    jobs = []
+    for path in shards:
+        records = tuple(store.read_records(path, "frames"))
+        own = {**attrs, "inputs": digest_of([list(record) for record in records])}
+        jobs.append(FlowJob(folder / "shards" / path.name, path, records, spec, device, own, threads))
+    return jobs
+
+
+def devices_of(spec: FlowSpec, cluster: ClusterSpec, device: str) -> tuple[str, ...]:
     """CUDA devices of the workers: those of this machine, or, for workers elsewhere, the setting as it is."""
     if cluster.kind in ("inline", "local"):
         return flow.cuda_devices(spec.method, device)
     return (device,) if flow.may_use_cuda(spec.method, device) else ()
+
+
+# --- what is left of a store ------------------------------------------------------------------------------------------
+
+
+class Left(NamedTuple):
+    """What of a store is still to be made."""
+
+    shards: int
+    all_shards: int
+    clips: int
+    """In these shards."""
+    share: float
+    """Of these clips in the bytes of all videos, 0 to 1."""
+
+
+def frames_left(jobs: Sequence[FramesJob]) -> Left:
+    """Of a frames store whose shards are these; only their attributes are read."""
+    return _left(jobs, outdated("frames", jobs))
+
+
+def flow_left(folder: Path, frames: Sequence[FramesJob], *, spec: FlowSpec, device: str, attrs: dict[str, Any]) -> Left:
+    """Of the flow store at `folder`, whose shards are made from these of frames, which may be unfinished themselves."""
+    missing = {job.path for job in outdated("frames", frames)}
+    there = [job.path for job in frames if job.path not in missing]
+    jobs = flow_jobs(folder.absolute(), there, spec=spec, device=device, attrs=attrs)
+    undone = {job.path.name for job in outdated("flow", jobs)}
+    return _left(frames, [job for job in frames if job.path in missing or job.path.name in undone])
+
+
+def _left(jobs: Sequence[FramesJob], waiting: Sequence[FramesJob]) -> Left:
+    some, whole = (sum(job.cost or job.units for job in of) for of in (waiting, jobs))  # no bytes: an unwritten demo
+    return Left(len(waiting), len(jobs), sum(job.units for job in waiting), some / max(1, whole))
 
 
 # --- both -------------------------------------------------------------------------------------------------------------
@@ -137,11 +186,7 @@ def _make_store(
     shards = folder / "shards"
     shards.mkdir(parents=True, exist_ok=True)
     remove_stale(shards)
-    waiting = [
-        job
-        for job in jobs
-        if not store.shard_is_current(job.path, kind, digest=job.attrs["digest"], inputs=job.attrs["inputs"])
-    ]
+    waiting = outdated(kind, jobs)
     if waiting and len(waiting) < len(jobs):
         say(f"{kind}: {len(jobs) - len(waiting)} of {len(jobs)} shards are there already")
     # the longest first: the short ones at the end keep all workers busy until the end
@@ -151,6 +196,15 @@ def _make_store(
     store.write_index(folder / "index.h5", kind, found, splits, attrs)
     for path in set(shards.glob("*.h5")) - {job.path for job in jobs}:
         path.unlink()
+
+
+def outdated(kind: str, jobs: Iterable[Any]) -> list[Any]:
+    """The jobs whose shard is missing, or was made by other settings or from other inputs."""
+    return [
+        job
+        for job in jobs
+        if not store.shard_is_current(job.path, kind, digest=job.attrs["digest"], inputs=job.attrs["inputs"])
+    ]
 
 
 def _run_jobs(kind: str, function, jobs: list, cluster: ClusterSpec, devices: tuple[str, ...]) -> None:

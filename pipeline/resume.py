@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,20 @@ from pipeline.progress import say
 from pipeline.specs import StreamSpec
 
 _FORMAT, _VERSION = "two-stream-resume", 1
+
+
+def identity_of(spec: StreamSpec, inputs: str, classes: Sequence[str], other_classes: Sequence[str]) -> str:
+    """What a training is: only one that is the same goes on from `resume.pt`."""
+    return spec.digest(inputs, *classes, *other_classes)
+
+
+def steps_done(path: Path, identity: str) -> int:
+    """Steps after which a training of this identity would go on from `resume.pt`; 0 if it would begin anew."""
+    try:
+        saved = load_tensors(path, _FORMAT, _VERSION, mmap=True)
+    except (OSError, ValueError):  # there is none, or it is damaged
+        return 0
+    return saved["step"] if saved["identity"] == identity else 0
 
 
 class Run:

@@ -31,7 +31,7 @@ from pipeline.networks import resolve_device
 from pipeline.parallel import Items, World, process_count
 from pipeline.progress import Progress, in_words, say
 from pipeline.recipe import algorithms, learning_rate
-from pipeline.resume import Run
+from pipeline.resume import Run, identity_of
 from pipeline.specs import StreamSpec
 from pipeline.together import Other, other_classes, training_set
 
@@ -92,7 +92,7 @@ def train_here(job: Job, world: World, device: torch.device) -> None:
     """`train` in this process, which is one of `world`; process 0 writes the files."""
     spec, catalog, resume = job.spec, job.catalog, job.folder / "resume.pt"
     others = other_classes(spec, catalog, job.other)
-    identity = spec.digest(job.inputs, *catalog.classes, *others)
+    identity = identity_of(spec, job.inputs, catalog.classes, others)
     with _own_random_state(device), algorithms(spec):
         run = Run(spec, len(catalog.classes), device, world, other_classes=len(others), start=job.start)
         run.resume(resume, identity)

@@ -70,7 +70,7 @@ class Video:
                     return
                 size = size or target_size(*image.shape[:2], self.short_side_px)
                 last = self._pts_seconds(last)
-                yield cv2.cvtColor(_resized(image, size), cv2.COLOR_BGR2RGB), last
+                yield cv2.cvtColor(resized(image, size), cv2.COLOR_BGR2RGB), last
         finally:
             self._capture.release()
 
@@ -93,7 +93,8 @@ def target_size(height: int, width: int, short_side_px: int) -> tuple[int, int]:
     return max(1, round(height * scale)), max(1, round(width * scale))
 
 
-def _resized(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def resized(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """The image (H, W, 3) at this (height, width)."""
     height, width = size
     if image.shape[:2] == size:
         return image

@@ -126,7 +126,7 @@ class Stage(luigi.Task):
         """`own_digest`, worked out once."""
         return self.own_digest()
 
-    @property
+    @functools.cached_property
     def folder(self) -> Path:
         """Where the artifact lies."""
         stage = self.kind or _snake(type(self).__name__)

@@ -131,6 +131,16 @@ class TrainStream(OnDevice):
         """The trained weights."""
         return self.folder / "checkpoint.pt"
 
+    def steps_done(self) -> int:
+        """Steps that an interrupted run of the same inputs has done; everything before must be complete."""
+        from pipeline import resume, together
+
+        spec, catalog = self.stream_spec, self.clone(Catalog).read()
+        other = self._other() if spec.with_how in ("heads", "classes") else None
+        classes = together.other_classes(spec, catalog, other)
+        identity = resume.identity_of(spec, self.inputs(), catalog.classes, classes)
+        return resume.steps_done(self.folder / "resume.pt", identity)
+
     def make(self) -> None:
         """Train, from where an interrupted run of the same inputs stopped, in as many processes as the stream says."""
         from pipeline import training

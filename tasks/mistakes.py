@@ -65,11 +65,10 @@ class _WithoutTraceback(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         error = record.exc_info[1] if record.exc_info else None
-        mistake = mistake_of_command(error)
-        if not mistake and not _is_plain(error):
+        if not error or not (told := plainly(error)):
             return True
         if record.msg.startswith("Uncaught exception"):
-            say(f"error: {mistake or in_words(error)}")
+            say(f"error: {told}")
         return False
 
 
@@ -93,6 +92,11 @@ def mistake_of_command(error: BaseException | None) -> str:
                 name, text = (frame.f_locals.get(local, "?") for local in ("param_name", "attr"))
                 return f"--{name.replace('_', '-')} is {text!r}: {error}"
     return ""
+
+
+def plainly(error: BaseException) -> str:
+    """What is wrong in one line, if that is no fault of the program; else ""."""
+    return mistake_of_command(error) or (in_words(error) if _is_plain(error) else "")
 
 
 def _say_or_show(kind: type[BaseException], error: BaseException, trace) -> None:

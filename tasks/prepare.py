@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 
 import luigi
@@ -135,14 +137,23 @@ class Catalog(OfVideos):
         if found := self.outline():
             parts.check_classes(found.classes)
 
-    def outline(self):
-        """The clips as they are now, if need be without their contents; None for a demo that is not written yet."""
+    def outline(self, *, contents: bool = False):
+        """The clips as they are now; None for a demo that is not written yet.
+
+        Until the catalog is made their contents are blank; with `contents`, those that an older one knows are not.
+        """
         from pipeline import catalog
 
         if self.complete():
             return self.read()
-        written = all(task.complete() for task in self.before())
-        return catalog.outline(self.spec("dataset"), self.split_name) if written else None
+        if not all(task.complete() for task in self.before()):
+            return None
+        known = [clip for older in self.older().values() for clip in older.clips] if contents else []
+        return catalog.outline(self.spec("dataset"), self.split_name, known=known)
+
+    def older(self) -> dict:
+        """Path -> catalog, of all that were ever made of this dataset, whatever the split."""
+        return {path: found for path in self.folder.parent.glob("*/catalog.h5") if (found := _if_readable(path))}
 
     def videos_key(self) -> str:
         """Content of the videos, whatever the split: all that frames depend on."""
@@ -152,7 +163,7 @@ class Catalog(OfVideos):
         """Read the folder and the lists; files that an older catalog of this split knows are not hashed again."""
         from pipeline import catalog, store
 
-        old = {path: found for path in self.folder.parent.glob("*/catalog.h5") if (found := _if_readable(path))}
+        old = self.older()
         known = [clip for before in old.values() for clip in before.clips]
         found = catalog.read_dataset(self.spec("dataset"), self.split_name, known=known)
         for change in catalog.changes(old[self.path], found) if self.path in old else ():
@@ -228,6 +239,7 @@ class Flow(_Store):
     """The optical flow of every clip, computed from the cached frames, as JPEG planes in HDF5 shards."""
 
     reads = (*Frames.reads, "flow")
+    may_download = True
 
     @property
     def label(self) -> str:
@@ -255,10 +267,27 @@ class Flow(_Store):
         if not done and not self.__dict__.get("_checked") and self.spec("cluster").kind in ("inline", "local"):
             from pipeline import flow
 
-            with told_plainly():
-                flow.check(self.spec("flow"), device=self.run_spec.device)
+            if self.may_download or not self.to_download():
+                with told_plainly():
+                    flow.check(self.spec("flow"), device=self.run_spec.device)
             self.__dict__["_checked"] = True
         return done
+
+    def to_download(self) -> str:
+        """The file of weights that the check in `complete` would fetch; "" if there is none to fetch."""
+        from pipeline import flow
+
+        return flow.to_download(self.spec("flow"))
+
+    @classmethod
+    @contextlib.contextmanager
+    def without_download(cls) -> Iterator[None]:
+        """Within the block nothing is fetched to find out whether a method can work: a look writes nothing."""
+        cls.may_download = False
+        try:
+            yield
+        finally:
+            cls.may_download = True
 
     def make(self) -> None:
         """Compute flow for every clip, shard by shard."""

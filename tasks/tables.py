@@ -146,6 +146,11 @@ class PaperTable(Repeated):
 
     # --- the stage
 
+    @property
+    def left_out(self) -> list[str]:
+        """Row by row, why it is not run."""
+        return [f"row {p.row.key} is not run: {p.reason}" for p in self.plan if p.reason]
+
     def own_digest(self) -> str:
         """The table, and of each row the digests of what it is made from or the reason why it is not run."""
         rows = [[p.row.key, p.reason, p.changes, [task.digest for task in p.tasks]] for p in self.plan]

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import shutil
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import store
-from pipeline.catalog import UNREADABLE, listing, read_dataset
+from pipeline.catalog import UNREADABLE, listing, outline, read_dataset
 from pipeline.specs import DatasetSpec
 
 
@@ -307,3 +308,17 @@ def test_empty_parts_are_said_early(tmp_path, capsys):
     said = capsys.readouterr().err
     assert "no val clips in this split: the last weights are kept, and the average is the only fusion" in said
     assert "no test clips in this split: nothing can be reported" in said
+
+
+def test_an_outline_knows_the_content_of_files_that_were_read_before(tiny_dataset, tmp_path):
+    folder = tmp_path / "videos"
+    shutil.copytree(tiny_dataset, folder)
+    spec = DatasetSpec(videos=str(folder), group_pattern=r"/(?P<group>[a-z]+)_")
+    before = read_dataset(spec, "dan")
+    assert outline(spec, "dan", known=before.clips) == before
+    changed = folder / before.clips[2].path
+    changed.write_bytes(changed.read_bytes() + b"x")
+    after = outline(spec, "dan", known=before.clips)
+    blank = [clip.id for clip in after.clips if clip.content == UNREADABLE]
+    assert blank == [before.clips[2].id]
+    assert {clip.content for clip in outline(spec, "dan").clips} == {UNREADABLE}

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import cluster
-from pipeline.cluster import WorkerDied, Workers, threads_each, worker_count
+from pipeline.cluster import WorkerDied, Workers, shared_by, threads_each, worker_count
 from pipeline.specs import ClusterSpec
 
 
@@ -241,3 +241,11 @@ def test_jobs_of_a_queue_take_one_gpu_and_its_threads(monkeypatch):
     cluster._job_queue(ClusterSpec(kind="jobqueue", threads=8), ("auto",))
     assert [options["cores"] for options in given] == [1, 8]
     assert "worker_extra_args" not in given[0] and given[1]["worker_extra_args"] == ["--resources", "GPU=1"]
+
+
+def test_work_is_shared_on_this_machine_alone():
+    local = ClusterSpec(kind="local", workers=4)
+    assert [shared_by(local, most=jobs) for jobs in (0, 1, 3, 9)] == [1, 1, 3, 4]
+    assert shared_by(local, ("cuda:0", "cuda:1"), most=9) == 2
+    elsewhere = ClusterSpec(kind="address", address="tcp://x:1", workers=4), ClusterSpec(kind="jobqueue", workers=4)
+    assert [shared_by(spec, most=9) for spec in (ClusterSpec(kind="inline", workers=4), *elsewhere)] == [1, 1, 1]

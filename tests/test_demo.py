@@ -4,8 +4,20 @@ import cv2
 import numpy as np
 import pytest
 
+from pipeline import catalog
 from pipeline.catalog import read_dataset
-from pipeline.demo import FPS, MOTIONS, SPLITS, TEXTURES, check_split, class_names, is_written, render, write_demo
+from pipeline.demo import (
+    FPS,
+    MOTIONS,
+    SPLITS,
+    TEXTURES,
+    check_split,
+    class_names,
+    is_written,
+    outline,
+    render,
+    write_demo,
+)
 from pipeline.specs import DatasetSpec, DemoSpec
 
 TINY = DemoSpec(groups=3, clips=1, frames=8, width_px=48, height_px=40)
@@ -170,3 +182,15 @@ def test_a_split_that_the_demo_will_not_have_is_refused_before_it_is_written():
         check_split(split)
     with pytest.raises(ValueError, match="split '4' of the demo does not exist; allowed: 1, 2, 3"):
         check_split("4")
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_the_outline_is_the_catalog_of_what_is_written(tmp_path, split):
+    spec = DemoSpec(groups=6, clips=2, frames=8)
+    write_demo(tmp_path / "demo", spec)
+    lists = {"videos": str(tmp_path / "demo/videos"), "lists": str(tmp_path / "demo/ucfTrainTestlist")}
+    dataset = DatasetSpec(layout="ucf101", **lists)
+    written, drawn = catalog.outline(dataset, split), outline(spec, dataset, split)
+    names = ("id", "path", "label", "class_name", "group", "split")
+    told = [[[getattr(clip, name) for name in names] for clip in found.clips] for found in (written, drawn)]
+    assert told[0] == told[1] and written.classes == drawn.classes

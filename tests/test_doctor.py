@@ -276,3 +276,10 @@ def test_torchcodec_is_tried_where_it_is_installed(monkeypatch):
         )
         monkeypatch.setitem(sys.modules, "torchcodec", SimpleNamespace() if there else None)
         assert machine.decoders()["torchcodec"].startswith(outcome)
+
+
+@pytest.mark.parametrize(("wanted", "busy"), [(1.9, False), (2.1, True)])
+def test_a_machine_is_busy_if_more_wants_to_run_than_can(monkeypatch, wanted, busy):
+    monkeypatch.setattr("os.getloadavg", lambda: (wanted, 0.0, 0.0))
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: {0, 3})
+    assert machine.load() == {"load": wanted, "cores": 2, "busy": busy}

@@ -111,3 +111,11 @@ def test_damaged_json_is_named_with_its_cure(tmp_path, content, message):
     path.write_bytes(content)
     with pytest.raises(ValueError, match=message):
         files.read_json(path)
+
+
+def test_the_size_of_a_folder_follows_no_link(tmp_path):
+    (tmp_path / "a/b").mkdir(parents=True)
+    (tmp_path / "a/one").write_bytes(b"123")
+    (tmp_path / "a/b/.two").write_bytes(b"45")
+    (tmp_path / "a/link").symlink_to(tmp_path / "a/one")
+    assert files.size_of(tmp_path / "a") == 5 and files.size_of(tmp_path / "none") == 0

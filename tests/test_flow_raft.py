@@ -11,7 +11,7 @@ import torch
 from conftest import moving_texture
 from torchvision.models import optical_flow
 
-from pipeline.flow import check, estimate, methods, raft, takes_colour, to_rgb, weights
+from pipeline.flow import check, estimate, methods, raft, takes_colour, to_download, to_rgb, weights
 from pipeline.specs import FLOW_METHODS, RAFT_WEIGHTS, FlowSpec
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
@@ -282,3 +282,13 @@ def test_cuda_agrees_with_the_cpu(spec):
     on_cpu = estimate(frames, spec, device="cpu")
     difference = np.abs(estimate(frames, spec, device="cuda") - on_cpu).mean()
     assert difference < 0.02 * np.abs(on_cpu).mean()  # convolutions on CUDA are rounded to TF32
+
+
+def test_what_would_be_downloaded_is_known_without_torch(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    named, own = FlowSpec(method="raft_large"), FlowSpec(method="raft_small", raft_weights="./own.pth")
+    assert to_download(named) == "raft_large_C_T_SKHT_V2-ff5fadd5.pth"
+    assert to_download(own) == to_download(FlowSpec(method="tvl1")) == ""
+    (tmp_path / "hub/checkpoints").mkdir(parents=True)
+    (tmp_path / "hub/checkpoints" / to_download(named)).write_bytes(b"")
+    assert to_download(named) == ""

@@ -17,6 +17,7 @@ LAYERS = [
         "stream_specs",
         "specs",
         "progress",
+        "console",
         "files",
         "official",
         "layouts",
@@ -47,6 +48,9 @@ LAYERS = [
         "garbage",
         "machine",
         "doctor",
+        "estimates",
+        "measure",
+        "measure_networks",
         "__main__",
     ),
 ]

@@ -313,3 +313,34 @@ def test_memory_does_not_grow_with_the_length_of_a_clip(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
     assert int(done.stdout) < 500 * 1024  # KiB
+
+
+# --- what is left of a store
+
+
+def jobs_of(frames, folder):
+    catalog = read_dataset(DatasetSpec(videos=str(frames), group_pattern=GROUPS), "dan")
+    attrs = {"digest": "f", "spec": "{}"}
+    how = {"videos": frames, "spec": FRAMES, "cluster": INLINE, "attrs": attrs}
+    return preprocess.frames_jobs(folder, catalog, **how), catalog
+
+
+def test_all_of_a_store_is_left_until_it_is_made(tiny_dataset, tmp_path):
+    jobs, catalog = jobs_of(tiny_dataset, tmp_path / "frames")
+    flow = {"spec": FLOW, "device": "cpu", "attrs": {"digest": "d", "spec": "{}"}}
+    everything = (len(jobs), len(jobs), 8, 1.0)
+    assert preprocess.frames_left(jobs) == everything
+    assert preprocess.flow_left(tmp_path / "flow", jobs, **flow) == everything
+    frames = frames_of(tiny_dataset, tmp_path / "frames")
+    assert preprocess.frames_left(jobs) == (0, len(jobs), 0, 0.0)
+    flow_of(frames, tmp_path / "flow")
+    assert preprocess.flow_left(tmp_path / "flow", jobs, **flow) == (0, len(jobs), 0, 0.0)
+
+    (tmp_path / "flow/shards" / jobs[0].path.name).unlink()
+    jobs[1].path.unlink()  # flow of frames that will come anew may be anything
+    lost = [sum(clip.bytes for clip in job.clips) for job in jobs]
+    clips = [len(job.clips) for job in jobs]
+    left = preprocess.frames_left(jobs)
+    assert left[:3] == (1, len(jobs), clips[1]) and left.share == pytest.approx(lost[1] / sum(lost))
+    left = preprocess.flow_left(tmp_path / "flow", jobs, **flow)
+    assert left[:3] == (2, len(jobs), sum(clips[:2])) and left.share == pytest.approx(sum(lost[:2]) / sum(lost))

@@ -6,7 +6,8 @@ from trainings import assert_same_weights, interrupt_after, run, spec
 
 from pipeline import training
 from pipeline.checkpoint import save_tensors
-from pipeline.resume import Run
+from pipeline.resume import Run, identity_of, steps_done
+from pipeline.specs import StreamSpec
 
 RECIPE = {
     "schedule": "cosine",
@@ -99,3 +100,16 @@ def test_a_training_goes_on_where_auto_is_another_precision(tmp_path, before, af
     assert runs[1].step == 7 and runs[1].scaler.is_enabled() == after
     assert runs[1].scaler.get_scale() == ((2.0**8 if before else 2.0**9) if after else 1.0)
     assert_same_weights(runs[1].network.state_dict(), runs[0].network.state_dict())
+
+
+def test_steps_done_are_those_of_the_same_training_alone(tmp_path):
+    spec = StreamSpec(network="small", resize_px=0, crop_px=32, steps=9, milestones=())
+    identity = identity_of(spec, "inputs", ("a", "b"), ())
+    run, path = Run(spec, 2, torch.device("cpu")), tmp_path / "resume.pt"
+    assert steps_done(path, identity) == 0
+    run.step = 7
+    run.save(path, identity)
+    assert steps_done(path, identity) == 7
+    assert steps_done(path, identity_of(spec, "inputs", ("a",), ("b", "c"))) == 0
+    path.write_bytes(path.read_bytes()[:100])
+    assert steps_done(path, identity) == 0

@@ -196,6 +196,16 @@ def check(spec: FlowSpec, *, device: str = "auto") -> None:
         resolve(spec.method, device)
 
 
+def to_download(spec: FlowSpec) -> str:
+    """What `check` would have to fetch: the name of RAFT's file of weights if it is not here, "" for nothing."""
+    if spec.method not in RAFT_WEIGHTS or spec.weights_file is not None:
+        return ""
+    from pipeline.flow import weights
+
+    name = weights.file_name(spec.method, spec.raft_weights)
+    return "" if (weights.folder() / name).is_file() else name
+
+
 def to_gray(frames: np.ndarray) -> np.ndarray:
     """Gray values, the same for every method: (T, H, W, 3) uint8 RGB -> (T, H, W) uint8, by OpenCV's RGB2GRAY.
 

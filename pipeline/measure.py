@@ -1,0 +1,230 @@
+"""Small trials from which `estimates` extrapolates: a few videos, a few pairs of frames. Nothing is written.
+
+Each function says what it measures, since one may take several seconds, and ends within a bounded time. Images are
+coded, and motion on a CPU is computed, with one thread, as workers do it; what counts is the processor's time, which is
+that of a machine that does nothing else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from pipeline import demo, flow, jpeg, quantize, store
+from pipeline.catalog import Catalog, Clip
+from pipeline.doctor import one_thread
+from pipeline.estimates import Cached, PairCost, Videos, Work, extrapolated, spread
+from pipeline.files import content_of
+from pipeline.flow.device import pairs_at_once
+from pipeline.progress import say
+from pipeline.specs import DemoSpec, FlowSpec, FrameSpec
+from pipeline.video import Video, VideoError, resized, target_size
+
+DECODED = 3  # videos of which frames are decoded
+OPENED = 24  # whose header is read, for the number of frames
+FRAMES = 33  # of a video that are decoded, at most
+VIDEO_SECONDS, FLOW_SECONDS = 1.0, 1.5  # after which no more of a kind is tried
+
+
+def timed(
+    function: Callable[..., Any], *given: Any, clock: Callable[[], float] = time.perf_counter, **named: Any
+) -> tuple[float, Any]:
+    """Seconds that a call took by a clock, and what it gave."""
+    begun = clock()
+    found = function(*given, **named)
+    return clock() - begun, found
+
+
+_worked = functools.partial(timed, clock=time.process_time)  # by one thread that never waits
+
+
+# --- videos and frames ------------------------------------------------------------------------------------------------
+
+
+class _Trial(NamedTuple):
+    """What decoding the beginning of one video showed."""
+
+    byte_seconds: float
+    frame_seconds: float
+    images: tuple[bytes, ...]
+    whole: bool  # it ended before the trial did
+
+
+def videos(folder: Path, clips: Sequence[Clip], spec: FrameSpec) -> Videos:
+    """Decode, resize and encode the first frames of a few videos, and extrapolate their frames by bytes.
+
+    Args:
+        folder: that the clips' paths are relative to.
+        clips: the whole data set.
+        spec: size and quality of the cached frames.
+
+    Raises:
+        ValueError: none of those tried can be decoded; with the reason of the last.
+    """
+    sizes = [clip.bytes for clip in clips]
+    say(f"plan: decoding frames of {min(DECODED, len(clips))} videos in {folder}")
+    trials: dict[int, _Trial] = {}
+    reason = "they are empty"
+    # a video that is broken is passed over for one of about its size
+    for place in _in_turn(sizes):
+        try:
+            trials[place] = _trial(folder / clips[place].path, spec)
+        except (VideoError, OSError) as error:
+            reason = f"{clips[place].path}: {error}"
+        if len(trials) == DECODED:
+            break
+    if not trials:
+        raise ValueError(f"no video could be decoded, such as {reason}")
+    frames = _frames_of({**dict.fromkeys(spread(sizes, OPENED)), **trials}, folder, clips)
+    if not frames:
+        raise ValueError("the headers of the videos do not tell how many frames they have")
+    images = [image for trial in trials.values() for image in trial.images]
+    mean = {name: float(np.mean([getattr(t, name) for t in trials.values()])) for name in _Trial._fields[:2]}
+    in_all = extrapolated(list(frames.values()), [sizes[place] for place in frames], sum(sizes))
+    cached = Cached(len(clips), in_all, tuple(trial.images for trial in trials.values()))
+    return Videos(sum(sizes), cached, **mean, frame_bytes=float(np.mean([len(image) for image in images])))
+
+
+def _in_turn(sizes: Sequence[int]) -> Iterator[int]:
+    """Places to try: a few spread over the sizes, then others."""
+    yield from (seen := spread(sizes, DECODED))
+    yield from (place for place in spread(sizes, OPENED) if place not in seen)
+
+
+def _trial(path: Path, spec: FrameSpec) -> _Trial:
+    read_seconds, _ = timed(content_of, path)
+    images, whole, seconds = [], True, 0.0
+    with one_thread():
+        begun = time.process_time()
+        for image, _ in Video(path, short_side_px=spec.short_side_px):
+            images.append(jpeg.encode(image, quality=spec.jpeg_quality))
+            seconds = time.process_time() - begun
+            if len(images) == FRAMES or seconds > VIDEO_SECONDS:
+                whole = False
+                break
+    if not images:
+        raise VideoError("no frame decodes")
+    return _Trial(read_seconds / path.stat().st_size, seconds / len(images), tuple(images), whole)
+
+
+def _frames_of(places: dict[int, _Trial | None], folder: Path, clips: Sequence[Clip]) -> dict[int, int]:
+    """Frames of each of these videos: counted if it was decoded to its end, else as its header has it."""
+    found = {}
+    for place, trial in places.items():
+        if trial and trial.whole:
+            found[place] = len(trial.images)
+            continue
+        with contextlib.suppress(VideoError):
+            found[place] = Video(folder / clips[place].path).promised_frames
+    return {place: frames for place, frames in found.items() if frames}
+
+
+def unwritten_demo(spec: DemoSpec, catalog: Catalog, frames: FrameSpec) -> tuple[Work, Videos]:
+    """What writing the demo takes, and its videos as they will be, from one clip that is drawn and not written.
+
+    Its videos are Motion JPEG, so that decoding a frame is decoding a JPEG image.
+    """
+    say("plan: drawing a clip of the demo")
+    for _ in range(2):  # the first call of each function also loads what it needs
+        write_seconds, stored, frame_seconds, images = _drawn(spec, frames)
+    clips, in_all = len(catalog.clips), len(catalog.clips) * spec.frames
+    of_videos = sum(map(len, stored)) * clips
+    found = Videos(
+        of_videos,
+        Cached(clips, in_all, (tuple(images),)),
+        byte_seconds=0.0,
+        frame_seconds=frame_seconds,
+        frame_bytes=sum(map(len, images)) / len(images),
+    )
+    return Work(write_seconds * clips, of_videos), found
+
+
+def _drawn(spec: DemoSpec, frames: FrameSpec) -> tuple[float, list[bytes], float, list[bytes]]:
+    """Seconds to draw and code a clip, its frames as they will be written, seconds to cache each, and as cached."""
+    drawing, drawn = _worked(demo.render, spec, demo.TEXTURES[0], demo.MOTIONS[0], group=1, number=1)
+    coding, stored = _worked(lambda: [jpeg.encode(frame, quality=demo.JPEG_QUALITY) for frame in drawn])
+    size = target_size(*drawn.shape[1:3], frames.short_side_px)
+    seconds, images = _worked(lambda: [_as_cached(data, size, frames.jpeg_quality) for data in stored])
+    return drawing + coding, stored, seconds / len(drawn), images
+
+
+def _as_cached(data: bytes, size: tuple[int, int], quality: int) -> bytes:
+    return jpeg.encode(resized(jpeg.decode(np.frombuffer(data, np.uint8), gray=False), size), quality=quality)
+
+
+def cached(path: Path) -> Cached:
+    """The clips of a frames store that is whole, with the first frames of a few of them.
+
+    Raises:
+        ValueError: it holds no clip.
+    """
+    opened = store.open_frames(path)
+    names = list(opened)
+    if not names:
+        raise ValueError("no clip has frames")
+    frames = [opened.rows[name]["frames"] for name in names]
+    chosen = [opened[names[place]] for place in spread(frames, DECODED)]
+    samples = tuple(tuple(data.tobytes() for data in clip.jpegs(0, min(FRAMES, len(clip)))) for clip in chosen)
+    opened.close()
+    return Cached(len(names), sum(frames), samples)
+
+
+# --- flow -------------------------------------------------------------------------------------------------------------
+
+
+def pair(samples: Sequence[Sequence[bytes]], spec: FlowSpec, *, device: str) -> PairCost:
+    """Compute the motion of a few pairs of each sample, and encode it.
+
+    Args:
+        samples: the first frames of a few clips, as JPEG.
+        spec: method, directions, quantisation and quality.
+        device: as for `flow.estimate`.
+
+    Raises:
+        ValueError: the device cannot be used here, or no sample has two frames.
+    """
+    device = flow.resolve(spec.method, device)
+    say(f"plan: timing {spec.method} on {'the CPU' if device == 'cpu' else device}")
+    with one_thread() if device == "cpu" else contextlib.nullcontext():
+        costs = [_pair(images, spec, device) for images in samples if len(images) > 1]
+    if not costs:
+        raise ValueError("no video that was tried has two frames")
+    return PairCost(*(float(column) for column in np.mean(costs, axis=0)))
+
+
+def _pair(images: Sequence[bytes], spec: FlowSpec, device: str) -> PairCost:
+    gray = not flow.takes_colour(spec.method)
+    decoding, frames = _worked(lambda: np.stack([jpeg.decode(np.frombuffer(i, np.uint8), gray=gray) for i in images]))
+    per_pair, motion = _motion(frames, spec, device)
+    coding, planes = _worked(_encoded, motion, spec)
+    directions = 1 + spec.backward
+    code_seconds = decoding / len(images) + directions * coding / len(motion)
+    return PairCost(directions * per_pair, code_seconds, directions * sum(map(len, planes)) / len(motion))
+
+
+def _motion(frames: np.ndarray, spec: FlowSpec, device: str) -> tuple[float, np.ndarray]:
+    """Seconds a pair, in a batch as workers have it or as large as the time allows, and the flow of some frames."""
+    clock = _worked if device == "cpu" else timed
+    flow.estimate(frames[:2], spec, device=device)  # for the first one a method may compile, or load weights
+    seconds, motion = clock(flow.estimate, frames[:2], spec, device=device)
+    pairs = pairs_at_once(frames.shape[1] * frames.shape[2], device=device, batch_pairs=spec.batch_pairs)
+    if device == "cpu":
+        pairs = min(pairs, len(frames) - 1, int(FLOW_SECONDS / max(seconds, 1e-6)))
+    else:  # a batch holds several clips: as many frames as fill one
+        frames = np.concatenate([frames] * -(-(pairs + 1) // len(frames)))
+        flow.estimate(frames[: pairs + 1], spec, device=device)
+    if pairs > 1:
+        seconds, motion = clock(flow.estimate, frames[: pairs + 1], spec, device=device)
+    return seconds / len(motion), motion
+
+
+def _encoded(motion: np.ndarray, spec: FlowSpec) -> list[bytes]:
+    minmax = spec.scaling == "minmax"
+    q = quantize.minmax_to_bytes(motion)[0] if minmax else quantize.to_bytes(motion, bound_px=spec.bound_px)
+    return [jpeg.encode(plane, quality=spec.jpeg_quality) for plane in q.reshape(-1, *q.shape[2:])]

@@ -1,0 +1,133 @@
+"""Small trials of a network, from which `estimates` extrapolates trainings and scores. Nothing is written.
+
+What is wanted is the time on a machine that does nothing else: the shortest of a few tries is taken. Where others use
+the same cores even that is far too long, since the threads of a step wait for one another; so one thread can be asked
+for, of which the processor's time is taken.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from pipeline.estimates import StepCost
+from pipeline.flow.device import one_thread as _one_thread
+from pipeline.measure import timed
+from pipeline.networks import resolve_device
+from pipeline.parallel import process_count
+from pipeline.progress import say
+from pipeline.resume import Run
+from pipeline.specs import StreamSpec
+from pipeline.training import train_step
+
+STEP_SECONDS = 0.5  # after which no larger step is tried
+
+
+def network(spec: StreamSpec, classes: int, *, device: str, one_thread: bool = False) -> StepCost:
+    """Train a network of random weights on random inputs for a few small steps, then score some.
+
+    Args:
+        spec: network, input, precision and optimizer; as much as the time of a step depends on.
+        classes: of the data set.
+        device: "auto", "cpu", "cuda" ...
+        one_thread: on a CPU, use one, which gives a time that is too long by at most the number of cores.
+
+    Raises:
+        ValueError: a device or network that there is not.
+        RuntimeError: the memory of the device does not suffice even for these.
+    """
+    target = resolve_device(device)
+    say(f"plan: timing {spec.network}, {spec.stream} stream, on {'the CPU' if target.type == 'cpu' else target}")
+    alone = one_thread and target.type == "cpu"
+    with torch.random.fork_rng([target] if target.type == "cuda" else []), _one_thread(alone):
+        run = Run(timed_as(spec), classes, target, other_classes=classes)
+        shortest = functools.partial(_shortest, time.process_time if alone else time.perf_counter)
+        times = _steps(run, classes, shortest)
+        view_seconds = _view_seconds(run, shortest)
+    (few, first), (many, second) = list(times.items())[-2:] if len(times) > 1 else [(0, 0.0), *times.items()]
+    clip_seconds = max(0.0, second - first) / (many - few)
+    state = sum(value.nbytes for value in run.network.state_dict().values())
+    learning = sum(weight.nbytes for weight in run.network.parameters() if weight.requires_grad)
+    return StepCost(
+        max(0.0, second - many * clip_seconds),
+        clip_seconds,
+        view_seconds,
+        state,
+        2 * state + {"sgd": 1, "adamw": 2}[spec.optimizer] * learning,
+        run.network.head.in_features,
+    )
+
+
+def timed_as(spec: StreamSpec) -> StreamSpec:
+    """The stream as far as its speed depends on it: streams that are timed alike are equal.
+
+    No weights are read or fetched, and random inputs teach nothing.
+    """
+    how = spec.with_how if spec.with_how != "start" else ""
+    return dataclasses.replace(
+        spec,
+        **{"start": "scratch", "with_how": how, "with_dataset": how and spec.with_dataset},
+        **{"learning_rate": 0.0, "learning_rate_end": 0.0, "warmup": 0, "milestones": (), "steps": 1},
+        **{"accumulate": 1, "processes": 1, "machines": 1, "seed": 0},
+        **{"validate_every": 1, "save_every": 1},
+    )
+
+
+def gpus_that_share(spec: StreamSpec, device: str) -> int:
+    """GPUs among which the steps of a training are divided; on CPUs processes share the same cores, which counts 1."""
+    return process_count(spec, device) * spec.machines if resolve_device(device).type == "cuda" else 1
+
+
+def _steps(run: Run, classes: int, shortest: Callable[..., float]) -> dict[int, float]:
+    """Clips -> seconds of a training step of so many; four times as many while that is quick, up to the batch."""
+    times: dict[int, float] = {}
+    clips, most = min(2, run.spec.items_per_step), run.spec.items_per_step
+    while clips not in times and (len(times) < 2 or max(times.values()) < STEP_SECONDS):
+        inputs, labels = _batch(run, clips, classes)
+        try:
+            if not times or run.device.type == "cuda":  # the first of a kind prepares what the next ones use
+                train_step(run, inputs, labels)
+            times[clips] = shortest(train_step, run, inputs, labels)
+        except RuntimeError:  # out of memory: what was measured before must do
+            if not times:
+                raise
+            break
+        clips = min(4 * clips, most)
+    return times
+
+
+def _batch(run: Run, clips: int, classes: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Random inputs, (N, C, H, W) or (N, S, C, H, W), and labels."""
+    snippets = (run.spec.segments,) if run.spec.segments > 1 else ()
+    inputs = torch.rand(clips, *snippets, run.spec.channels, run.spec.crop_px, run.spec.crop_px)
+    return inputs, torch.randint(0, classes, (clips,))
+
+
+def _view_seconds(run: Run, shortest: Callable[..., float]) -> float:
+    """Of a forward pass, for each view: of many at once where that is quick."""
+    run.network.eval()
+
+    def score(views: int) -> None:
+        inputs = torch.rand(views, run.spec.channels, run.spec.crop_px, run.spec.crop_px).to(run.device)
+        with torch.inference_mode():
+            run.network.probabilities(run.network.features(inputs)).cpu()
+
+    score(4)
+    seconds, views = shortest(score, 4), 4
+    if seconds < STEP_SECONDS / 4:
+        views = 64
+        seconds = shortest(score, views)
+    return seconds / views
+
+
+def _shortest(clock: Callable[[], float], function: Callable[..., Any], *given: Any) -> float:
+    """Seconds of the quickest of at most three calls, of one if that is long."""
+    seconds = [timed(function, *given, clock=clock)[0]]
+    while len(seconds) < 3 and sum(seconds) < STEP_SECONDS:
+        seconds.append(timed(function, *given, clock=clock)[0])
+    return min(seconds)

@@ -1,0 +1,130 @@
+"""What each artifact of a plan would take: which measurement belongs to which task. Each is taken once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from pathlib import Path
+from typing import Any
+
+import luigi
+
+from pipeline import catalog, cluster, estimates, measure, measure_networks, preprocess
+from pipeline.estimates import MOMENTS, Cached, Videos, Work
+from pipeline.training import VALIDATION_FRAMES
+from tasks import settings
+from tasks.learn import ScoreStream, TrainStream
+from tasks.mistakes import in_words
+from tasks.prepare import Catalog, DemoVideos, Flow, Frames
+from tasks.standing import IS_THERE, Standing
+
+ELSEWHERE = "on one worker like this machine"  # for kind = address or jobqueue
+
+
+class Costs:
+    """The costs of the tasks of one plan."""
+
+    def __init__(self, standings: Callable[[luigi.Task], Standing], *, one_thread: bool = False):
+        """`standings`: how far the artifact of a task is; `one_thread`: time networks on one thread of the CPU."""
+        self._standing, self._one_thread, self._known, self._read = standings, one_thread, {}, set()
+
+    def of(self, task: luigi.Task) -> Work:
+        """What is left to do for a task; where it cannot be measured, why."""
+        how = {
+            DemoVideos: self._demo,
+            Catalog: self._catalog,
+            Frames: self._frames,
+            Flow: self._flow,
+            TrainStream: self._training,
+            ScoreStream: self._scores,
+        }.get(type(task))
+        if how is None:
+            return MOMENTS
+        try:
+            return how(task)
+        except Exception as error:  # a driver may fail in any way; the other rows are still worth telling
+            return Work(note=f"cannot be measured: {in_words(error)}")
+
+    def _once(self, what: Hashable, measured: Callable[..., Any], *given: Any, **named: Any) -> Any:
+        if what not in self._known:
+            self._known[what] = measured(*given, **named)
+        return self._known[what]
+
+    # --- the stages
+
+    def _demo(self, task: DemoVideos) -> Work:
+        own = {"dataset": task.dataset}
+        return self._unwritten(Frames(**own))[0]
+
+    def _catalog(self, task: Catalog) -> Work:
+        clips = self._standing(task).catalog.clips
+        new = sum(clip.bytes for clip in clips if clip.content == catalog.UNREADABLE)
+        if not new or task.dataset_folder in self._read:  # what one split has read, the others know
+            return MOMENTS
+        self._read.add(task.dataset_folder)
+        videos = self._videos(task.clone(Frames))
+        return estimates.catalog_work(videos, new_bytes=new, threads=cluster.worker_count(task.spec("cluster")))
+
+    def _frames(self, task: Frames) -> Work:
+        at, where = self._standing(task), task.spec("cluster")
+        workers = cluster.shared_by(where, most=at.shards_left)
+        work = estimates.frames_work(self._videos(task), share=at.share, clips=at.clips, workers=workers)
+        return _elsewhere(work, where)
+
+    def _flow(self, task: Flow) -> Work:
+        if missing := task.to_download():
+            return Work(note=f"the first use downloads {missing}; only then it can be timed")
+        at, spec, where, frames = self._standing(task), task.spec("flow"), task.spec("cluster"), task.requires()[0]
+        clips, device = self._cached(frames), task.run_spec.device
+        cost = self._once(("pair", spec, frames.folder), measure.pair, clips.samples, spec, device=device)
+        devices = preprocess.devices_of(spec, where, device)
+        work = estimates.flow_work(
+            cost,
+            clips,
+            share=at.share,
+            clips=at.clips,
+            workers=cluster.shared_by(where, devices, most=at.shards_left),
+            threads=cluster.threads_each(where, devices) or 1,
+            on_gpu=bool(devices),
+        )
+        return _elsewhere(work, where)
+
+    def _training(self, task: TrainStream) -> Work:
+        spec, at = task.stream_spec, self._standing(task)
+        views = len(at.catalog.part("val")) * VALIDATION_FRAMES
+        sharing = measure_networks.gpus_that_share(spec, task.run_spec.device)
+        cost, left = self._network(task), spec.steps - at.steps_done
+        return estimates.training_work(cost, spec, steps=left, validation_views=views, sharing=sharing)
+
+    def _scores(self, task: ScoreStream) -> Work:
+        trained = task.requires()[0]  # on classes that other videos, which are scored here, do not have
+        clips, classes = self._standing(task).clips, len(self._standing(trained).catalog.classes)
+        return estimates.scoring_work(self._network(trained), task.spec("score"), clips=clips, classes=classes)
+
+    # --- what they are measured on
+
+    def _network(self, task: TrainStream) -> estimates.StepCost:
+        spec, classes = measure_networks.timed_as(task.stream_spec), len(self._standing(task).catalog.classes)
+        how = {"device": task.run_spec.device, "one_thread": self._one_thread}
+        return self._once(("network", spec, classes), measure_networks.network, spec, classes, **how)
+
+    def _videos(self, task: Frames) -> Videos:
+        listed, dataset, spec = task.requires()[0], task.spec("dataset"), task.spec("frames")
+        if not all(one.complete() for one in listed.before()):
+            return self._unwritten(task)[1]
+        clips = self._standing(listed).catalog.clips
+        return self._once(("videos", task.folder), measure.videos, Path(dataset.videos), clips, spec)
+
+    def _unwritten(self, task: Frames) -> tuple[Work, Videos]:
+        spec, clips = settings.resolve("demo", task.dataset_name), self._standing(task.requires()[0]).catalog
+        return self._once(("demo", spec, task.spec("frames")), measure.unwritten_demo, spec, clips, task.spec("frames"))
+
+    def _cached(self, task: Frames) -> Cached:
+        """The frames themselves where they are there, else as the videos promise them."""
+        if self._standing(task).state == IS_THERE:
+            return self._once(("cached", task.folder), measure.cached, task.path)
+        return self._videos(task).cached
+
+
+def _elsewhere(work: Work, where) -> Work:
+    far = where.kind in ("address", "jobqueue")
+    return estimates.noted(work, ELSEWHERE) if far else work

@@ -1,0 +1,257 @@
+"""`python -m pipeline plan [TASK] [flags]`: what a run would do and cost, without any of it.
+
+The arguments are those of `luigi --module tasks`, and are read by Luigi itself, so that every flag acts as it does
+there. The tasks are walked as Luigi would walk them, but none is run: `requires` and `complete` are all that is asked.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import luigi
+from luigi.cmdline_parser import CmdlineParser
+
+import tasks
+from pipeline import machine
+from pipeline.console import in_bytes, print_table
+from pipeline.estimates import MOMENTS, Total, Work, total
+from pipeline.progress import in_words
+from tasks import mistakes
+from tasks.base import Stage
+from tasks.prepare import Flow
+from tasks.standing import IS_THERE, UNKNOWN, Standing, Standings, before_of, folder_of
+
+DEFAULT = "FullPipeline"
+
+
+def main(argv: list[str]) -> int:
+    """Print the plan; returns the exit status.
+
+    Raises:
+        SystemExit: a mistake of the command line or of luigi.cfg, in one line, as Luigi tells it.
+    """
+    own, of_luigi = _parser().parse_known_args(argv)
+    try:
+        with CmdlineParser.global_instance(_with_task(of_luigi)) as parser, Flow.without_download():
+            found = plan(parser.get_task_obj(), quick=own.quick)
+    except Exception as error:
+        if not (said := mistakes.plainly(error)):
+            raise
+        raise SystemExit(f"error: {said}") from None
+    try:
+        print(json.dumps(found, indent=1)) if own.json else _print(found)
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m pipeline plan",
+        usage="%(prog)s [TASK] [--quick] [--json] [any flag of luigi --module tasks TASK]",
+        description="What a run would make, how long it would take and how much disk it would fill, measured on a few "
+        f"of your own videos. TASK is {DEFAULT} unless given. Nothing is made or written.",
+        epilog="`luigi --module tasks TASK --help-all` lists all other flags.",
+        allow_abbrev=False,  # --js of a flag of Luigi's would be ours
+    )
+    parser.add_argument("--quick", action="store_true", help="measure nothing: only what there is and what is missing")
+    parser.add_argument("--json", action="store_true", help="everything, for programs")
+    return parser
+
+
+def _with_task(argv: list[str]) -> list[str]:
+    """The arguments with a task, if none is among them. A first word that is no flag is meant to be one."""
+    # not all of Luigi's names: its settings are tasks to it, and `--dataset demo` names no task [demo]
+    named = set(argv) & set(tasks.__all__) or (argv and not argv[0].startswith("-"))
+    return argv if named else [DEFAULT, *argv]
+
+
+# --- the plan
+
+
+def plan(root: luigi.Task, *, quick: bool = False) -> dict[str, Any]:
+    """Every artifact that a task needs, in the order in which they are made, as plain JSON values.
+
+    Args:
+        root: a stage, or what requires some.
+        quick: measure nothing.
+
+    Returns:
+        {"task", "rows", "total", "artifacts", "disk_free", "enough", "refused", "load", "cores", "busy"}; if quick,
+        total and enough are None; "refused" says which missing files keep Luigi from beginning.
+    """
+    at_first = machine.load()  # before anything here adds to it
+    standings, walked = Standings(), artifacts_of(root)
+    apart = _told_apart(walked)
+    rows = [_row(task, standings.of(task), changes) for task, changes in zip(walked, apart, strict=True)]
+    summed = None if quick else _estimate(walked, rows, standings, busy=at_first["busy"])
+    artifacts = _artifacts(walked)
+    free = machine.resources(artifacts)["disk_free"]
+    return {
+        "task": type(root).__name__,
+        "rows": rows,
+        "total": summed and summed.as_dict(),
+        "artifacts": str(artifacts),
+        "disk_free": free,
+        "enough": summed and summed.most_bytes <= free,
+        "refused": [note for task in walked if standings.of(task).refused for note in standings.of(task).notes],
+        **at_first,
+    }
+
+
+def artifacts_of(root: luigi.Task) -> list[luigi.Task]:
+    """The tasks with an artifact, one each, as a run would go: after what they read, and stores as early as can be."""
+    waiting: dict[Path, luigi.Task] = {}
+    reads: dict[Path, set[Path]] = {}
+    _collect(root, waiting, reads, set())
+    order: list[luigi.Task] = []
+    while waiting:
+        ready = [folder for folder in waiting if waiting.keys().isdisjoint(reads[folder])]
+        first = max(ready, key=lambda folder: waiting[folder].priority)  # of equals the one that was met first
+        order.append(waiting.pop(first))
+    return order
+
+
+def _collect(
+    task: luigi.Task, found: dict[Path, luigi.Task], reads: dict[Path, set[Path]], seen: set[luigi.Task]
+) -> None:
+    """Add the tasks with an artifact, after those before them, and the folders of what each reads."""
+    if task in seen:
+        return
+    seen.add(task)
+    before, folder = before_of(task), folder_of(task)
+    for one in before:
+        _collect(one, found, reads, seen)
+    if folder and folder not in found:
+        found[folder], reads[folder] = task, {folder_of(one) for one in before} - {None}
+
+
+def _row(task: luigi.Task, found: Standing, changes: str) -> dict[str, Any]:
+    stage = isinstance(task, Stage)
+    notes = [changes, *found.notes, *getattr(task, "left_out", [])]
+    return {
+        "dataset": task.dataset_folder if stage else task.dataset,
+        "stage": type(task).__name__,
+        "label": task.label if stage else Path(task.folder).name,
+        "digest": task.digest if stage else "",
+        "path": str(folder_of(task)),
+        "state": found.state,
+        "bytes": found.bytes,
+        "clips": found.clips,
+        "seconds": None,
+        "disk_bytes": None,
+        "meanwhile_bytes": 0,
+        "note": "; ".join(filter(None, notes)),
+    }
+
+
+def _told_apart(walked: list[luigi.Task]) -> list[str]:
+    """Of each task what its row of a table changes, as far as it tells artifacts of one name apart."""
+    names = [(type(task).__name__, getattr(task, "label", "")) for task in walked]
+    changes = [dict(getattr(task, "changes", {})) for task in walked]
+    values: dict[tuple, set] = defaultdict(set)
+    for name, changed in zip(names, changes, strict=True):
+        for setting in {setting for other, of in zip(names, changes, strict=True) if other == name for setting in of}:
+            values[name, setting].add(changed.get(setting))
+    return [
+        ", ".join(f"{setting} = {value}" for setting, value in changed.items() if len(values[name, setting]) > 1)
+        for name, changed in zip(names, changes, strict=True)
+    ]
+
+
+def _estimate(walked: list[luigi.Task], rows: list[dict[str, Any]], standings: Standings, *, busy: bool) -> Total:
+    """Fill in what each row would take; returns the sum."""
+    from tasks.costs import Costs  # measures, for which it imports much
+
+    costs, works = Costs(standings.of, one_thread=busy), []
+    for task, row in zip(walked, rows, strict=True):
+        work = {IS_THERE: MOMENTS, UNKNOWN: Work()}.get(row["state"]) or costs.of(task)
+        row |= {name: getattr(work, name) for name in ("seconds", "disk_bytes", "meanwhile_bytes")}
+        row["note"] = "; ".join(filter(None, (row["note"], work.note)))
+        works.append(work)
+    return total(works)
+
+
+def _artifacts(walked: list[luigi.Task]) -> Path:
+    stages = [task for task in walked if isinstance(task, Stage)]
+    return Path(stages[-1].run_spec.artifacts) if stages else Path()
+
+
+# --- for people
+
+
+def _print(found: dict[str, Any]) -> None:
+    rows = found["rows"]
+    several = len({row["dataset"] for row in rows}) > 1
+    print_table([_cells(row, several=several, measured=found["total"] is not None) for row in rows])
+    print("\n".join(_closing(found)))
+
+
+def _cells(row: dict[str, Any], *, several: bool, measured: bool) -> dict[str, str]:
+    cells = {name: row[name] for name in (["dataset"] if several else []) + ["stage", "label", "digest", "state"]}
+    cells |= {"on disk": in_bytes(row["bytes"]) if row["bytes"] else "", "clips": str(row["clips"] or "")}
+    if measured:
+        left = row["state"] != IS_THERE
+        cells |= {"time": _known(row["seconds"], _time) if left else ""}
+        cells |= {"disk": _known(row["disk_bytes"], _disk) if left else ""}
+    return {**cells, "note": row["note"]}
+
+
+def _known(value: float | None, in_words: Callable[[float], str]) -> str:
+    return "?" if value is None else in_words(value)
+
+
+def _time(seconds: float) -> str:
+    return "moments" if seconds < 1 else in_words(seconds)
+
+
+def _disk(count: float) -> str:
+    return f"+ {in_bytes(count)}" if count else ""
+
+
+def _closing(found: dict[str, Any]) -> list[str]:
+    """What it all comes to."""
+    there, rows = sum(row["state"] == IS_THERE for row in found["rows"]), len(found["rows"])
+    lines = ["", f"{found['task']}: {there} of {rows} artifacts are there"]
+    free = f"{in_bytes(found['disk_free'])} are free for {found['artifacts']}"
+    if found["refused"]:
+        lines.append("luigi would refuse to begin, for files that are not there: see the notes")
+    if found["total"] is None or there == rows:
+        return [*lines, free]
+    return [*lines, *_totals(found, free)]
+
+
+def _totals(found: dict[str, Any], free: str) -> Iterator[str]:
+    summed, unknown = found["total"], found["total"]["unknown"]
+    if unknown < len(found["rows"]):
+        yield f"about {_time(summed['seconds'])} on this machine if it is otherwise idle{_busy(found)}"
+        more, most = in_bytes(summed["disk_bytes"]), in_bytes(summed["most_bytes"])
+        yield f"{more} more on the disk, {most} at most on the way; {free}"
+    if unknown:
+        yield f"besides {unknown} artifacts of which it is not known"
+    if not found["enough"]:
+        yield "WARNING: the disk does not suffice"
+
+
+def _busy(found: dict[str, Any]) -> str:
+    if not found["busy"]:
+        return ""
+    load, cores = found["load"], found["cores"]
+    shared = f"{load:.1f} processes share its {cores} cores now"
+    return f"; but {shared}, so networks were timed on one: up to {cores} x too long"
+
+
+if __name__ == "__main__":
+    sys.argv[0] = "plan"  # what Luigi's parser calls itself
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except KeyboardInterrupt:
+        sys.exit(130)

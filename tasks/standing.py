@@ -1,0 +1,145 @@
+"""How far the artifact of a task is: is it there, are parts of it, what of it is left. Nothing is made or written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import luigi
+
+from pipeline import demo, preprocess
+from pipeline.catalog import Catalog as Clips
+from pipeline.files import size_of
+from tasks import settings
+from tasks.base import Stage
+from tasks.learn import ScoreStream, TrainStream
+from tasks.prepare import Catalog, DemoVideos, Flow, Frames
+
+IS_THERE, TO_MAKE, GOES_ON, ANEW, UNKNOWN = "is there", "to make", "goes on", "made anew", "not known"
+_IF_CHANGED = "unless what it reads comes out as it was"
+
+
+@dataclass
+class Standing:
+    """Of the artifact of one task."""
+
+    state: str = TO_MAKE
+    """One of the five."""
+    bytes: int = 0
+    """On the disk."""
+    notes: list[str] = field(default_factory=list)
+    refused: bool = False
+    """Luigi would refuse to begin, for a file that is not there: the note says which."""
+    catalog: Clips | None = None
+    """The clips as they are now, or will be."""
+    clips: int | None = None
+    """That it is about: of a store that is unfinished, those in shards that are not current."""
+    share: float = 1.0
+    """These by the bytes of their videos, 0 to 1."""
+    shards_left: int = 1
+    steps_done: int = 0
+    """Of a training that was interrupted."""
+
+
+def before_of(task: luigi.Task) -> list[luigi.Task]:
+    """What a task reads: what Luigi requires of it, and what a table works through itself."""
+    more = task.before() if isinstance(task, Stage) else []
+    return list(dict.fromkeys([*luigi.task.flatten(task.requires()), *more]))
+
+
+def folder_of(task: luigi.Task) -> Path | None:
+    """Where the artifact of a stage, or the demo, lies; None for a task that only requires others."""
+    return Path(task.folder) if isinstance(task, (Stage, DemoVideos)) else None
+
+
+class Standings:
+    """Of all tasks of a plan; each artifact is looked at once."""
+
+    def __init__(self):
+        self._found: dict[Path, Standing] = {}
+
+    def of(self, task: luigi.Task) -> Standing:
+        """Look at the artifact of a task, and at all that it reads.
+
+        Raises:
+            SystemExit: a mistaken setting, told in a line, as Luigi's command would end.
+        """
+        folder = folder_of(task)
+        if folder not in self._found:
+            before = [self.of(one) for one in before_of(task) if folder_of(one)]
+            self._found[folder] = self._look(task, before)
+        return self._found[folder]
+
+    def _look(self, task: luigi.Task, before: list[Standing]) -> Standing:
+        found = Standing(bytes=size_of(folder_of(task)))
+        try:
+            if any(one.state == UNKNOWN for one in before):
+                found.state = UNKNOWN
+            elif task.complete():
+                found.state = IS_THERE
+            if found.state != UNKNOWN:
+                self._count(task, found)
+        except (SystemExit, OSError) as refusal:
+            # `told_plainly` makes the one of the other; a file that is missing today may be there tomorrow
+            if isinstance(refusal, SystemExit) and not isinstance(refusal.__context__, OSError):
+                raise
+            found.state, found.refused = UNKNOWN, True
+            found.notes.append(str(refusal).removeprefix("error: "))
+        if found.state == TO_MAKE:
+            self._look_for_parts(task, found, all(one.state == IS_THERE for one in before))
+        return found
+
+    def _count(self, task: luigi.Task, found: Standing) -> None:
+        """The clips that a task is about."""
+        if isinstance(task, Catalog):
+            found.catalog = task.outline(contents=True) or self._unwritten(task)
+        elif isinstance(task, (Frames, Flow, TrainStream, ScoreStream)):
+            found.catalog = self.of(task.clone(Catalog)).catalog
+        if found.catalog is not None:
+            part = {TrainStream: "train", ScoreStream: getattr(task, "part", "")}.get(type(task))
+            found.clips = len(found.catalog.part(part) if part else found.catalog.clips)
+
+    def _unwritten(self, task: Catalog) -> Clips:
+        return demo.outline(settings.resolve("demo", task.dataset_name), task.spec("dataset"), task.split_name)
+
+    # --- of what is not complete
+
+    def _look_for_parts(self, task: luigi.Task, found: Standing, inputs_are_there: bool) -> None:
+        if isinstance(task, Stage) and task.path.is_file():
+            found.state = ANEW
+            if not inputs_are_there:
+                found.notes.append(_IF_CHANGED)
+        if isinstance(task, (Frames, Flow)):
+            self._look_for_shards(task, found)
+        elif isinstance(task, TrainStream) and (task.folder / "resume.pt").is_file():
+            found.steps_done = task.steps_done() if inputs_are_there else 0
+            if found.steps_done:
+                found.state = GOES_ON
+                found.notes.append(f"{found.steps_done} of {task.stream_spec.steps} steps are done")
+            elif not inputs_are_there:
+                found.notes.append("an interrupted training is there, which goes on if what it reads is as it was")
+
+    def _look_for_shards(self, task: Frames | Flow, found: Standing) -> None:
+        left = self._left(task, found.catalog)
+        found.clips, found.share, found.shards_left = left.clips, left.share, left.shards
+        if left.shards < left.all_shards:
+            found.state = GOES_ON
+            found.notes = [f"{left.all_shards - left.shards} of {left.all_shards} shards are there"]
+
+    def _left(self, task: Frames | Flow, clips: Clips) -> preprocess.Left:
+        frames = task if isinstance(task, Frames) else task.requires()[0]
+        spec = frames.spec("frames")
+        jobs = preprocess.frames_jobs(
+            frames.folder.absolute(),
+            clips,
+            videos=Path(frames.spec("dataset").videos),
+            spec=spec,
+            cluster=frames.spec("cluster"),
+            attrs=frames.shard_attrs(spec),
+        )
+        if frames is task:
+            return preprocess.frames_left(jobs)
+        spec = task.spec("flow")
+        return preprocess.flow_left(
+            task.folder, jobs, spec=spec, device=task.run_spec.device, attrs=task.shard_attrs(spec)
+        )

@@ -1,0 +1,24 @@
+"""What is printed for people."""
+
+import pytest
+
+from pipeline.console import in_bytes, plain, print_table
+
+
+@pytest.mark.parametrize(
+    ("count", "words"),
+    [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (3 << 20, "3.0 MiB"), (5 << 30, "5.0 GiB"), (7 << 40, "7.0 TiB")],
+)
+def test_bytes(count, words):
+    assert in_bytes(count) == words
+
+
+def test_a_table_is_as_wide_as_its_cells_and_ends_with_its_sentences(capsys):
+    print_table([{"note": "why", "a": 1, "b": "x"}, {"note": "", "a": 22, "b": "yy"}])
+    assert capsys.readouterr().out == "a   b   note\n1   x   why\n22  yy\n"
+    print_table([])
+    assert not capsys.readouterr().out
+
+
+def test_names_hold_anything():
+    assert plain("a\nb\x1b[2J ü") == "a\\nb\\x1b[2J ü"
