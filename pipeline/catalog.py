@@ -8,20 +8,19 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipeline.files import content_of
-from pipeline.layouts import Stat, find_on_disk, folded_paths, list_files, read_layout, scan_videos
+from pipeline.layouts import Stat, list_files, match, read_layout, scan_videos, some, told_absent
 from pipeline.official import PARTS, Row
 from pipeline.parts import cut
 from pipeline.progress import Progress, say
 from pipeline.spec import digest_of
 from pipeline.specs import DatasetSpec
 
-SHOWN = 5  # names in a message, at most
 UNKNOWN = -1  # label of a clip that nobody has labelled
 UNREADABLE = "0" * 16  # content of a file that cannot be read; decoding it will tell why
 
@@ -176,14 +175,14 @@ def changes(old: Catalog, new: Catalog) -> list[str]:
         "changed": [a.id for a, b in both if a.content != b.content],
         "of another class or group": [a.id for a, b in both if (a.class_name, a.group) != (b.class_name, b.group)],
     }
-    return [f"{what}: {len(names)} of {len(before)} videos ({_some(names)})" for what, names in told.items() if names]
+    return [f"{what}: {len(names)} of {len(before)} videos ({some(names)})" for what, names in told.items() if names]
 
 
 def _outline(spec: DatasetSpec, split: str, videos: dict[str, Stat]) -> Catalog:
     if not videos:
         raise ValueError(f"[dataset] videos: there is no video in {spec.videos!r} or below it")
     rows, listed_classes = read_layout(spec, split, videos)
-    rows, absent = _match(spec, rows, videos)
+    rows, absent = match(spec, rows, videos)
     _refuse_duplicates(rows)
     rows = cut(spec, rows, split)
     classes = _classes(spec, rows, listed_classes, split)
@@ -207,7 +206,7 @@ def _outline(spec: DatasetSpec, split: str, videos: dict[str, Stat]) -> Catalog:
 
 def _say_what_is_left_out(spec: DatasetSpec, found: Catalog, videos: int) -> None:
     if found.absent:
-        say(f"catalog: {_told_absent(spec, found.absent, len(found.clips))}")
+        say(f"catalog: {told_absent(spec, found.absent, len(found.clips))}")
     if ignored := videos - len(found.clips):
         say(f"catalog: {ignored} videos in {spec.videos!r} are in no list and are ignored")
     trained = {clip.class_name for clip in found.part("train")}
@@ -237,38 +236,20 @@ def _videos(spec: DatasetSpec) -> dict[str, Stat]:
     return scan_videos(Path(spec.videos))
 
 
-def _match(spec: DatasetSpec, rows: list[Row], videos: dict[str, Stat]) -> tuple[list[Row], list[str]]:
-    """Put paths as they are on disk into the rows; return those found and the paths of those absent."""
-    folded = folded_paths(videos)
-    paths = {row.path: find_on_disk(row.path, videos, folded) for row in rows}
-    found = [replace(row, path=paths[row.path]) for row in rows if paths[row.path] is not None]
-    absent = sorted({path for path, there in paths.items() if there is None})
-    if absent and not spec.partial:
-        told = _told_absent(spec, absent, len(found))
-        raise FileNotFoundError(f"{told}; if the set is meant to be partial, set [dataset] partial = true")
-    if not found:
-        raise ValueError(f"none of the {len(rows)} listed videos is in {spec.videos!r}, such as {_some(absent)}")
-    return found, absent
-
-
-def _told_absent(spec: DatasetSpec, absent: Sequence[str], present: int) -> str:
-    return f"{len(absent)} of {len(absent) + present} listed videos are absent from {spec.videos!r}: {_some(absent)}"
-
-
 def _classes(spec: DatasetSpec, rows: list[Row], listed: list[str], split: str) -> list[str]:
     """Check that every class has clips and training clips; a partial set keeps the classes that have clips."""
     present = {row.class_name for row in rows} - {""}
     trained = {row.class_name for row in rows if row.part == "train"}
     empty, untrained = [name for name in listed if name not in present], sorted(present - trained)
     if empty and not spec.partial:
-        raise ValueError(f"{len(empty)} classes have no clip: {_some(empty)}; take them out, or set [dataset] partial")
+        raise ValueError(f"{len(empty)} classes have no clip: {some(empty)}; take them out, or set [dataset] partial")
     if untrained and not spec.partial:
         raise ValueError(_told_untrained(untrained, split))
     return [name for name in listed if name in present]
 
 
 def _told_untrained(untrained: list[str], split: str) -> str:
-    return f"{len(untrained)} classes have no training clip in split {split}: {_some(untrained)}"
+    return f"{len(untrained)} classes have no training clip in split {split}: {some(untrained)}"
 
 
 def _hash_files(spec: DatasetSpec, clips: Iterable[Clip], known: Iterable[Clip]) -> dict[str, str]:
@@ -312,7 +293,3 @@ def _refuse_duplicates(rows: Iterable[Row | Clip]) -> None:
     for path, times in Counter(paths.values()).items():
         if times > 1:
             raise ValueError(f"the video {path!r} is listed under {times} names")
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(map(repr, names[:SHOWN])) + (", ..." if len(names) > SHOWN else "")

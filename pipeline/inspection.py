@@ -31,7 +31,6 @@ LAST_FILES = {
 }
 _WEIGHTS = {"train_stream": ("checkpoint.pt",)}  # needed as well
 
-
 # files of ours without checksums, by suffix
 _OTHER_FILES = {
     ".pt": "weights or a training under way, saved by torch",
@@ -77,17 +76,7 @@ def file_of(path: Path) -> Path:
     """The file that is looked at: of an artifact's folder its index, or whatever else stands for it."""
     if not path.is_dir():
         return path
-    names = (
-        "index.h5",
-        "catalog.h5",
-        "scores.h5",
-        "metrics.json",
-        "fusion.json",
-        "curve.json",
-        "summary.json",
-        "table.json",
-    )
-    found = [path / name for name in names]
+    found = [path / name for name in dict.fromkeys(LAST_FILES.values())]
     for file in found:
         if file.is_file():
             return file

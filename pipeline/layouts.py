@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
@@ -25,6 +25,7 @@ from pipeline.official import (
 from pipeline.spec import unknown_name
 from pipeline.specs import DatasetSpec
 
+SHOWN = 5  # names in a message, at most
 VIDEO_SUFFIXES = (".avi", ".mp4", ".mkv", ".webm", ".mov", ".mpg", ".mpeg", ".m4v", ".wmv", ".flv", ".ts", ".gif")
 
 
@@ -208,11 +209,38 @@ def path_id(path: str) -> str:
     return str(PurePosixPath(path).with_suffix("")).replace("/", "__")
 
 
-def find_on_disk(path: str, videos: dict[str, Stat], by_folded: dict[str, str]) -> str | None:
+def match(spec: DatasetSpec, rows: list[Row], videos: dict[str, Stat]) -> tuple[list[Row], list[str]]:
+    """Put paths as they are on disk into the rows.
+
+    Returns:
+        The rows of those that are there, and the paths of those absent.
+
+    Raises:
+        FileNotFoundError: some are absent, and the set is not meant to be partial.
+        ValueError: all are.
+    """
+    by_folded = {folded(path): path for path in videos}
+    paths = {row.path: _find(row.path, videos, by_folded) for row in rows}
+    found = [replace(row, path=paths[row.path]) for row in rows if paths[row.path] is not None]
+    absent = sorted({path for path, there in paths.items() if there is None})
+    if absent and not spec.partial:
+        told = told_absent(spec, absent, len(found))
+        raise FileNotFoundError(f"{told}; if the set is meant to be partial, set [dataset] partial = true")
+    if not found:
+        raise ValueError(f"none of the {len(rows)} listed videos is in {spec.videos!r}, such as {some(absent)}")
+    return found, absent
+
+
+def told_absent(spec: DatasetSpec, absent: Sequence[str], present: int) -> str:
+    """How many listed videos are absent, and some of them."""
+    return f"{len(absent)} of {len(absent) + present} listed videos are absent from {spec.videos!r}: {some(absent)}"
+
+
+def _find(path: str, videos: dict[str, Stat], by_folded: dict[str, str]) -> str | None:
     """Path on disk of a listed clip: as it is written, else regardless of case and of how accents are composed."""
     return path if path in videos else by_folded.get(folded(path))
 
 
-def folded_paths(videos: Iterable[str]) -> dict[str, str]:
-    """Path without regard to case -> path on disk, for `find_on_disk`."""
-    return {folded(path): path for path in videos}
+def some(names: Sequence[str]) -> str:
+    """A few of the names, for a message."""
+    return ", ".join(map(repr, names[:SHOWN])) + (", ..." if len(names) > SHOWN else "")

@@ -11,6 +11,7 @@ import numpy as np
 
 from pipeline import files, store
 from pipeline.catalog import Catalog
+from pipeline.console import plain
 from pipeline.scores import Scores
 
 BEST = 5  # classes of a video that are named, the likeliest first
@@ -60,11 +61,11 @@ def shown(path: Path) -> str:
     with path.open(encoding="utf-8", newline="") as stream:
         rows = list(csv.DictReader(stream))
     scored, failed = ([row for row in rows if bool(row["reason"]) == wanted] for wanted in (False, True))
-    cells = [[_plain(row["path"]), row["class"], row["probability"]] for row in scored[:_SHOWN]]
+    cells = [[plain(row["path"]), row["class"], row["probability"]] for row in scored[:_SHOWN]]
     widths = [max(len(cell) for cell in column) for column in zip(*cells, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in cells]
     lines += [f"... and {len(scored) - _SHOWN} more"] * (len(scored) > _SHOWN)
-    lines += [f"{_plain(row['path'])} failed: {_plain(row['reason'])}" for row in failed[:_SHOWN]]
+    lines += [f"{plain(row['path'])} failed: {plain(row['reason'])}" for row in failed[:_SHOWN]]
     return "\n".join(lines + [f"... and {len(failed) - _SHOWN} more failed"] * (len(failed) > _SHOWN))
 
 
@@ -79,8 +80,3 @@ def _likeliest(table: Scores, row: int, count: int) -> list[str]:
     values = table.probabilities[row]
     places = np.argsort(-values, kind="stable")[:count]
     return [cell for place in places for cell in (table.classes[place], f"{values[place]:.4f}")]
-
-
-def _plain(text: str) -> str:
-    """On one line: a file's name may hold anything."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

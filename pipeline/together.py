@@ -15,8 +15,9 @@ from typing import NamedTuple
 import numpy as np
 from torch.utils.data import Dataset
 
-from pipeline.catalog import SHOWN, UNREADABLE, Catalog, Clip
+from pipeline.catalog import UNREADABLE, Catalog, Clip
 from pipeline.dataset import TrainingSet
+from pipeline.layouts import SHOWN
 from pipeline.progress import say
 from pipeline.spec import unknown_name
 from pipeline.specs import StreamSpec

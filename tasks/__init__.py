@@ -8,14 +8,15 @@ and features. `Fuse` joins both streams, `Report` writes `metrics.json` and `rep
     luigi --module tasks FullPipeline --dataset ucf101 --split 1
 
 `AllSplits` requires the reports of all splits of a dataset, and of several seeds, and puts them into one table.
-`ScoreVideos` says what the trained streams see in other videos, which nobody has labelled.
-`PaperTable` runs the rows of a table of the paper and puts their figures beside the published ones.
+`PaperTable` runs the rows of a table of the paper and puts their figures beside the published ones. `ScoreVideos` says
+what the trained streams see in other videos, which nobody has labelled.
 """
 
 from tasks.apply import ScoreVideos
 from tasks.conclude import FullPipeline, Fuse, Report
 from tasks.learn import ExtractFeatures, ScoreStream, TrainStream
-from tasks.prepare import Catalog, Flow, Frames
+from tasks.listing import Catalog
+from tasks.prepare import Flow, Frames
 from tasks.repeat import AllSplits
 from tasks.tables import PaperTable
 

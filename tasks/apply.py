@@ -10,8 +10,9 @@ from pipeline.spec import digest_of
 from tasks.base import Stage
 from tasks.conclude import FUSIONS, STREAMS, Fuse
 from tasks.learn import ScoreStream
+from tasks.listing import Catalog, OfVideos
 from tasks.mistakes import told_plainly
-from tasks.prepare import Catalog, Flow, Frames, OfVideos
+from tasks.prepare import Flow, Frames
 
 
 class ScoreVideos(OfVideos):

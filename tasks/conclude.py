@@ -11,8 +11,9 @@ from pipeline.progress import say
 from pipeline.spec import digest_of
 from tasks.base import Stage
 from tasks.learn import ScoreStream, TrainStream
+from tasks.listing import Catalog
 from tasks.mistakes import told_plainly
-from tasks.prepare import Catalog, Flow, Frames
+from tasks.prepare import Flow, Frames
 
 STREAMS = ("spatial", "temporal")
 FUSIONS = ("average", "weighted", "svm")

@@ -13,8 +13,9 @@ from pipeline.estimates import MOMENTS, Cached, Videos, Work
 from pipeline.training import VALIDATION_FRAMES
 from tasks import settings
 from tasks.learn import ScoreStream, TrainStream
+from tasks.listing import Catalog, DemoVideos
 from tasks.mistakes import in_words
-from tasks.prepare import Catalog, DemoVideos, Flow, Frames
+from tasks.prepare import Flow, Frames
 from tasks.standing import IS_THERE, Standing
 
 ELSEWHERE = "on one worker like this machine"  # for kind = address or jobqueue

@@ -11,8 +11,9 @@ from pipeline import files
 from pipeline.progress import say
 from tasks import settings
 from tasks.base import Stage
+from tasks.listing import Catalog, OfVideos
 from tasks.mistakes import told_plainly
-from tasks.prepare import Catalog, Flow, Frames, OfVideos
+from tasks.prepare import Flow, Frames
 
 
 class OnDevice(Stage):

@@ -232,7 +232,8 @@ def _closing(found: dict[str, Any]) -> list[str]:
 def _totals(found: dict[str, Any], free: str) -> Iterator[str]:
     summed, unknown = found["total"], found["total"]["unknown"]
     if unknown < len(found["rows"]):
-        yield f"about {_time(summed['seconds'])} on this machine if it is otherwise idle{_busy(found)}"
+        idle = "on this machine if it is otherwise idle, beside starting processes and loading data"
+        yield f"about {_time(summed['seconds'])} {idle}{_busy(found)}"
         more, most = in_bytes(summed["disk_bytes"]), in_bytes(summed["most_bytes"])
         yield f"{more} more on the disk, {most} at most on the way; {free}"
     if unknown:

@@ -14,8 +14,8 @@ from pipeline.progress import say
 from pipeline.spec import digest_of
 from tasks.base import Stage
 from tasks.conclude import Report
+from tasks.listing import Catalog
 from tasks.mistakes import told_plainly
-from tasks.prepare import Catalog
 
 
 class Repeated(Stage):

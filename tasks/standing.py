@@ -13,7 +13,8 @@ from pipeline.files import size_of
 from tasks import settings
 from tasks.base import Stage
 from tasks.learn import ScoreStream, TrainStream
-from tasks.prepare import Catalog, DemoVideos, Flow, Frames
+from tasks.listing import Catalog, DemoVideos
+from tasks.prepare import Flow, Frames
 
 IS_THERE, TO_MAKE, GOES_ON, ANEW, UNKNOWN = "is there", "to make", "goes on", "made anew", "not known"
 _IF_CHANGED = "unless what it reads comes out as it was"

@@ -17,8 +17,9 @@ from tasks import settings
 from tasks.base import Stage
 from tasks.conclude import STREAMS, Fuse
 from tasks.learn import ScoreStream, TrainStream
+from tasks.listing import Catalog
 from tasks.mistakes import in_words, told_plainly
-from tasks.prepare import Catalog, Flow, Frames
+from tasks.prepare import Flow, Frames
 from tasks.repeat import Repeated, listed
 
 PARTIAL = "partial"  # the inputs of a table that lacks a row

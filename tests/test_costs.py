@@ -97,7 +97,7 @@ def test_the_table_ends_with_what_it_comes_to(config, by_hand, monkeypatch, caps
     assert lines[2].split()[:8] == ["Frames", "native", row_digest(Frames), "to", "make", "4", "36", "s"]
     artifacts = config.get("run", "artifacts")
     assert lines[5] == "Flow: 0 of 3 artifacts are there"
-    assert lines[6].endswith("on this machine if it is otherwise idle")
+    assert lines[6].endswith("if it is otherwise idle, beside starting processes and loading data")
     assert lines[7].endswith(f"at most on the way; 3.0 GiB are free for {artifacts}") and len(lines) == 8
     assert not any(line.endswith(" ") for line in lines)
 
@@ -111,9 +111,7 @@ def test_a_disk_that_does_not_suffice_is_said(config, by_hand, monkeypatch, caps
     monkeypatch.setattr(machine, "load", lambda: {"load": 5.04, "cores": 2, "busy": True})
     lines = shown(capsys, "Flow")
     assert lines[-1] == "WARNING: the disk does not suffice"
-    assert (
-        "idle; but 5.0 processes share its 2 cores now, so networks were timed on one: up to 2 x too long" in lines[-3]
-    )
+    assert "; but 5.0 processes share its 2 cores now, so networks were timed on one: up to 2 x too long" in lines[-3]
 
 
 def test_states_alone(config, tmp_path, capsys):

@@ -205,7 +205,7 @@ def test_status_verify_invalidate_and_summary(frames, flow, tmp_path, capsys):
     ("arguments", "message"),
     [
         (["inspect", "absent.h5"], "error: absent.h5 does not exist"),
-        (["inspect", "{empty}"], "holds none of index.h5"),
+        (["inspect", "{empty}"], "holds none of catalog.h5, index.h5, curve.json"),
         (["inspect", "{frames}", "--clip", "zz"], "error: 'zz' is not in"),
         (["inspect", "{scores}", "--clip", "zz"], "error: clip 'zz' is not in"),
         (["inspect", "{frames}", "{frames}", "--picture", "x.png"], "--picture is of one clip, and 2 paths are given"),

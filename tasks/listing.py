@@ -1,0 +1,180 @@
+"""Videos to the catalog: what clips there are."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import luigi
+
+from pipeline import files
+from pipeline.progress import say
+from tasks import settings
+from tasks.base import Stage
+from tasks.mistakes import told_plainly
+
+
+class DemoVideos(luigi.Task):
+    """The demo dataset, written as real video files if it is not there yet."""
+
+    folder = luigi.Parameter(description="where it goes: its videos/ and ucfTrainTestlist/")
+    dataset = luigi.Parameter(description="section [dataset.NAME] of luigi.cfg")
+
+    @property
+    def spec(self):
+        """The [demo] settings."""
+        return settings.resolve("demo", self.dataset)
+
+    def complete(self) -> bool:
+        """Whether this very demo is there."""
+        from pipeline.demo import is_written
+
+        with told_plainly():
+            return is_written(Path(self.folder), self.spec)
+
+    def run(self) -> None:
+        """Write it."""
+        from pipeline.demo import write_demo
+
+        folder = Path(self.folder)
+        # the lock has a folder of its own: what lies beside the demo are the user's videos, and none of our business
+        with files.one_writer(folder.with_name(f".{folder.name}-lock")):
+            write_demo(folder, self.spec)
+
+
+class OfVideos(Stage):
+    """A stage that may also be made of a folder of other videos, which nobody has labelled: they get one of their own.
+
+    Everything is made as it is for the dataset, so that a stream trained on the one can score the other.
+    """
+
+    videos = luigi.Parameter(
+        default="", description="folder of other videos, without labels, that take the place of the dataset's"
+    )
+
+    def spec(self, section: str):
+        """The settings of the dataset; of other videos any number may be bad, since each is told in the end."""
+        found = super().spec(section)
+        if self.videos and section == "dataset":
+            return found.unlabelled(self.videos)
+        if self.videos and section == "frames":
+            return dataclasses.replace(found, max_bad_fraction=1.0)
+        return found
+
+    @property
+    def dataset_folder(self) -> str:
+        """A folder beside the dataset's, for each folder of videos."""
+        return super().dataset_folder + settings.mark_of([self.videos] if self.videos else [])
+
+
+class Catalog(OfVideos):
+    """One row a clip: where it lies, its label, its group, its part of the split. Complete while no video changes."""
+
+    file = "catalog.h5"
+    reads = ("dataset",)
+    keeps_old = True  # its clips need not be hashed again
+
+    @property
+    def label(self) -> str:
+        """The split."""
+        return files.plain_name(self.split_name)
+
+    def own_digest(self) -> str:
+        """How the dataset is read, and which split."""
+        return self.spec("dataset").digest(self.split_name)
+
+    def requires(self) -> list[luigi.Task]:
+        """The demo's videos; any other dataset is there already."""
+        dataset = self.spec("dataset")
+        return [DemoVideos(str(Path(dataset.videos).parent), self.dataset_name)] if dataset.generator else []
+
+    def inputs(self) -> str:
+        """What a quick look at the folder tells: names, sizes and time stamps of videos and lists."""
+        from pipeline import catalog
+
+        dataset = self.spec("dataset")
+        if self.path.is_file() and not Path(dataset.videos).is_dir():
+            say(f"Catalog: the videos are no longer at {dataset.videos}; going on with what was made from them")
+            return self.output().recorded()["inputs"]
+        with told_plainly():
+            return self.__dict__.get("_inputs") or catalog.listing(dataset)
+
+    def key(self) -> str:
+        """Content of the videos, the classes and the parts."""
+        return self.output().recorded()["key"]
+
+    def read(self):
+        """The clips."""
+        from pipeline import store
+
+        return store.read_catalog(self.path)
+
+    def check_parts(self, *needed: str) -> None:
+        """Refuse a split that is not there or lacks clips of these parts, before anything is made."""
+        from pipeline import demo, parts
+
+        dataset, split = self.spec("dataset"), self.split_name
+        if found := self.outline():
+            counts = found.counts()
+        else:
+            demo.check_split(split)
+            counts = dict.fromkeys(("train", "val", "test") if dataset.val_fraction else ("train", "test"), {})
+        parts.check_parts(counts, needed, dataset, split)
+
+    def lacks_val(self) -> bool:
+        """Whether nothing can be chosen on validation clips because nobody wants them."""
+        if self.spec("dataset").val_fraction:
+            return False
+        found = self.outline()
+        return found is None or not found.part("val")
+
+    def check_classes(self) -> None:
+        """Refuse to train on a single class, before anything is made."""
+        from pipeline import parts
+
+        if found := self.outline():
+            parts.check_classes(found.classes)
+
+    def outline(self, *, contents: bool = False):
+        """The clips as they are now; None for a demo that is not written yet.
+
+        Until the catalog is made their contents are blank; with `contents`, those that an older one knows are not.
+        """
+        from pipeline import catalog
+
+        if self.complete():
+            return self.read()
+        if not all(task.complete() for task in self.before()):
+            return None
+        known = [clip for older in self.older().values() for clip in older.clips] if contents else []
+        return catalog.outline(self.spec("dataset"), self.split_name, known=known)
+
+    def older(self) -> dict:
+        """Path -> catalog, of all that were ever made of this dataset, whatever the split."""
+        return {path: found for path in self.folder.parent.glob("*/catalog.h5") if (found := _if_readable(path))}
+
+    def videos_key(self) -> str:
+        """Content of the videos, whatever the split: all that frames depend on."""
+        return self.output().recorded()["videos_key"]
+
+    def make(self) -> None:
+        """Read the folder and the lists; files that an older catalog of this split knows are not hashed again."""
+        from pipeline import catalog, store
+
+        old = self.older()
+        known = [clip for before in old.values() for clip in before.clips]
+        found = catalog.read_dataset(self.spec("dataset"), self.split_name, known=known)
+        for change in catalog.changes(old[self.path], found) if self.path in old else ():
+            say(f"Catalog: {change}")
+        store.write_catalog(self.path, found, **self.attrs())
+        say(f"Catalog: {found!r}")
+
+
+def _if_readable(path: Path):
+    """A catalog; None if it is of another version, or damaged: then its videos are hashed again."""
+    from pipeline import store
+
+    try:
+        return store.read_catalog(path)
+    except ValueError:
+        return None
