@@ -219,14 +219,30 @@ def _invalidate(arguments: argparse.Namespace) -> int:
 
 
 def _gc(arguments: argparse.Namespace) -> int:
+    from pipeline import files, garbage
+
+    options = {"old": arguments.old, "unfinished": arguments.unfinished}
+    if arguments.yes and arguments.artifacts.is_dir():
+        with files.nobody_else(arguments.artifacts) as alone:
+            if not alone:
+                raise ValueError(
+                    f"a run is going on in {arguments.artifacts}, and may need what it has not read yet; wait"
+                )
+            return _remove(garbage.find(arguments.artifacts, **options))
+    waste = garbage.find(arguments.artifacts, **options)
+    _print_waste(waste, arguments.artifacts)
+    return 0
+
+
+def _print_waste(waste: list, artifacts: Path) -> None:
+    print_table([{"size": in_bytes(item.bytes), "path": item.path, "reason": item.reason} for item in waste])
+    room = f"{in_bytes(sum(item.bytes for item in waste))} in all; --yes removes them"
+    print(room if waste else f"there is nothing to remove in {artifacts}")
+
+
+def _remove(waste: list) -> int:
     from pipeline import garbage
 
-    waste = garbage.find(arguments.artifacts, old=arguments.old, unfinished=arguments.unfinished)
-    if not arguments.yes:
-        print_table([{"size": in_bytes(item.bytes), "path": item.path, "reason": item.reason} for item in waste])
-        room = f"{in_bytes(sum(item.bytes for item in waste))} in all; --yes removes them"
-        print(room if waste else f"there is nothing to remove in {arguments.artifacts}")
-        return 0
     freed = 0
     for item, gone in garbage.remove(waste):
         freed += item.bytes if gone else 0

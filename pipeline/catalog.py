@@ -116,14 +116,17 @@ def listing(spec: DatasetSpec) -> str:
         spec: the dataset.
 
     Returns:
-        12 hex digits over path, size and time stamp of every video and list; no file is opened.
+        12 hex digits over path, size and time stamp of every video and list, and which may not be read; no file is
+        opened.
 
     Raises:
         FileNotFoundError: the folder of the videos, or the lists, do not exist.
     """
     videos = [[path, stat.bytes, stat.mtime_ns] for path, stat in _videos(spec).items()]
+    closed = [path for path, *_ in videos if not os.access(Path(spec.videos, path), os.R_OK)]
     stats = [(file.name, file.stat()) for file in list_files(spec)]
-    return digest_of(videos, [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats])
+    of_lists = [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]
+    return digest_of(videos, of_lists, *([closed] if closed else []))
 
 
 def read_dataset(spec: DatasetSpec, split: str, *, known: Iterable[Clip] = ()) -> Catalog:

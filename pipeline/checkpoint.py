@@ -116,6 +116,17 @@ def settings_in(path: Path) -> dict[str, Any]:
     return load_tensors(path, CHECKPOINT_FORMAT, FORMAT_VERSION, mmap=True)["stream_spec"]
 
 
+def refuse_other_stream(path: Path, stream: str) -> None:
+    """Refuse a file that is not a checkpoint of this stream.
+
+    Raises:
+        FileNotFoundError, ValueError: as `load_checkpoint`, and if it is of the other stream.
+    """
+    found = settings_in(path)["stream"]
+    if found != stream:
+        raise ValueError(f"{path} is a trained {found} stream, and the {stream} one is wanted")
+
+
 def load_checkpoint(
     path: Path | str,
     *,

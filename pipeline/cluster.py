@@ -171,6 +171,8 @@ class _Kept:
             self._timer = threading.Timer(LINGER_SECONDS, self._close_if, [held])
             self._timer.daemon = True
             self._timer.start()
+        atexit.unregister(self.close)  # the last that is registered is the first to run: before distributed's own
+        atexit.register(self.close)
 
     def _close_if(self, held: _Held) -> None:
         with self._lock:
@@ -183,6 +185,8 @@ class _Kept:
         """Close what is kept."""
         if (held := self._release()) is not None:
             held.close()
+        elif self._timer.is_alive() and self._timer is not threading.current_thread():
+            self._timer.join()  # it is closing them
 
     def _release(self) -> _Held | None:
         with self._lock:

@@ -15,6 +15,7 @@ from pathlib import Path
 from pipeline.progress import say
 
 MADE_FROM = "made_from.json"
+IN_USE = ".in_use"  # in the folder of all artifacts; locked by every run
 _TEMPORARY = ".tmp-"
 
 
@@ -86,8 +87,16 @@ def stale(folder: Path) -> list[Path]:
 
 
 def record_made_from(folder: Path, artifacts: Path, others: Iterable[Path]) -> None:
-    """Write down which other artifacts, all below `artifacts`, the one in `folder` is about to be made from."""
-    names = {path.relative_to(artifacts).as_posix() for path in others}
+    """Write down which other artifacts the one in `folder` is about to be made from.
+
+    Args:
+        folder: its own.
+        artifacts: folder of everything that is made: an artifact is three folders below it.
+        others: artifacts, or files in them; whatever lies elsewhere is left out.
+    """
+    root, *paths = (Path(os.path.normpath(path.absolute())) for path in (artifacts, *others))  # links stay as they are
+    inside = [path.relative_to(root) for path in paths if path.is_relative_to(root)]
+    names = {Path(*path.parts[:3]).as_posix() for path in inside}
     write_json(folder / MADE_FROM, {"artifacts": sorted(names)})
 
 
@@ -116,6 +125,33 @@ def one_writer(folder: Path) -> Iterator[None]:
         lock.flush()
         remove_stale(folder)
         yield
+
+
+@contextlib.contextmanager
+def nobody_else(artifacts: Path) -> Iterator[bool]:
+    """Keep runs from beginning within the block; False if one is going on."""
+    with (artifacts / IN_USE).open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+
+
+def take_part(artifacts: Path, *, create: bool) -> int:
+    """Hold off `nobody_else` until the descriptor that is returned is closed, at the latest when this process ends.
+
+    Without `create`, and if there never was a run, nothing is written and -1 is returned.
+    """
+    lock = artifacts / IN_USE
+    if create:
+        artifacts.mkdir(parents=True, exist_ok=True)
+    elif not lock.exists():
+        return -1
+    descriptor = os.open(lock, os.O_RDONLY | (os.O_CREAT if create else 0), 0o644)
+    fcntl.flock(descriptor, fcntl.LOCK_SH)
+    return descriptor
 
 
 def _flush(path: Path) -> None:

@@ -56,7 +56,7 @@ def find(artifacts: Path, *, old: bool = False, unfinished: bool = False) -> lis
             remains = files.stale(folder)
             waste += [Waste(path, folder, path.stat().st_size, "half written by a killed run") for path in remains]
         else:
-            reason = "begun, and not ended" if name in begun else "given up: there is a newer one"
+            reason = "begun, and not ended" if name in begun else "there is a newer one, which alone is used"
             waste.append(Waste(folder, folder, row["bytes"], reason))
     return waste
 
@@ -95,13 +95,15 @@ def _reachable(artifacts: Path, rows: dict[str, dict[str, Any]], roots: Iterable
         if name in kept or name not in rows:
             continue
         kept.add(name)
+        record = artifacts / name / files.MADE_FROM
+        if rows[name]["state"] == "unfinished" and not record.exists():  # written before anything is read
+            continue
         try:
-            waiting += files.made_from(artifacts / name)
+            waiting += files.made_from(record.parent)
         except (OSError, ValueError, KeyError):
             raise ValueError(
-                f"{artifacts / name} does not say what it was made from (no {files.MADE_FROM}, or damaged), so that "
-                f"nothing can safely be removed; `python -m pipeline invalidate {rows[name]['stage']} --dataset "
-                f"{rows[name]['dataset']}` removes it, for the next run to make it anew"
+                f"{record} is missing or damaged, so that nobody knows what was used for it and nothing can safely be "
+                f"removed; delete the folder {record.parent}, which the next run that needs it makes anew"
             ) from None
     return kept
 

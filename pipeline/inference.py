@@ -46,6 +46,7 @@ def score(
     spec: ScoreSpec,
     device: str = "auto",
     views: store.ViewWriter | None = None,
+    data_digest: str = "",
 ) -> Scores:
     """Score every clip of one part.
 
@@ -57,16 +58,18 @@ def score(
         spec: frames and crops whose softmax is averaged.
         device: "auto", "cpu", "cuda" ...
         views: takes the probabilities and features of every view, clip by clip; None keeps their means only.
+        data_digest: of the settings that the store was made by; "" if nobody knows.
 
     Returns:
         Probabilities and penultimate features, means over frames x crops; a clip that failed in the store or cannot be
         read has a row of NaN, which is said. A part without clips gives an empty table.
 
     Raises:
-        ValueError: a checkpoint of another format or of other classes.
-        RuntimeError: every clip of the part failed.
+        ValueError: a checkpoint of another format, of other classes, or trained on a store made by other settings.
+        RuntimeError: every clip of the part failed, and they are labelled.
     """
     target, trained = resolve_device(device), load_checkpoint(checkpoint, classes=catalog.classes or None)
+    _refuse_other_data(checkpoint, trained.record.get("data_digest"), data_digest)
     clips = catalog.part(part)
     test_set = TestSet(trained.spec, store_path, clips, frames=spec.frames, crops=spec.crops)
     with Progress(f"scoring {part}, {trained.spec.stream}", len(test_set), "pictures") as progress:
@@ -89,10 +92,18 @@ def score(
     )
 
 
+def _refuse_other_data(checkpoint: Path | str, trained_on: str | None, given: str) -> None:
+    if trained_on and given and trained_on != given:
+        raise ValueError(
+            f"{checkpoint} was trained on data made by other settings (digest {trained_on}) than these ({given}); give "
+            "the preset and the flags for frames and flow that its training had"
+        )
+
+
 def _report_failures(found: Evaluation, clips: int, what: str, *, counted: bool) -> None:
     if not found.failed:
         return
     shown = "; ".join(f"{video_id}: {reason}" for video_id, reason in list(found.failed.items())[:_SHOWN])
-    if len(found.failed) == clips:
+    if counted and len(found.failed) == clips:
         raise RuntimeError(f"{what}: all {clips} clips failed, such as {shown}")
     say(f"{what}: {len(found.failed)} of {clips} clips failed{' and count as wrong' * counted}: {shown}")

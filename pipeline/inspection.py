@@ -37,6 +37,7 @@ _OTHER_FILES = {
     ".json": "plain text",
     ".html": "a page for a browser",
     ".md": "plain text",
+    ".csv": "plain text",
 }
 
 
@@ -255,7 +256,8 @@ def status(artifacts: Path) -> list[dict[str, Any]]:
     rows = []
     for folder in sorted(artifacts.glob("*/*/*-*")):
         stage = folder.parent.name
-        if folder.is_symlink() or not folder.is_dir() or stage not in LAST_FILES:
+        latest = folder.is_symlink() and len(folder.readlink().parts) == 1  # a link to a neighbour
+        if latest or not folder.is_dir() or stage not in LAST_FILES:
             continue
         label, _, digest = folder.name.rpartition("-")
         done = all((folder / name).is_file() for name in (LAST_FILES[stage], *_WEIGHTS.get(stage, ())))

@@ -49,6 +49,7 @@ class Job(NamedTuple):
     device: str
     other: Other | None = None
     start: Path | None = None
+    data_digest: str = ""
 
     @property
     def files(self) -> Path:
@@ -60,6 +61,7 @@ class Job(NamedTuple):
         store.write_catalog(self.files / "catalog.h5", self.catalog)
         plain = {"spec": self.spec.as_dict(), "store_path": str(self.store_path.absolute())}
         plain |= {"folder": str(self.folder.absolute()), "inputs": self.inputs, "device": self.device}
+        plain["data_digest"] = self.data_digest
         if self.start:
             plain["start"] = str(self.start.absolute())
         if self.other:
@@ -90,6 +92,7 @@ class Job(NamedTuple):
             plain["device"],
             Other(other["name"], Path(other["store_path"]), store.read_catalog(files / "other.h5")) if other else None,
             Path(start) if start else None,
+            plain["data_digest"],
         )
 
 

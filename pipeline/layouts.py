@@ -47,9 +47,11 @@ def scan_videos(folder: Path) -> dict[str, Stat]:
         Path relative to the folder, with forward slashes -> size and time stamp, in the order of the paths.
 
     Raises:
-        FileNotFoundError: the folder does not exist.
+        FileNotFoundError, NotADirectoryError: the folder does not exist, or is a file.
         ValueError: a path is not UTF-8, so that it cannot be written to an artifact.
     """
+    if folder.is_file():
+        raise NotADirectoryError(f"[dataset] videos: {str(folder)!r} is a file; give the folder that it lies in")
     if not folder.is_dir():
         raise FileNotFoundError(
             f"[dataset] videos: the folder {str(folder)!r} does not exist; "
@@ -118,7 +120,8 @@ def read_layout(spec: DatasetSpec, split: str, videos: Iterable[str]) -> tuple[l
         rows = read_hmdb51_lists(lists, split)
         return rows, sorted({row.class_name for row in rows})
     if spec.layout == "unlabelled":
-        return [Row(path_id(path), path, "", path_id(path), "test") for path in videos], []
+        ids = {path: path.replace("/", "__") for path in videos}  # with its suffix: strangers' names differ by that
+        return [Row(ids[path], path, "", ids[path], "test") for path in videos], []
     rows = _read_csv(lists, split) if spec.layout == "csv" else _read_folder(spec, list(videos))
     if any(not row.part for row in rows):
         rows = _hold_out(rows, split)

@@ -16,6 +16,7 @@ from pipeline.progress import say
 from pipeline.specs import StreamSpec
 
 _FORMAT, _VERSION = "two-stream-resume", 1
+_CURVE_POINTS = 1000
 
 
 def identity_of(spec: StreamSpec, inputs: str, classes: Sequence[str], other_classes: Sequence[str]) -> str:
@@ -73,6 +74,16 @@ class Run:
             **{name: [] for name in ("steps", "loss", "learning_rate", "validation", "pending")},
             **dict.fromkeys(("seconds", "seconds_stepping", "seconds_waiting"), 0.0),
         }
+
+    def record(self, loss: float) -> None:
+        """Add a point to the curve once enough steps are pending: about a thousand points a training."""
+        pending, every = self.curve["pending"], max(1, self.spec.steps // _CURVE_POINTS)
+        pending.append(loss)
+        if len(pending) >= every or self.step == self.spec.steps:
+            self.curve["steps"].append(self.step)
+            self.curve["loss"].append(sum(pending) / len(pending))
+            self.curve["learning_rate"].append(recipe.learning_rate(self.spec, self.step - 1))
+            pending.clear()
 
     def save(self, path: Path, identity: str) -> None:
         """Write `resume.pt`; `identity` says what it is a training of."""

@@ -36,7 +36,6 @@ from pipeline.specs import StreamSpec
 from pipeline.together import Other, other_classes, training_set
 
 VALIDATION_FRAMES = 5  # of each clip, their centre view: cheap, and enough to tell a better epoch from a worse one
-_CURVE_POINTS = 1000
 _LONG_S = 24 * 3600  # on a CPU
 
 
@@ -54,6 +53,7 @@ def train(
     device: str = "auto",
     other: Other | None = None,
     start: Path | None = None,
+    data_digest: str = "",
 ) -> None:
     """Train one stream; goes on where an interrupted run of the same settings and inputs stopped.
 
@@ -66,6 +66,7 @@ def train(
         device: "auto", "cpu", "cuda" ...
         other: the other data set, if `spec.with_how` is heads or classes.
         start: weights of the other data set's training, if it is start.
+        data_digest: of the settings that the store was made by; the checkpoint keeps it, for whoever scores with it.
 
     Raises:
         ValueError: a setting, weights file or device that does not fit, no usable training clip, another data set
@@ -80,7 +81,7 @@ def train(
             f"[{spec.stream}] with_how is {spec.with_how!r}, which does not fit what train() was given: heads and "
             "classes need other, start needs start, and nothing else may be given"
         )
-    job = Job(spec, Path(store_path), catalog, Path(folder), inputs, device, other, start)
+    job = Job(spec, Path(store_path), catalog, Path(folder), inputs, device, other, start, data_digest)
     count = process_count(spec, device)
     if count * spec.machines == 1:
         train_here(job, World(), resolve_device(device))
@@ -123,7 +124,7 @@ def _take_steps(run: Run, training: Dataset, validation: TestSet, save: Callable
         for inputs, labels in _waited_for(sent_ahead(batches, run.device), run.curve):
             loss = _timed_step(run, inputs, labels)
             run.step += 1
-            _record(run, loss)
+            run.record(loss)
             validated = run.step % spec.validate_every == 0 or run.step == spec.steps
             if validated:
                 validate(run, validation)
@@ -265,17 +266,6 @@ def _note_validation(run: Run, labels: np.ndarray, probabilities: np.ndarray) ->
         run.best = {"step": run.step, "top1": top1, "loss": loss, "state": state}
 
 
-def _record(run: Run, loss: float) -> None:
-    """Add a point to the curve once enough steps are pending: about a thousand points a training."""
-    pending, every = run.curve["pending"], max(1, run.spec.steps // _CURVE_POINTS)
-    pending.append(loss)
-    if len(pending) >= every or run.step == run.spec.steps:
-        run.curve["steps"].append(run.step)
-        run.curve["loss"].append(sum(pending) / len(pending))
-        run.curve["learning_rate"].append(learning_rate(run.spec, run.step - 1))
-        pending.clear()
-
-
 def _finish(run: Run, job: Job, others: tuple[str, ...]) -> None:
     """Write the checkpoint, then the curve: when that exists, all is there."""
     best, folder = run.best, job.folder
@@ -289,6 +279,7 @@ def _finish(run: Run, job: Job, others: tuple[str, ...]) -> None:
         job.catalog,
         other_classes=others,
         inputs=job.inputs,
+        data_digest=job.data_digest,
         steps=run.step,
         best_step=best["step"],
         validation_top1=best["top1"],

@@ -42,6 +42,8 @@ class Video:
             raise VideoError("the file is not there")
         if not self.path.stat().st_size:
             raise VideoError("the file is empty (0 bytes)")
+        if not os.access(self.path, os.R_OK):
+            raise VideoError("there is no permission to read the file")
         os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # its complaints name no file; ours do
         self._capture = cv2.VideoCapture(str(self.path), cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
         if not self._capture.isOpened():

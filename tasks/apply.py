@@ -20,9 +20,14 @@ class ScoreVideos(OfVideos):
 
         luigi --module tasks ScoreVideos --dataset ucf101 --split 1 --videos /path/to/videos
 
-    The streams are those of the dataset, the split and the settings, and are trained first if they are not.
+    The streams are those of the dataset, the split and the settings, and are trained first if they are not. With both
+    checkpoints given nothing else of the dataset is needed, not even its videos.
     """
 
+    spatial_checkpoint = luigi.Parameter(
+        default="", description="trained weights of the spatial stream, from wherever, in place of the dataset's own"
+    )
+    temporal_checkpoint = luigi.Parameter(default="", description="the same of the temporal stream")
     fuse = luigi.ChoiceParameter(choices=FUSIONS, default="average", description="how the streams become one")
     file = "scores.h5"  # written after the predictions
 
@@ -37,9 +42,15 @@ class ScoreVideos(OfVideos):
 
     def requires(self) -> list[Stage]:
         """The scores of both streams, the videos, where each of them failed, and what the fusion was chosen to be."""
-        scores = [self.clone(ScoreStream, stream=stream, part="test") for stream in STREAMS]
+        given = {"spatial": self.spatial_checkpoint, "temporal": self.temporal_checkpoint}
+        scores = [self.clone(ScoreStream, stream=s, part="test", checkpoint=given[s]) for s in STREAMS]
         chosen = [] if self.fuse == "average" else [self.clone(Fuse)]
         return [*scores, self.clone(Catalog), self.clone(Frames), self.clone(Flow), *chosen]
+
+    def keys_read(self) -> list[str]:
+        """Where the videos lie as well: one that is only renamed keeps its frames and flow."""
+        names = [[clip.id, clip.path] for clip in self.clone(Catalog).read().clips]
+        return [*super().keys_read(), digest_of(names)]
 
     @property
     def table(self):

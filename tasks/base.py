@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import abc
 import functools
+import os
 import time
 from pathlib import Path
 
 import luigi
 
+from pipeline import files
 from pipeline.files import one_writer, read_json, record_made_from
 from pipeline.progress import say
 from pipeline.spec import digest_of
@@ -174,6 +176,7 @@ class Stage(luigi.Task):
     def complete(self) -> bool:
         """Done if everything before is done and the artifact is current. A yes is remembered for this run."""
         known = self.__dict__
+        take_part(self.run_spec.artifacts)
         if "_inputs" not in known and all(task.complete() for task in self.before()):
             with told_plainly():
                 known["_inputs"] = self.inputs()
@@ -183,6 +186,7 @@ class Stage(luigi.Task):
 
     def run(self) -> None:
         """Make the artifact, with the folder locked; if another run has just made it, there is nothing left to do."""
+        take_part(self.run_spec.artifacts, create=True)
         with one_writer(self.folder):
             if self.is_current():
                 return
@@ -197,7 +201,11 @@ class Stage(luigi.Task):
     def record(self) -> None:
         """Write down what the artifact is made from, for `python -m pipeline gc`."""
         before = [task.folder for task in self.before() if isinstance(task, Stage)]
-        record_made_from(self.folder, Path(self.run_spec.artifacts), before)
+        record_made_from(self.folder, Path(self.run_spec.artifacts), [*before, *self.files_read()])
+
+    def files_read(self) -> list[Path]:
+        """Files that a setting names and that may be part of another artifact, such as weights to start from."""
+        return []
 
     def say_present(self) -> None:
         """Say that the artifact was found."""
@@ -207,6 +215,16 @@ class Stage(luigi.Task):
     def title(self) -> str:
         """How the stage is called in what is printed."""
         return f"{type(self).__name__} {self.label}"
+
+
+_IN_USE: dict[tuple[str, int], int] = {}  # artifacts, process -> what holds `gc` off
+
+
+def take_part(artifacts: str, *, create: bool = False) -> None:
+    """From now on this command uses the artifacts; whoever calls from Python has to see to that himself."""
+    key = (artifacts, os.getpid())
+    if settings.from_command_line() and _IN_USE.get(key, -1) < 0:
+        _IN_USE[key] = files.take_part(Path(artifacts), create=create)
 
 
 def _snake(name: str) -> str:

@@ -8,8 +8,9 @@ from typing import Any
 
 import luigi
 
-from pipeline import catalog, cluster, estimates, measure, measure_networks, preprocess
+from pipeline import catalog, checkpoint, cluster, estimates, measure, measure_networks, preprocess
 from pipeline.estimates import MOMENTS, Cached, Videos, Work
+from pipeline.specs import StreamSpec
 from pipeline.training import VALIDATION_FRAMES
 from tasks import settings
 from tasks.learn import ScoreStream, TrainStream
@@ -97,15 +98,21 @@ class Costs:
         return estimates.training_work(cost, spec, steps=left, validation_views=views, sharing=sharing)
 
     def _scores(self, task: ScoreStream) -> Work:
-        trained = task.requires()[0]  # on classes that other videos, which are scored here, do not have
-        clips, classes = self._standing(task).clips, len(self._standing(trained).catalog.classes)
-        return estimates.scoring_work(self._network(trained), task.spec("score"), clips=clips, classes=classes)
+        if task.checkpoint:
+            found = checkpoint.load_checkpoint(task.weights)
+            cost, classes = self._timed(found.spec, len(found.classes), task.run_spec.device), len(found.classes)
+        else:  # the classes are those of the training: other videos, which are scored here, have none
+            trained = task.trained[0]
+            cost, classes = self._network(trained), len(self._standing(trained).catalog.classes)
+        return estimates.scoring_work(cost, task.spec("score"), clips=self._standing(task).clips, classes=classes)
 
     # --- what they are measured on
 
     def _network(self, task: TrainStream) -> estimates.StepCost:
-        spec, classes = measure_networks.timed_as(task.stream_spec), len(self._standing(task).catalog.classes)
-        how = {"device": task.run_spec.device, "one_thread": self._one_thread}
+        return self._timed(task.stream_spec, len(self._standing(task).catalog.classes), task.run_spec.device)
+
+    def _timed(self, spec: StreamSpec, classes: int, device: str) -> estimates.StepCost:
+        spec, how = measure_networks.timed_as(spec), {"device": device, "one_thread": self._one_thread}
         return self._once(("network", spec, classes), measure_networks.network, spec, classes, **how)
 
     def _videos(self, task: Frames) -> Videos:

@@ -81,6 +81,10 @@ class TrainStream(OnDevice):
         start = Path(self.stream_spec.start)
         return super().keys_read() + ([files.content_of(start)] if start.is_file() else [])
 
+    def files_read(self) -> list[Path]:
+        """The weights that the stream starts from."""
+        return [Path(self.stream_spec.start)]
+
     def is_current(self) -> bool:
         """Whether there are weights as well: whoever deletes damaged ones gets them anew."""
         return self.checkpoint.is_file() and super().is_current()
@@ -158,6 +162,7 @@ class TrainStream(OnDevice):
             device=self.run_spec.device,
             other=self._other() if spec.with_how in ("heads", "classes") else None,
             start=self.of_other[0].checkpoint if spec.with_how == "start" else None,
+            data_digest=data.digest,
         )
 
     def _say_shares(self) -> None:
@@ -177,6 +182,7 @@ class ScoreStream(OfVideos, OnDevice):
 
     stream = luigi.ChoiceParameter(choices=("spatial", "temporal"), description="which stream")
     part = luigi.ChoiceParameter(choices=("train", "val", "test"), default="test", description="which clips")
+    checkpoint = luigi.Parameter(default="", description="trained weights, in place of those of TrainStream")
     file = "scores.h5"
 
     @property
@@ -185,28 +191,54 @@ class ScoreStream(OfVideos, OnDevice):
         return files.plain_name(f"{self.stream}-{self.part}-{self.split_name}")
 
     def own_digest(self) -> str:
-        """The settings of the test views and of the training."""
-        return self.spec("score").digest(self.part, *[task.digest for task in self.requires()])
+        """The settings of the test views and of the training, or the content of the weights."""
+        given = [files.content_of(self.weights)] if self.checkpoint else []
+        return self.spec("score").digest(self.part, *given, *[task.digest for task in self.requires()])
 
     def requires(self) -> list[Stage]:
-        """The trained stream, what it reads, and the parts of the split."""
+        """What the stream reads, the parts of the split, and the trained stream."""
         data = self.clone(Frames if self.stream == "spatial" else Flow)
-        return [self.clone(TrainStream), data, self.clone(Catalog)]
+        return [*self.trained, data, self.clone(Catalog)]
+
+    @property
+    def trained(self) -> list[Stage]:
+        """The training, unless weights are given."""
+        return [] if self.checkpoint else [self.clone(TrainStream)]
+
+    def files_read(self) -> list[Path]:
+        """The weights, if they are given."""
+        return [self.weights] if self.checkpoint else []
+
+    @property
+    def weights(self) -> Path:
+        """The trained weights."""
+        return Path(self.checkpoint) if self.checkpoint else self.trained[0].checkpoint
+
+    def complete(self) -> bool:
+        """Done or not; if not, weights that were given and are none, or another stream's, are refused at once."""
+        if self.checkpoint and not self.__dict__.get("_checked"):
+            from pipeline import checkpoint
+
+            with told_plainly():
+                checkpoint.refuse_other_stream(self.weights, self.stream)
+            self.__dict__["_checked"] = True
+        return super().complete()
 
     def make(self) -> None:
         """Score every clip of the part."""
         from pipeline import inference, store
 
-        trained, data, catalog = self.requires()
+        *_, data, catalog = self.requires()
         inference.score_to(
             self.path,
             self.attrs(),
-            checkpoint=trained.checkpoint,
+            checkpoint=self.weights,
             store_path=data.path,
             catalog=store.read_catalog(catalog.path),
             part=self.part,
             spec=self.spec("score"),
             device=self.run_spec.device,
+            data_digest=data.digest,
         )
 
 

@@ -56,7 +56,7 @@ class OfVideos(Stage):
         """The settings of the dataset; of other videos any number may be bad, since each is told in the end."""
         found = super().spec(section)
         if self.videos and section == "dataset":
-            return found.unlabelled(self.videos)
+            return found.unlabelled(str(Path(self.videos).expanduser()))
         if self.videos and section == "frames":
             return dataclasses.replace(found, max_bad_fraction=1.0)
         return found
@@ -64,7 +64,7 @@ class OfVideos(Stage):
     @property
     def dataset_folder(self) -> str:
         """A folder beside the dataset's, for each folder of videos."""
-        return super().dataset_folder + settings.mark_of([self.videos] if self.videos else [])
+        return super().dataset_folder + settings.mark_of([self.spec("dataset").videos] if self.videos else [])
 
 
 class Catalog(OfVideos):

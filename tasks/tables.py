@@ -182,6 +182,7 @@ class PaperTable(Repeated):
     def run(self) -> None:
         """Make what the rows lack, then the table; end by showing it."""
         self.failures, broken = {}, {}
+        self.record()  # before the first row: what is finished must be kept for the table that is not
         for planned in self.plan:
             for task in planned.tasks:
                 try:
@@ -192,7 +193,6 @@ class PaperTable(Repeated):
                     self.failures.setdefault(planned.row.key, why)
         if self.failures:
             with files.one_writer(self.folder):
-                self.record()
                 self.make()
         else:
             super().run()

@@ -291,12 +291,21 @@ def test_unlabelled_videos(tmp_path, capsys):
         (tmp_path / name).write_bytes(name.encode())
     found = read_dataset(DatasetSpec(layout="unlabelled", videos=str(tmp_path)), "1")
     assert [(c.id, c.label, c.class_name, c.split) for c in found.clips] == [
-        ("a", -1, "", "test"),
-        ("walk__b", -1, "", "test"),
+        ("a.avi", -1, "", "test"),
+        ("walk__b.avi", -1, "", "test"),
     ]
     assert found.classes == () and "no " not in capsys.readouterr().err
     store.write_catalog(tmp_path / "catalog.h5", found)
     assert store.read_catalog(tmp_path / "catalog.h5") == found
+
+
+def test_a_video_that_may_be_read_again_is_looked_at_again(tmp_path, monkeypatch):
+    spec = make_ucf(tmp_path)
+    free = listing(spec)
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != "v_Jump_g01_c01.avi")
+    closed = listing(spec)
+    monkeypatch.undo()
+    assert closed != free == listing(spec)
 
 
 def test_empty_parts_are_said_early(tmp_path, capsys):

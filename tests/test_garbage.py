@@ -5,12 +5,13 @@ import os
 from pathlib import Path
 
 import pytest
-from test_tasks import build, config, fresh, snapshot  # noqa: F401 (a fixture)
+from conftest import ROOT
+from test_tasks import build, config, fresh, luigi_command, overlay, snapshot  # noqa: F401 (fixtures)
 
 from pipeline import files, garbage
 from pipeline.__main__ import main
 from pipeline.inspection import LAST_FILES
-from tasks import FullPipeline, ScoreStream, TrainStream
+from tasks import FullPipeline, PaperTable, ScoreStream, TrainStream
 
 A, B, C = "aaaaaaaaaaaa", "bbbbbbbbbbbb", "cccccccccccc"
 
@@ -50,7 +51,7 @@ def made(tmp_path) -> Made:
     return made
 
 
-GIVEN_UP = {f"d/flow/tvl1-{B}": "given up: there is a newer one"}
+GIVEN_UP = {f"d/flow/tvl1-{B}": "there is a newer one, which alone is used"}
 
 
 def test_what_is_not_the_newest_and_served_no_result_may_go(made):
@@ -85,7 +86,7 @@ def test_what_was_begun_stays_with_what_it_reads(made):
 def test_another_datasets_artifact_is_kept_for_what_was_made_from_it(made):
     made.add(f"e/flow/tvl1-{A}")
     made.add(f"e/flow/tvl1-{B}")
-    assert made.waste() == GIVEN_UP | {f"e/flow/tvl1-{A}": "given up: there is a newer one"}
+    assert made.waste() == GIVEN_UP | {f"e/flow/tvl1-{A}": "there is a newer one, which alone is used"}
     made.add(f"d/train_stream/temporal-heads-e-{A}", f"e/flow/tvl1-{A}")
     assert made.waste() == GIVEN_UP
 
@@ -94,10 +95,15 @@ def test_another_datasets_artifact_is_kept_for_what_was_made_from_it(made):
 def test_nothing_goes_if_something_does_not_say_what_it_was_made_from(made, text, capsys):
     record = made.folder / f"d/report/1-{A}" / "made_from.json"
     record.unlink() if text is None else record.write_text(text)
-    message = f"report/1-{A} does not say what it was made from .*invalidate report --dataset d` removes it"
+    message = (
+        f"report/1-{A}/made_from.json is missing or damaged, so .* delete the folder .*/report/1-{A}, which the next"
+    )
     with pytest.raises(ValueError, match=message):
         garbage.find(made.folder)
-    assert main(["gc", "--yes", "--artifacts", str(made.folder)]) == 2 and "does not say" in capsys.readouterr().err
+    assert (
+        main(["gc", "--yes", "--artifacts", str(made.folder)]) == 2
+        and "is missing or damaged" in capsys.readouterr().err
+    )
 
 
 def test_remains_of_killed_runs_go_unless_a_run_is_at_work(made):
@@ -118,12 +124,16 @@ def test_the_command_lists_and_removes_when_told(made, capsys):
     before = snapshot(made.folder)
     assert main(["gc", *options]) == 0 and snapshot(made.folder) == before
     said = capsys.readouterr().out
-    assert f"tvl1-{B}" in said and "given up: there is a newer one" in said and "in all; --yes removes them" in said
+    assert (
+        f"tvl1-{B}" in said
+        and "there is a newer one, which alone is used" in said
+        and "in all; --yes removes them" in said
+    )
     assert main(["gc", "--yes", *options]) == 0
     said = capsys.readouterr().out
     assert f"removed {made.folder}/d/flow/tvl1-{B}\n" in said and said.endswith(" B freed\n")
     assert main(["gc", *options]) == 0 and "there is nothing to remove in" in capsys.readouterr().out
-    assert set(snapshot(made.folder)) < set(before)
+    assert set(snapshot(made.folder)) - {files.IN_USE} < set(before)
 
 
 def test_the_command_says_what_stays(made, capsys):
@@ -149,3 +159,68 @@ def test_the_chain_writes_down_what_it_was_made_from(config, tmp_path):  # noqa:
     assert all(gone for _, gone in garbage.remove(garbage.find(artifacts, old=True)))
     before = snapshot(artifacts)
     assert build(fresh(FullPipeline)) and snapshot(artifacts) == before  # nothing had to be made again
+
+
+def test_a_table_under_way_keeps_its_rows(config, tmp_path, monkeypatch):  # noqa: F811
+    table = {"table": "1b", "rows": "l1,l5"}
+    real, scored = ScoreStream.make, []
+
+    def second_fails(task):
+        if scored:
+            raise RuntimeError("broken on purpose")
+        scored.append(task.folder)
+        real(task)
+
+    monkeypatch.setattr(ScoreStream, "make", second_fails)
+    assert not build(fresh(PaperTable, **table))
+    monkeypatch.undo()
+    config.set("run", "artifacts", str(tmp_path / "artifacts"))
+    assert scored[0].is_dir() and garbage.find(tmp_path / "artifacts") == []
+
+
+def test_weights_that_a_training_starts_from_are_kept(config, tmp_path):  # noqa: F811
+    first = fresh(TrainStream, stream="spatial")
+    assert build(first)
+    config.read_dict({"spatial": {"start": str(first.checkpoint)}})
+    second = fresh(TrainStream, stream="spatial")
+    assert build(second) and first.folder != second.folder
+    assert garbage.find(tmp_path / "artifacts") == []
+    scored = fresh(ScoreStream, stream="spatial", checkpoint=os.path.relpath(first.checkpoint))
+    assert build(scored)
+    names = files.made_from(scored.folder)
+    assert first.folder.relative_to(tmp_path / "artifacts").as_posix() in names
+
+
+def test_nothing_was_read_yet_where_nothing_is_written_down(made):
+    (made.folder / f"d/train_stream/temporal-{C}").mkdir()
+    assert made.waste() == GIVEN_UP
+
+
+def test_an_artifact_may_lie_elsewhere_and_be_linked_to(made, tmp_path):
+    (made.folder / f"d/report/latest-{A}").symlink_to(f"1-{A}")
+    assert made.waste() == GIVEN_UP
+    flow = made.folder / f"d/flow/tvl1-{C}"
+    made.add(f"d/frames/native-{B}")
+    files.record_made_from(flow, made.folder, [made.folder / f"d/frames/native-{A}"])
+    flow.rename(tmp_path / "elsewhere")
+    flow.symlink_to(tmp_path / "elsewhere")
+    assert made.waste() == GIVEN_UP
+
+
+def test_nothing_is_removed_while_a_run_is_going_on(made, capsys):
+    options = ["--artifacts", str(made.folder)]
+    assert files.take_part(made.folder, create=False) == -1 and not (made.folder / files.IN_USE).exists()
+    run = files.take_part(made.folder, create=True)
+    again = files.take_part(made.folder, create=False)  # several runs are no trouble to each other
+    assert main(["gc", "--yes", *options]) == 2
+    assert "a run is going on in" in capsys.readouterr().err and main(["gc", *options]) == 0
+    os.close(run)
+    assert main(["gc", "--yes", *options]) == 2
+    os.close(again)
+    assert main(["gc", "--yes", *options]) == 0 and made.waste() == {}
+    assert main(["gc", "--yes", "--artifacts", str(made.folder / "none")]) == 0
+
+
+def test_a_command_takes_part(overlay, tmp_path):  # noqa: F811
+    done = luigi_command("Catalog", cwd=ROOT, PYTHONPATH=str(ROOT), **overlay)
+    assert done.returncode == 0 and list(tmp_path.rglob(files.IN_USE))

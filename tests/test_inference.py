@@ -8,7 +8,7 @@ import torch
 from fakes import BrokenClip, FakeStore, two_classes, use_store
 
 from pipeline.catalog import Catalog
-from pipeline.checkpoint import load_checkpoint, save_checkpoint, save_tensors
+from pipeline.checkpoint import load_checkpoint, refuse_other_stream, save_checkpoint, save_tensors
 from pipeline.dataset import TestSet
 from pipeline.evaluation import evaluate
 from pipeline.inference import score, score_to
@@ -130,6 +130,32 @@ def test_a_part_without_clips_gives_an_empty_table(monkeypatch, tmp_path):
     save_untrained(tmp_path / "c.pt", spec(), catalog)
     made = score(tmp_path / "c.pt", store_path="i", catalog=catalog, part="val", spec=ScoreSpec(frames=2, crops=1))
     assert made.probabilities.shape == (0, 2)
+
+
+def test_data_made_by_other_settings_than_those_of_the_training_is_refused(monkeypatch, tmp_path):
+    catalog, fake = two_classes("frames")
+    use_store(monkeypatch, fake)
+    network = build(spec(), 2)
+    views = {"store_path": "i", "catalog": catalog, "part": "test", "spec": ScoreSpec(frames=2, crops=1)}
+    tables = []
+    for trained_on, given in (("", "abc"), ("abc", ""), ("abc", "abc")):
+        save_checkpoint(tmp_path / "c.pt", network.state_dict(), spec(), catalog, data_digest=trained_on)
+        tables.append(score(tmp_path / "c.pt", data_digest=given, **views).probabilities)
+    assert all(np.array_equal(table, tables[0]) for table in tables)
+    with pytest.raises(
+        ValueError, match=r"c.pt was trained on data made by other settings \(digest abc\) than these \(x"
+    ):
+        score(tmp_path / "c.pt", data_digest="xyz", **views)
+
+
+def test_a_checkpoint_of_the_other_stream_is_refused(tmp_path):
+    catalog, _ = two_classes("frames")
+    save_untrained(tmp_path / "c.pt", spec(), catalog)
+    refuse_other_stream(tmp_path / "c.pt", "spatial")
+    with pytest.raises(ValueError, match="c.pt is a trained spatial stream, and the temporal one is wanted"):
+        refuse_other_stream(tmp_path / "c.pt", "temporal")
+    with pytest.raises(FileNotFoundError, match="none.pt does not exist; train the stream first"):
+        refuse_other_stream(tmp_path / "none.pt", "temporal")
 
 
 def test_a_checkpoint_carries_its_settings(tmp_path):

@@ -52,8 +52,8 @@ def test_unlabelled_videos_are_test_clips_of_no_class(tmp_path):
     spec = DatasetSpec(layout="unlabelled", videos=str(tmp_path))
     rows, classes = read_layout(spec, "1", scan_videos(tmp_path))
     assert classes == [] and [(row.id, row.class_name, row.group, row.part) for row in rows] == [
-        ("a", "", "a", "test"),
-        ("some__where__b", "", "some__where__b", "test"),
+        ("a.avi", "", "a.avi", "test"),
+        ("some__where__b.mp4", "", "some__where__b.mp4", "test"),
     ]
     assert split_names(spec) == ["1"]
 
@@ -125,6 +125,12 @@ def test_scan_finds_videos_only_and_follows_links(tmp_path):
     assert list(found) == ["-.avi", "a/Y.MP4", "a/x.avi", "b/c/d.webm", "link/far.mov", "q 'é\".mkv"]
     assert found["a/x.avi"].bytes == len("a/x.avi")
     assert found["a/x.avi"].mtime_ns == (tmp_path / "a/x.avi").stat().st_mtime_ns
+
+
+def test_a_file_is_no_folder_of_videos(tmp_path):
+    touch(tmp_path, "a.avi")
+    with pytest.raises(NotADirectoryError, match="a.avi' is a file; give the folder that it lies in"):
+        scan_videos(tmp_path / "a.avi")
 
 
 def test_scan_refuses_what_it_cannot_read_or_name(tmp_path):

@@ -11,6 +11,7 @@ from test_tasks import build, config, fresh, snapshot  # noqa: F401 (a fixture)
 
 from pipeline import store
 from pipeline.catalog import UNKNOWN
+from pipeline.checkpoint import load_tensors, save_tensors
 from pipeline.scores import Scores
 from tasks import Catalog, Flow, Frames, Fuse, ScoreStream, ScoreVideos, TrainStream
 
@@ -36,8 +37,12 @@ def test_videos_are_scored_as_the_datasets_own_are(strangers, capsys):
     rows, fused = rows_of(task), Scores.read(task.path)
     assert set(rows) == {"broken.avi", "more/d.avi", "x.avi"}
     assert rows["broken.avi"]["class"] == "" and "broken.avi failed: " in capsys.readouterr().err
-    assert rows["broken.avi"]["reason"] == store.open_frames(task.clone(Frames).path).failed["broken"]
-    assert fused.labels.tolist() == [UNKNOWN] * 3 and fused.failed == ("broken",) and fused.classes == ("down", "right")
+    assert rows["broken.avi"]["reason"] == store.open_frames(task.clone(Frames).path).failed["broken.avi"]
+    assert (
+        fused.labels.tolist() == [UNKNOWN] * 3
+        and fused.failed == ("broken.avi",)
+        and fused.classes == ("down", "right")
+    )
     assert build(fresh(Fuse))  # of the dataset, where the same clip is the test part
     for table, own in (
         (fused, fresh(Fuse).scores_path("average")),
@@ -47,7 +52,7 @@ def test_videos_are_scored_as_the_datasets_own_are(strangers, capsys):
             for of in [fresh(ScoreStream, stream=s, part="test")]
         ),
     ):
-        row = table.video_ids.index("more__d")
+        row = table.video_ids.index("more__d.avi")
         np.testing.assert_array_equal(table.probabilities[row], Scores.read(own).probabilities[0])
 
 
@@ -81,7 +86,7 @@ def test_the_trainings_and_stores_of_the_dataset_stay_as_they_are(strangers):
 def test_the_fusion_is_the_one_that_was_chosen_on_validation_clips(strangers, fuse):
     task = fresh(ScoreVideos, videos=strangers, fuse=fuse)
     assert build(task)
-    row = Scores.read(task.path).video_ids.index("more__d")
+    row = Scores.read(task.path).video_ids.index("more__d.avi")
     own = Scores.read(fresh(Fuse).scores_path(fuse))
     np.testing.assert_array_equal(Scores.read(task.path).probabilities[row], own.probabilities[0])
 
@@ -95,6 +100,48 @@ def test_the_average_needs_no_validation_clips(strangers, config, tmp_path):  # 
         ValueError, match="--fuse is 'svm', which is chosen on validation clips, and .* val_fraction is"
     ):
         fresh(ScoreVideos, videos=strangers, fuse="svm").complete()
+
+
+@pytest.fixture
+def carried_off(strangers, config, tmp_path):  # noqa: F811
+    """Parameters with checkpoints that lie elsewhere, and the predictions of their dataset, which is gone."""
+    task = fresh(ScoreVideos, videos=strangers)
+    assert build(task)
+    said = task.table.read_text()
+    given = {"videos": strangers}
+    for stream in ("spatial", "temporal"):
+        shutil.copy(fresh(TrainStream, stream=stream).checkpoint, tmp_path / f"{stream}.pt")
+        given[f"{stream}_checkpoint"] = str(tmp_path / f"{stream}.pt")
+    shutil.rmtree(tmp_path / "artifacts")
+    shutil.rmtree(tmp_path / "videos")
+    (tmp_path / "clips.csv").unlink()
+    return given, said
+
+
+def test_checkpoints_alone_are_enough_to_score_videos(carried_off, config, tmp_path):  # noqa: F811
+    given, said = carried_off
+    task = fresh(ScoreVideos, **given)
+    assert build(task) and task.table.read_text() == said
+    assert [path.name for path in (tmp_path / "artifacts").iterdir()] == [task.dataset_folder]
+    moved = tmp_path / "moved.pt"
+    shutil.move(given["spatial_checkpoint"], moved)
+    again = fresh(ScoreVideos, **{**given, "spatial_checkpoint": str(moved)})
+    assert again.complete() and again.path == task.path  # the same weights at another place
+    weights = load_tensors(moved, "two-stream-checkpoint", 1)
+    next(iter(weights["state"].values())).add_(1.0)
+    save_tensors(moved, weights)
+    assert not fresh(ScoreVideos, **{**given, "spatial_checkpoint": str(moved)}).complete()
+
+
+def test_checkpoints_that_do_not_fit_are_refused(carried_off, config, capsys):  # noqa: F811
+    given, _ = carried_off
+    with pytest.raises(FileNotFoundError, match="none.pt does not exist"):
+        fresh(ScoreVideos, **{**given, "spatial_checkpoint": "none.pt"}).complete()
+    with pytest.raises(ValueError, match="is a trained spatial stream, and the temporal one is wanted"):
+        fresh(ScoreStream, stream="temporal", checkpoint=given["spatial_checkpoint"]).complete()
+    config.set("flow", "bound_px", "15")
+    assert not build(fresh(ScoreVideos, **given))
+    assert "temporal.pt was trained on data made by other settings" in capsys.readouterr().err
 
 
 def test_what_cannot_be_scored_is_refused_before_any_training(strangers, tmp_path):
@@ -114,10 +161,29 @@ def test_a_dataset_may_be_unlabelled_as_far_as_flow(strangers, config):  # noqa:
     flow = fresh(Flow, dataset="plain")
     assert build(flow)
     opened = store.open_flow(flow.path)
-    assert set(opened) == {"more__d", "x"} and opened["x"].attrs["label"] == UNKNOWN
+    assert set(opened) == {"more__d.avi", "x.avi"} and opened["x.avi"].attrs["label"] == UNKNOWN
     for task in (fresh(TrainStream, stream="spatial", dataset="plain"), fresh(Fuse, dataset="plain")):
         with pytest.raises(ValueError, match="the videos are unlabelled, so that nothing .*, and ScoreVideos scores"):
             task.complete()
+
+
+def test_if_all_are_broken_each_is_told(strangers, capsys):
+    for name in ("x.avi", "more/d.avi"):
+        Path(strangers, name).write_bytes(b"")
+    task = fresh(ScoreVideos, videos=strangers)
+    assert build(task) and all(row["reason"] and not row["class"] for row in rows_of(task).values())
+    assert capsys.readouterr().err.count(" failed: the file is empty (0 bytes)") >= 2
+
+
+def test_a_video_that_is_renamed_is_told_by_its_new_name(strangers):
+    assert build(fresh(ScoreVideos, videos=strangers))
+    shard = next((fresh(Frames, videos=strangers).folder / "shards").iterdir())
+    before = shard.stat().st_mtime_ns
+    Path(strangers, "more__d.avi").write_bytes(Path(strangers, "more/d.avi").read_bytes())
+    Path(strangers, "more/d.avi").unlink()
+    task = fresh(ScoreVideos, videos=strangers)
+    assert build(task) and set(rows_of(task)) == {"broken.avi", "more__d.avi", "x.avi"}
+    assert shard.stat().st_mtime_ns == before
 
 
 def test_other_videos_may_be_as_bad_as_they_like(strangers):

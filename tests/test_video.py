@@ -1,5 +1,6 @@
 """Frames are what was written, counted by decoding; whatever is wrong with a file is said in words."""
 
+import os
 import signal
 import stat
 
@@ -31,6 +32,13 @@ def test_the_header_is_read_but_not_believed(tmp_path):
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) * 2 // 3])
     assert 0 < len(list(Video(path))) < 9
+
+
+def test_a_file_that_may_not_be_read(tmp_path, monkeypatch):
+    (tmp_path / "a.avi").write_bytes(b"1")
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # whoever runs this may be allowed everything
+    with pytest.raises(VideoError, match="there is no permission to read the file"):
+        Video(tmp_path / "a.avi")
 
 
 @pytest.mark.parametrize(
