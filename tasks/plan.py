@@ -246,8 +246,9 @@ def _busy(found: dict[str, Any]) -> str:
     if not found["busy"]:
         return ""
     load, cores = found["load"], found["cores"]
-    shared = f"{load:.1f} processes share its {cores} cores now"
-    return f"; but {shared}, so networks were timed on one: up to {cores} x too long"
+    shared = f"; but {load:.1f} processes share its {cores} cores now, beside which it takes longer"
+    networks = any(row["stage"] in ("TrainStream", "ScoreStream") and row["seconds"] for row in found["rows"])
+    return shared + f"; networks were timed on one core: up to {cores} x too long" * networks
 
 
 if __name__ == "__main__":

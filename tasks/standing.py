@@ -126,6 +126,8 @@ class Standings:
         if left.shards < left.all_shards:
             found.state = GOES_ON
             found.notes = [f"{left.all_shards - left.shards} of {left.all_shards} shards are there"]
+        if not left.shards:
+            found.notes = ["all shards are there; what is left is to look at them and at how many clips have failed"]
 
     def _left(self, task: Frames | Flow, clips: Clips) -> preprocess.Left:
         frames = task if isinstance(task, Frames) else task.requires()[0]

@@ -111,7 +111,9 @@ def test_a_disk_that_does_not_suffice_is_said(config, by_hand, monkeypatch, caps
     monkeypatch.setattr(machine, "load", lambda: {"load": 5.04, "cores": 2, "busy": True})
     lines = shown(capsys, "Flow")
     assert lines[-1] == "WARNING: the disk does not suffice"
-    assert "; but 5.0 processes share its 2 cores now, so networks were timed on one: up to 2 x too long" in lines[-3]
+    assert lines[-3].endswith("; but 5.0 processes share its 2 cores now, beside which it takes longer")
+    lines = shown(capsys, "TrainStream", "--stream", "spatial")
+    assert lines[-3].endswith("takes longer; networks were timed on one core: up to 2 x too long")
 
 
 def test_states_alone(config, tmp_path, capsys):
