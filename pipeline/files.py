@@ -168,6 +168,13 @@ def room(folder: Path) -> str:
     return f"{shutil.disk_usage(there).free / 1e6:.0f} MB are free on the disk of {folder}"
 
 
+def remove_folder(folder: Path) -> None:
+    """Remove a folder and all in it; where it is a link, what it points to and the link."""
+    shutil.rmtree(folder.resolve())
+    if folder.is_symlink():
+        folder.unlink()
+
+
 def size_of(folder: Path) -> int:
     """Bytes of all files in a folder and below; links are not followed."""
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file() and not file.is_symlink())

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -54,7 +53,7 @@ def find(artifacts: Path, *, old: bool = False, unfinished: bool = False) -> lis
         folder = Path(row["path"])
         if name in kept:
             remains = files.stale(folder)
-            waste += [Waste(path, folder, path.stat().st_size, "half written by a killed run") for path in remains]
+            waste += [Waste(path, folder, path.stat().st_size, "half written") for path in remains]
         else:
             reason = "begun, and not ended" if name in begun else "there is a newer one, which alone is used"
             waste.append(Waste(folder, folder, row["bytes"], reason))
@@ -66,7 +65,7 @@ def remove(waste: Iterable[Waste]) -> Iterator[tuple[Waste, bool]]:
     for item in waste:
         with _lock(item.artifact) as free:
             if free and item.path == item.artifact:
-                shutil.rmtree(item.path)
+                files.remove_folder(item.path)
             elif free:
                 item.path.unlink(missing_ok=True)
         yield item, free

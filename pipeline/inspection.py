@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pipeline import store
-from pipeline.files import size_of
+from pipeline.files import remove_folder, size_of
 from pipeline.scores import Scores
 from pipeline.spec import unknown_name
 
@@ -293,5 +292,5 @@ def invalidate(artifacts: Path, stage: str, *, dataset: str = "", all_datasets: 
             "give --dataset NAME, or --all for all of them"
         )
     for row in rows:
-        shutil.rmtree(row["path"])
+        remove_folder(Path(row["path"]))
     return [Path(row["path"]) for row in rows]

@@ -205,6 +205,10 @@ def test_an_artifact_may_lie_elsewhere_and_be_linked_to(made, tmp_path):
     flow.rename(tmp_path / "elsewhere")
     flow.symlink_to(tmp_path / "elsewhere")
     assert made.waste() == GIVEN_UP
+    made.add(f"d/flow/tvl1-{'d' * 12}")  # a newer one
+    assert set(made.waste()) == {f"d/flow/tvl1-{B}", f"d/flow/tvl1-{C}"}
+    assert all(gone for _, gone in garbage.remove(garbage.find(made.folder)))
+    assert not flow.is_symlink() and not (tmp_path / "elsewhere").exists() and made.waste() == {}
 
 
 def test_nothing_is_removed_while_a_run_is_going_on(made, capsys):
