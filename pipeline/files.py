@@ -145,9 +145,9 @@ def take_part(artifacts: Path, *, create: bool) -> int:
     Without `create`, and if there never was a run, nothing is written and -1 is returned.
     """
     lock = artifacts / IN_USE
-    if create:
+    if create and not artifacts.exists():
         artifacts.mkdir(parents=True, exist_ok=True)
-    elif not lock.exists():
+    elif not create and not lock.exists():
         return -1
     descriptor = os.open(lock, os.O_RDONLY | (os.O_CREAT if create else 0), 0o644)
     fcntl.flock(descriptor, fcntl.LOCK_SH)

@@ -260,6 +260,19 @@ def test_a_curve_may_lack_what_it_likes(tmp_path, curve):
     assert numbers["training"]["spatial"]["best_step"] is None
 
 
+def test_a_page_without_validation_clips_claims_no_choice(tmp_path):
+    curve = {**CURVE, "validation": []}
+    given = arguments(curves={"spatial": curve}, fusion={"average": {"weight": 0.5, "val_top1": None}})
+    given["fused"] = {"average": given["fused"]["average"]}
+    report.write(tmp_path, **given)
+    html = (tmp_path / "report.html").read_text()
+    assert "Nothing was chosen: without validation clips the weights of the last step are kept" in html
+    assert "The plain mean, which has nothing to choose" in html and "and a p just below 0.05 is no proof" in html
+    assert "on validation clips" not in html and "1 fusions" not in html
+    titles = [[axes.get_title(loc="left") for axes in figures.training(c, "spatial").axes] for c in (curve, CURVE)]
+    assert titles == [["loss", "learning rate"], ["loss", "validation accuracy", "learning rate"]]
+
+
 def test_same_input_same_bytes(tmp_path):
     for run in ("first", "second"):
         report.write(tmp_path / run, **arguments())

@@ -91,12 +91,12 @@ def confusion(table: Scores) -> Figure:
 
 
 def training(curve: Mapping[str, Any], stream: str) -> Figure:
-    """Loss, validation accuracy and learning rate by step, side by side; a line where the kept weights are."""
-    figure = _figure(PAGE_INCHES, 2.5)
-    loss, accuracy, rate = figure.subplots(1, 3, sharex=True)
+    """Loss, validation accuracy if there is any, and learning rate by step; a line where the kept weights are."""
     colour, steps = COLOURS.get(stream, COLOURS["average"]), curve.get("steps", ())
     validation = curve.get("validation", ())
-    for axes, title in ((loss, "loss"), (accuracy, "validation accuracy"), (rate, "learning rate")):
+    figure, titles = _figure(PAGE_INCHES, 2.5), ["loss", *(["validation accuracy"] * bool(validation)), "learning rate"]
+    loss, *accuracy, rate = panels = figure.subplots(1, len(titles), sharex=True)
+    for axes, title in zip(panels, titles, strict=True):
         axes.set_title(title, loc="left", fontsize=9, color=COLOURS["ink"])
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         _calm(axes, grid="y")
@@ -108,9 +108,10 @@ def training(curve: Mapping[str, Any], stream: str) -> Figure:
         losses = [np.nan if row.get("loss") is None else row["loss"] for row in validation]
         _line(loss, at, losses, COLOURS["soft"], label="validation", marker=".")
         loss.legend(frameon=False, fontsize=7.5, labelcolor=COLOURS["soft"])
-    _line(accuracy, at, [row["top1"] for row in validation], colour, marker=".")
-    accuracy.set_ylim(-0.02, 1.02)
-    accuracy.yaxis.set_major_formatter(PercentFormatter(1, 0))
+    for axes in accuracy:
+        _line(axes, at, [row["top1"] for row in validation], colour, marker=".")
+        axes.set_ylim(-0.02, 1.02)
+        axes.yaxis.set_major_formatter(PercentFormatter(1, 0))
     _line(rate, steps, curve.get("learning_rate", ()), colour)
     if len(curve.get("learning_rate", ())) and min(curve["learning_rate"]) > 0:
         rate.set_yscale("log")
