@@ -223,7 +223,7 @@ def _gc(arguments: argparse.Namespace) -> int:
 
     options = {"old": arguments.old, "unfinished": arguments.unfinished}
     if arguments.yes and arguments.artifacts.is_dir():
-        with files.nobody_else(arguments.artifacts) as alone:
+        with files.alone(arguments.artifacts, files.IN_USE) as alone:
             if not alone:
                 raise ValueError(
                     f"a run is going on in {arguments.artifacts}, and may need what it has not read yet; wait"

@@ -15,7 +15,8 @@ from pathlib import Path
 from pipeline.progress import say
 
 MADE_FROM = "made_from.json"
-IN_USE = ".in_use"  # in the folder of all artifacts; locked by every run
+LOCK = ".lock"  # in the folder of an artifact; held by the one run that writes there
+IN_USE = ".in_use"  # in the folder of all artifacts; shared by every run
 _TEMPORARY = ".tmp-"
 
 
@@ -113,7 +114,7 @@ def made_from(folder: Path) -> list[str]:
 def one_writer(folder: Path) -> Iterator[None]:
     """Hold the folder's lock; a second run waits and says for whom. The system frees it when its holder dies."""
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("a+") as lock:
+    with (folder / LOCK).open("a+") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -128,11 +129,14 @@ def one_writer(folder: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def nobody_else(artifacts: Path) -> Iterator[bool]:
-    """Keep runs from beginning within the block; False if one is going on."""
-    with (artifacts / IN_USE).open("a") as lock:
+def alone(folder: Path, lock: str = LOCK) -> Iterator[bool]:
+    """Keep others out of a folder within the block; False if one is at work in it, which nobody waits for.
+
+    Of all artifacts, with `IN_USE`, it is the runs that are kept out.
+    """
+    with (folder / lock).open("a") as held:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             yield False
         else:
@@ -140,7 +144,7 @@ def nobody_else(artifacts: Path) -> Iterator[bool]:
 
 
 def take_part(artifacts: Path, *, create: bool) -> int:
-    """Hold off `nobody_else` until the descriptor that is returned is closed, at the latest when this process ends.
+    """Hold off `alone` in all artifacts until the descriptor that is returned is closed, or this process ends.
 
     Without `create`, and if there never was a run, nothing is written and -1 is returned.
     """

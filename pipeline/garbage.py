@@ -6,8 +6,6 @@ result, what is still being made, and all that these were made from.
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -63,7 +61,7 @@ def find(artifacts: Path, *, old: bool = False, unfinished: bool = False) -> lis
 def remove(waste: Iterable[Waste]) -> Iterator[tuple[Waste, bool]]:
     """Remove what `find` gave; yields each with whether it is gone: what another run is writing stays."""
     for item in waste:
-        with _lock(item.artifact) as free:
+        with files.alone(item.artifact) as free:
             if free and item.path == item.artifact:
                 files.remove_folder(item.path)
             elif free:
@@ -105,15 +103,3 @@ def _reachable(artifacts: Path, rows: dict[str, dict[str, Any]], roots: Iterable
                 f"removed; delete the folder {record.parent}, which the next run that needs it makes anew"
             ) from None
     return kept
-
-
-@contextlib.contextmanager
-def _lock(folder: Path) -> Iterator[bool]:
-    """Hold the lock of an artifact's folder; False if another run does."""
-    with (folder / ".lock").open("a+") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
