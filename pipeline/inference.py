@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,7 @@ def score(
 
     Raises:
         ValueError: a checkpoint of another format, of other classes, or trained on a store made by other settings.
-        RuntimeError: every clip of the part failed, and they are labelled.
+        RuntimeError: every clip of the part failed; of unlabelled ones, unless a stage before has said why of each.
     """
     target, trained = resolve_device(device), load_checkpoint(checkpoint, classes=catalog.classes or None)
     _refuse_other_data(checkpoint, trained.record.get("data_digest"), data_digest)
@@ -81,7 +82,9 @@ def score(
             progress=progress,
             keep=views and views.put,
         )
-    _report_failures(found, len(clips), f"{trained.spec.stream} scores of {part}", counted=bool(catalog.classes))
+    told = {} if catalog.classes else test_set.pictures.store.failed
+    what = f"{trained.spec.stream} scores of {part}"
+    _report_failures(found, len(clips), what, counted=bool(catalog.classes), told=told)
     return Scores(
         video_ids=tuple(clip.id for clip in clips),
         probabilities=found.probabilities,
@@ -100,10 +103,11 @@ def _refuse_other_data(checkpoint: Path | str, trained_on: str | None, given: st
         )
 
 
-def _report_failures(found: Evaluation, clips: int, what: str, *, counted: bool) -> None:
+def _report_failures(found: Evaluation, clips: int, what: str, *, counted: bool, told: Collection[str]) -> None:
+    """All clips at once hardly fail for a reason of their own, unless it was `told` of each by a stage before."""
     if not found.failed:
         return
     shown = "; ".join(f"{video_id}: {reason}" for video_id, reason in list(found.failed.items())[:_SHOWN])
-    if counted and len(found.failed) == clips:
+    if len(found.failed) == clips and set(found.failed) - set(told):
         raise RuntimeError(f"{what}: all {clips} clips failed, such as {shown}")
     say(f"{what}: {len(found.failed)} of {clips} clips failed{' and count as wrong' * counted}: {shown}")

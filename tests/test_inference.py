@@ -120,8 +120,18 @@ def test_if_every_clip_fails_it_is_an_error(monkeypatch, tmp_path):
     catalog, _ = two_classes("frames")
     use_store(monkeypatch, FakeStore({}, {}))
     save_untrained(tmp_path / "c.pt", spec(), catalog)
+    views = {"store_path": "i", "part": "test", "spec": ScoreSpec(frames=2, crops=1)}
     with pytest.raises(RuntimeError, match="spatial scores of test: all 4 clips failed, such as left_5: KeyError"):
-        score(tmp_path / "c.pt", store_path="i", catalog=catalog, part="test", spec=ScoreSpec(frames=2, crops=1))
+        score(tmp_path / "c.pt", catalog=catalog, **views)
+    ids = [clip.id for clip in catalog.part("test")]
+    unlabelled = Catalog(tuple(replace(clip, label=-1, class_name="") for clip in catalog.clips), (), "1", ())
+    use_store(monkeypatch, FakeStore({}, dict.fromkeys(ids[1:], "no frame decodes")))
+    with pytest.raises(RuntimeError, match="spatial scores of test: all 4 clips failed"):
+        score(tmp_path / "c.pt", catalog=unlabelled, **views)
+    use_store(monkeypatch, FakeStore({}, dict.fromkeys(ids, "no frame decodes")))
+    assert score(tmp_path / "c.pt", catalog=unlabelled, **views).failed == tuple(ids)
+    with pytest.raises(RuntimeError, match="spatial scores of test: all 4 clips failed"):
+        score(tmp_path / "c.pt", catalog=catalog, **views)
 
 
 def test_a_part_without_clips_gives_an_empty_table(monkeypatch, tmp_path):
