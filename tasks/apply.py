@@ -11,7 +11,6 @@ from tasks.base import Stage
 from tasks.conclude import FUSIONS, STREAMS, Fuse
 from tasks.learn import ScoreStream
 from tasks.listing import Catalog, OfVideos
-from tasks.mistakes import told_plainly
 from tasks.prepare import Flow, Frames
 
 
@@ -61,21 +60,16 @@ class ScoreVideos(OfVideos):
         """Whether the text is there as well."""
         return self.table.is_file() and super().is_current()
 
-    def complete(self) -> bool:
-        """Done or not; if not, a folder without videos is refused before anything is trained for it."""
-        done = super().complete()
-        if not done and not self.__dict__.get("_checked"):
-            with told_plainly():
-                if not self.videos:
-                    raise ValueError("ScoreVideos needs --videos, the folder of the videos that are to be scored")
-                self.clone(Catalog).outline()
-                if self.fuse != "average" and self.clone(Catalog, videos="").lacks_val():
-                    raise ValueError(
-                        f"--fuse is {self.fuse!r}, which is chosen on validation clips, and [dataset] val_fraction "
-                        "is 0; raise it, or take the average"
-                    )
-            self.__dict__["_checked"] = True
-        return done
+    def check(self) -> None:
+        """Refuse a folder without videos, and a fusion that cannot be chosen."""
+        if not self.videos:
+            raise ValueError("ScoreVideos needs --videos, the folder of the videos that are to be scored")
+        self.clone(Catalog).outline()
+        if self.fuse != "average" and self.clone(Catalog, videos="").lacks_val():
+            raise ValueError(
+                f"--fuse is {self.fuse!r}, which is chosen on validation clips, and [dataset] val_fraction is 0; "
+                "raise it, or take the average"
+            )
 
     def make(self) -> None:
         """Fuse, and write what is said of each video."""

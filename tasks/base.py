@@ -174,7 +174,7 @@ class Stage(luigi.Task):
             return self.output().exists() and self.output().recorded().get("inputs") == self.inputs()
 
     def complete(self) -> bool:
-        """Done if everything before is done and the artifact is current. A yes is remembered for this run."""
+        """Done if everything before is done and the artifact is current. A yes is remembered; after a no, `check`."""
         known = self.__dict__
         take_part(self.run_spec.artifacts)
         if "_inputs" not in known and all(task.complete() for task in self.before()):
@@ -182,7 +182,20 @@ class Stage(luigi.Task):
                 known["_inputs"] = self.inputs()
         if "_inputs" in known and not known.get("_complete"):
             known["_complete"] = self.is_current()
-        return known.get("_complete", False)
+        done = known.get("_complete", False)
+        if not done:
+            self.check_once()
+        return done
+
+    def check_once(self) -> None:
+        """`check`, unless it has passed already."""
+        if not self.__dict__.get("_checked"):
+            with told_plainly():
+                self.check()
+            self.__dict__["_checked"] = True
+
+    def check(self) -> None:
+        """Refuse what could not be made in the end, before anything is made for it. Nothing is written."""
 
     def run(self) -> None:
         """Make the artifact, with the folder locked; if another run has just made it, there is nothing left to do."""

@@ -12,7 +12,6 @@ from pipeline.spec import digest_of
 from tasks.base import Stage
 from tasks.learn import ScoreStream, TrainStream
 from tasks.listing import Catalog
-from tasks.mistakes import told_plainly
 from tasks.prepare import Flow, Frames
 
 STREAMS = ("spatial", "temporal")
@@ -40,14 +39,9 @@ class Fuse(Stage):
         """Scores of both streams on the validation and the test part."""
         return {part: {s: self.clone(ScoreStream, stream=s, part=part) for s in STREAMS} for part in ("val", "test")}
 
-    def complete(self) -> bool:
-        """Done or not; if not, a split without validation or test clips is refused before frames are made for it."""
-        done = super().complete()
-        if not done and not self.__dict__.get("_checked"):
-            with told_plainly():
-                self.clone(Catalog).check_parts("val", "test")
-            self.__dict__["_checked"] = True
-        return done
+    def check(self) -> None:
+        """Refuse a split without validation or test clips."""
+        self.clone(Catalog).check_parts("val", "test")
 
     def scores_path(self, name: str):
         """The fused scores of one way: `average/scores.h5` and so on."""

@@ -89,21 +89,16 @@ class TrainStream(OnDevice):
         """Whether there are weights as well: whoever deletes damaged ones gets them anew."""
         return self.checkpoint.is_file() and super().is_current()
 
-    def complete(self) -> bool:
-        """Done or not; if not, what cannot be built or trained here is refused before anything is made for it."""
-        done = super().complete()
-        if not done and not self.__dict__.get("_checked"):
-            from pipeline import networks, parallel
+    def check(self) -> None:
+        """Refuse what cannot be built or trained here."""
+        from pipeline import networks, parallel
 
-            with told_plainly():
-                networks.check(self.stream_spec)
-                parallel.process_count(self.stream_spec, self.run_spec.device)
-                self.clone(Catalog).check_classes()
-                self._check_other()
-            if doubt := self.stream_spec.doubt:
-                say(doubt)
-            self.__dict__["_checked"] = True
-        return done
+        networks.check(self.stream_spec)
+        parallel.process_count(self.stream_spec, self.run_spec.device)
+        self.clone(Catalog).check_classes()
+        self._check_other()
+        if doubt := self.stream_spec.doubt:
+            say(doubt)
 
     def _check_other(self) -> None:
         """Refuse classes or clips that do not go together as soon as both catalogs are known: flow may take days."""
@@ -214,15 +209,12 @@ class ScoreStream(OfVideos, OnDevice):
         """The trained weights."""
         return Path(self.checkpoint) if self.checkpoint else self.trained[0].checkpoint
 
-    def complete(self) -> bool:
-        """Done or not; if not, weights that were given and are none, or another stream's, are refused at once."""
-        if self.checkpoint and not self.__dict__.get("_checked"):
+    def check(self) -> None:
+        """Refuse weights that were given and are none, or another stream's."""
+        if self.checkpoint:
             from pipeline import checkpoint
 
-            with told_plainly():
-                checkpoint.refuse_other_stream(self.weights, self.stream)
-            self.__dict__["_checked"] = True
-        return super().complete()
+            checkpoint.refuse_other_stream(self.weights, self.stream)
 
     def make(self) -> None:
         """Score every clip of the part."""

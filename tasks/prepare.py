@@ -9,7 +9,6 @@ from pathlib import Path
 from pipeline import files
 from tasks.base import Stage
 from tasks.listing import Catalog, OfVideos
-from tasks.mistakes import told_plainly
 
 
 class _Store(OfVideos):
@@ -91,20 +90,15 @@ class Flow(_Store):
         """The frames' content."""
         return self.requires()[0].key()
 
-    def complete(self) -> bool:
-        """Done or not; if not, a method that cannot work here is refused before anything is made for it."""
-        done = super().complete()
-        if not done and not self.__dict__.get("_checked") and self.spec("cluster").kind in ("inline", "local"):
+    def check(self) -> None:
+        """Refuse a method that cannot work here, if it is to work here."""
+        if self.spec("cluster").kind in ("inline", "local") and (self.may_download or not self.to_download()):
             from pipeline import flow
 
-            if self.may_download or not self.to_download():
-                with told_plainly():
-                    flow.check(self.spec("flow"), device=self.run_spec.device)
-            self.__dict__["_checked"] = True
-        return done
+            flow.check(self.spec("flow"), device=self.run_spec.device)
 
     def to_download(self) -> str:
-        """The file of weights that the check in `complete` would fetch; "" if there is none to fetch."""
+        """The file of weights that `check` would fetch; "" if there is none to fetch."""
         from pipeline import flow
 
         return flow.to_download(self.spec("flow"))

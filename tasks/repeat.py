@@ -79,13 +79,9 @@ class AllSplits(Repeated):
         """The report of each split and seed."""
         return [self.clone(Report, split=split, seed=seed) for split in self.split_list for seed in self.seed_list]
 
-    def complete(self) -> bool:
-        """Done or not; if not, all splits are looked at before the first is run."""
-        done = super().complete()
-        if not done and not self.__dict__.get("_checked"):
-            self.check_splits("val", "test")
-            self.__dict__["_checked"] = True
-        return done
+    def check(self) -> None:
+        """Look at all splits before the first is run."""
+        self.check_splits("val", "test")
 
     def make(self) -> None:
         """Put all reports into one table, and let `latest` point here."""

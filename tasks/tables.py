@@ -168,16 +168,19 @@ class PaperTable(Repeated):
         return [task for planned in self.plan for task in planned.tasks]
 
     def complete(self) -> bool:
-        """Done or not; if not, settings that no row could be trained with are refused before anything is made."""
+        """Done or not. Of a table that lacks a row its rows are not asked: one that is refused is no reason to stop."""
         whole = self.output().exists() and self.output().recorded().get("inputs") != PARTIAL
         done = whole and super().complete()
-        if not done and not self.__dict__.get("_checked"):
-            fused = all(isinstance(task, Fuse) for task in self.before())
-            self.check_splits(*(["val", "test"] if fused else ["test"]))
-            for stream in self.definition.streams:
-                self.clone(TrainStream, stream=stream, split=self.split_list[0], seed=self.seed_list[0]).complete()
-            self.__dict__["_checked"] = True
+        if not done:
+            self.check_once()
         return done
+
+    def check(self) -> None:
+        """Refuse settings that no row could be trained with."""
+        fused = all(isinstance(task, Fuse) for task in self.before())
+        self.check_splits(*(["val", "test"] if fused else ["test"]))
+        for stream in self.definition.streams:
+            self.clone(TrainStream, stream=stream, split=self.split_list[0], seed=self.seed_list[0]).complete()
 
     def run(self) -> None:
         """Make what the rows lack, then the table; end by showing it."""

@@ -138,7 +138,8 @@ def test_checkpoints_that_do_not_fit_are_refused(carried_off, config, capsys):  
     with pytest.raises(FileNotFoundError, match="none.pt does not exist"):
         fresh(ScoreVideos, **{**given, "spatial_checkpoint": "none.pt"}).complete()
     with pytest.raises(ValueError, match="is a trained spatial stream, and the temporal one is wanted"):
-        fresh(ScoreStream, stream="temporal", checkpoint=given["spatial_checkpoint"]).complete()
+        of = {"videos": given["videos"], "checkpoint": given["spatial_checkpoint"]}
+        fresh(ScoreStream, stream="temporal", **of).complete()
     config.set("flow", "bound_px", "15")
     assert not build(fresh(ScoreVideos, **given))
     assert "temporal.pt was trained on data made by other settings" in capsys.readouterr().err
