@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pipeline import store
+from pipeline import motion, store
 from pipeline.files import remove_folder, size_of
 from pipeline.scores import Scores
 from pipeline.spec import unknown_name
@@ -127,9 +127,18 @@ def _store(path: Path, kind: str, clip: str) -> tuple[dict, list, dict | None]:
     rows = list(opened.rows.values())
     size = sum(file.stat().st_size for file in opened.shard_paths() if file.is_file())
     summary = {"clips": len(opened), "failed": len(opened.failed), "frames": sum(row["frames"] for row in rows)}
-    summary |= {"shards": len(opened.shard_paths()), "bytes": size}
+    summary |= {"shards": len(opened.shard_paths()), "bytes": size, **(_motion(opened) if kind == "flow" else {})}
     first = clip or next(iter(opened), "")
     return summary, rows, _clip(opened[first]) if first else None
+
+
+def _motion(opened: store.Store) -> dict[str, Any]:
+    """How far things move; a store that is damaged somewhere is shown all the same."""
+    try:
+        found = motion.sample(opened)
+    except (OSError, ValueError) as error:
+        return {"motion": f"not measured: {error}"}
+    return {f"motion_{name}": round(value, 4) for name, value in found._asdict().items()} if found else {}
 
 
 def _clip(clip: store.StoredClip) -> dict[str, Any]:
@@ -137,14 +146,7 @@ def _clip(clip: store.StoredClip) -> dict[str, Any]:
     about = {"id": clip.id, **clip.attrs, "length": len(clip), "jpeg_bytes": clip.nbytes}
     if clip.kind == "frames":
         return about | {"first_seconds": float(clip.seconds[0]), "last_seconds": float(clip.seconds[-1])}
-    flow = clip.flow(0, min(len(clip), 32))
-    speed = np.hypot(flow[:, 0], flow[:, 1])
-    mean = {
-        "mean_x_px": float(flow[:, 0].mean()),
-        "mean_y_px": float(flow[:, 1].mean()),
-        "mean_speed_px": float(speed.mean()),
-    }
-    return about | {**mean, "max_speed_px": float(speed.max()), "has_backward": clip.has_backward}
+    return about | motion.of_clip(clip) | {"has_backward": clip.has_backward}
 
 
 def _refuse_other_files(path: Path) -> None:

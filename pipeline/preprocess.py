@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pipeline import flow, store
+from pipeline import flow, motion, store
 from pipeline.catalog import Catalog, Clip
 from pipeline.cluster import StageFailed, WorkerDied, Workers, threads_each
 from pipeline.files import remove_stale
@@ -22,6 +22,9 @@ from pipeline.jobs.frames import FramesJob, frames_shard
 from pipeline.progress import Progress, say
 from pipeline.spec import digest_of
 from pipeline.specs import ClusterSpec, FlowSpec, FrameSpec
+
+MUCH_AT_BOUND = 0.005
+"""Share of the flow's components beyond `bound_px` that is worth a word."""
 
 # --- which clips share a shard ----------------------------------------------------------------------------------------
 
@@ -122,6 +125,17 @@ def make_flow(
     jobs = flow_jobs(folder, source.shard_paths(), spec=spec, device=device, attrs=attrs, threads=threads)
     attrs = {**attrs, "inputs": source.key, "split_name": source.attrs["split_name"]}
     _make_store(folder, "flow", flow_shard, jobs, cluster, source.splits(), attrs, max_bad_fraction, devices)
+    _warn_of_a_bound(folder, spec)
+
+
+def _warn_of_a_bound(folder: Path, spec: FlowSpec) -> None:
+    """Motion that is cut off is lost to whatever reads this store, and nothing else shows it."""
+    found = motion.sample(store.open_flow(folder / "index.h5"))
+    if found and found.at_bound > MUCH_AT_BOUND:
+        say(
+            f"flow: {found.at_bound:.1%} of the motion is cut off at [flow] bound_px = {spec.bound_px:g} (in a sample "
+            f"of {found.fields} fields); a larger bound keeps it, in coarser steps, and scaling = minmax cuts off none"
+        )
 
 
 def flow_jobs(

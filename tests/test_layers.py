@@ -28,6 +28,7 @@ LAYERS = [
         "flow",
         "quantize",
         "store",
+        "motion",
         "jobs",
     ),
     *("cluster", "preprocess", "stacks", "stored_stacks", "transforms", "inputs", "dataset", "loading", "together"),

@@ -121,6 +121,19 @@ def test_backward_flow_and_min_max_scaling(tiny_dataset, tmp_path):
         assert file["clips/right__anna_right/backward/range_px"].shape == (11, 2, 2)
 
 
+def test_motion_that_is_cut_off_is_said(tiny_dataset, tmp_path, capsys):
+    """Everything moves by 2 px along one axis: half of all components are beyond a bound of 1 px."""
+    frames = frames_of(tiny_dataset, tmp_path / "frames")
+    flow_of(frames, tmp_path / "wide")
+    assert "cut off" not in capsys.readouterr().err
+    flow_of(frames, tmp_path / "narrow", spec=FlowSpec(method="dis_medium", bound_px=1))
+    said = capsys.readouterr().err
+    share = float(re.search(r"flow: ([\d.]+)% of the motion is cut off at \[flow\] bound_px = 1 ", said)[1])
+    assert share == pytest.approx(50, abs=10)
+    flow_of(frames, tmp_path / "stretched", spec=FlowSpec(method="dis_medium", bound_px=1, scaling="minmax"))
+    assert "cut off" not in capsys.readouterr().err
+
+
 def test_bytes_do_not_depend_on_the_workers(tiny_dataset, tmp_path):
     inline = frames_of(tiny_dataset, tmp_path / "a")
     local = frames_of(tiny_dataset, tmp_path / "b", cluster=LOCAL)

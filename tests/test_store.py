@@ -49,7 +49,7 @@ def write_flow(folder, forward: np.ndarray, *, backward: np.ndarray | None = Non
                 clip.append_range(ranges, part=part)
             for plane in q.reshape(-1, *q.shape[2:]):
                 clip.append(jpeg.encode(plane, quality=100), part=part)
-        crc32 = clip.finish({**ABOUT, "method": "test", "bound_px": 20.0})
+        crc32 = clip.finish({**ABOUT, "method": "test", "scaling": "minmax" if minmax else "bound", "bound_px": 20.0})
         shard.record(Record("a", "right", 1, "anna", len(forward) + 1, "ok", "", crc32))
     return index(folder, "flow")
 

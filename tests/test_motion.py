@@ -1,0 +1,47 @@
+"""How far things move in a store, against fields that were made to move so far."""
+
+import numpy as np
+import pytest
+from test_store import write_flow
+
+from pipeline import inspection, motion, store
+
+
+def of(folder, fields, **how):
+    return motion.sample(store.open_flow(write_flow(folder, fields, **how)))
+
+
+def test_motion_in_pixels(tmp_path):
+    """One vector in ten moves by (3, -4), the others not at all."""
+    fields = np.zeros((6, 2, 40, 50), np.float32)
+    fields[:, 0, :4], fields[:, 1, :4] = 3, -4
+    found = of(tmp_path, fields)
+    assert found.fields == motion.FIELDS and found.at_bound == 0
+    assert found.rms_px == pytest.approx((0.1 * 25 / 2) ** 0.5, abs=0.1)
+    assert found.most_px == pytest.approx(5, abs=0.2) and found.largest_px == pytest.approx(5, abs=0.2)
+
+
+@pytest.mark.parametrize("minmax", (False, True))
+def test_what_is_cut_off_at_the_bound(tmp_path, minmax):
+    """A quarter of x is faster than the bound of 20 px; min-max scaling cuts off nothing."""
+    fields = np.zeros((3, 2, 40, 48), np.float32)
+    fields[:, 0, :, :12] = 30
+    found = of(tmp_path, fields, minmax=minmax)
+    assert found.at_bound == pytest.approx(0 if minmax else 1 / 8, abs=0.002)
+    assert found.largest_px == pytest.approx(30 if minmax else 20, abs=0.3)
+
+
+def test_short_clips_and_none(tmp_path):
+    assert of(tmp_path / "one", np.ones((1, 2, 16, 16), np.float32)).fields == 1
+    assert motion.sample({}) is None
+
+
+def test_a_damaged_store_is_shown_all_the_same(tmp_path, monkeypatch):
+    path = write_flow(tmp_path, np.ones((3, 2, 16, 16), np.float32))
+
+    def damaged(opened):
+        raise ValueError("a: image 0 does not decode")
+
+    assert inspection.describe(path)["summary"]["motion_fields"] == 2
+    monkeypatch.setattr(motion, "sample", damaged)
+    assert inspection.describe(path)["summary"]["motion"] == "not measured: a: image 0 does not decode"
