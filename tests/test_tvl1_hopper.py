@@ -1,0 +1,90 @@
+"""What Triton makes of TV-L1's kernels for a Hopper GPU, on any machine: the compiler and the assembler need no GPU."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+THREADS, REGISTERS = 2048, 65536
+"""Of a multiprocessor of compute capability 9.0, at most."""
+
+COMPILE = """
+import json, os, re, subprocess, sys, tempfile
+from pathlib import Path
+import torch, triton
+from triton.backends.compiler import GPUTarget
+from triton.runtime.jit import JITFunction
+from pipeline.flow import tvl1_kernels, tvl1_triton
+from pipeline.specs import FlowSpec
+
+class Utils:
+    get_device_properties = staticmethod(lambda device: {"max_shared_mem": 232448})
+
+class Hopper:  # as much of a driver as compiling takes
+    utils = Utils
+    get_current_target = staticmethod(lambda: GPUTarget("cuda", 90, 32))
+    get_current_device = staticmethod(lambda: 0)
+    get_current_stream = staticmethod(lambda device: 0)
+
+torch.set_num_threads(1)
+triton.runtime.driver.set_active(Hopper())
+dump = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+found = {}
+
+def compiled(kernel, grid):
+    def instead_of_a_launch(*arguments, **constants):
+        precision = str(arguments[0].dtype).removeprefix("torch.")
+        if kernel is tvl1_kernels.weighted_median and precision == sys.argv[2]:
+            return
+        made = kernel.warmup(*arguments, grid=grid, **constants)
+        if made.hash not in found:
+            Path(sys.argv[1], "cubin").write_bytes(made.asm["cubin"])
+            said = subprocess.run([dump, "--dump-resource-usage", Path(sys.argv[1], "cubin")], capture_output=True)
+            numbers = {k: int(v) for k, v in re.findall(r"(REG|STACK|LOCAL|SHARED):(\\d+)", said.stdout.decode())}
+            threads = 32 * made.metadata.num_warps
+            found[made.hash] = {"kernel": kernel.__name__, "precision": precision, "threads": threads, **numbers}
+    return instead_of_a_launch
+
+JITFunction.__getitem__ = compiled
+images = torch.zeros(2, 256, 340, dtype=torch.uint8)
+tvl1_triton.flow_between(images[:1], images[1:], FlowSpec())
+print(json.dumps(list(found.values())))
+"""
+
+
+@pytest.fixture(scope="module")
+def kernels(tmp_path_factory):
+    """Every kernel of a default run at 340 x 256, in both precisions, but for one that takes long to assemble."""
+    if importlib.util.find_spec("triton") is None:
+        pytest.skip("triton is not installed")
+    folder = tmp_path_factory.mktemp("hopper")
+    environment = {"PYTHONPATH": str(Path(__file__).parents[1]), "PATH": "", "TRITON_CACHE_DIR": str(folder / "cache")}
+    arguments = [sys.executable, "-c", COMPILE, folder, "float64"]
+    done = subprocess.run(arguments, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout)
+
+
+def test_every_kernel_compiles(kernels):
+    names = {row["kernel"] for row in kernels}
+    assert names == {
+        *("blur", "resize", "warp", "describe", "linearise"),
+        *("iterate", "median", "trust", "weighted_median"),
+    }
+    assert {row["precision"] for row in kernels if row["kernel"] == "iterate"} == {"float32", "float64"}
+
+
+def test_nothing_is_kept_outside_registers(kernels):
+    """A spilled register is read from memory, which is what bounds the speed."""
+    assert not [row for row in kernels if row["STACK"] or row["LOCAL"] or row["SHARED"]]
+
+
+def test_iterations_leave_room_for_threads(kernels):
+    """Enough threads at once hide how long memory takes: in single precision, where the work is, all that there can be."""
+    for row in kernels:
+        if row["kernel"] == "iterate":
+            at_once = REGISTERS // (row["REG"] * row["threads"]) * row["threads"]
+            assert at_once >= (THREADS if row["precision"] == "float32" else THREADS // 2), row
