@@ -2,6 +2,7 @@
 
     python benchmarks/flow.py                                            # every method on every device here
     python benchmarks/flow.py --methods tvl1 dis_medium --devices cpu    # some
+    python benchmarks/flow.py --methods tvl1 --enlarge 1 2               # frames as they are, and enlarged twice
     python benchmarks/flow.py --sintel /data/MPI-Sintel --pairs 40       # beside Middlebury and what is drawn here
 
 *Error* is the mean end-point error over all pixels whose motion is known, on Middlebury's pairs, on MPI-Sintel's, and
@@ -56,7 +57,7 @@ def main() -> None:
     pairs = read(arguments)
     record = {"threads": arguments.threads, "unavailable": {k: v for k, v in found.items() if v != "available"}}
     record["error"] = accuracy(lanes, pairs)
-    record["agreement"] = agreement([lane for lane in lanes if lane.method == "tvl1"], pairs)
+    record["agreement"] = agreement([lane for lane in lanes if lane.method == "tvl1" and lane.enlarge == 1], pairs)
     sizes = (QUICK_SIZE,) if arguments.quick else SIZES
     record["speed"] = flow_speed.measure(lanes, sizes, arguments.threads, arguments.seconds, arguments.rounds)
     write("flow quick" if arguments.quick else "flow", record)
@@ -68,6 +69,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--devices", nargs="+", metavar="DEVICE", help="cpu, cuda (all of them), cuda:0, ...; all that are here"
     )
+    parser.add_argument("--enlarge", nargs="+", type=int, default=[1], metavar="FACTOR", help="as [flow] enlarge; 1")
     parser.add_argument("--middlebury", type=Path, default=ROOT.parent / "shared/data/middlebury")
     parser.add_argument("--sintel", type=Path, help="the folder that holds training/clean, final and flow")
     parser.add_argument("--pairs", type=int, default=20, help="of Sintel, in each pass")
@@ -88,7 +90,8 @@ def choose(found: dict[str, str], arguments: argparse.Namespace) -> list[Lane]:
         if found[method] == "available":
             here = ("cpu",) * ("cpu" in flow.devices(method)) + flow.cuda_devices(method, "auto")
             wanted = arguments.devices or here
-            lanes += [Lane(method, device) for device in here if {device, device.partition(":")[0]} & set(wanted)]
+            on = [device for device in here if {device, device.partition(":")[0]} & set(wanted)]
+            lanes += [Lane(method, device, factor) for factor in arguments.enlarge for device in on]
     if not lanes:
         raise SystemExit(
             f"nothing to measure: no method of {', '.join(arguments.methods or FLOW_METHODS)} is available on "
@@ -141,7 +144,7 @@ def accuracy(lanes: list[Lane], pairs: list[Pair]) -> dict:
 
 def estimated(lane: Lane, frames: np.ndarray) -> np.ndarray:
     """(2, H, W) flow of two RGB frames."""
-    return flow.estimate(frames, FlowSpec(method=lane.method), device=lane.device)[0]
+    return flow.estimate(frames, lane.spec, device=lane.device)[0]
 
 
 def end_point_error(of_pair: Callable[[np.ndarray], np.ndarray], pair: Pair) -> dict:

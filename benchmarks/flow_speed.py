@@ -16,7 +16,7 @@ import scenes
 from common import spread, table
 
 from pipeline import flow
-from pipeline.flow.device import Download, host_array, pairs_at_once
+from pipeline.flow.device import Download, host_array
 from pipeline.specs import FlowSpec
 
 BASELINE = "OpenCV's DualTVL1"
@@ -24,14 +24,21 @@ CLIP_REACH_PX = 6.0
 
 
 class Lane(NamedTuple):
-    """A method on a device; `stays` where the flow is left on it."""
+    """A method on a device, with enlarged frames or not; `stays` where the flow is left on it."""
 
     method: str
     device: str
+    enlarge: int = 1
     stays: bool = False
 
+    @property
+    def spec(self) -> FlowSpec:
+        """All else by default."""
+        return FlowSpec(method=self.method, enlarge=self.enlarge)
+
     def __str__(self) -> str:
-        return f"{self.method}, {self.device}{', not fetched' if self.stays else ''}"
+        enlarged = f" enlarged {self.enlarge} x" if self.enlarge > 1 else ""
+        return f"{self.method}{enlarged}, {self.device}{', not fetched' if self.stays else ''}"
 
 
 class _Runner(NamedTuple):
@@ -115,16 +122,15 @@ def _baseline(size: tuple[int, int]) -> _Runner | None:
 def _runner(lane: Lane, size: tuple[int, int], threads: int) -> _Runner:
     """A lane that has been warmed up. On CUDA a call sends the frames too, as many as the Flow stage would at once."""
     tensors_on = flow.torch_device(lane.method, lane.device)  # "cpu" for OpenCV, wherever it computes
-    pairs = threads if lane.device == "cpu" else pairs_at_once(size[0] * size[1], device=tensors_on)
+    pairs = threads if lane.device == "cpu" else flow.pairs_of(size, lane.spec, device=tensors_on)
     clip = _clip(pairs + 1, size)
     clip = clip if flow.takes_colour(lane.method) else flow.to_gray(clip)
     frames = host_array(clip.shape, device=tensors_on)
     frames[:] = clip
-    spec = FlowSpec(method=lane.method)
 
     def compute(calls: int) -> None:
         for _ in range(calls):
-            found = flow.estimate_on_device(frames, spec, device=lane.device)
+            found = flow.estimate_on_device(frames, lane.spec, device=lane.device)
             if not lane.stays:
                 Download(found).wait()
         _wait_for(tensors_on)

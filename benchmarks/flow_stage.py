@@ -23,8 +23,8 @@ from common import show, spread
 
 from pipeline import jpeg, quantize, store
 from pipeline.cluster import threads_each
-from pipeline.flow import cuda_devices, estimate_on_device, resolve, takes_colour, to_gray, torch_device
-from pipeline.flow.device import host_array, pairs_at_once
+from pipeline.flow import cuda_devices, estimate_on_device, pairs_of, resolve, takes_colour, to_gray, torch_device
+from pipeline.flow.device import host_array
 from pipeline.preprocess import make_flow
 from pipeline.specs import ClusterSpec, FlowSpec
 
@@ -102,8 +102,8 @@ def write_frames(folder: Path, frames: np.ndarray, lengths: list[int]) -> None:
 def bare(frames: np.ndarray, spec: FlowSpec, device: str, pairs: int) -> float:
     """Pairs a second of the flow alone, over at least so many pairs, in batches such as the stage's."""
     device, images = resolve(spec.method, device), frames if takes_colour(spec.method) else to_gray(frames)
-    tensors_on, pixels = torch_device(spec.method, device), frames.shape[1] * frames.shape[2]
-    batch = min(len(images) - 1, pairs_at_once(pixels, device=tensors_on, batch_pairs=spec.batch_pairs))
+    tensors_on = torch_device(spec.method, device)
+    batch = min(len(images) - 1, pairs_of(frames.shape[1:3], spec, device=tensors_on))
     images = _as_the_stage_has_them(images, tensors_on)
     begun, done, at = time.perf_counter(), 0, 0
     while done < pairs:

@@ -131,6 +131,9 @@ class FlowSpec(Spec):
         20.0, "displacements are clipped to +- this many pixels (scaling = bound)", low=0.1, high=1000.0
     )
     jpeg_quality: int = setting(95, "JPEG quality of the flow planes", low=1, high=100)
+    enlarge: int = setting(
+        1, "sides of the frames are so many times as long while their motion is estimated", low=1, high=4
+    )
     tvl1_gradient_weight: float = setting(
         0.4, "TV-L1: weight of a changed image gradient, per gray value and pixel", low=0.0, only_for=("tvl1",)
     )
@@ -165,8 +168,14 @@ class FlowSpec(Spec):
     METHOD_CHANGES: ClassVar[dict[str, int]] = {"tvl1": 1, "brox": 1}  # how often a method's algorithm has changed
 
     def identity(self):
-        """The version counts the method's own changes: they do not make the others' stores anew."""
-        return {**super().identity(), "version": self.VERSION + self.METHOD_CHANGES.get(self.method, 0)}
+        """The version counts the method's own changes: they do not make the others' stores anew.
+
+        Frames that are not enlarged are as they were before there was that setting.
+        """
+        kept = super().identity()
+        if self.enlarge == 1:
+            del kept["enlarge"]
+        return {**kept, "version": self.VERSION + self.METHOD_CHANGES.get(self.method, 0)}
 
     def __post_init__(self):
         if self.method == "dis":  # the preset that people mean by DIS

@@ -21,7 +21,6 @@ from pipeline.catalog import Catalog, Clip
 from pipeline.doctor import one_thread
 from pipeline.estimates import Cached, PairCost, Videos, Work, extrapolated, spread
 from pipeline.files import content_of
-from pipeline.flow.device import pairs_at_once
 from pipeline.progress import say
 from pipeline.specs import DemoSpec, FlowSpec, FrameSpec
 from pipeline.video import Video, VideoError, resized, target_size
@@ -213,7 +212,7 @@ def _motion(frames: np.ndarray, spec: FlowSpec, device: str) -> tuple[float, np.
     clock = _worked if device == "cpu" else timed
     flow.estimate(frames[:2], spec, device=device)  # for the first one a method may compile, or load weights
     seconds, motion = clock(flow.estimate, frames[:2], spec, device=device)
-    pairs = pairs_at_once(frames.shape[1] * frames.shape[2], device=device, batch_pairs=spec.batch_pairs)
+    pairs = flow.pairs_of(frames.shape[1:3], spec, device=device)
     if device == "cpu":
         pairs = min(pairs, len(frames) - 1, int(FLOW_SECONDS / max(seconds, 1e-6)))
     else:  # a batch holds several clips: as many frames as fill one

@@ -209,13 +209,21 @@ def test_every_method_takes_its_devices(benchmark, monkeypatch):
     monkeypatch.setattr(module.flow, "cuda_devices", lambda method, device: ("cuda:0", "cuda:1") * (method == "tvl1"))
     found = dict.fromkeys(module.FLOW_METHODS, "available")
 
-    def lanes(*devices):
-        arguments = argparse.Namespace(methods=["tvl1", "farneback"], devices=list(devices) or None)
+    def lanes(*devices, enlarge=(1,)):
+        arguments = argparse.Namespace(methods=["tvl1", "farneback"], devices=list(devices) or None, enlarge=enlarge)
         return [str(lane) for lane in module.choose(found, arguments)]
 
     assert lanes() == ["tvl1, cpu", "tvl1, cuda:0", "tvl1, cuda:1", "farneback, cpu"]
     assert lanes("cuda") == ["tvl1, cuda:0", "tvl1, cuda:1"]
     assert lanes("cuda:1", "cpu") == ["tvl1, cpu", "tvl1, cuda:1", "farneback, cpu"]
+    assert lanes("cuda:1", enlarge=(1, 2)) == ["tvl1, cuda:1", "tvl1 enlarged 2 x, cuda:1"]
+
+
+def test_enlarged_frames_are_measured_beside_the_others(run):
+    found = run("--quick", "--methods", "dis_fast", "--devices", "cpu", "--enlarge", "1", "2")
+    as_is, enlarged = (found["error"][name] for name in ("dis_fast, cpu", "dis_fast enlarged 2 x, cpu"))
+    assert all(0 < row["all"] != other["all"] for row, other in zip(enlarged, as_is, strict=True))
+    assert {"dis_fast, cpu", "dis_fast enlarged 2 x, cpu"} <= {row["lane"] for row in found["speed"]}
 
 
 @pytest.mark.needs_cuda

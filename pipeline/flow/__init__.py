@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from pipeline.flow.device import Download, current, halving, joined, pairs_at_once, uploaded
+from pipeline.flow.enlarging import brought_back, enlarged
 from pipeline.specs import FLOW_METHODS, RAFT_WEIGHTS, FlowSpec
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ def estimate(frames: np.ndarray, spec: FlowSpec, *, device: str = "auto", direct
         return Download(estimate_on_device(frames, spec, device=device, direction=direction)).wait()[0]
     _check_frames(frames)
     flow = np.empty((len(frames) - 1, 2, *frames.shape[1:3]), np.float32)
-    pairs = pairs_at_once(flow[0, 0].size, device=device, batch_pairs=spec.batch_pairs)
+    pairs = pairs_of(flow[0, 0].shape, spec, device=device)
     parts: list[tuple[slice, Download]] = []  # the device holds two batches, never the clip: one comes, one is computed
     for k in range(0, len(flow), pairs):
         part = estimate_on_device(frames[k : k + pairs + 1], spec, device=device, direction=direction)
@@ -132,13 +133,20 @@ def estimate_on_device(
     between = importlib.import_module(method.module).between
     with current(torch_device(spec.method, device)):
         images = np.ascontiguousarray(to_rgb(frames) if method.colour else to_gray(frames))
+        images = enlarged(images, spec.enlarge)
         images = uploaded(images, device=device) if method.tensors else images
         first, second = (
             joined([images[begin + k : end - 1 + k] for begin, end in itertools.pairwise(bounds)]) for k in (0, 1)
         )
         if direction == "backward":
             first, second = second, first
-        return halving(functools.partial(between, spec=spec, device=device), first, second, pairs=len(first))
+        flow = halving(functools.partial(between, spec=spec, device=device), first, second, pairs=len(first))
+        return brought_back(flow, spec.enlarge)
+
+
+def pairs_of(size: tuple[int, int], spec: FlowSpec, *, device: str) -> int:
+    """Pairs of frames of this height and width to compute together, as `device.pairs_at_once`."""
+    return pairs_at_once(size[0] * size[1] * spec.enlarge**2, device=device, batch_pairs=spec.batch_pairs)
 
 
 def cuda_devices(method: str, device: str) -> tuple[str, ...]:

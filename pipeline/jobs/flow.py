@@ -21,8 +21,8 @@ import numpy as np
 
 from pipeline import jpeg, quantize, store
 from pipeline.flow import check as check_method
-from pipeline.flow import estimate_on_device, resolve, takes_colour, torch_device
-from pipeline.flow.device import Download, current, host_array, memory_given_back, one_thread, pairs_at_once
+from pipeline.flow import estimate_on_device, pairs_of, resolve, takes_colour, torch_device
+from pipeline.flow.device import Download, current, host_array, memory_given_back, one_thread
 from pipeline.jobs import BAD_CLIP, machine_faults
 from pipeline.jobs.helpers import Helpers, run_ahead
 from pipeline.jobs.pieces import Batch, FlowClip, Piece, Planes
@@ -133,7 +133,7 @@ class _Line:
             yield clip
 
     def _limit(self, size: tuple[int, int]) -> int:
-        return pairs_at_once(size[0] * size[1], device=self.tensors_on, batch_pairs=self.spec.batch_pairs)
+        return pairs_of(size, self.spec, device=self.tensors_on)
 
     # --- the steps
 
