@@ -19,9 +19,9 @@ class Motion(NamedTuple):
     """Looked at."""
     rms_px: float
     """Root mean square of the components, still background included."""
-    most_px: float
+    p99_px: float
     """Speed that 99 of 100 vectors do not exceed."""
-    largest_px: float
+    max_px: float
     at_bound: float
     """Share of the components at `bound_px`, beyond which motion is cut off; 0 with `scaling = minmax`."""
 

@@ -18,7 +18,7 @@ def test_motion_in_pixels(tmp_path):
     found = of(tmp_path, fields)
     assert found.fields == motion.FIELDS and found.at_bound == 0
     assert found.rms_px == pytest.approx((0.1 * 25 / 2) ** 0.5, abs=0.1)
-    assert found.most_px == pytest.approx(5, abs=0.2) and found.largest_px == pytest.approx(5, abs=0.2)
+    assert found.p99_px == pytest.approx(5, abs=0.2) and found.max_px == pytest.approx(5, abs=0.2)
 
 
 @pytest.mark.parametrize("minmax", (False, True))
@@ -28,7 +28,7 @@ def test_what_is_cut_off_at_the_bound(tmp_path, minmax):
     fields[:, 0, :, :12] = 30
     found = of(tmp_path, fields, minmax=minmax)
     assert found.at_bound == pytest.approx(0 if minmax else 1 / 8, abs=0.002)
-    assert found.largest_px == pytest.approx(30 if minmax else 20, abs=0.3)
+    assert found.max_px == pytest.approx(30 if minmax else 20, abs=0.3)
 
 
 def test_short_clips_and_none(tmp_path):
