@@ -7,6 +7,7 @@ own shard and no other, and the bytes of a shard do not depend on how many worke
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 from collections.abc import Iterable, Sequence
@@ -130,7 +131,8 @@ def make_flow(
 
 def _warn_of_a_bound(folder: Path, spec: FlowSpec) -> None:
     """Motion that is cut off is lost to whatever reads this store, and nothing else shows it."""
-    found = motion.sample(store.open_flow(folder / "index.h5"))
+    with contextlib.closing(store.open_flow(folder / "index.h5")) as made:
+        found = motion.sample(made)
     if found and found.at_bound > MUCH_AT_BOUND:
         say(
             f"flow: {found.at_bound:.1%} of the motion is cut off at [flow] bound_px = {spec.bound_px:g} (in a sample "
