@@ -1,16 +1,14 @@
-"""TV-L1: its definition against plain loops and another solver, the compiled one against the definition."""
+"""TV-L1: its definition against plain loops and another solver, what it finds, and within which bounds."""
 
 import tracemalloc
 
-import cv2
-import numba
 import numpy as np
 import pytest
 import torch
 from conftest import moving_texture
 from test_flow import MOTIONS, error_px, moved
 
-from pipeline.flow import compiled, estimate, median_numba, to_gray, tvl1, tvl1_numba, tvl1_rows, tvl1_torch, warp
+from pipeline.flow import estimate, tvl1, tvl1_torch, warp
 from pipeline.flow.filters import MEDIAN_FACTORS, median_offsets
 from pipeline.flow.tvl1_model import is_precise
 from pipeline.specs import FlowSpec
@@ -200,99 +198,8 @@ def test_neighbours_of_the_median_stand_on_rings(scale):
     np.testing.assert_allclose(MEDIAN_FACTORS, np.repeat(np.exp(-(np.arange(4) ** 2) / 18), [1, 6, 8, 8]))
 
 
-@pytest.mark.parametrize("precision", [np.float32, np.float64])
-def test_values_are_sorted_and_their_weights_go_with_them(precision):
-    rng = np.random.default_rng(0)
-    values = rng.integers(0, 9, (24, 64)).astype(precision)  # many are equal
-    values[:, 0], values[:, 1] = np.arange(24), np.arange(24)[::-1]
-    weights = rng.permuted(np.arange(24.0, dtype=precision)[:, None].repeat(64, 1), axis=0)
-    found, moved = values.copy(), weights.copy()
-    median_numba._sort(found.reshape(-1), moved.reshape(-1))
-    np.testing.assert_array_equal(found, np.sort(values, 0))
-    np.testing.assert_array_equal(np.sort(24 * found + moved, 0), np.sort(24 * values + weights, 0))  # the same pairs
-
-
-@pytest.mark.parametrize("scale", [1.0, 0.2])
-def test_weighted_median_is_the_mean_of_the_middle_quantiles(scale):
-    rng = np.random.default_rng(6)
-    image, flow = rng.uniform(0, 60, (9, 11)), np.rint(rng.normal(0, 3, (2, 9, 11)))  # whole: many are equal
-    trust = rng.uniform(0.05, 1, (9, 11))
-    found = warp.weighted_median(*(torch.from_numpy(field)[None] for field in (flow, image[None], trust[None])), scale=scale)[0].numpy()  # fmt: skip
-    compiled = {t: median_numba.weighted_median(*(a.astype(t) for a in (flow, image, trust)), scale=scale) for t in (np.float32, np.float64)}  # fmt: skip
-    for y in range(9):
-        for x in range(11):
-            there = [(np.clip(y + dy, 0, 8), np.clip(x + dx, 0, 10)) for dx, dy in median_offsets(scale)]
-            weights = np.array([f * trust[at] * (0.1 + 0.9 / (1 + ((image[at] - image[y, x]) / 16) ** 4)) for f, at in zip(MEDIAN_FACTORS, there, strict=True)])  # fmt: skip
-            for component in range(2):
-                values = np.array([flow[component][at] for at in there])
-                order = np.argsort(values, kind="stable")
-                until = np.cumsum(weights[order]) / weights.sum()
-                quantiles = np.linspace(0.46, 0.54, 20001)[:-1] + 2e-6  # midpoints
-                expected = values[order][np.searchsorted(until, quantiles)].mean()
-                assert found[component, y, x] == pytest.approx(expected, abs=5e-3)
-                for precision, tolerance in ((np.float32, 1e-4), (np.float64, 1e-9)):
-                    assert compiled[precision][component, y, x] == pytest.approx(found[component, y, x], abs=tolerance)
-
-
-@pytest.mark.parametrize("width", [63, 64, 65, 150])
-def test_weighted_median_of_rows_that_are_computed_in_parts(width):
-    rng = np.random.default_rng(width)
-    flow, image, trust = (
-        rng.normal(0, 3, (2, 5, width)),
-        rng.uniform(0, 60, (5, width)),
-        rng.uniform(0.05, 1, (5, width)),
-    )
-    fields = (torch.from_numpy(field)[None] for field in (flow, image[None], trust[None]))
-    expected = warp.weighted_median(*fields, scale=1.0)[0].numpy()
-    np.testing.assert_allclose(median_numba.weighted_median(flow, image, trust, scale=1.0), expected, atol=1e-12)
-
-
-@pytest.mark.parametrize("size", [(7, 9), (1, 5), (6, 1)])
-def test_median_of_nine(size):
-    flow = np.random.default_rng(1).integers(0, 6, (2, *size)).astype(np.float32)
-    padded = np.pad(flow, ((0, 0), (1, 1), (1, 1)), mode="edge")
-    windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(1, 2))
-    np.testing.assert_array_equal(median_numba.median3(flow), np.median(windows, axis=(-2, -1)))
-
-
-@pytest.mark.parametrize("sizes", [((9, 14), (13, 20)), ((5, 1), (9, 1)), ((8, 12), (5, 7)), ((1, 4), (1, 6))])
-def test_resizing_is_torchs(sizes):
-    """In the compiled one every field of the state at once, exact in double precision."""
-    (height, width), to = sizes
-    state = np.random.default_rng(2).normal(size=(height, 3, width))
-    resized = np.full((to[0], 3, to[1]), np.nan)
-    tvl1_rows.resize(state, resized, np.array([0, 2]))
-    expected = warp.resize(torch.from_numpy(state.transpose(1, 0, 2).copy())[None], to)[0].numpy().transpose(1, 0, 2)
-    np.testing.assert_allclose(resized[:, [0, 2]], expected[:, [0, 2]], atol=1e-12)
-    assert np.isnan(resized[:, 1]).all()
-
-
 def test_coarse_levels_are_computed_in_double_precision():
     assert [is_precise(size, (256, 340)) for size in [(256, 340), (159, 211), (98, 131), (61, 81), (38, 50)]] == [False] * 3 + [True, True]  # fmt: skip
-
-
-@pytest.mark.parametrize("motion", MOTIONS)
-def test_compiled_agrees_with_the_definition(motion):
-    frames, _ = moved(MOTIONS[motion])
-    difference = np.abs(tvl1_numba.flow_between(frames[:1], frames[1:], FlowSpec())[0] - reference(*frames, FlowSpec()))
-    assert difference.mean() <= 1e-4 and difference.max() <= 0.02
-
-
-@pytest.mark.parametrize("terms", TERMS)
-@pytest.mark.parametrize("settings", [{}, {"tvl1_warps": 1, "tvl1_iterations": 1}, {"tvl1_scale_step": 0.5, "tvl1_warps": 4}])  # fmt: skip
-def test_compiled_agrees_whatever_the_settings(terms, settings):
-    frames, _ = moved(MOTIONS["rotation"], 61, 83)
-    spec = FlowSpec(**TERMS[terms], **settings)
-    difference = np.abs(tvl1_numba.flow_between(frames[:1], frames[1:], spec)[0] - reference(*frames, spec))
-    assert difference.mean() <= 1e-4 and difference.max() <= 0.02
-
-
-@pytest.mark.parametrize("name", ["RubberWhale", "Venus", "Hydrangea"])
-def test_compiled_agrees_on_real_images(shared, name):
-    files = [str(shared / "data" / "middlebury" / name / f"frame1{k}.png") for k in (0, 1)]
-    frames = to_gray(np.stack([cv2.imread(file)[..., ::-1] for file in files]))
-    difference = np.abs(tvl1_numba.flow_between(frames[:1], frames[1:], FlowSpec())[0] - reference(*frames, FlowSpec()))
-    assert difference.mean() <= 2e-5 and difference.max() <= 0.005
 
 
 def test_plain_torch_in_single_precision_agrees_and_fills_in(monkeypatch):
@@ -332,17 +239,6 @@ def test_large_motion():
 
 
 @pytest.mark.parametrize("terms", TERMS)
-def test_threads_and_company_do_not_change_a_bit(terms):
-    frames = np.concatenate([moved(MOTIONS[name], 61, 83)[0] for name in ("rotation", "far", "zoom")])
-    spec = FlowSpec(tvl1_iterations=6, **TERMS[terms])
-    one = estimate(frames, spec, device="cpu")
-    cv2.setNumThreads(2)
-    assert estimate(frames, spec, device="cpu").tobytes() == one.tobytes()
-    alone = [estimate(frames[k : k + 2], spec, device="cpu") for k in range(5)]
-    assert np.concatenate(alone).tobytes() == one.tobytes()
-
-
-@pytest.mark.parametrize("terms", TERMS)
 @pytest.mark.parametrize("size", [(16, 16), (37, 1), (1, 50), (31, 45), (64, 15)])
 def test_any_content_is_finite_and_standing_still_is_exactly_zero(terms, size):
     noise = np.random.default_rng(0).integers(0, 256, size).astype(np.uint8)
@@ -369,15 +265,3 @@ def test_memory_does_not_grow_with_the_clip():
         peaks.append(tracemalloc.get_traced_memory()[1] - 2 * flow.nbytes)
         tracemalloc.stop()
     assert peaks[1] < 1.2 * peaks[0]
-
-
-def test_where_nothing_can_be_kept_each_process_compiles(monkeypatch):
-    """Neither the code's folder nor the user's cache can be written: what numba then does."""
-
-    def njit(*, cache=False, **options):
-        if cache:
-            raise RuntimeError("cannot cache function 'f': no locator available for file 'f.py'")
-        return numba.njit(**options)
-
-    monkeypatch.setattr(compiled, "njit", njit)
-    assert compiled.compiled(lambda x: x + 1)(1) == 2

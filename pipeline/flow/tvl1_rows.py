@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from pipeline.flow.compiled import compiled
+from pipeline.flow.compiled import compiled, inlined
 
 _f = np.float32
 # fields, two each for x and y; from DATA on, five groups of one field a channel: the dual variable, then these
@@ -18,40 +18,61 @@ SLOPE_X, SLOPE_Y, CONSTANT, DATA_STEP, GROUPS = 1, 2, 3, 4, 5
 
 
 @compiled
-def _landing(start, motion, last):
-    """Where a point lands along one axis; see `warp._landing`."""
-    whole = np.floor(motion)
-    before, fraction = start + int(whole), motion - whole
-    outside = max(-before - fraction, _f(0)) + max(before - last + fraction, _f(0))
-    if before < 0 or before >= last:
-        fraction *= _f(0)
-    return min(max(before, 0), last), fraction, outside
-
-
-@compiled
 def warp(moving, state, warped, inside):
     """Bicubic look-up of every channel (C, H + 3, W + 3, padded) at the points the flow leads to; see `warp.warp`."""
     channels, height, width = warped.shape
-    one, half, zero = _f(1), _f(0.5), _f(0)
-    for v in range(height):
-        flow_x, flow_y = state[v, FLOW], state[v, FLOW + 1]
-        for u in range(width):
-            left, t, out_x = _landing(u, flow_x[u], width - 1)
-            top, s, out_y = _landing(v, flow_y[u], height - 1)
-            inside[v, u] = max(one - out_x - out_y, zero)
-            a0, a1 = t * (t * (one - half * t) - half), t * t * (_f(1.5) * t - _f(2.5)) + one
-            a2, a3 = t * (t * (_f(2) - _f(1.5) * t) + half), t * t * (half * t - half)
-            b0, b1 = s * (s * (one - half * s) - half), s * s * (_f(1.5) * s - _f(2.5)) + one
-            b2, b3 = s * (s * (_f(2) - _f(1.5) * s) + half), s * s * (half * s - half)
-            for c in range(channels):
-                r0, r1 = moving[c, top, left : left + 4], moving[c, top + 1, left : left + 4]
-                r2, r3 = moving[c, top + 2, left : left + 4], moving[c, top + 3, left : left + 4]
-                warped[c, v, u] = (
-                    b0 * (a0 * r0[0] + a1 * r0[1] + a2 * r0[2] + a3 * r0[3])
-                    + b1 * (a0 * r1[0] + a1 * r1[1] + a2 * r1[2] + a3 * r1[3])
-                    + b2 * (a0 * r2[0] + a1 * r2[1] + a2 * r2[2] + a3 * r2[3])
-                    + b3 * (a0 * r3[0] + a1 * r3[1] + a2 * r3[2] + a3 * r3[3])
+    stride, plane = np.uint64(width + 3), np.uint64(height + 3) * np.uint64(width + 3)
+    values, corners = moving.reshape(-1), np.empty(width, np.uint64)
+    across, down = np.empty(width, warped.dtype), np.empty(width, warped.dtype)
+    for y in range(height):
+        _land(state[y, FLOW], state[y, FLOW + 1], y, height, corners, across, down, inside[y])
+        for x in range(width):
+            along_x, along_y = _cubic_taps(across[x]), _cubic_taps(down[x])
+            for c in range(channels):  # indices without a sign: numba would look whether they count from the end
+                first = corners[x] + np.uint64(c) * plane
+                second, third = first + stride, first + stride + stride
+                warped[c, y, x] = (
+                    along_y[0] * _line(values, first, along_x)
+                    + along_y[1] * _line(values, second, along_x)
+                    + along_y[2] * _line(values, third, along_x)
+                    + along_y[3] * _line(values, third + stride, along_x)
                 )
+
+
+@compiled
+def _land(flow_x, flow_y, y, height, corners, across, down, inside):
+    """Where the points of a row land: the first of their 16 neighbours, how far beyond, whether inside.
+
+    See `warp._landing`. Positions are whole numbers in floating point, and exact as such.
+    """
+    width, zero, one = len(flow_x), _f(0), _f(1)
+    last_x, last_y = _f(width - 1), _f(height - 1)
+    for x in range(width):
+        whole_x, whole_y = np.floor(flow_x[x]), np.floor(flow_y[x])
+        t, s = flow_x[x] - whole_x, flow_y[x] - whole_y
+        left, top = _f(x) + whole_x, _f(y) + whole_y
+        out_x = max(-left - t, zero) + max(left - last_x + t, zero)
+        out_y = max(-top - s, zero) + max(top - last_y + s, zero)
+        inside[x] = max(one - out_x - out_y, zero)
+        across[x] = t if zero <= left < last_x else zero
+        down[x] = s if zero <= top < last_y else zero
+        left, top = min(max(left, zero), last_x), min(max(top, zero), last_y)
+        corners[x] = np.int64(top) * (width + 3) + np.int64(left)
+
+
+@inlined
+def _cubic_taps(t):
+    """See `warp._cubic_taps`."""
+    half, two = _f(0.5), _f(2)
+    before, here = t * (t * (_f(1) - half * t) - half), t * t * (_f(1.5) * t - _f(2.5)) + _f(1)
+    return before, here, t * (t * (two - _f(1.5) * t) + half), t * t * (half * t - half)
+
+
+@inlined
+def _line(values, first, taps):
+    a, b = taps[0] * values[first], taps[1] * values[first + np.uint64(1)]
+    c, d = taps[2] * values[first + np.uint64(2)], taps[3] * values[first + np.uint64(3)]
+    return a + b + c + d
 
 
 @compiled
@@ -102,13 +123,13 @@ def linearise(warped, still, inside, state, derivative, flat, per_slope):
 @compiled
 def solve(state, box, iterations):
     """All primal-dual iterations of a warping in one sweep over the rows."""
-    height = state.shape[0]
+    height, nothing = state.shape[0], np.zeros(state.shape[2], state.dtype)
     for time in range(height + iterations - 1):
         for k in range(max(0, time - height + 1), min(iterations, time + 1)):
             y = time - k  # of iteration k - 1, row y + 1 was done just now, and it will touch neither y nor y - 1 again
             _dual_row(state, y)
             _data_row(state[y], box)
-            _primal_row(state, y, len(box))
+            _primal_row(state, y, len(box), nothing)
 
 
 @compiled
@@ -144,21 +165,16 @@ def _data_row(row, box):
 
 
 @compiled
-def _primal_row(state, y, channels):
+def _primal_row(state, y, channels, nothing):
     """Descend with the flow, and look ahead by as much again; the fields of the latter serve as scratch before."""
     row = state[y]
     for component in range(2):
         flow, ahead, step = row[FLOW + component], row[AHEAD + component], row[STEP + component]
         dual_x, dual_y = row[DUAL_X + component], row[DUAL_Y + component]
-        if y > 0:
-            above = state[y - 1, DUAL_Y + component]
-            for x in range(len(flow)):
-                ahead[x] = dual_x[x] + dual_y[x] - above[x]
-        else:
-            for x in range(len(flow)):
-                ahead[x] = dual_x[x] + dual_y[x]
+        above = state[y - 1, DUAL_Y + component] if y > 0 else nothing
+        ahead[0] = dual_x[0] + dual_y[0] - above[0]
         for x in range(1, len(flow)):
-            ahead[x] -= dual_x[x - 1]
+            ahead[x] = dual_x[x] - dual_x[x - 1] + dual_y[x] - above[x]
         for c in range(channels):
             dual, slope = row[DATA + c], row[DATA + (SLOPE_X + component) * channels + c]
             for x in range(len(flow)):
