@@ -173,7 +173,7 @@ def _repair(path: Path, arguments: argparse.Namespace) -> int:
     lines = [f"removed {name}; run the stage again" for name in shards] or ["nothing is damaged"]
     print("\n".join(f"{path}: {line}" for line in lines))
     if damaged:
-        made = "flow and trainings" if kind == "frames" else "trainings"
+        made = "flow, trainings and scores" if kind == "frames" else "trainings and scores"
         names = ", ".join(damaged[:5]) + (" ..." if len(damaged) > 5 else "")
         print(
             f"{made} that have read {names} since the damage are not made again by that; "

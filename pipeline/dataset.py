@@ -30,7 +30,7 @@ class Pictures:
     """What a stream sees of a clip: its frames, or the stacks of its flow. Opens the store once a process."""
 
     def __init__(self, spec: StreamSpec, store_path: Path | str):
-        self.spec = spec
+        self.spec, self.path = spec, Path(store_path)
         self.store = (store.open_frames if spec.stream == "spatial" else store.open_flow)(store_path)
 
     def count(self, video_id: str) -> int:
@@ -183,13 +183,16 @@ class TestSet(Dataset):
         return len(self.clips) * self.frames
 
     def __getitem__(self, number: int) -> TestItem:
-        """Item number k * frames + j: picture j of clip k. Never raises on a clip: what happened is its reason."""
+        """Item number k * frames + j: picture j of clip k. Never raises on a clip: what happened is its reason.
+
+        So that a process of its own can hand it over; `evaluate` raises, unless the clip failed in the store.
+        """
         place, j = divmod(number, self.frames)
         video_id = self.clips[place].id
         try:
             position = stacks.spaced(self.pictures.count(video_id), self.frames)[j]
             return TestItem(number, self.views(self.pictures.read(video_id, int(position))), "")
-        except Exception as error:  # whatever a damaged clip raises, it must not end the scoring of the others
+        except Exception as error:
             failed = isinstance(error, KeyError) and video_id in self.pictures.store.failed
             reason = self.pictures.store.failed[video_id] if failed else f"{type(error).__name__}: {error}"
             return TestItem(number, None, reason)

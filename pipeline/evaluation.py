@@ -13,19 +13,20 @@ from pipeline.inputs import to_inputs
 from pipeline.loading import loader, loader_workers
 from pipeline.networks import Network
 from pipeline.progress import Progress
+from pipeline.recipe import true_float32
 
 _BATCH = {"cpu": 64, "cuda": 256}  # views in a forward pass
 
 
 class Evaluation(NamedTuple):
-    """What a network says of N clips; rows of clips that could not be read are NaN."""
+    """What a network says of N clips; rows of clips that failed in the store are NaN."""
 
     probabilities: np.ndarray
     """(N, K) float32."""
     features: np.ndarray
     """(N, D) float32, penultimate."""
     failed: dict[str, str]
-    """Clip id -> why it could not be read."""
+    """Clip id -> why it failed there."""
 
 
 def evaluate(
@@ -48,10 +49,14 @@ def evaluate(
         workers: loading processes; -1 chooses by device.
         progress: counts pictures.
         keep: takes what each picture's views gave, clip by clip: place of the clip, number of its first view,
-            probabilities (crops, K) and features (crops, D) float32. Pictures that cannot be read are not among them.
+            probabilities (crops, K) and features (crops, D) float32. Those of clips that failed are not among them.
 
     Returns:
         Means over the views of each clip, summed in float64.
+
+    Raises:
+        ValueError: a clip that has not failed in the store cannot be read. A damaged store, or a disk that fails, is no
+            clip's fault: the clip would be wrong for good, in scores that nothing makes again.
     """
     network.eval()
     batch = max(1, (batch or _BATCH.get(device.type, 64)) // test_set.views.crops)
@@ -67,6 +72,7 @@ def evaluate(
     sums = np.zeros((len(test_set.clips), classes + network.head.in_features))
     reasons: dict[int, str] = {}
     for found in batches:
+        _refuse_damage(test_set, found.failed)
         reasons |= {number // test_set.frames: reason for number, reason in found.failed.items()}
         for number, both in zip(found.numbers, _of_pictures(network, found, crops, device), strict=True):
             place, j = divmod(number, test_set.frames)
@@ -81,6 +87,17 @@ def evaluate(
     return Evaluation(means[:, :classes], means[:, classes:], failed)
 
 
+def _refuse_damage(test_set: TestSet, failed: dict[int, str]) -> None:
+    for number, reason in failed.items():
+        video_id = test_set.clips[number // test_set.frames].id
+        if video_id not in test_set.pictures.store.failed:
+            path = test_set.pictures.path
+            raise ValueError(
+                f"{path}: clip {video_id!r} cannot be read: {reason}; `python -m pipeline verify {path}` looks for more"
+            )
+
+
+@true_float32()
 @torch.inference_mode()
 def _of_pictures(network: Network, batch: TestBatch, crops: int, device: torch.device) -> np.ndarray:
     """(pictures, crops, K + D) float32: softmax and features of each view."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -62,12 +61,13 @@ def score(
         data_digest: of the settings that the store was made by; "" if nobody knows.
 
     Returns:
-        Probabilities and penultimate features, means over frames x crops; a clip that failed in the store or cannot be
-        read has a row of NaN, which is said. A part without clips gives an empty table.
+        Probabilities and penultimate features, means over frames x crops; a clip that failed in the store has a
+        row of NaN, which is said. A part without clips gives an empty table.
 
     Raises:
-        ValueError: a checkpoint of another format, of other classes, or trained on a store made by other settings.
-        RuntimeError: every clip of the part failed; of unlabelled ones, unless a stage before has said why of each.
+        ValueError: a checkpoint of another format, of other classes, or trained on a store made by other settings; a
+            clip that has not failed in the store cannot be read.
+        RuntimeError: every clip of the part has failed there, and they are labelled.
     """
     target, trained = resolve_device(device), load_checkpoint(checkpoint, classes=catalog.classes or None)
     _refuse_other_data(checkpoint, trained.record.get("data_digest"), data_digest)
@@ -82,9 +82,7 @@ def score(
             progress=progress,
             keep=views and views.put,
         )
-    told = {} if catalog.classes else test_set.pictures.store.failed
-    what = f"{trained.spec.stream} scores of {part}"
-    _report_failures(found, len(clips), what, counted=bool(catalog.classes), told=told)
+    _report_failures(found, len(clips), f"{trained.spec.stream} scores of {part}", counted=bool(catalog.classes))
     return Scores(
         video_ids=tuple(clip.id for clip in clips),
         probabilities=found.probabilities,
@@ -103,11 +101,10 @@ def _refuse_other_data(checkpoint: Path | str, trained_on: str | None, given: st
         )
 
 
-def _report_failures(found: Evaluation, clips: int, what: str, *, counted: bool, told: Collection[str]) -> None:
-    """All clips at once hardly fail for a reason of their own, unless it was `told` of each by a stage before."""
+def _report_failures(found: Evaluation, clips: int, what: str, *, counted: bool) -> None:
     if not found.failed:
         return
     shown = "; ".join(f"{video_id}: {reason}" for video_id, reason in list(found.failed.items())[:_SHOWN])
-    if len(found.failed) == clips and set(found.failed) - set(told):
+    if len(found.failed) == clips and counted:
         raise RuntimeError(f"{what}: all {clips} clips failed, such as {shown}")
     say(f"{what}: {len(found.failed)} of {clips} clips failed{' and count as wrong' * counted}: {shown}")

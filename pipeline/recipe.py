@@ -53,26 +53,35 @@ def precision(spec: StreamSpec, device: torch.device) -> torch.dtype | None:
 
 
 @contextlib.contextmanager
-def algorithms(spec: StreamSpec) -> Iterator[None]:
-    """Within the block float32 is float32, and, if `deterministic` says so, algorithms repeat their bits.
+def true_float32() -> Iterator[None]:
+    """Within the block float32 is float32: torch lets convolutions round it to TF32's ten bits on GPUs that have it."""
+    cudnn = torch.backends.cudnn
+    before, cudnn.allow_tf32 = cudnn.allow_tf32, False
+    try:
+        yield
+    finally:
+        cudnn.allow_tf32 = before
 
-    Torch lets convolutions round float32 to the ten bits of TF32 on GPUs that have it, which is not what `precision =
-    float32` promises. Of `deterministic`: an operation that has no algorithm of the kind raises RuntimeError, naming
-    it; CUBLAS_WORKSPACE_CONFIG is set if it is not yet, and cuBLAS reads it when it is first used in a process. All is
-    as before afterwards.
+
+@contextlib.contextmanager
+def algorithms(spec: StreamSpec) -> Iterator[None]:
+    """Within the block float32 is true, and, if `deterministic` says so, algorithms repeat their bits.
+
+    An operation that has no algorithm of the kind raises RuntimeError, naming it; CUBLAS_WORKSPACE_CONFIG is set if it
+    is not yet, and cuBLAS reads it when it is first used in a process. All is as before afterwards.
     """
     cudnn, variable = torch.backends.cudnn, "CUBLAS_WORKSPACE_CONFIG"
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    before_cudnn, before_variable = (cudnn.deterministic, cudnn.benchmark, cudnn.allow_tf32), os.environ.get(variable)
-    cudnn.allow_tf32 = False
+    before_cudnn, before_variable = (cudnn.deterministic, cudnn.benchmark), os.environ.get(variable)
     if spec.deterministic:
         os.environ.setdefault(variable, _REPEATABLE_CUBLAS)
         torch.use_deterministic_algorithms(True)
         cudnn.deterministic, cudnn.benchmark = True, False
     try:
-        yield
+        with true_float32():
+            yield
     finally:
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
-        cudnn.deterministic, cudnn.benchmark, cudnn.allow_tf32 = before_cudnn
+        cudnn.deterministic, cudnn.benchmark = before_cudnn
         if before_variable is None:
             os.environ.pop(variable, None)

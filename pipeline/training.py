@@ -240,8 +240,8 @@ def validate(run: Run, validation: TestSet) -> None:
     """Score the validation clips, note it in the curve, and keep the weights if they are the best so far.
 
     Best is the highest top-1, of equals the lowest loss (mean over clips of -log of the mean softmax at the label);
-    clips that cannot be read count as wrong and have no loss. Without validation clips nothing is done. Each process
-    scores clips of its own, with the running statistics of process 0.
+    clips that failed in the store count as wrong and have no loss. Without validation clips nothing is done. Each
+    process scores clips of its own, with the running statistics of process 0.
     """
     run.world.share_buffers(run.network)
     labels = np.array([clip.label for clip in validation.clips], int)

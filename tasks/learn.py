@@ -195,6 +195,10 @@ class ScoreStream(OfVideos, OnDevice):
         data = self.clone(Frames if self.stream == "spatial" else Flow)
         return [*self.trained, data, self.clone(Catalog)]
 
+    def key(self) -> str:
+        """The scores themselves: made again they may differ, on another device or where a clip is no longer lost."""
+        return self.output().recorded().get("content") or super().key()  # older files have none
+
     @property
     def trained(self) -> list[Stage]:
         """The training, unless weights are given."""

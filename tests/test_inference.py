@@ -32,6 +32,11 @@ def save_untrained(path, settings, catalog):
     return network.eval()
 
 
+def fail(fake, video_id, reason):
+    del fake.clips[video_id]
+    fake.failed[video_id] = reason
+
+
 def softmax(logits):
     exponents = np.exp(logits - logits.max(-1, keepdims=True))
     return exponents / exponents.sum(-1, keepdims=True)
@@ -87,23 +92,48 @@ def test_the_batch_changes_nothing(monkeypatch, tmp_path, batch):
     assert made[1].features.shape == (4, 128)
 
 
-def test_failed_clips_become_nan_and_are_said(monkeypatch, tmp_path, capsys):
+def test_clips_that_failed_in_the_store_become_nan_and_are_said(monkeypatch, tmp_path, capsys):
     catalog, fake = two_classes("frames")
-    fake.clips["left_5"] = BrokenClip("frames", fake.clips["left_5"]._frames)
-    del fake.clips["right_5"]
-    fake.failed["right_5"] = "decodes no frame"
+    fail(fake, "left_5", "takes more than 60 s")
+    fail(fake, "right_5", "decodes no frame")
     use_store(monkeypatch, fake)
     save_untrained(tmp_path / "c.pt", spec(), catalog)
     made = score(tmp_path / "c.pt", store_path="i", catalog=catalog, part="test", spec=ScoreSpec(frames=2, crops=1))
     assert made.failed == ("left_5", "right_5")
     assert np.isnan(made.features[0]).all() and np.isfinite(made.features[1]).all()
     said = capsys.readouterr().err
-    assert "2 of 4 clips failed and count as wrong: left_5: OSError: bad JPEG; right_5: decodes no frame" in said
+    assert "2 of 4 clips failed and count as wrong: left_5: takes more than 60 s; right_5: decodes no frame" in said
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_what_the_store_holds_and_cannot_be_read_ends_the_scoring(monkeypatch, tmp_path, workers):
+    """A damaged store or a disk that fails is no clip's fault."""
+    catalog, fake = two_classes("frames")
+    fail(fake, "right_5", "decodes no frame")
+    fake.clips["left_5"] = BrokenClip("frames", fake.clips["left_5"]._frames)
+    use_store(monkeypatch, fake)
+    views = TestSet(spec(), "i", catalog.part("test"), frames=2, crops=1)
+    network = build(spec(), 2)
+    with pytest.raises(
+        ValueError, match=r"^i: clip 'left_5' cannot be read: OSError: bad JPEG; `python -m pipeline verify i`"
+    ):
+        evaluate(network, views, device=torch.device("cpu"), workers=workers)
+
+
+def test_scores_are_true_float32_on_gpus_with_tf32(monkeypatch):
+    catalog, fake = two_classes("frames")
+    use_store(monkeypatch, fake)
+    network, seen = build(spec(), 2), []
+    of_features = network.features
+    monkeypatch.setattr(network, "features", lambda x: seen.append(torch.backends.cudnn.allow_tf32) or of_features(x))
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    evaluate(network, TestSet(spec(), "i", catalog.part("test"), frames=1, crops=1), device=torch.device("cpu"))
+    assert seen and not any(seen) and torch.backends.cudnn.allow_tf32
 
 
 def test_unlabelled_clips_get_the_classes_of_the_stream(monkeypatch, tmp_path, capsys):
     catalog, fake = two_classes("frames")
-    fake.clips["left_5"] = BrokenClip("frames", fake.clips["left_5"]._frames)
+    fail(fake, "left_5", "decodes no frame")
     use_store(monkeypatch, fake)
     save_untrained(tmp_path / "c.pt", spec(), catalog)
     views = {"store_path": "i", "part": "test", "spec": ScoreSpec(frames=2, crops=1)}
@@ -118,19 +148,16 @@ def test_unlabelled_clips_get_the_classes_of_the_stream(monkeypatch, tmp_path, c
 
 def test_if_every_clip_fails_it_is_an_error(monkeypatch, tmp_path):
     catalog, _ = two_classes("frames")
-    use_store(monkeypatch, FakeStore({}, {}))
     save_untrained(tmp_path / "c.pt", spec(), catalog)
     views = {"store_path": "i", "part": "test", "spec": ScoreSpec(frames=2, crops=1)}
-    with pytest.raises(RuntimeError, match="spatial scores of test: all 4 clips failed, such as left_5: KeyError"):
-        score(tmp_path / "c.pt", catalog=catalog, **views)
     ids = [clip.id for clip in catalog.part("test")]
     unlabelled = Catalog(tuple(replace(clip, label=-1, class_name="") for clip in catalog.clips), (), "1", ())
     use_store(monkeypatch, FakeStore({}, dict.fromkeys(ids[1:], "no frame decodes")))
-    with pytest.raises(RuntimeError, match="spatial scores of test: all 4 clips failed"):
+    with pytest.raises(ValueError, match=f"clip '{ids[0]}' cannot be read: KeyError"):
         score(tmp_path / "c.pt", catalog=unlabelled, **views)
     use_store(monkeypatch, FakeStore({}, dict.fromkeys(ids, "no frame decodes")))
     assert score(tmp_path / "c.pt", catalog=unlabelled, **views).failed == tuple(ids)
-    with pytest.raises(RuntimeError, match="spatial scores of test: all 4 clips failed"):
+    with pytest.raises(RuntimeError, match="spatial scores of test: all 4 clips failed, such as left_5: no frame d"):
         score(tmp_path / "c.pt", catalog=catalog, **views)
 
 
@@ -271,7 +298,7 @@ def test_every_view_is_kept_on_request(monkeypatch, tmp_path):
 
 def test_views_of_a_clip_that_failed_are_nan(monkeypatch, tmp_path):
     catalog, fake = two_classes("frames")
-    fake.clips["left_5"] = BrokenClip("frames", fake.clips["left_5"]._frames)
+    fail(fake, "left_5", "decodes no frame")
     use_store(monkeypatch, fake)
     save_untrained(tmp_path / "c.pt", spec(), catalog)
     about = {"checkpoint": tmp_path / "c.pt", "store_path": "i", "catalog": catalog, "part": "test"}
@@ -299,6 +326,6 @@ def test_a_scoring_that_breaks_off_leaves_no_file(monkeypatch, tmp_path):
     use_store(monkeypatch, FakeStore({}, {}))
     save_untrained(tmp_path / "c.pt", spec(), catalog)
     about = {"checkpoint": tmp_path / "c.pt", "store_path": "i", "catalog": catalog, "part": "test"}
-    with pytest.raises(RuntimeError, match="all 4 clips failed"):
+    with pytest.raises(ValueError, match="clip 'left_5' cannot be read"):
         score_to(tmp_path / "s.h5", {}, spec=ScoreSpec(frames=2, crops=1, per_view=True), **about)
     assert [path.name for path in tmp_path.iterdir()] == ["c.pt"]

@@ -32,8 +32,8 @@ LAYERS = [
         "jobs",
     ),
     *("cluster", "preprocess", "stacks", "stored_stacks", "transforms", "inputs", "dataset", "loading", "together"),
-    *("backbones", "networks", "checkpoint", "evaluation"),
-    *("recipe", "parallel", "resume", "launch", "training", "train"),
+    *("backbones", "networks", "checkpoint", "recipe", "evaluation"),
+    *("parallel", "resume", "launch", "training", "train"),
     *(
         "scores",
         "inference",

@@ -105,7 +105,7 @@ def test_repair_removes_what_is_damaged_and_the_index(frames, flow, capsys):  # 
     removed, rest = capsys.readouterr().out.splitlines()
     assert removed == f"{flow}: removed shard-all; run the stage again"
     assert rest.startswith(
-        "trainings that have read a since the damage are not made again by that; `python -m pipeline inv"
+        "trainings and scores that have read a since the damage are not made again by that; `python -m pipeline inv"
     )
 
 

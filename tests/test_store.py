@@ -324,7 +324,12 @@ def test_arrays_and_catalogs_come_back_as_they_were(tmp_path):
     store.write_arrays(tmp_path / "x.h5", "scores", arrays, {"n": 3, "text": "t"})
     got, attrs = store.read_arrays(tmp_path / "x.h5", "scores")
     assert np.array_equal(got["p"], arrays["p"]) and got["names"] == arrays["names"]
+    content = attrs.pop("content")
     assert attrs == {"format": "two-stream-scores", "format_version": 1, "n": 3, "text": "t"}
+    others = {"same": arrays, "value": {**arrays, "p": arrays["p"] + 1}, "names": {**arrays, "names": ["aü☃", "", ""]}}
+    for other, changed in others.items():
+        store.write_arrays(tmp_path / "y.h5", "scores", changed, {})
+        assert (store.read_arrays(tmp_path / "y.h5", "scores")[1]["content"] == content) == (other == "same")
 
     clips = (
         Clip("a", "x/a.avi", 0, "x", "g1", "train", 10, 123456789012345678, "0" * 16),

@@ -21,6 +21,7 @@ from torchvision.models.optical_flow import raft_small
 
 from pipeline import inspection, store
 from pipeline.flow import estimate
+from pipeline.scores import Scores
 from tasks import Catalog, ExtractFeatures, Flow, Frames, FullPipeline, Fuse, Report, ScoreStream, TrainStream
 from tasks.base import Artifact, Stage
 
@@ -332,6 +333,26 @@ def test_other_weights_of_the_same_settings_are_scored_anew(config):
     curve.write_text(json.dumps({**json.loads(curve.read_text()), "weights": "0" * 16}))
     assert fresh(TrainStream, stream="spatial").complete()
     assert not fresh(ScoreStream, stream="spatial", part="test").complete()
+
+
+def test_scores_that_came_out_otherwise_are_fused_and_reported_anew(config):
+    assert build(fresh(FullPipeline))
+    task = fresh(ScoreStream, stream="temporal")
+    (scores, attrs), before = (Scores.read(task.path), task.output().recorded()), task.key()
+    scores.with_probabilities(scores.probabilities[:, ::-1]).write(task.path, **attrs)
+    assert fresh(ScoreStream, stream="temporal").complete() and fresh(ScoreStream, stream="temporal").key() != before
+    assert not fresh(Fuse).complete() and not fresh(Report).complete()
+    scores.write(task.path, **attrs)
+    assert fresh(ScoreStream, stream="temporal").key() == before and fresh(Report).complete()
+
+
+def test_scores_of_older_files_go_by_what_they_were_made_from(config):
+    task = fresh(ScoreStream, stream="spatial")
+    assert build(task)
+    by_content = task.key()
+    with h5py.File(task.path, "r+") as file:
+        del file.attrs["content"]
+    assert fresh(ScoreStream, stream="spatial").key() == Stage.key(task) != by_content
 
 
 def test_a_gpu_serves_one_training_at_a_time_and_cpus_many(config):

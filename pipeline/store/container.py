@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import shlex
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -105,12 +107,22 @@ def write_arrays(path: Path | str, kind: str, arrays: Mapping[str, Any], attrs: 
 
 
 def put_arrays(file: h5py.File, arrays: Mapping[str, Any]) -> None:
-    """Write named arrays (numpy, or lists of str) into an open file."""
+    """Write named arrays (numpy, or lists of str) into an open file, and as its attribute `content` a key of them."""
+    file.attrs["content"] = _content_of(arrays)
     for name, values in arrays.items():
         if isinstance(values, np.ndarray):
             file.create_dataset(name, data=values)
         else:
             file.create_dataset(name, data=np.array(list(values), dtype=object), dtype=TEXT)
+
+
+def _content_of(arrays: Mapping[str, Any]) -> str:
+    """16 hex digits of BLAKE2b over names and values."""
+    digest = hashlib.blake2b(digest_size=8)
+    for name, values in sorted(arrays.items()):
+        plain = values.tobytes() if isinstance(values, np.ndarray) else json.dumps(list(values)).encode()
+        digest.update(f"{name} {len(plain)} ".encode() + plain)
+    return digest.hexdigest()
 
 
 def read_arrays(path: Path | str, kind: str) -> tuple[dict[str, Any], dict[str, Any]]:
