@@ -170,11 +170,16 @@ class FlowSpec(Spec):
     def identity(self):
         """The version counts the method's own changes: they do not make the others' stores anew.
 
-        Frames that are not enlarged are as they were before there was that setting.
+        Frames that are not enlarged are as they were before there was that setting; a file of weights counts by its
+        content, which the stage adds, not by where it lies; and who scales by minimum and maximum reads no bound.
         """
         kept = super().identity()
         if self.enlarge == 1:
             del kept["enlarge"]
+        if self.weights_file:
+            kept["raft_weights"] = "a file"
+        if self.scaling != "bound":
+            kept["bound_px"] = self.settings()["bound_px"].default
         return {**kept, "version": self.VERSION + self.METHOD_CHANGES.get(self.method, 0)}
 
     def __post_init__(self):

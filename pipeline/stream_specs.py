@@ -7,6 +7,7 @@ import json
 import math
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 from pipeline.spec import Spec, setting
@@ -192,8 +193,13 @@ class StreamSpec(Spec):
             )
 
     def identity(self) -> dict[str, Any]:
-        """As of every spec, but what these settings do not read is as if it had not been changed."""
+        """As of every spec, but what these settings do not read is as if it had not been changed.
+
+        A file of weights counts by its content, which the stage adds, not by where it lies.
+        """
         kept = super().identity()
+        if self.start_file:
+            kept["start"] = "a file"
         if self.with_how != "classes":
             del kept["with_same"]
         plain = json.loads(json.dumps({name: self.settings()[name].default for name in self._unread()}))
@@ -206,6 +212,11 @@ class StreamSpec(Spec):
             *(["consensus"] if self.segments == 1 else []),
             *(["partial_bn"] if self.train_layers == "last" else []),
         ]
+
+    @property
+    def start_file(self) -> Path | None:
+        """The file of weights that training starts from, if it starts from one."""
+        return Path(self.start) if self.start not in ("scratch", "imagenet") else None
 
     def alone(self) -> StreamSpec:
         """The same stream, trained without another data set."""
@@ -257,6 +268,13 @@ class FusionSpec(Spec):
     svm_c: float = setting(0.0, "C of the linear SVM; 0 chooses it from svm_c_grid by cross-validation", low=0.0)
     svm_c_grid: tuple[float, ...] = setting((0.01, 0.1, 1.0, 10.0), "values of C that are tried if svm_c is 0")
     folds: int = setting(5, "folds of the cross-validation; a group is never split", low=2, high=100)
+
+    def identity(self) -> dict[str, Any]:
+        """As of every spec, but where C is given the grid counts as if it had not been changed."""
+        kept = super().identity()
+        if self.svm_c:
+            kept["svm_c_grid"] = list(self.settings()["svm_c_grid"].default)
+        return kept
 
     def check(self):
         """C, where it is given, and every value of the grid are no smaller than the solver can do with."""

@@ -47,8 +47,10 @@ class TrainStream(OnDevice):
         return files.plain_name("-".join([self.stream, spec.network, self.split_name, *together]))
 
     def own_digest(self) -> str:
-        """The settings of the stream, of the store it reads, and of the split."""
-        return self.stream_spec.digest(*[task.digest for task in self.requires()])
+        """The settings of the stream and of what it reads, and the content of the file that it starts from."""
+        start = self.stream_spec.start_file
+        content = [files.content_of(start)] if start and start.is_file() else []
+        return self.stream_spec.digest(*[task.digest for task in self.requires()], *content)
 
     def requires(self) -> list[Stage]:
         """The frames for the spatial stream or the flow for the temporal one, the parts of the split; `of_other`."""
@@ -76,14 +78,9 @@ class TrainStream(OnDevice):
             return [self.clone(TrainStream, alone=True, changes=changes, **other)]
         return [self.clone(self.data, **other), self.clone(Catalog, **other)]
 
-    def keys_read(self) -> list[str]:
-        """The data and the parts, and what is in the weights file, if the stream starts from one."""
-        start = Path(self.stream_spec.start)
-        return super().keys_read() + ([files.content_of(start)] if start.is_file() else [])
-
     def files_read(self) -> list[Path]:
         """The weights that the stream starts from."""
-        return [Path(self.stream_spec.start)]
+        return [start] if (start := self.stream_spec.start_file) else []
 
     def is_current(self) -> bool:
         """Whether there are weights as well: whoever deletes damaged ones gets them anew."""

@@ -9,7 +9,17 @@ import pytest
 
 from pipeline import specs
 from pipeline.spec import Spec
-from pipeline.specs import ClusterSpec, DatasetSpec, FlowSpec, FrameSpec, RunSpec, ScoreSpec, StackSpec, StreamSpec
+from pipeline.specs import (
+    ClusterSpec,
+    DatasetSpec,
+    FlowSpec,
+    FrameSpec,
+    FusionSpec,
+    RunSpec,
+    ScoreSpec,
+    StackSpec,
+    StreamSpec,
+)
 
 
 def test_specs_are_frozen():
@@ -186,6 +196,32 @@ def test_partial_bn_from_scratch_is_doubted():
     others = {"with_dataset": "more", "with_how": "start"}
     for values in ({"start": "imagenet"}, {"train_layers": "last"}, others):
         assert StreamSpec(partial_bn=True, **values).doubt == ""
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (StreamSpec(start="./w.pth"), StreamSpec(start="/home/me/w.pth")),
+        (FlowSpec(method="raft_small", raft_weights="w.pth"), FlowSpec(method="raft_small", raft_weights="/me/w.pth")),
+    ],
+)
+def test_where_a_file_of_weights_lies_is_in_no_digest(one, other):
+    assert one.digest() == other.digest() and ".pth" not in json.dumps(one.identity())
+    assert one.digest() not in (StreamSpec().digest(), FlowSpec(method="raft_small").digest())
+
+
+@pytest.mark.parametrize(
+    ("unread", "read"),
+    [
+        ({"scaling": "minmax", "bound_px": 30.0}, {"scaling": "bound", "bound_px": 30.0}),
+        ({"svm_c": 1.0, "svm_c_grid": (1.0,)}, {"svm_c": 0.0, "svm_c_grid": (1.0,)}),
+    ],
+)
+def test_what_flow_and_fusion_do_not_read_is_in_no_digest(unread, read):
+    kind, name = (FlowSpec, "bound_px") if "bound_px" in read else (FusionSpec, "svm_c_grid")
+    for settings, same in ((unread, True), (read, False)):
+        without = {key: value for key, value in settings.items() if key != name}
+        assert (kind(**settings).digest() == kind(**without).digest()) == same
 
 
 def test_milestones_beyond_the_steps_of_a_short_trial_run_are_allowed():
