@@ -6,11 +6,12 @@ Each command imports what it needs: `doctor` must run where packages are missing
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -169,7 +170,9 @@ def _verify(path: Path, arguments: argparse.Namespace) -> int:
 def _repair(path: Path, arguments: argparse.Namespace) -> int:
     from pipeline import inspection
 
-    kind, shards, damaged = inspection.repair(path, failed=arguments.failed)
+    folder = inspection.store_of(path).parent
+    with _no_run_in(Path(os.path.normpath(folder.absolute() / "../../.."))):
+        kind, shards, damaged = inspection.repair(path, failed=arguments.failed)
     lines = [f"removed {name}; run the stage again" for name in shards] or ["nothing is damaged"]
     print("\n".join(f"{path}: {line}" for line in lines))
     if damaged:
@@ -199,6 +202,20 @@ def _status(arguments: argparse.Namespace) -> int:
     return 0
 
 
+@contextlib.contextmanager
+def _no_run_in(artifacts: Path) -> Iterator[None]:
+    """Keep runs out while something is removed; refused while one is at work, which may be writing or reading it."""
+    from pipeline import files
+
+    if not (artifacts / files.IN_USE).exists():  # there never was a run
+        yield
+        return
+    with files.alone(artifacts, files.IN_USE) as alone:
+        if not alone:
+            raise ValueError(f"a run is going on in {artifacts}, and may need what it has not read yet; wait")
+        yield
+
+
 def _plan(argv: list[str]) -> int:
     """In a process of its own: tasks are Luigi's, which nothing in `pipeline` imports."""
     process = subprocess.Popen([sys.executable, "-m", "tasks.plan", *argv])
@@ -213,21 +230,18 @@ def _invalidate(arguments: argparse.Namespace) -> int:
     from pipeline import inspection
 
     chosen = {"dataset": arguments.dataset, "all_datasets": arguments.all}
-    removed = inspection.invalidate(arguments.artifacts, arguments.stage, **chosen)
+    with _no_run_in(arguments.artifacts):
+        removed = inspection.invalidate(arguments.artifacts, arguments.stage, **chosen)
     print("\n".join(f"removed {folder}" for folder in removed) or f"nothing to remove in {arguments.artifacts}")
     return 0
 
 
 def _gc(arguments: argparse.Namespace) -> int:
-    from pipeline import files, garbage
+    from pipeline import garbage
 
     options = {"old": arguments.old, "unfinished": arguments.unfinished}
-    if arguments.yes and arguments.artifacts.is_dir():
-        with files.alone(arguments.artifacts, files.IN_USE) as alone:
-            if not alone:
-                raise ValueError(
-                    f"a run is going on in {arguments.artifacts}, and may need what it has not read yet; wait"
-                )
+    if arguments.yes:
+        with _no_run_in(arguments.artifacts):
             return _remove(garbage.find(arguments.artifacts, **options))
     waste = garbage.find(arguments.artifacts, **options)
     _print_waste(waste, arguments.artifacts)

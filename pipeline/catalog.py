@@ -255,6 +255,11 @@ def _told_untrained(untrained: list[str], split: str) -> str:
     return f"{len(untrained)} classes have no training clip in split {split}: {some(untrained)}"
 
 
+def reading_threads() -> int:
+    """Threads of this process that read videos at full speed; twice as many are started, since some wait for disks."""
+    return min(4, os.cpu_count() or 1)
+
+
 def _hash_files(spec: DatasetSpec, clips: Iterable[Clip], known: Iterable[Clip]) -> dict[str, str]:
     """Content of each path: taken from `known` where size and time stamp are the same, else read in threads."""
     old = _by_stamp(known)
@@ -262,8 +267,10 @@ def _hash_files(spec: DatasetSpec, clips: Iterable[Clip], known: Iterable[Clip])
     new = [path for path in content if content[path] is None]
     if not new:
         return content
-    workers = min(8, 2 * (os.cpu_count() or 1))
-    with ThreadPoolExecutor(workers) as pool, Progress("catalog: reading", len(new), "videos") as progress:
+    with (
+        ThreadPoolExecutor(2 * reading_threads()) as pool,
+        Progress("catalog: reading", len(new), "videos") as progress,
+    ):
         for path, digest in zip(new, pool.map(_hash_file, [Path(spec.videos, path) for path in new]), strict=True):
             content[path] = digest
             progress.advance()

@@ -215,6 +215,11 @@ def _check(opened: store.Store, video_id: str) -> None:
             clip.images(image, image + 1, part=part)
 
 
+def store_of(path: Path) -> Path:
+    """The index of a store that is named by itself, its folder, or one of its shards; else as `file_of`."""
+    return file_of(path.parent.parent if path.parent.name == "shards" else path)
+
+
 class Repaired(NamedTuple):
     """What `repair` removed, and what of it was damaged."""
 
@@ -236,7 +241,7 @@ def repair(path: Path, *, failed: bool = False) -> Repaired:
     Raises:
         ValueError: not a store.
     """
-    path = file_of(path.parent.parent if path.parent.name == "shards" else path)
+    path = store_of(path)
     if not has_checksums(path):
         raise ValueError(
             f"{path} is a {_kind(path)} file, which has no checksums: only stores of frames and flow can be repaired; "

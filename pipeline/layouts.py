@@ -183,7 +183,22 @@ def _read_csv(file: Path, split: str) -> list[Row]:
             raise ValueError(f"{file.name}: the header is {','.join(columns)!r}; it must be path,label[,group][,split]")
         if "split" in columns and split != "1":
             raise ValueError(f"split {split!r} does not exist; the split column of {file.name} is split 1")
-        return [_csv_row(record, f"{file.name}, line {reader.line_num}") for record in reader]
+        rows = [_csv_row(record, f"{file.name}, line {reader.line_num}") for record in reader]
+    if {"group", "split"} <= set(columns):
+        _refuse_torn_groups(file.name, rows)
+    return rows
+
+
+def _refuse_torn_groups(name: str, rows: list[Row]) -> None:
+    parts: dict[str, set[str]] = {}
+    for row in rows:
+        parts.setdefault(row.group, set()).update({row.part} - {"unused"})
+    torn = sorted(group for group, of in parts.items() if len(of) > 1)
+    if torn:
+        raise ValueError(
+            f"{name}: {len(torn)} groups have clips in more than one of train, val and test: {some(torn)}; a group (a "
+            "person, a source video) belongs to one part; correct the split column, or leave the group column out"
+        )
 
 
 def _csv_row(record: dict, where: str) -> Row:

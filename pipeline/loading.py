@@ -43,7 +43,8 @@ def loader(
         sharing: processes of this machine that load at the same time.
     """
     if workers and len(numbers):
-        workers = _that_fit(workers, batch * len(pickle.dumps(dataset[numbers[0]])) * sharing)
+        some = {numbers[0], numbers[len(numbers) // 2], numbers[-1]}  # one alone may be of a clip that failed: empty
+        workers = _that_fit(workers, batch * max(len(pickle.dumps(dataset[k])) for k in some) * sharing)
     parallel: dict[str, Any] = {}
     if workers:  # not forked: neither HDF5 nor CUDA survives a fork
         parallel = {

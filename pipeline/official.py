@@ -86,7 +86,8 @@ def read_ucf101_lists(folder: Path, split: str) -> list[Row]:
 
 def _ucf101_row(line: str, labels: dict[str, tuple[int, str]], where: str) -> Row:
     path, label = re.fullmatch(r"(.*?\S)(?:\s+(\d+))?", line).groups()
-    folder, _, file = safe_path(path, where).partition("/")
+    path = safe_path(path, where)
+    folder, _, file = path.partition("/")
     if not file or "/" in file:
         raise ValueError(f"{where}: {path!r} is not <Class>/<video>")
     if folded(folder) not in labels:

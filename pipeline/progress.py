@@ -22,11 +22,12 @@ def say(text: str) -> None:
 
 def in_words(seconds: float) -> str:
     """A time for people, in its two largest units: 42 s, 3 min 20 s, 5 h 10 min, 75 days 2 h."""
+    seconds = round(seconds)
     for size, unit, smaller_size, smaller in ((86400, "days", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
         if seconds >= size:
-            whole, rest = divmod(round(seconds), size)
+            whole, rest = divmod(seconds, size)
             return f"{whole} {unit} {rest // smaller_size} {smaller}"
-    return f"{seconds:.0f} s"
+    return f"{seconds} s"
 
 
 class Progress:

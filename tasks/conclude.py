@@ -92,6 +92,7 @@ class Report(Stage):
     def make(self) -> None:
         """Write the report, and let `latest` point here."""
         from pipeline import report, store
+        from pipeline.report import metrics
 
         fuse, *trained, frames, flow, catalog = self.requires()
         stores = {"Frames": store.open_frames(frames.path), "Flow": store.open_flow(flow.path)}
@@ -102,7 +103,7 @@ class Report(Stage):
             **self.tables(),
             fusion=json.loads(fuse.path.read_text())["parameters"],
             curves={task.stream: json.loads(task.path.read_text()) for task in trained},
-            failed=[{"id": i, "stage": stage, "reason": r} for stage, s in stores.items() for i, r in s.failed.items()],
+            failed=metrics.first_reasons({stage: opened.failed for stage, opened in stores.items()}),
             settings=self.all_settings(),
             stages=[
                 {"stage": type(t).__name__, "label": t.label, "digest": t.digest, "path": str(t.path)}

@@ -64,7 +64,7 @@ class Costs:
             return MOMENTS
         self._read.add(task.dataset_folder)
         videos = self._videos(task.clone(Frames))
-        return estimates.catalog_work(videos, new_bytes=new, threads=cluster.worker_count(task.spec("cluster")))
+        return estimates.catalog_work(videos, new_bytes=new, threads=catalog.reading_threads())
 
     def _frames(self, task: Frames) -> Work:
         at, where = self._standing(task), task.spec("cluster")

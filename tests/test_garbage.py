@@ -211,6 +211,17 @@ def test_an_artifact_may_lie_elsewhere_and_be_linked_to(made, tmp_path):
     assert not flow.is_symlink() and not (tmp_path / "elsewhere").exists() and made.waste() == {}
 
 
+@pytest.mark.parametrize("command", ["invalidate", "repair"])
+def test_nothing_is_taken_from_under_a_run(made, capsys, command):
+    folder = made.folder / f"d/flow/tvl1-{A}"
+    given = ["flow", "--artifacts", str(made.folder)] if command == "invalidate" else [str(folder)]
+    run = files.take_part(made.folder, create=True)
+    assert main([command, *given]) == 2 and "a run is going on in" in capsys.readouterr().err and folder.exists()
+    os.close(run)
+    main([command, *given])
+    assert "a run is going on in" not in capsys.readouterr().err and folder.exists() == (command == "repair")
+
+
 def test_nothing_is_removed_while_a_run_is_going_on(made, capsys):
     options = ["--artifacts", str(made.folder)]
     assert files.take_part(made.folder, create=False) == -1 and not (made.folder / files.IN_USE).exists()

@@ -1,6 +1,8 @@
 """The line of the Flow stage: any threads and any batches give the same bytes, and a clip's fault stays its own."""
 
+import gc
 import hashlib
+import os
 import subprocess
 import sys
 import threading
@@ -65,6 +67,17 @@ def reasons(path):
 
 
 ALWAYS = {"e": "no flow: one frame alone has no flow", "h": "the file is empty (0 bytes)"}
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="open files are listed on Linux alone")
+def test_what_was_read_is_closed(frames, tmp_path):
+    gc.disable()
+    try:
+        make(frames, tmp_path / "s.h5")
+        still_open = {os.readlink(link) for link in Path("/proc/self/fd").iterdir() if link.is_symlink()}
+    finally:
+        gc.enable()
+    assert not {str(frames), str(tmp_path / "s.h5")} & still_open
 
 
 @pytest.mark.parametrize(

@@ -73,13 +73,14 @@ def test_folder_refusals(tmp_path):
 
 
 def test_csv_with_group_and_split_and_any_name(tmp_path):
-    text = 'path,label,group,split\n"-a, ""b"".avi",x,g1,train\n深/é,x,,test\nd/ e .avi,y,g1,val\nf.avi,y,g2,unused\n'
+    text = 'path,label,group,split\n"-a, ""b"".avi",x,g1,train\n深/é,x,,test\nd/ e .avi,y,g3,val\ng.avi,y,g1,unused\nf.avi,y,g2,unused\n'
     rows, classes = read_layout(csv_spec(tmp_path, text), "1", [])
     assert classes == ["x", "y"]
     assert [(row.path, row.id, row.group, row.part) for row in rows] == [
         ('-a, "b".avi', '-a, "b"', "g1", "train"),
         ("深/é", "深__é", "深__é", "test"),
-        ("d/ e .avi", "d__ e ", "g1", "val"),
+        ("d/ e .avi", "d__ e ", "g3", "val"),
+        ("g.avi", "g", "g1", "unused"),
         ("f.avi", "f", "g2", "unused"),
     ]
 
@@ -98,6 +99,11 @@ def test_csv_with_group_and_split_and_any_name(tmp_path):
         ("path,label\n../a.avi,x\n", "1", r"'../a.avi' is not a path below"),
         ("path,label\n/etc/a.avi,x\n", "1", "'/etc/a.avi' is not a path below"),
         ("path,label\n,x\n", "1", "'' is not a path below"),
+        (
+            "path,label,group,split\na.avi,x,eli,train\nb.avi,x,eli,test\nc.avi,x,ira,val\n",
+            "1",
+            "clips.csv: 1 groups have clips in more than one of train, val and test: 'eli'; a group .* belongs to one part",
+        ),
         ("path,label,group\na.avi,x,eli\n", "ira", "split 'ira' .* does not exist"),
     ],
 )

@@ -69,6 +69,15 @@ def test_without_shared_memory_a_thread_loads(shared_memory, capsys):
     assert "0 loading processes instead of 2: /dev/shm has 0.00 GiB free" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("empty", [3, 13, 22])
+def test_room_is_for_items_of_clips_that_did_not_fail(shared_memory, empty, monkeypatch, capsys):
+    whole = Squares.__getitem__
+    monkeypatch.setattr(Squares, "__getitem__", lambda self, k: None if k == empty else whole(self, k))
+    shared_memory(10_000)
+    loader(Squares(), range(3, 23), batch=4, workers=2, pin=False, collate=np.stack)
+    assert "0 loading processes instead of 2" in capsys.readouterr().err
+
+
 def labelled(count, pinned=False):
     views = [
         (stack_views([View(np.full((2, 3, 3), k, np.uint8), *np.ones((2, 2), np.float32))] * 4)) for k in range(count)

@@ -67,7 +67,7 @@ def test_official_hmdb51_groups_are_the_source_videos(shared):
 
 def test_ucf101_rows(tmp_path):
     ucf(tmp_path)
-    (tmp_path / "trainlist02.txt").write_text("Run/v_Run_g01_c01.avi 1\nRun/v_Run_g09_c01.avi 1\n")
+    (tmp_path / "trainlist02.txt").write_text("Run/v_Run_g01_c01.avi 1\n./Run//v_Run_g09_c01.avi 1\n")
     rows = read_ucf101_lists(tmp_path, "1")
     assert [(row.path, row.class_name, row.group, row.part) for row in rows] == [
         ("Jump/v_Jump_g01_c01.avi", "Jump", "Jump_g01", "test"),

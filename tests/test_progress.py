@@ -33,6 +33,8 @@ def test_lines_are_rare_and_an_error_ends_without_one(capsys):
     [
         (0.4, "0 s"),
         (59, "59 s"),
+        (59.6, "1 min 0 s"),
+        (3599.7, "1 h 0 min"),
         (60, "1 min 0 s"),
         (200.7, "3 min 21 s"),
         (3600, "1 h 0 min"),

@@ -132,6 +132,14 @@ def test_confused_pairs_and_wrong_clips():
     assert wrong[0]["p_truth"] == pytest.approx((0.9 + 0.05) / 2)
 
 
+def test_a_clip_that_failed_in_two_stages_is_told_of_once():
+    frames, flow = {"a": "no frame decodes"}, {"a": "no frame decodes", "b": "one frame"}
+    assert metrics.first_reasons({"Frames": frames, "Flow": flow}) == [
+        {"id": "a", "stage": "Frames", "reason": "no frame decodes"},
+        {"id": "b", "stage": "Flow", "reason": "one frame"},
+    ]
+
+
 def test_every_failed_clip_is_listed_with_its_reason():
     given = arguments()
     tables = metrics.join(given["streams"], given["fused"])

@@ -172,6 +172,15 @@ def test_one_clip_says_next_to_nothing():
     assert low == pytest.approx(0.2065, abs=1e-3) and high == 1
 
 
+def test_clips_whose_class_nobody_knows_are_in_no_interval():
+    right, groups = [True, False] * 8, [f"g{i // 2}" for i in range(16)]
+    known = answered(right, groups=groups)
+    more = answered([*right, *[False] * 4], labels=[0] * 16 + [-1] * 4, groups=[*groups, *[f"g{i}" for i in range(4)]])
+    assert more.top1() == known.top1() == 0.5
+    assert Bootstrap({"a": more}, more.groups).top1("a") == Bootstrap({"a": known}, known.groups).top1("a")
+    assert Bootstrap({"a": more}, more.groups).mean_class("a") == Bootstrap({"a": known}, known.groups).mean_class("a")
+
+
 def test_a_failed_clip_is_wrong():
     a, b = answered([True, None, True, None]), answered([True, True, None, None])
     assert discordant(a, b) == (1, 1)

@@ -61,8 +61,8 @@ def flow_shard(job: FlowJob) -> int:
     check_method(job.spec, device=job.device)  # a method that cannot work on this machine is no fault of the clips
     device = resolve(job.spec.method, job.device)
     tensors_on = torch_device(job.spec.method, device)
-    source = store.open_frames(job.frames)
     with (
+        contextlib.closing(store.open_frames(job.frames)) as source,
         store.ShardWriter(job.path, "flow", job.attrs) as shard,
         Helpers(job.threads or _share_of_cores(tensors_on)) as helpers,
         current(tensors_on),

@@ -186,6 +186,22 @@ def misclassified(tables: Mapping[str, Scores]) -> list[dict[str, Any]]:
     return sorted(found, key=lambda row: (row["truth"], row["id"]))
 
 
+def first_reasons(stages: Mapping[str, Mapping[str, str]]) -> list[dict[str, str]]:
+    """Every clip that failed in a stage, once: what fails in the first has nothing to go on with in the next.
+
+    Args:
+        stages: name -> clip id -> reason, in the order of the chain.
+
+    Returns:
+        `id`, `stage` and `reason` of each.
+    """
+    first: dict[str, dict[str, str]] = {}
+    for stage, failed in stages.items():
+        for video_id, reason in failed.items():
+            first.setdefault(video_id, {"id": video_id, "stage": stage, "reason": reason})
+    return list(first.values())
+
+
 def failures(tables: Mapping[str, Scores], failed: Sequence[Mapping[str, str]]) -> list[dict[str, Any]]:
     """Every failed clip with `stage`, `reason` and whether it is a test clip; those that no stage explains as well."""
     tested = set(tables["average"].video_ids)

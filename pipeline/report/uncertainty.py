@@ -135,7 +135,7 @@ class Bootstrap:
         units = self.groups if self.by_group else self.clips or range(len(labels))
         unit_of_clip = np.unique(np.asarray(units, object).astype(str), return_inverse=True)[1]
         values = np.zeros((unit_of_clip.max() + 1, len(tables) + 1, k))
-        for place, counted in enumerate([*(table.correct() for table in tables), np.ones(len(labels), bool)]):
+        for place, counted in enumerate([*(table.correct() for table in tables), tables[0].labelled]):
             np.add.at(values[:, place], (unit_of_clip[counted], labels[counted]), 1)
         return values
 
