@@ -17,7 +17,7 @@
 # tests skip without a GPU instead of failing.
 set -uo pipefail
 cd "$(dirname "$0")/.."
-export PYTHONPATH=$PWD FAIL_WITHOUT_CUDA=${FAIL_WITHOUT_CUDA-1}
+export PYTHONUNBUFFERED=1 PYTHONPATH=$PWD FAIL_WITHOUT_CUDA=${FAIL_WITHOUT_CUDA-1}
 groups="flow streams methods tests kernels"
 wanted=" ${*:-$groups} "
 for name in $wanted; do
@@ -46,6 +46,7 @@ python=${PYTHON:-python3}
 cuda_tests=("$python" -m pytest -m needs_cuda)
 versions='import torch, triton; print(torch.cuda.get_device_name(), torch.__version__, triton.__version__)'
 step "device" 60 "$python" -c "$versions"
+step "shared memory" 10 df -h /dev/shm
 if group flow; then
     step "tests of TV-L1" 240 "${cuda_tests[@]}" tests/test_tvl1_triton.py
     step "rates of TV-L1" 120 "$python" benchmarks/tvl1_gpu.py rates

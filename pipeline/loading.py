@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import pickle
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -17,6 +18,7 @@ from pipeline.progress import say
 
 _SHARED_MEMORY = "/dev/shm"  # where torch has loading processes put their batches, on Linux
 _MAX_WORKERS = 16
+_PRELOADED = ["pipeline.dataset", "pipeline.loading"]
 _BATCHES_AHEAD = 2  # of each loading process; a batch of 256 temporal inputs is 250 MB even in bytes
 
 
@@ -45,8 +47,11 @@ def loader(
     if workers and len(numbers):
         some = {numbers[0], numbers[len(numbers) // 2], numbers[-1]}  # one alone may be of a clip that failed: empty
         workers = _that_fit(workers, batch * max(len(pickle.dumps(dataset[k])) for k in some) * sharing)
+        workers = min(workers, -(-len(numbers) // batch))
     parallel: dict[str, Any] = {}
     if workers:  # not forked: neither HDF5 nor CUDA survives a fork
+        # the server that they are forked from has torch already, where each would load it again, for seconds
+        multiprocessing.set_forkserver_preload(_PRELOADED)
         parallel = {
             "multiprocessing_context": "forkserver",
             "prefetch_factor": _BATCHES_AHEAD,

@@ -28,6 +28,7 @@ from pipeline.video import Video, VideoError, resized, target_size
 DECODED = 3  # videos of which frames are decoded
 OPENED = 24  # whose header is read, for the number of frames
 FRAMES = 33  # of a video that are decoded, at most
+_BATCHES = 3  # of pairs in a trial on a GPU
 VIDEO_SECONDS, FLOW_SECONDS = 1.0, 1.5  # after which no more of a kind is tried
 
 
@@ -215,7 +216,8 @@ def _motion(frames: np.ndarray, spec: FlowSpec, device: str) -> tuple[float, np.
     pairs = flow.pairs_of(frames.shape[1:3], spec, device=device)
     if device == "cpu":
         pairs = min(pairs, len(frames) - 1, int(FLOW_SECONDS / max(seconds, 1e-6)))
-    else:  # a batch holds several clips: as many frames as fill one
+    else:  # a batch holds several clips: as many frames as fill some, since one is fetched while the next is computed
+        pairs *= _BATCHES
         frames = np.concatenate([frames] * -(-(pairs + 1) // len(frames)))
         flow.estimate(frames[: pairs + 1], spec, device=device)
     if pairs > 1:

@@ -21,6 +21,7 @@ from pipeline.measure import timed
 from pipeline.networks import resolve_device
 from pipeline.parallel import process_count
 from pipeline.progress import say
+from pipeline.recipe import algorithms, true_float32
 from pipeline.resume import Run
 from pipeline.specs import StreamSpec
 from pipeline.training import train_step
@@ -47,7 +48,8 @@ def network(spec: StreamSpec, classes: int, *, device: str, one_thread: bool = F
     with torch.random.fork_rng([target] if target.type == "cuda" else []), _one_thread(alone):
         run = Run(timed_as(spec), classes, target, other_classes=classes)
         shortest = functools.partial(_shortest, time.process_time if alone else time.perf_counter)
-        times = _steps(run, classes, shortest)
+        with algorithms(spec):
+            times = _steps(run, classes, shortest)
         view_seconds = _view_seconds(run, shortest)
     (few, first), (many, second) = list(times.items())[-2:] if len(times) > 1 else [(0, 0.0), *times.items()]
     clip_seconds = max(0.0, second - first) / (many - few)
@@ -102,27 +104,29 @@ def _steps(run: Run, classes: int, shortest: Callable[..., float]) -> dict[int, 
 
 
 def _batch(run: Run, clips: int, classes: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Random inputs, (N, C, H, W) or (N, S, C, H, W), and labels."""
+    """Random inputs, (N, C, H, W) or (N, S, C, H, W), and labels, on the device: a training sends them ahead."""
     snippets = (run.spec.segments,) if run.spec.segments > 1 else ()
     inputs = torch.rand(clips, *snippets, run.spec.channels, run.spec.crop_px, run.spec.crop_px)
-    return inputs, torch.randint(0, classes, (clips,))
+    return inputs.to(run.device), torch.randint(0, classes, (clips,)).to(run.device)
 
 
 def _view_seconds(run: Run, shortest: Callable[..., float]) -> float:
     """Of a forward pass, for each view: of many at once where that is quick."""
     run.network.eval()
 
-    def score(views: int) -> None:
-        inputs = torch.rand(views, run.spec.channels, run.spec.crop_px, run.spec.crop_px).to(run.device)
-        with torch.inference_mode():
-            run.network.probabilities(run.network.features(inputs)).cpu()
+    @true_float32()
+    @torch.inference_mode()
+    def score(inputs: torch.Tensor) -> None:
+        run.network.probabilities(run.network.features(inputs)).cpu()
 
-    score(4)
-    seconds, views = shortest(score, 4), 4
-    if seconds < STEP_SECONDS / 4:
-        views = 64
-        seconds = shortest(score, views)
-    return seconds / views
+    def inputs(views: int) -> torch.Tensor:
+        side = run.spec.crop_px
+        return torch.rand(views, run.spec.channels, side, side).to(run.device, memory_format=torch.channels_last)
+
+    few, many = 4, 64
+    score(inputs(few))
+    seconds = shortest(score, inputs(few))
+    return seconds / few if seconds >= STEP_SECONDS / 4 else shortest(score, inputs(many)) / many
 
 
 def _shortest(clock: Callable[[], float], function: Callable[..., Any], *given: Any) -> float:

@@ -16,7 +16,7 @@ SIZE = (96, 128)
 
 
 @pytest.fixture
-def benchmark(monkeypatch):
+def bench(monkeypatch):
     """A function that imports a module of benchmarks/, which is no package."""
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     threads = torch.get_num_threads()
@@ -25,8 +25,8 @@ def benchmark(monkeypatch):
 
 
 @pytest.fixture
-def scenes(benchmark):
-    return benchmark("scenes")
+def scenes(bench):
+    return bench("scenes")
 
 
 def drawn(scenes, name, **values):
@@ -42,8 +42,8 @@ def brought_back(pair):
 
 
 @pytest.mark.parametrize("kind", ["town", "wood"])
-def test_streets_look_the_same_where_their_motion_leads(kind, benchmark):
-    streets = benchmark("streets")
+def test_streets_look_the_same_where_their_motion_leads(kind, bench):
+    streets = bench("streets")
     pair = streets.street(kind, 3, reach_px=4.0, size=(96, 128))
     height, width = pair.known.shape
     first, second = (cv2.GaussianBlur(frame.astype(np.float32), (0, 0), 1) for frame in pair.frames)
@@ -163,13 +163,13 @@ def test_folders_that_are_something_else_are_refused(scenes, tmp_path):
 
 
 @pytest.fixture
-def run(benchmark, monkeypatch, tmp_path):
+def run(bench, monkeypatch, tmp_path):
     """A function that runs the benchmark with these arguments and returns what it has written."""
 
     def main(*arguments):
         monkeypatch.setattr(sys, "argv", ["flow.py", *arguments])
-        monkeypatch.setattr(benchmark("common"), "ROOT", tmp_path)
-        benchmark("flow").main()
+        monkeypatch.setattr(bench("common"), "ROOT", tmp_path)
+        bench("flow").main()
         return json.loads((tmp_path / "data/benchmarks/flow-quick.json").read_text())
 
     return main
@@ -204,8 +204,8 @@ def test_nothing_to_measure_is_an_error(run):
         run("--quick", "--methods", "farneback", "--devices", "cuda")
 
 
-def test_every_method_takes_its_devices(benchmark, monkeypatch):
-    module = benchmark("flow")
+def test_every_method_takes_its_devices(bench, monkeypatch):
+    module = bench("flow")
     monkeypatch.setattr(module.flow, "cuda_devices", lambda method, device: ("cuda:0", "cuda:1") * (method == "tvl1"))
     found = dict.fromkeys(module.FLOW_METHODS, "available")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from typing import NamedTuple
 
 import numpy as np
@@ -11,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from pipeline.flow import sor, warp
+from pipeline.flow.device import has_numba
 from pipeline.flow.filters import pyramid_sizes
 from pipeline.specs import FlowSpec
 
@@ -92,7 +92,7 @@ def _coarse_to_fine(first: Tensor, second: Tensor, spec: FlowSpec) -> Tensor:
 
 
 def _weighted_median(flow: Tensor, image: Tensor, trust: Tensor, *, scale: float) -> Tensor:
-    if flow.device.type != "cpu" or not importlib.util.find_spec("numba"):
+    if flow.device.type != "cpu" or not has_numba():
         return warp.weighted_median(flow, image, trust, scale=scale)
     from pipeline.flow import median_numba
 

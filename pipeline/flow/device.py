@@ -6,10 +6,14 @@ Torch is imported only where a device other than the CPU is in play.
 from __future__ import annotations
 
 import contextlib
+import functools
+import importlib.util
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from pipeline.progress import say
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,6 +32,21 @@ def pairs_at_once(pixels: int, *, device: str, batch_pairs: int = 0) -> int:
     if device == "cpu":
         return max(1, HOST_PIXELS // pixels)
     return batch_pairs or max(1, min(CUDA_PIXELS, _free_bytes(device) // 2 // CUDA_BYTES_PER_PIXEL) // pixels)
+
+
+def has_numba() -> bool:
+    """Whether numba is installed and works; if it is and does not, as beside a numpy that is too new, that is said."""
+    return importlib.util.find_spec("numba") is not None and _numba_works()
+
+
+@functools.cache
+def _numba_works() -> bool:
+    try:
+        import numba  # noqa: F401
+    except Exception as error:  # whatever it finds wrong
+        say(f"numba does not work, so plain torch computes in its place, several times slower: {error!r}")
+        return False
+    return True
 
 
 @contextlib.contextmanager

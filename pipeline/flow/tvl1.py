@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from pipeline.flow.device import pairs_at_once
+from pipeline.flow.device import has_numba, pairs_at_once
 from pipeline.progress import say
 from pipeline.specs import FlowSpec
 
@@ -60,7 +60,7 @@ def between(
     al., IJCV 2011 (constraints divided by their slopes); Wedel et al., 2009 (median filter); Sun et al., CVPR 2010
     (weighted median).
     """
-    if device == "cpu" and importlib.util.find_spec("numba"):
+    if device == "cpu" and has_numba():
         from pipeline.flow import tvl1_numba
 
         return tvl1_numba.flow_between(first, second, spec)
