@@ -202,7 +202,8 @@ def _make_store(
     shards = folder / "shards"
     shards.mkdir(parents=True, exist_ok=True)
     remove_stale(shards)
-    waiting = outdated(kind, jobs)
+    there = sorted(shards.glob("*.h5"))
+    waiting = [dataclasses.replace(job, earlier=_related(job.path, there)) for job in outdated(kind, jobs)]
     if waiting and len(waiting) < len(jobs):
         say(f"{kind}: {len(jobs) - len(waiting)} of {len(jobs)} shards are there already")
     # the longest first: the short ones at the end keep all workers busy until the end
@@ -212,6 +213,16 @@ def _make_store(
     store.write_index(folder / "index.h5", kind, found, splits, attrs)
     for path in set(shards.glob("*.h5")) - {job.path for job in jobs}:
         path.unlink()
+
+
+def _related(path: Path, there: Iterable[Path]) -> tuple[Path, ...]:
+    """The shards that hold clips of this one: itself as it is, what it is a part of, and its parts."""
+    ours = _bits(path)
+    return tuple(p for p in there if ours.startswith(_bits(p)) or _bits(p).startswith(ours))
+
+
+def _bits(path: Path) -> str:
+    return path.stem.removeprefix("shard-").removesuffix("all")
 
 
 def outdated(kind: str, jobs: Iterable[Any]) -> list[Any]:

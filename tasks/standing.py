@@ -126,6 +126,8 @@ class Standings:
         if left.shards < left.all_shards:
             found.state = GOES_ON
             found.notes = [f"{left.all_shards - left.shards} of {left.all_shards} shards are there"]
+        if left.shards and task.path.is_file():
+            found.notes.append("clips that have not changed are copied, which takes less")
         if not left.shards:
             found.notes = ["all shards are there; what is left is to look at them and at how many clips have failed"]
 

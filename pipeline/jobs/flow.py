@@ -24,8 +24,9 @@ from pipeline.flow import check as check_method
 from pipeline.flow import estimate_on_device, pairs_of, resolve, takes_colour, torch_device
 from pipeline.flow.device import Download, current, host_array, memory_given_back, one_thread
 from pipeline.jobs import BAD_CLIP, machine_faults
+from pipeline.jobs.earlier import Earlier, copied
 from pipeline.jobs.helpers import Helpers, run_ahead
-from pipeline.jobs.pieces import Batch, FlowClip, Piece, Planes
+from pipeline.jobs.pieces import Batch, FlowClip, Piece, Planes, content_of_frames, flow_attrs
 from pipeline.specs import FlowSpec
 
 _IMAGES = 8  # that one helper decodes or encodes at a time: a batch keeps a dozen of them busy
@@ -43,6 +44,7 @@ class FlowJob:
     attrs: dict[str, Any]
     threads: int = 1  # that decode and encode; 0: the device's share of the cores
     careful: bool = False  # a worker died of this shard before: this is its second and last attempt
+    earlier: tuple[Path, ...] = ()  # shards that may hold the clips
 
     @property
     def units(self) -> int:
@@ -57,6 +59,8 @@ class FlowJob:
 
 def flow_shard(job: FlowJob) -> int:
     """Make one flow shard; returns its number of clips."""
+    if _copied(job):
+        return job.units
     cv2.setNumThreads(1)
     check_method(job.spec, device=job.device)  # a method that cannot work on this machine is no fault of the clips
     device = resolve(job.spec.method, job.device)
@@ -71,6 +75,26 @@ def flow_shard(job: FlowJob) -> int:
         for record in _Line(job, device, source, shard, helpers).run():
             shard.record(record)
     return job.units
+
+
+def _copied(job: FlowJob) -> bool:
+    """Copy all clips if each has been computed before from frames of the same bytes; else do nothing."""
+    wanted = [record.id for record in job.records if record.status == "ok"]
+    with (
+        Earlier(job.earlier, "flow", job.attrs["digest"]) as earlier,
+        contextlib.closing(store.open_frames(job.frames)) as source,
+    ):
+        found = {name: earlier.clip(name, content_of_frames(source[name])) for name in wanted}
+        if not wanted or None in found.values():
+            return False
+        with store.ShardWriter(job.path, "flow", job.attrs) as shard:
+            for record in job.records:
+                if record.id in found:
+                    about = flow_attrs(source[record.id], job.spec)
+                    crc32 = copied(found[record.id][0], shard.clip(record.id)).finish(about)
+                    record = record._replace(crc32=crc32)
+                shard.record(record)
+    return True
 
 
 def _share_of_cores(device: str) -> int:

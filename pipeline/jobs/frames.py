@@ -12,6 +12,7 @@ import cv2
 from pipeline import jpeg, store
 from pipeline.catalog import Clip
 from pipeline.jobs import BAD_CLIP, printable
+from pipeline.jobs.earlier import Earlier, copied
 from pipeline.specs import FrameSpec
 from pipeline.video import Video, VideoError, try_decoding
 
@@ -27,6 +28,7 @@ class FramesJob:
     attrs: dict[str, Any]
     watch: bool = False  # the process may be ended when a decoder hangs
     careful: bool = False  # a decoder killed this shard's process before: try each clip elsewhere first
+    earlier: tuple[Path, ...] = ()  # shards that may hold some of the clips
 
     @property
     def units(self) -> int:
@@ -42,10 +44,31 @@ class FramesJob:
 def frames_shard(job: FramesJob) -> int:
     """Make one frames shard; returns its number of clips."""
     cv2.setNumThreads(1)
-    with store.ShardWriter(job.path, "frames", job.attrs) as shard:
+    with (
+        Earlier(job.earlier, "frames", job.attrs["digest"]) as earlier,
+        store.ShardWriter(job.path, "frames", job.attrs) as shard,
+    ):
         for clip in job.clips:
-            shard.record(_frames_clip(shard, job, clip))
+            shard.record(_from_earlier(shard, earlier, clip) or _frames_clip(shard, job, clip))
     return job.units
+
+
+def _from_earlier(shard: store.ShardWriter, earlier: Earlier, clip: Clip) -> store.Record | None:
+    """Copy a clip whose video was decoded before, under its present label and group; None if it was not."""
+    found = earlier.clip(clip.id, clip.content)
+    if found is None:
+        return None
+    stored, row = found
+    shape = stored.height, stored.width
+    about = _attrs(clip, stored.attrs["fps"], shape, stored.attrs["promised_frames"])
+    crc32 = copied(stored, shard.clip(clip.id)).finish(about, stored.seconds.tolist())
+    return store.Record(clip.id, clip.class_name, clip.label, clip.group, row["frames"], "ok", row["reason"], crc32)
+
+
+def _attrs(clip: Clip, fps: float, shape: tuple[int, int], promised_frames: int) -> dict[str, Any]:
+    about = {"label": clip.label, "class": clip.class_name, "group": clip.group, "source": clip.path, "fps": fps}
+    size = {"height": shape[0], "width": shape[1], "promised_frames": promised_frames}
+    return {**about, **size, "made_from": clip.content}
 
 
 def _frames_clip(shard: store.ShardWriter, job: FramesJob, clip: Clip) -> store.Record:
@@ -70,10 +93,7 @@ def _frames_clip(shard: store.ShardWriter, job: FramesJob, clip: Clip) -> store.
         return store.Record(clip.id, clip.class_name, clip.label, clip.group, 0, "failed", printable(error), 0)
     finally:
         faulthandler.cancel_dump_traceback_later()
-    about = {"label": clip.label, "class": clip.class_name, "group": clip.group, "source": clip.path, "fps": video.fps}
-    crc32 = writer.finish(
-        {**about, "height": shape[0], "width": shape[1], "promised_frames": video.promised_frames}, seconds
-    )
+    crc32 = writer.finish(_attrs(clip, video.fps, shape[:2], video.promised_frames), seconds)
     return store.Record(
         clip.id, clip.class_name, clip.label, clip.group, len(seconds), "ok", _oddity(len(seconds), video), crc32
     )

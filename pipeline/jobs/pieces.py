@@ -6,6 +6,7 @@ import contextlib
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -14,6 +15,18 @@ from pipeline.jobs import BAD_CLIP, DamagedStore, printable
 from pipeline.specs import FlowSpec
 
 Planes = dict[str, tuple[np.ndarray, np.ndarray | None]]  # part of the clip -> bytes (n, 2, H, W), range_px or None
+
+
+def flow_attrs(frames: store.StoredClip, spec: FlowSpec) -> dict[str, Any]:
+    """Attributes of the flow of a clip of frames."""
+    names = ("label", "class", "group", "source", "fps", "height", "width")
+    about = {"method": spec.method, "scaling": spec.scaling, "bound_px": spec.bound_px}
+    return {**{name: frames.attrs[name] for name in names}, **about, "made_from": content_of_frames(frames)}
+
+
+def content_of_frames(frames: store.StoredClip) -> str:
+    """What tells the frames of a clip from others of its id: their number, and the checksum of their bytes."""
+    return f"{len(frames)} {frames.attrs['crc32']:08x}"
 
 
 class FlowClip:
@@ -57,10 +70,7 @@ class FlowClip:
 
     def finish(self, spec: FlowSpec) -> None:
         """Write the clip into the shard."""
-        names = ("label", "class", "group", "source", "fps", "height", "width")
-        attrs = {name: self.stored.attrs[name] for name in names}
-        about = {"method": spec.method, "scaling": spec.scaling, "bound_px": spec.bound_px}
-        self.record = self.record._replace(crc32=self.writer.finish({**attrs, **about}))
+        self.record = self.record._replace(crc32=self.writer.finish(flow_attrs(self.stored, spec)))
         self.writer = None
 
     def outcome(self) -> store.Record:

@@ -32,7 +32,8 @@ class StoredClip:
             parts = [part for part in ("", "backward") if not part or part in group]
             self._offsets = {part: group[f"{part}/offsets".lstrip("/")][()] for part in parts}
             ranges = {part: f"{part}/range_px".lstrip("/") for part in parts}
-            self._ranges = {part: group[name][()] for part, name in ranges.items() if name in group}
+            self.ranges_px = {part: group[name][()] for part, name in ranges.items() if name in group}
+            """By part, (T - 1, 2, 2) float32 minimum and maximum of each field, x then y; with min-max scaling."""
         self.height, self.width = int(self.attrs["height"]), int(self.attrs["width"])
 
     def __len__(self) -> int:
@@ -125,8 +126,8 @@ class StoredClip:
         part = self._part(first, last, backward)
         planes = self.images(2 * first, 2 * last, part=part)
         q = planes.reshape(last - first, 2, *planes.shape[1:])
-        if part in self._ranges:
-            return quantize.minmax_to_pixels(q, self._ranges[part][first:last])
+        if part in self.ranges_px:
+            return quantize.minmax_to_pixels(q, self.ranges_px[part][first:last])
         return quantize.to_pixels(q, bound_px=float(self.attrs["bound_px"]))
 
     def stored_flow(
@@ -139,8 +140,8 @@ class StoredClip:
         """
         part = self._part(first, last, backward)
         planes = self._decoded(2 * first, 2 * last, part=part, gray=True)
-        if part in self._ranges:
-            low, high = self._ranges[part][first:last].astype(np.float64).reshape(-1, 2).T
+        if part in self.ranges_px:
+            low, high = self.ranges_px[part][first:last].astype(np.float64).reshape(-1, 2).T
             return planes, (high - low) / 255, low
         bound = float(self.attrs["bound_px"])
         return planes, np.full(len(planes), 2 * bound / 255), np.full(len(planes), -bound)

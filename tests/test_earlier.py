@@ -1,0 +1,119 @@
+"""What earlier shards hold is copied: the same bytes as if it were made anew, and nothing decoded or computed."""
+
+import h5py
+import pytest
+from conftest import moving_texture, write_video
+from test_preprocess import FLOW, FRAMES, INLINE, flow_of, sums
+
+from pipeline import store
+from pipeline.catalog import read_dataset
+from pipeline.jobs import flow as flow_job
+from pipeline.jobs import frames as frames_job
+from pipeline.jobs.earlier import Earlier
+from pipeline.preprocess import make_frames
+from pipeline.specs import DatasetSpec, FlowSpec, FrameSpec
+
+NAMES = [f"{label}/{person}_{label}.avi" for label in ("down", "right") for person in ("ann", "bob", "cat")]
+BY_PERSON, BY_CLASS = r"/(?P<group>[a-z]+)_", r"^(?P<group>[a-z]+)/"
+BACKWARD = FlowSpec(method="dis_medium", backward=True, scaling="minmax")
+
+
+def frames_of(videos, folder, *, pattern=BY_PERSON, spec=FRAMES):
+    catalog = read_dataset(DatasetSpec(videos=str(videos), group_pattern=pattern), "1")
+    attrs = {"digest": "f", "spec": "{}"}
+    make_frames(folder, catalog, videos=videos, spec=spec, cluster=INLINE, attrs=attrs)
+    return store.open_frames(folder)
+
+
+@pytest.fixture
+def videos(tmp_path):
+    for number, name in enumerate(NAMES):
+        write_video(tmp_path / "videos" / name, moving_texture(5, seed=number))
+    return tmp_path / "videos"
+
+
+@pytest.fixture
+def work(monkeypatch):
+    """Names of the videos that are decoded, and how many batches of flow are computed, from now on."""
+    done = []
+    video, estimate = frames_job.Video, flow_job.estimate_on_device
+    monkeypatch.setattr(frames_job, "Video", lambda path, **how: done.append(path.name) or video(path, **how))
+    monkeypatch.setattr(flow_job, "estimate_on_device", lambda *a, **how: done.append("flow") or estimate(*a, **how))
+    return done
+
+
+def add_class(videos):
+    write_video(videos / "air" / "ann_air.avi", moving_texture(5, seed=9))
+    return {"pattern": BY_PERSON}
+
+
+CHANGES = {"a new class": add_class, "other groups": lambda videos: {"pattern": BY_CLASS}}
+
+
+@pytest.mark.parametrize("flow", [FLOW, BACKWARD], ids=["forward", "both, minmax"])
+@pytest.mark.parametrize("change", CHANGES)
+def test_other_labels_and_groups_move_no_pixel(videos, tmp_path, work, change, flow):
+    before = flow_of(frames_of(videos, tmp_path / "frames"), tmp_path / "flow", spec=flow)
+    old = {name: before[name].checksum() for name in before}
+    given = CHANGES[change](videos)
+    work.clear()
+    frames = frames_of(videos, tmp_path / "frames", **given)
+    assert work == (["ann_air.avi"] if change == "a new class" else [])
+    made = flow_of(frames, tmp_path / "flow", spec=flow)
+    assert work.count("flow") <= (1 + flow.backward) * 2 * (change == "a new class")  # of the shard that it entered
+    assert all(made[name].checksum() == old[name] for name in old)
+    if change == "a new class":
+        assert {row["class"]: row["label"] for row in made.rows.values()} == {"air": 0, "down": 1, "right": 2}
+    else:
+        assert {row["group"] for row in made.rows.values()} == {"down", "right"}
+    fresh = flow_of(frames_of(videos, tmp_path / "fresh", **given), tmp_path / "fresh flow", spec=flow)
+    assert (
+        sums(tmp_path / "frames") == sums(tmp_path / "fresh")
+        and frames.key == store.open_frames(tmp_path / "fresh").key
+    )
+    assert sums(tmp_path / "flow") == sums(tmp_path / "fresh flow") and made.key == fresh.key
+
+
+def test_a_shard_that_is_divided_or_joined_is_copied(videos, tmp_path, work):
+    sizes = [FrameSpec(short_side_px=0, shard_clips=clips) for clips in (6, 2, 3)]
+    for spec in sizes:
+        made = flow_of(frames_of(videos, tmp_path / "frames", spec=spec), tmp_path / "flow")
+        assert len(made) == 6
+    assert sorted(name for name in work if name != "flow") == sorted(name.split("/")[1] for name in NAMES)
+    assert work.count("flow") == 1  # six clips of one size
+    frames_of(videos, tmp_path / "fresh", spec=sizes[-1])
+    assert sums(tmp_path / "frames") == sums(tmp_path / "fresh")
+
+
+def test_a_video_that_changed_is_decoded(videos, tmp_path, work):
+    frames_of(videos, tmp_path / "frames")
+    work.clear()
+    write_video(videos / NAMES[0], moving_texture(7, seed=77))
+    made = frames_of(videos, tmp_path / "frames")
+    assert work == ["ann_down.avi"] and len(made["down__ann_down"]) == 7
+
+
+def test_damage_is_not_copied(videos, tmp_path, work):
+    made = frames_of(videos, tmp_path / "frames")
+    path = tmp_path / "frames" / "shards" / f"{made.rows['down__ann_down']['shard']}.h5"
+    with h5py.File(path, "r+") as file:
+        file["clips/down__ann_down/jpeg"][100] ^= 255
+    work.clear()
+    frames_of(videos, tmp_path / "frames", pattern=BY_CLASS)
+    assert work == ["ann_down.avi"]
+
+
+def test_what_other_settings_made_or_cannot_be_read_is_left_aside(videos, tmp_path):
+    made = frames_of(videos, tmp_path / "frames")
+    content = made["down__ann_down"].attrs["made_from"]
+    paths = made.shard_paths()
+    with Earlier(paths, "frames", "f") as earlier:
+        assert earlier.clip("down__ann_down", content) and not earlier.clip("down__ann_down", "0" * 16)
+        assert not earlier.clip("down__nobody", content)
+    for kind, digest in (("frames", "g"), ("flow", "f")):
+        with Earlier(paths, kind, digest) as earlier:
+            assert not earlier.clip("down__ann_down", content)
+    for path in paths:
+        path.write_bytes(path.read_bytes()[:2000])
+    with Earlier([*paths, tmp_path / "none.h5"], "frames", "f") as earlier:
+        assert not earlier.clip("down__ann_down", content)
