@@ -90,6 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     which = command.add_mutually_exclusive_group()
     which.add_argument("--dataset", default="", help="of this dataset only; needed if several have such artifacts")
     which.add_argument("--all", action="store_true", help="of all datasets")
+    command.add_argument("--digest", default="", help="of this one alone, as status shows it; its first digits will do")
     command.add_argument("--artifacts", type=Path, default=Path("data/artifacts"), help="default: %(default)s")
     command.set_defaults(run=_invalidate)
 
@@ -229,7 +230,7 @@ def _plan(argv: list[str]) -> int:
 def _invalidate(arguments: argparse.Namespace) -> int:
     from pipeline import inspection
 
-    chosen = {"dataset": arguments.dataset, "all_datasets": arguments.all}
+    chosen = {"dataset": arguments.dataset, "all_datasets": arguments.all, "digest": arguments.digest}
     with _no_run_in(arguments.artifacts):
         removed = inspection.invalidate(arguments.artifacts, arguments.stage, **chosen)
     print("\n".join(f"removed {folder}" for folder in removed) or f"nothing to remove in {arguments.artifacts}")

@@ -206,19 +206,6 @@ def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
 # --- what a body cannot do --------------------------------------------------------------------------------------------
 
 
-def refuse_imagenet(spec: StreamSpec) -> None:
-    """Refuse to start a network from ImageNet's weights that nobody has published.
-
-    Raises:
-        ValueError: the network is one of ours.
-    """
-    if spec.network in OWN:
-        raise ValueError(
-            f"[{spec.stream}] start is imagenet, but {spec.network} has no ImageNet weights; "
-            "allowed: scratch, or the path of a weights file"
-        )
-
-
 def refuse_crop(body: nn.Module, spec: StreamSpec) -> None:
     """Give a body on the meta device one input without memory.
 

@@ -22,6 +22,7 @@ from pipeline.spec import digest_of
 from pipeline.specs import DatasetSpec
 
 UNKNOWN = -1  # label of a clip that nobody has labelled
+_PARTS_OF_OTHERS = {"train", "training", "val", "valid", "validation", "dev", "test", "testing"}
 UNREADABLE = "0" * 16  # content of a file that cannot be read; decoding it will tell why
 
 
@@ -148,9 +149,10 @@ def read_dataset(spec: DatasetSpec, split: str, *, known: Iterable[Clip] = ()) -
         ValueError: no videos, a duplicate id, an unknown label, a class without clips or without training clips,
             a split that does not exist.
     """
-    videos = _videos(spec)
+    others: list[str] = []
+    videos = _videos(spec, others)
     found = _outline(spec, split, videos)
-    _say_what_is_left_out(spec, found, len(videos))
+    _say_what_is_left_out(spec, found, len(videos), sorted(others))
     content = _hash_files(spec, found.clips, known)
     _say_what_is_empty(found)
     return replace(found, clips=tuple(replace(clip, content=content[clip.path]) for clip in found.clips))
@@ -177,6 +179,9 @@ def changes(old: Catalog, new: Catalog) -> list[str]:
         "new": [name for name in now if name not in before],
         "changed": [a.id for a, b in both if a.content != b.content],
         "of another class or group": [a.id for a, b in both if (a.class_name, a.group) != (b.class_name, b.group)],
+        "of another part (results before and after are not of the same clips)": [
+            a.id for a, b in both if a.split != b.split and old.split_name == new.split_name
+        ],
     }
     return [f"{what}: {len(names)} of {len(before)} videos ({some(names)})" for what, names in told.items() if names]
 
@@ -207,11 +212,18 @@ def _outline(spec: DatasetSpec, split: str, videos: dict[str, Stat]) -> Catalog:
     return Catalog(tuple(clips), tuple(classes), split, tuple(absent))
 
 
-def _say_what_is_left_out(spec: DatasetSpec, found: Catalog, videos: int) -> None:
+def _say_what_is_left_out(spec: DatasetSpec, found: Catalog, videos: int, others: list[str]) -> None:
     if found.absent:
         say(f"catalog: {told_absent(spec, found.absent, len(found.clips))}")
     if ignored := videos - len(found.clips):
         say(f"catalog: {ignored} videos in {spec.videos!r} are in no list and are ignored")
+    if others:
+        say(f"catalog: {len(others)} files in {spec.videos!r} are no videos by their endings: {some(others)}")
+    if spec.layout == "folder" and {name.lower() for name in found.classes} <= _PARTS_OF_OTHERS:
+        say(
+            f"catalog: the classes are {some(found.classes)}, as the first folder of each path has it; if these are "
+            "parts of the set, name class and part of each video in a CSV file ([dataset] layout = csv)"
+        )
     trained = {clip.class_name for clip in found.part("train")}
     if untrained := [name for name in sorted(found.classes) if name not in trained]:
         say(f"catalog: {_told_untrained(untrained, found.split_name)}")
@@ -233,10 +245,10 @@ def _say_what_is_empty(found: Catalog) -> None:
             say(f"catalog: no {part} clips in this split: {cure}")
 
 
-def _videos(spec: DatasetSpec) -> dict[str, Stat]:
+def _videos(spec: DatasetSpec, others: list[str] | None = None) -> dict[str, Stat]:
     if not spec.videos:  # else it would mean the current folder
         raise ValueError("[dataset] videos is empty; give the folder of the videos")
-    return scan_videos(Path(spec.videos))
+    return scan_videos(Path(spec.videos), others=others)
 
 
 def _classes(spec: DatasetSpec, rows: list[Row], listed: list[str], split: str) -> list[str]:
@@ -245,14 +257,19 @@ def _classes(spec: DatasetSpec, rows: list[Row], listed: list[str], split: str) 
     trained = {row.class_name for row in rows if row.part == "train"}
     empty, untrained = [name for name in listed if name not in present], sorted(present - trained)
     if empty and not spec.partial:
-        raise ValueError(f"{len(empty)} classes have no clip: {some(empty)}; take them out, or set [dataset] partial")
+        raise ValueError(
+            f"no clip of {len(empty)} of the classes: {some(empty)}; take them out, or set [dataset] partial"
+        )
     if untrained and not spec.partial:
-        raise ValueError(_told_untrained(untrained, split))
+        raise ValueError(
+            f"{_told_untrained(untrained, split)}; add clips of other groups, take the class out, or set [dataset] "
+            "partial = true to go on all the same"
+        )
     return [name for name in listed if name in present]
 
 
 def _told_untrained(untrained: list[str], split: str) -> str:
-    return f"{len(untrained)} classes have no training clip in split {split}: {some(untrained)}"
+    return f"no training clip in split {split} of {len(untrained)} of the classes: {some(untrained)}"
 
 
 def reading_threads() -> int:

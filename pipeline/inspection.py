@@ -273,7 +273,9 @@ def status(artifacts: Path) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: (row["dataset"], order.index(row["stage"]), row["label"]))
 
 
-def invalidate(artifacts: Path, stage: str, *, dataset: str = "", all_datasets: bool = False) -> list[Path]:
+def invalidate(
+    artifacts: Path, stage: str, *, dataset: str = "", all_datasets: bool = False, digest: str = ""
+) -> list[Path]:
     """Remove every artifact of a stage, so that the next run makes it again. Returns the folders removed.
 
     Args:
@@ -281,9 +283,10 @@ def invalidate(artifacts: Path, stage: str, *, dataset: str = "", all_datasets: 
         stage: which, by the name of its folder.
         dataset: of this one alone; "" will do where only one has artifacts of the stage.
         all_datasets: of all.
+        digest: that one alone whose digest, as `status` shows it, begins so; "" for every one.
 
     Raises:
-        ValueError: there is no such stage or dataset, or the dataset has to be named.
+        ValueError: there is no such stage, dataset or digest, or the dataset has to be named.
     """
     if stage not in LAST_FILES:
         raise ValueError(unknown_name(f"stage {stage!r}", stage, LAST_FILES))
@@ -298,6 +301,9 @@ def invalidate(artifacts: Path, stage: str, *, dataset: str = "", all_datasets: 
             f"{len(concerned)} datasets have artifacts of stage {stage}: {', '.join(concerned)}; "
             "give --dataset NAME, or --all for all of them"
         )
-    for row in rows:
+    wanted = [row for row in rows if row["digest"].startswith(digest)]
+    if rows and not wanted:
+        raise ValueError(unknown_name(f"digest {digest!r} of stage {stage}", digest, {row["digest"] for row in rows}))
+    for row in wanted:
         remove_folder(Path(row["path"]))
-    return [Path(row["path"]) for row in rows]
+    return [Path(row["path"]) for row in wanted]

@@ -26,7 +26,10 @@ from pipeline.spec import unknown_name
 from pipeline.specs import DatasetSpec
 
 SHOWN = 5  # names in a message, at most
-VIDEO_SUFFIXES = (".avi", ".mp4", ".mkv", ".webm", ".mov", ".mpg", ".mpeg", ".m4v", ".wmv", ".flv", ".ts", ".gif")
+VIDEO_SUFFIXES = (
+    *(".avi", ".mp4", ".mkv", ".webm", ".mov", ".mpg", ".mpeg", ".m4v", ".wmv", ".flv"),
+    *(".ts", ".mts", ".m2ts", ".3gp", ".ogv", ".gif"),
+)
 
 
 @dataclass(frozen=True)
@@ -37,11 +40,12 @@ class Stat:
     mtime_ns: int
 
 
-def scan_videos(folder: Path) -> dict[str, Stat]:
-    """Find every video file below a folder; links are followed, names with a leading dot are left out.
+def scan_videos(folder: Path, *, others: list[str] | None = None) -> dict[str, Stat]:
+    """Find every video file below a folder, by its ending; links are followed, names with a leading dot are left out.
 
     Args:
         folder: of the videos.
+        others: takes the paths of files that end otherwise, in any order.
 
     Returns:
         Path relative to the folder, with forward slashes -> size and time stamp, in the order of the paths.
@@ -58,14 +62,16 @@ def scan_videos(folder: Path) -> dict[str, Stat]:
             "put the videos there, or name their folder (--data-videos; of ScoreVideos: --videos)"
         )
     found: dict[str, Stat] = {}
-    _scan(folder, "", (), found)
+    _scan(folder, "", (), found, [] if others is None else others)
     for path in found:
         if any("\ud800" <= letter <= "\udfff" for letter in path):  # how Python writes bytes that are no UTF-8
             raise ValueError(f"the name of the video {path!r} is not UTF-8; rename it")
     return dict(sorted(found.items()))
 
 
-def _scan(folder: Path, prefix: str, above: tuple[tuple[int, int], ...], found: dict[str, Stat]) -> None:
+def _scan(
+    folder: Path, prefix: str, above: tuple[tuple[int, int], ...], found: dict[str, Stat], others: list[str]
+) -> None:
     here = (folder.stat().st_dev, folder.stat().st_ino)
     if here in above:  # a link to a folder that it lies in
         return
@@ -74,10 +80,12 @@ def _scan(folder: Path, prefix: str, above: tuple[tuple[int, int], ...], found: 
             if entry.name.startswith(".") or (entry.is_symlink() and not Path(entry.path).exists()):  # link to nothing
                 continue
             if entry.is_dir():
-                _scan(Path(entry.path), f"{prefix}{entry.name}/", (*above, here), found)
+                _scan(Path(entry.path), f"{prefix}{entry.name}/", (*above, here), found, others)
             elif entry.is_file() and PurePosixPath(entry.name).suffix.lower() in VIDEO_SUFFIXES:
                 stat = entry.stat()
                 found[prefix + entry.name] = Stat(stat.st_size, stat.st_mtime_ns)
+            elif entry.is_file():
+                others.append(prefix + entry.name)
 
 
 def list_files(spec: DatasetSpec) -> list[Path]:

@@ -8,15 +8,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-import torchvision
 from torch import nn
 
+from pipeline import imagenet
 from pipeline.backbones import (
     AUXILIARY,
     OWN,
     first_convolution,
     refuse_crop,
-    refuse_imagenet,
     refuse_unrepeatable,
     torchvision_body,
 )
@@ -142,7 +141,7 @@ def build(spec: StreamSpec, num_classes: int, other_classes: int = 0, *, start: 
 
     Raises:
         ValueError: unknown network or start, or weights that do not belong to the network.
-        RuntimeError: ImageNet weights that are not here and cannot be downloaded.
+        FileNotFoundError: ImageNet weights that are not here and cannot be downloaded.
     """
     network, start = architecture(spec, num_classes, other_classes), start or spec.start
     if spec.partial_bn and not network.kept_norms():
@@ -160,7 +159,7 @@ def check(spec: StreamSpec) -> None:
         ValueError: unknown network, one without ImageNet weights, or a crop or channels that it cannot take.
     """
     if spec.start == "imagenet":
-        refuse_imagenet(spec)
+        imagenet.refuse(spec)
     if spec.start not in ("scratch", "imagenet") and not Path(spec.start).is_file():
         raise FileNotFoundError(
             f"[{spec.stream}] start is {spec.start!r}, which is no file; allowed: scratch, imagenet, or a weights file"
@@ -223,7 +222,7 @@ def new_head(width: int, num_classes: int) -> nn.Linear:
 
 def _start_from(network: Network, spec: StreamSpec, start: str | Path) -> None:
     """Load the body's weights: torchvision's by their published names, or those of a checkpoint of ours."""
-    state = _imagenet_weights(spec) if start == "imagenet" else read_weights(start)
+    state = imagenet.read(spec) if start == "imagenet" else read_weights(start)
     if not any(name.startswith("body.") for name in state):
         dropped = (f"{network.replaces}.", *(f"{name}." for name in AUXILIARY))
         state = {f"body.{name}": value for name, value in state.items() if not name.startswith(dropped)}
@@ -247,19 +246,6 @@ def _inflate(state: dict[str, torch.Tensor], network: Network, spec: StreamSpec)
         f"{spec.network}: first layer {name.removeprefix('body.')} inflated from 3 to {spec.channels} channels "
         "by the mean over RGB"
     )
-
-
-def _imagenet_weights(spec: StreamSpec) -> dict[str, torch.Tensor]:
-    refuse_imagenet(spec)
-    weights = torchvision.models.get_model_weights(spec.network).DEFAULT
-    try:
-        return weights.get_state_dict(progress=False, check_hash=True)
-    except (OSError, RuntimeError) as error:  # no network, or a file whose hash is wrong
-        folder = Path(torch.hub.get_dir()) / "checkpoints"
-        raise RuntimeError(
-            f"[{spec.stream}] start is imagenet, but {weights.url} cannot be had ({error}); put that "
-            f"file into {folder}, or give the path of a weights file as start"
-        ) from None
 
 
 def read_weights(path: str | Path) -> dict[str, torch.Tensor]:

@@ -209,6 +209,8 @@ def _make_store(
     # the longest first: the short ones at the end keep all workers busy until the end
     _run_jobs(kind, function, sorted(waiting, key=lambda job: -job.cost), cluster, devices)
     found = [(record, job.path.stem) for job in jobs for record in store.read_records(job.path, kind)]
+    if kind == "frames":
+        _say_what_is_odd([record for record, _ in found])
     _refuse_too_many_failures(kind, [record for record, _ in found], max_bad_fraction)
     store.write_index(folder / "index.h5", kind, found, splits, attrs)
     for path in set(shards.glob("*.h5")) - {job.path for job in jobs}:
@@ -258,6 +260,13 @@ def _units_of(kind: str, job: Any, result: Any) -> int:
             "Finished shards are kept; when the cause is mended, run the same command again and it goes on from there."
         ) from result
     return result
+
+
+def _say_what_is_odd(records: list[store.Record]) -> None:
+    """Videos that are shorter than they say, such as half a download, are used as they are; nothing else tells."""
+    odd = [f"{record.id}: {record.reason}" for record in records if record.status == "ok" and record.reason]
+    if odd:
+        say(f"frames: {len(odd)} of {len(records)} clips are ok but odd, such as {'; '.join(odd[:3])}")
 
 
 def _refuse_too_many_failures(kind: str, records: list[store.Record], max_bad_fraction: float) -> None:

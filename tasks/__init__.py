@@ -12,6 +12,13 @@ and features. `Fuse` joins both streams, `Report` writes `metrics.json` and `rep
 what the trained streams see in other videos, which nobody has labelled.
 """
 
+import os
+
+# Threads of a step wait for one another spinning, for milliseconds by default: where other programs use the cores too,
+# that takes the time that the others need to come along. Read when torch is first loaded (docs/scaling.md).
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "40000")
+
 from tasks.apply import ScoreVideos
 from tasks.conclude import FullPipeline, Fuse, Report
 from tasks.learn import ExtractFeatures, ScoreStream, TrainStream

@@ -9,9 +9,11 @@ place, and the stage's own function keeps the parts that are still right.
 from __future__ import annotations
 
 import abc
+import contextlib
 import functools
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import luigi
@@ -64,6 +66,7 @@ class Stage(luigi.Task):
     keeps_old = False  # whether `make` reads the artifact that it replaces
     kind = ""  # the folder of such artifacts; "": the name of the class
     reads: tuple[str, ...] = ()  # the sections that can change the artifact; (): any
+    may_download = True
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -196,6 +199,16 @@ class Stage(luigi.Task):
 
     def check(self) -> None:
         """Refuse what could not be made in the end, before anything is made for it. Nothing is written."""
+
+    @staticmethod
+    @contextlib.contextmanager
+    def without_download() -> Iterator[None]:
+        """Within the block no `check` fetches weights to find out whether they can be had: a look writes nothing."""
+        Stage.may_download = False
+        try:
+            yield
+        finally:
+            Stage.may_download = True
 
     def run(self) -> None:
         """Make the artifact, with the folder locked; if another run has just made it, there is nothing left to do."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import luigi
 
-from pipeline import catalog, checkpoint, cluster, estimates, measure, measure_networks, preprocess
+from pipeline import catalog, checkpoint, cluster, estimates, imagenet, measure, measure_networks, preprocess
 from pipeline.estimates import MOMENTS, Cached, Videos, Work
 from pipeline.specs import StreamSpec
 from pipeline.training import VALIDATION_FRAMES
@@ -95,7 +95,9 @@ class Costs:
         views = len(at.catalog.part("val")) * VALIDATION_FRAMES
         sharing = measure_networks.gpus_that_share(spec, task.run_spec.device)
         cost, left = self._network(task), spec.steps - at.steps_done
-        return estimates.training_work(cost, spec, steps=left, validation_views=views, sharing=sharing)
+        work = estimates.training_work(cost, spec, steps=left, validation_views=views, sharing=sharing)
+        missing = imagenet.to_download(spec)
+        return estimates.noted(work, f"the first use downloads {missing}") if missing else work
 
     def _scores(self, task: ScoreStream) -> Work:
         if task.checkpoint:

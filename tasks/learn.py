@@ -88,9 +88,11 @@ class TrainStream(OnDevice):
 
     def check(self) -> None:
         """Refuse what cannot be built or trained here."""
-        from pipeline import networks, parallel
+        from pipeline import imagenet, networks, parallel
 
         networks.check(self.stream_spec)
+        if self.may_download:
+            imagenet.fetch(self.stream_spec)
         parallel.process_count(self.stream_spec, self.run_spec.device)
         self.clone(Catalog).check_classes()
         self._check_other()

@@ -25,7 +25,6 @@ from pipeline.estimates import MOMENTS, Total, Work, total
 from pipeline.progress import in_words
 from tasks import mistakes
 from tasks.base import Stage
-from tasks.prepare import Flow
 from tasks.standing import IS_THERE, UNKNOWN, Standing, Standings, before_of, folder_of
 
 DEFAULT = "FullPipeline"
@@ -39,7 +38,7 @@ def main(argv: list[str]) -> int:
     """
     own, of_luigi = _parser().parse_known_args(argv)
     try:
-        with CmdlineParser.global_instance(_with_task(of_luigi)) as parser, Flow.without_download():
+        with CmdlineParser.global_instance(_with_task(of_luigi)) as parser, Stage.without_download():
             found = plan(parser.get_task_obj(), quick=own.quick)
     except Exception as error:
         if not (said := mistakes.plainly(error)):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline import files
@@ -68,7 +66,6 @@ class Flow(_Store):
     """The optical flow of every clip, computed from the cached frames, as JPEG planes in HDF5 shards."""
 
     reads = (*Frames.reads, "flow")
-    may_download = True
 
     @property
     def label(self) -> str:
@@ -102,16 +99,6 @@ class Flow(_Store):
         from pipeline import flow
 
         return flow.to_download(self.spec("flow"))
-
-    @classmethod
-    @contextlib.contextmanager
-    def without_download(cls) -> Iterator[None]:
-        """Within the block nothing is fetched to find out whether a method can work: a look writes nothing."""
-        cls.may_download = False
-        try:
-            yield
-        finally:
-            cls.may_download = True
 
     def make(self) -> None:
         """Compute flow for every clip, shard by shard."""

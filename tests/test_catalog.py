@@ -108,7 +108,7 @@ def test_the_ucf101_sample(shared, capsys):
     assert {c.id for c in catalog.part("test")} >= {"v_Diving_g01_c01", "v_JavelinThrow_g05_c05"}
     told = capsys.readouterr().err
     assert "13298 of 13320 listed videos are absent" in told
-    assert "3 classes have no training clip in split 1: 'ApplyEyeMakeup', 'BenchPress', 'Diving'" in told
+    assert "no training clip in split 1 of 3 of the classes: 'ApplyEyeMakeup', 'BenchPress', 'Diving'" in told
 
 
 @pytest.mark.parametrize("person", ["daria", "denis", "eli"])
@@ -188,14 +188,31 @@ def test_one_video_under_two_names(tmp_path):
 def test_empty_class(tmp_path):
     (tmp_path / "empty").mkdir()
     spec = folder_spec(tmp_path, "x/a.avi", "x/b.avi")
-    with pytest.raises(ValueError, match="1 classes have no clip: 'empty'"):
+    with pytest.raises(ValueError, match="no clip of 1 of the classes: 'empty'"):
         read_dataset(spec, "1")
     assert read_dataset(replace(spec, partial=True), "1").classes == ("x",)
 
 
+def test_files_that_are_no_videos_are_said(tmp_path, capsys):
+    spec = folder_spec(tmp_path, "x/a.avi", "x/b.avi", "x/c.MTS", "y/d.avi", "y/e.avi")
+    for name in ("x/half.mp4.part", "y/notes.txt", "y/.hidden"):
+        (tmp_path / name).write_bytes(b"")
+    assert len(read_dataset(spec, "1").clips) == 5
+    said = capsys.readouterr().err
+    assert f"2 files in {str(tmp_path)!r} are no videos by their endings: 'x/half.mp4.part', 'y/notes.txt'" in said
+    outline(spec, "1")
+    assert capsys.readouterr().err == ""
+
+
+def test_folders_that_look_like_parts_are_said_to_be_classes(tmp_path, capsys):
+    spec = folder_spec(tmp_path, *(f"{part}/run/{name}.avi" for part in ("train", "Test") for name in "abc"))
+    assert read_dataset(spec, "1").classes == ("Test", "train")
+    assert "the classes are 'Test', 'train', as the first folder of each path has it; if" in capsys.readouterr().err
+
+
 def test_class_without_training_clips(tmp_path):
     spec = folder_spec(tmp_path, "x/eli_.avi", "x/ira_.avi", "y/eli_.avi", group_pattern="(?P<group>[a-z]+)_")
-    with pytest.raises(ValueError, match="1 classes have no training clip in split eli: 'y'"):
+    with pytest.raises(ValueError, match="no training clip in split eli of 1 of the classes: 'y'; add clips of other"):
         read_dataset(spec, "eli")
 
 

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -73,6 +74,9 @@ def test_what_became_of_the_videos_is_told():
         "changed: 1 of 6 videos ('b')",
         "of another class or group: 2 of 6 videos ('c', 'd')",
     ]
+    moved = replace(old, clips=(*old.clips[1:], clip(id="a", path="a.avi", split="test")))
+    told = "of another part (results before and after are not of the same clips): 1 of 6 videos ('a')"
+    assert changes(old, moved) == [told] and changes(old, replace(moved, split_name="2")) == []
 
 
 def test_the_cut_depends_on_the_seed_alone():

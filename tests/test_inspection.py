@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import cv2
 import numpy as np
@@ -112,6 +113,11 @@ def test_invalidate_removes_a_stage(frames, flow, tmp_path):
     with pytest.raises(ValueError, match="dataset 'dmo' in .* does not exist; did you mean 'demo'. allowed: demo"):
         inspection.invalidate(tmp_path, "flow", dataset="dmo")
     assert inspection.invalidate(tmp_path, "fuse", dataset="demo") == []
+    other = flow.parent.with_name("tvl1-fedcba987654")
+    shutil.copytree(flow.parent, other)
+    with pytest.raises(ValueError, match="digest 'ffff' of stage flow does not exist"):
+        inspection.invalidate(tmp_path, "flow", digest="ffff")
+    assert inspection.invalidate(tmp_path, "flow", digest="fedc") == [other] and not other.exists()
     assert inspection.invalidate(tmp_path, "flow") == [flow.parent]
     assert not flow.parent.exists() and frames.exists()
 

@@ -32,7 +32,7 @@ LAYERS = [
         "jobs",
     ),
     *("cluster", "preprocess", "stacks", "stored_stacks", "transforms", "inputs", "dataset", "loading", "together"),
-    *("backbones", "networks", "checkpoint", "recipe", "evaluation"),
+    *("backbones", "imagenet", "networks", "checkpoint", "recipe", "evaluation"),
     *("parallel", "resume", "launch", "training", "train"),
     *(
         "scores",

@@ -1,6 +1,8 @@
 """How many processes load, and where shared memory does not hold what they would put there."""
 
 import contextlib
+import os
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -140,3 +142,18 @@ def test_elsewhere_than_on_linux_nothing_is_asked(monkeypatch, capsys):
 
     monkeypatch.setattr(loading.os, "statvfs", missing)
     assert loading._that_fit(8, 1 << 40) == 8 and capsys.readouterr().err == ""
+
+
+class Whence:
+    """Items that tell which process made them, and whether the one that it was forked from has torch."""
+
+    def __getitem__(self, number):
+        maps = Path(f"/proc/{os.getppid()}/maps")
+        return os.getpid(), "libtorch" in maps.read_text() if maps.exists() else True
+
+
+def test_processes_are_forked_from_one_that_has_torch_and_none_is_idle():
+    made = loader(Whence(), range(4), batch=2, workers=8, pin=False, collate=list)
+    items = [item for batch in made for item in batch]
+    assert len({process for process, _ in items}) <= 2 and os.getpid() not in {process for process, _ in items}
+    assert all(has_torch for _, has_torch in items)

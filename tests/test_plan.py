@@ -16,6 +16,7 @@ from test_tasks import build, config, fresh, overlay, snapshot  # noqa: F401 (fi
 from pipeline import preprocess
 from pipeline.__main__ import main as pipeline_main
 from tasks import AllSplits, Catalog, Flow, Frames, FullPipeline, PaperTable, TrainStream
+from tasks.base import Stage
 from tasks.plan import artifacts_of, main
 from tasks.standing import Standings, folder_of
 
@@ -199,7 +200,7 @@ def test_weights_of_raft_are_not_downloaded(planned, config, monkeypatch, tmp_pa
     assert (
         planned("PaperTable", "--table", "1b", "--quick")["task"] == "PaperTable"
     )  # which looks at more than its rows
-    assert not (tmp_path / "torch").exists() and Flow.may_download
+    assert not (tmp_path / "torch").exists() and Stage.may_download
 
 
 def test_the_demo_is_planned_before_it_is_written(planned, config, tmp_path):

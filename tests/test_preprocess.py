@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import cv2
 import h5py
@@ -209,6 +210,15 @@ def test_bad_clips_are_recorded_and_the_run_goes_on(tiny_dataset, tmp_path, caps
     assert "frames: right__ben_right failed: the file is empty" in capsys.readouterr().err
     flow = flow_of(frames, tmp_path / "flow")
     assert flow.failed == frames.failed and len(flow) == 6
+
+
+def test_clips_that_are_shorter_than_they_say_are_told_of(tiny_dataset, tmp_path, monkeypatch, capsys):
+    videos = shutil.copytree(tiny_dataset, tmp_path / "videos")
+    oddity = frames_job._oddity
+    monkeypatch.setattr(frames_job, "_oddity", lambda n, video: oddity(n, SimpleNamespace(promised_frames=20)))
+    frames_of(videos, tmp_path / "frames")
+    said = capsys.readouterr().err
+    assert "frames: 8 of 8 clips are ok but odd, such as " in said and " of 20 promised frames decode; " in said
 
 
 def test_too_many_bad_clips_fail_the_stage_by_name(tiny_dataset, tmp_path):

@@ -66,7 +66,7 @@ def test_a_shard_that_is_cut_off_or_gone_is_repaired(frames, flow):  # noqa: F81
     fault, of_failed = inspection.verify(frames)
     assert (
         of_failed.startswith("b: ")
-        and f"`python -m pipeline repair {frames.parent}` makes room for it; run its stage again" in fault
+        and f"`python -m pipeline repair {frames.parent}` removes its shard; run the stage again" in fault
     )
     assert inspection.repair(shard).shards == ["shard-all"]  # the shard stands for its store
     assert not frames.exists() and not shard.exists()

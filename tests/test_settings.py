@@ -1,6 +1,9 @@
 """From luigi.cfg and the command line to specs: who wins, and what is refused."""
 
 import configparser
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -245,3 +248,13 @@ def test_a_preset_is_accepted_as_a_whole_for_its_dataset(config, preset):
     settings.check(parser["run"]["dataset"])
     sections = set(parser.sections()) - {f"dataset.{parser['run']['dataset']}"}
     assert sections <= set(settings.SECTIONS)
+
+
+@pytest.mark.parametrize(
+    ("given", "count"), [({}, "40000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, "None")]
+)
+def test_threads_that_wait_leave_the_cores_to_others(given, count):
+    code = "import os, sys, tasks; print(os.environ.get('GOMP_SPINCOUNT'), 'torch' in sys.modules)"
+    kept = {name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, env={**kept, **given})
+    assert done.stdout.split() == [count, "False"], done.stderr

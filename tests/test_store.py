@@ -258,7 +258,7 @@ def test_a_shard_is_not_to_be_deleted_but_repaired(tmp_path):
     path = write_frames(tmp_path / "my store", {"a": moving_texture(3)})
     shard = tmp_path / "my store/shards/shard-all.h5"
     shard.write_bytes(shard.read_bytes()[:-100])
-    command = rf"`python -m pipeline repair '{tmp_path}/my store'` makes room for it; run its stage again afterwards"
+    command = rf"`python -m pipeline repair '{tmp_path}/my store'` removes its shard; run the stage again"
     with pytest.raises(ValueError, match=rf"is no HDF5 file, or a damaged one \(.*truncated.*\); {command}"):
         store.open_frames(path)["a"]
     shard.unlink()

@@ -3,8 +3,11 @@
 import pytest
 from test_tasks import build, config, fresh  # noqa: F401 (a fixture)
 
+from pipeline import imagenet
 from pipeline.checkpoint import load_checkpoint
-from tasks import ScoreStream, TrainStream
+from pipeline.specs import StreamSpec
+from tasks import Frames, FullPipeline, ScoreStream, TrainStream
+from tasks.base import Stage
 
 
 def test_a_setting_that_is_hardly_meant_is_said_before_any_work(config, capsys):  # noqa: F811
@@ -13,6 +16,32 @@ def test_a_setting_that_is_hardly_meant_is_said_before_any_work(config, capsys):
     assert not task.complete() and not task.complete()
     said = capsys.readouterr().err
     assert said.count("[spatial] partial_bn is true and start is scratch") == 1
+
+
+def test_imagenet_weights_that_cannot_be_had_are_missed_before_any_work(config, monkeypatch, tmp_path):  # noqa: F811
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+
+    def offline(*args, **kwargs):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", offline)
+    config.read_dict({"spatial": {"network": "resnet18", "start": "imagenet"}})
+    with pytest.raises(FileNotFoundError, match=r"\[spatial\] start is imagenet, but .*resnet18-\w+.pth cannot be had"):
+        fresh(FullPipeline).requires().complete()
+    assert not fresh(Frames).folder.exists()
+    with Stage.without_download():
+        assert not fresh(TrainStream, stream="spatial").complete()
+    assert imagenet.to_download(fresh(TrainStream, stream="spatial").stream_spec).startswith("resnet18-")
+
+
+def test_imagenet_weights_that_are_here_are_not_fetched(config, monkeypatch, tmp_path):  # noqa: F811
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    spec = StreamSpec(network="resnet18", start="imagenet")
+    (tmp_path / "hub/checkpoints").mkdir(parents=True)
+    (tmp_path / "hub/checkpoints" / imagenet.to_download(spec)).write_bytes(b"")
+    monkeypatch.setattr(imagenet, "read", None)
+    imagenet.fetch(spec)
+    imagenet.fetch(StreamSpec())
 
 
 @pytest.mark.parametrize(("processes", "lines"), [("1", 0), ("0", 0), ("2", 1)])

@@ -66,7 +66,7 @@ def crc32_of_parts(sums: Iterable[int]) -> int:
 def repair_advice(folder: Path) -> str:
     """What to do about damage in the store at `folder`, for messages."""
     command = f"python -m pipeline repair {shlex.quote(str(folder))}"
-    return f"`{command}` makes room for it; run its stage again afterwards"
+    return f"`{command}` removes its shard; run the stage again, which makes it anew"
 
 
 def _repair_of(path: Path) -> str:

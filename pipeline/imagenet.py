@@ -1,0 +1,74 @@
+"""torchvision's ImageNet weights: whether a network has any, whether they are here, and how they are got."""
+
+from __future__ import annotations
+
+from pathlib import Path, PurePosixPath
+
+import torch
+import torchvision
+
+from pipeline.backbones import OWN
+from pipeline.progress import say
+from pipeline.specs import StreamSpec
+
+
+def refuse(spec: StreamSpec) -> None:
+    """Refuse to start a network from ImageNet's weights that nobody has published.
+
+    Raises:
+        ValueError: the network is one of ours.
+    """
+    if spec.network in OWN:
+        raise ValueError(
+            f"[{spec.stream}] start is imagenet, but {spec.network} has no ImageNet weights; "
+            "allowed: scratch, or the path of a weights file"
+        )
+
+
+def to_download(spec: StreamSpec) -> str:
+    """Name of the file of weights that the stream starts from, if that is ImageNet's and not here yet; else "".
+
+    Raises:
+        ValueError: nobody has published any.
+    """
+    if spec.start != "imagenet":
+        return ""
+    refuse(spec)
+    name = PurePosixPath(_weights(spec).url).name
+    return "" if (_folder() / name).is_file() else name
+
+
+def fetch(spec: StreamSpec) -> None:
+    """Get the weights that the stream starts from, if those are ImageNet's and not here yet.
+
+    Raises:
+        ValueError, FileNotFoundError: as `read`.
+    """
+    if name := to_download(spec):
+        say(f"{spec.stream}: fetching {name}")
+        read(spec)
+
+
+def read(spec: StreamSpec) -> dict[str, torch.Tensor]:
+    """The weights by name, downloaded into torch hub's folder if they are not here.
+
+    Raises:
+        ValueError: nobody has published any.
+        FileNotFoundError: they cannot be downloaded, or are damaged; says what to put where.
+    """
+    refuse(spec)
+    try:
+        return _weights(spec).get_state_dict(progress=False, check_hash=True)
+    except (OSError, RuntimeError) as error:  # no network, or a file whose hash is wrong
+        raise FileNotFoundError(
+            f"[{spec.stream}] start is imagenet, but {_weights(spec).url} cannot be had ({error}); put that "
+            f"file into {_folder()}, or give the path of a weights file as start"
+        ) from None
+
+
+def _weights(spec: StreamSpec) -> torchvision.models.WeightsEnum:
+    return torchvision.models.get_model_weights(spec.network).DEFAULT
+
+
+def _folder() -> Path:
+    return Path(torch.hub.get_dir()) / "checkpoints"
