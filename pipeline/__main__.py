@@ -148,7 +148,7 @@ def _rows_of(found: dict[str, Any], clip: str) -> list[dict[str, Any]]:
 
 
 def _summary(arguments: argparse.Namespace) -> int:
-    from pipeline.report import metrics  # brings matplotlib along
+    from pipeline.report import metrics
 
     file = arguments.path / "metrics.json"
     if not file.is_file():

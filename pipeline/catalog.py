@@ -58,7 +58,7 @@ class Catalog:
 
     Attributes:
         clips: every present clip, the unused ones too.
-        classes: class names; the position is the label. None if the videos are unlabelled.
+        classes: class names; the position is the label. Empty if the videos are unlabelled.
         split_name: the split, as it was asked for.
         absent: paths that the lists name and the disk lacks (only with `partial`).
     """

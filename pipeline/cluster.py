@@ -237,7 +237,7 @@ def _result_of(future: Any) -> Any:
     error = future.exception()
     if isinstance(error, KilledWorker):
         return WorkerDied(
-            "its worker process died twice: a crash in native code, a kill from outside, or too little memory"
+            "its worker processes died, each time: a crash in native code, a kill from outside, or too little memory"
         )
     return error if error is not None else future.result()
 

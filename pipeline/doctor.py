@@ -6,7 +6,6 @@ functions, and what it raises is part of the report.
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -98,6 +97,7 @@ def pairs_per_second(method: str, *, device: str, seconds: float) -> float:
     A small pair warms up, for which a method may compile; then frames are computed for `seconds`, at least once.
     """
     from pipeline.flow import estimate
+    from pipeline.flow.device import one_thread
 
     pairs = CUDA_PAIRS if device == "cuda" else 1
     frames, spec = _moving_texture(pairs + 1), FlowSpec(method=method)
@@ -119,22 +119,6 @@ def _moving_texture(frames: int) -> Any:
     noise = np.random.default_rng(0).random((height, width + 2 * frames)).astype(np.float32)
     texture = cv2.normalize(cv2.GaussianBlur(noise, (0, 0), 2.5), None, 20, 235, cv2.NORM_MINMAX).astype(np.uint8)
     return np.stack([texture[:, 2 * (frames - t) :][:, :width] for t in range(frames)])
-
-
-@contextlib.contextmanager
-def one_thread() -> Iterator[None]:
-    """One thread in OpenCV and torch; what was set before comes back."""
-    import cv2
-
-    with contextlib.ExitStack() as stack:
-        stack.callback(cv2.setNumThreads, cv2.getNumThreads())
-        cv2.setNumThreads(1)
-        with contextlib.suppress(Exception):  # a broken torch is reported elsewhere
-            import torch
-
-            stack.callback(torch.set_num_threads, torch.get_num_threads())
-            torch.set_num_threads(1)
-        yield
 
 
 # --- what it comes to

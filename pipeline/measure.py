@@ -18,9 +18,9 @@ import numpy as np
 
 from pipeline import demo, flow, jpeg, quantize, store
 from pipeline.catalog import Catalog, Clip
-from pipeline.doctor import one_thread
 from pipeline.estimates import Cached, PairCost, Videos, Work, extrapolated, spread
 from pipeline.files import content_of
+from pipeline.flow.device import one_thread
 from pipeline.progress import say
 from pipeline.specs import DemoSpec, FlowSpec, FrameSpec
 from pipeline.video import Video, VideoError, resized, target_size

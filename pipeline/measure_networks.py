@@ -7,6 +7,7 @@ for, of which the processor's time is taken.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import time
@@ -16,7 +17,7 @@ from typing import Any
 import torch
 
 from pipeline.estimates import StepCost
-from pipeline.flow.device import one_thread as _one_thread
+from pipeline.flow.device import one_thread as on_one_thread
 from pipeline.measure import timed
 from pipeline.networks import resolve_device
 from pipeline.parallel import process_count
@@ -45,7 +46,8 @@ def network(spec: StreamSpec, classes: int, *, device: str, one_thread: bool = F
     target = resolve_device(device)
     say(f"plan: timing {spec.network}, {spec.stream} stream, on {'the CPU' if target.type == 'cpu' else target}")
     alone = one_thread and target.type == "cpu"
-    with torch.random.fork_rng([target] if target.type == "cuda" else []), _one_thread(alone):
+    limited = on_one_thread() if alone else contextlib.nullcontext()
+    with torch.random.fork_rng([target] if target.type == "cuda" else []), limited:
         run = Run(timed_as(spec), classes, target, other_classes=classes)
         shortest = functools.partial(_shortest, time.process_time if alone else time.perf_counter)
         with algorithms(spec):

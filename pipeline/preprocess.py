@@ -245,7 +245,7 @@ def _run_jobs(kind: str, function, jobs: list, cluster: ClusterSpec, devices: tu
     ):
         again = []
         for job, result in workers.run(function, jobs):
-            if isinstance(result, WorkerDied) and not job.careful:
+            if isinstance(result, WorkerDied):
                 again.append(dataclasses.replace(job, careful=True))
                 continue
             bar.advance(_units_of(kind, job, result))

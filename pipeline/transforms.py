@@ -178,7 +178,7 @@ def jitter(frame: np.ndarray, factors: np.ndarray) -> np.ndarray:
 
     Args:
         frame: (H, W, 3) uint8 RGB.
-        factors: (3,) float; 1 leaves as is. Contrast is around the mean grey of the frame, saturation around the grey
+        factors: (3,) float; 1 leaves as is. Contrast is around the mean grey of the crop, saturation around the grey
             of each pixel.
 
     Returns:

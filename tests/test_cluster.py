@@ -63,7 +63,7 @@ def test_a_worker_that_dies_is_told_from_its_neighbours():
         results = dict(workers.run(die_on_three, range(6)))
     died = {job for job, result in results.items() if isinstance(result, WorkerDied)}
     assert 3 in died and set(results) == set(range(6))
-    assert "its worker process died twice" in str(results[3])
+    assert "its worker processes died, each time: a crash" in str(results[3])
 
 
 def test_the_next_stage_gets_the_same_workers_if_it_comes_at_once():

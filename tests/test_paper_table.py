@@ -13,6 +13,7 @@ from test_tasks import build, config, fresh, luigi_command, overlay, snapshot  #
 from pipeline import inspection
 from pipeline.report import paper
 from tasks import Catalog, Flow, Frames, FullPipeline, Fuse, PaperTable, ScoreStream, TrainStream, settings
+from tasks.tables import RowsFailed
 
 TWO_ROWS = {"table": "1b", "rows": "l1,l5"}
 
@@ -196,10 +197,23 @@ def test_a_row_that_fails_loses_no_other_and_is_made_on_the_next_run(config, mon
     assert (states(of)["l1"], states(of)["l5"]) == ("failed", "measured") and not of.complete()
     assert "the loss is nan" in (of.folder / "table.md").read_text()
     assert tried == [1, 5]
+    with pytest.raises(RowsFailed, match="rows that failed: l1; run the command again to go on with them"):
+        of.run()
+    assert tried.pop() == 1
     monkeypatch.setattr(TrainStream, "make", lambda self: (tried.append(self.stream_spec.stack.length), make(self)))
     assert build(fresh(PaperTable, **TWO_ROWS))
     assert tried == [1, 5, 1]
     assert states(of)["l1"] == "measured" and fresh(PaperTable, **TWO_ROWS).complete()
+
+
+def test_what_changes_while_it_is_read_fails_its_row(config, monkeypatch):
+    monkeypatch.setattr(TrainStream, "make", lambda self: None)  # after which nothing is there
+    of = fresh(PaperTable, table="1b", rows="l1")
+    with pytest.raises(RowsFailed, match="rows that failed: l1"):
+        of.run()
+    assert "is not complete after its run: what it reads has changed meanwhile" in next(
+        row["reason"] for row in table(of)["rows"] if row["key"] == "l1"
+    )
 
 
 def test_what_failed_for_one_row_is_not_tried_for_the_next(config, monkeypatch):

@@ -50,19 +50,19 @@ def _numba_works() -> bool:
 
 
 @contextlib.contextmanager
-def one_thread(method_of_torch: bool) -> Iterator[None]:
-    """Have torch compute with one thread, as worker processes do; some of its sums are rounded by their number."""
-    if not method_of_torch:
-        yield
-        return
-    import torch
+def one_thread() -> Iterator[None]:
+    """One thread in OpenCV and torch, as in worker processes; what was set before comes back."""
+    import cv2
 
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with contextlib.ExitStack() as stack:
+        stack.callback(cv2.setNumThreads, cv2.getNumThreads())
+        cv2.setNumThreads(1)
+        with contextlib.suppress(Exception):  # a torch that is broken is of no use to whoever needs it, and says so
+            import torch
+
+            stack.callback(torch.set_num_threads, torch.get_num_threads())
+            torch.set_num_threads(1)
         yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _free_bytes(device: str) -> int:

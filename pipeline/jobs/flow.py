@@ -43,7 +43,9 @@ class FlowJob:
     device: str
     attrs: dict[str, Any]
     threads: int = 1  # that decode and encode; 0: the device's share of the cores
-    careful: bool = False  # a worker died of this shard before: this is its second and last attempt
+    careful: bool = (
+        False  # a worker died of this shard before: the second try, alike, since no clip is to blame for flow
+    )
     earlier: tuple[Path, ...] = ()  # shards that may hold the clips
 
     @property
@@ -64,13 +66,15 @@ def flow_shard(job: FlowJob) -> int:
     cv2.setNumThreads(1)
     check_method(job.spec, device=job.device)  # a method that cannot work on this machine is no fault of the clips
     device = resolve(job.spec.method, job.device)
-    tensors_on = torch_device(job.spec.method, device)
+    tensors_on, by_network = torch_device(job.spec.method, device), takes_colour(job.spec.method)
     with (
         contextlib.closing(store.open_frames(job.frames)) as source,
         store.ShardWriter(job.path, "flow", job.attrs) as shard,
         Helpers(job.threads or _share_of_cores(tensors_on)) as helpers,
         current(tensors_on),
-        one_thread(takes_colour(job.spec.method) and device == "cpu"),
+        one_thread()
+        if by_network and device == "cpu"
+        else contextlib.nullcontext(),  # sums are rounded by their number
     ):
         for record in _Line(job, device, source, shard, helpers).run():
             shard.record(record)
