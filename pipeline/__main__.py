@@ -18,6 +18,7 @@ from typing import Any
 from pipeline.console import in_bytes, plain, print_table
 
 ROWS_SHOWN = 20
+_LIST_SHOWN = 12
 STAGES = (
     *("catalog", "frames", "flow", "train_stream", "score_stream", "fuse", "report", "score_videos"),
     *("all_splits", "tables"),
@@ -276,14 +277,16 @@ def _doctor(arguments: argparse.Namespace) -> int:
 
 def _print_values(values: dict[str, Any]) -> None:
     for name, value in values.items():
-        text = (
-            json.dumps(value)
-            if isinstance(value, (dict, list))
-            else f"{value:.4g}"
-            if isinstance(value, float)
-            else str(value)
-        )
-        print(f"  {name:16} {plain(text)}")
+        print(f"  {name:16} {plain(_in_short(value))}")
+
+
+def _in_short(value: Any) -> str:
+    """A value on one line; of a long list, such as the loss of every step, its ends (`--json` has all of it)."""
+    if isinstance(value, list) and len(value) > _LIST_SHOWN:
+        return f"{json.dumps(value[:3])[:-1]}, ..., {json.dumps(value[-3:])[1:]} ({len(value)} in all)"
+    if isinstance(value, (dict, list)):
+        return json.dumps(value)
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 if __name__ == "__main__":

@@ -235,3 +235,14 @@ def test_a_reader_that_has_seen_enough_ends_the_command(capsys):
     with pytest.raises(BrokenPipeError, match="Broken pipe"):
         _answered(closed)
     assert not capsys.readouterr().err
+
+
+def test_the_curve_of_a_training_is_shown_by_its_ends(tmp_path, capsys):
+    losses = [1 / step for step in range(1, 81)]
+    (tmp_path / "curve.json").write_text(json.dumps({"loss": losses, "validation": [{"step": 80, "top1": 0.5}]}))
+    assert main(["inspect", str(tmp_path / "curve.json")]) == 0
+    shown = capsys.readouterr().out
+    assert f"[1.0, 0.5, {1 / 3}, ..., {1 / 78}, {1 / 79}, 0.0125] (80 in all)" in shown
+    assert '[{"step": 80, "top1": 0.5}]' in shown
+    assert main(["inspect", "--json", str(tmp_path / "curve.json")]) == 0
+    assert json.loads(capsys.readouterr().out)["summary"]["loss"] == losses
