@@ -82,7 +82,7 @@ def settings(stream: str, **values) -> StreamSpec:
 def from_store(run: Run, data: TrainingSet, steps: int) -> dict[str, float]:
     """Seconds a step waited and worked, once the loading processes are at work."""
     workers = loader_workers(run.spec.loader_workers, run.device)
-    skipped = max(SKIPPED, workers)  # of each process there may be a batch already when the first step is done
+    skipped = max(SKIPPED, 2 * workers)  # so many batches may be ready when the first step is done
     options = {"batch": run.spec.batch, "workers": workers, "pin": run.device.type == "cuda", "collate": stack_items}
     made = loader(data, Items(run.spec, World(), run.step), **options)
     batches, waits, works = sent_ahead(made, run.device), [], []

@@ -229,11 +229,11 @@ def _plan(argv: list[str]) -> int:
 
 
 def _invalidate(arguments: argparse.Namespace) -> int:
-    from pipeline import inspection
+    from pipeline import garbage
 
     chosen = {"dataset": arguments.dataset, "all_datasets": arguments.all, "digest": arguments.digest}
     with _no_run_in(arguments.artifacts):
-        removed = inspection.invalidate(arguments.artifacts, arguments.stage, **chosen)
+        removed = garbage.invalidate(arguments.artifacts, arguments.stage, **chosen)
     print("\n".join(f"removed {folder}" for folder in removed) or f"nothing to remove in {arguments.artifacts}")
     return 0
 

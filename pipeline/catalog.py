@@ -13,8 +13,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from pipeline import remarks
 from pipeline.files import content_of
-from pipeline.layouts import Stat, list_files, match, read_layout, scan_videos, some, told_absent
+from pipeline.layouts import Stat, list_files, match, read_layout, scan_videos, some
 from pipeline.official import PARTS, Row
 from pipeline.parts import cut
 from pipeline.progress import Progress, say
@@ -22,7 +23,6 @@ from pipeline.spec import digest_of
 from pipeline.specs import DatasetSpec
 
 UNKNOWN = -1  # label of a clip that nobody has labelled
-_PARTS_OF_OTHERS = {"train", "training", "val", "valid", "validation", "dev", "test", "testing"}
 UNREADABLE = "0" * 16  # content of a file that cannot be read; decoding it will tell why
 
 
@@ -152,9 +152,13 @@ def read_dataset(spec: DatasetSpec, split: str, *, known: Iterable[Clip] = ()) -
     others: list[str] = []
     videos = _videos(spec, others)
     found = _outline(spec, split, videos)
-    _say_what_is_left_out(spec, found, len(videos), sorted(others))
+    clips = len(found.clips)
+    remarks.on_files(spec, clips=clips, videos=len(videos), absent=found.absent, others=sorted(others))
+    trained = {clip.class_name for clip in found.part("train")}
+    remarks.on_classes(spec, found.classes, trained=trained, split=split)
     content = _hash_files(spec, found.clips, known)
-    _say_what_is_empty(found)
+    if found.classes:  # nobody means to train on unlabelled videos
+        remarks.on_parts(found.counts())
     return replace(found, clips=tuple(replace(clip, content=content[clip.path]) for clip in found.clips))
 
 
@@ -212,39 +216,6 @@ def _outline(spec: DatasetSpec, split: str, videos: dict[str, Stat]) -> Catalog:
     return Catalog(tuple(clips), tuple(classes), split, tuple(absent))
 
 
-def _say_what_is_left_out(spec: DatasetSpec, found: Catalog, videos: int, others: list[str]) -> None:
-    if found.absent:
-        say(f"catalog: {told_absent(spec, found.absent, len(found.clips))}")
-    if ignored := videos - len(found.clips):
-        say(f"catalog: {ignored} videos in {spec.videos!r} are in no list and are ignored")
-    if others:
-        say(f"catalog: {len(others)} files in {spec.videos!r} are no videos by their endings: {some(others)}")
-    if spec.layout == "folder" and {name.lower() for name in found.classes} <= _PARTS_OF_OTHERS:
-        say(
-            f"catalog: the classes are {some(found.classes)}, as the first folder of each path has it; if these are "
-            "parts of the set, name class and part of each video in a CSV file ([dataset] layout = csv)"
-        )
-    trained = {clip.class_name for clip in found.part("train")}
-    if untrained := [name for name in sorted(found.classes) if name not in trained]:
-        say(f"catalog: {_told_untrained(untrained, found.split_name)}")
-
-
-def _say_what_is_empty(found: Catalog) -> None:
-    """Frames and flow need no parts; fusion and report do, and hours before them is the time to hear of it."""
-    if not found.classes:  # nobody means to train on unlabelled videos
-        return
-    cures = {
-        "val": "the last weights are kept, and the average is the only fusion; others want [dataset] val_fraction and "
-        "enough groups",
-        "test": "nothing can be reported; set [dataset] test_fraction, or name a test group with --split",
-    }
-    if len(found.classes) < 2:
-        say(f"catalog: there is one class, {found.classes[0]!r}: frames and flow can be made, but nothing trained")
-    for part, cure in cures.items():
-        if not found.part(part):
-            say(f"catalog: no {part} clips in this split: {cure}")
-
-
 def _videos(spec: DatasetSpec, others: list[str] | None = None) -> dict[str, Stat]:
     if not spec.videos:  # else it would mean the current folder
         raise ValueError("[dataset] videos is empty; give the folder of the videos")
@@ -262,14 +233,10 @@ def _classes(spec: DatasetSpec, rows: list[Row], listed: list[str], split: str) 
         )
     if untrained and not spec.partial:
         raise ValueError(
-            f"{_told_untrained(untrained, split)}; add clips of other groups, take the class out, or set [dataset] "
+            f"{remarks.untrained(untrained, split)}; add clips of other groups, take the class out, or set [dataset] "
             "partial = true to go on all the same"
         )
     return [name for name in listed if name in present]
-
-
-def _told_untrained(untrained: list[str], split: str) -> str:
-    return f"no training clip in split {split} of {len(untrained)} of the classes: {some(untrained)}"
 
 
 def reading_threads() -> int:

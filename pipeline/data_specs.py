@@ -165,21 +165,19 @@ class FlowSpec(Spec):
     raft_updates: int = setting(12, "RAFT: updates of the flow", low=1, high=1000, only_for=tuple(RAFT_WEIGHTS))
     batch_pairs: int = setting(0, "pairs computed at once; 0 chooses by frame size and device", low=0, neutral=True)
 
-    METHOD_CHANGES: ClassVar[dict[str, int]] = {"tvl1": 1, "brox": 1}  # how often a method's algorithm has changed
+    METHOD_CHANGES: ClassVar[dict[str, int]] = {"tvl1": 2, "brox": 1}  # how often a method's algorithm has changed
 
     def identity(self):
         """The version counts the method's own changes: they do not make the others' stores anew.
 
         Frames that are not enlarged are as they were before there was that setting; a file of weights counts by its
-        content, which the stage adds, not by where it lies; and who scales by minimum and maximum reads no bound.
+        content, which the stage adds, not by where it lies.
         """
         kept = super().identity()
         if self.enlarge == 1:
             del kept["enlarge"]
         if self.weights_file:
             kept["raft_weights"] = "a file"
-        if self.scaling != "bound":
-            kept["bound_px"] = self.settings()["bound_px"].default
         return {**kept, "version": self.VERSION + self.METHOD_CHANGES.get(self.method, 0)}
 
     def __post_init__(self):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -92,9 +93,8 @@ def _refuse_damage(test_set: TestSet, failed: dict[int, str]) -> None:
         video_id = test_set.clips[number // test_set.frames].id
         if video_id not in test_set.pictures.store.failed:
             path = test_set.pictures.path
-            raise ValueError(
-                f"{path}: clip {video_id!r} cannot be read: {reason}; `python -m pipeline verify {path}` looks for more"
-            )
+            cure = f"`python -m pipeline verify {shlex.quote(str(path))}` looks for more"
+            raise ValueError(f"{path}: clip {video_id!r} cannot be read: {reason}; {cure}")
 
 
 @true_float32()

@@ -154,7 +154,11 @@ def take_part(artifacts: Path, *, create: bool) -> int:
     elif not create and not lock.exists():
         return -1
     descriptor = os.open(lock, os.O_RDONLY | (os.O_CREAT if create else 0), 0o644)
-    fcntl.flock(descriptor, fcntl.LOCK_SH)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        say(f"something is being removed from {artifacts}; waiting for that to end")
+        fcntl.flock(descriptor, fcntl.LOCK_SH)
     return descriptor
 
 

@@ -1,4 +1,4 @@
-"""What may go to make room: artifacts of settings that were given up, and remains of killed runs.
+"""What may go to make room: artifacts of settings that were given up, remains of killed runs, what a user names.
 
 Every artifact names those that it was made from, in `made_from.json`. Kept is the newest artifact of each name, every
 result, what is still being made, and all that these were made from.
@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from pipeline import files
 from pipeline.inspection import LAST_FILES, status
+from pipeline.spec import unknown_name
 
 _RESULTS = ("report", "score_videos", "all_splits", "tables")
 
@@ -103,3 +104,39 @@ def _reachable(artifacts: Path, rows: dict[str, dict[str, Any]], roots: Iterable
                 f"removed; delete the folder {record.parent}, which the next run that needs it makes anew"
             ) from None
     return kept
+
+
+def invalidate(artifacts: Path, stage: str, *, dataset="", all_datasets=False, digest="") -> list[Path]:
+    """Remove every artifact of a stage, so that the next run makes it again. Returns the folders removed.
+
+    Args:
+        artifacts: folder of everything that is made.
+        stage: which, by the name of its folder.
+        dataset: of this one alone; "" will do where only one has artifacts of the stage.
+        all_datasets: of all.
+        digest: that one alone whose digest, as `status` shows it, begins so; "" for every one.
+
+    Raises:
+        ValueError: there is no such stage, dataset or digest, or several are meant.
+    """
+    if stage not in LAST_FILES:
+        raise ValueError(unknown_name(f"stage {stage!r}", stage, LAST_FILES))
+    rows = status(artifacts)
+    known = {row["dataset"] for row in rows}
+    if known and dataset not in {"", *known}:
+        raise ValueError(unknown_name(f"dataset {dataset!r} in {artifacts}", dataset, known))
+    rows = [row for row in rows if row["stage"] == stage and dataset in ("", row["dataset"])]
+    concerned = sorted({row["dataset"] for row in rows})
+    if len(concerned) > 1 and not all_datasets:
+        raise ValueError(
+            f"{len(concerned)} datasets have artifacts of stage {stage}: {', '.join(concerned)}; "
+            "give --dataset NAME, or --all for all of them"
+        )
+    wanted = [row for row in rows if row["digest"].startswith(digest)]
+    if rows and not wanted:
+        raise ValueError(unknown_name(f"digest {digest!r} of stage {stage}", digest, {row["digest"] for row in rows}))
+    if digest and len(meant := {row["digest"] for row in wanted}) > 1:
+        raise ValueError(f"{len(meant)} digests of stage {stage} begin with {digest!r}: {', '.join(sorted(meant))}")
+    for row in wanted:
+        files.remove_folder(Path(row["path"]))
+    return [Path(row["path"]) for row in wanted]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path, PurePosixPath
 
 import torch
@@ -31,7 +32,7 @@ def to_download(spec: StreamSpec) -> str:
     Raises:
         ValueError: nobody has published any.
     """
-    if spec.start != "imagenet":
+    if not _wanted(spec):
         return ""
     refuse(spec)
     name = PurePosixPath(_weights(spec).url).name
@@ -39,13 +40,14 @@ def to_download(spec: StreamSpec) -> str:
 
 
 def fetch(spec: StreamSpec) -> None:
-    """Get the weights that the stream starts from, if those are ImageNet's and not here yet.
+    """Get the weights that the stream starts from, if those are ImageNet's, and see that they can be read.
 
     Raises:
         ValueError, FileNotFoundError: as `read`.
     """
     if name := to_download(spec):
         say(f"{spec.stream}: fetching {name}")
+    if _wanted(spec):
         read(spec)
 
 
@@ -59,11 +61,15 @@ def read(spec: StreamSpec) -> dict[str, torch.Tensor]:
     refuse(spec)
     try:
         return _weights(spec).get_state_dict(progress=False, check_hash=True)
-    except (OSError, RuntimeError) as error:  # no network, or a file whose hash is wrong
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:  # no network, or a damaged file
         raise FileNotFoundError(
             f"[{spec.stream}] start is imagenet, but {_weights(spec).url} cannot be had ({error}); put that "
             f"file into {_folder()}, or give the path of a weights file as start"
         ) from None
+
+
+def _wanted(spec: StreamSpec) -> bool:
+    return spec.start == "imagenet" and spec.with_how != "start"  # which takes those of another training
 
 
 def _weights(spec: StreamSpec) -> torchvision.models.WeightsEnum:

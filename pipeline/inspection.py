@@ -11,9 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pipeline import motion, store
-from pipeline.files import remove_folder, size_of
+from pipeline.files import size_of
 from pipeline.scores import Scores
-from pipeline.spec import unknown_name
 
 # the file that each stage writes last: without it the artifact does not exist
 LAST_FILES = {
@@ -271,39 +270,3 @@ def status(artifacts: Path) -> list[dict[str, Any]]:
         rows.append({**row, "state": "done" if done else "unfinished", "bytes": size_of(folder), "path": str(folder)})
     order = list(LAST_FILES)
     return sorted(rows, key=lambda row: (row["dataset"], order.index(row["stage"]), row["label"]))
-
-
-def invalidate(
-    artifacts: Path, stage: str, *, dataset: str = "", all_datasets: bool = False, digest: str = ""
-) -> list[Path]:
-    """Remove every artifact of a stage, so that the next run makes it again. Returns the folders removed.
-
-    Args:
-        artifacts: folder of everything that is made.
-        stage: which, by the name of its folder.
-        dataset: of this one alone; "" will do where only one has artifacts of the stage.
-        all_datasets: of all.
-        digest: that one alone whose digest, as `status` shows it, begins so; "" for every one.
-
-    Raises:
-        ValueError: there is no such stage, dataset or digest, or the dataset has to be named.
-    """
-    if stage not in LAST_FILES:
-        raise ValueError(unknown_name(f"stage {stage!r}", stage, LAST_FILES))
-    rows = status(artifacts)
-    known = {row["dataset"] for row in rows}
-    if known and dataset not in {"", *known}:
-        raise ValueError(unknown_name(f"dataset {dataset!r} in {artifacts}", dataset, known))
-    rows = [row for row in rows if row["stage"] == stage and dataset in ("", row["dataset"])]
-    concerned = sorted({row["dataset"] for row in rows})
-    if len(concerned) > 1 and not all_datasets:
-        raise ValueError(
-            f"{len(concerned)} datasets have artifacts of stage {stage}: {', '.join(concerned)}; "
-            "give --dataset NAME, or --all for all of them"
-        )
-    wanted = [row for row in rows if row["digest"].startswith(digest)]
-    if rows and not wanted:
-        raise ValueError(unknown_name(f"digest {digest!r} of stage {stage}", digest, {row["digest"] for row in rows}))
-    for row in wanted:
-        remove_folder(Path(row["path"]))
-    return [Path(row["path"]) for row in wanted]

@@ -46,8 +46,8 @@ def loader(
     """
     if workers and len(numbers):
         some = {numbers[0], numbers[len(numbers) // 2], numbers[-1]}  # one alone may be of a clip that failed: empty
-        workers = _that_fit(workers, batch * max(len(pickle.dumps(dataset[k])) for k in some) * sharing)
         workers = min(workers, -(-len(numbers) // batch))
+        workers = _that_fit(workers, batch * max(len(pickle.dumps(dataset[k])) for k in some) * sharing)
     parallel: dict[str, Any] = {}
     if workers:  # not forked: neither HDF5 nor CUDA survives a fork
         # the server that they are forked from has torch already, where each would load it again, for seconds

@@ -7,6 +7,7 @@ own shard and no other, and the bytes of a shard do not depend on how many worke
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import dataclasses
 import hashlib
@@ -202,8 +203,8 @@ def _make_store(
     shards = folder / "shards"
     shards.mkdir(parents=True, exist_ok=True)
     remove_stale(shards)
-    there = sorted(shards.glob("*.h5"))
-    waiting = [dataclasses.replace(job, earlier=_related(job.path, there)) for job in outdated(kind, jobs)]
+    there = _Shards(shards.glob("*.h5"))
+    waiting = [dataclasses.replace(job, earlier=there.related(job.path)) for job in outdated(kind, jobs)]
     if waiting and len(waiting) < len(jobs):
         say(f"{kind}: {len(jobs) - len(waiting)} of {len(jobs)} shards are there already")
     # the longest first: the short ones at the end keep all workers busy until the end
@@ -217,14 +218,19 @@ def _make_store(
         path.unlink()
 
 
-def _related(path: Path, there: Iterable[Path]) -> tuple[Path, ...]:
-    """The shards that hold clips of this one: itself as it is, what it is a part of, and its parts."""
-    ours = _bits(path)
-    return tuple(p for p in there if ours.startswith(_bits(p)) or _bits(p).startswith(ours))
+class _Shards:
+    """Shards that are there, by their path in the trie."""
 
+    def __init__(self, paths: Iterable[Path]):
+        self._paths = {path.stem.removeprefix("shard-").removesuffix("all"): path for path in paths}
+        self._bits = sorted(self._paths)
 
-def _bits(path: Path) -> str:
-    return path.stem.removeprefix("shard-").removesuffix("all")
+    def related(self, path: Path) -> tuple[Path, ...]:
+        """Those that hold clips of this shard: what it is a part of, itself as it is, and its parts."""
+        ours = path.stem.removeprefix("shard-").removesuffix("all")
+        above = [ours[:n] for n in range(len(ours)) if ours[:n] in self._paths]
+        parts = slice(*(bisect.bisect_left(self._bits, bits) for bits in (ours, f"{ours}2")))  # bits are 0 and 1
+        return tuple(self._paths[bits] for bits in [*above, *self._bits[parts]])
 
 
 def outdated(kind: str, jobs: Iterable[Any]) -> list[Any]:
@@ -246,7 +252,7 @@ def _run_jobs(kind: str, function, jobs: list, cluster: ClusterSpec, devices: tu
         again = []
         for job, result in workers.run(function, jobs):
             if isinstance(result, WorkerDied):
-                again.append(dataclasses.replace(job, careful=True))
+                again.append(dataclasses.replace(job, careful=True, earlier=()))
                 continue
             bar.advance(_units_of(kind, job, result))
         for job, result in workers.run(function, again):

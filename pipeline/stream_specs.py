@@ -248,6 +248,7 @@ class ScoreSpec(Spec):
     """Test views of a clip (paper, section 5: 25 frames, four corners and the centre and their mirror images)."""
 
     SECTION: ClassVar[str] = "score"
+    VERSION: ClassVar[int] = 2
     frames: int = setting(25, "frames at equal temporal spacing", low=1)
     crops: int = setting(
         10, "views of a frame: centre; and its mirror; corners and centre; and their mirrors", choices=(1, 2, 5, 10)

@@ -198,7 +198,7 @@ class Stage(luigi.Task):
             self.__dict__["_checked"] = True
 
     def check(self) -> None:
-        """Refuse what could not be made in the end, before anything is made for it. Nothing is written."""
+        """Refuse what could not be made in the end, before anything is made for it. Nothing is written but weights."""
 
     @staticmethod
     @contextlib.contextmanager

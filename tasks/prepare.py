@@ -21,7 +21,11 @@ class _Store(OfVideos):
 
     def shard_attrs(self, spec) -> dict[str, str]:
         """What every shard and the index say of how they were made."""
-        return {"digest": self.digest, "spec": files.canonical_json(spec.identity())}
+        return {"digest": self.digest, "spec": files.canonical_json({**spec.identity(), **self.contents()})}
+
+    def contents(self) -> dict[str, str]:
+        """Of settings that name files, what is in these."""
+        return {}
 
 
 class Frames(_Store):
@@ -74,10 +78,12 @@ class Flow(_Store):
 
     def own_digest(self) -> str:
         """The settings of the flow and of the frames, and the content of RAFT's weights if they come from a file."""
-        spec = self.spec("flow")
-        weights = spec.weights_file
-        content = [files.content_of(weights)] if weights and weights.is_file() else []
-        return spec.digest(self.requires()[0].digest, *content)
+        return self.spec("flow").digest(self.requires()[0].digest, *self.contents().values())
+
+    def contents(self) -> dict[str, str]:
+        """Of RAFT's weights, if they come from a file."""
+        weights = self.spec("flow").weights_file
+        return {"raft_weights": files.content_of(weights)} if weights and weights.is_file() else {}
 
     def requires(self) -> list[Stage]:
         """The frames."""

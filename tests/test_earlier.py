@@ -1,12 +1,13 @@
 """What earlier shards hold is copied: the same bytes as if it were made anew, and nothing decoded or computed."""
 
 import h5py
+import numpy as np
 import pytest
 from conftest import moving_texture, write_video
 from test_preprocess import FLOW, FRAMES, INLINE, flow_of, sums
 
 from pipeline import store
-from pipeline.catalog import read_dataset
+from pipeline.catalog import UNREADABLE, read_dataset
 from pipeline.jobs import flow as flow_job
 from pipeline.jobs import frames as frames_job
 from pipeline.jobs.earlier import Earlier
@@ -87,20 +88,67 @@ def test_a_shard_that_is_divided_or_joined_is_copied(videos, tmp_path, work):
 
 def test_a_video_that_changed_is_decoded(videos, tmp_path, work):
     frames_of(videos, tmp_path / "frames")
+    flow_of(store.open_frames(tmp_path / "frames"), tmp_path / "flow")
     work.clear()
-    write_video(videos / NAMES[0], moving_texture(7, seed=77))
+    write_video(videos / NAMES[0], moving_texture(5, seed=77))  # as long as it was
     made = frames_of(videos, tmp_path / "frames")
-    assert work == ["ann_down.avi"] and len(made["down__ann_down"]) == 7
-
-
-def test_damage_is_not_copied(videos, tmp_path, work):
-    made = frames_of(videos, tmp_path / "frames")
-    path = tmp_path / "frames" / "shards" / f"{made.rows['down__ann_down']['shard']}.h5"
-    with h5py.File(path, "r+") as file:
-        file["clips/down__ann_down/jpeg"][100] ^= 255
-    work.clear()
-    frames_of(videos, tmp_path / "frames", pattern=BY_CLASS)
     assert work == ["ann_down.avi"]
+    flow_of(made, tmp_path / "flow")
+    assert work == ["ann_down.avi", "flow"]
+    flow_of(frames_of(videos, tmp_path / "fresh"), tmp_path / "fresh flow")
+    assert sums(tmp_path / "flow") == sums(tmp_path / "fresh flow")
+
+
+def damage_table(file):
+    file.move("table", "elsewhere")
+
+
+def damage_image(file):
+    file["clips/down__ann_down/jpeg"][100] ^= 255
+
+
+def damage_times(file):
+    file["clips/down__ann_down/seconds"][1] = np.nan
+
+
+def remove_times(file):
+    del file["clips/down__ann_down/seconds"]
+
+
+def remove_attribute(file):
+    del file["clips/down__ann_down"].attrs["promised_frames"]
+
+
+@pytest.mark.parametrize("damage", [damage_table, damage_image, damage_times, remove_times, remove_attribute])
+def test_damage_is_not_copied(videos, tmp_path, work, damage):
+    made = frames_of(videos, tmp_path / "frames")
+    home = made.rows["down__ann_down"]["shard"]
+    others = [row["id"].split("__")[1] for row in made.rows.values() if row["shard"] == home]
+    with h5py.File(tmp_path / "frames" / "shards" / f"{home}.h5", "r+") as file:
+        damage(file)
+    work.clear()
+    made = frames_of(videos, tmp_path / "frames", pattern=BY_CLASS)
+    expected = others if damage is damage_table else ["ann_down"]
+    assert sorted(work) == sorted(f"{name}.avi" for name in expected) and len(made) == 6
+
+
+def test_ranges_that_cannot_be_are_not_copied(videos, tmp_path, work):
+    made = flow_of(frames_of(videos, tmp_path / "frames"), tmp_path / "flow", spec=BACKWARD)
+    with h5py.File(tmp_path / "flow" / "shards" / f"{made.rows['down__ann_down']['shard']}.h5", "r+") as file:
+        file["clips/down__ann_down/backward/range_px"][0, 0] = [1, -1]
+    work.clear()
+    flow_of(frames_of(videos, tmp_path / "frames", pattern=BY_CLASS), tmp_path / "flow", spec=BACKWARD)
+    assert work == ["flow", "flow"]  # both directions of one shard
+
+
+def test_a_clip_whose_content_nobody_knows_is_not_copied(videos, tmp_path):
+    paths = frames_of(videos, tmp_path / "frames").shard_paths()
+    for path in paths:
+        with h5py.File(path, "r+") as file:
+            for clip in file["clips"].values():
+                clip.attrs["made_from"] = UNREADABLE
+    with Earlier(paths, "frames", "f") as earlier:
+        assert not earlier.clip("down__ann_down", UNREADABLE)
 
 
 def test_what_other_settings_made_or_cannot_be_read_is_left_aside(videos, tmp_path):

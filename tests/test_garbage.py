@@ -2,6 +2,8 @@
 
 import json
 import os
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -220,6 +222,20 @@ def test_nothing_is_taken_from_under_a_run(made, capsys, command):
     os.close(run)
     main([command, *given])
     assert "a run is going on in" not in capsys.readouterr().err and folder.exists() == (command == "repair")
+
+
+def test_a_run_that_waits_for_a_removal_says_so(made, capsys):
+    said = ""
+    with ThreadPoolExecutor(1) as pool:
+        with files.alone(made.folder, files.IN_USE):
+            waiting = pool.submit(files.take_part, made.folder, create=True)
+            for _ in range(500):
+                if said := capsys.readouterr().err:
+                    break
+                time.sleep(0.01)
+            assert not waiting.done()
+        os.close(waiting.result(timeout=10))
+    assert said == f"something is being removed from {made.folder}; waiting for that to end\n"
 
 
 def test_nothing_is_removed_while_a_run_is_going_on(made, capsys):

@@ -10,7 +10,7 @@ import pytest
 from conftest import moving_texture
 from test_store import write_flow, write_frames
 
-from pipeline import inspection, pictures, store
+from pipeline import garbage, inspection, pictures, store
 from pipeline.__main__ import STAGES, _answered, main
 from pipeline.catalog import Catalog, Clip
 from pipeline.scores import Scores
@@ -109,16 +109,20 @@ def test_a_training_without_its_weights_is_not_done(tmp_path):
 
 def test_invalidate_removes_a_stage(frames, flow, tmp_path):
     with pytest.raises(ValueError, match="stage 'flwo' does not exist; did you mean 'flow'. allowed: all_splits, cat"):
-        inspection.invalidate(tmp_path, "flwo")
+        garbage.invalidate(tmp_path, "flwo")
     with pytest.raises(ValueError, match="dataset 'dmo' in .* does not exist; did you mean 'demo'. allowed: demo"):
-        inspection.invalidate(tmp_path, "flow", dataset="dmo")
-    assert inspection.invalidate(tmp_path, "fuse", dataset="demo") == []
+        garbage.invalidate(tmp_path, "flow", dataset="dmo")
+    assert garbage.invalidate(tmp_path, "fuse", dataset="demo") == []
     other = flow.parent.with_name("tvl1-fedcba987654")
     shutil.copytree(flow.parent, other)
     with pytest.raises(ValueError, match="digest 'ffff' of stage flow does not exist"):
-        inspection.invalidate(tmp_path, "flow", digest="ffff")
-    assert inspection.invalidate(tmp_path, "flow", digest="fedc") == [other] and not other.exists()
-    assert inspection.invalidate(tmp_path, "flow") == [flow.parent]
+        garbage.invalidate(tmp_path, "flow", digest="ffff")
+    shutil.copytree(flow.parent, flow.parent.with_name("tvl1-fedc00000000"))
+    with pytest.raises(ValueError, match="2 digests of stage flow begin with 'fedc': fedc00000000, fedcba987654"):
+        garbage.invalidate(tmp_path, "flow", digest="fedc")
+    assert garbage.invalidate(tmp_path, "flow", digest="fedcb") == [other] and not other.exists()
+    assert garbage.invalidate(tmp_path, "flow", digest="fedc") == [flow.parent.with_name("tvl1-fedc00000000")]
+    assert garbage.invalidate(tmp_path, "flow") == [flow.parent]
     assert not flow.parent.exists() and frames.exists()
 
 
@@ -126,9 +130,9 @@ def test_invalidate_removes_of_several_datasets_what_was_named(frames, flow, tmp
     other = write_frames(tmp_path / "other/frames/native-0123456789ab", {"a": moving_texture(2)})
     options = ["invalidate", "frames", "--artifacts", str(tmp_path)]
     with pytest.raises(ValueError, match="2 datasets have artifacts of stage frames: demo, other; give --dataset NAME"):
-        inspection.invalidate(tmp_path, "frames")
+        garbage.invalidate(tmp_path, "frames")
     assert main(options) == 2 and "or --all for all of them" in capsys.readouterr().err
-    assert inspection.invalidate(tmp_path, "frames", dataset="other") == [other.parent]
+    assert garbage.invalidate(tmp_path, "frames", dataset="other") == [other.parent]
     assert frames.exists() and not other.exists()
     other = write_frames(tmp_path / "other/frames/native-0123456789ab", {"a": moving_texture(2)})
     assert main([*options, "--all"]) == 0 and not frames.exists() and not other.exists() and flow.exists()

@@ -22,6 +22,7 @@ LAYERS = [
         "official",
         "layouts",
         "parts",
+        "remarks",
         "catalog",
         "jpeg",
         "video",

@@ -10,7 +10,7 @@ from test_repeat import tiny  # noqa: F401 (a fixture)
 from test_report import Page
 from test_tasks import build, config, fresh, luigi_command, overlay, snapshot  # noqa: F401 (fixtures)
 
-from pipeline import inspection
+from pipeline import garbage, inspection
 from pipeline.report import paper
 from tasks import Catalog, Flow, Frames, FullPipeline, Fuse, PaperTable, ScoreStream, TrainStream, settings
 from tasks.tables import RowsFailed
@@ -178,7 +178,7 @@ def test_two_rows_go_all_the_way_and_are_reused(config, tmp_path):
     (status,) = [row for row in inspection.status(tmp_path / "artifacts") if row["stage"] == "tables"]
     assert (status["label"], status["state"]) == ("1b", "done")
     assert inspection.describe(of.folder)["summary"]["table"] == "1b"
-    assert inspection.invalidate(tmp_path / "artifacts", "tables") == [of.folder]
+    assert garbage.invalidate(tmp_path / "artifacts", "tables") == [of.folder]
     assert not fresh(PaperTable, **TWO_ROWS).complete()
 
 

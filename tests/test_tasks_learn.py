@@ -1,6 +1,7 @@
 """What a training says before it begins: settings that are hardly meant, and processes on a CPU."""
 
 import pytest
+import torch
 from test_tasks import build, config, fresh  # noqa: F401 (a fixture)
 
 from pipeline import imagenet
@@ -34,14 +35,26 @@ def test_imagenet_weights_that_cannot_be_had_are_missed_before_any_work(config, 
     assert imagenet.to_download(fresh(TrainStream, stream="spatial").stream_spec).startswith("resnet18-")
 
 
-def test_imagenet_weights_that_are_here_are_not_fetched(config, monkeypatch, tmp_path):  # noqa: F811
+def test_imagenet_weights_that_are_here_are_only_read(monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    spec = StreamSpec(network="resnet18", start="imagenet")
-    (tmp_path / "hub/checkpoints").mkdir(parents=True)
-    (tmp_path / "hub/checkpoints" / imagenet.to_download(spec)).write_bytes(b"")
-    monkeypatch.setattr(imagenet, "read", None)
+    spec = StreamSpec(network="squeezenet1_1", start="imagenet")
+    file = tmp_path / "hub/checkpoints" / imagenet.to_download(spec)
+    file.parent.mkdir(parents=True)
+    torch.save({"w": torch.zeros(2)}, file)
+    imagenet.fetch(spec)
+    assert imagenet.to_download(spec) == "" and capsys.readouterr().err == ""
+    for damaged in (b"", b"garbage" * 9, file.read_bytes()[:200]):
+        file.write_bytes(damaged)
+        with pytest.raises(FileNotFoundError, match="squeezenet1_1-.*pth cannot be had .*; put that file into"):
+            imagenet.fetch(spec)
+
+
+def test_who_starts_from_another_training_needs_no_imagenet_weights(monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    spec = StreamSpec(network="resnet18", start="imagenet", with_dataset="more", with_how="start")
     imagenet.fetch(spec)
     imagenet.fetch(StreamSpec())
+    assert imagenet.to_download(spec) == imagenet.to_download(StreamSpec()) == ""
 
 
 @pytest.mark.parametrize(("processes", "lines"), [("1", 0), ("0", 0), ("2", 1)])

@@ -9,9 +9,22 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from pipeline import store
+from pipeline.catalog import UNREADABLE
+
+
+class Found(NamedTuple):
+    """A clip of an earlier shard."""
+
+    stored: store.StoredClip
+    row: dict[str, Any]
+    """Its row in the table."""
+    seconds: list[float]
+    """Presentation times of frames; of flow there are none."""
 
 
 class Earlier:
@@ -21,9 +34,9 @@ class Earlier:
         """Those of other settings, and damaged ones, are left aside."""
         self._shards: list[store.Store] = []
         for path in paths:
-            with contextlib.suppress(ValueError, OSError):
+            with contextlib.suppress(Exception):  # damage to HDF5's own structures may raise anything
                 shard = store.Store(path, kind)
-                if shard.attrs.get("digest") == digest:
+                if shard.attrs["digest"] == digest:
                     self._shards.append(shard)
 
     def __enter__(self) -> Earlier:
@@ -33,21 +46,37 @@ class Earlier:
         for shard in self._shards:
             shard.close()
 
-    def clip(self, video_id: str, made_from: str) -> tuple[store.StoredClip, dict[str, Any]] | None:
-        """A clip that was made from this content, and its row in the table; None if there is none, or a damaged one.
+    def clip(self, video_id: str, made_from: str) -> Found | None:
+        """A clip that was made from this content, all its images as they were written; None if there is none.
 
         Args:
             video_id: its id.
             made_from: what its attribute of that name must be.
         """
         for shard in self._shards:
-            if video_id not in shard.rows or video_id in shard.failed:
+            if made_from == UNREADABLE or video_id not in shard.rows or video_id in shard.failed:
                 continue
-            with contextlib.suppress(ValueError, OSError, KeyError):
-                found = shard[video_id]
-                if found.attrs.get("made_from") == made_from and found.checksum() == found.attrs["crc32"]:
-                    return found, shard.rows[video_id]
+            with contextlib.suppress(Exception):  # then it is made anew
+                stored = shard[video_id]
+                if stored.attrs["made_from"] == made_from and stored.checksum() == stored.attrs["crc32"]:
+                    return Found(stored, shard.rows[video_id], _checked_times(stored))
         return None
+
+
+def _checked_times(stored: store.StoredClip) -> list[float]:
+    """What the checksum does not cover, if it can be true.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    if stored.kind == "flow":
+        if not all((low <= high).all() for low, high in (np.moveaxis(r, 2, 0) for r in stored.ranges_px.values())):
+            raise ValueError("a minimum is above its maximum")
+        return []
+    seconds = stored.seconds
+    if not {"fps", "promised_frames"} <= set(stored.attrs) or not np.isfinite(seconds).all():
+        raise ValueError("it does not tell its times")
+    return seconds.tolist()
 
 
 def copied(found: store.StoredClip, writer: store.ClipWriter) -> store.ClipWriter:

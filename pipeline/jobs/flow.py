@@ -95,7 +95,7 @@ def _copied(job: FlowJob) -> bool:
             for record in job.records:
                 if record.id in found:
                     about = flow_attrs(source[record.id], job.spec)
-                    crc32 = copied(found[record.id][0], shard.clip(record.id)).finish(about)
+                    crc32 = copied(found[record.id].stored, shard.clip(record.id)).finish(about)
                     record = record._replace(crc32=crc32)
                 shard.record(record)
     return True

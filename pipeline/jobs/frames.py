@@ -58,10 +58,9 @@ def _from_earlier(shard: store.ShardWriter, earlier: Earlier, clip: Clip) -> sto
     found = earlier.clip(clip.id, clip.content)
     if found is None:
         return None
-    stored, row = found
-    shape = stored.height, stored.width
-    about = _attrs(clip, stored.attrs["fps"], shape, stored.attrs["promised_frames"])
-    crc32 = copied(stored, shard.clip(clip.id)).finish(about, stored.seconds.tolist())
+    stored, row = found.stored, found.row
+    about = _attrs(clip, stored.attrs["fps"], (stored.height, stored.width), stored.attrs["promised_frames"])
+    crc32 = copied(stored, shard.clip(clip.id)).finish(about, found.seconds)
     return store.Record(clip.id, clip.class_name, clip.label, clip.group, row["frames"], "ok", row["reason"], crc32)
 
 
