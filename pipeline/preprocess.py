@@ -269,7 +269,7 @@ def _units_of(kind: str, job: Any, result: Any) -> int:
 
 
 def _say_what_is_odd(records: list[store.Record]) -> None:
-    """Videos that are shorter than they say, such as half a download, are used as they are; nothing else tells."""
+    """Videos that are shorter than they say, such as half a download, are used as they are."""
     odd = [f"{record.id}: {record.reason}" for record in records if record.status == "ok" and record.reason]
     if odd:
         say(f"frames: {len(odd)} of {len(records)} clips are ok but odd, such as {'; '.join(odd[:3])}")

@@ -43,9 +43,7 @@ class FlowJob:
     device: str
     attrs: dict[str, Any]
     threads: int = 1  # that decode and encode; 0: the device's share of the cores
-    careful: bool = (
-        False  # a worker died of this shard before: the second try, alike, since no clip is to blame for flow
-    )
+    careful: bool = False  # the second try, after a worker died; it is made alike, since of flow no clip is guilty
     earlier: tuple[Path, ...] = ()  # shards that may hold the clips
 
     @property
@@ -66,15 +64,14 @@ def flow_shard(job: FlowJob) -> int:
     cv2.setNumThreads(1)
     check_method(job.spec, device=job.device)  # a method that cannot work on this machine is no fault of the clips
     device = resolve(job.spec.method, job.device)
-    tensors_on, by_network = torch_device(job.spec.method, device), takes_colour(job.spec.method)
+    tensors_on = torch_device(job.spec.method, device)
+    by_network_here = takes_colour(job.spec.method) and device == "cpu"  # whose sums are rounded by the threads' number
     with (
         contextlib.closing(store.open_frames(job.frames)) as source,
         store.ShardWriter(job.path, "flow", job.attrs) as shard,
         Helpers(job.threads or _share_of_cores(tensors_on)) as helpers,
         current(tensors_on),
-        one_thread()
-        if by_network and device == "cpu"
-        else contextlib.nullcontext(),  # sums are rounded by their number
+        one_thread() if by_network_here else contextlib.nullcontext(),
     ):
         for record in _Line(job, device, source, shard, helpers).run():
             shard.record(record)
