@@ -14,8 +14,8 @@ what the trained streams see in other videos, which nobody has labelled.
 
 import os
 
-# Threads of a step wait for one another spinning, for milliseconds by default: where other programs use the cores too,
-# that takes the time that the others need to come along. Read when torch is first loaded (docs/scaling.md).
+# Threads of a step wait for one another spinning: where other programs use the cores too, that takes the time that the
+# others need to come along. So they sleep soon. Read when torch is first loaded (docs/scaling.md has what it gains).
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "40000")
 

@@ -1,5 +1,7 @@
 """What lies between a method and the device it computes on: batches, memory, the way there and back."""
 
+import builtins
+
 import numpy as np
 import pytest
 import torch
@@ -123,3 +125,28 @@ def test_flow_stays_on_the_device_and_is_that_of_each_clip():
     alone = np.concatenate([estimate(clip, TVL1, device="cuda") for clip in clips()])
     assert Download(flow).wait()[0].tobytes() == alone.tobytes()
     assert pairs_at_once(320 * 240, device="cuda") >= 1
+
+
+@pytest.fixture
+def broken_numba(monkeypatch):
+    """A numba that is installed and refuses to be imported, as it does beside a numpy that is too new."""
+
+    def refuse(name, *given, **named):
+        if name == "numba":
+            raise ImportError("Numba needs NumPy 2.3 or less")
+        return real(name, *given, **named)
+
+    real = builtins.__import__
+    monkeypatch.setattr(builtins, "__import__", refuse)
+    device._numba_works.cache_clear()
+    yield
+    device._numba_works.cache_clear()
+
+
+@pytest.mark.parametrize("spec", [TVL1, FlowSpec(method="brox", brox_warps=1, brox_sweeps=1)], ids=["tvl1", "brox"])
+def test_a_numba_that_does_not_work_is_said_once_and_done_without(broken_numba, capsys, spec):
+    frames = clips()[0]
+    found = estimate(frames, spec, device="cpu")
+    assert np.isfinite(found).all() and found.any()
+    estimate(frames, spec, device="cpu")
+    assert capsys.readouterr().err.count("numba does not work, so plain torch computes in its place") == 1

@@ -1,6 +1,6 @@
 """The device under a method: how much it takes at once, and the way there and back without waiting.
 
-Torch is imported only where a device other than the CPU is in play.
+Torch is imported only where it is needed: nobody waits for it whose method computes without.
 """
 
 from __future__ import annotations

@@ -58,25 +58,19 @@ class Earlier:
                 continue
             with contextlib.suppress(Exception):  # then it is made anew
                 stored = shard[video_id]
-                if stored.attrs["made_from"] == made_from and stored.checksum() == stored.attrs["crc32"]:
-                    return Found(stored, shard.rows[video_id], _checked_times(stored))
+                if stored.attrs["made_from"] != made_from or stored.checksum() != stored.attrs["crc32"]:
+                    continue
+                seconds = [] if stored.kind == "flow" else stored.seconds.tolist()
+                if _is_plausible(stored, seconds):
+                    return Found(stored, shard.rows[video_id], seconds)
         return None
 
 
-def _checked_times(stored: store.StoredClip) -> list[float]:
-    """What the checksum does not cover, if it can be true.
-
-    Raises:
-        ValueError: it cannot.
-    """
+def _is_plausible(stored: store.StoredClip, seconds: list[float]) -> bool:
+    """Whether what the checksum does not cover can be true."""
     if stored.kind == "flow":
-        if not all((low <= high).all() for low, high in (np.moveaxis(r, 2, 0) for r in stored.ranges_px.values())):
-            raise ValueError("a minimum is above its maximum")
-        return []
-    seconds = stored.seconds
-    if not {"fps", "promised_frames"} <= set(stored.attrs) or not np.isfinite(seconds).all():
-        raise ValueError("it does not tell its times")
-    return seconds.tolist()
+        return all((low <= high).all() for low, high in (np.moveaxis(r, 2, 0) for r in stored.ranges_px.values()))
+    return {"fps", "promised_frames"} <= set(stored.attrs) and bool(np.isfinite(seconds).all())
 
 
 def copied(found: store.StoredClip, writer: store.ClipWriter) -> store.ClipWriter:
