@@ -71,7 +71,7 @@ class Report(Stage):
 
     def own_digest(self) -> str:
         """The digests of all that is reported."""
-        return digest_of("report", 2, [task.digest for task in self.before()])
+        return digest_of("report", 3, [task.digest for task in self.before()])
 
     def requires(self) -> list[Stage]:
         """Everything above: the fusion, the trainings with their curves, the stores with their failed clips."""
@@ -104,6 +104,7 @@ class Report(Stage):
             fusion=json.loads(fuse.path.read_text())["parameters"],
             curves={task.stream: json.loads(task.path.read_text()) for task in trained},
             failed=metrics.first_reasons({stage: opened.failed for stage, opened in stores.items()}),
+            odd=stores["Frames"].odd,
             settings=self.all_settings(),
             stages=[
                 {"stage": type(t).__name__, "label": t.label, "digest": t.digest, "path": str(t.path)}

@@ -26,19 +26,34 @@ _OURS = Path(__file__).parents[1]
 _OF_TORCH = "enforce fail at inline_container"  # a file of weights could not be written
 
 
+class Refused(SystemExit):
+    """A mistake that ends Luigi's command with one line, not with a traceback and a summary of tasks.
+
+    Luigi asks tasks whether they are complete before it runs any. An `Exception` raised there becomes an entry of its
+    log, and the run goes on without the task; a `SystemExit` ends the run.
+    """
+
+    def __init__(self, error: Exception):
+        super().__init__(f"error: {in_words(error)}")
+        self.error = error
+        """What was raised where the mistake was found."""
+
+
 @contextlib.contextmanager
 def told_plainly() -> Iterator[None]:
-    """Whoever typed a command gets his mistake in one line; whoever calls from Python gets the exception."""
+    """Whoever typed a command gets his mistake in one line (`Refused`); whoever calls from Python the exception."""
     try:
         yield
     except (ValueError, OSError) as error:
         if settings.from_command_line():
-            raise SystemExit(f"error: {in_words(error)}") from None
+            raise Refused(error) from None
         raise
 
 
 def in_words(error: BaseException, folder: Path | None = None) -> str:
     """The message with what was noted on the way (the path), and how much room there is if the disk may be full."""
+    if isinstance(error, Refused):
+        error = error.error
     said = " ".join(str(error).split()) or type(error).__name__
     if getattr(error, "errno", None) == errno.ENOSPC:
         said = "no space left"  # HDF5 says the same in six lines

@@ -14,6 +14,7 @@ from tasks import settings
 from tasks.base import Stage
 from tasks.learn import ScoreStream, TrainStream
 from tasks.listing import Catalog, DemoVideos
+from tasks.mistakes import Refused, in_words
 from tasks.prepare import Flow, Frames
 
 IS_THERE, TO_MAKE, GOES_ON, ANEW, UNKNOWN = "is there", "to make", "goes on", "made anew", "not known"
@@ -63,7 +64,7 @@ class Standings:
         """Look at the artifact of a task, and at all that it reads.
 
         Raises:
-            SystemExit: a mistaken setting, told in a line, as Luigi's command would end.
+            Refused: a mistaken setting, told in a line, as Luigi's command would end.
         """
         folder = folder_of(task)
         if folder not in self._found:
@@ -80,12 +81,11 @@ class Standings:
                 found.state = IS_THERE
             if found.state != UNKNOWN:
                 self._count(task, found)
-        except (SystemExit, OSError) as refusal:
-            # `told_plainly` makes the one of the other; a file that is missing today may be there tomorrow
-            if isinstance(refusal, SystemExit) and not isinstance(refusal.__context__, OSError):
-                raise
+        except (Refused, OSError) as refusal:
+            if isinstance(refusal, Refused) and not isinstance(refusal.error, OSError):
+                raise  # but a file that is missing today may be there tomorrow
             found.state, found.refused = UNKNOWN, True
-            found.notes.append(str(refusal).removeprefix("error: "))
+            found.notes.append(in_words(refusal))
         if found.state == TO_MAKE:
             self._look_for_parts(task, found, all(one.state == IS_THERE for one in before))
         return found

@@ -18,7 +18,7 @@ from tasks.base import Stage
 from tasks.conclude import STREAMS, Fuse
 from tasks.learn import ScoreStream, TrainStream
 from tasks.listing import Catalog
-from tasks.mistakes import in_words, told_plainly
+from tasks.mistakes import Refused, in_words, told_plainly
 from tasks.prepare import Flow, Frames
 from tasks.repeat import Repeated, listed
 
@@ -133,8 +133,8 @@ class PaperTable(Repeated):
         try:
             tasks = [self.clone(task, **run, **of) for run in runs]
             _ = [task.digest for task in tasks]  # refuses what only a stage before it refuses
-        except (ValueError, SystemExit) as error:  # SystemExit: on the command line, where it would be told plainly
-            planned.reason, planned.changes = str(error).removeprefix("error: "), {}
+        except (ValueError, Refused) as error:
+            planned.reason, planned.changes = in_words(error), {}
         else:
             planned.tasks = tasks
 
@@ -190,8 +190,8 @@ class PaperTable(Repeated):
             for task in planned.tasks:
                 try:
                     _finish(task, broken)
-                except (Exception, SystemExit) as error:  # SystemExit: a mistake that is told in one line
-                    why = f"{task.title}: {in_words(error, task.folder).removeprefix('error: ')}"
+                except (Exception, Refused) as error:
+                    why = f"{task.title}: {in_words(error, task.folder)}"
                     say(f"Table {self.table}, row {planned.row.key}: FAILED: {why}")
                     self.failures.setdefault(planned.row.key, why)
         if self.failures:

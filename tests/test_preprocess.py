@@ -309,7 +309,8 @@ def test_odd_clips_all_have_an_outcome(shared, tmp_path):
     assert frames.failed["odd__empty"] == "the file is empty (0 bytes)"
     expected = {"truncated": 28, "cinepak_partial": 68, "one_pixel": 5, "-leading-dash-": 5, "h265_10bits": 30}
     assert {name: frames.rows[f"odd__{name}"]["frames"] for name in expected} == expected
-    assert frames.rows["odd__truncated"]["reason"] == "28 of 50 promised frames decode"
+    assert frames.odd["odd__truncated"] == "28 of 50 promised frames decode"
+    assert "odd__truncated" not in frames.failed and "odd__empty" not in frames.odd
     flow = flow_of(frames, tmp_path / "flow", spec=FlowSpec(method="dis_ultrafast"), cluster=LOCAL)
     assert set(flow.rows) == set(frames.rows)
     assert all(len(flow[i]) == frames.rows[i]["frames"] - 1 for i in flow)

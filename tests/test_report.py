@@ -52,6 +52,7 @@ def arguments(labels=(0, 0, 1, 1, 2, 2), spatial=(0, 1, 1, 1, 0, -1), temporal=(
         "fusion": fusion,
         "curves": {"spatial": CURVE, "temporal": CURVE},
         "failed": [],
+        "odd": {"clip3": "68 of 444 promised frames decode"},
         "settings": {"flow": {"method": "tvl1"}, "temporal": {"seed": 7, "stack": {"length": 10}}},
         "stages": [{"stage": "flow", "digest": "1f3a9c2e04b7"}],
         "counts": {"test": {"clips": 6, "groups": 2}},
@@ -165,6 +166,8 @@ def test_every_failed_clip_is_listed_with_its_reason():
         "scikit-learn",
         "Misclassified by the fused average: 2",
         "clip4",
+        "Used, but odd: 1",
+        "68 of 444 promised frames decode",
         "1 test clip failed and counts as wrong",
         "Weights of step 6",
     ],
@@ -196,6 +199,7 @@ def hostile_page(tmp_path_factory) -> Page:
     given = arguments(ids=HOSTILE, classes=tuple(f"{name} class" for name in HOSTILE[:3]))
     given |= {"dataset": HOSTILE[0], "split": HOSTILE[1]}
     given["failed"] = [{"id": HOSTILE[5], "stage": HOSTILE[0], "reason": HOSTILE[3]}]
+    given["odd"] = {HOSTILE[0]: HOSTILE[4]}
     given["settings"] = {HOSTILE[0]: {HOSTILE[3]: HOSTILE[5]}}
     given["stages"] = [{"stage": HOSTILE[0], HOSTILE[3]: HOSTILE[1]}]
     report.write(folder, **given)

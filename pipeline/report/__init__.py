@@ -24,6 +24,7 @@ def write(
     fusion: Mapping[str, Any],
     curves: Mapping[str, Mapping[str, Any]],
     failed: Sequence[Mapping[str, str]],
+    odd: Mapping[str, str],
     settings: Mapping[str, Mapping[str, Any]],
     stages: Sequence[Mapping[str, Any]],
     counts: Mapping[str, Mapping[str, int]] | None = None,
@@ -41,6 +42,7 @@ def write(
         curves: stream -> training curve: `steps`, `loss`, `learning_rate`, equally long; `validation`, a list of
             `step`, `top1` and perhaps `loss`; `best_step`. A curve may be absent, and so may any of its keys.
         failed: `id`, `stage` and `reason` of every failed clip, whatever its part.
+        odd: clip id -> what is odd about it (fewer frames than its header promises), though it is used.
         settings: stage -> its settings, as `Spec.as_dict` gives them.
         stages: `stage`, `digest` and whatever else is worth a column, one row a stage.
         counts: part -> `clips`, `groups` or the like.
@@ -60,6 +62,7 @@ def write(
         "fusion": fusion,
         "curves": curves,
         "failed": failed,
+        "odd": odd,
         "settings": settings,
         "stages": stages,
         "counts": counts or {},

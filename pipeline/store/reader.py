@@ -181,7 +181,9 @@ class Store(Mapping[str, StoredClip]):
         self.rows = {
             row["id"]: row | {"split": row.get("split", ""), "shard": row.get("shard", self.path.stem)} for row in rows
         }
+        told = {video_id: row["reason"] for video_id, row in self.rows.items() if row["reason"]}
         self.failed = {video_id: row["reason"] for video_id, row in self.rows.items() if row["status"] != "ok"}
+        self.odd = {video_id: reason for video_id, reason in told.items() if video_id not in self.failed}
         self._folder = self.path.parent if "shard" in self.attrs else self.path.parent / "shards"
         self._forget()
 
