@@ -172,7 +172,7 @@ def _verify(path: Path, arguments: argparse.Namespace) -> int:
 def _repair(path: Path, arguments: argparse.Namespace) -> int:
     from pipeline import inspection
 
-    folder = inspection.store_of(path).parent
+    folder = inspection.store_folder(path)
     with _no_run_in(Path(os.path.normpath(folder.absolute() / "../../.."))):
         kind, shards, damaged = inspection.repair(path, failed=arguments.failed)
     lines = [f"removed {name}; run the stage again" for name in shards] or ["nothing is damaged"]

@@ -198,10 +198,6 @@ class _Kept:
 _KEPT = _Kept()
 
 
-class StageFailed(RuntimeError):
-    """A stage could not be finished; the message says why and what to do."""
-
-
 class WorkerDied(RuntimeError):
     """The process that ran a job ended without an answer: a crash in native code, a kill, or too little memory."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -214,9 +214,18 @@ def _check(opened: store.Store, video_id: str) -> None:
             clip.images(image, image + 1, part=part)
 
 
-def store_of(path: Path) -> Path:
-    """The index of a store that is named by itself, its folder, or one of its shards; else as `file_of`."""
-    return file_of(path.parent.parent if path.parent.name == "shards" else path)
+def store_folder(path: Path) -> Path:
+    """The folder of a store that is named by itself, its index, or one of its shards.
+
+    Raises:
+        FileNotFoundError: no such file, or a folder without an artifact.
+    """
+    folder = path.parent.parent if path.parent.name == "shards" else path
+    return folder if folder.is_dir() and any(_shards_in(folder)) else file_of(folder).parent
+
+
+def _shards_in(folder: Path) -> Iterator[Path]:
+    return (folder / "shards").glob("*.h5")
 
 
 class Repaired(NamedTuple):
@@ -234,13 +243,16 @@ def repair(path: Path, *, failed: bool = False) -> Repaired:
     """Make room for making damaged shards again: remove them, and the index, so that the next run of the stage does it.
 
     Args:
-        path: the store, or one of its shards.
+        path: the store, finished or not, or one of its shards.
         failed: also remove the shards of clips that failed (a file that was locked, a time limit that was too short).
 
     Raises:
         ValueError: not a store.
     """
-    path = store_of(path)
+    folder = store_folder(path)
+    if any(_shards_in(folder)) and not (folder / "index.h5").is_file():
+        return _repair_unfinished(folder, failed=failed)
+    path = file_of(folder if path.parent.name == "shards" else path)
     if not has_checksums(path):
         raise ValueError(
             f"{path} is a {_kind(path)} file, which has no checksums: only stores of frames and flow can be repaired; "
@@ -254,6 +266,23 @@ def repair(path: Path, *, failed: bool = False) -> Repaired:
     for name in shards:
         (path.parent / "shards" / f"{name}.h5").unlink(missing_ok=True)
     return Repaired(opened.kind, shards, damaged)
+
+
+def _repair_unfinished(folder: Path, *, failed: bool) -> Repaired:
+    """As `repair`, of a store that has no index yet: so many clips failed, perhaps, that its stage did."""
+    kind, shards, damaged = "", [], []
+    for path in sorted(_shards_in(folder)):
+        if _what_raises(_kind, path) or _what_raises(store.read_records, path, kind := _kind(path)):
+            shards.append(path)
+            continue
+        opened = store.Store(path, kind)
+        faults = list(_damage(opened))
+        damaged += faults
+        if faults or (failed and opened.failed):
+            shards.append(path)
+    for path in shards:
+        path.unlink()
+    return Repaired(kind, [path.stem for path in shards], damaged)
 
 
 def status(artifacts: Path) -> list[dict[str, Any]]:

@@ -5,14 +5,20 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
+from pipeline.errors import ClipError
+
 
 def encode(image: np.ndarray, *, quality: int) -> bytes:
-    """JPEG bytes of one image, (H, W, 3) RGB or (H, W) gray, uint8."""
+    """JPEG bytes of one image, (H, W, 3) RGB or (H, W) gray, uint8.
+
+    Raises:
+        ClipError: if a side is longer than 65,500 pixels.
+    """
     if image.ndim == 3:
         image = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
     done, buffer = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])
     if not done:
-        raise ValueError(f"an image of shape {image.shape} cannot be written as JPEG; sides are 1 to 65,500 pixels")
+        raise ClipError(f"an image of shape {image.shape} cannot be written as JPEG; sides are 1 to 65,500 pixels")
     return buffer.tobytes()
 
 
@@ -20,11 +26,11 @@ def decode(data: np.ndarray, *, gray: bool) -> np.ndarray:
     """The image in (n,) uint8 JPEG bytes: (H, W) uint8 if `gray`, else (H, W, 3) uint8 RGB.
 
     Raises:
-        ValueError: if the bytes are no image.
+        ClipError: if the bytes are no image.
     """
     # a flag against rotation: bytes that come from strangers may carry an orientation tag, ours never do
     flag = cv2.IMREAD_GRAYSCALE if gray else cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
     image = cv2.imdecode(data, flag) if len(data) else None
     if image is None:
-        raise ValueError(f"{len(data)} bytes do not decode as JPEG")
+        raise ClipError(f"{len(data)} bytes do not decode as JPEG")
     return image if gray else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)

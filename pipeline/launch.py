@@ -22,7 +22,7 @@ from typing import NamedTuple
 from pipeline import store
 from pipeline.catalog import Catalog
 from pipeline.checkpoint import spec_of
-from pipeline.cluster import StageFailed
+from pipeline.errors import StageFailed
 from pipeline.files import write_json
 from pipeline.progress import say
 from pipeline.specs import StreamSpec

@@ -17,7 +17,8 @@ from typing import Any, NamedTuple
 
 from pipeline import flow, motion, store
 from pipeline.catalog import Catalog, Clip
-from pipeline.cluster import StageFailed, WorkerDied, Workers, threads_each
+from pipeline.cluster import WorkerDied, Workers, threads_each
+from pipeline.errors import StageFailed
 from pipeline.files import remove_stale
 from pipeline.jobs.flow import FlowJob, flow_shard
 from pipeline.jobs.frames import FramesJob, frames_shard
@@ -212,7 +213,7 @@ def _make_store(
     found = [(record, job.path.stem) for job in jobs for record in store.read_records(job.path, kind)]
     if kind == "frames":
         _say_what_is_odd([record for record, _ in found])
-    _refuse_too_many_failures(kind, [record for record, _ in found], max_bad_fraction)
+    _refuse_too_many_failures(folder, kind, [record for record, _ in found], max_bad_fraction)
     store.write_index(folder / "index.h5", kind, found, splits, attrs)
     for path in set(shards.glob("*.h5")) - {job.path for job in jobs}:
         path.unlink()
@@ -275,7 +276,7 @@ def _say_what_is_odd(records: list[store.Record]) -> None:
         say(f"frames: {len(odd)} of {len(records)} clips are ok but odd, such as {'; '.join(odd[:3])}")
 
 
-def _refuse_too_many_failures(kind: str, records: list[store.Record], max_bad_fraction: float) -> None:
+def _refuse_too_many_failures(folder: Path, kind: str, records: list[store.Record], max_bad_fraction: float) -> None:
     failed = [record for record in records if record.status != "ok"]
     for record in failed[:20]:
         say(f"{kind}: {record.id} failed: {record.reason}")
@@ -285,5 +286,6 @@ def _refuse_too_many_failures(kind: str, records: list[store.Record], max_bad_fr
         names = "; ".join(f"{record.id} ({record.reason})" for record in failed[:20])
         raise StageFailed(
             f"{kind}: {len(failed)} of {len(records)} clips failed, more than [frames] max_bad_fraction = "
-            f"{max_bad_fraction:g} allows: {names}. Mend or remove these videos, or allow a larger fraction."
+            f"{max_bad_fraction:g} allows: {names}. Mend or remove these videos, or allow a larger fraction; if the "
+            f"fault was not theirs (a time limit), `python -m pipeline repair {folder} --failed` has them tried again."
         )

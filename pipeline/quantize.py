@@ -4,7 +4,7 @@ Two scalings. *Bound* maps [-b, b] to [0, 255], the same for every field, so byt
 *Min-max* (the paper's) stretches each field to 0..255 by its own minimum and maximum, which are kept beside it.
 
 Zero motion lies at 127.5 under a fixed bound, between two bytes: it becomes 128, and byte 128 becomes +b/255 pixels
-(0.039 for b = 20), not 0. Mean subtraction removes that offset. Both mappings return a value to within half a step:
+(0.078 for b = 20), not 0. Mean subtraction removes that offset. Both mappings return a value to within half a step:
 b/255 pixels under a bound, (max - min)/510 under min-max.
 
 Flow may be a torch tensor as well, on any device, and gives the same bytes as the numpy array: every step is one
@@ -17,6 +17,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+
+from pipeline.errors import ClipError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,7 +39,8 @@ def to_bytes(flow: np.ndarray | Tensor, *, bound_px: float = 20.0, check: bool =
         The same shape, uint8, where the flow is; -b becomes 0, zero becomes 128, +b becomes 255.
 
     Raises:
-        ValueError: flow that is not floating or holds NaN or infinity, or a bound that is not above 0.
+        ValueError: flow that is not floating, or a bound that is not above 0.
+        ClipError: flow holds NaN or infinity.
     """
     _check_flow(flow, finite=check)
     _check_bound(bound_px)
@@ -83,7 +86,8 @@ def minmax_to_bytes(
         is. A field that is the same everywhere becomes 0 and is restored exactly.
 
     Raises:
-        ValueError: flow of another shape, not floating, or with NaN or infinity.
+        ValueError: flow of another shape, or not floating.
+        ClipError: flow holds NaN or infinity.
     """
     _check_flow(flow, finite=check)
     if flow.ndim < 3 or flow.shape[-3] != 2:
@@ -175,7 +179,7 @@ def _check_flow(flow: np.ndarray | Tensor, *, finite: bool = True) -> None:
     bad = ~np.isfinite(flow) if array else (~flow.isfinite()).cpu().numpy()
     where = tuple(int(k) for k in np.argwhere(bad)[0])
     count = int(bad.sum())
-    raise ValueError(f"flow holds {count} values that are NaN or infinite, the first at {where}; no byte means that")
+    raise ClipError(f"flow holds {count} values that are NaN or infinite, the first at {where}; no byte means that")
 
 
 def _check_bytes(q: np.ndarray) -> None:

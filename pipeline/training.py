@@ -22,6 +22,7 @@ from torch.utils.data import Dataset
 from pipeline.catalog import Catalog
 from pipeline.checkpoint import content_of_state, save_checkpoint
 from pipeline.dataset import TestSet, stack_items
+from pipeline.errors import StageFailed
 from pipeline.evaluation import evaluate
 from pipeline.files import write_json
 from pipeline.inputs import Views, to_inputs
@@ -39,7 +40,7 @@ VALIDATION_FRAMES = 5  # of each clip, their centre view: cheap, and enough to t
 _LONG_S = 24 * 3600  # on a CPU
 
 
-class TrainingDiverged(ArithmeticError):
+class TrainingDiverged(StageFailed):
     """The loss of a step is not a finite number."""
 
 

@@ -5,6 +5,7 @@ Frames are counted by decoding them: headers are often one too many and sometime
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -15,9 +16,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from pipeline.errors import ClipError
 
-class VideoError(ValueError):
-    """A video gives no usable frames; the message is the reason that goes into the ledger."""
+
+class VideoError(ClipError):
+    """A video gives no usable frames."""
 
 
 class Video:
@@ -29,7 +32,8 @@ class Video:
         timeout_seconds: decoding that takes longer than this in all raises; 0 means no limit.
 
     Raises:
-        VideoError: the file is absent, empty or cannot be opened, or it takes too long.
+        VideoError: the file is empty or cannot be opened, or it takes too long.
+        FileNotFoundError: it is not there: a disk that is not mounted, say, which is no fault of the video.
     """
 
     def __init__(self, path: Path | str, *, short_side_px: int = 0, timeout_seconds: float = 0.0):
@@ -39,7 +43,7 @@ class Video:
         self.short_side_px = short_side_px
         self.timeout_seconds = timeout_seconds
         if not self.path.is_file():
-            raise VideoError("the file is not there")
+            raise FileNotFoundError(errno.ENOENT, "the video is not there any more", str(self.path))
         if not self.path.stat().st_size:
             raise VideoError("the file is empty (0 bytes)")
         if not os.access(self.path, os.R_OK):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import linecache
 import logging
 import os
 import re
@@ -18,7 +19,7 @@ from luigi.retcodes import run_with_retcodes
 from luigi.task_register import TaskClassException
 
 from pipeline import files
-from pipeline.cluster import StageFailed
+from pipeline.errors import StageFailed
 from pipeline.progress import say
 from tasks import settings
 
@@ -91,10 +92,18 @@ def _is_plain(error: BaseException | None) -> bool:
     """Whether the message is enough: files that cannot be read or written, or what our own code raised on purpose."""
     if isinstance(error, OSError) or _is_full(error):
         return True
-    if not isinstance(error, (ValueError, StageFailed)) or error.__traceback__ is None:
+    if isinstance(error, StageFailed) and isinstance(error.__cause__, Exception):  # what a worker raised
+        return isinstance(error.__cause__, RuntimeError) or _is_plain(error.__cause__)
+    return isinstance(error, (ValueError, StageFailed)) and _was_raised_on_purpose(error)
+
+
+def _was_raised_on_purpose(error: BaseException) -> bool:
+    """Whether a `raise` of ours is where it came from: numpy or `zip` may raise a ValueError in our lines as well."""
+    if error.__traceback__ is None:
         return False
-    *_, (innermost, _) = traceback.walk_tb(error.__traceback__)
-    return Path(innermost.f_code.co_filename).is_relative_to(_OURS / "pipeline")
+    *_, (innermost, line) = traceback.walk_tb(error.__traceback__)
+    file = innermost.f_code.co_filename
+    return Path(file).is_relative_to(_OURS / "pipeline") and linecache.getline(file, line).lstrip().startswith("raise ")
 
 
 def mistake_of_command(error: BaseException | None) -> str:
@@ -111,7 +120,7 @@ def mistake_of_command(error: BaseException | None) -> str:
 
 def plainly(error: BaseException) -> str:
     """What is wrong in one line, if that is no fault of the program; else ""."""
-    return mistake_of_command(error) or (in_words(error) if _is_plain(error) else "")
+    return mistake_of_command(error) or (in_words(error) if isinstance(error, Refused) or _is_plain(error) else "")
 
 
 def _say_or_show(kind: type[BaseException], error: BaseException, trace) -> None:

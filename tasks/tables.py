@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -18,7 +19,7 @@ from tasks.base import Stage
 from tasks.conclude import STREAMS, Fuse
 from tasks.learn import ScoreStream, TrainStream
 from tasks.listing import Catalog
-from tasks.mistakes import Refused, in_words, told_plainly
+from tasks.mistakes import Refused, in_words, plainly, told_plainly
 from tasks.prepare import Flow, Frames
 from tasks.repeat import Repeated, listed
 
@@ -270,6 +271,8 @@ def _finish(task: luigi.Task, broken: dict[str, BaseException]) -> None:
     try:
         task.run()
     except Exception as error:
+        if not plainly(error):  # a fault of the program, of which the message alone tells too little
+            say("".join(traceback.format_exception(error)))
         broken[name] = error
         raise
     if not task.complete():

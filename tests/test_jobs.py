@@ -17,8 +17,8 @@ import torch
 from conftest import ROOT, moving_texture
 
 from pipeline import jpeg, store
+from pipeline.errors import ClipError, DamagedStore
 from pipeline.flow import estimate_on_device
-from pipeline.jobs import DamagedStore
 from pipeline.jobs import flow as flow_job
 from pipeline.jobs.flow import FlowJob, flow_shard
 from pipeline.jobs.helpers import Helpers, run_ahead
@@ -187,7 +187,7 @@ def test_what_is_wrong_with_a_clip_is_its_reason(tmp_path, monkeypatch, threads)
 
     def refuses(image, *, quality):
         if image.shape[1] == 80:
-            raise ValueError("an image cannot be written as JPEG")
+            raise ClipError("an image cannot be written as JPEG")
         return original(image, quality=quality)
 
     monkeypatch.setattr(jpeg, "encode", refuses)

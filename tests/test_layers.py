@@ -1,6 +1,7 @@
 """The layers: a module imports only from those above it, HDF5 and dask stay where they belong, imports stay light."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,53 +10,15 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
-# read downwards: the way of the data, and the order of imports
-LAYERS = [
-    *(
-        "spec",
-        "data_specs",
-        "stream_specs",
-        "specs",
-        "progress",
-        "console",
-        "files",
-        "official",
-        "layouts",
-        "parts",
-        "remarks",
-        "catalog",
-        "jpeg",
-        "video",
-        "flow",
-        "quantize",
-        "store",
-        "motion",
-        "jobs",
-    ),
-    *("cluster", "preprocess", "stacks", "stored_stacks", "transforms", "inputs", "dataset", "loading", "together"),
-    *("backbones", "imagenet", "networks", "checkpoint", "recipe", "evaluation"),
-    *("parallel", "resume", "launch", "training", "train"),
-    *(
-        "scores",
-        "inference",
-        "folds",
-        "svm",
-        "fusion",
-        "predictions",
-        "report",
-        "demo",
-        "inspection",
-        "differences",
-        "pictures",
-        "garbage",
-        "machine",
-        "doctor",
-        "estimates",
-        "measure",
-        "measure_networks",
-        "__main__",
-    ),
-]
+
+def layers() -> list[str]:
+    """The first column of docs/design.md's table, read downwards: the way of the data, and the order of imports."""
+    table = (ROOT / "docs/design.md").read_text().split("| module |")[1].split("\n\n")[0]
+    cells = [line.split("|")[1] for line in table.splitlines()[2:]]
+    return [name.removesuffix(".py").removesuffix("/") for cell in cells for name in re.findall(r"`([^`]+)`", cell)]
+
+
+LAYERS = layers()
 
 
 def modules() -> dict[Path, str]:

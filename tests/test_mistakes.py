@@ -1,14 +1,18 @@
 """Mistakes of whoever typed a command are one line each, and no traceback."""
 
+import linecache
 import logging
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from conftest import ROOT
 from test_tasks import config, fresh, luigi_command, overlay  # noqa: F401 (fixtures)
 
-from pipeline.cluster import StageFailed
+from pipeline import quantize
+from pipeline.errors import StageFailed
+from pipeline.scores import Scores
 from tasks import Catalog, mistakes
 
 
@@ -96,6 +100,32 @@ def test_any_other_exception_keeps_its_traceback(capsys):
         mistakes._say_or_show(ValueError, error, error.__traceback__)
     said = capsys.readouterr().err
     assert "Traceback" in said and "ValueError: of the program" in said
+
+
+def caught(function, *arguments) -> Exception:
+    with pytest.raises(Exception) as found:  # noqa: B017, PT011
+        function(*arguments)
+    return found.value
+
+
+def test_only_what_was_raised_on_purpose_is_told_without_traceback():
+    """numpy raises a ValueError in lines of ours as well, and that is a fault of the program."""
+    one_row = np.zeros((1, 2), np.float32)
+    on_purpose = caught(quantize.to_bytes, one_row[0].astype(int))
+    by_numpy = caught(Scores, ("a",), one_row.reshape(2), [[0], [0, 1]], ("x", "y"))
+    assert mistakes.plainly(on_purpose) and type(by_numpy) is ValueError and not mistakes.plainly(by_numpy)
+
+
+@pytest.mark.parametrize(
+    ("cause", "plain"),
+    [(None, True), (OSError(5, "Input/output error"), True), (MemoryError(), False), (KeyError("x"), False)],
+)
+def test_a_stage_that_failed_for_a_fault_of_the_program_keeps_its_traceback(cause, plain):
+    line = "raise StageFailed('shard x could not be made') from cause"
+    file = str(ROOT / "pipeline/made_up.py")
+    linecache.cache[file] = (len(line), None, [line], file)
+    error = caught(lambda: exec(compile(line, file, "exec"), {"StageFailed": StageFailed, "cause": cause}))
+    assert bool(mistakes.plainly(error)) == plain
 
 
 def test_other_programs_keep_their_hook():

@@ -17,9 +17,10 @@ from conftest import moving_texture, write_video
 from pipeline import preprocess, store
 from pipeline.catalog import Clip, read_dataset
 from pipeline.cluster import WorkerDied
+from pipeline.errors import StageFailed
 from pipeline.flow import estimate
 from pipeline.jobs import frames as frames_job
-from pipeline.preprocess import StageFailed, make_flow, make_frames, plan_shards
+from pipeline.preprocess import make_flow, make_frames, plan_shards
 from pipeline.specs import ClusterSpec, DatasetSpec, FlowSpec, FrameSpec
 
 INLINE, LOCAL = ClusterSpec(kind="inline"), ClusterSpec(kind="local", workers=2)
@@ -226,7 +227,8 @@ def test_too_many_bad_clips_fail_the_stage_by_name(tiny_dataset, tmp_path):
     (videos / "right/ben_right.avi").write_bytes(b"")
     with pytest.raises(
         StageFailed,
-        match=r"frames: 1 of 8 clips failed, more than \[frames\] max_bad_fraction = 0.05 allows: right__ben_right",
+        match=r"frames: 1 of 8 clips failed, more than \[frames\] max_bad_fraction = 0.05 allows: right__ben_right"
+        r".*`python -m pipeline repair .*frames --failed` has them tried again",
     ):
         frames_of(videos, tmp_path / "frames")
     assert not (tmp_path / "frames/index.h5").exists()
@@ -273,6 +275,33 @@ def test_a_shard_that_cannot_be_made_fails_the_stage_and_says_what_to_do(tiny_da
         StageFailed,
         match="shard .*shard-.* could not be made: OSError: .*No space left on device.*run the same command again",
     ):
+        frames_of(tiny_dataset, tmp_path / "frames")
+
+
+def test_videos_that_are_away_fail_the_stage_and_no_clip(tiny_dataset, tmp_path):
+    """A disk that was not mounted: with it the same command goes on."""
+    videos = shutil.copytree(tiny_dataset, tmp_path / "videos")
+    away = (videos / "right").rename(tmp_path / "away")
+    catalog = read_dataset(DatasetSpec(videos=str(tiny_dataset), group_pattern=GROUPS), "dan")
+    given = {
+        "videos": videos,
+        "spec": FrameSpec(short_side_px=0, shard_clips=2, max_bad_fraction=1.0),
+        "cluster": INLINE,
+        "attrs": {"digest": "f", "spec": "{}"},
+    }
+    with pytest.raises(StageFailed, match="could not be made: FileNotFoundError: .*the video is not there any more"):
+        make_frames(tmp_path / "frames", catalog, **given)
+    away.rename(videos / "right")
+    make_frames(tmp_path / "frames", catalog, **given)
+    assert store.open_frames(tmp_path / "frames").failed == {}
+
+
+def test_a_fault_of_the_program_is_no_fault_of_the_clip(tiny_dataset, tmp_path, monkeypatch):
+    def with_a_bug(image, quality):
+        raise ValueError("zip() argument 2 is shorter than argument 1")
+
+    monkeypatch.setattr(frames_job.jpeg, "encode", with_a_bug)
+    with pytest.raises(StageFailed, match="could not be made: ValueError: zip"):
         frames_of(tiny_dataset, tmp_path / "frames")
 
 

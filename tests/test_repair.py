@@ -76,6 +76,25 @@ def test_a_shard_that_is_cut_off_or_gone_is_repaired(frames, flow):  # noqa: F81
         inspection.repair(flow.parent)
 
 
+def test_an_unfinished_store_is_repaired_too(frames):  # noqa: F811
+    """Its stage may have ended because too many clips failed, for a reason that is gone."""
+    frames.unlink()
+    shard = frames.parent / "shards/shard-all.h5"
+    assert inspection.repair(frames.parent) == ("frames", [], []) and shard.exists()
+    assert inspection.repair(shard, failed=True) == ("frames", ["shard-all"], []) and not shard.exists()
+
+
+def test_damage_in_an_unfinished_store_is_repaired(frames):  # noqa: F811
+    frames.unlink()
+    shard = frames.parent / "shards/shard-all.h5"
+    whole = shard.read_bytes()
+    with h5py.File(shard, "r+") as file:
+        file["clips/a/jpeg"][100] ^= 255
+    assert inspection.repair(frames.parent) == ("frames", ["shard-all"], ["a"]) and not shard.exists()
+    shard.write_bytes(whole[:-100])
+    assert inspection.repair(frames.parent).shards == ["shard-all"] and not shard.exists()
+
+
 def test_a_shard_that_may_not_be_read_is_not_removed(frames, monkeypatch):  # noqa: F811
     def refused(path, kind):
         raise PermissionError(13, "Permission denied")

@@ -75,7 +75,11 @@ def test_files_that_are_no_videos(tmp_path, content, message):
     path.write_bytes(content)
     with pytest.raises(VideoError, match=message):
         Video(path)
-    with pytest.raises(VideoError, match="the file is not there"):
+
+
+def test_a_file_that_is_gone_is_no_fault_of_the_video(tmp_path):
+    """Its disk may not be mounted: recorded as failed the clip would stay so."""
+    with pytest.raises(FileNotFoundError, match="the video is not there any more: .*absent.avi"):
         Video(tmp_path / "absent.avi")
 
 

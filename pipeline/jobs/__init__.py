@@ -8,12 +8,10 @@ from collections.abc import Iterator
 
 import cv2
 
-BAD_CLIP = (ValueError, cv2.error)  # the clip's own fault, which becomes its reason; all else fails the shard
+from pipeline.errors import ClipError
+
+BAD_CLIP = (ClipError, cv2.error)  # the clip's own fault, which becomes its reason; all else fails the shard
 _OF_THE_MACHINE = (cv2.Error.StsNoMem, cv2.Error.GpuNotSupported, cv2.Error.GpuApiCallError)
-
-
-class DamagedStore(RuntimeError):
-    """The bytes of a clip are not those that were written: no fault of its video, and no reason to record."""
 
 
 @contextlib.contextmanager

@@ -20,6 +20,7 @@ import cv2
 import numpy as np
 
 from pipeline import jpeg, quantize, store
+from pipeline.errors import ClipError
 from pipeline.flow import check as check_method
 from pipeline.flow import estimate_on_device, pairs_of, resolve, takes_colour, torch_device
 from pipeline.flow.device import Download, current, host_array, memory_given_back, one_thread
@@ -154,7 +155,7 @@ class _Line:
             clip = FlowClip(record, self.source, self.shard.clip(record.id))
             outcomes.append(clip.outcome)
             if clip.pairs < 1:
-                clip.fail(0, ValueError("one frame alone has no flow"))
+                clip.fail(0, ClipError("one frame alone has no flow"))
             yield clip
 
     def _limit(self, size: tuple[int, int]) -> int:
@@ -251,7 +252,7 @@ def _decode(images: list[np.ndarray], target: np.ndarray, gray: bool) -> None:
     for data, place in zip(images, target, strict=True):
         image = jpeg.decode(data, gray=gray)
         if image.shape != place.shape:
-            raise ValueError(f"an image is {image.shape[:2]}, its clip is {place.shape[:2]}, height and width")
+            raise ClipError(f"an image is {image.shape[:2]}, its clip is {place.shape[:2]}, height and width")
         place[...] = image
 
 

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from pipeline import store
-from pipeline.jobs import BAD_CLIP, DamagedStore, printable
+from pipeline.errors import DamagedStore
+from pipeline.jobs import BAD_CLIP, printable
 from pipeline.specs import FlowSpec
 
 Planes = dict[str, tuple[np.ndarray, np.ndarray | None]]  # part of the clip -> bytes (n, 2, H, W), range_px or None
