@@ -17,7 +17,7 @@ from pathlib import Path
 
 from common import ROOT, show, spread
 
-FUSIONS = ("average", "weighted", "svm")
+from pipeline.specs import FUSIONS, STREAMS
 
 
 def run(dataset: str, artifacts: Path, *, split: str, seed: int) -> float:
@@ -63,7 +63,7 @@ def report(dataset: str, results: list[dict]) -> None:
     rows += [("whole chain, s", spread([r["seconds"] for r in results], 1))]
     rows += [("all together, s", f"{sum(r['seconds'] for r in results):.0f}")]
     rows += [("rerun with nothing to do, s", spread([s for r in results for s in r["again"]]))]
-    rows += [(f"top-1, {stream}", score(lambda m, s=stream: m[s])) for stream in ("spatial", "temporal")]
+    rows += [(f"top-1, {stream}", score(lambda m, s=stream: m[s])) for stream in STREAMS]
     rows += [(f"top-1, fused, {name}", score(lambda m, n=name: m["fused"][n])) for name in FUSIONS]
     show(f"chain {dataset}", rows, {"results": results})
 

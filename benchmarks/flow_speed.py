@@ -16,7 +16,7 @@ import scenes
 from common import spread, table
 
 from pipeline import flow
-from pipeline.flow.device import Download, host_array
+from pipeline.flow.device import Download, pinned_array
 from pipeline.specs import FlowSpec
 
 BASELINE = "OpenCV's DualTVL1"
@@ -125,7 +125,7 @@ def _runner(lane: Lane, size: tuple[int, int], threads: int) -> _Runner:
     pairs = threads if lane.device == "cpu" else flow.pairs_of(size, lane.spec, device=tensors_on)
     clip = _clip(pairs + 1, size)
     clip = clip if flow.takes_colour(lane.method) else flow.to_gray(clip)
-    frames = host_array(clip.shape, device=tensors_on)
+    frames = pinned_array(clip.shape, device=tensors_on)
     frames[:] = clip
 
     def compute(calls: int) -> None:

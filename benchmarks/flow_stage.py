@@ -23,8 +23,16 @@ from common import show, spread
 
 from pipeline import jpeg, quantize, store
 from pipeline.cluster import threads_each
-from pipeline.flow import cuda_devices, estimate_on_device, pairs_of, resolve, takes_colour, to_gray, torch_device
-from pipeline.flow.device import host_array
+from pipeline.flow import (
+    cuda_devices,
+    estimate_on_device,
+    pairs_of,
+    resolve_device,
+    takes_colour,
+    to_gray,
+    torch_device,
+)
+from pipeline.flow.device import pinned_array
 from pipeline.preprocess import make_flow
 from pipeline.specs import ClusterSpec, FlowSpec
 
@@ -60,7 +68,7 @@ def main() -> None:
             }
             for run in range(arguments.runs)
         ]
-    report(runs, vars(arguments), resolve(spec.method, arguments.device), cluster)
+    report(runs, vars(arguments), resolve_device(spec.method, arguments.device), cluster)
 
 
 def moving_textures(count: int, height: int, width: int) -> np.ndarray:
@@ -101,7 +109,7 @@ def write_frames(folder: Path, frames: np.ndarray, lengths: list[int]) -> None:
 
 def bare(frames: np.ndarray, spec: FlowSpec, device: str, pairs: int) -> float:
     """Pairs a second of the flow alone, over at least so many pairs, in batches such as the stage's."""
-    device, images = resolve(spec.method, device), frames if takes_colour(spec.method) else to_gray(frames)
+    device, images = resolve_device(spec.method, device), frames if takes_colour(spec.method) else to_gray(frames)
     tensors_on = torch_device(spec.method, device)
     batch = min(len(images) - 1, pairs_of(frames.shape[1:3], spec, device=tensors_on))
     images = _as_the_stage_has_them(images, tensors_on)
@@ -118,7 +126,7 @@ def bare(frames: np.ndarray, spec: FlowSpec, device: str, pairs: int) -> float:
 
 
 def _as_the_stage_has_them(images: np.ndarray, device: str) -> np.ndarray:
-    found = host_array(images.shape, device=device)
+    found = pinned_array(images.shape, device=device)
     found[...] = images
     return found
 

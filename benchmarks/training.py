@@ -29,10 +29,10 @@ from pipeline.dataset import TrainingSet, stack_items
 from pipeline.inputs import to_inputs
 from pipeline.loading import loader, loader_workers, sent_ahead
 from pipeline.networks import resolve_device
-from pipeline.parallel import Items, World
+from pipeline.parallel import ItemSampler, World
 from pipeline.recipe import algorithms
-from pipeline.resume import Run
-from pipeline.specs import StackSpec, StreamSpec
+from pipeline.resume import TrainingState
+from pipeline.specs import STREAMS, StackSpec, StreamSpec
 from pipeline.training import train, train_step
 
 WIDTH_PX, HEIGHT_PX, FRAMES, CLASSES = 340, 256, 40, 8
@@ -60,7 +60,7 @@ def write_store(folder: Path, kind: str, clips: int) -> Catalog:
             record = store.Record(f"c{number}", names[label], label, f"g{number}", FRAMES, "ok", "", crc32)
             shard.record(record)
         found.append((record, shard_path.stem))
-    store.write_index(folder / "index.h5", kind, found, {row.id: row.split for row in rows}, about)
+    store.write_index(folder / "index.h5", kind, found, {row.id: row.part for row in rows}, about)
     return Catalog(tuple(rows), names, "1", ())
 
 
@@ -79,12 +79,12 @@ def settings(stream: str, **values) -> StreamSpec:
     return StreamSpec(stream=stream, stack=StackSpec() if stream == "temporal" else None, **values)
 
 
-def from_store(run: Run, data: TrainingSet, steps: int) -> dict[str, float]:
+def from_store(run: TrainingState, data: TrainingSet, steps: int) -> dict[str, float]:
     """Seconds a step waited and worked, once the loading processes are at work."""
     workers = loader_workers(run.spec.loader_workers, run.device)
     skipped = max(SKIPPED, 2 * workers)  # so many batches may be ready when the first step is done
     options = {"batch": run.spec.batch, "workers": workers, "pin": run.device.type == "cuda", "collate": stack_items}
-    made = loader(data, Items(run.spec, World(), run.step), **options)
+    made = loader(data, ItemSampler(run.spec, World(), run.step), **options)
     batches, waits, works = sent_ahead(made, run.device), [], []
     for _ in range(skipped + steps):
         begun = time.perf_counter()
@@ -97,7 +97,7 @@ def from_store(run: Run, data: TrainingSet, steps: int) -> dict[str, float]:
     return {"waiting": float(np.sum(waits[skipped:])) / steps, "stepping": float(np.sum(works[skipped:])) / steps}
 
 
-def on_device(run: Run, data: TrainingSet, steps: int) -> float:
+def on_device(run: TrainingState, data: TrainingSet, steps: int) -> float:
     """Seconds of a step whose batch is on the device already."""
     batch = stack_items([data[number] for number in range(run.spec.batch)])
     batch, seconds = (to_inputs(batch[0], run.device), batch[1].to(run.device)), []
@@ -118,14 +118,14 @@ def one_against_two(folder: Path, index: Path, catalog: Catalog) -> float:
     for processes in (1, 2):
         spec = settings("spatial", **recipe, learning_rate=1e-3, milestones=(), processes=processes)
         out = folder / f"processes{processes}"
-        train(spec, store_path=index, catalog=catalog, folder=out, inputs="benchmark", device="cpu")
+        train(spec, store_path=index, catalog=catalog, folder=out, inputs_key="benchmark", device="cpu")
         losses.append(json.loads((out / "curve.json").read_text())["loss"])
     return float(np.abs(np.subtract(*losses)).max())
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--stream", choices=("spatial", "temporal"), default="temporal")
+    parser.add_argument("--stream", choices=STREAMS, default="temporal")
     parser.add_argument("--network", default="cnn_m_2048")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", default="auto")
@@ -145,7 +145,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         kind = "frames" if given.stream == "spatial" else "flow"
         catalog = write_store(Path(scratch) / kind, kind, given.clips)
-        run, data = Run(spec, CLASSES, device), TrainingSet(spec, Path(scratch) / kind, catalog.part("train"))
+        run, data = TrainingState(spec, CLASSES, device), TrainingSet(spec, Path(scratch) / kind, catalog.part("train"))
         with algorithms(spec):
             rounds = [(from_store(run, data, steps), on_device(run, data, steps)) for _ in range(given.rounds)]
         difference = None

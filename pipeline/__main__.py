@@ -154,7 +154,7 @@ def _summary(arguments: argparse.Namespace) -> int:
     file = arguments.path / "metrics.json"
     if not file.is_file():
         raise FileNotFoundError(f"{file} does not exist; `luigi --module tasks FullPipeline` makes it")
-    print(metrics.table(json.loads(file.read_text())))
+    print(metrics.headline_text(json.loads(file.read_text())))
     print(file.with_name("report.html").resolve())
     return 0
 
@@ -212,7 +212,7 @@ def _no_run_in(artifacts: Path) -> Iterator[None]:
     if not (artifacts / files.IN_USE).exists():  # there never was a run
         yield
         return
-    with files.alone(artifacts, files.IN_USE) as alone:
+    with files.try_exclusive_lock(artifacts, files.IN_USE) as alone:
         if not alone:
             raise ValueError(f"a run is going on in {artifacts}, and may need what it has not read yet; wait")
         yield

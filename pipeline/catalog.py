@@ -14,10 +14,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipeline import remarks
-from pipeline.files import content_of
+from pipeline.files import file_hash
 from pipeline.layouts import Stat, list_files, match, read_layout, scan_videos, some
 from pipeline.official import PARTS, Row
-from pipeline.parts import cut
+from pipeline.parts import draw_parts
 from pipeline.progress import Progress, say
 from pipeline.spec import digest_of
 from pipeline.specs import DatasetSpec
@@ -36,7 +36,7 @@ class Clip:
         label: zero-based index into `Catalog.classes`, or UNKNOWN.
         class_name: the same, as text; "" if it is unknown.
         group: what must not be torn apart: clips of one group come from one source.
-        split: "train", "val", "test" or "unused".
+        part: "train", "val", "test" or "unused", in the split of the catalog.
         bytes, mtime_ns: size and time stamp of the file.
         content: 16 hex digits of BLAKE2b over the bytes of the file.
     """
@@ -46,7 +46,7 @@ class Clip:
     label: int
     class_name: str
     group: str
-    split: str
+    part: str
     bytes: int
     mtime_ns: int
     content: str
@@ -73,8 +73,8 @@ class Catalog:
         _refuse_duplicates(self.clips)
         for clip in self.clips:
             names = self.classes[clip.label : clip.label + 1] if clip.label != UNKNOWN else ("",)
-            if clip.split not in PARTS or names != (clip.class_name,):
-                raise ValueError(f"clip {clip.id!r}: no split {clip.split!r}, or {clip.class_name!r} not {clip.label}")
+            if clip.part not in PARTS or names != (clip.class_name,):
+                raise ValueError(f"clip {clip.id!r}: no part {clip.part!r}, or {clip.class_name!r} not {clip.label}")
 
     def __repr__(self) -> str:
         parts = ", ".join(f"{name}={len(self.part(name))}" for name in PARTS)
@@ -88,7 +88,7 @@ class Catalog:
         """
         if name not in PARTS:
             raise ValueError(f"part is {name!r}; allowed: {', '.join(PARTS)}")
-        return tuple(clip for clip in self.clips if clip.split == name)
+        return tuple(clip for clip in self.clips if clip.part == name)
 
     def counts(self) -> dict[str, dict[str, int]]:
         """Part -> number of clips and of groups, for the parts that have any."""
@@ -107,10 +107,10 @@ class Catalog:
     @property
     def key(self) -> str:
         """12 hex digits over all that training depends on: the videos, the classes and the part of each clip."""
-        return digest_of(self.videos_key, list(self.classes), [clip.split for clip in self.clips])
+        return digest_of(self.videos_key, list(self.classes), [clip.part for clip in self.clips])
 
 
-def listing(spec: DatasetSpec) -> str:
+def files_fingerprint(spec: DatasetSpec) -> str:
     """Cheap test of freshness: has any video or list been added, removed or touched?
 
     Args:
@@ -184,7 +184,7 @@ def changes(old: Catalog, new: Catalog) -> list[str]:
         "changed": [a.id for a, b in both if a.content != b.content],
         "of another class or group": [a.id for a, b in both if (a.class_name, a.group) != (b.class_name, b.group)],
         "of another part (results before and after are not of the same clips)": [
-            a.id for a, b in both if a.split != b.split and old.split_name == new.split_name
+            a.id for a, b in both if a.part != b.part and old.split_name == new.split_name
         ],
     }
     return [f"{what}: {len(names)} of {len(before)} videos ({some(names)})" for what, names in told.items() if names]
@@ -196,7 +196,7 @@ def _outline(spec: DatasetSpec, split: str, videos: dict[str, Stat]) -> Catalog:
     rows, listed_classes = read_layout(spec, split, videos)
     rows, absent = match(spec, rows, videos)
     _refuse_duplicates(rows)
-    rows = cut(spec, rows, split)
+    rows = draw_parts(spec, rows, split)
     classes = _classes(spec, rows, listed_classes, split)
     label = {"": UNKNOWN} | {name: number for number, name in enumerate(classes)}
     clips = [
@@ -272,7 +272,7 @@ def _by_stamp(clips: Iterable[Clip]) -> dict[tuple[str, int, int], str]:
 
 def _hash_file(file: Path) -> str:
     try:
-        return content_of(file)
+        return file_hash(file)
     except OSError as error:
         say(f"catalog: {file} cannot be read: {error}")
         return UNREADABLE

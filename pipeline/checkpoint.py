@@ -14,7 +14,7 @@ import torch
 
 from pipeline.catalog import Catalog
 from pipeline.files import commit
-from pipeline.networks import CHECKPOINT_FORMAT, Network, architecture
+from pipeline.networks import CHECKPOINT_FORMAT, Network, build_untrained
 from pipeline.specs import StackSpec, StreamSpec
 
 FORMAT_VERSION = 1
@@ -65,7 +65,7 @@ def save_checkpoint(
     save_tensors(path, {**about, **record, "state": state})
 
 
-def content_of_state(state: dict[str, torch.Tensor]) -> str:
+def weights_hash(state: dict[str, torch.Tensor]) -> str:
     """16 hex digits of BLAKE2b over the names and values of a network's tensors."""
     digest = hashlib.blake2b(digest_size=8)
     for name, tensor in sorted(state.items()):
@@ -152,7 +152,7 @@ def load_checkpoint(
         if wanted is not None and names != tuple(wanted):
             raise ValueError(f"{path} was trained on {_classes(names)}{which}; expected {_classes(tuple(wanted))}")
     with torch.random.fork_rng():  # the random start is overwritten; nobody's random numbers are used up
-        rebuilt = architecture(spec, len(found), len(others))
+        rebuilt = build_untrained(spec, len(found), len(others))
     try:
         rebuilt.load_state_dict(record.pop("state"))
     except (RuntimeError, KeyError, AttributeError) as error:

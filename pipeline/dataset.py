@@ -17,11 +17,11 @@ from torch.utils.data import Dataset
 
 from pipeline import stacks, store
 from pipeline.catalog import Clip
-from pipeline.inputs import Views, join_views, stack_views
+from pipeline.inputs import ViewBatch, join_views, stack_views
 from pipeline.progress import say
 from pipeline.specs import StreamSpec
 from pipeline.stored_stacks import Planes, stored_stack
-from pipeline.transforms import TestViews, TrainView, View
+from pipeline.transforms import EvalViews, TrainView, View
 
 _ITEM, _CLASS_ORDER, _CLIP_ORDER = range(3)  # purposes of random numbers: each has a sequence of its own
 
@@ -36,7 +36,7 @@ class Pictures:
     def count(self, video_id: str) -> int:
         """How many pictures the clip has: frames, or starts of a window."""
         stored = self.store[video_id]
-        return stacks.starts(len(stored), self.spec.stack) if self.spec.stack else len(stored)
+        return stacks.num_windows(len(stored), self.spec.stack) if self.spec.stack else len(stored)
 
     def read(self, video_id: str, position: int) -> np.ndarray | Planes:
         """One picture: a frame (H, W, 3) uint8, or a stack of 2L planes. One read of the store a direction."""
@@ -156,10 +156,8 @@ class TrainingSet(Dataset):
         return View(*(np.stack(parts) for parts in zip(*views, strict=True))), clip.label
 
 
-class TestItem(NamedTuple):
+class EvalItem(NamedTuple):
     """The views of one picture of one clip."""
-
-    __test__ = False
 
     number: int
     """Of the item: picture j of clip k is number k * frames + j."""
@@ -169,20 +167,18 @@ class TestItem(NamedTuple):
     """Why not."""
 
 
-class TestSet(Dataset):
+class EvalSet(Dataset):
     """The test views of every clip, a picture at a time, so that a batch is bounded however long a clip is."""
-
-    __test__ = False
 
     def __init__(self, spec: StreamSpec, store_path: Path | str, clips: Sequence[Clip], *, frames: int, crops: int):
         """`frames` pictures of each clip at equal temporal spacing, `crops` views of each; a failed clip stays in."""
         self.clips, self.frames, self.pictures = clips, frames, Pictures(spec, store_path)
-        self.views = TestViews(spec, crops=crops)
+        self.views = EvalViews(spec, crops=crops)
 
     def __len__(self) -> int:
         return len(self.clips) * self.frames
 
-    def __getitem__(self, number: int) -> TestItem:
+    def __getitem__(self, number: int) -> EvalItem:
         """Item number k * frames + j: picture j of clip k. Never raises on a clip: what happened is its reason.
 
         So that a process of its own can hand it over; `evaluate` raises, unless the clip failed in the store.
@@ -191,37 +187,35 @@ class TestSet(Dataset):
         video_id = self.clips[place].id
         try:
             position = stacks.spaced(self.pictures.count(video_id), self.frames)[j]
-            return TestItem(number, self.views(self.pictures.read(video_id, int(position))), "")
+            return EvalItem(number, self.views(self.pictures.read(video_id, int(position))), "")
         except Exception as error:
             failed = isinstance(error, KeyError) and video_id in self.pictures.store.failed
             reason = self.pictures.store.failed[video_id] if failed else f"{type(error).__name__}: {error}"
-            return TestItem(number, None, reason)
+            return EvalItem(number, None, reason)
 
 
-def stack_items(items: list[tuple[View, int]]) -> tuple[Views, torch.Tensor]:
+def stack_items(items: list[tuple[View, int]]) -> tuple[ViewBatch, torch.Tensor]:
     """Training items -> their views and labels (N,) int64."""
     views, labels = zip(*items, strict=True)
     return stack_views(views), torch.tensor(labels)
 
 
-class TestBatch(NamedTuple):
+class EvalBatch(NamedTuple):
     """Some pictures of a test set: those that could be read, and why the others could not."""
-
-    __test__ = False
 
     numbers: list[int]
     """Of the items that could be read."""
-    views: Views | None
+    views: ViewBatch | None
     """Their views, all crops of the first, then of the second ...; None if there are none."""
     failed: dict[int, str]
     """Number -> reason."""
 
 
-def stack_test_items(items: list[TestItem]) -> TestBatch:
+def stack_test_items(items: list[EvalItem]) -> EvalBatch:
     """Test items -> one batch of all their views."""
     read = [item for item in items if item.views is not None]
     failed = {item.number: item.reason for item in items if item.views is None}
-    return TestBatch([item.number for item in read], join_views([i.views for i in read]) if read else None, failed)
+    return EvalBatch([item.number for item in read], join_views([i.views for i in read]) if read else None, failed)
 
 
 def _generator(*key: int) -> np.random.Generator:

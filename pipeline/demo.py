@@ -26,7 +26,7 @@ import numpy as np
 from pipeline.catalog import UNREADABLE, Catalog, Clip
 from pipeline.files import read_json
 from pipeline.official import Row
-from pipeline.parts import cut
+from pipeline.parts import draw_parts
 from pipeline.progress import Progress
 from pipeline.spec import unknown_name
 from pipeline.specs import DatasetSpec, DemoSpec
@@ -126,7 +126,7 @@ def outline(spec: DemoSpec, dataset: DatasetSpec, split: str) -> Catalog:
         rows.append(Row(Path(path).stem, path, name, f"{name}_g{group:02d}", _part(group, int(split))))
     clips = (
         Clip(row.id, row.path, names.index(row.class_name), row.class_name, row.group, row.part, 0, 0, UNREADABLE)
-        for row in cut(dataset, rows, split)
+        for row in draw_parts(dataset, rows, split)
     )
     return Catalog(tuple(clips), tuple(names), split, ())
 

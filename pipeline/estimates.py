@@ -84,7 +84,7 @@ class StepCost(NamedTuple):
 # --- samples ----------------------------------------------------------------------------------------------------------
 
 
-def spread(sizes: Sequence[float], count: int) -> list[int]:
+def middles_of_equal_shares(sizes: Sequence[float], count: int) -> list[int]:
     """Places of a few items whose sizes stand for all: ordered by size, those in the middle of equal shares of the sum.
 
     So an item is chosen with a chance in proportion to its size, and the mean of cost / size, times the sum of sizes,

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from pipeline.dataset import TestBatch, TestSet, stack_test_items
+from pipeline.dataset import EvalBatch, EvalSet, stack_test_items
 from pipeline.inputs import to_inputs
 from pipeline.loading import loader, loader_workers
 from pipeline.networks import Network
@@ -32,7 +32,7 @@ class Evaluation(NamedTuple):
 
 def evaluate(
     network: Network,
-    test_set: TestSet,
+    test_set: EvalSet,
     *,
     device: torch.device,
     batch: int = 0,
@@ -88,7 +88,7 @@ def evaluate(
     return Evaluation(means[:, :classes], means[:, classes:], failed)
 
 
-def _refuse_damage(test_set: TestSet, failed: dict[int, str]) -> None:
+def _refuse_damage(test_set: EvalSet, failed: dict[int, str]) -> None:
     for number, reason in failed.items():
         video_id = test_set.clips[number // test_set.frames].id
         if video_id not in test_set.pictures.store.failed:
@@ -99,7 +99,7 @@ def _refuse_damage(test_set: TestSet, failed: dict[int, str]) -> None:
 
 @true_float32()
 @torch.inference_mode()
-def _of_pictures(network: Network, batch: TestBatch, crops: int, device: torch.device) -> np.ndarray:
+def _of_pictures(network: Network, batch: EvalBatch, crops: int, device: torch.device) -> np.ndarray:
     """(pictures, crops, K + D) float32: softmax and features of each view."""
     if batch.views is None:
         return np.empty((0, crops, 0), np.float32)

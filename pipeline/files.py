@@ -70,19 +70,19 @@ def read_json(path: Path | str) -> dict:
     return value
 
 
-def remove_stale(folder: Path) -> int:
+def remove_temporaries(folder: Path) -> int:
     """Remove what a killed process left half written in `folder`; only the holder of its lock may call this.
 
     Returns:
         How many files were removed.
     """
-    found = stale(folder)
+    found = find_temporaries(folder)
     for path in found:
         path.unlink(missing_ok=True)
     return len(found)
 
 
-def stale(folder: Path) -> list[Path]:
+def find_temporaries(folder: Path) -> list[Path]:
     """What was left half written in `folder` or below it, or is just being written."""
     return sorted(path for path in folder.rglob(".*") if _TEMPORARY in path.name)
 
@@ -101,7 +101,7 @@ def record_made_from(folder: Path, artifacts: Path, others: Iterable[Path]) -> N
     write_json(folder / MADE_FROM, {"artifacts": sorted(names)})
 
 
-def made_from(folder: Path) -> list[str]:
+def read_made_from(folder: Path) -> list[str]:
     """What `record_made_from` wrote: paths below the folder of all artifacts.
 
     Raises:
@@ -124,12 +124,12 @@ def one_writer(folder: Path) -> Iterator[None]:
         lock.truncate(0)
         lock.write(f"process {os.getpid()} on {socket.gethostname()}")
         lock.flush()
-        remove_stale(folder)
+        remove_temporaries(folder)
         yield
 
 
 @contextlib.contextmanager
-def alone(folder: Path, lock: str = LOCK) -> Iterator[bool]:
+def try_exclusive_lock(folder: Path, lock: str = LOCK) -> Iterator[bool]:
     """Keep others out of a folder within the block; False if one is at work in it, which nobody waits for.
 
     Of all artifacts, with `IN_USE`, it is the runs that are kept out.
@@ -143,9 +143,10 @@ def alone(folder: Path, lock: str = LOCK) -> Iterator[bool]:
             yield True
 
 
-def take_part(artifacts: Path, *, create: bool) -> int:
-    """Hold off `alone` in all artifacts until the descriptor that is returned is closed, or this process ends.
+def hold_shared_lock(artifacts: Path, *, create: bool) -> int:
+    """Hold off `try_exclusive_lock` of all artifacts.
 
+    It lasts until the descriptor that is returned is closed, or this process ends.
     Without `create`, and if there never was a run, nothing is written and -1 is returned.
     """
     lock = artifacts / IN_USE
@@ -170,7 +171,7 @@ def _flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def room(folder: Path) -> str:
+def free_space_text(folder: Path) -> str:
     """How much may still be written to the disk of a folder, in words; it need not exist yet."""
     there = next(path for path in (folder, *folder.parents) if path.exists())
     return f"{shutil.disk_usage(there).free / 1e6:.0f} MB are free on the disk of {folder}"
@@ -188,7 +189,7 @@ def size_of(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file() and not file.is_symlink())
 
 
-def content_of(path: Path) -> str:
+def file_hash(path: Path) -> str:
     """16 hex digits of BLAKE2b over the bytes of a file."""
     digest = hashlib.blake2b(digest_size=8)
     with path.open("rb") as stream:

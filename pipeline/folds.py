@@ -59,7 +59,7 @@ def scored_pair(val_a: Scores, val_b: Scores) -> tuple[Scores, Scores]:
     return a.take(rows), b.take(rows)
 
 
-def cut(table: Scores, count: int, *, by_class: bool = True) -> Folds:
+def cut_folds(table: Scores, count: int, *, by_class: bool = True) -> Folds:
     """Cut the clips of a table into at most `count` folds; the order of its rows does not matter.
 
     Whole groups are dealt out, the largest first, each to the fold with the fewest clips of its classes, then with the

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from pipeline import files
-from pipeline.folds import Folds, cut, scored_pair
+from pipeline.folds import Folds, cut_folds, scored_pair
 from pipeline.scores import Scores
 from pipeline.specs import FusionSpec
 from pipeline.svm import LinearSVM, choose_c
@@ -95,7 +95,7 @@ def choose_weight(val_a: Scores, val_b: Scores, step: float = 0.05, *, folds: in
     a, b = scored_pair(val_a, val_b)
     grid = [round(k * step, 9) for k in range(int(np.ceil(1 / step - 1e-9)))] + [1.0]
     right, nll = (np.stack(rows) for rows in zip(*(_trial(a, b, weight) for weight in grid), strict=True))
-    weight, folded = grid[_best(right, nll, grid)], cut(a, folds, by_class=False)
+    weight, folded = grid[_best(right, nll, grid)], cut_folds(a, folds, by_class=False)
     chosen, hits = _without_each_fold(right, nll, grid, folded)
     return weight, {
         "weight": weight,

@@ -51,7 +51,7 @@ def find(artifacts: Path, *, old: bool = False, unfinished: bool = False) -> lis
     for name, row in rows.items():
         folder = Path(row["path"])
         if name in kept:
-            remains = files.stale(folder)
+            remains = files.find_temporaries(folder)
             waste += [Waste(path, folder, path.stat().st_size, "half written") for path in remains]
         else:
             reason = "begun, and not ended" if name in begun else "there is a newer one, which alone is used"
@@ -62,7 +62,7 @@ def find(artifacts: Path, *, old: bool = False, unfinished: bool = False) -> lis
 def remove(waste: Iterable[Waste]) -> Iterator[tuple[Waste, bool]]:
     """Remove what `find` gave; yields each with whether it is gone: what another run is writing stays."""
     for item in waste:
-        with files.alone(item.artifact) as free:
+        with files.try_exclusive_lock(item.artifact) as free:
             if free and item.path == item.artifact:
                 files.remove_folder(item.path)
             elif free:
@@ -97,7 +97,7 @@ def _reachable(artifacts: Path, rows: dict[str, dict[str, Any]], roots: Iterable
         if rows[name]["state"] == "unfinished" and not record.exists():  # written before anything is read
             continue
         try:
-            waiting += files.made_from(record.parent)
+            waiting += files.read_made_from(record.parent)
         except (OSError, ValueError, KeyError):
             raise ValueError(
                 f"{record} is missing or damaged, so that nobody knows what was used for it and nothing can safely be "

@@ -8,7 +8,7 @@ from typing import Any
 from pipeline import store
 from pipeline.catalog import Catalog
 from pipeline.checkpoint import load_checkpoint
-from pipeline.dataset import TestSet
+from pipeline.dataset import EvalSet
 from pipeline.evaluation import Evaluation, evaluate
 from pipeline.networks import resolve_device
 from pipeline.progress import Progress, say
@@ -72,7 +72,7 @@ def score(
     target, trained = resolve_device(device), load_checkpoint(checkpoint, classes=catalog.classes or None)
     _refuse_other_data(checkpoint, trained.record.get("data_digest"), data_digest)
     clips = catalog.part(part)
-    test_set = TestSet(trained.spec, store_path, clips, frames=spec.frames, crops=spec.crops)
+    test_set = EvalSet(trained.spec, store_path, clips, frames=spec.frames, crops=spec.crops)
     with Progress(f"scoring {part}, {trained.spec.stream}", len(test_set), "pictures") as progress:
         found = evaluate(
             trained.network.to(target),

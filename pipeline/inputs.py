@@ -17,7 +17,7 @@ from pipeline.transforms import View
 
 
 @dataclass(frozen=True, eq=False)
-class Views:
+class ViewBatch:
     """Views of N items (or of N items times K snippets), on any device; `to_inputs` makes inputs of them."""
 
     values: torch.Tensor
@@ -30,24 +30,24 @@ class Views:
     def __len__(self) -> int:
         return len(self.values)
 
-    def chunk(self, parts: int) -> tuple[Views, ...]:
+    def chunk(self, parts: int) -> tuple[ViewBatch, ...]:
         """The batch in parts of equal size, as torch cuts a tensor."""
         cut = (tensor.chunk(parts) for tensor in (self.values, self.scale, self.offset))
-        return tuple(Views(*part) for part in zip(*cut, strict=True))
+        return tuple(ViewBatch(*part) for part in zip(*cut, strict=True))
 
     @property
     def shape(self) -> torch.Size:
         """Of the inputs."""
         return self.values.shape
 
-    def pin_memory(self) -> Views:
+    def pin_memory(self) -> ViewBatch:
         """The same in page-locked memory; torch's loader asks for it."""
-        return Views(self.values.pin_memory(), self.scale.pin_memory(), self.offset.pin_memory())
+        return ViewBatch(self.values.pin_memory(), self.scale.pin_memory(), self.offset.pin_memory())
 
-    def to(self, device: torch.device, *, non_blocking: bool = False) -> Views:
+    def to(self, device: torch.device, *, non_blocking: bool = False) -> ViewBatch:
         """The same on a device, as torch sends a tensor there."""
         parts = (self.values, self.scale, self.offset)
-        return Views(*(part.to(device, non_blocking=non_blocking) for part in parts))
+        return ViewBatch(*(part.to(device, non_blocking=non_blocking) for part in parts))
 
     def record_stream(self, stream: torch.cuda.Stream) -> None:
         """Keep the memory for work on this stream of CUDA, as torch keeps a tensor's."""
@@ -55,20 +55,20 @@ class Views:
             part.record_stream(stream)
 
 
-def stack_views(views: Sequence[View]) -> Views:
+def stack_views(views: Sequence[View]) -> ViewBatch:
     """Views of equal shape -> one batch of them."""
     # numpy's stack: torch's would start a second set of OpenMP threads beside that of the training
     values, scale, offset = (torch.from_numpy(np.stack(parts)) for parts in zip(*views, strict=True))
-    return Views(values, scale, offset)
+    return ViewBatch(values, scale, offset)
 
 
-def join_views(views: Sequence[View]) -> Views:
+def join_views(views: Sequence[View]) -> ViewBatch:
     """Views that are each of several crops -> one batch of all crops."""
     values, scale, offset = (torch.from_numpy(np.concatenate(parts)) for parts in zip(*views, strict=True))
-    return Views(values, scale, offset)
+    return ViewBatch(values, scale, offset)
 
 
-def to_inputs(views: Views | torch.Tensor, device: torch.device) -> torch.Tensor:
+def to_inputs(views: ViewBatch | torch.Tensor, device: torch.device) -> torch.Tensor:
     """What the network takes: `values * scale + offset`, channel by channel.
 
     Args:
@@ -90,7 +90,7 @@ def to_inputs(views: Views | torch.Tensor, device: torch.device) -> torch.Tensor
     return images.to(torch.float32, copy=True).mul_(factor).add_(shift).unflatten(0, views.shape[:-3])
 
 
-def _inputs_on_cpu(views: Views) -> torch.Tensor:
+def _inputs_on_cpu(views: ViewBatch) -> torch.Tensor:
     """The same bits from bytes on a CPU, an image at a time: each stays in the processor's cache until it is done."""
     count, (channels, height, width) = views.values[..., 0, 0, 0].numel(), views.values.shape[-3:]
     values = views.values.reshape(count, channels, height, width).numpy()

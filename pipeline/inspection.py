@@ -88,7 +88,7 @@ def file_of(path: Path) -> Path:
 
 def _catalog(path: Path) -> tuple[dict, list, None]:
     catalog = store.read_catalog(path)
-    parts = Counter(clip.split for clip in catalog.clips)
+    parts = Counter(clip.part for clip in catalog.clips)
     summary = {
         "clips": len(catalog.clips),
         "classes": list(catalog.classes),
@@ -96,7 +96,7 @@ def _catalog(path: Path) -> tuple[dict, list, None]:
         "parts": dict(parts),
     }
     rows = [
-        {n: getattr(clip, n) for n in ("id", "class_name", "label", "group", "split", "bytes", "path")}
+        {n: getattr(clip, n) for n in ("id", "class_name", "label", "group", "part", "bytes", "path")}
         for clip in catalog.clips
     ]
     return {**summary, "absent": list(catalog.absent)}, rows, None

@@ -26,7 +26,7 @@ from pipeline.errors import StageFailed
 from pipeline.files import write_json
 from pipeline.progress import say
 from pipeline.specs import StreamSpec
-from pipeline.together import Other
+from pipeline.together import OtherDataset
 
 _ROOT = Path(__file__).parents[1]
 _POLL_SECONDS, _GRACE_SECONDS = 0.1, 10
@@ -45,54 +45,57 @@ class Job(NamedTuple):
     store_path: Path
     catalog: Catalog
     folder: Path
-    inputs: str
+    inputs_key: str
     device: str
-    other: Other | None = None
+    other: OtherDataset | None = None
     start: Path | None = None
     data_digest: str = ""
 
     @property
-    def files(self) -> Path:
+    def job_folder(self) -> Path:
         """Folder of what processes tell each other; it exists while they run."""
         return self.folder / "job"
 
     def write(self) -> None:
         """Put the job where its processes find it."""
-        store.write_catalog(self.files / "catalog.h5", self.catalog)
+        store.write_catalog(self.job_folder / "catalog.h5", self.catalog)
         plain = {"spec": self.spec.as_dict(), "store_path": str(self.store_path.absolute())}
-        plain |= {"folder": str(self.folder.absolute()), "inputs": self.inputs, "device": self.device}
+        plain |= {"folder": str(self.folder.absolute()), "inputs": self.inputs_key, "device": self.device}
         plain["data_digest"] = self.data_digest
         if self.start:
             plain["start"] = str(self.start.absolute())
         if self.other:
-            store.write_catalog(self.files / "other.h5", self.other.catalog)
+            store.write_catalog(self.job_folder / "other.h5", self.other.catalog)
             plain["other"] = {"name": self.other.name, "store_path": str(self.other.store_path.absolute())}
-        write_json(self.files / "job.json", plain)
+        write_json(self.job_folder / "job.json", plain)
 
     @classmethod
-    def read(cls, files: Path) -> Job:
+    def read(cls, job_folder: Path) -> Job:
         """The job in a folder.
 
         Raises:
             FileNotFoundError: there is none.
         """
-        if not (files / "job.json").is_file():
+        if not (job_folder / "job.json").is_file():
             raise FileNotFoundError(
-                f"{files} holds no job.json; a training on several processes writes one as it begins"
+                f"{job_folder} holds no job.json; a training on several processes writes one as it begins"
             )
-        plain = json.loads((files / "job.json").read_text())
-        spec, catalog = spec_of(files, plain["spec"]), store.read_catalog(files / "catalog.h5")
+        plain = json.loads((job_folder / "job.json").read_text())
+        spec, catalog = spec_of(job_folder, plain["spec"]), store.read_catalog(job_folder / "catalog.h5")
         other, start = plain.get("other"), plain.get("start")
+        if other:
+            catalog_of_other = store.read_catalog(job_folder / "other.h5")
+            other = OtherDataset(other["name"], Path(other["store_path"]), catalog_of_other)
         return cls(
-            spec,
-            Path(plain["store_path"]),
-            catalog,
-            Path(plain["folder"]),
-            plain["inputs"],
-            plain["device"],
-            Other(other["name"], Path(other["store_path"]), store.read_catalog(files / "other.h5")) if other else None,
-            Path(start) if start else None,
-            plain["data_digest"],
+            spec=spec,
+            store_path=Path(plain["store_path"]),
+            catalog=catalog,
+            folder=Path(plain["folder"]),
+            inputs_key=plain["inputs"],
+            device=plain["device"],
+            other=other,
+            start=Path(start) if start else None,
+            data_digest=plain["data_digest"],
         )
 
 
@@ -102,22 +105,22 @@ def launch(job: Job, count: int) -> None:
     Raises:
         TrainingFailed: one of them failed; says which, and why.
     """
-    shutil.rmtree(job.files, ignore_errors=True)
+    shutil.rmtree(job.job_folder, ignore_errors=True)
     try:
         job.write()
         with ExitStack() as stack:
             children = [stack.enter_context(_child(job, *command)) for command in _commands(job, count)]
             _wait_for_all(job, children)
     finally:
-        shutil.rmtree(job.files, ignore_errors=True)
+        shutil.rmtree(job.job_folder, ignore_errors=True)
 
 
 def _commands(job: Job, count: int) -> Iterator[tuple[list[str], dict[str, str]]]:
     """The command line and environment of each process to start on this machine."""
-    work = ["-m", "pipeline.train", str(job.files)]
+    work = ["-m", "pipeline.train", str(job.job_folder)]
     if job.spec.machines > 1:
         meet = [f"--nnodes={job.spec.machines}", f"--nproc-per-node={count}", "--rdzv-backend=c10d"]
-        meet += [f"--rdzv-endpoint={job.spec.rendezvous}", f"--rdzv-id={job.inputs}"]
+        meet += [f"--rdzv-endpoint={job.spec.rendezvous}", f"--rdzv-id={job.inputs_key}"]
         say(f"on each other machine, in the same folder, run: torchrun {shlex.join([*meet, *work])}")
         yield ["torch.distributed.run", *meet, *work, "--watched"], {}
         return
@@ -135,7 +138,7 @@ def _child(job: Job, arguments: list[str], environment: dict[str, str]) -> Itera
     path = {"PYTHONPATH": os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH", "")]))}
     shown = environment.get("RANK", "0") == "0"
     with ExitStack() as stack:
-        output = None if shown else stack.enter_context((job.files / f"output-{environment['RANK']}").open("wb"))
+        output = None if shown else stack.enter_context((job.job_folder / f"output-{environment['RANK']}").open("wb"))
         child = subprocess.Popen(
             [sys.executable, "-m", *arguments],
             env={**own, **path, **environment},
@@ -176,11 +179,11 @@ def _what_failed(job: Job, ended: list[int | None]) -> str:
     if killed:
         name = signal.Signals(-ended[killed[0]]).name
         return f"{whose.format(killed[0])} was killed by {name}; if nobody did it, memory may have run out"
-    errors = sorted(job.files.glob("error-*"), key=lambda path: path.stat().st_mtime_ns)
+    errors = sorted(job.job_folder.glob("error-*"), key=lambda path: path.stat().st_mtime_ns)
     if said := [path for path in errors if path.stat().st_size]:
         return f"{whose.format(said[0].name.removeprefix('error-'))} failed: {said[0].read_text()}"
     rank = next(rank for rank, status in enumerate(ended) if status)
-    output = job.files / f"output-{rank}"
+    output = job.job_folder / f"output-{rank}"
     last = output.read_text(errors="replace")[-_SHOWN_CHARACTERS:] if output.is_file() else ""
     unsaid = f"it could not say why; is the disk of {job.folder} full?" if errors else "it said why above"
     return f"{whose.format(rank)} ended with status {ended[rank]}: {last.strip() or unsaid}"

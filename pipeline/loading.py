@@ -13,7 +13,7 @@ import cv2
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from pipeline.inputs import Views
+from pipeline.inputs import ViewBatch
 from pipeline.progress import say
 
 _SHARED_MEMORY = "/dev/shm"  # where torch has loading processes put their batches, on Linux
@@ -63,7 +63,7 @@ def loader(
     return batches if workers else _ahead(batches)
 
 
-def sent_ahead(batches: Iterable[tuple[Views, torch.Tensor]], device: torch.device) -> Iterator:
+def sent_ahead(batches: Iterable[tuple[ViewBatch, torch.Tensor]], device: torch.device) -> Iterator:
     """The same batches; for CUDA they are sent there, the next one while the one before it is computed with.
 
     A training step waits for its loss before the weights move, so that what it began to send itself would not be under
@@ -87,7 +87,7 @@ def sent_ahead(batches: Iterable[tuple[Views, torch.Tensor]], device: torch.devi
         yield _received(*before, device)
 
 
-def _received(parts: list[Views | torch.Tensor], sent: torch.cuda.Event, device: torch.device) -> tuple:
+def _received(parts: list[ViewBatch | torch.Tensor], sent: torch.cuda.Event, device: torch.device) -> tuple:
     """What was sent on a stream of its own, for work on the current one."""
     current = torch.cuda.current_stream(device)
     current.wait_event(sent)

@@ -18,8 +18,8 @@ import numpy as np
 
 from pipeline import demo, flow, jpeg, quantize, store
 from pipeline.catalog import Catalog, Clip
-from pipeline.estimates import Cached, PairCost, Videos, Work, extrapolated, spread
-from pipeline.files import content_of
+from pipeline.estimates import Cached, PairCost, Videos, Work, extrapolated, middles_of_equal_shares
+from pipeline.files import file_hash
 from pipeline.flow.device import one_thread
 from pipeline.progress import say
 from pipeline.specs import DemoSpec, FlowSpec, FrameSpec
@@ -81,7 +81,7 @@ def videos(folder: Path, clips: Sequence[Clip], spec: FrameSpec) -> Videos:
             break
     if not trials:
         raise ValueError(f"no video could be decoded, such as {reason}")
-    frames = _frames_of({**dict.fromkeys(spread(sizes, OPENED)), **trials}, folder, clips)
+    frames = _frames_of({**dict.fromkeys(middles_of_equal_shares(sizes, OPENED)), **trials}, folder, clips)
     if not frames:
         raise ValueError("the headers of the videos do not tell how many frames they have")
     images = [image for trial in trials.values() for image in trial.images]
@@ -93,12 +93,12 @@ def videos(folder: Path, clips: Sequence[Clip], spec: FrameSpec) -> Videos:
 
 def _in_turn(sizes: Sequence[int]) -> Iterator[int]:
     """Places to try: a few spread over the sizes, then others."""
-    yield from (seen := spread(sizes, DECODED))
-    yield from (place for place in spread(sizes, OPENED) if place not in seen)
+    yield from (seen := middles_of_equal_shares(sizes, DECODED))
+    yield from (place for place in middles_of_equal_shares(sizes, OPENED) if place not in seen)
 
 
 def _trial(path: Path, spec: FrameSpec) -> _Trial:
-    read_seconds, _ = timed(content_of, path)
+    read_seconds, _ = timed(file_hash, path)
     images, whole, seconds = [], True, 0.0
     with one_thread():
         begun = time.process_time()
@@ -169,7 +169,7 @@ def cached(path: Path) -> Cached:
     if not names:
         raise ValueError("no clip has frames")
     frames = [opened.rows[name]["frames"] for name in names]
-    chosen = [opened[names[place]] for place in spread(frames, DECODED)]
+    chosen = [opened[names[place]] for place in middles_of_equal_shares(frames, DECODED)]
     samples = tuple(tuple(data.tobytes() for data in clip.jpegs(0, min(FRAMES, len(clip)))) for clip in chosen)
     opened.close()
     return Cached(len(names), sum(frames), samples)
@@ -189,7 +189,7 @@ def pair(samples: Sequence[Sequence[bytes]], spec: FlowSpec, *, device: str) -> 
     Raises:
         ValueError: the device cannot be used here, or no sample has two frames.
     """
-    device = flow.resolve(spec.method, device)
+    device = flow.resolve_device(spec.method, device)
     say(f"plan: timing {spec.method} on {'the CPU' if device == 'cpu' else device}")
     with one_thread() if device == "cpu" else contextlib.nullcontext():
         costs = [_pair(images, spec, device) for images in samples if len(images) > 1]

@@ -23,7 +23,7 @@ from pipeline.networks import resolve_device
 from pipeline.parallel import process_count
 from pipeline.progress import say
 from pipeline.recipe import algorithms, true_float32
-from pipeline.resume import Run
+from pipeline.resume import TrainingState
 from pipeline.specs import StreamSpec
 from pipeline.training import train_step
 
@@ -48,7 +48,7 @@ def network(spec: StreamSpec, classes: int, *, device: str, one_thread: bool = F
     alone = one_thread and target.type == "cpu"
     limited = on_one_thread() if alone else contextlib.nullcontext()
     with torch.random.fork_rng([target] if target.type == "cuda" else []), limited:
-        run = Run(timed_as(spec), classes, target, other_classes=classes)
+        run = TrainingState(timed_as(spec), classes, target, other_classes=classes)
         shortest = functools.partial(_shortest, time.process_time if alone else time.perf_counter)
         with algorithms(spec):
             times = _steps(run, classes, shortest)
@@ -87,7 +87,7 @@ def gpus_that_share(spec: StreamSpec, device: str) -> int:
     return process_count(spec, device) * spec.machines if resolve_device(device).type == "cuda" else 1
 
 
-def _steps(run: Run, classes: int, shortest: Callable[..., float]) -> dict[int, float]:
+def _steps(run: TrainingState, classes: int, shortest: Callable[..., float]) -> dict[int, float]:
     """Clips -> seconds of a training step of so many; four times as many while that is quick, up to the batch."""
     times: dict[int, float] = {}
     clips, most = min(2, run.spec.items_per_step), run.spec.items_per_step
@@ -105,14 +105,14 @@ def _steps(run: Run, classes: int, shortest: Callable[..., float]) -> dict[int, 
     return times
 
 
-def _batch(run: Run, clips: int, classes: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _batch(run: TrainingState, clips: int, classes: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Random inputs, (N, C, H, W) or (N, S, C, H, W), and labels, on the device: a training sends them ahead."""
     snippets = (run.spec.segments,) if run.spec.segments > 1 else ()
     inputs = torch.rand(clips, *snippets, run.spec.channels, run.spec.crop_px, run.spec.crop_px)
     return inputs.to(run.device), torch.randint(0, classes, (clips,)).to(run.device)
 
 
-def _view_seconds(run: Run, shortest: Callable[..., float]) -> float:
+def _view_seconds(run: TrainingState, shortest: Callable[..., float]) -> float:
     """Of a forward pass, for each view: of many at once where that is quick."""
     run.network.eval()
 

@@ -143,7 +143,7 @@ def build(spec: StreamSpec, num_classes: int, other_classes: int = 0, *, start: 
         ValueError: unknown network or start, or weights that do not belong to the network.
         FileNotFoundError: ImageNet weights that are not here and cannot be downloaded.
     """
-    network, start = architecture(spec, num_classes, other_classes), start or spec.start
+    network, start = build_untrained(spec, num_classes, other_classes), start or spec.start
     if spec.partial_bn and not network.kept_norms():
         say(f"{spec.network} has no second batch normalisation: [{spec.stream}] partial_bn has no effect")
     if start != "scratch":
@@ -180,12 +180,12 @@ def check_deterministic(spec: StreamSpec) -> None:
 def _on_meta(spec: StreamSpec) -> Network:
     try:
         with torch.device("meta"):
-            return architecture(spec, 2, 2)
+            return build_untrained(spec, 2, 2)
     except NotImplementedError:  # RegNet computes its widths with tensors
-        return architecture(spec, 2, 2).to("meta")
+        return build_untrained(spec, 2, 2).to("meta")
 
 
-def architecture(spec: StreamSpec, num_classes: int, other_classes: int = 0) -> Network:
+def build_untrained(spec: StreamSpec, num_classes: int, other_classes: int = 0) -> Network:
     """The network that `build` fills with starting weights, with random ones; what a checkpoint is loaded into.
 
     Raises:

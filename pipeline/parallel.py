@@ -86,7 +86,7 @@ def process_count(spec: StreamSpec, device: str) -> int:
 
 
 @contextlib.contextmanager
-def joined(device: str, meeting: Path) -> Iterator[tuple[World, torch.device]]:
+def process_group(device: str, meeting: Path) -> Iterator[tuple[World, torch.device]]:
     """Meet the other processes, as torchrun or `launch` says in the environment; part from them at the end.
 
     After an exception nobody is parted from: with NCCL that may wait for ever for processes that wait for this one.
@@ -109,7 +109,7 @@ def joined(device: str, meeting: Path) -> Iterator[tuple[World, torch.device]]:
     distributed.destroy_process_group()
 
 
-class Items(Sequence):
+class ItemSampler(Sequence):
     """Numbers of the items that one process reads, in order; item i of step s has number s * items_per_step + i.
 
     Example: a batch of 8, 2 parts, 2 processes: of each step process 0 takes items 0 1 4 5, process 1 takes 2 3 6 7.
@@ -133,7 +133,7 @@ class Items(Sequence):
         return (self.first_step + step) * self.spec.items_per_step + pieces * self.piece + i
 
 
-def spread(network: nn.Module, world: World, device: torch.device) -> nn.Module:
+def data_parallel(network: nn.Module, world: World, device: torch.device) -> nn.Module:
     """What is called in training: the network itself, or one whose gradients are averaged over all processes."""
     if world.size == 1:
         return network

@@ -14,7 +14,7 @@ from pipeline.official import Row
 from pipeline.specs import DatasetSpec
 
 
-def cut(spec: DatasetSpec, rows: list[Row], split: str) -> list[Row]:
+def draw_parts(spec: DatasetSpec, rows: list[Row], split: str) -> list[Row]:
     """Draw the test part where the layout left it open, then the validation part, unless the layout names one."""
     if any(not row.part for row in rows):
         drawn = draw_groups(rows, spec.test_fraction, key=f"{spec.split_seed}/test/{split}")

@@ -19,7 +19,7 @@ from pipeline import flow, motion, store
 from pipeline.catalog import Catalog, Clip
 from pipeline.cluster import WorkerDied, Workers, threads_each
 from pipeline.errors import StageFailed
-from pipeline.files import remove_stale
+from pipeline.files import remove_temporaries
 from pipeline.jobs.flow import FlowJob, flow_shard
 from pipeline.jobs.frames import FramesJob, frames_shard
 from pipeline.progress import Progress, say
@@ -76,7 +76,7 @@ def make_frames(
     """
     folder = folder.absolute()  # workers may stand elsewhere
     jobs = frames_jobs(folder, catalog, videos=videos, spec=spec, cluster=cluster, attrs=attrs)
-    splits = {clip.id: clip.split for clip in catalog.clips}
+    splits = {clip.id: clip.part for clip in catalog.clips}
     attrs = {**attrs, "inputs": catalog.videos_key, "split_name": catalog.split_name}
     _make_store(folder, "frames", frames_shard, jobs, cluster, splits, attrs, spec.max_bad_fraction)
 
@@ -203,7 +203,7 @@ def _make_store(
     """Make the shards that are missing or outdated, then the index, then remove shards that no longer belong."""
     shards = folder / "shards"
     shards.mkdir(parents=True, exist_ok=True)
-    remove_stale(shards)
+    remove_temporaries(shards)
     there = _Shards(shards.glob("*.h5"))
     waiting = [dataclasses.replace(job, earlier=there.related(job.path)) for job in outdated(kind, jobs)]
     if waiting and len(waiting) < len(jobs):

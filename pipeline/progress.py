@@ -20,7 +20,7 @@ def say(text: str) -> None:
     sys.stderr.flush()
 
 
-def in_words(seconds: float) -> str:
+def duration_text(seconds: float) -> str:
     """A time for people, in its two largest units: 42 s, 3 min 20 s, 5 h 10 min, 75 days 2 h."""
     seconds = round(seconds)
     for size, unit, smaller_size, smaller in ((86400, "days", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
@@ -63,7 +63,7 @@ class Progress:
     def _line(self, note: str) -> str:
         count, rate = f"{self.title}: {self.done}/{self.total} {self.unit}", self.rate()
         pace = f"{rate:.1f} {self.unit}/s" if rate >= 1 or not rate else f"{1 / rate:.1f} s each"
-        left = f", {in_words((self.total - self.done) / rate)} left" if rate else ""
+        left = f", {duration_text((self.total - self.done) / rate)} left" if rate else ""
         return f"{count}, {pace}{left} {note}".rstrip()
 
     def rate(self) -> float:

@@ -11,7 +11,7 @@ import torch
 from pipeline import recipe
 from pipeline.checkpoint import load_tensors, save_tensors
 from pipeline.networks import build
-from pipeline.parallel import Piece, World, draw_for_whole_batch, spread
+from pipeline.parallel import Piece, World, data_parallel, draw_for_whole_batch
 from pipeline.progress import say
 from pipeline.specs import StreamSpec
 
@@ -19,9 +19,9 @@ _FORMAT, _VERSION = "two-stream-resume", 1
 _CURVE_POINTS = 1000
 
 
-def identity_of(spec: StreamSpec, inputs: str, classes: Sequence[str], other_classes: Sequence[str]) -> str:
+def identity_of(spec: StreamSpec, inputs_key: str, classes: Sequence[str], other_classes: Sequence[str]) -> str:
     """What a training is: only one that is the same goes on from `resume.pt`."""
-    return spec.digest(inputs, *classes, *other_classes)
+    return spec.digest(inputs_key, *classes, *other_classes)
 
 
 def steps_done(path: Path, identity: str) -> int:
@@ -33,7 +33,7 @@ def steps_done(path: Path, identity: str) -> int:
     return saved["step"] if saved["identity"] == identity else 0
 
 
-class Run:
+class TrainingState:
     """A training as it stands after `step` steps: all that `resume.pt` holds, and what computes with it.
 
     Attributes:
@@ -65,7 +65,7 @@ class Run:
         )
         self.piece = Piece(self.world.size * spec.accumulate)
         draw_for_whole_batch(self.network, self.piece)
-        self.model = spread(self.network, self.world, device)
+        self.model = data_parallel(self.network, self.world, device)
         self.optimizer = recipe.make_optimizer(spec, self.network)
         self.precision = recipe.precision(spec, device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == torch.float16)

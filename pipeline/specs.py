@@ -13,11 +13,13 @@ from pipeline.data_specs import (
     FrameSpec,
     RunSpec,
 )
-from pipeline.stream_specs import FusionSpec, ScoreSpec, StackSpec, StreamSpec
+from pipeline.stream_specs import FUSIONS, STREAMS, FusionSpec, ScoreSpec, StackSpec, StreamSpec
 
 __all__ = [
     "FLOW_METHODS",
+    "FUSIONS",
     "RAFT_WEIGHTS",
+    "STREAMS",
     "ClusterSpec",
     "DatasetSpec",
     "DemoSpec",

@@ -127,7 +127,7 @@ class Window:
     behind: tuple[int, ...]
 
 
-def starts(num_fields: int, spec: StackSpec) -> int:
+def num_windows(num_fields: int, spec: StackSpec) -> int:
     """How many windows a clip has: F - L + 1, or 1 for a clip shorter than the window.
 
     Example: 99 fields and L = 10 give 90, starts 0 ... 89; 10 fields give 1; 4 fields give 1, filled by `spec.short`.
@@ -171,7 +171,7 @@ def window(num_fields: int, spec: StackSpec, start: int) -> Window:
     Raises:
         ValueError: a start outside that range, or a clip without any field.
     """
-    count = starts(num_fields, spec)
+    count = num_windows(num_fields, spec)
     if not 0 <= start < count:
         raise ValueError(f"start is {start}; {num_fields} fields and length {spec.length} allow 0 to {count - 1}")
     if spec.direction == "forward":

@@ -12,6 +12,9 @@ from typing import Any, ClassVar
 
 from pipeline.spec import Spec, setting
 
+STREAMS = ("spatial", "temporal")
+FUSIONS = ("average", "weighted", "svm")
+
 
 @dataclass(frozen=True, kw_only=True)
 class StackSpec(Spec):
@@ -40,7 +43,7 @@ class StreamSpec(Spec):
 
     SECTION: ClassVar[str] = "stream"
     VERSION: ClassVar[int] = 2  # 2: networks without dropout have one before their head
-    stream: str = setting("spatial", "which stream", choices=("spatial", "temporal"))
+    stream: str = setting("spatial", "which stream", choices=STREAMS)
     network: str = setting("cnn_m_2048", "cnn_m_2048, small, or a torchvision classification model by name")
     start: str = setting("scratch", "scratch, imagenet (torchvision's weights), or the path of a weights file")
     with_dataset: str = setting("", "another data set, of luigi.cfg, that this one is trained together with")
@@ -223,7 +226,7 @@ class StreamSpec(Spec):
         return dataclasses.replace(self, with_dataset="", with_how="", with_same=())
 
     @property
-    def doubt(self) -> str:
+    def warning(self) -> str:
         """What is allowed, but hardly meant; empty if there is nothing of the kind."""
         if self.partial_bn and self.train_layers == "all" and self.start == "scratch" and self.with_how != "start":
             return (

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.folds import cut, scored_pair
+from pipeline.folds import cut_folds, scored_pair
 from pipeline.scores import Scores
 
 DEFAULT_C = 1.0  # where too few clips allow no cross-validation
@@ -143,7 +143,7 @@ def choose_c(val_a: Scores, val_b: Scores, grid: Sequence[float], *, folds: int 
     if not len(grid) or not all(0 < c < np.inf for c in grid):
         raise ValueError(f"the grid of C is {list(grid)}; it must hold numbers above 0")
     a, b = scored_pair(val_a, val_b)
-    folded, grid = cut(a, folds), sorted(set(map(float, grid)))
+    folded, grid = cut_folds(a, folds), sorted(set(map(float, grid)))
     why = {"chosen_from": grid, **folded.as_dict()}
     if not len(folded):
         return DEFAULT_C, {**why, "right": [], "out_of_fold_top1": None}

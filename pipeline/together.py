@@ -26,7 +26,7 @@ from pipeline.transforms import View
 _OTHER_SEED = 1  # purpose of a seed: the other set's items are drawn independently of this one's
 
 
-class Other(NamedTuple):
+class OtherDataset(NamedTuple):
     """The other data set of a training."""
 
     name: str
@@ -60,7 +60,7 @@ def same_classes(own: Sequence[str], other: Sequence[str], pairs: Sequence[str] 
     return {name: found[name] for name in other if name in found}
 
 
-def other_classes(spec: StreamSpec, catalog: Catalog, other: Other | None) -> tuple[str, ...]:
+def other_classes(spec: StreamSpec, catalog: Catalog, other: OtherDataset | None) -> tuple[str, ...]:
     """Classes of the other set for which the network has outputs, in their order there.
 
     Raises:
@@ -77,7 +77,7 @@ def other_classes(spec: StreamSpec, catalog: Catalog, other: Other | None) -> tu
     return added
 
 
-def training_set(spec: StreamSpec, store_path: Path, catalog: Catalog, other: Other | None) -> Dataset:
+def training_set(spec: StreamSpec, store_path: Path, catalog: Catalog, other: OtherDataset | None) -> Dataset:
     """The items of a training; those of step s begin with number s * items_per_step.
 
     Args:
@@ -120,7 +120,7 @@ class TakingTurns(Dataset):
         return self.sets[number % 2][number // 2]
 
 
-def refuse_overlap(spec: StreamSpec, catalog: Catalog, other: Other) -> None:
+def refuse_overlap(spec: StreamSpec, catalog: Catalog, other: OtherDataset) -> None:
     """With `with_how = start` the other's training is its own: nothing of this set is left out of it.
 
     Raises:
@@ -134,13 +134,13 @@ def refuse_overlap(spec: StreamSpec, catalog: Catalog, other: Other) -> None:
         )
 
 
-def _held_out(catalog: Catalog, other: Other) -> list[Clip]:
+def _held_out(catalog: Catalog, other: OtherDataset) -> list[Clip]:
     """The other's training clips that are, to the byte, validation or test clips of this set."""
-    held_out = {clip.content for clip in catalog.clips if clip.split in ("val", "test")} - {UNREADABLE}
+    held_out = {clip.content for clip in catalog.clips if clip.part in ("val", "test")} - {UNREADABLE}
     return [clip for clip in other.catalog.part("train") if clip.content in held_out]
 
 
-def _clips_apart(spec: StreamSpec, catalog: Catalog, other: Other) -> list[Clip]:
+def _clips_apart(spec: StreamSpec, catalog: Catalog, other: OtherDataset) -> list[Clip]:
     """The other's training clips but for such as are, to the byte, validation or test clips of this set."""
     twice = [clip.id for clip in _held_out(catalog, other)]
     if twice:
@@ -152,7 +152,7 @@ def _clips_apart(spec: StreamSpec, catalog: Catalog, other: Other) -> list[Clip]
     return [clip for clip in other.catalog.part("train") if clip.id not in left_out]
 
 
-def _say_matching(spec: StreamSpec, catalog: Catalog, other: Other, added: Sequence[str]) -> None:
+def _say_matching(spec: StreamSpec, catalog: Catalog, other: OtherDataset, added: Sequence[str]) -> None:
     same = same_classes(catalog.classes, other.catalog.classes, spec.with_same)
     pairs = ", ".join(f"{there} = {here}" for there, here in same.items())
     say(

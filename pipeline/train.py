@@ -16,7 +16,7 @@ import traceback
 from pathlib import Path
 
 from pipeline.launch import Job
-from pipeline.parallel import joined
+from pipeline.parallel import process_group
 from pipeline.training import train_here
 
 
@@ -32,7 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
         threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         job = Job.read(given.job)
-        with joined(job.device, given.job / "meeting") as (world, device):
+        with process_group(job.device, given.job / "meeting") as (world, device):
             train_here(job, world, device)
     except Exception as error:
         _report(error, given.job / f"error-{os.environ['RANK']}")

@@ -20,21 +20,21 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import Dataset
 
 from pipeline.catalog import Catalog
-from pipeline.checkpoint import content_of_state, save_checkpoint
-from pipeline.dataset import TestSet, stack_items
+from pipeline.checkpoint import save_checkpoint, weights_hash
+from pipeline.dataset import EvalSet, stack_items
 from pipeline.errors import StageFailed
 from pipeline.evaluation import evaluate
 from pipeline.files import write_json
-from pipeline.inputs import Views, to_inputs
+from pipeline.inputs import ViewBatch, to_inputs
 from pipeline.launch import Job, launch
 from pipeline.loading import loader, loader_workers, sent_ahead
 from pipeline.networks import resolve_device
-from pipeline.parallel import Items, World, process_count
-from pipeline.progress import Progress, in_words, say
+from pipeline.parallel import ItemSampler, World, process_count
+from pipeline.progress import Progress, duration_text, say
 from pipeline.recipe import algorithms, learning_rate
-from pipeline.resume import Run, identity_of
+from pipeline.resume import TrainingState, identity_of
 from pipeline.specs import StreamSpec
-from pipeline.together import Other, other_classes, training_set
+from pipeline.together import OtherDataset, other_classes, training_set
 
 VALIDATION_FRAMES = 5  # of each clip, their centre view: cheap, and enough to tell a better epoch from a worse one
 _LONG_S = 24 * 3600  # on a CPU
@@ -50,9 +50,9 @@ def train(
     store_path: Path | str,
     catalog: Catalog,
     folder: Path,
-    inputs: str,
+    inputs_key: str,
     device: str = "auto",
-    other: Other | None = None,
+    other: OtherDataset | None = None,
     start: Path | None = None,
     data_digest: str = "",
 ) -> None:
@@ -63,7 +63,7 @@ def train(
         store_path: index of the frames store (spatial stream) or the flow store (temporal stream).
         catalog: training and validation clips.
         folder: gets `checkpoint.pt` and, last, `curve.json`.
-        inputs: digest of what the training reads; another one never resumes.
+        inputs_key: digest of what the training reads; another one never resumes.
         device: "auto", "cpu", "cuda" ...
         other: the other data set, if `spec.with_how` is heads or classes.
         start: weights of the other data set's training, if it is start.
@@ -82,7 +82,7 @@ def train(
             f"[{spec.stream}] with_how is {spec.with_how!r}, which does not fit what train() was given: heads and "
             "classes need other, start needs start, and nothing else may be given"
         )
-    job = Job(spec, Path(store_path), catalog, Path(folder), inputs, device, other, start, data_digest)
+    job = Job(spec, Path(store_path), catalog, Path(folder), inputs_key, device, other, start, data_digest)
     count = process_count(spec, device)
     if count * spec.machines == 1:
         train_here(job, World(), resolve_device(device))
@@ -94,13 +94,13 @@ def train_here(job: Job, world: World, device: torch.device) -> None:
     """`train` in this process, which is one of `world`; process 0 writes the files."""
     spec, catalog, resume = job.spec, job.catalog, job.folder / "resume.pt"
     others = other_classes(spec, catalog, job.other)
-    identity = identity_of(spec, job.inputs, catalog.classes, others)
+    identity = identity_of(spec, job.inputs_key, catalog.classes, others)
     with _own_random_state(device), algorithms(spec):
-        run = Run(spec, len(catalog.classes), device, world, other_classes=len(others), start=job.start)
+        run = TrainingState(spec, len(catalog.classes), device, world, other_classes=len(others), start=job.start)
         run.resume(resume, identity)
         training = training_set(spec, job.store_path, catalog, job.other)
         own = catalog.part("val")[world.rank :: world.size]
-        validation = TestSet(spec, job.store_path, own, frames=VALIDATION_FRAMES, crops=1)
+        validation = EvalSet(spec, job.store_path, own, frames=VALIDATION_FRAMES, crops=1)
         _take_steps(run, training, validation, lambda: run.save(resume, identity))
     if world.rank == 0:
         _finish(run, job, others)
@@ -110,11 +110,11 @@ def _own_random_state(device: torch.device) -> contextlib.AbstractContextManager
     return torch.random.fork_rng([device] if device.type == "cuda" else [])
 
 
-def _take_steps(run: Run, training: Dataset, validation: TestSet, save: Callable[[], None]) -> None:
+def _take_steps(run: TrainingState, training: Dataset, validation: EvalSet, save: Callable[[], None]) -> None:
     spec, began = run.spec, time.monotonic() - run.curve["seconds"]
     batches = loader(
         training,
-        Items(spec, run.world, run.step),
+        ItemSampler(spec, run.world, run.step),
         batch=spec.items_per_step // run.world.size,
         workers=loader_workers(spec.loader_workers, run.device, run.world.local_size),
         pin=run.device.type == "cuda",
@@ -138,12 +138,12 @@ def _take_steps(run: Run, training: Dataset, validation: TestSet, save: Callable
     _say_speed(run)
 
 
-def _warn_of_days(run: Run, progress: Progress) -> None:
+def _warn_of_days(run: TrainingState, progress: Progress) -> None:
     """The recipe of the paper is meant for a GPU: whoever starts it elsewhere should know at once."""
     left = (progress.total - progress.done) / progress.rate()
     if run.device.type == "cpu" and left > _LONG_S and run.world.rank == 0:
         say(
-            f"training, {run.spec.stream}: {in_words(left)} to go on this CPU, at {run.spec.steps} steps of "
+            f"training, {run.spec.stream}: {duration_text(left)} to go on this CPU, at {run.spec.steps} steps of "
             f"{run.spec.batch} clips; configs/laptop.cfg is a recipe for CPUs, [{run.spec.stream}] steps and batch "
             "shorten this one"
         )
@@ -161,21 +161,21 @@ def _waited_for(batches: Iterable, curve: dict[str, Any]) -> Iterator:
         yield batch
 
 
-def _timed_step(run: Run, inputs: torch.Tensor, labels: torch.Tensor) -> float:
+def _timed_step(run: TrainingState, inputs: torch.Tensor, labels: torch.Tensor) -> float:
     began = time.monotonic()
     loss = train_step(run, inputs, labels)
     run.curve["seconds_stepping"] += time.monotonic() - began
     return loss
 
 
-def _say_speed(run: Run) -> None:
+def _say_speed(run: TrainingState) -> None:
     waiting, stepping = run.curve["seconds_waiting"], run.curve["seconds_stepping"]
     if busy := waiting + stepping:
         clips = run.spec.steps * run.spec.items_per_step
         say(f"training, {run.spec.stream}: {clips / busy:.1f} clips/s, {waiting / busy:.1%} of it waiting for data")
 
 
-def train_step(run: Run, inputs: Views | torch.Tensor, labels: torch.Tensor) -> float:
+def train_step(run: TrainingState, inputs: ViewBatch | torch.Tensor, labels: torch.Tensor) -> float:
     """One step on this process's share of a batch, in `accumulate` parts whose gradients are summed.
 
     Args:
@@ -214,7 +214,9 @@ def train_step(run: Run, inputs: Views | torch.Tensor, labels: torch.Tensor) -> 
     return value
 
 
-def _add_gradient(run: Run, part: int, inputs: Views | torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def _add_gradient(
+    run: TrainingState, part: int, inputs: ViewBatch | torch.Tensor, labels: torch.Tensor
+) -> torch.Tensor:
     """Add the gradient of one part of the batch to the others'; processes exchange theirs with the last part."""
     run.piece.place = part * run.world.size + run.world.rank
     torch.manual_seed(_step_seed(run.spec.seed, run.step))  # dropout, drawn for the whole batch
@@ -225,7 +227,7 @@ def _add_gradient(run: Run, part: int, inputs: Views | torch.Tensor, labels: tor
     return loss.detach()
 
 
-def _loss(run: Run, inputs: Views | torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def _loss(run: TrainingState, inputs: ViewBatch | torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """The mean over clips; with a head for each of two data sets, the sum of both means (paper, section 5)."""
     inputs, labels = to_inputs(inputs, run.device), labels.to(run.device, non_blocking=True)
     with torch.autocast(run.device.type, dtype=run.precision, enabled=run.precision is not None):
@@ -237,7 +239,7 @@ def _loss(run: Run, inputs: Views | torch.Tensor, labels: torch.Tensor) -> torch
         )
 
 
-def validate(run: Run, validation: TestSet) -> None:
+def validate(run: TrainingState, validation: EvalSet) -> None:
     """Score the validation clips, note it in the curve, and keep the weights if they are the best so far.
 
     Best is the highest top-1, of equals the lowest loss (mean over clips of -log of the mean softmax at the label);
@@ -256,7 +258,7 @@ def validate(run: Run, validation: TestSet) -> None:
         _note_validation(run, labels, probabilities)
 
 
-def _note_validation(run: Run, labels: np.ndarray, probabilities: np.ndarray) -> None:
+def _note_validation(run: TrainingState, labels: np.ndarray, probabilities: np.ndarray) -> None:
     read = ~np.isnan(probabilities).any(1)
     top1 = float((read & (probabilities.argmax(1) == labels)).mean())
     chosen = probabilities[read, labels[read]].clip(1e-12)
@@ -267,7 +269,7 @@ def _note_validation(run: Run, labels: np.ndarray, probabilities: np.ndarray) ->
         run.best = {"step": run.step, "top1": top1, "loss": loss, "state": state}
 
 
-def _finish(run: Run, job: Job, others: tuple[str, ...]) -> None:
+def _finish(run: TrainingState, job: Job, others: tuple[str, ...]) -> None:
     """Write the checkpoint, then the curve: when that exists, all is there."""
     best, folder = run.best, job.folder
     if not best:
@@ -279,7 +281,7 @@ def _finish(run: Run, job: Job, others: tuple[str, ...]) -> None:
         run.spec,
         job.catalog,
         other_classes=others,
-        inputs=job.inputs,
+        inputs=job.inputs_key,
         data_digest=job.data_digest,
         steps=run.step,
         best_step=best["step"],
@@ -287,7 +289,7 @@ def _finish(run: Run, job: Job, others: tuple[str, ...]) -> None:
         validation_loss=best["loss"],
     )
     curve = {name: values for name, values in run.curve.items() if name != "pending"}
-    about = {"best_step": best["step"], "inputs": job.inputs, "weights": content_of_state(best["state"])}
+    about = {"best_step": best["step"], "inputs": job.inputs_key, "weights": weights_hash(best["state"])}
     write_json(folder / "curve.json", {**curve, **about})
     (folder / "resume.pt").unlink(missing_ok=True)
 

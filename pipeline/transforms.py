@@ -84,10 +84,8 @@ class TrainView:
         return _frame_view(view, spec, mirrored=mirrored, colour=colour)
 
 
-class TestViews:
+class EvalViews:
     """The fixed views of a picture whose scores are averaged (paper, section 5)."""
-
-    __test__ = False  # not a test of pytest's
 
     def __init__(self, spec: StreamSpec, *, crops: int):
         """`crops`: 1 the centre; 2 and its mirror; 5 the corners and the centre; 10 and their mirrors."""

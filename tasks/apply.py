@@ -7,8 +7,9 @@ import luigi
 from pipeline import files
 from pipeline.progress import say
 from pipeline.spec import digest_of
+from pipeline.specs import FUSIONS, STREAMS
 from tasks.base import Stage
-from tasks.conclude import FUSIONS, STREAMS, Fuse
+from tasks.conclude import Fuse
 from tasks.learn import ScoreStream
 from tasks.listing import Catalog, OfVideos
 from tasks.prepare import Flow, Frames
@@ -39,12 +40,16 @@ class ScoreVideos(OfVideos):
         """The digests of all that is read."""
         return digest_of("score_videos", self.fuse, [task.digest for task in self.before()])
 
-    def requires(self) -> list[Stage]:
+    def requires(self) -> dict[str, Stage]:
         """The scores of both streams, the videos, where each of them failed, and what the fusion was chosen to be."""
         given = {"spatial": self.spatial_checkpoint, "temporal": self.temporal_checkpoint}
-        scores = [self.clone(ScoreStream, stream=s, part="test", checkpoint=given[s]) for s in STREAMS]
-        chosen = [] if self.fuse == "average" else [self.clone(Fuse)]
-        return [*scores, self.clone(Catalog), self.clone(Frames), self.clone(Flow), *chosen]
+        return {
+            **{s: self.clone(ScoreStream, stream=s, part="test", checkpoint=given[s]) for s in STREAMS},
+            "catalog": self.clone(Catalog),
+            "frames": self.clone(Frames),
+            "flow": self.clone(Flow),
+            **({} if self.fuse == "average" else {"chosen": self.clone(Fuse)}),
+        }
 
     def keys_read(self) -> list[str]:
         """Where the videos lie as well: one that is only renamed keeps its frames and flow."""
@@ -76,12 +81,12 @@ class ScoreVideos(OfVideos):
         from pipeline import fusion, predictions, store
         from pipeline.scores import Scores
 
-        spatial, temporal, catalog, frames, flow, *chosen = self.before()
-        how = fusion.read(chosen[0].path)[self.fuse] if chosen else fusion.Weighted(0.5)
-        tables = {task.stream: Scores.read(task.path) for task in (spatial, temporal)}
+        of = self.requires()
+        how = fusion.read(of["chosen"].path)[self.fuse] if "chosen" in of else fusion.Weighted(0.5)
+        tables = {stream: Scores.read(of[stream].path) for stream in STREAMS}
         fused = how.apply(*tables.values())
-        stores = store.open_frames(frames.path), store.open_flow(flow.path)
-        predictions.write(self.table, {"fused": fused, **tables}, catalog.read(), predictions.reasons(*stores))
+        stores = store.open_frames(of["frames"].path), store.open_flow(of["flow"].path)
+        predictions.write(self.table, {"fused": fused, **tables}, of["catalog"].read(), predictions.reasons(*stores))
         fused.write(self.path, **self.attrs())
 
     def run(self) -> None:

@@ -70,6 +70,7 @@ class Stage(luigi.Task):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
+        self._inputs_key, self._is_complete, self._is_checked = "", False, False  # each is remembered once it is known
         with told_plainly():
             settings.check(self.dataset_name, self.changes)
 
@@ -153,11 +154,11 @@ class Stage(luigi.Task):
 
     def key(self) -> str:
         """Content key of the artifact: what the stages that read it record as their inputs."""
-        return digest_of(self.digest, self.inputs())
+        return digest_of(self.digest, self.inputs_key())
 
-    def inputs(self) -> str:
+    def inputs_key(self) -> str:
         """Content key of all that this stage reads; remembered once all of it is complete."""
-        return self.__dict__.get("_inputs") or digest_of(self.keys_read())
+        return self._inputs_key or digest_of(self.keys_read())
 
     def keys_read(self) -> list[str]:
         """Content key of each thing that this stage reads."""
@@ -169,33 +170,31 @@ class Stage(luigi.Task):
 
     def attrs(self) -> dict[str, str]:
         """What every artifact records about how it was made; nothing of the machine or the time."""
-        return {"digest": self.digest, "inputs": self.inputs()}
+        return {"digest": self.digest, "inputs": self.inputs_key()}
 
     def is_current(self) -> bool:
         """Whether the artifact is there and was made from what its inputs are now."""
         with told_plainly():  # an artifact that is damaged or of another version is refused with what to do
-            return self.output().exists() and self.output().recorded().get("inputs") == self.inputs()
+            return self.output().exists() and self.output().recorded().get("inputs") == self.inputs_key()
 
     def complete(self) -> bool:
         """Done if everything before is done and the artifact is current. A yes is remembered; after a no, `check`."""
-        known = self.__dict__
-        take_part(self.run_spec.artifacts)
-        if "_inputs" not in known and all(task.complete() for task in self.before()):
+        use_artifacts(self.run_spec.artifacts)
+        if not self._inputs_key and all(task.complete() for task in self.before()):
             with told_plainly():
-                known["_inputs"] = self.inputs()
-        if "_inputs" in known and not known.get("_complete"):
-            known["_complete"] = self.is_current()
-        done = known.get("_complete", False)
-        if not done:
+                self._inputs_key = self.inputs_key()
+        if self._inputs_key and not self._is_complete:
+            self._is_complete = self.is_current()
+        if not self._is_complete:  # Luigi asks every task before it runs any: the one time to refuse what cannot be
             self.check_once()
-        return done
+        return self._is_complete
 
     def check_once(self) -> None:
         """`check`, unless it has passed already."""
-        if not self.__dict__.get("_checked"):
+        if not self._is_checked:
             with told_plainly():
                 self.check()
-            self.__dict__["_checked"] = True
+            self._is_checked = True
 
     def check(self) -> None:
         """Refuse what could not be made in the end, before anything is made for it. Nothing is written but weights."""
@@ -212,7 +211,7 @@ class Stage(luigi.Task):
 
     def run(self) -> None:
         """Make the artifact, with the folder locked; if another run has just made it, there is nothing left to do."""
-        take_part(self.run_spec.artifacts, create=True)
+        use_artifacts(self.run_spec.artifacts, create=True)
         with one_writer(self.folder):
             if self.is_current():
                 return
@@ -246,11 +245,11 @@ class Stage(luigi.Task):
 _IN_USE: dict[tuple[str, int], int] = {}  # artifacts, process -> what holds `gc` off
 
 
-def take_part(artifacts: str, *, create: bool = False) -> None:
+def use_artifacts(artifacts: str, *, create: bool = False) -> None:
     """From now on this command uses the artifacts; whoever calls from Python has to see to that himself."""
     key = (artifacts, os.getpid())
     if settings.from_command_line() and _IN_USE.get(key, -1) < 0:
-        _IN_USE[key] = files.take_part(Path(artifacts), create=create)
+        _IN_USE[key] = files.hold_shared_lock(Path(artifacts), create=create)
 
 
 def _snake(name: str) -> str:
@@ -266,4 +265,4 @@ def _say_present(task: luigi.Task) -> None:
 
 @luigi.Task.event_handler(luigi.Event.FAILURE)
 def _say_failure(task: luigi.Task, error: BaseException) -> None:
-    say(f"{type(task).__name__} FAILED: {mistakes.in_words(error, getattr(task, 'folder', None))}")
+    say(f"{type(task).__name__} FAILED: {mistakes.error_line(error, getattr(task, 'folder', None))}")

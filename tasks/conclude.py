@@ -9,13 +9,11 @@ import luigi
 from pipeline import files
 from pipeline.progress import say
 from pipeline.spec import digest_of
+from pipeline.specs import FUSIONS, STREAMS
 from tasks.base import Stage
 from tasks.learn import ScoreStream, TrainStream
 from tasks.listing import Catalog
 from tasks.prepare import Flow, Frames
-
-STREAMS = ("spatial", "temporal")
-FUSIONS = ("average", "weighted", "svm")
 
 
 class Fuse(Stage):
@@ -73,16 +71,21 @@ class Report(Stage):
         """The digests of all that is reported."""
         return digest_of("report", 3, [task.digest for task in self.before()])
 
-    def requires(self) -> list[Stage]:
+    def requires(self) -> dict[str, Stage]:
         """Everything above: the fusion, the trainings with their curves, the stores with their failed clips."""
-        trained = [self.clone(TrainStream, stream=s) for s in STREAMS]
-        return [self.clone(Fuse), *trained, self.clone(Frames), self.clone(Flow), self.clone(Catalog)]
+        return {
+            "fuse": self.clone(Fuse),
+            **{stream: self.clone(TrainStream, stream=stream) for stream in STREAMS},
+            "frames": self.clone(Frames),
+            "flow": self.clone(Flow),
+            "catalog": self.clone(Catalog),
+        }
 
     def tables(self) -> dict[str, dict]:
         """`streams` and `fused`: the score tables of the test part by name."""
         from pipeline.scores import Scores
 
-        fuse = self.requires()[0]
+        fuse = self.requires()["fuse"]
         made = json.loads(fuse.path.read_text())["parameters"]
         return {
             "streams": {s: Scores.read(fuse.requires()["test"][s].path) for s in STREAMS},
@@ -94,15 +97,15 @@ class Report(Stage):
         from pipeline import report, store
         from pipeline.report import metrics
 
-        fuse, *trained, frames, flow, catalog = self.requires()
-        stores = {"Frames": store.open_frames(frames.path), "Flow": store.open_flow(flow.path)}
+        above = self.requires()
+        stores = {"Frames": store.open_frames(above["frames"].path), "Flow": store.open_flow(above["flow"].path)}
         report.write(
             self.folder,
             dataset=self.dataset_name,
             split=self.split_name,
             **self.tables(),
-            fusion=json.loads(fuse.path.read_text())["parameters"],
-            curves={task.stream: json.loads(task.path.read_text()) for task in trained},
+            fusion=json.loads(above["fuse"].path.read_text())["parameters"],
+            curves={stream: json.loads(above[stream].path.read_text()) for stream in STREAMS},
             failed=metrics.first_reasons({stage: opened.failed for stage, opened in stores.items()}),
             odd=stores["Frames"].odd,
             settings=self.all_settings(),
@@ -110,14 +113,14 @@ class Report(Stage):
                 {"stage": type(t).__name__, "label": t.label, "digest": t.digest, "path": str(t.path)}
                 for t in self.before()
             ],
-            counts=store.read_catalog(catalog.path).counts(),
-            inputs=self.inputs(),
+            counts=store.read_catalog(above["catalog"].path).counts(),
+            inputs=self.inputs_key(),
         )
         files.link(self.folder.parent / "latest", self.folder)
 
     def all_settings(self) -> dict[str, dict]:
         """Every setting as it held for this run."""
-        streams = {task.stream: task.stream_spec.as_dict() for task in self.requires()[1:3]}
+        streams = {stream: self.requires()[stream].stream_spec.as_dict() for stream in STREAMS}
         others = {
             name: self.spec(name).as_dict() for name in ("dataset", "frames", "flow", "score", "fusion", "cluster")
         }
@@ -140,7 +143,7 @@ class FullPipeline(luigi.WrapperTask):
         from pipeline.report import metrics
 
         report = self.requires()
-        say(f"{metrics.table(report.output().recorded())}\n{report.folder / 'report.html'}")
+        say(f"{metrics.headline_text(report.output().recorded())}\n{report.folder / 'report.html'}")
 
     def say_present(self) -> None:
         """Nothing had to be done: show what there is."""

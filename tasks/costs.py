@@ -15,9 +15,9 @@ from pipeline.training import VALIDATION_FRAMES
 from tasks import settings
 from tasks.learn import ScoreStream, TrainStream
 from tasks.listing import Catalog, DemoVideos
-from tasks.mistakes import in_words
+from tasks.mistakes import error_line
 from tasks.prepare import Flow, Frames
-from tasks.standing import IS_THERE, Standing
+from tasks.states import IS_THERE, ArtifactState
 
 ELSEWHERE = "on one worker like this machine"  # for kind = address or jobqueue
 
@@ -25,9 +25,9 @@ ELSEWHERE = "on one worker like this machine"  # for kind = address or jobqueue
 class Costs:
     """The costs of the tasks of one plan."""
 
-    def __init__(self, standings: Callable[[luigi.Task], Standing], *, one_thread: bool = False):
-        """`standings`: how far the artifact of a task is; `one_thread`: time networks on one thread of the CPU."""
-        self._standing, self._one_thread, self._known, self._read = standings, one_thread, {}, set()
+    def __init__(self, state_of: Callable[[luigi.Task], ArtifactState], *, one_thread: bool = False):
+        """`state_of`: how far the artifact of a task is; `one_thread`: time networks on one thread of the CPU."""
+        self._state_of, self._one_thread, self._known, self._read = state_of, one_thread, {}, set()
 
     def of(self, task: luigi.Task) -> Work:
         """What is left to do for a task; where it cannot be measured, why."""
@@ -44,7 +44,7 @@ class Costs:
         try:
             return how(task)
         except Exception as error:  # a driver may fail in any way; the other rows are still worth telling
-            return Work(note=f"cannot be measured: {in_words(error)}")
+            return Work(note=f"cannot be measured: {error_line(error)}")
 
     def _once(self, what: Hashable, measured: Callable[..., Any], *given: Any, **named: Any) -> Any:
         if what not in self._known:
@@ -58,7 +58,7 @@ class Costs:
         return self._unwritten(Frames(**own))[0]
 
     def _catalog(self, task: Catalog) -> Work:
-        clips = self._standing(task).catalog.clips
+        clips = self._state_of(task).catalog.clips
         new = sum(clip.bytes for clip in clips if clip.content == catalog.UNREADABLE)
         if not new or task.dataset_folder in self._read:  # what one split has read, the others know
             return MOMENTS
@@ -67,7 +67,7 @@ class Costs:
         return estimates.catalog_work(videos, new_bytes=new, threads=catalog.reading_threads())
 
     def _frames(self, task: Frames) -> Work:
-        at, where = self._standing(task), task.spec("cluster")
+        at, where = self._state_of(task), task.spec("cluster")
         workers = cluster.shared_by(where, most=at.shards_left)
         work = estimates.frames_work(self._videos(task), share=at.share, clips=at.clips, workers=workers)
         return _elsewhere(work, where)
@@ -75,7 +75,7 @@ class Costs:
     def _flow(self, task: Flow) -> Work:
         if missing := task.to_download():
             return Work(note=f"the first use downloads {missing}; only then it can be timed")
-        at, spec, where, frames = self._standing(task), task.spec("flow"), task.spec("cluster"), task.requires()[0]
+        at, spec, where, frames = self._state_of(task), task.spec("flow"), task.spec("cluster"), task.requires()[0]
         clips, device = self._cached(frames), task.run_spec.device
         cost = self._once(("pair", spec, frames.folder), measure.pair, clips.samples, spec, device=device)
         devices = preprocess.devices_of(spec, where, device)
@@ -91,7 +91,7 @@ class Costs:
         return _elsewhere(work, where)
 
     def _training(self, task: TrainStream) -> Work:
-        spec, at = task.stream_spec, self._standing(task)
+        spec, at = task.stream_spec, self._state_of(task)
         views = len(at.catalog.part("val")) * VALIDATION_FRAMES
         sharing = measure_networks.gpus_that_share(spec, task.run_spec.device)
         cost, left = self._network(task), spec.steps - at.steps_done
@@ -105,13 +105,13 @@ class Costs:
             cost, classes = self._timed(found.spec, len(found.classes), task.run_spec.device), len(found.classes)
         else:  # the classes are those of the training: other videos, which are scored here, have none
             trained = task.trained[0]
-            cost, classes = self._network(trained), len(self._standing(trained).catalog.classes)
-        return estimates.scoring_work(cost, task.spec("score"), clips=self._standing(task).clips, classes=classes)
+            cost, classes = self._network(trained), len(self._state_of(trained).catalog.classes)
+        return estimates.scoring_work(cost, task.spec("score"), clips=self._state_of(task).clips, classes=classes)
 
     # --- what they are measured on
 
     def _network(self, task: TrainStream) -> estimates.StepCost:
-        return self._timed(task.stream_spec, len(self._standing(task).catalog.classes), task.run_spec.device)
+        return self._timed(task.stream_spec, len(self._state_of(task).catalog.classes), task.run_spec.device)
 
     def _timed(self, spec: StreamSpec, classes: int, device: str) -> estimates.StepCost:
         spec, how = measure_networks.timed_as(spec), {"device": device, "one_thread": self._one_thread}
@@ -121,16 +121,16 @@ class Costs:
         listed, dataset, spec = task.requires()[0], task.spec("dataset"), task.spec("frames")
         if not all(one.complete() for one in listed.before()):
             return self._unwritten(task)[1]
-        clips = self._standing(listed).catalog.clips
+        clips = self._state_of(listed).catalog.clips
         return self._once(("videos", task.folder), measure.videos, Path(dataset.videos), clips, spec)
 
     def _unwritten(self, task: Frames) -> tuple[Work, Videos]:
-        spec, clips = settings.resolve("demo", task.dataset_name), self._standing(task.requires()[0]).catalog
+        spec, clips = settings.resolve("demo", task.dataset_name), self._state_of(task.requires()[0]).catalog
         return self._once(("demo", spec, task.spec("frames")), measure.unwritten_demo, spec, clips, task.spec("frames"))
 
     def _cached(self, task: Frames) -> Cached:
         """The frames themselves where they are there, else as the videos promise them."""
-        if self._standing(task).state == IS_THERE:
+        if self._state_of(task).state == IS_THERE:
             return self._once(("cached", task.folder), measure.cached, task.path)
         return self._videos(task).cached
 

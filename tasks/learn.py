@@ -9,6 +9,7 @@ import luigi
 
 from pipeline import files
 from pipeline.progress import say
+from pipeline.specs import STREAMS
 from tasks import settings
 from tasks.base import Stage
 from tasks.listing import Catalog, OfVideos
@@ -28,7 +29,7 @@ class OnDevice(Stage):
 class TrainStream(OnDevice):
     """One stream, trained on the training part; the weights that did best on the validation part are kept."""
 
-    stream = luigi.ChoiceParameter(choices=("spatial", "temporal"), description="which stream")
+    stream = luigi.ChoiceParameter(choices=STREAMS, description="which stream")
     alone = luigi.BoolParameter(default=False, description="leave with_dataset aside: others start from this training")
     file = "curve.json"  # written after checkpoint.pt
 
@@ -49,7 +50,7 @@ class TrainStream(OnDevice):
     def own_digest(self) -> str:
         """The settings of the stream and of what it reads, and the content of the file that it starts from."""
         start = self.stream_spec.start_file
-        content = [files.content_of(start)] if start and start.is_file() else []
+        content = [files.file_hash(start)] if start and start.is_file() else []
         return self.stream_spec.digest(*[task.digest for task in self.requires()], *content)
 
     def requires(self) -> list[Stage]:
@@ -96,8 +97,8 @@ class TrainStream(OnDevice):
         parallel.process_count(self.stream_spec, self.run_spec.device)
         self.clone(Catalog).check_classes()
         self._check_other()
-        if doubt := self.stream_spec.doubt:
-            say(doubt)
+        if warning := self.stream_spec.warning:
+            say(warning)
 
     def _check_other(self) -> None:
         """Refuse classes or clips that do not go together as soon as both catalogs are known: flow may take days."""
@@ -115,11 +116,11 @@ class TrainStream(OnDevice):
 
     def _other(self):
         """The data set that this one is trained together with."""
-        from pipeline.together import Other
+        from pipeline.together import OtherDataset
 
         data = self.of_other[0]
         store = data.clone(data.data) if isinstance(data, TrainStream) else data
-        return Other(self.stream_spec.with_dataset, store.path, self._catalog_of_other().read())
+        return OtherDataset(self.stream_spec.with_dataset, store.path, self._catalog_of_other().read())
 
     def key(self) -> str:
         """The trained weights."""
@@ -137,7 +138,7 @@ class TrainStream(OnDevice):
         spec, catalog = self.stream_spec, self.clone(Catalog).read()
         other = self._other() if spec.with_how in ("heads", "classes") else None
         classes = together.other_classes(spec, catalog, other)
-        identity = resume.identity_of(spec, self.inputs(), catalog.classes, classes)
+        identity = resume.identity_of(spec, self.inputs_key(), catalog.classes, classes)
         return resume.steps_done(self.folder / "resume.pt", identity)
 
     def make(self) -> None:
@@ -152,7 +153,7 @@ class TrainStream(OnDevice):
             store_path=data.path,
             catalog=catalog.read(),
             folder=self.folder,
-            inputs=self.inputs(),
+            inputs_key=self.inputs_key(),
             device=self.run_spec.device,
             other=self._other() if spec.with_how in ("heads", "classes") else None,
             start=self.of_other[0].checkpoint if spec.with_how == "start" else None,
@@ -174,7 +175,7 @@ class TrainStream(OnDevice):
 class ScoreStream(OfVideos, OnDevice):
     """Probabilities and features of every clip of one part, from one trained stream; or of other videos, all `test`."""
 
-    stream = luigi.ChoiceParameter(choices=("spatial", "temporal"), description="which stream")
+    stream = luigi.ChoiceParameter(choices=STREAMS, description="which stream")
     part = luigi.ChoiceParameter(choices=("train", "val", "test"), default="test", description="which clips")
     checkpoint = luigi.Parameter(default="", description="trained weights, in place of those of TrainStream")
     file = "scores.h5"
@@ -186,11 +187,11 @@ class ScoreStream(OfVideos, OnDevice):
 
     def own_digest(self) -> str:
         """The settings of the test views and of the training, or the content of the weights."""
-        given = [files.content_of(self.weights)] if self.checkpoint else []
+        given = [files.file_hash(self.weights)] if self.checkpoint else []
         return self.spec("score").digest(self.part, *given, *[task.digest for task in self.requires()])
 
     def requires(self) -> list[Stage]:
-        """What the stream reads, the parts of the split, and the trained stream."""
+        """The trained stream, unless weights are given; what it reads; the parts of the split."""
         data = self.clone(Frames if self.stream == "spatial" else Flow)
         return [*self.trained, data, self.clone(Catalog)]
 
@@ -245,6 +246,4 @@ class ExtractFeatures(luigi.WrapperTask):
 
     def requires(self) -> list[Stage]:
         """ScoreStream for both streams and all parts."""
-        return [
-            self.clone(ScoreStream, stream=s, part=p) for s in ("spatial", "temporal") for p in ("train", "val", "test")
-        ]
+        return [self.clone(ScoreStream, stream=s, part=p) for s in STREAMS for p in ("train", "val", "test")]

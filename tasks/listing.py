@@ -88,7 +88,7 @@ class Catalog(OfVideos):
         dataset = self.spec("dataset")
         return [DemoVideos(str(Path(dataset.videos).parent), self.dataset_name)] if dataset.generator else []
 
-    def inputs(self) -> str:
+    def inputs_key(self) -> str:
         """What a quick look at the folder tells: names, sizes and time stamps of videos and lists."""
         from pipeline import catalog
 
@@ -97,7 +97,7 @@ class Catalog(OfVideos):
             say(f"Catalog: the videos are no longer at {dataset.videos}; going on with what was made from them")
             return self.output().recorded()["inputs"]
         with told_plainly():
-            return self.__dict__.get("_inputs") or catalog.listing(dataset)
+            return self._inputs_key or catalog.files_fingerprint(dataset)
 
     def key(self) -> str:
         """Content of the videos, the classes and the parts."""

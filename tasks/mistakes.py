@@ -35,7 +35,7 @@ class Refused(SystemExit):
     """
 
     def __init__(self, error: Exception):
-        super().__init__(f"error: {in_words(error)}")
+        super().__init__(f"error: {error_line(error)}")
         self.error = error
         """What was raised where the mistake was found."""
 
@@ -51,7 +51,7 @@ def told_plainly() -> Iterator[None]:
         raise
 
 
-def in_words(error: BaseException, folder: Path | None = None) -> str:
+def error_line(error: BaseException, folder: Path | None = None) -> str:
     """The message with what was noted on the way (the path), and how much room there is if the disk may be full."""
     if isinstance(error, Refused):
         error = error.error
@@ -64,7 +64,7 @@ def in_words(error: BaseException, folder: Path | None = None) -> str:
     if not _is_full(error):
         return text
     where = Path(getattr(error, "filename", None) or folder or ".")
-    return f"{text} ({files.room(where)}; free some, and run the same command again)"
+    return f"{text} ({files.free_space_text(where)}; free some, and run the same command again)"
 
 
 def _is_full(error: BaseException | None) -> bool:
@@ -120,7 +120,7 @@ def mistake_of_command(error: BaseException | None) -> str:
 
 def plainly(error: BaseException) -> str:
     """What is wrong in one line, if that is no fault of the program; else ""."""
-    return mistake_of_command(error) or (in_words(error) if isinstance(error, Refused) or _is_plain(error) else "")
+    return mistake_of_command(error) or (error_line(error) if isinstance(error, Refused) or _is_plain(error) else "")
 
 
 def _say_or_show(kind: type[BaseException], error: BaseException, trace) -> None:

@@ -22,10 +22,10 @@ import tasks
 from pipeline import machine
 from pipeline.console import in_bytes, print_table
 from pipeline.estimates import MOMENTS, Total, Work, total
-from pipeline.progress import in_words
+from pipeline.progress import duration_text
 from tasks import mistakes
 from tasks.base import Stage
-from tasks.standing import IS_THERE, UNKNOWN, Standing, Standings, before_of, folder_of
+from tasks.states import IS_THERE, UNKNOWN, ArtifactState, ArtifactStates, before_of, folder_of
 
 DEFAULT = "FullPipeline"
 
@@ -88,10 +88,10 @@ def plan(root: luigi.Task, *, quick: bool = False) -> dict[str, Any]:
         total and enough are None; "refused" says which missing files keep Luigi from beginning.
     """
     at_first = machine.load()  # before anything here adds to it
-    standings, walked = Standings(), artifacts_of(root)
+    states, walked = ArtifactStates(), artifacts_of(root)
     apart = _told_apart(walked)
-    rows = [_row(task, standings.of(task), changes) for task, changes in zip(walked, apart, strict=True)]
-    summed = None if quick else _estimate(walked, rows, standings, busy=at_first["busy"])
+    rows = [_row(task, states.of(task), changes) for task, changes in zip(walked, apart, strict=True)]
+    summed = None if quick else _estimate(walked, rows, states, busy=at_first["busy"])
     artifacts = _artifacts(walked)
     free = machine.resources(artifacts)["disk_free"]
     return {
@@ -101,7 +101,7 @@ def plan(root: luigi.Task, *, quick: bool = False) -> dict[str, Any]:
         "artifacts": str(artifacts),
         "disk_free": free,
         "enough": summed and summed.most_bytes <= free,
-        "refused": [note for task in walked if standings.of(task).refused for note in standings.of(task).notes],
+        "refused": [note for task in walked if states.of(task).refused for note in states.of(task).notes],
         **at_first,
     }
 
@@ -133,7 +133,7 @@ def _collect(
         found[folder], reads[folder] = task, {folder_of(one) for one in before} - {None}
 
 
-def _row(task: luigi.Task, found: Standing, changes: str) -> dict[str, Any]:
+def _row(task: luigi.Task, found: ArtifactState, changes: str) -> dict[str, Any]:
     stage = isinstance(task, Stage)
     notes = [changes, *found.notes, *getattr(task, "left_out", [])]
     return {
@@ -166,11 +166,11 @@ def _told_apart(walked: list[luigi.Task]) -> list[str]:
     ]
 
 
-def _estimate(walked: list[luigi.Task], rows: list[dict[str, Any]], standings: Standings, *, busy: bool) -> Total:
+def _estimate(walked: list[luigi.Task], rows: list[dict[str, Any]], states: ArtifactStates, *, busy: bool) -> Total:
     """Fill in what each row would take; returns the sum."""
     from tasks.costs import Costs  # measures, for which it imports much
 
-    costs, works = Costs(standings.of, one_thread=busy), []
+    costs, works = Costs(states.of, one_thread=busy), []
     for task, row in zip(walked, rows, strict=True):
         work = {IS_THERE: MOMENTS, UNKNOWN: Work()}.get(row["state"]) or costs.of(task)
         row |= {name: getattr(work, name) for name in ("seconds", "disk_bytes", "meanwhile_bytes")}
@@ -209,7 +209,7 @@ def _known(value: float | None, in_words: Callable[[float], str]) -> str:
 
 
 def _time(seconds: float) -> str:
-    return "moments" if seconds < 1 else in_words(seconds)
+    return "moments" if seconds < 1 else duration_text(seconds)
 
 
 def _disk(count: float) -> str:

@@ -47,7 +47,7 @@ class Frames(_Store):
         """The list of the videos."""
         return [self.clone(Catalog)]
 
-    def inputs(self) -> str:
+    def inputs_key(self) -> str:
         """The videos and their labels; not the split."""
         return self.requires()[0].videos_key()
 
@@ -83,13 +83,13 @@ class Flow(_Store):
     def contents(self) -> dict[str, str]:
         """Of RAFT's weights, if they come from a file."""
         weights = self.spec("flow").weights_file
-        return {"raft_weights": files.content_of(weights)} if weights and weights.is_file() else {}
+        return {"raft_weights": files.file_hash(weights)} if weights and weights.is_file() else {}
 
     def requires(self) -> list[Stage]:
         """The frames."""
         return [self.clone(Frames)]
 
-    def inputs(self) -> str:
+    def inputs_key(self) -> str:
         """The frames' content."""
         return self.requires()[0].key()
 

@@ -19,6 +19,7 @@ from luigi.configuration import get_config
 from pipeline import specs
 from pipeline.files import plain_name
 from pipeline.spec import Spec, digest_of, unknown_name
+from pipeline.specs import STREAMS
 
 SECTIONS: dict[str, type[Spec]] = {
     "run": specs.RunSpec,
@@ -33,7 +34,6 @@ SECTIONS: dict[str, type[Spec]] = {
     "fusion": specs.FusionSpec,
     "cluster": specs.ClusterSpec,
 }
-STREAMS = ("spatial", "temporal")
 PATHS = ("videos", "lists")  # settings of a dataset
 NOTHING: Mapping[str, str] = MappingProxyType({})
 # Luigi's own sections, of which luigi.cfg may hold any.

@@ -14,12 +14,13 @@ from pipeline import files
 from pipeline.progress import say
 from pipeline.report import paper
 from pipeline.spec import digest_of, unknown_name
+from pipeline.specs import STREAMS
 from tasks import settings
 from tasks.base import Stage
-from tasks.conclude import STREAMS, Fuse
+from tasks.conclude import Fuse
 from tasks.learn import ScoreStream, TrainStream
 from tasks.listing import Catalog
-from tasks.mistakes import Refused, in_words, plainly, told_plainly
+from tasks.mistakes import Refused, error_line, plainly, told_plainly
 from tasks.prepare import Flow, Frames
 from tasks.repeat import Repeated, listed
 
@@ -135,7 +136,7 @@ class PaperTable(Repeated):
             tasks = [self.clone(task, **run, **of) for run in runs]
             _ = [task.digest for task in tasks]  # refuses what only a stage before it refuses
         except (ValueError, Refused) as error:
-            planned.reason, planned.changes = in_words(error), {}
+            planned.reason, planned.changes = error_line(error), {}
         else:
             planned.tasks = tasks
 
@@ -192,7 +193,7 @@ class PaperTable(Repeated):
                 try:
                     _finish(task, broken)
                 except (Exception, Refused) as error:
-                    why = f"{task.title}: {in_words(error, task.folder)}"
+                    why = f"{task.title}: {error_line(error, task.folder)}"
                     say(f"Table {self.table}, row {planned.row.key}: FAILED: {why}")
                     self.failures.setdefault(planned.row.key, why)
         if self.failures:
@@ -206,7 +207,7 @@ class PaperTable(Repeated):
 
     def attrs(self) -> dict[str, str]:
         """Other inputs than any if a row failed, so that the table is not taken for whole."""
-        return {"digest": self.digest, "inputs": PARTIAL if self.failures else self.inputs()}
+        return {"digest": self.digest, "inputs": PARTIAL if self.failures else self.inputs_key()}
 
     def make(self) -> None:
         """Put all rows into one table, and let `latest-<table>` point here."""

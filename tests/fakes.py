@@ -108,7 +108,7 @@ def write_frames_store(folder, fake, catalog):
     about = {"digest": "fake", "spec": "{}", "inputs": "fake"}
     with store.ShardWriter(folder / "shards" / "only.h5", "frames", about) as shard:
         records = [_write_clip(shard, clip, fake[clip.id]) for clip in catalog.clips]
-    splits = {clip.id: clip.split for clip in catalog.clips}
+    splits = {clip.id: clip.part for clip in catalog.clips}
     store.write_index(folder / "index.h5", "frames", [(record, "only") for record in records], splits, about)
     return folder / "index.h5"
 

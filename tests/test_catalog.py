@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import store
-from pipeline.catalog import UNREADABLE, listing, outline, read_dataset
+from pipeline.catalog import UNREADABLE, files_fingerprint, outline, read_dataset
 from pipeline.specs import DatasetSpec
 
 
@@ -92,7 +92,7 @@ def test_official_hmdb51_lists_read_as_a_partial_set(tmp_path, shared):
     touch(tmp_path, f"kick_ball/{name}.avi")
     lists = str(shared / "data/splits/testTrainMulti_7030_splits")
     catalog = read_dataset(DatasetSpec(layout="hmdb51", videos=str(tmp_path), lists=lists, partial=True), "1")
-    assert [(c.id, c.label, c.group, c.split) for c in catalog.clips] == [(name, 0, "Amazing_Soccer_#2", "train")]
+    assert [(c.id, c.label, c.group, c.part) for c in catalog.clips] == [(name, 0, "Amazing_Soccer_#2", "train")]
     assert catalog.classes == ("kick_ball",)
     assert len(catalog.absent) == 6765
 
@@ -245,7 +245,7 @@ def test_csv_split_column_is_kept(tmp_path):
     text = "path,label,split\na.avi,x,train\nb.avi,x,val\nc.avi,x,test\nd.avi,x,unused\ne.avi,x,train\n"
     catalog = read_dataset(csv_spec(tmp_path, text, *(f"{c}.avi" for c in "abcde"), val_fraction=0.9), "1")
     wanted = {"a": "train", "b": "val", "c": "test", "d": "unused", "e": "train"}
-    assert {c.id: c.split for c in catalog.clips} == wanted
+    assert {c.id: c.part for c in catalog.clips} == wanted
 
 
 # keys and freshness
@@ -254,7 +254,7 @@ def test_csv_split_column_is_kept(tmp_path):
 def test_clips_and_classes_do_not_depend_on_the_split(tmp_path):
     spec = make_ucf(tmp_path)
     first, second = read_dataset(spec, "1"), read_dataset(spec, "2")
-    assert [replace(c, split="") for c in first.clips] == [replace(c, split="") for c in second.clips]
+    assert [replace(c, part="") for c in first.clips] == [replace(c, part="") for c in second.clips]
     assert first.videos_key == second.videos_key
     assert first.key != second.key
 
@@ -289,16 +289,16 @@ def test_a_file_that_cannot_be_read_is_left_to_the_decoder(tmp_path, monkeypatch
 
 def test_listing_changes_with_any_video_or_list(tmp_path):
     spec = make_ucf(tmp_path)
-    seen = [listing(spec)]
-    assert listing(spec) == seen[0]
+    seen = [files_fingerprint(spec)]
+    assert files_fingerprint(spec) == seen[0]
     touch(tmp_path / "videos", "Run/new.avi")
-    seen.append(listing(spec))
+    seen.append(files_fingerprint(spec))
     os.utime(tmp_path / "videos/Run/new.avi", ns=(1, 1))
-    seen.append(listing(spec))
+    seen.append(files_fingerprint(spec))
     (tmp_path / "lists/testlist02.txt").write_text("Run/v_Run_g02_c01.avi")
-    seen.append(listing(spec))
+    seen.append(files_fingerprint(spec))
     (tmp_path / "videos/Run/new.avi").unlink()
-    seen.append(listing(spec))
+    seen.append(files_fingerprint(spec))
     assert len(set(seen)) == 5
 
 
@@ -307,7 +307,7 @@ def test_unlabelled_videos(tmp_path, capsys):
     for name in ("a.avi", "walk/b.avi"):
         (tmp_path / name).write_bytes(name.encode())
     found = read_dataset(DatasetSpec(layout="unlabelled", videos=str(tmp_path)), "1")
-    assert [(c.id, c.label, c.class_name, c.split) for c in found.clips] == [
+    assert [(c.id, c.label, c.class_name, c.part) for c in found.clips] == [
         ("a.avi", -1, "", "test"),
         ("walk__b.avi", -1, "", "test"),
     ]
@@ -318,11 +318,11 @@ def test_unlabelled_videos(tmp_path, capsys):
 
 def test_a_video_that_may_be_read_again_is_looked_at_again(tmp_path, monkeypatch):
     spec = make_ucf(tmp_path)
-    free = listing(spec)
+    free = files_fingerprint(spec)
     monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != "v_Jump_g01_c01.avi")
-    closed = listing(spec)
+    closed = files_fingerprint(spec)
     monkeypatch.undo()
-    assert closed != free == listing(spec)
+    assert closed != free == files_fingerprint(spec)
 
 
 def test_empty_parts_are_said_early(tmp_path, capsys):

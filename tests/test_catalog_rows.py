@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def clip(**changes):
-    values = {"id": "a", "path": "x/a.avi", "label": 0, "class_name": "x", "group": "g", "split": "train"}
+    values = {"id": "a", "path": "x/a.avi", "label": 0, "class_name": "x", "group": "g", "part": "train"}
     return Clip(**{**values, "bytes": 1, "mtime_ns": 2, "content": "0" * 16, **changes})
 
 
@@ -24,10 +24,10 @@ def rows(*pairs):
 
 
 @pytest.mark.parametrize(
-    "change", [{"label": 1}, {"label": -1}, {"class_name": "y"}, {"class_name": ""}, {"split": "dev"}]
+    "change", [{"label": 1}, {"label": -1}, {"class_name": "y"}, {"class_name": ""}, {"part": "dev"}]
 )
 def test_a_catalog_refuses_clips_that_do_not_fit(change):
-    with pytest.raises(ValueError, match="clip 'a': no split"):
+    with pytest.raises(ValueError, match="clip 'a': no part"):
         Catalog((clip(**change),), ("x",), "1", ())
 
 
@@ -50,7 +50,7 @@ def test_a_catalog_shows_counts():
     [
         ({"path": "else.avi"}, True, True),
         ({"mtime_ns": 3}, True, True),
-        ({"split": "test"}, True, False),
+        ({"part": "test"}, True, False),
         ({"group": "h"}, False, False),
         ({"content": "1" * 16}, False, False),
         ({"id": "b"}, False, False),
@@ -74,7 +74,7 @@ def test_what_became_of_the_videos_is_told():
         "changed: 1 of 6 videos ('b')",
         "of another class or group: 2 of 6 videos ('c', 'd')",
     ]
-    moved = replace(old, clips=(*old.clips[1:], clip(id="a", path="a.avi", split="test")))
+    moved = replace(old, clips=(*old.clips[1:], clip(id="a", path="a.avi", part="test")))
     told = "of another part (results before and after are not of the same clips): 1 of 6 videos ('a')"
     assert changes(old, moved) == [told] and changes(old, replace(moved, split_name="2")) == []
 

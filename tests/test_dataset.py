@@ -11,8 +11,8 @@ from fakes import BrokenClip, FakeClip, FakeStore, clip_row, two_classes, use_st
 from pipeline import jpeg
 from pipeline.dataset import (
     ClassUniform,
+    EvalSet,
     Pictures,
-    TestSet,
     TrainingSet,
     snippet_positions,
     stack_items,
@@ -155,7 +155,7 @@ def test_temporal_pictures_are_windows_of_flow(monkeypatch):
 
 def test_test_views_are_equally_spaced(monkeypatch):
     use_store(monkeypatch, FakeStore({"a": ramp(11)}))
-    views = TestSet(spec("temporal", flow_unit_px=1.0), "index.h5", [clip_row("a", 0, "test", "xy")], frames=3, crops=2)
+    views = EvalSet(spec("temporal", flow_unit_px=1.0), "index.h5", [clip_row("a", 0, "test", "xy")], frames=3, crops=2)
     assert len(views) == 3
     found = [views[j].views.inputs()[:, :, 0, 0].tolist() for j in range(3)]  # of 9 starts: 0, 4, 8
     assert found == [[[s, s, s + 1, s + 1, s + 2, s + 2], [-s, s, -s - 1, s + 1, -s - 2, s + 2]] for s in (0, 4, 8)]
@@ -193,7 +193,7 @@ def test_a_test_clip_that_cannot_be_read_is_an_item_with_its_reason(monkeypatch)
     del fake.clips["right_5"]
     fake.failed["right_5"] = "decodes no frame"
     use_store(monkeypatch, fake)
-    tested = TestSet(spec(), "index.h5", catalog.part("test"), frames=1, crops=1)
+    tested = EvalSet(spec(), "index.h5", catalog.part("test"), frames=1, crops=1)
     failed = [item for item in map(tested.__getitem__, range(4)) if item.views is None]
     reasons = {tested.clips[item.number].id: item.reason for item in failed}  # one frame a clip
     assert reasons == {"left_5": "OSError: bad JPEG", "right_5": "decodes no frame"}

@@ -191,6 +191,6 @@ def test_the_outline_is_the_catalog_of_what_is_written(tmp_path, split):
     lists = {"videos": str(tmp_path / "demo/videos"), "lists": str(tmp_path / "demo/ucfTrainTestlist")}
     dataset = DatasetSpec(layout="ucf101", **lists)
     written, drawn = catalog.outline(dataset, split), outline(spec, dataset, split)
-    names = ("id", "path", "label", "class_name", "group", "split")
+    names = ("id", "path", "label", "class_name", "group", "part")
     told = [[[getattr(clip, name) for name in names] for clip in found.clips] for found in (written, drawn)]
     assert told[0] == told[1] and written.classes == drawn.classes

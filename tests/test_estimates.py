@@ -3,7 +3,7 @@
 import pytest
 
 from pipeline import estimates
-from pipeline.estimates import MOMENTS, Cached, PairCost, StepCost, Videos, Work, extrapolated, spread
+from pipeline.estimates import MOMENTS, Cached, PairCost, StepCost, Videos, Work, extrapolated, middles_of_equal_shares
 from pipeline.specs import ScoreSpec, StackSpec, StreamSpec
 
 CACHED = Cached(clips=10, frames=1010.0, samples=())
@@ -13,12 +13,12 @@ STEP = StepCost(step_seconds=2.0, clip_seconds=0.5, view_seconds=0.25, weights_b
 
 
 def test_items_in_the_middle_of_equal_shares_are_chosen():
-    assert spread([1, 1, 2, 8, 12], 2) == [3, 4]
-    assert spread([12, 8, 2, 1, 1], 2) == [1, 0]  # places, whatever the order
-    assert spread([5, 5, 5, 5], 2) == [0, 2]
-    assert spread([1, 100], 3) == [1]  # the large one stands for the small one as well
-    assert spread([], 3) == []
-    assert spread([0, 0], 1) == [0]
+    assert middles_of_equal_shares([1, 1, 2, 8, 12], 2) == [3, 4]
+    assert middles_of_equal_shares([12, 8, 2, 1, 1], 2) == [1, 0]  # places, whatever the order
+    assert middles_of_equal_shares([5, 5, 5, 5], 2) == [0, 2]
+    assert middles_of_equal_shares([1, 100], 3) == [1]  # the large one stands for the small one as well
+    assert middles_of_equal_shares([], 3) == []
+    assert middles_of_equal_shares([0, 0], 1) == [0]
 
 
 def test_every_item_stands_for_its_size():

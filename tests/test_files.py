@@ -78,7 +78,7 @@ def test_content_of_a_file_is_its_blake2b(tmp_path):
 
     data = bytes(range(256)) * 9000  # more than one block
     (tmp_path / "a").write_bytes(data)
-    assert files.content_of(tmp_path / "a") == hashlib.blake2b(data, digest_size=8).hexdigest()
+    assert files.file_hash(tmp_path / "a") == hashlib.blake2b(data, digest_size=8).hexdigest()
 
 
 def test_link_is_replaced_in_one_step(tmp_path):
@@ -92,7 +92,7 @@ def test_link_is_replaced_in_one_step(tmp_path):
 def test_room_is_that_of_the_nearest_folder_that_exists(tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(files.shutil, "disk_usage", lambda path: asked.append(path) or SimpleNamespace(free=12_400_000))
-    assert files.room(tmp_path / "a/b") == f"12 MB are free on the disk of {tmp_path / 'a/b'}"
+    assert files.free_space_text(tmp_path / "a/b") == f"12 MB are free on the disk of {tmp_path / 'a/b'}"
     assert asked == [tmp_path]
 
 

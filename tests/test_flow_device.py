@@ -8,7 +8,7 @@ import torch
 from conftest import moving_texture
 
 from pipeline.flow import cuda_devices, device, estimate, estimate_on_device, may_use_cuda
-from pipeline.flow.device import Download, halving, host_array, pairs_at_once
+from pipeline.flow.device import Download, in_halving_batches, pairs_at_once, pinned_array
 from pipeline.specs import FlowSpec
 
 DIS, TVL1 = FlowSpec(method="dis_fast"), FlowSpec(tvl1_warps=2, tvl1_iterations=5)
@@ -48,7 +48,7 @@ def test_batches_are_halved_until_they_fit():
         return torch.from_numpy(np.stack([first, second], 1).astype(np.float32))
 
     first = np.arange(10 * 6, dtype=np.uint8).reshape(10, 2, 3)
-    flow = halving(between, first, first + 1, pairs=10)
+    flow = in_halving_batches(between, first, first + 1, pairs=10)
     assert given == [10, 5, 3, 3, 3, 1]
     assert np.array_equal(flow.numpy(), np.stack([first, first + 1], 1))
 
@@ -62,9 +62,9 @@ def test_a_pair_that_does_not_fit_and_other_errors_are_raised():
 
     images = np.zeros((4, 2, 3), np.uint8)
     with pytest.raises(torch.OutOfMemoryError, match="CUDA out of memory"):
-        halving(too_large, images, images, pairs=4)
+        in_halving_batches(too_large, images, images, pairs=4)
     with pytest.raises(RuntimeError, match="a kernel failed"):
-        halving(broken, images, images, pairs=4)
+        in_halving_batches(broken, images, images, pairs=4)
 
 
 def test_the_batch_fits_into_half_of_the_free_memory(monkeypatch):
@@ -104,7 +104,7 @@ def test_arrays_on_the_cpu_are_there_at_once():
     array, tensor = np.arange(3), torch.arange(4)
     there = Download(array, tensor).wait()
     assert there[0] is array and isinstance(there[1], np.ndarray) and there[1].tolist() == [0, 1, 2, 3]
-    assert host_array((2, 3), device="cpu").shape == (2, 3)
+    assert pinned_array((2, 3), device="cpu").shape == (2, 3)
 
 
 def test_tensors_give_the_flow_of_arrays():
@@ -118,7 +118,7 @@ def test_tensors_give_the_flow_of_arrays():
 
 @pytest.mark.needs_cuda
 def test_flow_stays_on_the_device_and_is_that_of_each_clip():
-    frames = host_array((10, 48, 64), device="cuda")
+    frames = pinned_array((10, 48, 64), device="cuda")
     frames[:] = np.concatenate(clips())
     flow = estimate_on_device(frames, TVL1, device="cuda", cuts=[3, 5])
     assert flow.is_cuda and flow.dtype == torch.float32

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pipeline.folds import cut, scored_pair
+from pipeline.folds import cut_folds, scored_pair
 from pipeline.scores import Scores
 
 
@@ -28,7 +28,7 @@ def sources(groups_a_class: int) -> Scores:
 
 @pytest.mark.parametrize("made", [persons(7), sources(6), sources(3)], ids=["persons", "six", "three"])
 def test_folds_hold_whole_groups_and_every_clip_once(made):
-    folds = cut(made, 3)
+    folds = cut_folds(made, 3)
     assert (len(folds), folds.unit, folds.note) == (3, "groups", "")
     seen = np.zeros(len(made), int)
     for fitted, held in folds:
@@ -40,13 +40,13 @@ def test_folds_hold_whole_groups_and_every_clip_once(made):
 
 def test_classes_are_dealt_evenly():
     made = sources(6)
-    for _, held in cut(made, 3):
+    for _, held in cut_folds(made, 3):
         assert np.bincount(made.labels[held]).tolist() == [6, 6, 6, 6]
 
 
 def test_with_fewer_groups_than_folds_each_group_is_a_fold():
     made = persons(3)
-    folds = cut(made, 10)
+    folds = cut_folds(made, 10)
     assert len(folds) == folds.units == 3
     assert sorted({made.groups[row] for row in held} for _, held in folds) == [{"p0"}, {"p1"}, {"p2"}]
 
@@ -54,47 +54,49 @@ def test_with_fewer_groups_than_folds_each_group_is_a_fold():
 def test_the_order_of_rows_does_not_matter():
     made = sources(5)
     order = np.random.default_rng(0).permutation(len(made))
-    np.testing.assert_array_equal(cut(made, 4).of_row[order], cut(made.take(order), 4).of_row)
+    np.testing.assert_array_equal(cut_folds(made, 4).of_row[order], cut_folds(made.take(order), 4).of_row)
 
 
 def test_one_group_is_cut_by_clip_with_its_classes_spread():
     made = table(np.arange(12) % 4, ["lena"] * 12)
-    folds = cut(made, 3)
+    folds = cut_folds(made, 3)
     assert (folds.unit, len(folds)) == ("clips", 3) and folds.note == "there is only one of the groups"
     assert all(sorted(made.labels[held]) == [0, 1, 2, 3] for _, held in folds)
 
 
 def test_a_class_of_a_single_group_cannot_be_judged_by_group():
-    folds = cut(sources(1), 3)
+    folds = cut_folds(sources(1), 3)
     assert folds.unit == "clips"
     assert folds.note == "cut by groups, 12 of 12 clips would have their class in no other fold"
-    assert cut(sources(1), 3, by_class=False).unit == "groups"  # where nothing is learned
+    assert cut_folds(sources(1), 3, by_class=False).unit == "groups"  # where nothing is learned
 
 
 def test_one_clip_a_class_is_not_cut_at_all():
-    folds = cut(table(np.arange(4), ["lena"] * 4), 3)
+    folds = cut_folds(table(np.arange(4), ["lena"] * 4), 3)
     assert (folds.unit, len(folds), list(folds)) == ("none", 0, [])
     assert folds.note.startswith("there is only one of the groups; cut by clips, 4 of 4 clips")
-    assert cut(table([2], None), 2, by_class=False).note == "the groups are unknown; there is only one of the clips"
+    assert (
+        cut_folds(table([2], None), 2, by_class=False).note == "the groups are unknown; there is only one of the clips"
+    )
 
 
 def test_half_of_the_clips_are_enough():
     labels = [0, 0, 1, 2]  # class 0 in two groups, the others in one each
-    assert cut(table(labels, ["a", "b", "c", "d"]), 2).unit == "groups"
-    assert cut(table([*labels, 3], ["a", "b", "c", "d", "e"]), 2).unit == "none"
+    assert cut_folds(table(labels, ["a", "b", "c", "d"]), 2).unit == "groups"
+    assert cut_folds(table([*labels, 3], ["a", "b", "c", "d", "e"]), 2).unit == "none"
 
 
 def test_unknown_groups_are_said():
-    folds = cut(table(np.arange(8) % 2, None), 2)
+    folds = cut_folds(table(np.arange(8) % 2, None), 2)
     assert (folds.unit, folds.units, folds.note) == ("clips", 8, "the groups are unknown")
     assert folds.as_dict() == {"folds": 2, "unit": "clips", "units": 8, "note": "the groups are unknown"}
 
 
 def test_refusals():
     with pytest.raises(ValueError, match="folds is 1; it must be at least 2"):
-        cut(persons(3), 1)
+        cut_folds(persons(3), 1)
     with pytest.raises(ValueError, match="there is no clip to cut into folds"):
-        cut(table([], []), 2)
+        cut_folds(table([], []), 2)
 
 
 def test_only_labelled_clips_are_chosen_on():

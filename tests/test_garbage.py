@@ -189,7 +189,7 @@ def test_weights_that_a_training_starts_from_are_kept(config, tmp_path):  # noqa
     assert garbage.find(tmp_path / "artifacts") == []
     scored = fresh(ScoreStream, stream="spatial", checkpoint=os.path.relpath(first.checkpoint))
     assert build(scored)
-    names = files.made_from(scored.folder)
+    names = files.read_made_from(scored.folder)
     assert first.folder.relative_to(tmp_path / "artifacts").as_posix() in names
 
 
@@ -217,7 +217,7 @@ def test_an_artifact_may_lie_elsewhere_and_be_linked_to(made, tmp_path):
 def test_nothing_is_taken_from_under_a_run(made, capsys, command):
     folder = made.folder / f"d/flow/tvl1-{A}"
     given = ["flow", "--artifacts", str(made.folder)] if command == "invalidate" else [str(folder)]
-    run = files.take_part(made.folder, create=True)
+    run = files.hold_shared_lock(made.folder, create=True)
     assert main([command, *given]) == 2 and "a run is going on in" in capsys.readouterr().err and folder.exists()
     os.close(run)
     main([command, *given])
@@ -227,8 +227,8 @@ def test_nothing_is_taken_from_under_a_run(made, capsys, command):
 def test_a_run_that_waits_for_a_removal_says_so(made, capsys):
     said = ""
     with ThreadPoolExecutor(1) as pool:
-        with files.alone(made.folder, files.IN_USE):
-            waiting = pool.submit(files.take_part, made.folder, create=True)
+        with files.try_exclusive_lock(made.folder, files.IN_USE):
+            waiting = pool.submit(files.hold_shared_lock, made.folder, create=True)
             for _ in range(500):
                 if said := capsys.readouterr().err:
                     break
@@ -240,9 +240,9 @@ def test_a_run_that_waits_for_a_removal_says_so(made, capsys):
 
 def test_nothing_is_removed_while_a_run_is_going_on(made, capsys):
     options = ["--artifacts", str(made.folder)]
-    assert files.take_part(made.folder, create=False) == -1 and not (made.folder / files.IN_USE).exists()
-    run = files.take_part(made.folder, create=True)
-    again = files.take_part(made.folder, create=False)  # several runs are no trouble to each other
+    assert files.hold_shared_lock(made.folder, create=False) == -1 and not (made.folder / files.IN_USE).exists()
+    run = files.hold_shared_lock(made.folder, create=True)
+    again = files.hold_shared_lock(made.folder, create=False)  # several runs are no trouble to each other
     assert main(["gc", "--yes", *options]) == 2
     assert "a run is going on in" in capsys.readouterr().err and main(["gc", *options]) == 0
     os.close(run)

@@ -9,7 +9,7 @@ from fakes import BrokenClip, FakeStore, two_classes, use_store
 
 from pipeline.catalog import Catalog
 from pipeline.checkpoint import load_checkpoint, refuse_other_stream, save_checkpoint, save_tensors
-from pipeline.dataset import TestSet
+from pipeline.dataset import EvalSet
 from pipeline.evaluation import evaluate
 from pipeline.inference import score, score_to
 from pipeline.networks import CHECKPOINT_FORMAT, build
@@ -70,7 +70,7 @@ def test_a_network_in_training_is_evaluated_without_dropout_and_by_its_running_s
     use_store(monkeypatch, fake)
     torch.manual_seed(0)
     network = build(spec(), 2)
-    views = TestSet(spec(), "i", catalog.part("test"), frames=2, crops=1)
+    views = EvalSet(spec(), "i", catalog.part("test"), frames=2, crops=1)
     expected = evaluate(network.eval(), views, device=torch.device("cpu"))
     found = evaluate(network.train(), views, device=torch.device("cpu"))
     np.testing.assert_array_equal(found.probabilities, expected.probabilities)
@@ -112,7 +112,7 @@ def test_what_the_store_holds_and_cannot_be_read_ends_the_scoring(monkeypatch, t
     fail(fake, "right_5", "decodes no frame")
     fake.clips["left_5"] = BrokenClip("frames", fake.clips["left_5"]._frames)
     use_store(monkeypatch, fake)
-    views = TestSet(spec(), "i", catalog.part("test"), frames=2, crops=1)
+    views = EvalSet(spec(), "i", catalog.part("test"), frames=2, crops=1)
     network = build(spec(), 2)
     with pytest.raises(
         ValueError, match=r"^i: clip 'left_5' cannot be read: OSError: bad JPEG; `python -m pipeline verify i`"
@@ -127,7 +127,7 @@ def test_scores_are_true_float32_on_gpus_with_tf32(monkeypatch):
     of_features = network.features
     monkeypatch.setattr(network, "features", lambda x: seen.append(torch.backends.cudnn.allow_tf32) or of_features(x))
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
-    evaluate(network, TestSet(spec(), "i", catalog.part("test"), frames=1, crops=1), device=torch.device("cpu"))
+    evaluate(network, EvalSet(spec(), "i", catalog.part("test"), frames=1, crops=1), device=torch.device("cpu"))
     assert seen and not any(seen) and torch.backends.cudnn.allow_tf32
 
 

@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch.utils.data._utils.pin_memory import pin_memory
 
-from pipeline.dataset import TestBatch, TestItem, stack_items, stack_test_items
-from pipeline.inputs import Views, join_views, stack_views, to_inputs
+from pipeline.dataset import EvalBatch, EvalItem, stack_items, stack_test_items
+from pipeline.inputs import ViewBatch, join_views, stack_views, to_inputs
 from pipeline.transforms import View
 
 CPU = torch.device("cpu")
@@ -37,7 +37,7 @@ def test_inputs_are_values_times_scale_plus_offset(shape):
     assert made.dtype == torch.float32 and made.shape == (4, *shape)
     np.testing.assert_allclose(made.numpy(), [expected(view) for view in given], atol=1e-5)
     assert made.flatten(0, -4).is_contiguous(memory_format=torch.channels_last)
-    in_floats = Views(batch.values.float(), batch.scale, batch.offset)
+    in_floats = ViewBatch(batch.values.float(), batch.scale, batch.offset)
     assert torch.equal(to_inputs(in_floats, CPU), made)  # the way that a GPU goes
 
 
@@ -69,7 +69,7 @@ def test_inputs_that_are_ready_are_only_moved(shape):
 def test_a_gpu_gives_the_same_inputs():
     batch = stack_views([views(3, 20, 16, 16, seed=seed) for seed in range(4)])
     pinned = batch.pin_memory()
-    assert isinstance(pinned, Views) and pinned.values.is_pinned()
+    assert isinstance(pinned, ViewBatch) and pinned.values.is_pinned()
     torch.testing.assert_close(to_inputs(pinned, torch.device("cuda")).cpu(), to_inputs(batch, CPU), rtol=0, atol=1e-5)
 
 
@@ -78,8 +78,8 @@ def test_torchs_loader_finds_every_tensor_to_pin(monkeypatch):
     pinned = []
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor, *_: pinned.append(tensor.shape) or tensor)
     found = pin_memory(stack_items([(views(6, 4, 4), 1), (views(6, 4, 4, seed=1), 0)]))
-    assert pinned == [(2, 6, 4, 4), (2, 6), (2, 6), (2,)] and isinstance(found[0], Views)
+    assert pinned == [(2, 6, 4, 4), (2, 6), (2, 6), (2,)] and isinstance(found[0], ViewBatch)
     pinned.clear()
-    batch = pin_memory(stack_test_items([TestItem(3, views(5, 6, 4, 4), ""), TestItem(4, None, "bad JPEG")]))
+    batch = pin_memory(stack_test_items([EvalItem(3, views(5, 6, 4, 4), ""), EvalItem(4, None, "bad JPEG")]))
     assert pinned == [(5, 6, 4, 4), (5, 6), (5, 6)]
-    assert isinstance(batch, TestBatch) and batch.numbers == [3] and batch.failed == {4: "bad JPEG"}
+    assert isinstance(batch, EvalBatch) and batch.numbers == [3] and batch.failed == {4: "bad JPEG"}

@@ -20,7 +20,7 @@ from pipeline.checkpoint import load_checkpoint
 from pipeline.launch import Job, TrainingFailed
 from pipeline.parallel import World
 from pipeline.specs import StreamSpec
-from pipeline.together import Other
+from pipeline.together import OtherDataset
 from pipeline.train import main
 from pipeline.training import train
 
@@ -49,7 +49,7 @@ def alone(data, tmp_path_factory):
 
 
 def run(settings, data, folder, **other):
-    train(settings, store_path=data[1], catalog=data[0], folder=folder, inputs="in", device="cpu", **other)
+    train(settings, store_path=data[1], catalog=data[0], folder=folder, inputs_key="in", device="cpu", **other)
     curve = json.loads((folder / "curve.json").read_text())
     return curve, load_checkpoint(folder / "checkpoint.pt").network.state_dict()
 
@@ -77,7 +77,7 @@ def test_two_processes_end_as_one_does_with_snippets_in_parts(data, tmp_path):
 
 def test_two_processes_end_as_one_does_with_two_data_sets(data, tmp_path):
     catalog, fake = second_set("frames")
-    other = Other("more", write_frames_store(tmp_path / "more", fake, catalog), catalog)
+    other = OtherDataset("more", write_frames_store(tmp_path / "more", fake, catalog), catalog)
     heads, found = spec(steps=6, with_dataset="more", with_how="heads"), []
     for settings in (heads, replace(heads, processes=2, accumulate=2)):
         found.append(run(settings, data, tmp_path / str(settings.processes), other=other))
@@ -136,7 +136,7 @@ def test_a_process_whose_parent_is_gone_ends(data, tmp_path):
     job = Job(spec(processes=2), data[1], data[0], tmp_path, "in", "cpu")
     job.write()
     place = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-    command = [sys.executable, "-m", "pipeline.train", str(job.files), "--watched"]  # waits for process 1, in vain
+    command = [sys.executable, "-m", "pipeline.train", str(job.job_folder), "--watched"]  # waits for process 1, in vain
     child = subprocess.Popen(command, cwd=ROOT, env={**os.environ, **place}, stdin=subprocess.PIPE)
     child.stdin.close()
     assert child.wait(60) == -signal.SIGKILL
@@ -144,11 +144,11 @@ def test_a_process_whose_parent_is_gone_ends(data, tmp_path):
 
 def test_what_a_process_raises_is_said_by_the_one_that_waits(data, tmp_path, monkeypatch, capsys):
     job = Job(spec(processes=2), data[1], data[0], tmp_path, "in", "cpu")
-    job.files.mkdir()
+    job.job_folder.mkdir()
     monkeypatch.setenv("RANK", "1")
-    assert main([str(job.files)]) == 1  # no job.json
+    assert main([str(job.job_folder)]) == 1  # no job.json
     time.sleep(0.02)
-    (job.files / "error-0").write_text("RuntimeError: Connection closed by peer")
+    (job.job_folder / "error-0").write_text("RuntimeError: Connection closed by peer")
     said = launch._what_failed(job, [1, 1])
     assert said.startswith("process 1 of the spatial training failed: FileNotFoundError: ") and "no job.json" in said
 
@@ -190,40 +190,40 @@ def test_a_process_that_fails_says_so_and_waits_for_nobody(data, tmp_path, monke
     job = Job(spec(processes=2), data[1], data[0], tmp_path, "in", "cpu")
     job.write()
     monkeypatch.setattr("pipeline.train.train_here", lambda *_: group.append("trained"))
-    assert main([str(job.files)]) == 0 and group == ["joined", "trained", "left"]
+    assert main([str(job.job_folder)]) == 0 and group == ["joined", "trained", "left"]
     group.clear()
     monkeypatch.setattr("pipeline.train.train_here", lambda *_: 1 / 0)
-    assert main([str(job.files)]) == 1 and group == ["joined"]
-    assert (job.files / "error-1").read_text() == "ZeroDivisionError: division by zero"
+    assert main([str(job.job_folder)]) == 1 and group == ["joined"]
+    assert (job.job_folder / "error-1").read_text() == "ZeroDivisionError: division by zero"
     assert "1 / 0" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
 def test_on_a_full_disk_the_cause_is_said_where_it_can_be(data, tmp_path):
     job = Job(spec(processes=2), data[1], data[0], tmp_path, "in", "cpu")
-    job.files.mkdir()
-    (job.files / "error-1").symlink_to("/dev/full")  # writing into it fails, and leaves it empty
-    command, place = [sys.executable, "-m", "pipeline.train", str(job.files)], {"RANK": "1"}
+    job.job_folder.mkdir()
+    (job.job_folder / "error-1").symlink_to("/dev/full")  # writing into it fails, and leaves it empty
+    command, place = [sys.executable, "-m", "pipeline.train", str(job.job_folder)], {"RANK": "1"}
     child = subprocess.run(command, cwd=ROOT, env={**os.environ, **place}, capture_output=True, text=True)
     assert child.returncode == 1 and "holds no job.json" in child.stderr and "No space left" not in child.stderr
-    (job.files / "output-1").write_text(child.stderr)
+    (job.job_folder / "output-1").write_text(child.stderr)
     assert "process 1 of the spatial training ended with status 1: Traceback" in launch._what_failed(job, [None, 1])
-    (job.files / "output-1").write_text("")
+    (job.job_folder / "output-1").write_text("")
     said = launch._what_failed(job, [None, 1])
     assert said.endswith(f"ended with status 1: it could not say why; is the disk of {tmp_path} full?")
-    (job.files / "error-0").write_text("OSError: no space")
+    (job.job_folder / "error-0").write_text("OSError: no space")
     assert launch._what_failed(job, [1, 1]) == "process 0 of the spatial training failed: OSError: no space"
 
 
 def test_a_job_is_read_as_it_was_written(data, tmp_path):
     job = Job(spec(stream="spatial"), data[1], data[0], tmp_path, "in", "cpu", data_digest="abc")
     job.write()
-    assert Job.read(job.files) == job
+    assert Job.read(job.job_folder) == job
     together = spec(with_dataset="more", with_how="classes", with_same=("left:up",))
-    other = Other("more", tmp_path / "more.h5", second_set("frames")[0])
+    other = OtherDataset("more", tmp_path / "more.h5", second_set("frames")[0])
     job = job._replace(spec=together, other=other, start=tmp_path / "start.pt")
     job.write()
-    assert Job.read(job.files) == job
+    assert Job.read(job.job_folder) == job
     with pytest.raises(FileNotFoundError, match=r"holds no job.json; a training on several processes writes one"):
         Job.read(tmp_path)
 
@@ -250,8 +250,8 @@ def test_several_machines_meet_with_torchrun_and_the_command_is_said(data, tmp_p
 
 def test_what_a_process_wrote_before_it_ended_is_shown(data, tmp_path):
     job = Job(spec(processes=2), data[1], data[0], tmp_path, "in", "cpu")
-    job.files.mkdir()
-    (job.files / "output-1").write_text("Illegal thing\n")
+    job.job_folder.mkdir()
+    (job.job_folder / "output-1").write_text("Illegal thing\n")
     assert launch._what_failed(job, [None, 3]) == "process 1 of the spatial training ended with status 3: Illegal thing"
 
 

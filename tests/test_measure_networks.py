@@ -8,7 +8,7 @@ from test_tasks import snapshot
 
 from pipeline import measure_networks
 from pipeline.measure_networks import gpus_that_share, network, timed_as
-from pipeline.networks import architecture
+from pipeline.networks import build_untrained
 from pipeline.specs import StackSpec, StreamSpec
 
 SMALL = StreamSpec(network="small", resize_px=0, crop_px=32, batch=32, steps=10, milestones=())
@@ -101,7 +101,7 @@ def test_every_kind_of_training_can_be_timed(spec, tmp_path, monkeypatch):
 
 def test_sizes_are_those_of_the_tensors():
     found = network(SMALL, 3, device="cpu")
-    built = architecture(SMALL, 3)
+    built = build_untrained(SMALL, 3)
     weights = sum(p.numel() for p in built.parameters())
     state = sum(value.nbytes for value in built.state_dict().values())
     assert found.weights_bytes == state and found.resume_bytes == 2 * state + 4 * weights

@@ -49,7 +49,7 @@ def test_a_wrong_task_or_parameter_is_one_line(arguments, message):
 )
 def test_a_message_holds_what_was_noted_and_the_room_of_a_full_disk(tmp_path, error, said, full):
     error.add_note("while writing it")
-    told = mistakes.in_words(error, tmp_path / "none")
+    told = mistakes.error_line(error, tmp_path / "none")
     room = f"MB are free on the disk of {tmp_path / 'none'}; free some, and run the same command again)"
     assert f"{said}, while writing it" in told and told.endswith(room) == full
 
@@ -137,7 +137,7 @@ def test_what_is_read_to_find_whether_a_stage_is_done_is_told_plainly(config, mo
     def unreadable(self):
         raise PermissionError(13, "Permission denied", "weights.pth")
 
-    monkeypatch.setattr(Catalog, "inputs", unreadable)
+    monkeypatch.setattr(Catalog, "inputs_key", unreadable)
     with pytest.raises(PermissionError):
         fresh(Catalog).complete()
     monkeypatch.setattr("tasks.settings.from_command_line", lambda: True)

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.functional import conv2d
 
 from pipeline import backbones, networks
-from pipeline.networks import architecture, build, resolve_device
+from pipeline.networks import build, build_untrained, resolve_device
 from pipeline.specs import StackSpec, StreamSpec
 
 torch.set_num_threads(1)
@@ -44,7 +44,7 @@ CNN_M = [
 
 def on_meta(settings, num_classes=5):
     with torch.device("meta"):
-        return architecture(settings, num_classes).eval()
+        return build_untrained(settings, num_classes).eval()
 
 
 def outputs(network, inputs):

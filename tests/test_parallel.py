@@ -10,21 +10,21 @@ from torchvision.ops import StochasticDepth
 
 from pipeline import parallel
 from pipeline.loading import loader_workers
-from pipeline.parallel import Items, Piece, World, draw_for_whole_batch, process_count
+from pipeline.parallel import ItemSampler, Piece, World, draw_for_whole_batch, process_count
 from pipeline.specs import StreamSpec
 
 
 def test_one_process_reads_all_items_in_order():
     spec = StreamSpec(batch=6, steps=4)
-    assert list(Items(spec, World(), 1)) == list(range(6, 24))
-    assert len(Items(spec, World(), 1)) == 18
+    assert list(ItemSampler(spec, World(), 1)) == list(range(6, 24))
+    assert len(ItemSampler(spec, World(), 1)) == 18
 
 
 @pytest.mark.parametrize("size", [1, 2, 4])
 @pytest.mark.parametrize("parts", [1, 2])
 def test_the_processes_share_every_part_of_a_batch(size, parts):
     spec = StreamSpec(batch=8, steps=3, accumulate=parts)
-    shares = [list(Items(spec, World(rank, size), 1)) for rank in range(size)]
+    shares = [list(ItemSampler(spec, World(rank, size), 1)) for rank in range(size)]
     for step in (0, 1):
         for part in range(parts):
             n = 8 // parts // size
@@ -36,7 +36,7 @@ def test_the_processes_share_every_part_of_a_batch(size, parts):
 
 def test_items_of_the_example():
     spec = StreamSpec(batch=8, steps=1, accumulate=2)
-    assert [list(Items(spec, World(rank, 2), 0)) for rank in (0, 1)] == [[0, 1, 4, 5], [2, 3, 6, 7]]
+    assert [list(ItemSampler(spec, World(rank, 2), 0)) for rank in (0, 1)] == [[0, 1, 4, 5], [2, 3, 6, 7]]
 
 
 def layers(kind):
@@ -85,7 +85,7 @@ def test_who_is_alone_needs_nobody():
     assert World().mean(value) is value and World().gather("x") == ["x"]
     World().share_buffers(nn.BatchNorm2d(3))
     network = nn.Linear(2, 2)
-    assert parallel.spread(network, World(), torch.device("cpu")) is network
+    assert parallel.data_parallel(network, World(), torch.device("cpu")) is network
 
 
 @pytest.fixture
@@ -161,7 +161,7 @@ def ddp(monkeypatch):
 def test_batch_normalisation_is_over_all_gpus(ddp):
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
     names, weights = list(network.state_dict()), list(network.parameters())
-    assert parallel.spread(network, World(1, 2, 2), torch.device("cuda", 1)) is network
+    assert parallel.data_parallel(network, World(1, 2, 2), torch.device("cuda", 1)) is network
     assert isinstance(network[1], nn.SyncBatchNorm) and ddp == {"device_ids": [1]}
     assert list(network.state_dict()) == names
     assert all(a is b for a, b in zip(network.parameters(), weights, strict=True))
@@ -169,7 +169,7 @@ def test_batch_normalisation_is_over_all_gpus(ddp):
 
 def test_on_a_cpu_each_process_normalises_by_its_own_share(ddp):
     network = nn.Sequential(nn.BatchNorm2d(4))
-    parallel.spread(network, World(0, 2, 2), torch.device("cpu"))
+    parallel.data_parallel(network, World(0, 2, 2), torch.device("cpu"))
     assert type(network[0]) is nn.BatchNorm2d and ddp == {"device_ids": None}
 
 
@@ -187,7 +187,7 @@ def test_a_process_takes_the_gpu_of_its_number_and_leaves_the_others_only_when_d
     for name, value in (place | ({"MASTER_ADDR": address} if address else {})).items():
         monkeypatch.setenv(name, value)
     expected = pytest.raises(ZeroDivisionError) if fails else contextlib.nullcontext()
-    with expected, parallel.joined("auto", tmp_path / "meeting") as (world, device):
+    with expected, parallel.process_group("auto", tmp_path / "meeting") as (world, device):
         assert (world, device) == (World(5, 8, 4), torch.device("cuda", 1)) and chosen == [device] and not left
         if fails:
             raise ZeroDivisionError

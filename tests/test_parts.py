@@ -61,5 +61,5 @@ def test_an_outline_is_the_catalog_without_contents_and_says_nothing(tmp_path, m
     for spec, catalog in zip(specs, catalogs, strict=True):
         found = outline(spec, "1")
         assert (found.counts(), found.classes, found.absent) == (catalog.counts(), catalog.classes, catalog.absent)
-        assert [(c.id, c.split, c.group) for c in found.clips] == [(c.id, c.split, c.group) for c in catalog.clips]
+        assert [(c.id, c.part, c.group) for c in found.clips] == [(c.id, c.part, c.group) for c in catalog.clips]
     assert not capsys.readouterr().err

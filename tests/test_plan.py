@@ -18,7 +18,7 @@ from pipeline.__main__ import main as pipeline_main
 from tasks import AllSplits, Catalog, Flow, Frames, FullPipeline, PaperTable, TrainStream
 from tasks.base import Stage
 from tasks.plan import artifacts_of, main
-from tasks.standing import Standings, folder_of
+from tasks.states import ArtifactStates, folder_of
 
 # --- what there is
 
@@ -95,8 +95,8 @@ def test_a_finished_table_is_there(tiny, tmp_path):
     assert build(fresh(PaperTable, **table))
     before = snapshot(tmp_path / "artifacts")
     luigi.task_register.Register.clear_instance_cache()
-    standings = Standings()
-    assert {standings.of(task).state for task in artifacts_of(PaperTable(**table))} == {"is there"}
+    states = ArtifactStates()
+    assert {states.of(task).state for task in artifacts_of(PaperTable(**table))} == {"is there"}
     assert snapshot(tmp_path / "artifacts") == before
 
 

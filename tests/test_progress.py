@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from pipeline.progress import Progress, in_words, say
+from pipeline.progress import Progress, duration_text, say
 
 
 def test_a_log_gets_plain_lines(capsys):
@@ -43,7 +43,7 @@ def test_lines_are_rare_and_an_error_ends_without_one(capsys):
     ],
 )
 def test_times_in_words(seconds, words):
-    assert in_words(seconds) == words
+    assert duration_text(seconds) == words
 
 
 def test_slow_work_is_told_in_seconds_each(capsys, monkeypatch):

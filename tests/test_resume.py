@@ -6,7 +6,7 @@ from trainings import assert_same_weights, interrupt_after, run, spec
 
 from pipeline import training
 from pipeline.checkpoint import save_tensors
-from pipeline.resume import Run, identity_of, steps_done
+from pipeline.resume import TrainingState, identity_of, steps_done
 from pipeline.specs import StreamSpec
 
 RECIPE = {
@@ -75,7 +75,12 @@ def test_the_resume_file_of_another_training_is_not_used(data, tmp_path, monkeyp
     expected, _ = run(spec(seed=5), catalog, tmp_path / "expected")
     real = interrupt_after(monkeypatch, 9)
     with pytest.raises(ZeroDivisionError):
-        run(spec(seed=4 if change == "spec" else 5), catalog, tmp_path, inputs="other" if change == "inputs" else "in")
+        run(
+            spec(seed=4 if change == "spec" else 5),
+            catalog,
+            tmp_path,
+            inputs_key="other" if change == "inputs" else "in",
+        )
     monkeypatch.setattr(training, "train_step", real)
     if change == "format":
         save_tensors(tmp_path / "resume.pt", {"format": "something", "format_version": 1})
@@ -91,7 +96,7 @@ def test_a_training_goes_on_where_auto_is_another_precision(tmp_path, before, af
     """Loss scaling is for float16 alone: what was saved on a CPU has none, and a CPU has no use for a GPU's."""
     runs = []
     for enabled in (before, after):
-        now = Run(spec(), 2, torch.device("cpu"))
+        now = TrainingState(spec(), 2, torch.device("cpu"))
         now.scaler = torch.amp.GradScaler("cpu", enabled=enabled, init_scale=2.0 ** (8 + len(runs)))
         runs.append(now)
     runs[0].step = 7
@@ -105,7 +110,7 @@ def test_a_training_goes_on_where_auto_is_another_precision(tmp_path, before, af
 def test_steps_done_are_those_of_the_same_training_alone(tmp_path):
     spec = StreamSpec(network="small", resize_px=0, crop_px=32, steps=9, milestones=())
     identity = identity_of(spec, "inputs", ("a", "b"), ())
-    run, path = Run(spec, 2, torch.device("cpu")), tmp_path / "resume.pt"
+    run, path = TrainingState(spec, 2, torch.device("cpu")), tmp_path / "resume.pt"
     assert steps_done(path, identity) == 0
     run.step = 7
     run.save(path, identity)

@@ -201,7 +201,7 @@ def test_the_presets_of_the_paper_say_their_constants_themselves(name):
         "dropout",
         "milestones",
     }
-    for stream in settings.STREAMS:
+    for stream in specs.STREAMS:
         assert pinned <= set(preset[stream])
 
 
@@ -209,7 +209,7 @@ def test_the_presets_of_the_paper_say_their_constants_themselves(name):
 def test_the_presets_of_the_paper_hold_its_constants(config, name):
     overlaid(config, f"{name}-paper.cfg")
     assert settings.resolve("run").dataset == name
-    for stream in settings.STREAMS:
+    for stream in specs.STREAMS:
         spec = settings.stream(stream, name, 0)
         assert (spec.network, spec.dropout, spec.resize_px, spec.crop_px, spec.flip) == (
             "cnn_m_2048",

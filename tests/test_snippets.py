@@ -29,7 +29,7 @@ def test_a_stream_learns_from_snippets(monkeypatch, tmp_path, stream, consensus)
     catalog, fake = two_classes("frames" if stream == "spatial" else "flow")
     use_store(monkeypatch, fake)
     settings = spec(stream, segments=3, consensus=consensus, cropping="corners", partial_bn=True)
-    train(settings, store_path="i", catalog=catalog, folder=tmp_path, inputs="in", device="cpu")
+    train(settings, store_path="i", catalog=catalog, folder=tmp_path, inputs_key="in", device="cpu")
     loss = json.loads((tmp_path / "curve.json").read_text())["loss"]
     assert np.mean(loss[-5:]) < 0.5 * np.mean(loss[:3])
     found = load_checkpoint(tmp_path / "checkpoint.pt")

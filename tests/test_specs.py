@@ -192,10 +192,10 @@ def test_what_would_do_nothing_or_make_no_sense_is_refused(values, message):
 
 
 def test_partial_bn_from_scratch_is_doubted():
-    assert "[spatial] partial_bn is true and start is scratch" in StreamSpec(partial_bn=True).doubt
+    assert "[spatial] partial_bn is true and start is scratch" in StreamSpec(partial_bn=True).warning
     others = {"with_dataset": "more", "with_how": "start"}
     for values in ({"start": "imagenet"}, {"train_layers": "last"}, others):
-        assert StreamSpec(partial_bn=True, **values).doubt == ""
+        assert StreamSpec(partial_bn=True, **values).warning == ""
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ from pipeline.stacks import (
     fill,
     flow_stack,
     make_stack,
+    num_windows,
     spaced,
-    starts,
     subtract_mean,
     trajectory_stack,
     window,
@@ -118,8 +118,8 @@ def test_subtract_mean_takes_each_channel_by_itself():
 
 
 def test_counts_of_starts():
-    assert [starts(n, StackSpec(length=10)) for n in (99, 10, 9, 1)] == [90, 1, 1, 1]
-    assert starts(99, StackSpec(length=10, direction="bidirectional")) == 90
+    assert [num_windows(n, StackSpec(length=10)) for n in (99, 10, 9, 1)] == [90, 1, 1, 1]
+    assert num_windows(99, StackSpec(length=10, direction="bidirectional")) == 90
 
 
 def test_spaced_positions():
@@ -160,7 +160,7 @@ def test_make_stack_is_the_functions_on_what_was_read(direction, kind, subtract)
     forward = rng.normal(0, 1, (12, 2, 6, 5)).astype(np.float32)
     backward = rng.normal(0, 1, forward.shape).astype(np.float32)
     spec = StackSpec(length=4, kind=kind, direction=direction, subtract_mean=subtract)
-    for start in range(starts(12, spec)):
+    for start in range(num_windows(12, spec)):
         where = window(12, spec, start)
         read = [
             None if span is None else field[slice(*span)]
@@ -212,7 +212,7 @@ def test_errors_name_what_is_allowed():
 def test_errors_of_the_helpers():
     spec = StackSpec(length=10)
     with pytest.raises(ValueError, match=r"num_fields is 0; a stack needs a clip of at least 1 flow field"):
-        starts(0, spec)
+        num_windows(0, spec)
     with pytest.raises(ValueError, match=r"start is 3; 12 fields and length 10 allow 0 to 2"):
         window(12, spec, 3)
     with pytest.raises(ValueError, match=r"count is 0 and n is 3"):

@@ -7,7 +7,7 @@ import pytest
 from sklearn.svm import LinearSVC
 from test_fusion import appearance_and_motion, noisy, shuffled
 
-from pipeline.folds import cut
+from pipeline.folds import cut_folds
 from pipeline.scores import Scores
 from pipeline.svm import DEFAULT_C, LinearSVM, choose_c
 
@@ -39,7 +39,7 @@ def test_right_clips_are_those_of_held_out_groups():
     x, expected = stacked(a, b), []
     for value in sorted(grid):
         hits = 0
-        for fitted, held in cut(a, 3):
+        for fitted, held in cut_folds(a, 3):
             svm = LinearSVC(C=value, multi_class="crammer_singer", random_state=0, max_iter=20_000)
             hits += (svm.fit(x[fitted], a.labels[fitted]).predict(x[held]) == a.labels[held]).sum()
         expected.append(hits)

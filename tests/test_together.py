@@ -16,8 +16,8 @@ from pipeline.catalog import UNREADABLE, Catalog
 from pipeline.checkpoint import load_checkpoint
 from pipeline.dataset import TrainingSet
 from pipeline.networks import build
-from pipeline.resume import Run
-from pipeline.together import Other, other_classes, refuse_overlap, same_classes, training_set
+from pipeline.resume import TrainingState
+from pipeline.together import OtherDataset, other_classes, refuse_overlap, same_classes, training_set
 from pipeline.training import train, train_step
 
 CPU = torch.device("cpu")
@@ -34,20 +34,20 @@ def sets(monkeypatch):
         stores = {"own": own_store, "more": more_store}
         for name in ("open_frames", "open_flow"):
             monkeypatch.setattr(f"pipeline.dataset.store.{name}", lambda path: stores.get(str(path), own_store))
-        return own, Other("more", "more", more)
+        return own, OtherDataset("more", "more", more)
 
     return install
 
 
 def run(settings, catalog, other, folder):
     given = {"other": other} if settings.with_how in ("heads", "classes") else {}
-    train(settings, store_path="own", catalog=catalog, folder=folder, inputs="in", device="cpu", **given)
+    train(settings, store_path="own", catalog=catalog, folder=folder, inputs_key="in", device="cpu", **given)
     return load_checkpoint(folder / "checkpoint.pt")
 
 
 def exact(settings, num_classes=2, other_classes=3):
     """A training in float64."""
-    now = Run(settings, num_classes, CPU, other_classes=other_classes)
+    now = TrainingState(settings, num_classes, CPU, other_classes=other_classes)
     now.network.double()
     return now
 
@@ -117,17 +117,17 @@ def test_items_take_turns_and_this_sets_are_those_of_a_training_alone(sets):
 @pytest.mark.parametrize("how", [HEADS, CLASSES])
 def test_of_the_other_set_only_training_clips_are_used(sets, monkeypatch, how):
     catalog, other = sets()
-    assert {clip.split for clip in other.catalog.clips} == {"train", "val", "test"}
+    assert {clip.part for clip in other.catalog.clips} == {"train", "val", "test"}
     given = []
     monkeypatch.setattr("pipeline.together.TrainingSet", lambda *arguments: given.append(arguments))
     training_set(spec(**how), "own", catalog, other)
     of_other = given[0][2] if how == HEADS else given[0][3][1]
-    assert {clip.split for clip in of_other} == {clip.split for clip in given[-1][2]} == {"train"}
+    assert {clip.part for clip in of_other} == {clip.part for clip in given[-1][2]} == {"train"}
 
 
 def test_what_is_drawn_of_one_set_says_nothing_of_the_other(sets):
     catalog, _ = sets()
-    twin = Other("twin", "own", catalog)
+    twin = OtherDataset("twin", "own", catalog)
     both = training_set(spec(**HEADS), "own", catalog, twin)
     same = [np.array_equal(both[2 * n][0].values, both[2 * n + 1][0].values) for n in range(20)]
     assert sum(same) <= 2
@@ -229,7 +229,7 @@ def test_a_set_that_adds_nothing_is_refused(sets):
 def test_what_is_validated_or_tested_here_is_not_trained_on_there(sets, capsys, how):
     catalog, other = sets()
     marked = [replace(clip, content=f"{n:016x}") for n, clip in enumerate(catalog.clips)]
-    tested = next(clip for clip in marked if clip.split == "test")
+    tested = next(clip for clip in marked if clip.part == "test")
     clips = [
         replace(clip, content=tested.content if clip.id == "right_1" else "f" * 16) for clip in other.catalog.clips
     ]
@@ -246,8 +246,8 @@ def test_what_is_validated_or_tested_here_is_not_trained_on_there(sets, capsys, 
 def test_a_start_from_what_is_validated_or_tested_here_is_refused(sets):
     catalog, other = sets()
     own = [replace(clip, content=f"{n:016x}") for n, clip in enumerate(catalog.clips)]
-    tested = next(clip for clip in own if clip.split == "test")
-    trained = next(clip for clip in own if clip.split == "train")
+    tested = next(clip for clip in own if clip.part == "test")
+    trained = next(clip for clip in own if clip.part == "train")
 
     def with_content(content):
         clips = [replace(c, content=content if c.id == "right_1" else "f" * 16) for c in other.catalog.clips]
@@ -278,7 +278,7 @@ def test_a_training_starts_from_the_others_body_with_a_new_head(sets, tmp_path):
     first = run(spec(**HEADS), catalog, other, tmp_path / "first").network  # of whatever kind it was
     settings = spec(with_dataset="more", with_how="start", train_layers="last", start="scratch")
     start = tmp_path / "first/checkpoint.pt"
-    given = {"store_path": "own", "catalog": catalog, "inputs": "in", "device": "cpu"}
+    given = {"store_path": "own", "catalog": catalog, "inputs_key": "in", "device": "cpu"}
     train(settings, folder=tmp_path / "second", start=start, **given)
     second = load_checkpoint(tmp_path / "second/checkpoint.pt", other_classes=()).network
     assert_same_weights(second.body.state_dict(), first.body.state_dict())
@@ -294,7 +294,7 @@ def test_what_does_not_fit_the_settings_is_refused(sets, tmp_path, how, given):
     settings = spec(with_dataset="more" if how else "", with_how=how)
     values = {name: {"other": other, "start": tmp_path}[name] for name in given}
     with pytest.raises(ValueError, match=f"with_how is '{how}', which does not fit what train\\(\\) was given"):
-        train(settings, store_path="own", catalog=catalog, folder=tmp_path, inputs="in", device="cpu", **values)
+        train(settings, store_path="own", catalog=catalog, folder=tmp_path, inputs_key="in", device="cpu", **values)
     assert not list(tmp_path.iterdir())
 
 
@@ -312,7 +312,7 @@ def test_a_checkpoint_of_another_companion_is_refused_by_name(sets, tmp_path):
 def test_mixed_precision_on_cuda_learns_and_resumes(sets, tmp_path, monkeypatch, how):
     catalog, other = sets("flow")
     settings = spec("temporal", steps=30, milestones=(20,), loader_workers=0, accumulate=2, **how)
-    given = {"store_path": "own", "catalog": catalog, "folder": tmp_path, "inputs": "in", "device": "cuda"}
+    given = {"store_path": "own", "catalog": catalog, "folder": tmp_path, "inputs_key": "in", "device": "cuda"}
     real = interrupt_after(monkeypatch, 13)
     with pytest.raises(ZeroDivisionError):
         train(settings, other=other, **given)

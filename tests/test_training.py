@@ -12,9 +12,9 @@ from trainings import assert_same_weights, interrupt_after, run, scores_of_test_
 
 from pipeline import training
 from pipeline.checkpoint import load_checkpoint
-from pipeline.dataset import TestSet, TrainingSet
+from pipeline.dataset import EvalSet, TrainingSet
 from pipeline.networks import build
-from pipeline.resume import Run
+from pipeline.resume import TrainingState
 from pipeline.training import TrainingDiverged, train, train_step, validate
 
 CPU = torch.device("cpu")
@@ -53,7 +53,7 @@ def test_flow_stored_as_bytes_trains_as_its_floats_do(data, tmp_path):
 
 def test_a_step_refuses_a_batch_that_has_no_equal_parts():
     settings = spec(accumulate=4, batch=8)
-    now = Run(settings, 2, CPU)
+    now = TrainingState(settings, 2, CPU)
     with pytest.raises(ValueError, match=r"a batch of 6 cannot be cut into 4 equal parts \(accumulate\)"):
         train_step(now, torch.randn(6, 3, 24, 24), torch.zeros(6, dtype=int))
 
@@ -62,7 +62,7 @@ def test_a_step_is_sgd_with_momentum_and_weight_decay(data):
     data("frames")
     given = {"momentum": 0.9, "weight_decay": 0.01, "train_layers": "last", "label_smoothing": 0.1}
     settings = spec(dropout=0.0, milestones=(1, 2), **given)
-    now = Run(settings, 2, CPU)
+    now = TrainingState(settings, 2, CPU)
     inputs, labels = torch.randn(4, 3, 24, 24), torch.tensor([0, 1, 1, 0])
     features = now.network.eval().features(inputs).detach().double().numpy()
     weight, bias = (value.detach().double().numpy().copy() for value in now.network.head.parameters())
@@ -84,7 +84,7 @@ def test_a_step_is_sgd_with_momentum_and_weight_decay(data):
 
 def test_every_step_drops_other_features():
     settings = spec(dropout=0.9, learning_rate=1e-12, milestones=(), weight_decay=0.0)
-    now, inputs, labels = Run(settings, 2, CPU), torch.randn(4, 3, 24, 24), torch.tensor([0, 1, 1, 0])
+    now, inputs, labels = TrainingState(settings, 2, CPU), torch.randn(4, 3, 24, 24), torch.tensor([0, 1, 1, 0])
     losses = []
     for now.step in (0, 1, 2, 1):
         losses.append(train_step(now, inputs, labels))
@@ -97,7 +97,7 @@ def test_a_batch_in_parts_makes_the_same_step(data, parts):
     data("frames")
     inputs, labels = torch.randn(4, 3, 40, 40, dtype=torch.float64), torch.tensor([0, 1, 1, 0])
     settings = replace(spec(dropout=0.5, learning_rate=1e-3), network="squeezenet1_1", crop_px=40)
-    whole, cut = (Run(replace(settings, accumulate=n), 2, CPU) for n in (1, parts))
+    whole, cut = (TrainingState(replace(settings, accumulate=n), 2, CPU) for n in (1, parts))
     for now in (whole, cut):
         now.network.double()
     for _ in range(3):
@@ -112,7 +112,7 @@ def test_gradients_are_scaled_down_to_their_norm(data):
     inputs, labels = torch.randn(4, 3, 24, 24), torch.tensor([0, 1, 1, 0])
     moved = {}
     for norm in (0.0, 1e-3, 1e9):
-        now = Run(spec(momentum=0.0, weight_decay=0.0, clip_norm=norm), 2, CPU)
+        now = TrainingState(spec(momentum=0.0, weight_decay=0.0, clip_norm=norm), 2, CPU)
         before = [weight.detach().clone() for weight in now.network.parameters()]
         train_step(now, inputs, labels)
         moved[norm] = [(b - a).detach() for a, b in zip(before, now.network.parameters(), strict=True)]
@@ -127,7 +127,7 @@ def test_gradients_are_scaled_down_to_their_norm(data):
 def test_bfloat16_rounds_what_the_network_computes(data):
     data("frames")
     inputs, labels = torch.randn(4, 3, 24, 24), torch.tensor([0, 1, 1, 0])
-    exact, rounded = (train_step(Run(spec(precision=p), 2, CPU), inputs, labels) for p in ("auto", "bf16"))
+    exact, rounded = (train_step(TrainingState(spec(precision=p), 2, CPU), inputs, labels) for p in ("auto", "bf16"))
     assert rounded != exact and rounded == pytest.approx(exact, rel=0.02)
 
 
@@ -211,8 +211,8 @@ def test_validation_counts_clips_and_their_log_probability(data, monkeypatch):
     catalog = data("frames", val=3)  # left_4 left_5 left_6 right_4 right_5 right_6
     table = np.array([[0.9, 0.1], [0.4, 0.6], [np.nan, np.nan], [0.2, 0.8], [0.7, 0.3], [0.25, 0.75]])
     monkeypatch.setattr(training, "evaluate", lambda *_, **__: training_evaluation(table))
-    now = Run(spec(), 2, CPU)
-    validate(now, TestSet(spec(), "i", catalog.part("val"), frames=1, crops=1))
+    now = TrainingState(spec(), 2, CPU)
+    validate(now, EvalSet(spec(), "i", catalog.part("val"), frames=1, crops=1))
     assert now.best["top1"] == pytest.approx(3 / 6)  # the clip that failed counts as wrong
     assert now.best["loss"] == pytest.approx(-np.log([0.9, 0.4, 0.8, 0.3, 0.75]).mean(), rel=1e-6)
 
@@ -244,7 +244,7 @@ def test_only_the_head_changes_when_only_the_last_layer_is_trained(data, tmp_pat
 def test_wrong_settings_are_refused_before_any_work(data, tmp_path, monkeypatch):
     catalog = data("frames")
     with pytest.raises(ValueError, match="device is 'gpu'"):
-        train(spec(), store_path="i", catalog=catalog, folder=tmp_path, inputs="in", device="gpu")
+        train(spec(), store_path="i", catalog=catalog, folder=tmp_path, inputs_key="in", device="gpu")
     use_store(monkeypatch, FakeStore({}))
     with pytest.raises(ValueError, match="none of the 8 training clips"):
         run(spec(), catalog, tmp_path)
@@ -257,9 +257,9 @@ def test_mixed_precision_on_cuda_learns_and_resumes(data, tmp_path, monkeypatch)
     settings = spec("temporal", steps=30, milestones=(20,), loader_workers=0)
     real = interrupt_after(monkeypatch, 13)
     with pytest.raises(ZeroDivisionError):
-        train(settings, store_path="i", catalog=catalog, folder=tmp_path, inputs="in", device="cuda")
+        train(settings, store_path="i", catalog=catalog, folder=tmp_path, inputs_key="in", device="cuda")
     monkeypatch.setattr(training, "train_step", real)
-    train(settings, store_path="i", catalog=catalog, folder=tmp_path, inputs="in", device="cuda")
+    train(settings, store_path="i", catalog=catalog, folder=tmp_path, inputs_key="in", device="cuda")
     assert scores_of_test_part(tmp_path, catalog).top1() == 1.0
 
 
@@ -269,7 +269,7 @@ def test_deterministic_training_on_cuda_repeats_its_bits(data, tmp_path, network
     catalog, found = data("frames", size=48), []
     for name in ("a", "b"):
         settings = replace(spec(deterministic=True, loader_workers=0), **network)
-        train(settings, store_path="i", catalog=catalog, folder=tmp_path / name, inputs="in", device="cuda")
+        train(settings, store_path="i", catalog=catalog, folder=tmp_path / name, inputs_key="in", device="cuda")
         found.append(load_checkpoint(tmp_path / name / "checkpoint.pt").network.state_dict())
     assert_same_weights(*found)
 
@@ -280,5 +280,5 @@ def test_float16_with_parts_and_clipping_learns_on_cuda(data, tmp_path):
     settings = spec(
         "temporal", steps=40, milestones=(30,), loader_workers=0, precision="float16", accumulate=2, clip_norm=5.0
     )
-    train(settings, store_path="i", catalog=catalog, folder=tmp_path, inputs="in", device="cuda")
+    train(settings, store_path="i", catalog=catalog, folder=tmp_path, inputs_key="in", device="cuda")
     assert scores_of_test_part(tmp_path, catalog).top1() == 1.0

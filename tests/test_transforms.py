@@ -6,7 +6,7 @@ import pytest
 
 from pipeline.specs import StackSpec, StreamSpec
 from pipeline.stored_stacks import Planes
-from pipeline.transforms import TestViews, TrainView, View, corner_crops, corner_sizes, jitter, resize
+from pipeline.transforms import EvalViews, TrainView, View, corner_crops, corner_sizes, jitter, resize
 
 
 def spec(stream="spatial", **values):
@@ -117,14 +117,14 @@ def test_test_views_are_corners_centre_and_mirrors(stream, crops):
     if crops in (2, 10):
         views += [view[:, ::-1] if stream == "spatial" else mirrored(view) for view in views]
     expected = [as_input(view) if stream == "spatial" else view / 4.0 for view in views]
-    made = TestViews(spec(stream), crops=crops)(picture if stream == "spatial" else floats(picture)).inputs()
+    made = EvalViews(spec(stream), crops=crops)(picture if stream == "spatial" else floats(picture)).inputs()
     assert made.dtype == np.float32 and made.flags.c_contiguous
     np.testing.assert_allclose(made, np.stack(expected), atol=1e-5)
 
 
 def test_other_numbers_of_crops_are_refused():
     with pytest.raises(ValueError, match="crops is 3; allowed: 1, 2, 5, 10"):
-        TestViews(spec(), crops=3)
+        EvalViews(spec(), crops=3)
 
 
 @pytest.mark.parametrize(
@@ -144,7 +144,7 @@ def test_other_numbers_of_crops_are_refused():
 def test_short_side_is_resized_and_a_crop_always_fits(height, width, resize_px, expected):
     assert resize(frame(height, width), spec(resize_px=resize_px)).shape == (*expected, 3)
     assert resize(floats(stack(height, width)), spec("temporal", resize_px=resize_px)).pixels().shape == (4, *expected)
-    assert TestViews(spec(resize_px=resize_px), crops=10)(frame(height, width)).values.shape == (10, 3, 16, 16)
+    assert EvalViews(spec(resize_px=resize_px), crops=10)(frame(height, width)).values.shape == (10, 3, 16, 16)
 
 
 def test_flow_values_are_scaled_with_the_grid():
@@ -171,7 +171,7 @@ def test_a_picture_of_the_right_size_is_not_touched():
 
 def test_normalised_values_are_those_of_the_definition():
     picture = frame(16, 16)
-    view = TestViews(spec(), crops=1)(picture)
+    view = EvalViews(spec(), crops=1)(picture)
     np.testing.assert_allclose(view.inputs()[0], as_input(picture), atol=1e-6)
     assert view.values.dtype == np.uint8
 
@@ -259,6 +259,6 @@ def test_corner_cropping_of_frames_resizes_the_crop():
 
 
 def test_views_of_several_pictures_stack():
-    view = TestViews(spec("temporal"), crops=10)(quantised(24, 32)[0])
+    view = EvalViews(spec("temporal"), crops=10)(quantised(24, 32)[0])
     assert isinstance(view, View) and view.values.dtype == np.uint8
     assert view.values.shape == (10, 4, 16, 16) and view.scale.shape == view.offset.shape == (10, 4)

@@ -29,7 +29,14 @@ def spec(stream="spatial", **values):
 
 
 def run(settings, catalog, folder, **values):
-    train(settings, store_path="i", catalog=catalog, folder=folder, inputs=values.pop("inputs", "in"), device="cpu")
+    train(
+        settings,
+        store_path="i",
+        catalog=catalog,
+        folder=folder,
+        inputs_key=values.pop("inputs_key", "in"),
+        device="cpu",
+    )
     return load_checkpoint(folder / "checkpoint.pt"), json.loads((folder / "curve.json").read_text())
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from pipeline.flow.device import Download, current, halving, joined, pairs_at_once, uploaded
+from pipeline.flow.device import Download, concatenated, in_halving_batches, on_cuda_device, pairs_at_once, uploaded
 from pipeline.flow.enlarging import brought_back, enlarged
 from pipeline.specs import FLOW_METHODS, RAFT_WEIGHTS, FlowSpec
 
@@ -81,7 +81,7 @@ def estimate(frames: np.ndarray, spec: FlowSpec, *, device: str = "auto", direct
 
     Source: `between` of the method's module names its paper and what we do differently.
     """
-    device = resolve(spec.method, device)
+    device = resolve_device(spec.method, device)
     if torch_device(spec.method, device) == "cpu":
         return Download(estimate_on_device(frames, spec, device=device, direction=direction)).wait()[0]
     _check_frames(frames)
@@ -112,7 +112,7 @@ def estimate_on_device(
     """As `estimate`, but the flow stays where it was computed, and several clips of one size may be given end to end.
 
     Args:
-        frames, spec, device, direction: as for `estimate`. Frames of `device.host_array` are sent without waiting and
+        frames, spec, device, direction: as for `estimate`. Frames of `device.pinned_array` are sent without waiting and
             must not be changed before the flow has been read. All pairs are computed at once if memory allows.
         cuts: ascending, the first frame of every clip but the first; no pair spans a cut.
 
@@ -129,18 +129,18 @@ def estimate_on_device(
     bounds = [0, *cuts, len(frames)]
     if min(np.diff(bounds)) < 2:
         raise ValueError(f"cuts are {list(cuts)} in {len(frames)} frames; every clip needs at least 2")
-    method, device = _REGISTRY[spec.method], resolve(spec.method, device)
+    method, device = _REGISTRY[spec.method], resolve_device(spec.method, device)
     between = importlib.import_module(method.module).between
-    with current(torch_device(spec.method, device)):
+    with on_cuda_device(torch_device(spec.method, device)):
         images = np.ascontiguousarray(to_rgb(frames) if method.colour else to_gray(frames))
         images = enlarged(images, spec.enlarge)
         images = uploaded(images, device=device) if method.tensors else images
         first, second = (
-            joined([images[begin + k : end - 1 + k] for begin, end in itertools.pairwise(bounds)]) for k in (0, 1)
+            concatenated([images[begin + k : end - 1 + k] for begin, end in itertools.pairwise(bounds)]) for k in (0, 1)
         )
         if direction == "backward":
             first, second = second, first
-        flow = halving(functools.partial(between, spec=spec, device=device), first, second, pairs=len(first))
+        flow = in_halving_batches(functools.partial(between, spec=spec, device=device), first, second, pairs=len(first))
         return brought_back(flow, spec.enlarge)
 
 
@@ -155,7 +155,7 @@ def cuda_devices(method: str, device: str) -> tuple[str, ...]:
     Raises:
         ValueError: as `estimate`, for the device.
     """
-    found = resolve(method, device)
+    found = resolve_device(method, device)
     if found == "cpu" or device != "auto":
         return () if found == "cpu" else (found,)
     return tuple(f"cuda:{k}" for k in range(_counted(_REGISTRY[method])[1]))
@@ -201,7 +201,7 @@ def check(spec: FlowSpec, *, device: str = "auto") -> None:
     elif why := _missing(spec.method):
         raise ValueError(f"[flow] method {spec.method} is not available: {why}")
     if device != "auto" or not _REGISTRY[spec.method].cpu:
-        resolve(spec.method, device)
+        resolve_device(spec.method, device)
 
 
 def to_download(spec: FlowSpec) -> str:
@@ -253,7 +253,7 @@ def _check_frames(frames: np.ndarray) -> None:
         raise ValueError(f"frames hold {len(frames)} frame; motion needs at least 2")
 
 
-def resolve(name: str, device: str) -> str:
+def resolve_device(name: str, device: str) -> str:
     """The device that method `name` computes on, "cpu", "cuda" or "cuda:N": never another than the one asked for.
 
     Raises:

@@ -73,7 +73,7 @@ def _free_bytes(device: str) -> int:
     return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
 
 
-def halving(between: Callable[[Any, Any], Any], first: Any, second: Any, *, pairs: int) -> Any:
+def in_halving_batches(between: Callable[[Any, Any], Any], first: Any, second: Any, *, pairs: int) -> Any:
     """`between` over parts of at most `pairs` pairs, which are halved while the device's memory does not suffice.
 
     Args:
@@ -90,7 +90,7 @@ def halving(between: Callable[[Any, Any], Any], first: Any, second: Any, *, pair
     while True:
         try:
             parts = [between(first[k : k + pairs], second[k : k + pairs]) for k in range(0, len(first), pairs)]
-            return joined(parts)
+            return concatenated(parts)
         except RuntimeError as error:
             if type(error).__name__ != "OutOfMemoryError" or pairs == 1:
                 raise
@@ -99,7 +99,7 @@ def halving(between: Callable[[Any, Any], Any], first: Any, second: Any, *, pair
 
 
 @contextlib.contextmanager
-def memory_given_back() -> Iterator[None]:
+def ignoring_out_of_memory() -> Iterator[None]:
     """Go on without a result where the memory of the device does not suffice, all of it that is not in use free."""
     try:
         yield
@@ -116,7 +116,7 @@ def _give_back() -> None:
     torch.cuda.empty_cache()
 
 
-def joined(parts: list[Any]) -> Any:
+def concatenated(parts: list[Any]) -> Any:
     """Numpy arrays or tensors end to end; one alone is not copied."""
     if len(parts) == 1:
         return parts[0]
@@ -128,7 +128,7 @@ def joined(parts: list[Any]) -> Any:
 
 
 @contextlib.contextmanager
-def current(device: str) -> Iterator[None]:
+def on_cuda_device(device: str) -> Iterator[None]:
     """Make a CUDA device the one that kernels are launched on; nothing is done for the CPU."""
     if device == "cpu":
         yield
@@ -139,7 +139,7 @@ def current(device: str) -> Iterator[None]:
         yield
 
 
-def host_array(shape: tuple[int, ...], *, device: str) -> np.ndarray:
+def pinned_array(shape: tuple[int, ...], *, device: str) -> np.ndarray:
     """A uint8 array that can be sent to the device without waiting: page-locked memory for CUDA."""
     if device == "cpu":
         return np.empty(shape, np.uint8)
@@ -149,7 +149,7 @@ def host_array(shape: tuple[int, ...], *, device: str) -> np.ndarray:
 
 
 def uploaded(frames: np.ndarray, *, device: str) -> np.ndarray | Tensor:
-    """The frames on the device; those of `host_array` are still under way, and must stay as they are meanwhile."""
+    """The frames on the device; those of `pinned_array` are still under way, and must stay as they are meanwhile."""
     if device == "cpu":
         return frames
     import torch

@@ -22,12 +22,12 @@ import numpy as np
 from pipeline import jpeg, quantize, store
 from pipeline.errors import ClipError
 from pipeline.flow import check as check_method
-from pipeline.flow import estimate_on_device, pairs_of, resolve, takes_colour, torch_device
-from pipeline.flow.device import Download, current, host_array, memory_given_back, one_thread
+from pipeline.flow import estimate_on_device, pairs_of, resolve_device, takes_colour, torch_device
+from pipeline.flow.device import Download, ignoring_out_of_memory, on_cuda_device, one_thread, pinned_array
 from pipeline.jobs import BAD_CLIP, machine_faults
 from pipeline.jobs.earlier import Earlier, copied
 from pipeline.jobs.helpers import Helpers, run_ahead
-from pipeline.jobs.pieces import Batch, FlowClip, Piece, Planes, content_of_frames, flow_attrs
+from pipeline.jobs.pieces import Batch, FlowClip, Piece, Planes, flow_attrs, frames_identity
 from pipeline.specs import FlowSpec
 
 _IMAGES = 8  # that one helper decodes or encodes at a time: a batch keeps a dozen of them busy
@@ -64,14 +64,14 @@ def flow_shard(job: FlowJob) -> int:
         return job.units
     cv2.setNumThreads(1)
     check_method(job.spec, device=job.device)  # a method that cannot work on this machine is no fault of the clips
-    device = resolve(job.spec.method, job.device)
+    device = resolve_device(job.spec.method, job.device)
     tensors_on = torch_device(job.spec.method, device)
     by_network_here = takes_colour(job.spec.method) and device == "cpu"  # whose sums are rounded by the threads' number
     with (
         contextlib.closing(store.open_frames(job.frames)) as source,
         store.ShardWriter(job.path, "flow", job.attrs) as shard,
         Helpers(job.threads or _share_of_cores(tensors_on)) as helpers,
-        current(tensors_on),
+        on_cuda_device(tensors_on),
         one_thread() if by_network_here else contextlib.nullcontext(),
     ):
         for record in _Line(job, device, source, shard, helpers).run():
@@ -86,7 +86,7 @@ def _copied(job: FlowJob) -> bool:
         Earlier(job.earlier, "flow", job.attrs["digest"]) as earlier,
         contextlib.closing(store.open_frames(job.frames)) as source,
     ):
-        found = {name: earlier.clip(name, content_of_frames(source[name])) for name in wanted}
+        found = {name: earlier.clip(name, frames_identity(source[name])) for name in wanted}
         if not wanted or None in found.values():
             return False
         with store.ShardWriter(job.path, "flow", job.attrs) as shard:
@@ -167,10 +167,10 @@ class _Line:
         """Read the JPEG bytes, and have them decoded into one array."""
         counts = [piece.last - piece.first + 1 for piece in batch.pieces]
         shape = (sum(counts), *batch.pieces[0].clip.size, *(() if self.gray else (3,)))
-        batch.frames, end = host_array(shape, device=self.tensors_on), 0
+        batch.frames, end = pinned_array(shape, device=self.tensors_on), 0
         for piece, count in zip(batch.pieces, counts, strict=True):
             piece.frames, end = batch.frames[end : end + count], end + count
-            with piece.watched():
+            with piece.recording_clip_errors():
                 images = piece.clip.read(piece.first, piece.last)
                 for k in range(0, count, _IMAGES):
                     target = piece.frames[k : k + _IMAGES]
@@ -179,14 +179,14 @@ class _Line:
     def _move(self, batch: Batch) -> None:
         """Begin to compute the flow and its bytes."""
         for piece in batch.pieces:
-            with piece.watched():
+            with piece.recording_clip_errors():
                 for wait in piece.decoding:
                     wait()
             piece.decoding = []
         batch.motion = lambda: None
         if not any(piece.failed for piece in batch.pieces):
             ends = np.cumsum([len(piece.frames) for piece in batch.pieces])
-            with contextlib.suppress(*BAD_CLIP), memory_given_back():
+            with contextlib.suppress(*BAD_CLIP), ignoring_out_of_memory():
                 batch.motion = self._motion(batch.frames, ends[:-1].tolist(), check=False)
 
     def _motion(self, frames: np.ndarray, cuts: list[int], *, check: bool) -> Callable[[], Planes | None]:
@@ -213,7 +213,7 @@ class _Line:
         for piece in batch.pieces:
             count = piece.last - piece.first
             part, end = slice(end, end + count), end + count
-            with piece.watched():
+            with piece.recording_clip_errors():
                 if planes is not None:
                     self._start_encoding(piece, planes, part)
                 elif not piece.failed:
@@ -235,7 +235,7 @@ class _Line:
         """Wait for the JPEG bytes and append them to their clips; a clip that is complete goes into the shard."""
         for piece in batch.pieces:
             clip = piece.clip
-            with piece.watched():
+            with piece.recording_clip_errors():
                 for part, waiting in piece.encoding.items():
                     for data in (data for wait in waiting for data in wait()):
                         if not clip.failed:

@@ -22,10 +22,10 @@ def flow_attrs(frames: store.StoredClip, spec: FlowSpec) -> dict[str, Any]:
     """Attributes of the flow of a clip of frames."""
     names = ("label", "class", "group", "source", "fps", "height", "width")
     about = {"method": spec.method, "scaling": spec.scaling, "bound_px": spec.bound_px}
-    return {**{name: frames.attrs[name] for name in names}, **about, "made_from": content_of_frames(frames)}
+    return {**{name: frames.attrs[name] for name in names}, **about, "made_from": frames_identity(frames)}
 
 
-def content_of_frames(frames: store.StoredClip) -> str:
+def frames_identity(frames: store.StoredClip) -> str:
     """What tells the frames of a clip from others of its id: their number, and the checksum of their bytes."""
     return f"{len(frames)} {frames.attrs['crc32']:08x}"
 
@@ -97,7 +97,7 @@ class Piece:
     ranges: dict[str, np.ndarray] = field(default_factory=dict)
 
     @contextlib.contextmanager
-    def watched(self) -> Iterator[None]:
+    def recording_clip_errors(self) -> Iterator[None]:
         """What the clip cannot do becomes its reason, and the line goes on."""
         try:
             yield

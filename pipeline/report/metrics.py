@@ -13,9 +13,8 @@ import numpy as np
 from pipeline.report import uncertainty
 from pipeline.report.uncertainty import Bootstrap
 from pipeline.scores import Scores
+from pipeline.specs import FUSIONS, STREAMS
 
-STREAMS = ("spatial", "temporal")
-FUSIONS = ("average", "weighted", "svm")
 OPENCV = ("opencv-contrib-python", "opencv-python", "opencv-contrib-python-headless", "opencv-python-headless")
 PACKAGES = (
     "two-stream-pipeline",
@@ -31,7 +30,7 @@ PACKAGES = (
 )
 
 
-def table(numbers: Mapping[str, Any]) -> str:
+def headline_text(numbers: Mapping[str, Any]) -> str:
     """The headline of `metrics.json` as lines of text: top-1 and mean class accuracy, in per cent."""
     fused = sorted(numbers["fused"].items(), key=lambda item: FUSIONS.index(item[0]) if item[0] in FUSIONS else 99)
     rows = {name: numbers[name] for name in STREAMS} | {f"fused, {name}": row for name, row in fused}
@@ -56,7 +55,7 @@ def join(streams: Mapping[str, Scores], fused: Mapping[str, Scores]) -> dict[str
     if not len(first):
         raise ValueError("the test part has no clips; there is nothing to report")
     ordered = {name: streams[name] for name in STREAMS} | dict(fused)
-    return {name: first.join(table)[1] for name, table in ordered.items()}
+    return {name: first.join(headline_text)[1] for name, headline_text in ordered.items()}
 
 
 def collect(
@@ -224,11 +223,11 @@ def versions() -> dict[str, str]:
     return found
 
 
-def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flattened(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """('stack.length', 10) and so on: every value of a nested mapping, by its path."""
     for name, value in values.items():
         if isinstance(value, Mapping):
-            yield from flat(value, f"{prefix}{name}.")
+            yield from flattened(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value
 
@@ -239,7 +238,7 @@ def printable(text: Any) -> str:
 
 
 def _seeds(settings: Mapping) -> Iterator[tuple[str, int]]:
-    return ((path, value) for path, value in flat(settings) if path.rpartition(".")[2].endswith("seed"))
+    return ((path, value) for path, value in flattened(settings) if path.rpartition(".")[2].endswith("seed"))
 
 
 def _best(curve: Mapping[str, Any]) -> dict[str, Any]:

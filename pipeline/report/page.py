@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from pipeline.report import figures, metrics
 from pipeline.scores import Scores
+from pipeline.specs import STREAMS
 
 LABELS = {
     "spatial": "Spatial stream",
@@ -48,7 +49,7 @@ def render(tables: Mapping[str, Scores], numbers: Mapping, drawn: Mapping[str, F
             failures=metrics.failures(tables, context["failed"]),
             rows_shown=ROWS_SHOWN,
             fusion=_fusion_rows(numbers["fusion"]),
-            settings={stage: list(metrics.flat(values)) for stage, values in context["settings"].items()},
+            settings={stage: list(metrics.flattened(values)) for stage, values in context["settings"].items()},
             stage_columns=_columns(numbers["stages"]),
             count_columns=_columns(numbers["counts"].values()),
         )
@@ -72,9 +73,9 @@ def headline(tables: Mapping[str, Scores], numbers: Mapping) -> list[dict[str, A
     return [
         {
             "name": name,
-            "stream": name in metrics.STREAMS,
+            "stream": name in STREAMS,
             "note": notes[name],
-            **(numbers[name] if name in metrics.STREAMS else numbers["fused"][name]),
+            **(numbers[name] if name in STREAMS else numbers["fused"][name]),
         }
         for name in tables
     ]
@@ -111,7 +112,11 @@ def _note(name: str, parameters: Mapping[str, Any]) -> str:
 def _fusion_rows(parameters: Mapping[str, Any]) -> dict[str, list[tuple[str, Any]]]:
     """Fusion -> (parameter, value) without lists, which are in metrics.json, but for the classes that an SVM lacks."""
     return {
-        name: [(path, value) for path, value in metrics.flat(values) if path == "absent" or not isinstance(value, list)]
+        name: [
+            (path, value)
+            for path, value in metrics.flattened(values)
+            if path == "absent" or not isinstance(value, list)
+        ]
         for name, values in parameters.items()
     }
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from pipeline.specs import StreamSpec
+from pipeline.specs import STREAMS, StreamSpec
 
 SETS = {"ucf101": "UCF-101", "hmdb51": "HMDB-51"}
 CLASSES = {"ucf101": 101, "hmdb51": 51}
@@ -57,7 +57,7 @@ class Table:
     def streams(self) -> tuple[str, ...]:
         """The streams that the rows need, spatial first."""
         scored = {row.score for row in self.rows} - {""}
-        return tuple(s for s in ("spatial", "temporal") if s in scored or not scored <= {"spatial", "temporal"})
+        return tuple(s for s in STREAMS if s in scored or not scored <= set(STREAMS))
 
 
 # uni-directional, ten fields at the same points, mean subtracted: the paper's choice for all that follows table 1b

@@ -11,9 +11,9 @@ import numpy as np
 
 from pipeline import files
 from pipeline.report import metrics
-from pipeline.report.metrics import STREAMS
-from pipeline.report.uncertainty import Bootstrap, in_words
+from pipeline.report.uncertainty import Bootstrap, interval_text
 from pipeline.scores import Scores
+from pipeline.specs import STREAMS
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -112,7 +112,7 @@ def markdown(numbers: Mapping[str, Any]) -> str:
     heading = [*first, "clips", *names]
     lines = [" | ".join(heading), " | ".join(["---"] * len(first) + ["---:"] * (len(heading) - len(first)))]
     lines += [" | ".join(row) for row in rows]
-    note = f"Top-1 and right clips. Interval: {in_words(numbers['intervals'])}."
+    note = f"Top-1 and right clips. Interval: {interval_text(numbers['intervals'])}."
     return "\n".join([f"{cell(numbers['dataset'])}\n", *(f"| {line} |" for line in lines), f"\n{note}\n"])
 
 

@@ -13,7 +13,7 @@ from pipeline import files
 from pipeline.report import metrics
 from pipeline.report.paper import SETS, TEST_CLIPS, Row, Table
 from pipeline.report.summary import cell, pool
-from pipeline.report.uncertainty import BCA, Bootstrap, in_words
+from pipeline.report.uncertainty import BCA, Bootstrap, interval_text
 from pipeline.scores import Scores
 
 
@@ -231,4 +231,4 @@ def note(numbers: Mapping[str, Any]) -> str:
     why = "; ".join(numbers["no_difference"])
     paper = f" The paper's figures are for orientation where no difference is given: {cell(why)}." if why else ""
     more = f" {numbers['note']}" if numbers["note"] else ""
-    return f"Top-1 in per cent, {cell(of)}; a failed clip counts as wrong. Interval: {in_words(how)}.{paper}{more}"
+    return f"Top-1 in per cent, {cell(of)}; a failed clip counts as wrong. Interval: {interval_text(how)}.{paper}{more}"

@@ -159,7 +159,7 @@ class Bootstrap:
         return bca(float(statistic(total)), statistic(self._resampled), without_each)
 
 
-def in_words(how: Mapping[str, Any]) -> str:
+def interval_text(how: Mapping[str, Any]) -> str:
     """How intervals were made, from `Bootstrap.as_dict`, as the end of a sentence."""
     few = f"fewer than five {how['unit']} have a wrong clip, or fewer than five a right one"
     note = f" ({how['note']})" if how["note"] else ""

@@ -87,10 +87,10 @@ def _deletion_of(path: Path) -> str:
 def read_attrs(path: Path | str) -> dict[str, Any]:
     """The root attributes of any file of ours, as plain values."""
     with open_file(path, None) as file:
-        return plain(file.attrs)
+        return plain_attrs(file.attrs)
 
 
-def plain(attrs: Mapping[str, Any]) -> dict[str, Any]:
+def plain_attrs(attrs: Mapping[str, Any]) -> dict[str, Any]:
     """Attributes as plain Python values."""
     return {name: value.item() if hasattr(value, "item") else value for name, value in attrs.items()}
 
@@ -108,7 +108,7 @@ def write_arrays(path: Path | str, kind: str, arrays: Mapping[str, Any], attrs: 
 
 def put_arrays(file: h5py.File, arrays: Mapping[str, Any]) -> None:
     """Write named arrays (numpy, or lists of str) into an open file, and as its attribute `content` a key of them."""
-    file.attrs["content"] = _content_of(arrays)
+    file.attrs["content"] = _arrays_hash(arrays)
     for name, values in arrays.items():
         if isinstance(values, np.ndarray):
             file.create_dataset(name, data=values)
@@ -116,7 +116,7 @@ def put_arrays(file: h5py.File, arrays: Mapping[str, Any]) -> None:
             file.create_dataset(name, data=np.array(list(values), dtype=object), dtype=TEXT)
 
 
-def _content_of(arrays: Mapping[str, Any]) -> str:
+def _arrays_hash(arrays: Mapping[str, Any]) -> str:
     """16 hex digits of BLAKE2b over names and values."""
     digest = hashlib.blake2b(digest_size=8)
     for name, values in sorted(arrays.items()):
@@ -136,12 +136,16 @@ def read_arrays(path: Path | str, kind: str) -> tuple[dict[str, Any], dict[str, 
     return arrays, read_attrs(path)
 
 
+_COLUMN_OF = {"part": "split"}  # fields of `Clip` that have another name in a file
+
+
 def write_catalog(path: Path | str, catalog: Catalog, **attrs: Any) -> None:
     """Write a catalog: one array a column of `Clip`."""
     columns: dict[str, Any] = {}
     for field in Clip.__dataclass_fields__:
         values = [getattr(clip, field) for clip in catalog.clips]
-        columns[field] = np.array(values, np.int64) if field in ("label", "bytes", "mtime_ns") else values
+        name = _COLUMN_OF.get(field, field)
+        columns[name] = np.array(values, np.int64) if field in ("label", "bytes", "mtime_ns") else values
     columns |= {"classes": catalog.classes, "absent": catalog.absent}
     keys = {"split_name": catalog.split_name, "videos_key": catalog.videos_key, "key": catalog.key}
     write_arrays(path, "catalog", columns, {**attrs, **keys})
@@ -152,5 +156,7 @@ def read_catalog(path: Path | str) -> Catalog:
     arrays, attrs = read_arrays(path, "catalog")
     classes, absent = tuple(arrays.pop("classes")), tuple(arrays.pop("absent"))
     columns = [values.tolist() if isinstance(values, np.ndarray) else values for values in arrays.values()]
-    clips = tuple(Clip(**dict(zip(arrays, row, strict=True))) for row in zip(*columns, strict=True))
+    field_of = {column: field for field, column in _COLUMN_OF.items()}
+    fields = [field_of.get(name, name) for name in arrays]
+    clips = tuple(Clip(**dict(zip(fields, row, strict=True))) for row in zip(*columns, strict=True))
     return Catalog(clips=clips, classes=classes, split_name=attrs["split_name"], absent=absent)

@@ -15,7 +15,7 @@ import h5py
 import numpy as np
 
 from pipeline import jpeg, quantize
-from pipeline.store.container import crc32_of_parts, open_file, plain, repair_advice, text
+from pipeline.store.container import crc32_of_parts, open_file, plain_attrs, repair_advice, text
 
 _OPEN_SHARDS = 32
 _KNOWN_CLIPS = 4096
@@ -28,7 +28,7 @@ class StoredClip:
     def __init__(self, store: Store, video_id: str):
         self._store, self.id = store, video_id
         with store._located(video_id) as group:
-            self.attrs = plain(group.attrs)
+            self.attrs = plain_attrs(group.attrs)
             parts = [part for part in ("", "backward") if not part or part in group]
             self._offsets = {part: group[f"{part}/offsets".lstrip("/")][()] for part in parts}
             ranges = {part: f"{part}/range_px".lstrip("/") for part in parts}
@@ -175,7 +175,7 @@ class Store(Mapping[str, StoredClip]):
         if self.path.is_dir():
             self.path = self.path / "index.h5"
         with open_file(self.path, kind) as file:
-            self.attrs = plain(file.attrs)
+            self.attrs = plain_attrs(file.attrs)
             names = file["table"].dtype.names
             rows = [dict(zip(names, map(text, row), strict=True)) for row in file["table"][()].tolist()]
         self.rows = {

@@ -14,7 +14,7 @@ from tasks import settings
 from tasks.base import Stage
 from tasks.learn import ScoreStream, TrainStream
 from tasks.listing import Catalog, DemoVideos
-from tasks.mistakes import Refused, in_words
+from tasks.mistakes import Refused, error_line
 from tasks.prepare import Flow, Frames
 
 IS_THERE, TO_MAKE, GOES_ON, ANEW, UNKNOWN = "is there", "to make", "goes on", "made anew", "not known"
@@ -22,7 +22,7 @@ _IF_CHANGED = "unless what it reads comes out as it was"
 
 
 @dataclass
-class Standing:
+class ArtifactState:
     """Of the artifact of one task."""
 
     state: str = TO_MAKE
@@ -54,13 +54,13 @@ def folder_of(task: luigi.Task) -> Path | None:
     return Path(task.folder) if isinstance(task, (Stage, DemoVideos)) else None
 
 
-class Standings:
+class ArtifactStates:
     """Of all tasks of a plan; each artifact is looked at once."""
 
     def __init__(self):
-        self._found: dict[Path, Standing] = {}
+        self._found: dict[Path, ArtifactState] = {}
 
-    def of(self, task: luigi.Task) -> Standing:
+    def of(self, task: luigi.Task) -> ArtifactState:
         """Look at the artifact of a task, and at all that it reads.
 
         Raises:
@@ -72,8 +72,8 @@ class Standings:
             self._found[folder] = self._look(task, before)
         return self._found[folder]
 
-    def _look(self, task: luigi.Task, before: list[Standing]) -> Standing:
-        found = Standing(bytes=size_of(folder_of(task)))
+    def _look(self, task: luigi.Task, before: list[ArtifactState]) -> ArtifactState:
+        found = ArtifactState(bytes=size_of(folder_of(task)))
         try:
             if any(one.state == UNKNOWN for one in before):
                 found.state = UNKNOWN
@@ -85,12 +85,12 @@ class Standings:
             if isinstance(refusal, Refused) and not isinstance(refusal.error, OSError):
                 raise  # but a file that is missing today may be there tomorrow
             found.state, found.refused = UNKNOWN, True
-            found.notes.append(in_words(refusal))
+            found.notes.append(error_line(refusal))
         if found.state == TO_MAKE:
             self._look_for_parts(task, found, all(one.state == IS_THERE for one in before))
         return found
 
-    def _count(self, task: luigi.Task, found: Standing) -> None:
+    def _count(self, task: luigi.Task, found: ArtifactState) -> None:
         """The clips that a task is about."""
         if isinstance(task, Catalog):
             found.catalog = task.outline(contents=True) or self._unwritten(task)
@@ -105,7 +105,7 @@ class Standings:
 
     # --- of what is not complete
 
-    def _look_for_parts(self, task: luigi.Task, found: Standing, inputs_are_there: bool) -> None:
+    def _look_for_parts(self, task: luigi.Task, found: ArtifactState, inputs_are_there: bool) -> None:
         if isinstance(task, Stage) and task.path.is_file():
             found.state = ANEW
             if not inputs_are_there:
@@ -120,7 +120,7 @@ class Standings:
             elif not inputs_are_there:
                 found.notes.append("an interrupted training is there, which goes on if what it reads is as it was")
 
-    def _look_for_shards(self, task: Frames | Flow, found: Standing) -> None:
+    def _look_for_shards(self, task: Frames | Flow, found: ArtifactState) -> None:
         left = self._left(task, found.catalog)
         found.clips, found.share, found.shards_left = left.clips, left.share, left.shards
         if left.shards < left.all_shards:
