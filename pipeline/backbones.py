@@ -12,8 +12,8 @@ import torchvision
 from torch import nn
 from torch.nn.functional import avg_pool2d
 
-from pipeline.spec import unknown_name
 from pipeline.specs import StreamSpec
+from pipeline.specs.base import unknown_name
 
 AUXILIARY = ("aux1", "aux2", "AuxLogits")
 

@@ -16,11 +16,11 @@ from pathlib import Path
 from pipeline import remarks
 from pipeline.files import file_hash
 from pipeline.layouts import Stat, list_files, match, read_layout, scan_videos, some
-from pipeline.official import PARTS, Row
 from pipeline.parts import draw_parts
 from pipeline.progress import Progress, say
-from pipeline.spec import digest_of
+from pipeline.rows import PARTS, Row
 from pipeline.specs import DatasetSpec
+from pipeline.specs.base import digest_of
 
 UNKNOWN = -1  # label of a clip that nobody has labelled
 UNREADABLE = "0" * 16  # content of a file that cannot be read; decoding it will tell why

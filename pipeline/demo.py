@@ -25,11 +25,11 @@ import numpy as np
 
 from pipeline.catalog import UNREADABLE, Catalog, Clip
 from pipeline.files import read_json
-from pipeline.official import Row
 from pipeline.parts import draw_parts
 from pipeline.progress import Progress
-from pipeline.spec import unknown_name
+from pipeline.rows import Row
 from pipeline.specs import DatasetSpec, DemoSpec
+from pipeline.specs.base import unknown_name
 
 TEXTURES = ("Checks", "Dots", "Stripes")
 MOTIONS = ("Lift", "Slide")  # up and down, left and right: both are still told apart in a mirror

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from pipeline import files
 from pipeline.inspection import LAST_FILES, status
-from pipeline.spec import unknown_name
+from pipeline.specs.base import unknown_name
 
 _RESULTS = ("report", "score_videos", "all_splits", "tables")
 

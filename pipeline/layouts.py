@@ -12,18 +12,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
-from pipeline.official import (
-    PARTS,
-    Row,
-    folded,
-    read_hmdb51_lists,
-    read_ucf101_classes,
-    read_ucf101_lists,
-    safe_path,
-    split_numbers,
-)
-from pipeline.spec import unknown_name
+from pipeline.official import read_hmdb51_lists, read_ucf101_classes, read_ucf101_lists, split_numbers
+from pipeline.rows import PARTS, Row, folded, safe_path
 from pipeline.specs import DatasetSpec
+from pipeline.specs.base import unknown_name
 
 SHOWN = 5  # names in a message, at most
 VIDEO_SUFFIXES = (

@@ -7,27 +7,15 @@ other splits name is a row too, "unused", so that which clips and classes there 
 from __future__ import annotations
 
 import re
-import unicodedata
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
-from pipeline.spec import unknown_name
+from pipeline.rows import Row, folded, safe_path
+from pipeline.specs.base import unknown_name
 
-PARTS = ("train", "val", "test", "unused")
 HMDB51_PARTS = {"0": "unused", "1": "train", "2": "test"}
 # HMDB-51 file names end in: visible part, camera motion, number of people, view, quality, number
 HMDB51_TAIL = r"_[a-z]_[a-z]+_np\d+_[a-z]+_[a-z]+_\d+"
-
-
-@dataclass(frozen=True)
-class Row:
-    """One clip as its layout tells it. `part` is one of PARTS, or "" where the split is still to be drawn by group."""
-
-    id: str
-    path: str
-    class_name: str
-    group: str
-    part: str
 
 
 def split_numbers(folder: Path) -> list[str]:
@@ -147,33 +135,9 @@ def _hmdb51_row(line: str, class_name: str, where: str) -> Row:
     return Row(stem, path, class_name, source[1], HMDB51_PARTS[number])
 
 
-def folded(text: str) -> str:
-    """Text without regard to case and to how accents are composed."""
-    return unicodedata.normalize("NFC", text).casefold()
-
-
 def _lines(file: Path) -> list[str]:
     stripped = (line.rstrip() for line in file.read_text(encoding="utf-8-sig").split("\n"))
     return [line for line in stripped if line]
-
-
-def safe_path(path: str, where: str) -> str:
-    """Check a path that a list names.
-
-    Args:
-        path: with forward slashes.
-        where: the list, for the message.
-
-    Returns:
-        The path without empty parts and `.`.
-
-    Raises:
-        ValueError: it is absolute, empty or holds `..`.
-    """
-    parts = path.split("/")
-    if ".." in parts or path.startswith("/") or not path.strip("/. "):
-        raise ValueError(f"{where}: {path!r} is not a path below the folder of the videos")
-    return "/".join(part for part in parts if part not in ("", "."))
 
 
 def _wanted_split(split: str, numbers: set[str]) -> str:

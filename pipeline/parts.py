@@ -10,7 +10,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from pipeline.official import Row
+from pipeline.rows import Row
 from pipeline.specs import DatasetSpec
 
 

@@ -23,8 +23,8 @@ from pipeline.files import remove_temporaries
 from pipeline.jobs.flow import FlowJob, flow_shard
 from pipeline.jobs.frames import FramesJob, frames_shard
 from pipeline.progress import Progress, say
-from pipeline.spec import digest_of
 from pipeline.specs import ClusterSpec, FlowSpec, FrameSpec
+from pipeline.specs.base import digest_of
 
 MUCH_AT_BOUND = 0.005
 """Share of the flow's components beyond `bound_px` that is worth a word."""

@@ -19,8 +19,8 @@ from pipeline.catalog import UNREADABLE, Catalog, Clip
 from pipeline.dataset import TrainingSet
 from pipeline.layouts import SHOWN
 from pipeline.progress import say
-from pipeline.spec import unknown_name
 from pipeline.specs import StreamSpec
+from pipeline.specs.base import unknown_name
 from pipeline.transforms import View
 
 _OTHER_SEED = 1  # purpose of a seed: the other set's items are drawn independently of this one's

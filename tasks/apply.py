@@ -6,8 +6,8 @@ import luigi
 
 from pipeline import files
 from pipeline.progress import say
-from pipeline.spec import digest_of
 from pipeline.specs import FUSIONS, STREAMS
+from pipeline.specs.base import digest_of
 from tasks.base import Stage
 from tasks.conclude import Fuse
 from tasks.learn import ScoreStream

@@ -21,7 +21,7 @@ import luigi
 from pipeline import files
 from pipeline.files import one_writer, read_json, record_made_from
 from pipeline.progress import say
-from pipeline.spec import digest_of
+from pipeline.specs.base import digest_of
 from tasks import mistakes, settings
 from tasks.mistakes import told_plainly
 

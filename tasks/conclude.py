@@ -8,8 +8,8 @@ import luigi
 
 from pipeline import files
 from pipeline.progress import say
-from pipeline.spec import digest_of
 from pipeline.specs import FUSIONS, STREAMS
+from pipeline.specs.base import digest_of
 from tasks.base import Stage
 from tasks.learn import ScoreStream, TrainStream
 from tasks.listing import Catalog

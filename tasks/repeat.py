@@ -11,7 +11,7 @@ import luigi
 
 from pipeline import files
 from pipeline.progress import say
-from pipeline.spec import digest_of
+from pipeline.specs.base import digest_of
 from tasks.base import Stage
 from tasks.conclude import Report
 from tasks.listing import Catalog

@@ -2,7 +2,7 @@
 
 A setting is looked up, first found wins: what the task itself changes (`changes={"flow_method": ...}`: a row of a table
 of the paper), the command line (`--flow-method`), the dataset's section (`[dataset.demo] flow_method`), the stage's
-section (`[flow] method`), the default in `pipeline/specs.py`.
+section (`[flow] method`), the default in `pipeline/specs/`.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from luigi.configuration import get_config
 
 from pipeline import specs
 from pipeline.files import plain_name
-from pipeline.spec import Spec, digest_of, unknown_name
 from pipeline.specs import STREAMS
+from pipeline.specs.base import Spec, digest_of, unknown_name
 
 SECTIONS: dict[str, type[Spec]] = {
     "run": specs.RunSpec,

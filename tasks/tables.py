@@ -13,8 +13,8 @@ import luigi
 from pipeline import files
 from pipeline.progress import say
 from pipeline.report import paper
-from pipeline.spec import digest_of, unknown_name
 from pipeline.specs import STREAMS
+from pipeline.specs.base import digest_of, unknown_name
 from tasks import settings
 from tasks.base import Stage
 from tasks.conclude import Fuse

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.catalog import Catalog, Clip, changes
-from pipeline.official import Row
 from pipeline.parts import draw_groups
+from pipeline.rows import Row
 
 ROOT = Path(__file__).parents[1]
 

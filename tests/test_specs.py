@@ -8,7 +8,6 @@ from typing import ClassVar
 import pytest
 
 from pipeline import specs
-from pipeline.spec import Spec
 from pipeline.specs import (
     ClusterSpec,
     DatasetSpec,
@@ -20,6 +19,7 @@ from pipeline.specs import (
     StackSpec,
     StreamSpec,
 )
+from pipeline.specs.base import Spec
 
 
 def test_specs_are_frozen():

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import h5py
 import numpy as np
 
-from pipeline.spec import digest_of
+from pipeline.specs.base import digest_of
 from pipeline.store.container import TEXT, crc32_of_parts, create, open_file, read_attrs, text
 
 _COPY_BYTES = 8 << 20

@@ -1,9 +1,10 @@
 """The settings of every stage, each a frozen record: everybody imports them from here.
 
-What they have in common is in `spec.py`.
+`base.py` holds what they have in common, `data.py` the settings of the stages up to the flow, `streams.py` those of the
+streams and their fusion.
 """
 
-from pipeline.data_specs import (
+from pipeline.specs.data import (
     FLOW_METHODS,
     RAFT_WEIGHTS,
     ClusterSpec,
@@ -13,7 +14,7 @@ from pipeline.data_specs import (
     FrameSpec,
     RunSpec,
 )
-from pipeline.stream_specs import FUSIONS, STREAMS, FusionSpec, ScoreSpec, StackSpec, StreamSpec
+from pipeline.specs.streams import FUSIONS, STREAMS, FusionSpec, ScoreSpec, StackSpec, StreamSpec
 
 __all__ = [
     "FLOW_METHODS",

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from pipeline.spec import Spec, setting
+from pipeline.specs.base import Spec, setting
 
 FLOW_METHODS = (
     *("tvl1", "brox", "raft_small", "raft_large"),

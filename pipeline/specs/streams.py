@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from pipeline.spec import Spec, setting
+from pipeline.specs.base import Spec, setting
 
 STREAMS = ("spatial", "temporal")
 FUSIONS = ("average", "weighted", "svm")
