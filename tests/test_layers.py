@@ -4,6 +4,7 @@ import ast
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,15 @@ def imported(file: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom) and node.module:
             names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
     return names
+
+
+def test_the_package_is_whole_and_asks_for_what_the_requirements_do():
+    about = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    folders = {file.parent.relative_to(ROOT) for top in ("pipeline", "tasks") for file in (ROOT / top).rglob("*.py")}
+    assert set(about["tool"]["setuptools"]["packages"]) == {".".join(folder.parts) for folder in folders}
+    lines = [line.strip() for line in (ROOT / "requirements.txt").read_text().splitlines()]
+    wanted = {line for line in lines if line and not line.startswith(("#", "-e", "pytest", "ruff"))}
+    assert set(about["project"]["dependencies"]) == wanted
 
 
 def test_every_module_has_its_place():
