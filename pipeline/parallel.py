@@ -124,10 +124,8 @@ class ItemSampler(Sequence):
         return (self.spec.steps - self.first_step) * self.per_step
 
     def __getitem__(self, place: int) -> int:
-        """Number of the item at this place."""
-        if not 0 <= place < len(self):
-            raise IndexError(place)
-        step, place = divmod(place, self.per_step)
+        """Number of the item at this place; as in every sequence, a negative one counts from the end."""
+        step, place = divmod(range(len(self))[place], self.per_step)
         part, i = divmod(place, self.piece)
         pieces = part * self.world.size + self.world.rank
         return (self.first_step + step) * self.spec.items_per_step + pieces * self.piece + i

@@ -29,7 +29,7 @@ def run(monkeypatch, tmp_path):
 
 
 def test_it_runs(run, capsys):
-    sizes = ["--batch", "2", "--steps", "1", "--rounds", "2", "--clips", "10", "--loader-workers", "0"]
+    sizes = ["--batch", "2", "--steps", "1", "--rounds", "2", "--clips", "10", "--loader-workers", "1"]
     found = run("--network", "small", "--device", "cpu", *sizes)
     assert found["spec"]["stream"] == "temporal" and found["spec"]["batch"] == 2
     assert len(found["rounds"]) == 2

@@ -63,6 +63,12 @@ def assert_same(found, expected):
         torch.testing.assert_close(value, expected_weights[name], rtol=1e-3, atol=1e-5)
 
 
+def test_loading_processes_change_no_bit(data, alone, tmp_path):
+    curve, weights = run(spec(loader_workers=2), data, tmp_path)
+    assert curve["loss"] == alone[0]["loss"]
+    assert all(torch.equal(value, alone[1][name]) for name, value in weights.items())
+
+
 def test_two_processes_end_as_one_does(data, alone, tmp_path):
     assert_same(run(spec(processes=2, accumulate=2), data, tmp_path), alone)  # each makes two passes of one item
     assert {path.name for path in tmp_path.iterdir()} == {"checkpoint.pt", "curve.json"}

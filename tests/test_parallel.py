@@ -17,7 +17,9 @@ from pipeline.specs import StreamSpec
 def test_one_process_reads_all_items_in_order():
     spec = StreamSpec(batch=6, steps=4)
     assert list(ItemSampler(spec, World(), 1)) == list(range(6, 24))
-    assert len(ItemSampler(spec, World(), 1)) == 18
+    assert len(ItemSampler(spec, World(), 1)) == 18 and ItemSampler(spec, World(), 1)[-1] == 23
+    with pytest.raises(IndexError):
+        ItemSampler(spec, World(), 1)[18]
 
 
 @pytest.mark.parametrize("size", [1, 2, 4])
