@@ -1,6 +1,6 @@
-"""What clips there are: one row a clip, with its label, its group and its part of the data.
+"""The catalog of a dataset: one row per clip, with its label, its group and its part of the data.
 
-Labels become zero-based here and nowhere else. The clips and classes of a dataset do not depend on the split: all
+Labels become zero-based here and nowhere else. The clips and classes of a dataset do not depend on the split, so all
 splits share frames.
 """
 
@@ -22,8 +22,8 @@ from pipeline.rows import PARTS, Row
 from pipeline.specs import DatasetSpec
 from pipeline.specs.base import digest_of
 
-UNKNOWN = -1  # label of a clip that nobody has labelled
-UNREADABLE = "0" * 16  # content of a file that cannot be read; decoding it will tell why
+UNKNOWN = -1  # label of an unlabelled clip
+UNREADABLE = "0" * 16  # `content` of a file that cannot be read; decoding it later tells why
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,8 @@ class Clip:
         id: unique name, used in every artifact.
         path: relative to the folder of the videos, with forward slashes.
         label: zero-based index into `Catalog.classes`, or UNKNOWN.
-        class_name: the same, as text; "" if it is unknown.
-        group: what must not be torn apart: clips of one group come from one source.
+        class_name: name of the class; "" if it is unknown.
+        group: clips of one group come from one source, and a group must not be divided between parts.
         part: "train", "val", "test" or "unused", in the split of the catalog.
         bytes, mtime_ns: size and time stamp of the file.
         content: 16 hex digits of BLAKE2b over the bytes of the file.
@@ -59,8 +59,8 @@ class Catalog:
     Attributes:
         clips: every present clip, the unused ones too.
         classes: class names; the position is the label. Empty if the videos are unlabelled.
-        split_name: the split, as it was asked for.
-        absent: paths that the lists name and the disk lacks (only with `partial`).
+        split_name: the split, as the user named it.
+        absent: paths that the lists name but that are not on disk (only with `partial`).
     """
 
     clips: tuple[Clip, ...]
@@ -91,7 +91,7 @@ class Catalog:
         return tuple(clip for clip in self.clips if clip.part == name)
 
     def counts(self) -> dict[str, dict[str, int]]:
-        """Part -> number of clips and of groups, for the parts that have any."""
+        """Part -> number of "clips" and of "groups", for the parts that have clips."""
         found = {name: self.part(name) for name in PARTS}
         return {
             name: {"clips": len(clips), "groups": len({c.group for c in clips})}
@@ -101,7 +101,7 @@ class Catalog:
 
     @property
     def videos_key(self) -> str:
-        """12 hex digits over the videos and their labels, whatever the split: what frames and flow depend on."""
+        """12 hex digits over all that frames and flow depend on: the videos and their labels, whatever the split."""
         return digest_of([[c.id, c.label, c.class_name, c.group, c.content] for c in self.clips])
 
     @property
@@ -111,14 +111,14 @@ class Catalog:
 
 
 def files_fingerprint(spec: DatasetSpec) -> str:
-    """Cheap test of freshness: has any video or list been added, removed or touched?
+    """Fingerprint of the files: a cheap test whether any video or list was added, removed or touched.
 
     Args:
         spec: the dataset.
 
     Returns:
-        12 hex digits over path, size and time stamp of every video and list, and which may not be read; no file is
-        opened.
+        12 hex digits over path, size and time stamp of every video and list, and over which videos lack read
+        permission. No file is opened.
 
     Raises:
         FileNotFoundError: the folder of the videos, or the lists, do not exist.
@@ -131,15 +131,15 @@ def files_fingerprint(spec: DatasetSpec) -> str:
 
 
 def read_dataset(spec: DatasetSpec, split: str, *, known: Iterable[Clip] = ()) -> Catalog:
-    """Read a dataset of any layout and cut its training part by group.
+    """Read a dataset of any layout, and draw the parts by group that the layout leaves open.
 
-    With `spec.partial`, listed videos that are absent are left out and named in `Catalog.absent`, and classes without
-    any present video are left out too: the others keep their order and are numbered densely. Otherwise both are errors.
+    With `spec.partial`, listed videos that are absent are left out and named in `Catalog.absent`. Classes without any
+    present video are left out too; the others keep their order and get consecutive labels. Otherwise both are errors.
 
     Args:
-        spec: where it lies, how it is read and cut.
+        spec: where the dataset lies, how it is read and split.
         split: a number; layouts "folder" and "csv" also take the name of the group that is tested.
-        known: rows of an older catalog. A file whose path, size and time stamp are theirs is not read again.
+        known: clips of an older catalog. A file with the path, size and time stamp of one of them is not read again.
 
     Returns:
         The catalog. Videos that no list names are not in it.
@@ -157,25 +157,25 @@ def read_dataset(spec: DatasetSpec, split: str, *, known: Iterable[Clip] = ()) -
     trained = {clip.class_name for clip in found.part("train")}
     remarks.on_classes(spec, found.classes, trained=trained, split=split)
     content = _hash_files(spec, found.clips, known)
-    if found.classes:  # nobody means to train on unlabelled videos
+    if found.classes:  # unlabelled videos are not meant for training
         remarks.on_parts(found.counts())
     return replace(found, clips=tuple(replace(clip, content=content[clip.path]) for clip in found.clips))
 
 
 def outline(spec: DatasetSpec, split: str, *, known: Iterable[Clip] = ()) -> Catalog:
-    """What `read_dataset` would give, in a moment: no video is opened, and nothing is said.
+    """The catalog that `read_dataset` would return, in a moment: no video is opened, and nothing is printed.
 
-    The content of a file that is not among `known`, by path, size and time stamp, is blank.
+    A file that is not among `known`, by path, size and time stamp, has content UNREADABLE.
 
     Raises:
-        FileNotFoundError, ValueError: as `read_dataset`.
+        FileNotFoundError, ValueError: as for `read_dataset`.
     """
     found, old = _outline(spec, split, _videos(spec)), _by_stamp(known)
     return replace(found, clips=tuple(replace(clip, content=old.get(_stamp(clip), UNREADABLE)) for clip in found.clips))
 
 
 def changes(old: Catalog, new: Catalog) -> list[str]:
-    """What became of the videos since `old`, in a line each: those that are gone, new, changed, or labelled anew."""
+    """Describe how the videos differ from `old`, one line per kind: gone, new, changed, of another class or part."""
     before, now = ({clip.id: clip for clip in catalog.clips} for catalog in (old, new))
     both = [(clip, now[clip.id]) for clip in old.clips if clip.id in now]
     told = {
@@ -217,7 +217,7 @@ def _outline(spec: DatasetSpec, split: str, videos: dict[str, Stat]) -> Catalog:
 
 
 def _videos(spec: DatasetSpec, others: list[str] | None = None) -> dict[str, Stat]:
-    if not spec.videos:  # else it would mean the current folder
+    if not spec.videos:  # an empty path would mean the current folder
         raise ValueError("[dataset] videos is empty; give the folder of the videos")
     return scan_videos(Path(spec.videos), others=others)
 
@@ -240,12 +240,12 @@ def _classes(spec: DatasetSpec, rows: list[Row], listed: list[str], split: str) 
 
 
 def reading_threads() -> int:
-    """Threads of this process that read videos at full speed; twice as many are started, since some wait for disks."""
+    """Number of threads that read videos at full speed; twice as many are started, since some wait for the disk."""
     return min(4, os.cpu_count() or 1)
 
 
 def _hash_files(spec: DatasetSpec, clips: Iterable[Clip], known: Iterable[Clip]) -> dict[str, str]:
-    """Content of each path: taken from `known` where size and time stamp are the same, else read in threads."""
+    """Content hash of each path: from `known` if path, size and time stamp are the same, else computed in threads."""
     old = _by_stamp(known)
     content = {clip.path: old.get(_stamp(clip)) for clip in clips}
     new = [path for path in content if content[path] is None]
@@ -262,7 +262,7 @@ def _hash_files(spec: DatasetSpec, clips: Iterable[Clip], known: Iterable[Clip])
 
 
 def _stamp(clip: Clip) -> tuple[str, int, int]:
-    """What tells cheaply that a file is the one that was read."""
+    """Path, size and time stamp: a cheap test that a file is unchanged since it was read."""
     return clip.path, clip.bytes, clip.mtime_ns
 
 

@@ -17,13 +17,13 @@ from pipeline.specs import ClusterSpec
 LINGER_SECONDS = 3.0
 _ENVIRONMENT = {
     **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), 1),
-    # freed arrays stay with the process for the next ones, up to its (bounded) peak; dask's own choice is to hand each
-    # back to the system, which made Flow 15 per cent slower
+    # the process keeps freed arrays for the next ones, up to its (bounded) peak; dask's default is to return each to
+    # the system, which made Flow 15 per cent slower
     "MALLOC_TRIM_THRESHOLD_": 512 << 20,
     "MALLOC_MMAP_THRESHOLD_": 32 << 20,
 }
 _DASK_SETTINGS = {
-    # a worker that dies takes the tasks it held with it; once more tells the guilty one from its neighbours
+    # a worker that dies loses all tasks that it held; another try tells the task that killed it from the others
     "distributed.scheduler.allowed-failures": 1,
     "distributed.worker.daemon": False,
     "distributed.admin.tick.limit": "60s",
@@ -34,14 +34,17 @@ _DASK_SETTINGS = {
 
 
 def worker_count(spec: ClusterSpec, devices: tuple[str, ...] = ()) -> int:
-    """Workers that `spec` asks for: its number, or one a core this process may use; on this machine one a device."""
+    """Number of workers: `spec.workers`, or one per usable core; with devices here, at most one per device."""
     if devices and spec.kind in ("inline", "local"):
         return min(spec.workers or len(devices), len(devices))
     return spec.workers or len(os.sched_getaffinity(0))
 
 
 def threads_each(spec: ClusterSpec, devices: tuple[str, ...]) -> int:
-    """Threads of a worker beside its device: its share of the cores; 1 without; 0 elsewhere: the worker finds out."""
+    """Threads of a worker: `spec.threads`, or 1 without devices, or its share of the cores of this machine.
+
+    For workers on other machines it is 0: each finds out its own share.
+    """
     if spec.threads or not devices:
         return spec.threads or 1
     if spec.kind not in ("inline", "local"):
@@ -51,7 +54,7 @@ def threads_each(spec: ClusterSpec, devices: tuple[str, ...]) -> int:
 
 
 def shared_by(spec: ClusterSpec, devices: tuple[str, ...] = (), *, most: int) -> int:
-    """Workers of this machine among which `most` jobs are shared; 1 where they are elsewhere, and nobody knows yet."""
+    """Number of local workers that share `most` jobs; 1 if `kind` is not "local", where the number is not known yet."""
     return min(worker_count(spec, devices), max(most, 1)) if spec.kind == "local" else 1
 
 
@@ -60,10 +63,10 @@ class Workers:
 
     Args:
         spec: where the workers are.
-        most: workers that the work at hand can occupy; no more are started.
-        devices: none for work on the CPU. On this machine (`inline`, `local`) one worker is started for each, and every
-            job is handed over with its field `device` set to its worker's. Elsewhere a job keeps its `device`, and goes
-            to workers that offer the dask resource GPU, if there are such.
+        most: number of workers that the work can occupy; no more are started.
+        devices: CUDA devices; none for work on the CPU. On this machine (`inline`, `local`) one worker is started per
+            device, and the field `device` of each job is set to that of its worker. Elsewhere a job keeps its `device`,
+            and is sent to workers that offer the dask resource GPU, if there are any.
     """
 
     def __init__(self, spec: ClusterSpec, *, most: int, devices: tuple[str, ...] = ()):
@@ -80,14 +83,14 @@ class Workers:
     def __exit__(self, kind, error, trace) -> None:
         if self._held is not None and kind is None:
             _KEPT.keep(self._held)
-        elif self._held is not None:  # jobs may still be running: they must not write beside whoever comes next
+        elif self._held is not None:  # jobs that still run must not write at the same time as a later stage
             self._held.close()
 
     def run(self, function: Callable[[Any], Any], jobs: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
-        """Yield (job, result) as jobs end; a job that raised gives its exception as result.
+        """Yield (job, result) as jobs end; the result of a job that raised is its exception.
 
         A bounded number of jobs is handed out at a time, so that a million clips cost no more memory than a thousand.
-        A job whose worker died gives a `WorkerDied`.
+        The result of a job whose worker died is a `WorkerDied`.
         """
         if self._held is None:
             for job in jobs:
@@ -138,16 +141,16 @@ class _Held:
             raise
 
     def close(self) -> None:
-        """Disconnect; workers that were started for this are ended. In a forked child they are the parent's."""
+        """Disconnect, and end the workers that were started. In a forked child do nothing: they are the parent's."""
         if self.key[-1] == os.getpid():
             self._stack.close()
 
 
 class _Kept:
-    """The workers of the stage that has just ended, kept a few seconds: most often the next stage wants the same.
+    """The workers of the stage that has just ended, kept for a few seconds: most often the next stage wants the same.
 
-    Starting them takes a second, as long as a whole stage of a small data set. They are not kept longer, so that no
-    idle process stands beside a training.
+    Starting workers takes a second, as long as a whole stage of a small dataset. They are not kept longer, so that no
+    idle process remains during a training.
     """
 
     def __init__(self):
@@ -156,7 +159,7 @@ class _Kept:
         atexit.register(self.close)
 
     def take(self, wanted: _Wanted) -> _Held | None:
-        """The kept workers if they are such as are wanted; others are closed."""
+        """Return the kept workers if they are the wanted ones; else close them and return None."""
         held = self._release()
         if held is not None and held.key != (wanted, os.getpid()):
             held.close()
@@ -171,22 +174,22 @@ class _Kept:
             self._timer = threading.Timer(LINGER_SECONDS, self._close_if, [held])
             self._timer.daemon = True
             self._timer.start()
-        atexit.unregister(self.close)  # the last that is registered is the first to run: before distributed's own
+        atexit.unregister(self.close)  # what is registered last runs first: this must run before distributed's own
         atexit.register(self.close)
 
     def _close_if(self, held: _Held) -> None:
         with self._lock:
-            if self._held is not held:  # taken meanwhile
+            if self._held is not held:  # another stage has taken them meanwhile
                 return
             self._held = None
         held.close()
 
     def close(self) -> None:
-        """Close what is kept."""
+        """Close the kept workers, if there are any."""
         if (held := self._release()) is not None:
             held.close()
         elif self._timer.is_alive() and self._timer is not threading.current_thread():
-            self._timer.join()  # it is closing them
+            self._timer.join()  # the timer's thread is closing them
 
     def _release(self) -> _Held | None:
         with self._lock:
@@ -207,14 +210,14 @@ def _on(device: str, job: Any) -> Any:
 
 
 def _on_own_device(function: Callable[[Any], Any], devices: tuple[str, ...], job: Any) -> Any:
-    """In a local worker: they are named 0, 1, ..., and keep their name when they have to be started again."""
+    """Run a job on the device of its local worker. Workers are named 0, 1, ..., and keep their name when restarted."""
     from distributed import get_worker
 
     return function(_on(devices[int(get_worker().name)], job))
 
 
 def _offer_gpus(client: Any) -> bool:
-    # a lambda travels by value: a scheduler need not have the project installed
+    # a lambda is pickled by value: a scheduler need not have the project installed
     return client.run_on_scheduler(
         lambda dask_scheduler: any(worker.resources.get("GPU") for worker in dask_scheduler.workers.values())
     )
@@ -256,7 +259,7 @@ def _start_cluster(spec: ClusterSpec, workers: int, devices: tuple[str, ...], st
     else:
         from distributed import LocalCluster
 
-        # nothing listens on anything but loopback; memory is bounded by the batches, not by killing workers
+        # all ports listen on loopback only; memory is bounded by the batches, not by killing workers
         options = {
             "host": "127.0.0.1",
             "dashboard_address": "127.0.0.1:0",
@@ -282,7 +285,7 @@ def _job_queue(spec: ClusterSpec, devices: tuple[str, ...]) -> Any:
     }[spec.queue_system]
     queue = {"queue": spec.queue} if spec.queue and spec.queue_system != "htcondor" else {}
     walltime = {} if spec.queue_system == "htcondor" else {"walltime": spec.walltime}
-    # with more cores a worker would take more jobs at a time, but for the resource, of which it has one
+    # a worker with several cores would take several jobs at a time; its single GPU resource prevents that
     several = {"worker_extra_args": ["--resources", "GPU=1"]} if devices else {}
     cores = spec.threads if devices and spec.threads else 1
     return getattr(dask_jobqueue, name)(cores=cores, processes=1, memory=spec.memory, **queue, **walltime, **several)

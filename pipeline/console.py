@@ -1,4 +1,4 @@
-"""What is printed for people: tables, sizes, names that may hold anything."""
+"""Text printed for people: tables, sizes, and names that may hold any character."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def print_table(rows: Sequence[dict[str, Any]]) -> None:
-    """As wide as its cells, which are shown whole; a reason or a note may be a sentence, and comes last."""
+    """Print a table. Cells are never cut; the columns "reason" and "note", which may hold sentences, come last."""
     if not rows:
         return
     names = sorted(rows[0], key=lambda name: name in ("reason", "note"))
@@ -18,12 +18,12 @@ def print_table(rows: Sequence[dict[str, Any]]) -> None:
 
 
 def plain(text: str) -> str:
-    """On one line: what cannot be printed is escaped, since a file's name may hold anything."""
+    """Put a text on one line: unprintable characters are escaped, since a file name may hold any character."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def in_bytes(count: float) -> str:
-    """A number of bytes for people: 17 B, 3.4 MiB."""
+    """A number of bytes as text: 17 B, 3.4 MiB."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if count < 1024:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"

@@ -1,7 +1,7 @@
 """torch datasets over a store: random training items, and the fixed test views of every clip.
 
-Item i of step s is a pure function of (seed, s, i): which clip, where in it, which crop, flip and colours. So training
-depends neither on the number of loader processes nor on having been interrupted.
+Item i of step s is a pure function of (seed, s, i): its clip, its place in the clip, its crop, flip and colours. So
+training depends neither on the number of loader processes nor on interruptions.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ _ITEM, _CLASS_ORDER, _CLIP_ORDER = range(3)  # purposes of random numbers: each 
 
 
 class Pictures:
-    """What a stream sees of a clip: its frames, or the stacks of its flow. Opens the store once a process."""
+    """The pictures of each clip for a stream: its frames or its flow stacks. Opens the store once per process."""
 
     def __init__(self, spec: StreamSpec, store_path: Path | str):
         self.spec, self.path = spec, Path(store_path)
         self.store = (store.open_frames if spec.stream == "spatial" else store.open_flow)(store_path)
 
     def count(self, video_id: str) -> int:
-        """How many pictures the clip has: frames, or starts of a window."""
+        """Number of pictures of the clip: frames, or possible starts of a flow stack."""
         stored = self.store[video_id]
         return stacks.num_windows(len(stored), self.spec.stack) if self.spec.stack else len(stored)
 
     def read(self, video_id: str, position: int) -> np.ndarray | Planes:
-        """One picture: a frame (H, W, 3) uint8, or a stack of 2L planes. One read of the store a direction."""
+        """One picture: a frame (H, W, 3) uint8, or a stack of 2L planes. Each direction is one read of the store."""
         stored = self.store[video_id]
         if self.spec.stack is None:
             return stored.frames(position, position + 1)[0]
@@ -49,7 +49,7 @@ class Pictures:
         return stored_stack(forward, backward, self.spec.stack, where)
 
     def usable(self, clips: Sequence[Clip], use: str) -> list[Clip]:
-        """The clips that the store holds; says how many it does not, and for what they are lost."""
+        """The clips that the store holds; prints how many it lacks. `use` names their purpose in that message."""
         held = [clip for clip in clips if clip.id in self.store]
         lost = [clip.id for clip in clips if clip.id not in self.store]
         if lost:
@@ -61,24 +61,24 @@ class Pictures:
 
 
 class ClassUniform:
-    """Which clip is the n-th item of training: classes equally often, and within a class its clips equally often.
+    """Chooses the clip of the n-th training item: classes equally often, and within a class its clips equally often.
 
-    Items go in blocks of one of each class, in a new random order each block; the b-th visit of a class takes the next
-    clip of that class in an order that is drawn anew when all were taken. Example, classes A and B: A3 B1 B2 A1 A2 B3.
+    Items come in blocks of one item per class, in a new random order per block. Each visit of a class takes its next
+    clip, in an order that is drawn again when all clips were taken. Example, classes A and B: A3 B1 B2 A1 A2 B3.
 
     Source: paper, section 5 ("uniformly across the classes"). Drawing without replacement is ours: the same mean, less
     noise, and every clip is used.
     """
 
     def __init__(self, labels: Sequence[int], *, seed: int):
-        """`labels` holds the class of each clip; a class without clips never comes."""
+        """`labels` holds the class of each clip; a class without clips is never chosen."""
         places = defaultdict(list)
         for place, label in enumerate(labels):
             places[label].append(place)
         self.seed, self.members = seed, [places[label] for label in sorted(places)]
 
     def __call__(self, n: int) -> int:
-        """Index of the clip of item n, into the sequence of labels."""
+        """Index, in the sequence of labels, of the clip of item n."""
         block, rank = divmod(n, len(self.members))
         chosen = _generator(self.seed, _CLASS_ORDER, block).permutation(len(self.members))[rank]
         members = self.members[chosen]
@@ -87,13 +87,13 @@ class ClassUniform:
 
 
 def snippet_positions(count: int, drawn: np.ndarray) -> list[int]:
-    """One random position in each of K equal parts of 0 ... count - 1, K being how many numbers in [0, 1) were drawn.
+    """One random position in each of K equal parts of 0 ... count - 1; `drawn` holds K random numbers in [0, 1).
 
     The parts are cut as real numbers, so that every position can be drawn, and a clip of fewer than K positions gives
     each of them about equally often, in order. Example: 10 positions, drawn 0.5 0.5 0.99, are 1 5 9.
 
-    Source: Wang et al., Temporal Segment Networks, ECCV 2016, section 3.1; their code cuts to whole positions and never
-    draws the rest, and takes the first position K times of a clip that is too short.
+    Source: Wang et al., Temporal Segment Networks, ECCV 2016, section 3.1. Their code rounds the length of a part down,
+    so it never draws the last positions, and from a clip that is too short it takes the first position K times.
     """
     places = ((part + share) / len(drawn) * count for part, share in enumerate(drawn))
     return [min(int(place), count - 1) for place in places]  # 63.999... of 64 may be rounded up
@@ -109,12 +109,12 @@ class TrainingSet(Dataset):
         clips: Sequence[Clip],
         *more: tuple[Path | str, Sequence[Clip]],
     ):
-        """`clips` are the training clips; those that are not in the store are left out, which is said.
+        """`clips` are the training clips; those that are not in the store are left out, and a line says so.
 
-        `more` holds the stores of other data sets and the clips of each; their labels go on where those of `clips` end.
+        `more` holds the stores of other datasets and the clips of each; their labels continue those of `clips`.
 
         Raises:
-            ValueError: none is left of a data set.
+            ValueError: no clip of a dataset is left.
         """
         self.spec, self.view = spec, TrainView(spec)
         self.clips: list[Clip] = []
@@ -134,10 +134,10 @@ class TrainingSet(Dataset):
         return self.spec.steps * self.spec.batch
 
     def __getitem__(self, number: int) -> tuple[View, int]:
-        """(view of one picture, or of one in each segment, and zero-based label) of one item.
+        """The view and the zero-based label of one item.
 
-        The view is (C, crop_px, crop_px); with K > 1 segments (K, C, crop_px, crop_px), all cropped, mirrored and
-        jittered alike.
+        The view is that of one picture, (C, crop_px, crop_px); with K > 1 segments of one picture in each segment,
+        (K, C, crop_px, crop_px), all cropped, mirrored and jittered alike.
         """
         chosen = self.choose(number)
         clip, pictures = self.clips[chosen], self.pictures[chosen]
@@ -160,18 +160,18 @@ class EvalItem(NamedTuple):
     """The views of one picture of one clip."""
 
     number: int
-    """Of the item: picture j of clip k is number k * frames + j."""
+    """Number of the item: picture j of clip k has number k * frames + j."""
     views: View | None
     """(crops, C, crop_px, crop_px), or None if the clip cannot be read."""
     reason: str
-    """Why not."""
+    """Why the clip cannot be read; "" if it can."""
 
 
 class EvalSet(Dataset):
-    """The test views of every clip, a picture at a time, so that a batch is bounded however long a clip is."""
+    """The test views of every clip, one picture per item, so that a batch is bounded however long a clip is."""
 
     def __init__(self, spec: StreamSpec, store_path: Path | str, clips: Sequence[Clip], *, frames: int, crops: int):
-        """`frames` pictures of each clip at equal temporal spacing, `crops` views of each; a failed clip stays in."""
+        """`frames` pictures of each clip at equal temporal spacing, `crops` views of each; failed clips stay in."""
         self.clips, self.frames, self.pictures = clips, frames, Pictures(spec, store_path)
         self.views = EvalViews(spec, crops=crops)
 
@@ -179,9 +179,9 @@ class EvalSet(Dataset):
         return len(self.clips) * self.frames
 
     def __getitem__(self, number: int) -> EvalItem:
-        """Item number k * frames + j: picture j of clip k. Never raises on a clip: what happened is its reason.
+        """Item number k * frames + j: picture j of clip k. An error is not raised, but becomes the item's reason.
 
-        So that a process of its own can hand it over; `evaluate` raises, unless the clip failed in the store.
+        So a loading process can hand it over. `evaluate` raises, unless the clip is recorded as failed in the store.
         """
         place, j = divmod(number, self.frames)
         video_id = self.clips[place].id
@@ -204,11 +204,11 @@ class EvalBatch(NamedTuple):
     """Some pictures of a test set: those that could be read, and why the others could not."""
 
     numbers: list[int]
-    """Of the items that could be read."""
+    """Numbers of the items that could be read."""
     views: ViewBatch | None
-    """Their views, all crops of the first, then of the second ...; None if there are none."""
+    """Their views, all crops of the first item, then of the second ...; None if there are none."""
     failed: dict[int, str]
-    """Number -> reason."""
+    """Number -> reason, of the items that could not be read."""
 
 
 def stack_test_items(items: list[EvalItem]) -> EvalBatch:
@@ -219,5 +219,5 @@ def stack_test_items(items: list[EvalItem]) -> EvalBatch:
 
 
 def _generator(*key: int) -> np.random.Generator:
-    """Random numbers of this key alone (Philox: keys that are close by give unrelated sequences)."""
+    """Random generator that depends on this key alone (Philox: similar keys give unrelated sequences)."""
     return np.random.Generator(np.random.Philox(np.random.SeedSequence(key)))

@@ -1,12 +1,12 @@
-"""The errors that are told apart by their kind: whose fault it is decides what goes on."""
+"""Errors that callers tell apart by their type: the cause of an error decides whether the run goes on."""
 
 
 class ClipError(ValueError):
-    """What one clip cannot do. It is recorded as failed with this reason, and the run goes on."""
+    """One clip cannot be processed. It is recorded as failed, with this message as the reason, and the run goes on."""
 
 
 class DamagedStore(RuntimeError):
-    """The bytes of a clip are not those that were written: no fault of its video, and no reason to record."""
+    """The stored bytes of a clip differ from those written. Its video is not at fault, so no failure is recorded."""
 
 
 class StageFailed(RuntimeError):

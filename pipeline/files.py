@@ -22,10 +22,10 @@ _TEMPORARY = ".tmp-"
 
 @contextlib.contextmanager
 def commit(path: Path | str) -> Iterator[Path]:
-    """Write to a temporary sibling; it takes the name `path` only if the block ends well, and vanishes otherwise.
+    """Write a temporary file beside `path`; it is renamed to `path` if the block ends without error, else removed.
 
-    The temporary keeps the suffix of `path` (writers that go by the suffix work) and is flushed to disk before the
-    rename, so that neither an exception, a kill nor a power cut leaves a partial file under the final name.
+    The temporary file keeps the suffix of `path`, for writers that depend on the suffix. It is flushed to disk before
+    the rename, so that neither an exception, a kill nor a power cut leaves a partial file under the final name.
 
     Yields:
         The path to write to.
@@ -55,10 +55,10 @@ def write_json(path: Path | str, value) -> None:
 
 
 def read_json(path: Path | str) -> dict:
-    """What `write_json` wrote of a mapping.
+    """Read a mapping that `write_json` wrote.
 
     Raises:
-        ValueError: something else is in it, as after damage to the disk; with what to do.
+        ValueError: the file holds something else, as after damage to the disk; the message says what to do.
     """
     path = Path(path)
     try:
@@ -71,10 +71,10 @@ def read_json(path: Path | str) -> dict:
 
 
 def remove_temporaries(folder: Path) -> int:
-    """Remove what a killed process left half written in `folder`; only the holder of its lock may call this.
+    """Remove temporary files that a killed process left in `folder`; only the holder of its lock may call this.
 
     Returns:
-        How many files were removed.
+        Number of files that were removed.
     """
     found = find_temporaries(folder)
     for path in found:
@@ -83,36 +83,36 @@ def remove_temporaries(folder: Path) -> int:
 
 
 def find_temporaries(folder: Path) -> list[Path]:
-    """What was left half written in `folder` or below it, or is just being written."""
+    """Temporary files in `folder` or below: left by a killed process, or being written right now."""
     return sorted(path for path in folder.rglob(".*") if _TEMPORARY in path.name)
 
 
 def record_made_from(folder: Path, artifacts: Path, others: Iterable[Path]) -> None:
-    """Write down which other artifacts the one in `folder` is about to be made from.
+    """Record from which other artifacts the artifact in `folder` is about to be made.
 
     Args:
-        folder: its own.
-        artifacts: folder of everything that is made: an artifact is three folders below it.
-        others: artifacts, or files in them; whatever lies elsewhere is left out.
+        folder: folder of the artifact.
+        artifacts: folder of all artifacts; each artifact lies three levels below it.
+        others: the other artifacts, or files in them; paths outside `artifacts` are left out.
     """
-    root, *paths = (Path(os.path.normpath(path.absolute())) for path in (artifacts, *others))  # links stay as they are
+    root, *paths = (Path(os.path.normpath(path.absolute())) for path in (artifacts, *others))  # links are not resolved
     inside = [path.relative_to(root) for path in paths if path.is_relative_to(root)]
     names = {Path(*path.parts[:3]).as_posix() for path in inside}
     write_json(folder / MADE_FROM, {"artifacts": sorted(names)})
 
 
 def read_made_from(folder: Path) -> list[str]:
-    """What `record_made_from` wrote: paths below the folder of all artifacts.
+    """Read what `record_made_from` wrote: paths relative to the folder of all artifacts.
 
     Raises:
-        OSError, ValueError, KeyError: it is not there, or damaged.
+        OSError, ValueError, KeyError: the file is missing or damaged.
     """
     return list(read_json(folder / MADE_FROM)["artifacts"])
 
 
 @contextlib.contextmanager
 def one_writer(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock; a second run waits and says for whom. The system frees it when its holder dies."""
+    """Hold the folder's lock. A second run prints who holds it, and waits. The lock is freed when its holder dies."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / LOCK).open("a+") as lock:
         try:
@@ -130,9 +130,9 @@ def one_writer(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def try_exclusive_lock(folder: Path, lock: str = LOCK) -> Iterator[bool]:
-    """Keep others out of a folder within the block; False if one is at work in it, which nobody waits for.
+    """Try to lock a folder for the block, without waiting; yields False if another process holds the lock.
 
-    Of all artifacts, with `IN_USE`, it is the runs that are kept out.
+    With `lock=IN_USE` on the folder of all artifacts, it keeps out all runs.
     """
     with (folder / lock).open("a") as held:
         try:
@@ -144,10 +144,10 @@ def try_exclusive_lock(folder: Path, lock: str = LOCK) -> Iterator[bool]:
 
 
 def hold_shared_lock(artifacts: Path, *, create: bool) -> int:
-    """Hold off `try_exclusive_lock` of all artifacts.
+    """Hold a shared lock on the folder of all artifacts, so that `try_exclusive_lock` on it fails.
 
-    It lasts until the descriptor that is returned is closed, or this process ends.
-    Without `create`, and if there never was a run, nothing is written and -1 is returned.
+    The lock lasts until the returned file descriptor is closed or this process ends.
+    Without `create`, if there never was a run, nothing is written and -1 is returned.
     """
     lock = artifacts / IN_USE
     if create and not artifacts.exists():
@@ -172,13 +172,13 @@ def _flush(path: Path) -> None:
 
 
 def free_space_text(folder: Path) -> str:
-    """How much may still be written to the disk of a folder, in words; it need not exist yet."""
+    """Free space on the disk of a folder, as text; the folder need not exist yet."""
     there = next(path for path in (folder, *folder.parents) if path.exists())
     return f"{shutil.disk_usage(there).free / 1e6:.0f} MB are free on the disk of {folder}"
 
 
 def remove_folder(folder: Path) -> None:
-    """Remove a folder and all in it; where it is a link, what it points to and the link."""
+    """Remove a folder and all in it; if it is a link, remove the folder it points to and the link."""
     shutil.rmtree(folder.resolve())
     if folder.is_symlink():
         folder.unlink()
@@ -199,12 +199,12 @@ def file_hash(path: Path) -> str:
 
 
 def canonical_json(value) -> str:
-    """One text for equal values: keys sorted, no spaces."""
+    """JSON with sorted keys and no spaces, so that equal values give the same text."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"))
 
 
 def plain_name(text: str) -> str:
-    """A text as part of a folder's name: what is not a letter, digit, dot or underscore becomes a dash."""
+    """Make a text usable in a folder name: what is not a letter, digit, dot or underscore becomes a dash."""
     return "".join(c if c.isalnum() or c in "._" else "-" for c in text).strip("-.") or "x"
 
 

@@ -1,7 +1,7 @@
-"""Views in batches: stacked on the CPU, as bytes if they can be, and turned into inputs on the network's device.
+"""Batches of views: stacked on the CPU, as bytes if possible, and turned into inputs on the network's device.
 
-A temporal input of 224 x 224 x 20 is 1 MB in bytes and 4 MB in floats. Loading processes hand over the bytes; what is
-left to do, a factor and an offset a channel, is done for a whole batch where the network is.
+A temporal input of 224 x 224 x 20 is 1 MB in bytes and 4 MB in floats. Loading processes hand over the bytes. The
+remaining arithmetic, a factor and an offset per channel, is done for a whole batch on the network's device.
 """
 
 from __future__ import annotations
@@ -18,61 +18,61 @@ from pipeline.transforms import View
 
 @dataclass(frozen=True, eq=False)
 class ViewBatch:
-    """Views of N items (or of N items times K snippets), on any device; `to_inputs` makes inputs of them."""
+    """Views of N items (or of N items times K snippets), on any device; `to_inputs` turns them into network inputs."""
 
     values: torch.Tensor
-    """(N, C, H, W) or (N, K, C, H, W), uint8, or float32 where any view of the batch had to be resized."""
+    """(N, C, H, W) or (N, K, C, H, W), uint8, or float32 if any view of the batch is float32."""
     scale: torch.Tensor
     """(N, C) or (N, K, C) float32."""
     offset: torch.Tensor
-    """The same."""
+    """(N, C) or (N, K, C) float32, as `scale`."""
 
     def __len__(self) -> int:
         return len(self.values)
 
     def chunk(self, parts: int) -> tuple[ViewBatch, ...]:
-        """The batch in parts of equal size, as torch cuts a tensor."""
+        """Divide the batch into parts of equal size, as `torch.chunk` divides a tensor."""
         cut = (tensor.chunk(parts) for tensor in (self.values, self.scale, self.offset))
         return tuple(ViewBatch(*part) for part in zip(*cut, strict=True))
 
     @property
     def shape(self) -> torch.Size:
-        """Of the inputs."""
+        """Shape of the network inputs: (N, C, H, W) or (N, K, C, H, W)."""
         return self.values.shape
 
     def pin_memory(self) -> ViewBatch:
-        """The same in page-locked memory; torch's loader asks for it."""
+        """The same batch in page-locked memory; torch's DataLoader calls this."""
         return ViewBatch(self.values.pin_memory(), self.scale.pin_memory(), self.offset.pin_memory())
 
     def to(self, device: torch.device, *, non_blocking: bool = False) -> ViewBatch:
-        """The same on a device, as torch sends a tensor there."""
+        """The same batch on a device, as `torch.Tensor.to` does for a tensor."""
         parts = (self.values, self.scale, self.offset)
         return ViewBatch(*(part.to(device, non_blocking=non_blocking) for part in parts))
 
     def record_stream(self, stream: torch.cuda.Stream) -> None:
-        """Keep the memory for work on this stream of CUDA, as torch keeps a tensor's."""
+        """Keep the memory for work on this CUDA stream, as `torch.Tensor.record_stream` does for a tensor."""
         for part in (self.values, self.scale, self.offset):
             part.record_stream(stream)
 
 
 def stack_views(views: Sequence[View]) -> ViewBatch:
     """Views of equal shape -> one batch of them."""
-    # numpy's stack: torch's would start a second set of OpenMP threads beside that of the training
+    # numpy's stack, because torch's would start a second set of OpenMP threads besides that of the training
     values, scale, offset = (torch.from_numpy(np.stack(parts)) for parts in zip(*views, strict=True))
     return ViewBatch(values, scale, offset)
 
 
 def join_views(views: Sequence[View]) -> ViewBatch:
-    """Views that are each of several crops -> one batch of all crops."""
+    """Views of several crops each, (crops, C, H, W) -> one batch of all crops."""
     values, scale, offset = (torch.from_numpy(np.concatenate(parts)) for parts in zip(*views, strict=True))
     return ViewBatch(values, scale, offset)
 
 
 def to_inputs(views: ViewBatch | torch.Tensor, device: torch.device) -> torch.Tensor:
-    """What the network takes: `values * scale + offset`, channel by channel.
+    """The network's inputs: `values * scale + offset`, channel by channel.
 
     Args:
-        views: a batch; or inputs that are ready, which are only moved.
+        views: a batch; or finished inputs, which are only moved to the device.
         device: where the arithmetic is done.
 
     Returns:
@@ -86,12 +86,12 @@ def to_inputs(views: ViewBatch | torch.Tensor, device: torch.device) -> torch.Te
     views = views.to(device, non_blocking=True)
     factor, shift = (part.flatten(0, -2)[..., None, None] for part in (views.scale, views.offset))
     bytes_or_floats = views.values.flatten(0, -4)
-    images = bytes_or_floats.contiguous(memory_format=torch.channels_last)  # of bytes a quarter of the traffic
+    images = bytes_or_floats.contiguous(memory_format=torch.channels_last)  # with bytes a quarter of the traffic
     return images.to(torch.float32, copy=True).mul_(factor).add_(shift).unflatten(0, views.shape[:-3])
 
 
 def _inputs_on_cpu(views: ViewBatch) -> torch.Tensor:
-    """The same bits from bytes on a CPU, an image at a time: each stays in the processor's cache until it is done."""
+    """The same inputs, bit for bit, from bytes on a CPU; image by image, so that each stays in the CPU's cache."""
     count, (channels, height, width) = views.values[..., 0, 0, 0].numel(), views.values.shape[-3:]
     values = views.values.reshape(count, channels, height, width).numpy()
     scale, offset = (np.tile(part.reshape(count, channels).numpy(), width) for part in (views.scale, views.offset))

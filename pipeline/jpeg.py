@@ -1,4 +1,4 @@
-"""Images <-> JPEG bytes. RGB outside, OpenCV's BGR only in here."""
+"""Images <-> JPEG bytes. Callers use RGB; OpenCV's BGR is used only in this module."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def decode(data: np.ndarray, *, gray: bool) -> np.ndarray:
     Raises:
         ClipError: if the bytes are no image.
     """
-    # a flag against rotation: bytes that come from strangers may carry an orientation tag, ours never do
+    # ignore orientation tags: JPEG bytes from elsewhere may carry one, ours never do
     flag = cv2.IMREAD_GRAYSCALE if gray else cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
     image = cv2.imdecode(data, flag) if len(data) else None
     if image is None:

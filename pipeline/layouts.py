@@ -1,6 +1,7 @@
-"""How video sets lie on disk: the five layouts, each read into the same rows.
+"""How datasets are laid out on disk: five layouts, each read into the same rows.
 
-Which clips and classes there are never depends on the split. Here nothing is decoded, hashed or cut for validation.
+The set of clips and classes never depends on the split. This module decodes and hashes nothing, and it draws no
+validation part.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from pipeline.rows import PARTS, Row, folded, safe_path
 from pipeline.specs import DatasetSpec
 from pipeline.specs.base import unknown_name
 
-SHOWN = 5  # names in a message, at most
+SHOWN = 5  # at most this many names are listed in a message
 VIDEO_SUFFIXES = (
     *(".avi", ".mp4", ".mkv", ".webm", ".mov", ".mpg", ".mpeg", ".m4v", ".wmv", ".flv"),
     *(".ts", ".mts", ".m2ts", ".3gp", ".ogv", ".gif"),
@@ -26,21 +27,21 @@ VIDEO_SUFFIXES = (
 
 @dataclass(frozen=True)
 class Stat:
-    """Size and time stamp of a file: what tells cheaply that it changed."""
+    """Size and time stamp of a file: a cheap way to detect that it changed."""
 
     bytes: int
     mtime_ns: int
 
 
 def scan_videos(folder: Path, *, others: list[str] | None = None) -> dict[str, Stat]:
-    """Find every video file below a folder, by its ending; links are followed, names with a leading dot are left out.
+    """Find every video file below a folder by its suffix; links are followed, names with a leading dot are skipped.
 
     Args:
-        folder: of the videos.
-        others: takes the paths of files that end otherwise, in any order.
+        folder: folder of the videos.
+        others: if given, the paths of files with other suffixes are appended to it, in any order.
 
     Returns:
-        Path relative to the folder, with forward slashes -> size and time stamp, in the order of the paths.
+        Path relative to the folder, with forward slashes -> size and time stamp, sorted by path.
 
     Raises:
         FileNotFoundError, NotADirectoryError: the folder does not exist, or is a file.
@@ -56,7 +57,7 @@ def scan_videos(folder: Path, *, others: list[str] | None = None) -> dict[str, S
     found: dict[str, Stat] = {}
     _scan(folder, "", (), found, [] if others is None else others)
     for path in found:
-        if any("\ud800" <= letter <= "\udfff" for letter in path):  # how Python writes bytes that are no UTF-8
+        if any("\ud800" <= letter <= "\udfff" for letter in path):  # surrogates stand for bytes that are not UTF-8
             raise ValueError(f"the name of the video {path!r} is not UTF-8; rename it")
     return dict(sorted(found.items()))
 
@@ -65,11 +66,11 @@ def _scan(
     folder: Path, prefix: str, above: tuple[tuple[int, int], ...], found: dict[str, Stat], others: list[str]
 ) -> None:
     here = (folder.stat().st_dev, folder.stat().st_ino)
-    if here in above:  # a link to a folder that it lies in
+    if here in above:  # a link to a folder that contains the link
         return
     with os.scandir(folder) as entries:
         for entry in entries:
-            if entry.name.startswith(".") or (entry.is_symlink() and not Path(entry.path).exists()):  # link to nothing
+            if entry.name.startswith(".") or (entry.is_symlink() and not Path(entry.path).exists()):  # broken link
                 continue
             if entry.is_dir():
                 _scan(Path(entry.path), f"{prefix}{entry.name}/", (*above, here), found, others)
@@ -105,8 +106,8 @@ def read_layout(spec: DatasetSpec, split: str, videos: Iterable[str]) -> tuple[l
         videos: paths of the videos on disk, as `scan_videos` gives them.
 
     Returns:
-        One row a clip that the layout names, present or not, and the class names in the order of their labels: none
-        for layout "unlabelled", whose clips are all test clips.
+        One row for each clip that the layout names, whether its video is present or not; and the class names in the
+        order of their labels. Layout "unlabelled" has no class names, and all its clips are test clips.
 
     Raises:
         FileNotFoundError: a list is not there.
@@ -120,13 +121,13 @@ def read_layout(spec: DatasetSpec, split: str, videos: Iterable[str]) -> tuple[l
         rows = read_hmdb51_lists(lists, split)
         return rows, sorted({row.class_name for row in rows})
     if spec.layout == "unlabelled":
-        ids = {path: path.replace("/", "__") for path in videos}  # with its suffix: strangers' names differ by that
+        ids = {path: path.replace("/", "__") for path in videos}  # with the suffix: two names may differ in it only
         return [Row(ids[path], path, "", ids[path], "test") for path in videos], []
     rows = _read_csv(lists, split) if spec.layout == "csv" else _read_folder(spec, list(videos))
     if any(not row.part for row in rows):
         rows = _hold_out(rows, split)
     classes = {row.class_name for row in rows}
-    if spec.layout == "folder":  # a class folder without videos is a class too, for the catalog to refuse
+    if spec.layout == "folder":  # a class folder without videos is a class too, so that the catalog can refuse it
         classes |= {file.name for file in Path(spec.videos).iterdir() if file.is_dir() and file.name[0] != "."}
     return rows, sorted(classes)
 
@@ -134,12 +135,12 @@ def read_layout(spec: DatasetSpec, split: str, videos: Iterable[str]) -> tuple[l
 def split_names(spec: DatasetSpec) -> list[str]:
     """Every split of a dataset: the numbers of the official lists, or every group left out in turn.
 
-    A CSV file with a split column, unlabelled videos, and a dataset that the pipeline writes itself, have one.
+    A CSV file with a split column, unlabelled videos, and a dataset that the pipeline writes itself have one split.
 
     Raises:
         FileNotFoundError: a list, or the folder of the videos, is not there.
-        ValueError: each clip is a group of its own, so that leaving each out would take as many trainings as clips;
-            or all clips are of one group.
+        ValueError: each clip is a group of its own, so leaving out each group would need one training per clip; or all
+            clips are of one group.
     """
     if spec.generator or spec.layout == "unlabelled":
         return [spec.split]
@@ -213,7 +214,7 @@ def _csv_row(record: dict, where: str) -> Row:
 
 
 def _hold_out(rows: list[Row], split: str) -> list[Row]:
-    """Leave one group out as the test part, if the split is a group's name; a number is left to be drawn."""
+    """Make the group that `split` names the test part; if `split` is a number, the parts stay open, to be drawn."""
     groups = {row.group for row in rows}
     if split in groups:
         return [replace(row, part="test" if row.group == split else "train") for row in rows]
@@ -223,19 +224,19 @@ def _hold_out(rows: list[Row], split: str) -> list[Row]:
 
 
 def path_id(path: str) -> str:
-    """Id of a clip that only its path names: `walk/daria.avi` -> `walk__daria`."""
+    """Id of a clip, made from its path: `walk/daria.avi` -> `walk__daria`."""
     return str(PurePosixPath(path).with_suffix("")).replace("/", "__")
 
 
 def match(spec: DatasetSpec, rows: list[Row], videos: dict[str, Stat]) -> tuple[list[Row], list[str]]:
-    """Put paths as they are on disk into the rows.
+    """Match the rows with the videos on disk.
 
     Returns:
-        The rows of those that are there, and the paths of those absent.
+        The rows of the videos that are present, with their paths as on disk; and the listed paths that are absent.
 
     Raises:
-        FileNotFoundError: some are absent, and the set is not meant to be partial.
-        ValueError: all are.
+        FileNotFoundError: some videos are absent, and `spec.partial` is false.
+        ValueError: all videos are absent.
     """
     by_folded = {folded(path): path for path in videos}
     paths = {row.path: _find(row.path, videos, by_folded) for row in rows}
@@ -250,7 +251,7 @@ def match(spec: DatasetSpec, rows: list[Row], videos: dict[str, Stat]) -> tuple[
 
 
 def told_absent(spec: DatasetSpec, absent: Sequence[str], present: int) -> str:
-    """How many listed videos are absent, and some of them."""
+    """Message that tells how many listed videos are absent, and names some of them."""
     return f"{len(absent)} of {len(absent) + present} listed videos are absent from {spec.videos!r}: {some(absent)}"
 
 

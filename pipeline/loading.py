@@ -16,10 +16,10 @@ from torch.utils.data import DataLoader, Dataset
 from pipeline.inputs import ViewBatch
 from pipeline.progress import say
 
-_SHARED_MEMORY = "/dev/shm"  # where torch has loading processes put their batches, on Linux
+_SHARED_MEMORY = "/dev/shm"  # where torch's loading processes put their batches, on Linux
 _MAX_WORKERS = 16
 _PRELOADED = ["pipeline.dataset", "pipeline.loading"]
-_BATCHES_AHEAD = 2  # of each loading process; a batch of 256 temporal inputs is 250 MB even in bytes
+_BATCHES_AHEAD = 2  # per loading process; a batch of 256 temporal inputs is 250 MB even in bytes
 
 
 def loader(
@@ -32,25 +32,25 @@ def loader(
     collate: Callable,
     sharing: int = 1,
 ) -> Iterable:
-    """Batches of the items of these numbers, in this order, made ahead of their use.
+    """Batches of the items with these numbers, in this order, made ahead of their use.
 
     Args:
         dataset: picklable; its store is opened again in each process.
-        numbers: which items.
+        numbers: numbers of the items.
         batch: items in a batch.
-        workers: loading processes, fewer where shared memory would not hold their batches, which is said; 0 loads in a
-            thread of this process.
+        workers: number of loading processes; 0 loads in a thread of this process. If shared memory cannot hold their
+            batches, fewer are started, and a line says so.
         pin: whether batches go to page-locked memory, for a GPU.
-        collate: makes a batch of a list of items.
-        sharing: processes of this machine that load at the same time.
+        collate: makes a batch from a list of items.
+        sharing: number of processes of this machine that load at the same time.
     """
     if workers and len(numbers):
-        some = {numbers[0], numbers[len(numbers) // 2], numbers[-1]}  # one alone may be of a clip that failed: empty
+        some = {numbers[0], numbers[len(numbers) // 2], numbers[-1]}  # a single one may be empty: its clip failed
         workers = min(workers, -(-len(numbers) // batch))
         workers = _that_fit(workers, batch * max(len(pickle.dumps(dataset[k])) for k in some) * sharing)
     parallel: dict[str, Any] = {}
     if workers:  # not forked: neither HDF5 nor CUDA survives a fork
-        # the server that they are forked from has torch already, where each would load it again, for seconds
+        # the fork server has imported torch; else each process would import it again, for seconds
         multiprocessing.set_forkserver_preload(_PRELOADED)
         parallel = {
             "multiprocessing_context": "forkserver",
@@ -64,14 +64,14 @@ def loader(
 
 
 def sent_ahead(batches: Iterable[tuple[ViewBatch, torch.Tensor]], device: torch.device) -> Iterator:
-    """The same batches; for CUDA they are sent there, the next one while the one before it is computed with.
+    """The same batches; for CUDA each is copied to the device while the previous one is in use.
 
-    A training step waits for its loss before the weights move, so that what it began to send itself would not be under
-    way meanwhile: 250 MB take about 10 ms, which is a tenth of a step of 256 temporal inputs.
+    A training step waits for its loss before the weights change, so a copy that the step itself began would not overlap
+    with it. 250 MB take about 10 ms, which is a tenth of a step of 256 temporal inputs.
 
     Args:
         batches: (views, labels), in page-locked memory.
-        device: where they are wanted; for the CPU nothing is done.
+        device: target of the copy; for the CPU nothing is done.
     """
     if device.type != "cuda":
         yield from batches
@@ -88,7 +88,7 @@ def sent_ahead(batches: Iterable[tuple[ViewBatch, torch.Tensor]], device: torch.
 
 
 def _received(parts: list[ViewBatch | torch.Tensor], sent: torch.cuda.Event, device: torch.device) -> tuple:
-    """What was sent on a stream of its own, for work on the current one."""
+    """Make a batch that was copied on another CUDA stream usable on the current stream."""
     current = torch.cuda.current_stream(device)
     current.wait_event(sent)
     for part in parts:
@@ -97,7 +97,7 @@ def _received(parts: list[ViewBatch | torch.Tensor], sent: torch.cuda.Event, dev
 
 
 def loader_workers(wanted: int, device: torch.device, sharing: int = 1) -> int:
-    """Loading processes: `wanted`; if that is -1, one a core up to 16 for a GPU, and none where the CPU also trains.
+    """Number of loading processes: `wanted`; if that is -1, one per core up to 16 for a GPU, and none on a CPU.
 
     `sharing` is the number of processes that each want their own and share the cores.
     """
@@ -108,13 +108,13 @@ def loader_workers(wanted: int, device: torch.device, sharing: int = 1) -> int:
 
 
 def _that_fit(workers: int, batch_bytes: int) -> int:
-    """As many loading processes as shared memory has room for; one that finds it full dies of a bus error."""
+    """As many loading processes as shared memory has room for; a process that finds it full dies of a bus error."""
     try:
         memory = os.statvfs(_SHARED_MEMORY)
     except OSError:  # not on Linux: torch takes files elsewhere
         return workers
     free = memory.f_bavail * memory.f_frsize
-    # beside those ahead one batch is on its way, and one in use
+    # besides the batches ahead, one is being handed over and one is in use
     found = max(0, min(workers, int(free / batch_bytes - 2) // _BATCHES_AHEAD))
     if found < workers:
         needed = (workers * _BATCHES_AHEAD + 2) * batch_bytes
@@ -126,7 +126,7 @@ def _that_fit(workers: int, batch_bytes: int) -> int:
 
 
 def _ahead(batches: Iterable) -> Iterator:
-    """The same batches, the next one made in a thread while one is in use (decoding and numpy let go of the GIL)."""
+    """The same batches; a thread makes the next one while one is in use (decoding and numpy release the GIL)."""
     rest = iter(batches)
     with ThreadPoolExecutor(1) as thread:
         coming = thread.submit(next, rest, None)

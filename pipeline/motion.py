@@ -1,4 +1,4 @@
-"""How far things move in a flow store: what its scaling has to hold, and what a temporal stream is given."""
+"""Statistics of the motion in a flow store, by which its scaling and the temporal stream's input can be judged."""
 
 from __future__ import annotations
 
@@ -9,26 +9,27 @@ import numpy as np
 from pipeline.store import Store, StoredClip
 
 CLIPS, FIELDS = 128, 2
-"""Looked at, at most: clips, and fields of each."""
-_VECTORS = 1 << 15  # of a field, about, that the percentile is taken of: fields may be large
+"""Size of the sample: at most so many clips, and fields of each clip."""
+_VECTORS = 1 << 15  # about so many vectors of a field enter the percentile, since fields may be large
 
 
 class Motion(NamedTuple):
-    """Of a sample of fields; lengths in pixels per frame."""
+    """Statistics of a sample of flow fields; lengths in pixels per frame."""
 
     fields: int
-    """Looked at."""
+    """Number of fields in the sample."""
     rms_px: float
     """Root mean square of the components, still background included."""
     p99_px: float
     """Speed that 99 of 100 vectors do not exceed."""
     max_px: float
+    """Highest speed."""
     at_bound: float
-    """Share of the components at `bound_px`, beyond which motion is cut off; 0 with `scaling = minmax`."""
+    """Share of the components at `bound_px`, beyond which motion is clipped; 0 with `scaling = minmax`."""
 
 
 def sample(store: Store) -> Motion | None:
-    """Motion in fields at equal spacing, of clips at equal spacing; None if no clip holds a field."""
+    """Measure equally spaced fields of equally spaced clips; None if no clip holds a field."""
     ids = list(store)
     chosen = [ids[i] for i in np.unique(np.linspace(0, len(ids) - 1, min(CLIPS, len(ids))).round().astype(int))]
     speeds, squares, at_bound, fastest = [], 0.0, 0.0, 0.0
@@ -60,13 +61,13 @@ def of_clip(clip: StoredClip) -> dict[str, float]:
 
 
 def _middles(length: int) -> np.ndarray:
-    """Of as many equal parts of a clip as fields are looked at."""
+    """Indices of the fields to measure: the middles of FIELDS equal parts of a clip of `length` fields."""
     count = min(FIELDS, length)
     return ((np.arange(count) + 0.5) * length / count).astype(int)
 
 
 def _cut(attrs: dict) -> float:
-    """A component beyond it was cut off: JPEG moves a byte at the end of its range by one or two."""
+    """Size in pixels above which a component counts as clipped: JPEG changes a byte at the bound by one or two."""
     if attrs["scaling"] != "bound":
         return np.inf
     return float(attrs["bound_px"]) * (1 - 2 * 2.5 / 255)

@@ -1,7 +1,8 @@
 """The official split lists of UCF-101 and HMDB-51, read without any video.
 
-Both become rows: path, class, group, and the part of the data that the clip belongs to in the wanted split. A clip that
-other splits name is a row too, "unused", so that which clips and classes there are never depends on the split.
+Both are read into rows: path, class, group, and the part of the data that the clip belongs to in the wanted split. A
+clip that only other splits name is a row too, with part "unused". So the set of clips and classes never depends on the
+split.
 """
 
 from __future__ import annotations
@@ -19,17 +20,17 @@ HMDB51_TAIL = r"_[a-z]_[a-z]+_np\d+_[a-z]+_[a-z]+_\d+"
 
 
 def split_numbers(folder: Path) -> list[str]:
-    """Numbers of the splits that a folder of official lists, of either set, holds: "1", "2", "3"."""
+    """Numbers of the splits in a folder of official lists of either dataset: "1", "2", "3"."""
     matches = (re.fullmatch(r"(?:trainlist|.+_test_split)(\d+)\.txt", file.name) for file in folder.iterdir())
     return [str(number) for number in sorted({int(match[1]) for match in matches if match})]
 
 
 def read_ucf101_classes(folder: Path) -> list[str]:
-    """Class names of `classInd.txt`, in order; its numbers count from one and are used nowhere else.
+    """Class names of `classInd.txt`, in order; the numbers in the file count from one and are used nowhere else.
 
     Raises:
         FileNotFoundError: there is no `classInd.txt`.
-        ValueError: its numbers are not 1, 2, 3 ..., or a class is named twice.
+        ValueError: the numbers are not 1, 2, 3 ..., or a class is named twice.
     """
     file = folder / "classInd.txt"
     if not file.is_file():
@@ -48,10 +49,10 @@ def read_ucf101_lists(folder: Path, split: str) -> list[Row]:
 
     Args:
         folder: holds `classInd.txt` and `trainlist01.txt`, `testlist01.txt`, `trainlist02.txt` ...
-        split: its number, such as "1" or "01".
+        split: number of the split, such as "1" or "01".
 
     Returns:
-        A row for every clip that any list names, in the order of the paths; "unused" if not in the wanted split.
+        One row for every clip that any list names, sorted by path; its part is "unused" outside the wanted split.
 
     Raises:
         FileNotFoundError: `classInd.txt` is not there.
@@ -95,13 +96,14 @@ def read_hmdb51_lists(folder: Path, split: str) -> list[Row]:
 
     Args:
         folder: holds `<class>_test_split<N>.txt`, with lines `<video> <0 unused | 1 train | 2 test>`.
-        split: its number.
+        split: number of the split.
 
     Returns:
-        A row for every clip that any list names, in the order of the paths.
+        One row for every clip that any list names, sorted by path.
 
     Raises:
-        ValueError: no such split, a class without a list for it, an unknown number, a clip listed twice.
+        ValueError: no such split, a class without a list for the split, a number other than 0, 1 and 2, a clip listed
+            twice.
     """
     files: dict[tuple[str, str], Path] = {}
     for file in sorted(folder.iterdir()):
@@ -148,7 +150,7 @@ def _wanted_split(split: str, numbers: set[str]) -> str:
 
 
 def _add(rows: dict[str, Row], row: Row, where: str) -> None:
-    """Add what one list says of a clip to what the others said: at most one may use it in the wanted split."""
+    """Add the row of one list to those of the other lists; at most one list may use a clip in the wanted split."""
     before = rows.get(row.path)
     if before and "unused" not in (before.part, row.part):
         raise ValueError(f"{where}: {row.path!r} is listed twice in one split, as {before.part} and as {row.part}")

@@ -1,6 +1,6 @@
-"""Which clips are trained on, validated on and tested on, where the layout does not say: whole groups are drawn.
+"""Draw the training, validation and test parts where the layout does not define them. Whole groups are drawn.
 
-No source video is on both sides, because the clips of a group stay together.
+The clips of a group stay together, so no source video is in two parts.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pipeline.specs import DatasetSpec
 
 
 def draw_parts(spec: DatasetSpec, rows: list[Row], split: str) -> list[Row]:
-    """Draw the test part where the layout left it open, then the validation part, unless the layout names one."""
+    """Draw the test part if the layout leaves it open, then the validation part, unless the layout defines one."""
     if any(not row.part for row in rows):
         drawn = draw_groups(rows, spec.test_fraction, key=f"{spec.split_seed}/test/{split}")
         rows = [replace(row, part="test" if row.group in drawn else "train") for row in rows]
@@ -29,17 +29,18 @@ def draw_parts(spec: DatasetSpec, rows: list[Row], split: str) -> list[Row]:
 def draw_groups(rows: Iterable[Row], fraction: float, *, key: str) -> set[str]:
     """Draw whole groups at random, evenly over the classes, and never all groups of a class.
 
-    Of a class with n groups, n * fraction are wanted, rounded, and at least one if n >= 2 and fraction > 0. Groups are
-    visited in an order that only `key` and their names decide. The first pass takes a group if none of its classes
-    gets more than wanted; the second, for groups that span classes, if one of its classes got none at all.
-    Worked example: one class, groups a b c d, fraction 0.25: one is drawn. Eight persons who each show all ten
+    From a class with n groups, n * fraction groups are wanted, rounded, and at least one if n >= 2 and fraction > 0.
+    The order of the groups depends only on `key` and their names. The first pass takes a group if none of its classes
+    gets more groups than wanted. The second pass is for groups that span several classes: it takes a group if one of
+    its classes has got none so far.
+    Worked example: one class, groups a b c d, fraction 0.25: one group is drawn. Eight persons who each show all ten
     classes, fraction 0.15: one person is drawn, and is in every class.
 
     Args:
         rows: any order; only class and group are read.
         fraction: share of the groups, 0 to 1.
-        key: seed of the order. The class's name is not part of a group's key, so that g03 of one class is drawn with
-            g03 of another: where they share a background, it is on one side only.
+        key: seed of the order. The class name is removed from a group's name before hashing, so g03 of one class is
+            drawn together with g03 of another. If both share a background, it is in one part only.
 
     Returns:
         Names of the drawn groups. Empty if each class has a single group.
@@ -65,7 +66,7 @@ def draw_groups(rows: Iterable[Row], fraction: float, *, key: str) -> set[str]:
 
 
 def _share(fraction: float, groups: int) -> int:
-    """Groups wanted of a class: the share, rounded, but neither none nor all."""
+    """Number of groups wanted from a class of `groups` groups: the rounded share, but neither none nor all."""
     return min(max(int(fraction * groups + 0.5), 1), groups - 1) if fraction > 0 else 0
 
 
@@ -76,16 +77,16 @@ def _order_key(key: str, group: str, classes: set[str]) -> bytes:
 
 
 def check_parts(found: Mapping[str, Mapping[str, int]], needed: Iterable[str], spec: DatasetSpec, split: str) -> None:
-    """Refuse a split that lacks the clips of a part, unless nobody wants validation clips: `val_fraction = 0`.
+    """Refuse a split in which a needed part has no clips; with `val_fraction = 0`, "val" may be empty.
 
     Args:
-        found: part -> what it has, as `Catalog.counts` gives it: at least the number of groups.
-        needed: parts that must have clips, of "val" and "test".
+        found: part -> its counts, as `Catalog.counts` returns them: at least the number of groups.
+        needed: parts that must have clips: "val", "test" or both.
         spec: the dataset.
-        split: its name, for the message.
+        split: name of the split, for the message.
 
     Raises:
-        ValueError: a part has none; with the reason, and what to do.
+        ValueError: a needed part has no clips; the message says why and what to do.
     """
     use = {
         "val": "validation clips, on which fusions are chosen (TrainStream and ScoreStream do without)",
@@ -101,7 +102,7 @@ def check_classes(classes: Sequence[str]) -> None:
     """Refuse to train on a single class, or none.
 
     Raises:
-        ValueError: naming it.
+        ValueError: there are fewer than two classes; the message names the only one.
     """
     if not classes:
         raise ValueError(
@@ -116,7 +117,7 @@ def check_classes(classes: Sequence[str]) -> None:
 
 
 def _why_empty(part: str, groups: int, spec: DatasetSpec) -> str:
-    """Why nothing was drawn for a part from a training part of so many groups, and what to do."""
+    """Message that tells why a part is empty and what to do; `groups` is the number of groups in the training part."""
     if part == "test" and spec.layout in ("ucf101", "hmdb51"):
         return "its lists name none that is there"
     if part == "test" and spec.layout == "csv":
@@ -127,7 +128,7 @@ def _why_empty(part: str, groups: int, spec: DatasetSpec) -> str:
     named = ", or name some in the split column of the CSV file" if spec.layout == "csv" else ""
     if part == "test" and not spec.test_fraction:
         return "[dataset] test_fraction is 0; raise it"
-    # without a pattern each clip is a group: there cannot be more
+    # without a pattern each clip is its own group, so there cannot be more groups
     pattern = ", or change [dataset] group_pattern so that there are more" if spec.group_pattern else ""
     return (
         f"too few groups: {groups}; whole groups are drawn from the training part, and never all groups of a class; "

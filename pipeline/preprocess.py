@@ -1,8 +1,9 @@
-"""The shard loops: videos -> frames store, frames store -> flow store. What is made, what is kept, what has failed.
+"""The shard loops: videos -> frames store, frames store -> flow store.
 
-What a worker does with a shard is in `jobs/`. A shard is the unit of work and of restart. Which clips share a shard
-depends on their names and sizes alone, by a binary trie over hashed ids: a clip that is added or changed touches its
-own shard and no other, and the bytes of a shard do not depend on how many workers there are.
+They decide which shards are made and which are kept, and report which clips failed. `jobs/` holds what a worker does
+with a shard. A shard is the unit of work and of restart. Which clips share a shard depends on their names and sizes
+alone, by a binary trie over hashed ids: a clip that is added or changed touches its own shard and no other. The bytes
+of a shard do not depend on the number of workers.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from pipeline.specs import ClusterSpec, FlowSpec, FrameSpec
 from pipeline.specs.base import digest_of
 
 MUCH_AT_BOUND = 0.005
-"""Share of the flow's components beyond `bound_px` that is worth a word."""
+"""Share of the flow's components clipped at `bound_px`, above which a warning is printed."""
 
 # --- which clips share a shard ----------------------------------------------------------------------------------------
 
@@ -62,11 +63,11 @@ def _hash_bits(video_id: str) -> str:
 def make_frames(
     folder: Path, catalog: Catalog, *, videos: Path, spec: FrameSpec, cluster: ClusterSpec, attrs: dict[str, Any]
 ) -> None:
-    """Decode every clip of the catalog into the frames store at `folder`; shards that are already right are kept.
+    """Decode every clip of the catalog into the frames store at `folder`; shards that are up to date are kept.
 
     Args:
-        folder: of the store.
-        catalog: what to decode.
+        folder: folder of the store.
+        catalog: the clips to decode.
         videos: folder that the clips' paths are relative to.
         spec, cluster: settings.
         attrs: root attributes of the files: at least `digest` and `spec`.
@@ -74,7 +75,7 @@ def make_frames(
     Raises:
         StageFailed: more than `spec.max_bad_fraction` of the clips failed, or a shard could not be made at all.
     """
-    folder = folder.absolute()  # workers may stand elsewhere
+    folder = folder.absolute()  # workers may have another working directory
     jobs = frames_jobs(folder, catalog, videos=videos, spec=spec, cluster=cluster, attrs=attrs)
     splits = {clip.id: clip.part for clip in catalog.clips}
     attrs = {**attrs, "inputs": catalog.videos_key, "split_name": catalog.split_name}
@@ -84,7 +85,7 @@ def make_frames(
 def frames_jobs(
     folder: Path, catalog: Catalog, *, videos: Path, spec: FrameSpec, cluster: ClusterSpec, attrs: dict[str, Any]
 ) -> list[FramesJob]:
-    """Every shard of a frames store, made or not; the arguments are those of `make_frames`."""
+    """Jobs for every shard of a frames store, made or not; the arguments are those of `make_frames`."""
     plan = plan_shards(catalog.clips, most_clips=spec.shard_clips, most_bytes=spec.shard_mb << 20)
     jobs = []
     for name, clips in plan.items():
@@ -119,7 +120,7 @@ def make_flow(
     """Compute flow for every clip of the frames store at `frames`, shard by shard, into the flow store at `folder`.
 
     Raises:
-        ValueError: a device that the method cannot use, or that is not on this machine if the work is done here.
+        ValueError: a device that the method cannot use, or that this machine lacks if the work is done here.
         StageFailed: more than `max_bad_fraction` of the clips have no flow, or a shard could not be made at all.
     """
     folder, source = folder.absolute(), store.open_frames(frames.absolute())
@@ -132,7 +133,7 @@ def make_flow(
 
 
 def _warn_of_a_bound(folder: Path, spec: FlowSpec) -> None:
-    """Motion that is cut off is lost to whatever reads this store, and nothing else shows it."""
+    """Warn if much motion is clipped at the bound: it is lost to all later stages, and nothing else shows it."""
     with contextlib.closing(store.open_flow(folder / "index.h5")) as made:
         found = motion.sample(made)
     if found and found.at_bound > MUCH_AT_BOUND:
@@ -145,7 +146,7 @@ def _warn_of_a_bound(folder: Path, spec: FlowSpec) -> None:
 def flow_jobs(
     folder: Path, shards: Iterable[Path], *, spec: FlowSpec, device: str, attrs: dict[str, Any], threads: int = 1
 ) -> list[FlowJob]:
-    """Every shard of a flow store, made or not, from these shards of frames."""
+    """Jobs for every shard of a flow store, made or not, one for each of these shards of frames."""
     jobs = []
     for path in shards:
         records = tuple(store.read_records(path, "frames"))
@@ -155,33 +156,35 @@ def flow_jobs(
 
 
 def devices_of(spec: FlowSpec, cluster: ClusterSpec, device: str) -> tuple[str, ...]:
-    """CUDA devices of the workers: those of this machine, or, for workers elsewhere, the setting as it is."""
+    """CUDA devices of the workers: those of this machine, or, for workers on other machines, `device` as given."""
     if cluster.kind in ("inline", "local"):
         return flow.cuda_devices(spec.method, device)
     return (device,) if flow.may_use_cuda(spec.method, device) else ()
 
 
-# --- what is left of a store ------------------------------------------------------------------------------------------
+# --- what is still to be made of a store ------------------------------------------------------------------------------
 
 
 class Left(NamedTuple):
-    """What of a store is still to be made."""
+    """The part of a store that is still to be made."""
 
     shards: int
+    """Number of shards to be made."""
     all_shards: int
+    """Number of shards of the whole store."""
     clips: int
-    """In these shards."""
+    """Number of clips in the shards to be made."""
     share: float
-    """Of these clips in the bytes of all videos, 0 to 1."""
+    """Share of these clips in the bytes of all videos, 0 to 1."""
 
 
 def frames_left(jobs: Sequence[FramesJob]) -> Left:
-    """Of a frames store whose shards are these; only their attributes are read."""
+    """What is left to make of a frames store with these shards; only the shards' attributes are read."""
     return _left(jobs, outdated("frames", jobs))
 
 
 def flow_left(folder: Path, frames: Sequence[FramesJob], *, spec: FlowSpec, device: str, attrs: dict[str, Any]) -> Left:
-    """Of the flow store at `folder`, whose shards are made from these of frames, which may be unfinished themselves."""
+    """What is left to make of the flow store at `folder`, from the shards of `frames`, which may be unfinished too."""
     missing = {job.path for job in outdated("frames", frames)}
     there = [job.path for job in frames if job.path not in missing]
     jobs = flow_jobs(folder.absolute(), there, spec=spec, device=device, attrs=attrs)
@@ -190,7 +193,8 @@ def flow_left(folder: Path, frames: Sequence[FramesJob], *, spec: FlowSpec, devi
 
 
 def _left(jobs: Sequence[FramesJob], waiting: Sequence[FramesJob]) -> Left:
-    some, whole = (sum(job.cost or job.units for job in of) for of in (waiting, jobs))  # no bytes: an unwritten demo
+    # the videos of a demo that is not written yet have no bytes: its clips are counted instead
+    some, whole = (sum(job.cost or job.units for job in of) for of in (waiting, jobs))
     return Left(len(waiting), len(jobs), sum(job.units for job in waiting), some / max(1, whole))
 
 
@@ -200,7 +204,7 @@ def _left(jobs: Sequence[FramesJob], waiting: Sequence[FramesJob]) -> Left:
 def _make_store(
     folder, kind, function, jobs, cluster: ClusterSpec, splits, attrs, max_bad_fraction: float, devices=()
 ) -> None:
-    """Make the shards that are missing or outdated, then the index, then remove shards that no longer belong."""
+    """Make the shards that are missing or outdated, then the index, then remove shards that no longer belong to it."""
     shards = folder / "shards"
     shards.mkdir(parents=True, exist_ok=True)
     remove_temporaries(shards)
@@ -208,7 +212,7 @@ def _make_store(
     waiting = [dataclasses.replace(job, earlier=there.related(job.path)) for job in outdated(kind, jobs)]
     if waiting and len(waiting) < len(jobs):
         say(f"{kind}: {len(jobs) - len(waiting)} of {len(jobs)} shards are there already")
-    # the longest first: the short ones at the end keep all workers busy until the end
+    # the longest jobs first: the short ones at the end keep all workers busy
     _run_jobs(kind, function, sorted(waiting, key=lambda job: -job.cost), cluster, devices)
     found = [(record, job.path.stem) for job in jobs for record in store.read_records(job.path, kind)]
     if kind == "frames":
@@ -220,14 +224,14 @@ def _make_store(
 
 
 class _Shards:
-    """Shards that are there, by their path in the trie."""
+    """Existing shards, by their path in the trie."""
 
     def __init__(self, paths: Iterable[Path]):
         self._paths = {path.stem.removeprefix("shard-").removesuffix("all"): path for path in paths}
         self._bits = sorted(self._paths)
 
     def related(self, path: Path) -> tuple[Path, ...]:
-        """Those that hold clips of this shard: what it is a part of, itself as it is, and its parts."""
+        """Existing shards that may hold clips of the shard at `path`: its ancestors in the trie, itself, its parts."""
         ours = path.stem.removeprefix("shard-").removesuffix("all")
         above = [ours[:n] for n in range(len(ours)) if ours[:n] in self._paths]
         parts = slice(*(bisect.bisect_left(self._bits, bits) for bits in (ours, f"{ours}2")))  # bits are 0 and 1
@@ -235,7 +239,7 @@ class _Shards:
 
 
 def outdated(kind: str, jobs: Iterable[Any]) -> list[Any]:
-    """The jobs whose shard is missing, or was made by other settings or from other inputs."""
+    """The jobs whose shard is missing, or was made with other settings or from other inputs."""
     return [
         job
         for job in jobs
@@ -270,7 +274,7 @@ def _units_of(kind: str, job: Any, result: Any) -> int:
 
 
 def _say_what_is_odd(records: list[store.Record]) -> None:
-    """Videos that are shorter than they say, such as half a download, are used as they are."""
+    """Report clips that are used although fewer frames decode than their video promises, as in half a download."""
     odd = [f"{record.id}: {record.reason}" for record in records if record.status == "ok" and record.reason]
     if odd:
         say(f"frames: {len(odd)} of {len(records)} clips are ok but odd, such as {'; '.join(odd[:3])}")

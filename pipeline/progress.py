@@ -1,4 +1,4 @@
-"""How far a stage has come: a bar on a terminal, a plain line now and then in a log."""
+"""Progress of a stage: a bar on a terminal, a plain line now and then in a log."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 import time
 
 tqdm = None
-with contextlib.suppress(ImportError):  # then lines are written where a bar would be
+with contextlib.suppress(ImportError):  # without tqdm, lines are written in place of a bar
     from tqdm import tqdm
 
 
@@ -21,7 +21,7 @@ def say(text: str) -> None:
 
 
 def duration_text(seconds: float) -> str:
-    """A time for people, in its two largest units: 42 s, 3 min 20 s, 5 h 10 min, 75 days 2 h."""
+    """A duration as text, in its two largest units: 42 s, 3 min 20 s, 5 h 10 min, 75 days 2 h."""
     seconds = round(seconds)
     for size, unit, smaller_size, smaller in ((86400, "days", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
         if seconds >= size:
@@ -31,10 +31,10 @@ def duration_text(seconds: float) -> str:
 
 
 class Progress:
-    """Counts units of work. A context manager; `advance(n)` after n more are done.
+    """Counts units of work. A context manager; call `advance(n)` when n more units are done.
 
-    On a terminal it is a tqdm bar (units/s, time left). Otherwise a line at the start, then one at most every
-    `line_seconds`, so that the log of a night stays readable.
+    On a terminal it shows a tqdm bar (units/s, time left). Otherwise it prints a line at the start, then at most one
+    line every `line_seconds`, so that the log of a night stays readable.
     """
 
     def __init__(self, title: str, total: int, unit: str, *, line_seconds: float = 30.0):
@@ -67,7 +67,7 @@ class Progress:
         return f"{count}, {pace}{left} {note}".rstrip()
 
     def rate(self) -> float:
-        """Units a second so far."""
+        """Mean units per second so far."""
         return self.done / max(time.monotonic() - self._begun, 1e-9)
 
     def __exit__(self, kind, error, trace) -> None:

@@ -1,15 +1,15 @@
 """Motion in pixels <-> bytes, and the flip rule.
 
-Two scalings. *Bound* maps [-b, b] to [0, 255], the same for every field, so bytes can be compared between fields.
+There are two scalings. *Bound* maps [-b, b] to [0, 255] for every field, so bytes can be compared between fields.
 *Min-max* (the paper's) stretches each field to 0..255 by its own minimum and maximum, which are kept beside it.
 
 Zero motion lies at 127.5 under a fixed bound, between two bytes: it becomes 128, and byte 128 becomes +b/255 pixels
-(0.078 for b = 20), not 0. Mean subtraction removes that offset. Both mappings return a value to within half a step:
+(0.078 for b = 20), not 0. Mean subtraction removes that offset. Both mappings restore a value to within half a step:
 b/255 pixels under a bound, (max - min)/510 under min-max.
 
-Flow may be a torch tensor as well, on any device, and gives the same bytes as the numpy array: every step is one
-operation of IEEE 754 with a rounding and a kernel of its own, in the same order, so that no compiler can fuse a product
-and a sum into one rounding. Hence never compile these functions as one.
+Flow may also be a torch tensor on any device; it gives the same bytes as a numpy array. Every step is one operation of
+IEEE 754 with a rounding and a kernel of its own, in the same order, so that no compiler can fuse a product and a sum
+into one rounding. So never compile one of these functions as a whole.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ def to_bytes(flow: np.ndarray | Tensor, *, bound_px: float = 20.0, check: bool =
     Args:
         flow: any shape, floating, pixels, a numpy array or a tensor. Values beyond the bound are clipped to it.
         bound_px: b, above 0.
-        check: refuse NaN and infinity. That waits for the device; without it their bytes mean nothing, and the caller
-            must ask `all_finite`.
+        check: refuse NaN and infinity, for which the device must be waited for. Without it, bytes of such values mean
+            nothing, and the caller must use `all_finite`.
 
     Returns:
-        The same shape, uint8, where the flow is; -b becomes 0, zero becomes 128, +b becomes 255.
+        The same shape, uint8, on the device of the flow; -b becomes 0, zero becomes 128, +b becomes 255.
 
     Raises:
         ValueError: flow that is not floating, or a bound that is not above 0.
@@ -82,8 +82,8 @@ def minmax_to_bytes(
         check: as for `to_bytes`.
 
     Returns:
-        (..., 2, H, W) uint8, and the range (..., 2, 2) float32 in pixels: [channel][minimum, maximum], where the flow
-        is. A field that is the same everywhere becomes 0 and is restored exactly.
+        (..., 2, H, W) uint8, and the range (..., 2, 2) float32 in pixels: [channel][minimum, maximum], both on the
+        device of the flow. A field that is the same everywhere becomes 0 and is restored exactly.
 
     Raises:
         ValueError: flow of another shape, or not floating.
@@ -106,7 +106,7 @@ def minmax_to_bytes(
 def _minmax_of_tensor(flow: Tensor) -> tuple[Tensor, Tensor]:
     low, high = (limit(dim=(-2, -1)).float() for limit in (flow.amin, flow.amax))
     span = high.double() - low.double()
-    # a number over a tensor would be a reciprocal times the number, rounded twice
+    # torch computes number / tensor as number * reciprocal, which rounds twice
     scale = (span.new_full((), 255.0) / span).clamp_(max=_LARGEST).masked_fill_(span <= 0, 0.0).float()
     scaled = (flow - low[..., None, None]) * scale[..., None, None]
     ranges = low.new_empty((*low.shape, 2))
@@ -161,12 +161,12 @@ def flip(flow: np.ndarray) -> np.ndarray:
 
 
 def all_finite(flow: np.ndarray | Tensor) -> np.ndarray | Tensor:
-    """Whether flow holds neither NaN nor infinity: one bool, where the flow is, so that nobody waits for a device."""
+    """Whether flow holds neither NaN nor infinity: one bool on the flow's device, so that nobody waits for it."""
     return np.isfinite(flow).all() if isinstance(flow, np.ndarray) else flow.isfinite().all()
 
 
 def _wide(flow: Tensor) -> Tensor:
-    """Numpy widens half floats before it computes; torch would compute in them."""
+    """Convert half precision to float32, as numpy does before it computes; torch would compute in half precision."""
     return flow.float() if flow.element_size() < 4 else flow
 
 

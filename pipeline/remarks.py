@@ -1,4 +1,4 @@
-"""What is said of a data set when it is read, before hours are spent on it: left out, empty, or hardly meant."""
+"""Remarks printed when a dataset is read, before hours are spent on it: what is ignored, empty or likely a mistake."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ _NAMES_OF_PARTS = {"train", "training", "val", "valid", "validation", "dev", "te
 
 
 def on_files(spec: DatasetSpec, *, clips: int, videos: int, absent: Sequence[str], others: Sequence[str]) -> None:
-    """Say which files of the folder, and which videos of the lists, are left aside.
+    """Print which files of the folder are ignored, and which videos of the lists are absent.
 
     Args:
-        spec: the data set.
-        clips: how many are in its catalog.
-        videos: how many there are in the folder.
-        absent: paths that the lists name and that are not there.
-        others: paths of files that are no videos.
+        spec: the dataset.
+        clips: number of clips in its catalog.
+        videos: number of videos in the folder.
+        absent: paths that the lists name but that are not on disk.
+        others: paths of files that are not videos.
     """
     if absent:
         say(f"catalog: {told_absent(spec, absent, clips)}")
@@ -30,7 +30,7 @@ def on_files(spec: DatasetSpec, *, clips: int, videos: int, absent: Sequence[str
 
 
 def on_classes(spec: DatasetSpec, classes: Sequence[str], *, trained: Collection[str], split: str) -> None:
-    """Say which classes are hardly meant as such, or cannot be learnt; `trained` are those with training clips."""
+    """Print which classes are likely a mistake or cannot be learnt; `trained` holds the classes with training clips."""
     if classes and spec.layout == "folder" and {name.lower() for name in classes} <= _NAMES_OF_PARTS:
         say(
             f"catalog: the classes are {some(classes)}, as the first folder of each path has it; if these are "
@@ -43,7 +43,7 @@ def on_classes(spec: DatasetSpec, classes: Sequence[str], *, trained: Collection
 
 
 def on_parts(present: Collection[str]) -> None:
-    """Frames and flow need no parts; fusion and report do, and hours before them is the time to hear of it."""
+    """Print which parts are empty: frames and flow need no parts, but fusion and report, hours later, do."""
     cures = {
         "val": "the last weights are kept, and the average is the only fusion; others want [dataset] val_fraction and "
         "enough groups",
@@ -55,5 +55,5 @@ def on_parts(present: Collection[str]) -> None:
 
 
 def untrained(names: Sequence[str], split: str) -> str:
-    """That these classes have no training clip, in words."""
+    """Message that these classes have no training clip in the split."""
     return f"no training clip in split {split} of {len(names)} of the classes: {some(names)}"

@@ -1,4 +1,4 @@
-"""One clip as a list or a folder tells it, before anybody has opened its video."""
+"""One clip as a split list or a folder describes it, before its video is opened."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ PARTS = ("train", "val", "test", "unused")
 
 @dataclass(frozen=True)
 class Row:
-    """One clip as its layout tells it. `part` is one of PARTS, or "" where the split is still to be drawn by group."""
+    """One clip as its layout describes it. `part` is one of PARTS, or "" if it is still to be drawn by group."""
 
     id: str
     path: str
@@ -20,7 +20,7 @@ class Row:
 
 
 def folded(text: str) -> str:
-    """Text without regard to case and to how accents are composed."""
+    """Normalise a text, so that letter case and the Unicode composition of accents do not matter."""
     return unicodedata.normalize("NFC", text).casefold()
 
 
@@ -28,14 +28,14 @@ def safe_path(path: str, where: str) -> str:
     """Check a path that a list names.
 
     Args:
-        path: with forward slashes.
-        where: the list, for the message.
+        path: the path, with forward slashes.
+        where: name of the list, for the message.
 
     Returns:
         The path without empty parts and `.`.
 
     Raises:
-        ValueError: it is absolute, empty or holds `..`.
+        ValueError: the path is absolute, empty or holds `..`.
     """
     parts = path.split("/")
     if ".." in parts or path.startswith("/") or not path.strip("/. "):

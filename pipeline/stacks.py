@@ -3,9 +3,9 @@
 A clip of T frames has F = T - 1 forward fields, field t from frame t to t + 1, and, when asked for, F backward ones,
 field t from frame t + 1 to t. A *window* is the L fields s ... s + L - 1 that an input is made of; s is its start:
 
-    starts(F, spec)           how many starts there are
-    window(F, spec, s)        which fields to read: one contiguous range a direction
-    make_stack(fw, bw, ...)   what was read -> (2L, H, W)
+    num_windows(F, spec)      how many starts there are
+    window(F, spec, s)        which fields to read: one contiguous range per direction
+    make_stack(fw, bw, ...)   fields that were read -> (2L, H, W)
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def flow_stack(flow: np.ndarray, start: int, length: int) -> np.ndarray:
 
 
 def trajectory_stack(flow: np.ndarray, start: int, length: int) -> np.ndarray:
-    """Displacement vectors found along the path of each point.
+    """Displacement vectors sampled along the path of each point.
 
     The path is p_1 = (u, v), p_k = p_{k-1} + d_{start+k-2}(p_{k-1}); channels 2k-1 and 2k hold d_{start+k-1}(p_k).
     Between pixels d is interpolated bilinearly; outside the image it has the value of the nearest border point, and
@@ -66,12 +66,12 @@ def bidirectional_stack(
 ) -> np.ndarray:
     """L/2 forward fields from `frame` to frame + L/2, then L/2 backward fields from `frame` back to frame - L/2.
 
-    Both halves walk away from the frame, which is what a trajectory needs. Example: frame 5, length 4 takes forward
-    fields 5, 6 (5 -> 6, 6 -> 7), then backward fields 4, 3 (5 -> 4, 4 -> 3).
+    Both halves start at the frame and lead away from it, as a trajectory needs. Example: frame 5, length 4 takes
+    forward fields 5, 6 (5 -> 6, 6 -> 7), then backward fields 4, 3 (5 -> 4, 4 -> 3).
 
     Args:
-        forward, backward: (N, 2, H, W) floating, pixels; backward[t] carries frame t + 1 onto frame t.
-        frame: tau, length / 2 <= frame <= N - length / 2.
+        forward, backward: (N, 2, H, W) floating, pixels; backward[t] is the motion from frame t + 1 to frame t.
+        frame: tau in the paper, length / 2 <= frame <= N - length / 2.
         length: L, even, at least 2.
         kind: how each half is stacked, "stack" or "trajectory".
 
@@ -104,8 +104,8 @@ def subtract_mean(stack: np.ndarray) -> np.ndarray:
         stack: (..., H, W) floating, pixels; each channel is one component of one field.
 
     Returns:
-        The same shape, float32: every channel has mean zero. Of trajectories that is the mean of the vectors that were
-        found along the paths, which are traced through the motion as it is.
+        The same shape, float32: every channel has mean zero. For trajectories, the mean is that of the vectors sampled
+        along the paths; the paths themselves follow the flow before subtraction.
 
     Source: paper, section 3.1.
     """
@@ -115,7 +115,7 @@ def subtract_mean(stack: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Window:
-    """The fields of one input. Read `forward` and `backward`, ranges [i, j), and hand both to `make_stack`.
+    """The fields of one input. Read the ranges [i, j) `forward` and `backward`, and pass both to `make_stack`.
 
     `ahead` and `behind` are the fields in the order in which they are stacked, as indices into the clip. A range is
     None where that direction is not needed.
@@ -159,14 +159,14 @@ def spaced(count: int, n: int) -> np.ndarray:
 def window(num_fields: int, spec: StackSpec, start: int) -> Window:
     """Which fields the input that starts at field `start` is made of.
 
-    Bidirectional, the frame in the middle is start + L/2. Example: 99 fields, L = 4, start 3: fields 3, 4 backward and
-    5, 6 forward; ahead (5, 6), behind (4, 3), forward [5, 7), backward [3, 5). A clip shorter than the window is taken
-    from its start (bidirectional: from its middle frame) and filled by `fill`.
+    The middle frame of a bidirectional stack is start + L/2. Example: 99 fields, L = 4, start 3: fields 3, 4 backward
+    and 5, 6 forward; ahead (5, 6), behind (4, 3), forward [5, 7), backward [3, 5). A clip shorter than the window is
+    taken from its start (bidirectional: from its middle frame) and filled by `fill`.
 
     Args:
         num_fields: F, flow fields of the clip, in one direction.
         spec: length, direction and the policy for short clips.
-        start: 0 <= start < starts(num_fields, spec).
+        start: 0 <= start < num_windows(num_fields, spec).
 
     Raises:
         ValueError: a start outside that range, or a clip without any field.
@@ -185,7 +185,7 @@ def window(num_fields: int, spec: StackSpec, start: int) -> Window:
 
 
 def fill(first: int, stop: int, num_fields: int, *, short: str) -> tuple[int, ...]:
-    """Fields first ... stop - 1, those outside the clip replaced by fields of the clip; never by zeros.
+    """Indices of fields first ... stop - 1; those outside the clip are replaced by fields of the clip, never by zeros.
 
     Examples with 3 fields: fill(0, 5, 3) is 0 1 2 2 2 by `repeat_last` and 0 1 2 0 1 by `wrap`; fill(-2, 1, 3) is
     0 0 0 and 1 2 0.
@@ -202,7 +202,7 @@ def fill(first: int, stop: int, num_fields: int, *, short: str) -> tuple[int, ..
 
 
 def make_stack(forward: np.ndarray, backward: np.ndarray | None, spec: StackSpec, where: Window) -> np.ndarray:
-    """The network input of one window, from the fields that the window said to read.
+    """The network input of one window, from the fields that the window asks for.
 
     Args:
         forward: (j - i, 2, H, W) floating, pixels: forward fields [i, j) = where.forward.
@@ -229,7 +229,7 @@ def make_stack(forward: np.ndarray, backward: np.ndarray | None, spec: StackSpec
 
 
 def check_count(name: str, fields: int | None, span: tuple[int, int] | None) -> None:
-    """Refuse another number of fields than those of [i, j) = span, None for none."""
+    """Refuse a number of fields other than that of the range [i, j) = span; None stands for no fields."""
     needed = None if span is None else span[1] - span[0]
     if fields != needed:
         raise ValueError(f"{name} holds {fields} fields; the window asks for {needed}, those of [i, j) = {span}")
@@ -240,10 +240,10 @@ def _same_points(fields: np.ndarray) -> np.ndarray:
 
 
 def _along_path(fields: np.ndarray) -> np.ndarray:
-    """Fields (L, 2, H, W) in the order of the walk -> (2L, H, W)."""
+    """Sample fields (L, 2, H, W), in the order of the path, along the path of each point -> (2L, H, W)."""
     height, width = fields.shape[2:]
     stack = np.empty(fields.shape, np.float32)
-    y, x = np.mgrid[:height, :width].astype(np.float64)  # an error grows at every step where neighbours move apart
+    y, x = np.mgrid[:height, :width].astype(np.float64)  # errors grow at every step where neighbours move apart
     for k, field in enumerate(fields):
         motion_x, motion_y = field if k == 0 else _bilinear(field, x, y)
         stack[k, 0], stack[k, 1] = motion_x, motion_y
@@ -254,9 +254,9 @@ def _along_path(fields: np.ndarray) -> np.ndarray:
 
 def _bilinear(field: np.ndarray, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Both components (H, W) float64 of a field (2, H, W) at the points (x, y), clamped to the image."""
-    # a vector is one complex number, x + iy: one gathering from memory, which is the cost, serves both components
+    # a vector is one complex number, x + iy: one gather from memory, the main cost, serves both components
     height, width = field.shape[1:]
-    vectors = np.empty((height + 1, width + 1), np.complex128)  # the border again: every point has a right neighbour
+    vectors = np.empty((height + 1, width + 1), np.complex128)  # border repeated: every point has a right neighbour
     vectors.real[:-1, :-1], vectors.imag[:-1, :-1] = field
     vectors[-1], vectors[:, -1] = vectors[-2], vectors[:, -2]
     x, y = x.clip(0, width - 1), y.clip(0, height - 1)

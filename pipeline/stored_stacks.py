@@ -1,4 +1,4 @@
-"""Stacks of fields as they are stored, without turning a byte into a float: bytes, and what they mean."""
+"""Stacks of flow fields as stored, without conversion to floats: bytes, with a scale and an offset per plane."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ class Planes(NamedTuple):
     """
 
     planes: Sequence[np.ndarray]
-    """Of (H, W) uint8 or float32, not copied together: a crop of each is often all that is needed."""
+    """Each (H, W) uint8 or float32; not copied into one array, since often only a crop of each is needed."""
     scale: np.ndarray
-    """A factor a plane, float64."""
+    """Factor of each plane, (planes,) float64, pixels per unit of the plane."""
     offset: np.ndarray
-    """Pixels a plane, float64."""
+    """Offset of each plane, (planes,) float64, pixels."""
 
     def pixels(self) -> np.ndarray:
-        """(planes, H, W) float32, pixels."""
+        """The planes in pixels, (planes, H, W) float32."""
         return (np.stack(self.planes) * self.scale[:, None, None] + self.offset[:, None, None]).astype(np.float32)
 
 
 def stored_stack(forward: Planes, backward: Planes | None, spec: StackSpec, where: Window) -> Planes:
     """The network input of one window, from stored fields: what `make_stack` gives, to float32 rounding.
 
-    Between bytes and pixels lies a factor and an offset a plane, and the mean vector of a field follows from the sum of
-    its bytes, which is exact; so whoever crops and normalises can put both off to the end. Only a trajectory, which has
-    to look into the fields, turns them into pixels here.
+    A factor and an offset per plane turn bytes into pixels, and the mean vector of a field follows from the sum of its
+    bytes, which is exact. So the caller can crop first and apply factor and offset last. Only a trajectory, which must
+    sample the fields, turns them into pixels here.
 
     Args:
         forward: fields [i, j) = where.forward.
@@ -68,6 +68,6 @@ def stored_stack(forward: Planes, backward: Planes | None, spec: StackSpec, wher
 
 
 def _fields(given: Planes) -> np.ndarray:
-    """(n, 2, H, W) float32, pixels."""
+    """The fields in pixels, (n, 2, H, W) float32."""
     pixels = given.pixels()
     return pixels.reshape(-1, 2, *pixels.shape[1:])

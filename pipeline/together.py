@@ -1,8 +1,8 @@
-"""Training together with another data set: which of its clips and classes take part, and in what order clips come.
+"""Training together with another dataset: which of its clips and classes take part, and the order of the clips.
 
 With `heads` (the paper's multi-task learning) each set has a last layer and a loss of its own, and every step takes
-`batch` clips of each. With `classes` the other's classes that this set does not have are added to its own, and the
-batch is drawn uniformly from them all. Validation and test know this set's clips and classes only.
+`batch` clips of each. With `classes` the classes that only the other set has are added to those of this set, and the
+batch is drawn uniformly from all classes. Validation and test use this set's clips and classes only.
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ from pipeline.specs import StreamSpec
 from pipeline.specs.base import unknown_name
 from pipeline.transforms import View
 
-_OTHER_SEED = 1  # purpose of a seed: the other set's items are drawn independently of this one's
+_OTHER_SEED = 1  # second key of the other set's seed, so that its items are drawn independently of this set's
 
 
 class OtherDataset(NamedTuple):
-    """The other data set of a training."""
+    """The other dataset of a training."""
 
     name: str
-    """Its section of luigi.cfg."""
+    """Its name, under which luigi.cfg describes it."""
     store_path: Path
     """Index of its frames or flow store."""
     catalog: Catalog
 
 
 def same_classes(own: Sequence[str], other: Sequence[str], pairs: Sequence[str] = ()) -> dict[str, str]:
-    """Which classes of the other set are classes of this one: its name -> the name here.
+    """Which classes of the other set are classes of this set: name there -> name here.
 
-    Two names mean the same if they are equal but for case and whatever is neither letter nor digit (`ride_horse`,
-    `RideHorse`), or if a pair says so. Several classes of the other set may be one class here.
+    Two names mean the same class if they are equal apart from case and characters that are neither letter nor digit
+    (`ride_horse`, `RideHorse`), or if a pair says so. Several classes of the other set may be one class here.
 
     Args:
         own, other: names of the classes.
@@ -64,7 +64,7 @@ def other_classes(spec: StreamSpec, catalog: Catalog, other: OtherDataset | None
     """Classes of the other set for which the network has outputs, in their order there.
 
     Raises:
-        ValueError: `with_same` names a class that there is not, or no class is left to be added.
+        ValueError: `with_same` names a class that does not exist, or no class is left to be added.
     """
     if other is None:
         return ()
@@ -82,8 +82,8 @@ def training_set(spec: StreamSpec, store_path: Path, catalog: Catalog, other: Ot
 
     Args:
         spec: the stream.
-        store_path, catalog: of this set, whose training part is used.
-        other: the other set, of which the training part is used as well; None for a training on this set alone.
+        store_path, catalog: store and catalog of this set, whose training part is used.
+        other: the other set, whose training part is used as well; None for a training on this set alone.
 
     Raises:
         ValueError: no usable clip in one of the sets, or what `other_classes` refuses.
@@ -106,7 +106,7 @@ def training_set(spec: StreamSpec, store_path: Path, catalog: Catalog, other: Ot
 class TakingTurns(Dataset):
     """Items of two training sets in turn: number 2n is item n of the first, number 2n + 1 item n of the second.
 
-    So however a batch is cut into equal parts, each holds as many clips of the one as of the other.
+    So however a batch is divided into equal parts, each part holds as many clips of one set as of the other.
     """
 
     def __init__(self, first: TrainingSet, second: TrainingSet):
@@ -121,10 +121,12 @@ class TakingTurns(Dataset):
 
 
 def refuse_overlap(spec: StreamSpec, catalog: Catalog, other: OtherDataset) -> None:
-    """With `with_how = start` the other's training is its own: nothing of this set is left out of it.
+    """Refuse `with_how = start` if the training on the other set uses validation or test clips of this set.
+
+    That training is done for the other set alone, so no clip is left out of it for the sake of this set.
 
     Raises:
-        ValueError: clips that the other trains on are, to the byte, validation or test clips of this set.
+        ValueError: training clips of the other set are, byte for byte, validation or test clips of this set.
     """
     if twice := _held_out(catalog, other):
         raise ValueError(
@@ -135,13 +137,13 @@ def refuse_overlap(spec: StreamSpec, catalog: Catalog, other: OtherDataset) -> N
 
 
 def _held_out(catalog: Catalog, other: OtherDataset) -> list[Clip]:
-    """The other's training clips that are, to the byte, validation or test clips of this set."""
+    """Training clips of the other set that are, byte for byte, validation or test clips of this set."""
     held_out = {clip.content for clip in catalog.clips if clip.part in ("val", "test")} - {UNREADABLE}
     return [clip for clip in other.catalog.part("train") if clip.content in held_out]
 
 
 def _clips_apart(spec: StreamSpec, catalog: Catalog, other: OtherDataset) -> list[Clip]:
-    """The other's training clips but for such as are, to the byte, validation or test clips of this set."""
+    """Training clips of the other set, except those that are, byte for byte, validation or test clips of this set."""
     twice = [clip.id for clip in _held_out(catalog, other)]
     if twice:
         say(

@@ -1,8 +1,9 @@
 """Train and test views of each stream, side by side: from a cached frame or a flow stack to the network's input.
 
-A *picture* is what a stream sees at one moment: a frame (H, W, 3) uint8 RGB, or the `Planes` of a flow stack, bytes and
-what they mean. A *view* of it is cropped, mirrored or not, jittered or not, and otherwise as it was stored: the rest,
-from bytes to normalised floats, is a factor and an offset a channel, and `inputs.py` does it where the network is.
+A *picture* is the input of a stream at one moment, before augmentation: a frame (H, W, 3) uint8 RGB, or the `Planes` of
+a flow stack. A *view* is a crop of a picture, possibly mirrored and jittered, and otherwise with its values as stored.
+The remaining step from bytes to normalised floats is a factor and an offset per channel; `inputs.py` applies them on
+the network's device.
 """
 
 from __future__ import annotations
@@ -16,18 +17,18 @@ import numpy as np
 from pipeline.specs import StreamSpec
 from pipeline.stored_stacks import Planes
 
-# of RGB in 0..1, the normalisation of all of torchvision's published weights
+# mean and standard deviation of RGB in 0..1, with which all of torchvision's published weights were trained
 IMAGENET_MEAN = np.array([0.485, 0.456, 0.406], np.float32)
 IMAGENET_STD = np.array([0.229, 0.224, 0.225], np.float32)
 _GRAY = np.array([0.299, 0.587, 0.114], np.float32)
-CORNER_SCALES = (1.0, 0.875, 0.75, 0.66)  # of TSN's crops of RGB, as shares of the picture's short side
+CORNER_SCALES = (1.0, 0.875, 0.75, 0.66)  # sides of TSN's crops of RGB, as shares of the picture's short side
 
 
 class View(NamedTuple):
     """One view, or several: the network's input is `values * scale + offset`, channel by channel."""
 
     values: np.ndarray
-    """(..., C, crop_px, crop_px) uint8, or float32 where it had to be resized or is a trajectory."""
+    """(..., C, crop_px, crop_px) uint8; float32 for a flow stack that was resized or is a trajectory."""
     scale: np.ndarray
     """(..., C) float32."""
     offset: np.ndarray
@@ -41,7 +42,7 @@ class View(NamedTuple):
 
 
 class Box(NamedTuple):
-    """A rectangle of a picture, pixels."""
+    """A rectangle of a picture, in pixels."""
 
     top: int
     left: int
@@ -52,7 +53,7 @@ class Box(NamedTuple):
 class TrainView:
     """One random view of a picture: resized, cropped, mirrored or not, its colours jittered."""
 
-    DRAWS = 6  # random numbers that a view is made from, whatever the settings: none changes what another one draws
+    DRAWS = 6  # random numbers per view, whatever the settings, so that no setting changes what another one draws
 
     def __init__(self, spec: StreamSpec):
         self.spec = spec
@@ -62,8 +63,8 @@ class TrainView:
 
         Args:
             picture: a frame or a stack.
-            drawn: six numbers in [0, 1): where the crop lies down and right (`cropping = corners`: its size and its
-                place), whether it is mirrored, and three of colour.
+            drawn: six numbers in [0, 1): vertical and horizontal place of the crop (`cropping = corners`: its size and
+                its place), whether it is mirrored, and brightness, contrast and saturation.
 
         Returns:
             One view, (C, crop_px, crop_px).
@@ -88,7 +89,7 @@ class EvalViews:
     """The fixed views of a picture whose scores are averaged (paper, section 5)."""
 
     def __init__(self, spec: StreamSpec, *, crops: int):
-        """`crops`: 1 the centre; 2 and its mirror; 5 the corners and the centre; 10 and their mirrors."""
+        """`crops` is 1: the centre; 2: also its mirror image; 5: corners and centre; 10: also their mirror images."""
         if crops not in (1, 2, 5, 10):
             raise ValueError(f"crops is {crops}; allowed: 1, 2, 5, 10")
         self.spec, self.crops = spec, crops
@@ -124,7 +125,7 @@ def resize(picture: np.ndarray | Planes, spec: StreamSpec) -> np.ndarray | Plane
 
 
 def _rescaled(picture: np.ndarray | Planes, to_height: int, to_width: int) -> np.ndarray | Planes:
-    """The picture at another size; at its own, itself. Planes become float32: a byte would be rounded once more."""
+    """Resize a picture, unless it has that size. Planes become float32, because bytes would be rounded once more."""
     height, width = size_px(picture)
     if (height, width) == (to_height, to_width):
         return picture
@@ -150,8 +151,8 @@ def corner_sizes(short: int, side: int) -> list[tuple[int, int]]:
     """The ten sizes (height, width) of multi-scale crops of a picture whose short side is `short`.
 
     Height and width are taken from {1, .875, .75, .66} x short, at most one step apart; a size within 2 px of `side`
-    becomes `side`, which spares a resizing. Example, 256 and 224: 256, 224, 192 and 168. Both streams take all four;
-    TSN's flow stream does without the smallest.
+    becomes `side`, which spares a resizing. Example, 256 and 224: 256, 224, 192 and 168. Both streams here use all four
+    scales; TSN's flow stream does not use the smallest.
 
     Source: Wang et al., Towards Good Practices for Very Deep Two-Stream ConvNets, 2015, section 3, and TSN's code.
     """
@@ -161,9 +162,9 @@ def corner_sizes(short: int, side: int) -> list[tuple[int, int]]:
 
 
 def corner_crops(height: int, width: int, crop_height: int, crop_width: int) -> list[Box]:
-    """The thirteen places of a crop: on a grid of quarters of the way it can move, corners, centre, edges, inner four.
+    """The thirteen places of a crop, on a grid of quarters of its free range: corners, centre, edges, inner four.
 
-    Source: as `corner_sizes`; the quarters are cut to whole pixels, as there.
+    Source: as for `corner_sizes`; the quarters are rounded down to whole pixels, as there.
     """
     down, right = (height - crop_height) // 4, (width - crop_width) // 4
     corners, centre = [(0, 0), (0, 4), (4, 0), (4, 4)], [(2, 2)]
@@ -190,7 +191,7 @@ def jitter(frame: np.ndarray, factors: np.ndarray) -> np.ndarray:
 
 
 def _frame_view(frame: np.ndarray, spec: StreamSpec, *, mirrored: bool, colour: Sequence[float] = ()) -> View:
-    """A cropped frame, which is to lose ImageNet's mean and to be divided by its standard deviation."""
+    """View of a cropped frame; its factors subtract ImageNet's mean and divide by its standard deviation."""
     frame = frame[:, ::-1] if mirrored else frame
     if spec.jitter and len(colour):
         frame = jitter(frame, 1 + spec.jitter * (2 * np.array(colour) - 1))
@@ -199,7 +200,7 @@ def _frame_view(frame: np.ndarray, spec: StreamSpec, *, mirrored: bool, colour: 
 
 
 def _stack_view(stack: Planes, spec: StreamSpec, *, mirrored: bool) -> View:
-    """A cropped stack, which is to be divided by `flow_unit_px`; mirrored, its x change their sign."""
+    """View of a cropped stack; its factors divide by `flow_unit_px` and, if it is mirrored, negate x."""
     first, count = stack.planes[0], len(stack.planes)
     values, factor = np.empty((count, *first.shape), first.dtype), np.full(count, 1 / spec.flow_unit_px)
     if mirrored:

@@ -1,6 +1,7 @@
 """Video file -> frames, one at a time, with OpenCV's FFmpeg decoder.
 
-Frames are counted by decoding them: headers are often one too many and sometimes negative. Rotation tags are honoured.
+Frames are counted by decoding them, because the count in the header is often one too high and sometimes negative.
+Rotation tags are honoured.
 """
 
 from __future__ import annotations
@@ -24,22 +25,23 @@ class VideoError(ClipError):
 
 
 class Video:
-    """One open video. Iterate once: yields (image, pts_seconds), image (H, W, 3) uint8 RGB.
+    """One open video.
+
+    It can be iterated once and yields (image, pts_seconds): an image (H, W, 3) uint8 RGB and its presentation time.
 
     Args:
         path: the file.
         short_side_px: frames are resized to this short side; 0 keeps their size.
-        timeout_seconds: decoding that takes longer than this in all raises; 0 means no limit.
+        timeout_seconds: limit of the total decoding time; 0 means no limit.
 
     Raises:
-        VideoError: the file is empty or cannot be opened, or it takes too long.
-        FileNotFoundError: it is not there: a disk that is not mounted, say, which is no fault of the video.
+        VideoError: the file is empty or cannot be opened, or decoding takes too long.
+        FileNotFoundError: the file does not exist, as when a disk is not mounted; this is no fault of the video.
     """
 
     def __init__(self, path: Path | str, *, short_side_px: int = 0, timeout_seconds: float = 0.0):
-        self.path = Path(
-            path
-        ).absolute()  # a name such as `-x.avi` or `a:b.avi` must not look like an option or a protocol
+        # absolute, because a name such as `-x.avi` or `a:b.avi` must not look like an option or a protocol
+        self.path = Path(path).absolute()
         self.short_side_px = short_side_px
         self.timeout_seconds = timeout_seconds
         if not self.path.is_file():
@@ -48,7 +50,7 @@ class Video:
             raise VideoError("the file is empty (0 bytes)")
         if not os.access(self.path, os.R_OK):
             raise VideoError("there is no permission to read the file")
-        os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # its complaints name no file; ours do
+        os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # FFmpeg's messages name no file; ours do
         self._capture = cv2.VideoCapture(str(self.path), cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
         if not self._capture.isOpened():
             raise VideoError("it cannot be opened: not a video, or one that OpenCV's FFmpeg does not know")
@@ -81,7 +83,7 @@ class Video:
             self._capture.release()
 
     def _pts_seconds(self, last: float) -> float:
-        """When the frame just read is shown; where the container has no rising time, one frame after the last."""
+        """Presentation time of the frame just read; if the container's time does not rise, one frame after `last`."""
         seconds = self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
         if last < 0:
             return max(seconds, 0.0) if np.isfinite(seconds) else 0.0
@@ -89,7 +91,7 @@ class Video:
 
 
 def target_size(height: int, width: int, short_side_px: int) -> tuple[int, int]:
-    """(height, width) with the short side at `short_side_px` and the aspect kept; 0 keeps both.
+    """(height, width) with the short side at `short_side_px` and the aspect ratio kept; 0 keeps the size.
 
     Example: 240 x 320 at 256 gives 256 x 341.
     """
@@ -100,7 +102,7 @@ def target_size(height: int, width: int, short_side_px: int) -> tuple[int, int]:
 
 
 def resized(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """The image (H, W, 3) at this (height, width)."""
+    """Resize an image (H, W, 3) to `size`, which is (height, width)."""
     height, width = size
     if image.shape[:2] == size:
         return image

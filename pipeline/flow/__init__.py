@@ -1,8 +1,9 @@
-"""Frames to motion: `estimate` is the one entry, whatever the method; `estimate_on_device` for those who go on there.
+"""Optical flow of frames: `estimate` is the entry for all methods; `estimate_on_device` leaves the flow on the device.
 
-A method is a module with `between(first, second, spec, *, device)`, loaded when it is first asked for, so that nobody
-waits for torch who does not use it. The images are (N, H, W) or, for methods of `colour`, (N, H, W, 3) uint8: numpy
-arrays, or, for methods of `tensors` on CUDA, tensors there. The flow is (N, 2, H, W) float32, an array or a tensor.
+A method is a module with `between(first, second, spec, *, device)`. It is imported when it is first used, so that
+nobody waits for torch without need. The images are (N, H, W) uint8, or (N, H, W, 3) uint8 for methods with `colour`:
+numpy arrays, or, for methods with `tensors` on CUDA, tensors there. The flow is (N, 2, H, W) float32, an array or a
+tensor.
 """
 
 from __future__ import annotations
@@ -28,12 +29,12 @@ if TYPE_CHECKING:
 class _Method(NamedTuple):
     module: str
     needs: str  # the package it computes with
-    package: str  # what pip calls that
+    package: str  # pip's name of that package
     cuda: bool  # it computes on CUDA devices ...
     cpu: bool = True  # ... and on the CPU
     colour: bool = False  # it reads RGB, not gray
-    asks: str = ""  # the module, quick to import, whose `why_not(name)` knows what else may be missing
-    tensors: bool = False  # on CUDA it takes tensors that are there already, not numpy arrays
+    asks: str = ""  # a module, quick to import, whose `why_not(name)` tells what else is missing
+    tensors: bool = False  # on CUDA it takes tensors on the device, not numpy arrays
 
 
 _OPENCV = _Method("pipeline.flow.opencv", "cv2", "opencv-contrib-python", cuda=False, asks="pipeline.flow.opencv")
@@ -62,22 +63,22 @@ assert tuple(_REGISTRY) == FLOW_METHODS
 
 
 def estimate(frames: np.ndarray, spec: FlowSpec, *, device: str = "auto", direction: str = "forward") -> np.ndarray:
-    """Dense motion between consecutive frames.
+    """Dense optical flow between consecutive frames.
 
     Args:
         frames: (T, H, W, 3) uint8 RGB, or (T, H, W) uint8 gray, T >= 2.
         spec: which estimator, and its settings. The work is done in batches of `spec.batch_pairs` pairs.
-        device: "cpu", "cuda", "cuda:N", or "auto": CUDA where there is one and the method can use it.
+        device: "cpu", "cuda", "cuda:N", or "auto": CUDA if it is available and the method can use it.
         direction: "forward" or "backward".
 
     Returns:
         (T - 1, 2, H, W) float32, pixels per frame. Channel 0 is x (right positive), channel 1 is y (down positive).
-        Forward, flow[t] carries frame t onto frame t + 1; backward, it carries frame t + 1 onto frame t.
+        Forward, flow[t] is the motion from frame t to frame t + 1; backward, the motion from frame t + 1 to frame t.
 
     Raises:
-        ValueError: frames of another type or shape or fewer than two, an unknown direction or device, CUDA asked for
-            where there is none, or a method that works on no other device; RAFT's weights do not fit.
-        OSError: RAFT's weights are neither here nor to be had.
+        ValueError: frames of another type or shape or fewer than two, an unknown direction or device, a device that
+            this machine lacks or that the method cannot use, or weights that do not fit RAFT.
+        OSError: RAFT's weights are not on this machine and cannot be downloaded.
 
     Source: `between` of the method's module names its paper and what we do differently.
     """
@@ -87,7 +88,8 @@ def estimate(frames: np.ndarray, spec: FlowSpec, *, device: str = "auto", direct
     _check_frames(frames)
     flow = np.empty((len(frames) - 1, 2, *frames.shape[1:3]), np.float32)
     pairs = pairs_of(flow[0, 0].shape, spec, device=device)
-    parts: list[tuple[slice, Download]] = []  # the device holds two batches, never the clip: one comes, one is computed
+    # the device holds two batches, never the whole clip: one is downloaded while the other is computed
+    parts: list[tuple[slice, Download]] = []
     for k in range(0, len(flow), pairs):
         part = estimate_on_device(frames[k : k + pairs + 1], spec, device=device, direction=direction)
         parts.append((slice(k, k + pairs), Download(part)))
@@ -109,19 +111,20 @@ def estimate_on_device(
     direction: str = "forward",
     cuts: Sequence[int] = (),
 ) -> np.ndarray | Tensor:
-    """As `estimate`, but the flow stays where it was computed, and several clips of one size may be given end to end.
+    """As `estimate`, but the flow stays where it was computed, and `frames` may hold several clips of one size.
 
     Args:
-        frames, spec, device, direction: as for `estimate`. Frames of `device.pinned_array` are sent without waiting and
+        frames, spec, device, direction: as for `estimate`. Frames of `device.pinned_array` are sent asynchronously and
             must not be changed before the flow has been read. All pairs are computed at once if memory allows.
-        cuts: ascending, the first frame of every clip but the first; no pair spans a cut.
+        cuts: index of the first frame of every clip but the first, ascending. The clips follow one another in `frames`;
+            no pair spans a cut.
 
     Returns:
         (T - 1 - len(cuts), 2, H, W) float32, pixels per frame: a numpy array from the CPU; from CUDA a tensor that may
-        still be under way.
+        not be finished yet.
 
     Raises:
-        ValueError: as `estimate`, and a clip of fewer than two frames between cuts.
+        ValueError: as for `estimate`, and a clip of fewer than two frames between cuts.
     """
     _check_frames(frames)
     if direction not in ("forward", "backward"):
@@ -145,7 +148,7 @@ def estimate_on_device(
 
 
 def pairs_of(size: tuple[int, int], spec: FlowSpec, *, device: str) -> int:
-    """Pairs of frames of this height and width to compute together, as `device.pairs_at_once`."""
+    """Number of pairs of frames of `size` (height, width) to compute together; see `device.pairs_at_once`."""
     return pairs_at_once(size[0] * size[1] * spec.enlarge**2, device=device, batch_pairs=spec.batch_pairs)
 
 
@@ -153,7 +156,7 @@ def cuda_devices(method: str, device: str) -> tuple[str, ...]:
     """The CUDA devices of this machine that a method would use: all for "auto", else the one named; none for the CPU.
 
     Raises:
-        ValueError: as `estimate`, for the device.
+        ValueError: the device is unknown or cannot be used, as for `estimate`.
     """
     found = resolve_device(method, device)
     if found == "cpu" or device != "auto":
@@ -162,17 +165,17 @@ def cuda_devices(method: str, device: str) -> tuple[str, ...]:
 
 
 def torch_device(method: str, device: str) -> str:
-    """Where torch has the tensors of a method that computes on `device`: there, or "cpu" if OpenCV does the work."""
+    """Device of the torch tensors of a method that computes on `device`: `device`, or "cpu" if OpenCV does the work."""
     return "cpu" if _REGISTRY[method].needs == "cv2" else device
 
 
 def may_use_cuda(method: str, device: str) -> bool:
-    """Whether a method would compute on CUDA if that were there."""
+    """Whether a method would compute on CUDA if CUDA were available."""
     return _REGISTRY[method].cuda and device != "cpu"
 
 
 def takes_colour(method: str) -> bool:
-    """Whether the method reads RGB frames; the others read their gray values."""
+    """Whether the method reads RGB frames; the other methods read gray values."""
     return _REGISTRY[method].colour
 
 
@@ -183,16 +186,16 @@ def devices(method: str) -> tuple[str, ...]:
 
 
 def methods() -> dict[str, str]:
-    """Name of each method -> "available", or why it is not and what to do; without a download, or torch."""
+    """Name of each method -> "available", or why not and what to do; nothing is downloaded, torch is not imported."""
     missing = {name: _missing(name) for name in _REGISTRY}
     return {name: f"not available: {why}" if why else "available" for name, why in missing.items()}
 
 
 def check(spec: FlowSpec, *, device: str = "auto") -> None:
-    """Refuse, before any work, what this machine could not do; fetches RAFT's weights if they are not here.
+    """Refuse, before any work, what this machine cannot compute; downloads RAFT's weights if they are missing.
 
     Raises:
-        ValueError, OSError: as `estimate` would, and for a package or module that is missing.
+        ValueError, OSError: as for `estimate`, and for a missing package or module.
     """
     if spec.method in RAFT_WEIGHTS and importlib.util.find_spec("torchvision"):
         from pipeline.flow import raft
@@ -205,7 +208,7 @@ def check(spec: FlowSpec, *, device: str = "auto") -> None:
 
 
 def to_download(spec: FlowSpec) -> str:
-    """What `check` would have to fetch: the name of RAFT's file of weights if it is not here, "" for nothing."""
+    """Name of the file of RAFT's weights that `check` would have to download, "" if there is none."""
     if spec.method not in RAFT_WEIGHTS or spec.weights_file is not None:
         return ""
     from pipeline.flow import weights
@@ -254,10 +257,10 @@ def _check_frames(frames: np.ndarray) -> None:
 
 
 def resolve_device(name: str, device: str) -> str:
-    """The device that method `name` computes on, "cpu", "cuda" or "cuda:N": never another than the one asked for.
+    """The device that method `name` computes on, "cpu", "cuda" or "cuda:N": "auto" is resolved, others are kept.
 
     Raises:
-        ValueError: an unknown device, or CUDA asked for where there is none or for a method that cannot use it.
+        ValueError: an unknown device, or one that this machine lacks or that the method cannot use.
     """
     method = _REGISTRY[name]
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
@@ -278,7 +281,7 @@ def resolve_device(name: str, device: str) -> str:
 
 
 def _counted(method: _Method) -> tuple[str, int]:
-    """Who counts the CUDA devices that the method could use, and how many there are."""
+    """The library that counts the CUDA devices for the method, and the number of devices that it can use."""
     if method.needs == "cv2":
         from pipeline.flow import opencv_cuda
 

@@ -1,4 +1,4 @@
-"""Variational flow from brightness and gradient constancy, of many image pairs at once, on the CPU and on CUDA."""
+"""Variational flow from brightness and gradient constancy, for many image pairs at once, on the CPU and on CUDA."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ MIN_SIDE_PX = 12  # of the coarsest pyramid level
 PRESMOOTH_PX = 0.7
 DATA_EPSILON_PX = 0.2  # residuals well below it are penalised quadratically, well above it linearly
 SMOOTH_EPSILON = 0.001  # the same for differences of neighbouring vectors
-EDGE = 0.015  # smoothness between pixels whose gray values differ by d counts exp(-EDGE d)
-STEEP = 1.5  # slope, gray values per pixel, well above which a constraint counts by its distance in pixels
-DOUBT = 3.0  # violation of the constraints at which a pixel's flow counts half in the weighted median
+EDGE = 0.015  # smoothness between pixels whose gray values differ by d has weight exp(-EDGE d)
+STEEP = 1.5  # slope, gray values per pixel, well above which a residual is measured as a distance in pixels
+DOUBT = 3.0  # violation of the constraints at which a pixel's flow has half weight in the weighted median
 PIXELS_AT_ONCE = {"cpu": 320 * 240, "cuda": 128 * 320 * 240}
 
 
 class _Constraints(NamedTuple):
-    """Linear constraints a u + b v + c = 0 of gray value, its x and its y derivative in every pixel: (N, 3, H, W)."""
+    """Linear constraints a u + b v + c = 0 at every pixel, (N, 3, H, W): for the gray value, its x and y derivative."""
 
     a: Tensor
     b: Tensor
@@ -46,15 +46,16 @@ def between(first: np.ndarray | Tensor, second: np.ndarray | Tensor, spec: FlowS
 
     Source: Brox, Bruhn, Papenberg, Weickert, High accuracy optical flow estimation based on a theory for warping,
     ECCV 2004: the energy, the warping and the two nested fixed point iterations. We differ in that
-    - gray value and gradient are penalised apart (Bruhn, Weickert, Towards ultimate motion estimation, ICCV 2005),
-    - every linearised constraint is divided by its slope, so that steep edges do not count more than their distance
-      (Zimmer, Bruhn, Weickert, Optic flow in harmony, IJCV 93(3), 2011),
-    - smoothness counts less across edges of the first image (Werlberger et al., Anisotropic Huber-L1 optical
-      flow, BMVC 2009, whatever the direction of the edge),
+    - gray value and gradient are penalised separately (Bruhn, Weickert, Towards ultimate motion estimation, ICCV 2005),
+    - every linearised constraint is divided by its slope, so that a steep edge weighs no more than its distance in
+      pixels (Zimmer, Bruhn, Weickert, Optic flow in harmony, IJCV 93(3), 2011),
+    - smoothness has less weight across edges of the first image (Werlberger et al., Anisotropic Huber-L1 optical
+      flow, BMVC 2009; here whatever the direction of the edge),
     - slopes are the mean of those of the first and the warped second image (Wedel et al., An improved algorithm for
-      TV-L1 optical flow, 2009), and the flow is median filtered after each warp (Wedel; Sun, Roth, Black, Secrets of
-      optical flow estimation and their principles, CVPR 2010), here twice 3 x 3, and after the last warp of a level by
-      `warp.weighted_median`, in which pixels that violate the constraints have little to say,
+      TV-L1 optical flow, 2009),
+    - the flow is median filtered after each warp (Wedel; Sun, Roth, Black, Secrets of optical flow estimation and their
+      principles, CVPR 2010): here twice by 3 x 3, and after the last warp of a level by `warp.weighted_median`, in
+      which pixels that violate the constraints have little weight,
     - the numbers of iterations are fixed, and the unknowns are relaxed in red-black order.
     """
     count, height, width = first.shape
@@ -101,7 +102,7 @@ def _weighted_median(flow: Tensor, image: Tensor, trust: Tensor, *, scale: float
 
 
 def _trust(flow: Tensor, constraints: _Constraints, spec: FlowSpec) -> Tensor:
-    """(N, 1, H, W) in (0, 1]: little where a flow violates the constraints, as where its point is covered."""
+    """Confidence of the flow, (N, 1, H, W) in (0, 1]: low where it violates the constraints, as at occluded points."""
     a, b, c = constraints
     distance = torch.addcmul(c, a, flow[:, :1]).addcmul_(b, flow[:, 1:]).abs_()
     cost = distance[:, :1] + spec.brox_gradient_weight * (distance[:, 1:2] + distance[:, 2:])
@@ -109,10 +110,10 @@ def _trust(flow: Tensor, constraints: _Constraints, spec: FlowSpec) -> Tensor:
 
 
 def _constraints(first: Tensor, second: Tensor, flow: Tensor) -> _Constraints:
-    """Constancy of gray value and gradient, linearised about the flow (paper, section 3.2), for the flow as a whole.
+    """Constancy of gray value and gradient, linearised about the flow (paper, section 3.2); the unknown is the flow.
 
-    Divided by sqrt(a^2 + b^2 + STEEP^2), a residual is about the distance in pixels from the line of constraint. Where
-    the flow leads out of the image there is no constraint.
+    Each constraint is divided by sqrt(a^2 + b^2 + STEEP^2), so that a residual is about the distance in pixels from the
+    constraint line. Where the flow leads out of the image there is no constraint.
     """
     warped, inside = warp.warp(second, flow)
     still, moved = torch.cat(warp.gradient(first), 1), torch.cat(warp.gradient(warped), 1)
@@ -126,7 +127,7 @@ def _constraints(first: Tensor, second: Tensor, flow: Tensor) -> _Constraints:
 
 
 def _step(flow: Tensor, constraints: _Constraints, smoothness: tuple[Tensor, Tensor], spec: FlowSpec) -> Tensor:
-    """One step of the inner fixed point iteration: penalties as of the present flow, then the linear system.
+    """One inner fixed point iteration: compute the penalties at the present flow, then relax the linear system.
 
     Source: paper, section 3.2; here the unknown is the flow, not its increment.
     """
@@ -149,7 +150,7 @@ def _data_term(flow: Tensor, constraints: _Constraints, spec: FlowSpec) -> tuple
 
 
 def _smoothness(first: Tensor, weight: float) -> tuple[Tensor, Tensor]:
-    """How much smoothness counts between neighbours across, (N, 1, H, W - 1), and down, (N, 1, H - 1, W)."""
+    """Weight of smoothness between neighbours along x, (N, 1, H, W - 1), and along y, (N, 1, H - 1, W)."""
     differences = first[..., 1:] - first[..., :-1], first[..., 1:, :] - first[..., :-1, :]
     across, down = (d.abs_().mul_(-EDGE).exp_().mul_(weight) for d in differences)
     return across, down
@@ -158,8 +159,8 @@ def _smoothness(first: Tensor, weight: float) -> tuple[Tensor, Tensor]:
 def _smoothness_weights(flow: Tensor, smoothness: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     """Diffusivity between neighbours, in the shapes of `smoothness`, penalties fixed at the present flow.
 
-    It is smoothness / sqrt(|grad u|^2 + |grad v|^2 + epsilon^2) half way between the two: the derivative that points
-    from one to the other is their difference, the square of the other derivative is the mean of both pixels'.
+    It is smoothness / sqrt(|grad u|^2 + |grad v|^2 + epsilon^2) half way between two neighbours. The derivative along
+    the line that joins them is their difference. The square of the other derivative is the mean of the squares at both.
     """
     across, down = flow[..., 1:] - flow[..., :-1], flow[..., 1:, :] - flow[..., :-1, :]
     return (
@@ -177,7 +178,7 @@ def _diffusivity(along: Tensor, other: Tensor, smoothness: Tensor, *, dim: int) 
 
 
 def _central(difference: Tensor, *, dim: int) -> Tensor:
-    """Central derivative at every pixel from the differences between neighbours; there is none across the border."""
+    """Central derivative at every pixel from the differences between neighbours; across the border they are zero."""
     padded = functional.pad(difference, (1, 1) if dim == -1 else (0, 0, 1, 1))
     size = difference.shape[dim] + 1
     return (padded.narrow(dim, 0, size) + padded.narrow(dim, 1, size)).mul_(0.5)

@@ -1,4 +1,4 @@
-"""How functions on numpy arrays are compiled: by numba, which brings its own compiler to the user's machine."""
+"""Compiles functions on numpy arrays with numba, which brings its own compiler to the user's machine."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ _OPTIONS = {"nogil": True, "error_model": "numpy", "fastmath": {"contract", "arc
 
 
 def compiled(function: Callable) -> Callable:
-    """The function as machine code, made at its first call and kept beside its file or in the user's cache folder.
+    """Compile a function at its first call; the machine code is cached beside its file or in the user's cache folder.
 
-    Where neither can be written, each process compiles for itself. Threads call it at the same time; sums are not
-    reordered, so that its result does not depend on how it was vectorised. Numbers of other files must be arguments:
-    what was kept is made anew when the function's own file changes, not when one does that it imports from.
+    If neither can be written, each process compiles for itself. The function releases the GIL, so threads run it in
+    parallel. Sums are not reordered, so the result does not depend on vectorisation. Constants of other files must be
+    passed as arguments: the cache is renewed when the function's own file changes, not when an imported file does.
     """
     try:
         return njit(cache=True, **_OPTIONS)(function)
@@ -23,5 +23,5 @@ def compiled(function: Callable) -> Callable:
 
 
 def inlined(function: Callable) -> Callable:
-    """A part of compiled functions of the same file, set into each loop that calls it, so that LLVM sees it whole."""
+    """Compile a helper of the same file's compiled functions; it is inlined at every call, so LLVM sees whole loops."""
     return njit(forceinline=True, **_OPTIONS)(function)

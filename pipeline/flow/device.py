@@ -1,6 +1,6 @@
-"""The device under a method: how much it takes at once, and the way there and back without waiting.
+"""The device of a flow method: the size of a batch, and asynchronous copies to the device and back.
 
-Torch is imported only where it is needed: nobody waits for it whose method computes without.
+Torch is imported only where it is needed, so that methods without torch do not wait for it.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from pipeline.progress import say
 if TYPE_CHECKING:
     from torch import Tensor
 
-HOST_PIXELS = 2 << 20  # of frames at once on a CPU: more of them, and of their flow, would leave its caches
-CUDA_PIXELS = 128 * 320 * 240  # of a batch of pairs at most: enough to fill the largest device
-CUDA_BYTES_PER_PIXEL = 512  # that a method takes for each pixel of a pair: Brox, in plain torch, takes 410
+HOST_PIXELS = 2 << 20  # in a batch of frames on a CPU: with more, frames and flow would not stay in its caches
+CUDA_PIXELS = 128 * 320 * 240  # in a batch of pairs at most: enough to occupy the largest device
+CUDA_BYTES_PER_PIXEL = 512  # memory that a method needs for each pixel of a pair: Brox, in plain torch, needs 410
 
 
 def pairs_at_once(pixels: int, *, device: str, batch_pairs: int = 0) -> int:
-    """Pairs of frames of so many pixels to compute together; it does not change the result.
+    """Number of pairs to compute together, of frames of `pixels` pixels each; it does not change the result.
 
-    On CUDA `batch_pairs`, or, if that is 0, what half of the device's free memory holds, at most CUDA_PIXELS pixels.
-    On a CPU HOST_PIXELS, whatever `batch_pairs` is: the method divides them further.
+    On CUDA it is `batch_pairs`, or, if that is 0, what half of the device's free memory holds, at most CUDA_PIXELS
+    pixels. On a CPU it is what HOST_PIXELS hold, whatever `batch_pairs` is: the method divides them further.
     """
     if device == "cpu":
         return max(1, HOST_PIXELS // pixels)
@@ -35,7 +35,7 @@ def pairs_at_once(pixels: int, *, device: str, batch_pairs: int = 0) -> int:
 
 
 def has_numba() -> bool:
-    """Whether numba is installed and works; if it is and does not, as beside a numpy that is too new, that is said."""
+    """Whether numba is installed and works; prints a line if it is installed but fails, as with a too new numpy."""
     return importlib.util.find_spec("numba") is not None and _numba_works()
 
 
@@ -43,7 +43,7 @@ def has_numba() -> bool:
 def _numba_works() -> bool:
     try:
         import numba  # noqa: F401
-    except Exception as error:  # whatever it finds wrong
+    except Exception as error:  # a broken numba may raise anything
         say(f"numba does not work, so plain torch computes in its place, several times slower: {error!r}")
         return False
     return True
@@ -51,13 +51,13 @@ def _numba_works() -> bool:
 
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
-    """One thread in OpenCV and torch, as in worker processes; what was set before comes back."""
+    """Use one thread in OpenCV and torch for the block, as in worker processes; then restore the former numbers."""
     import cv2
 
     with contextlib.ExitStack() as stack:
         stack.callback(cv2.setNumThreads, cv2.getNumThreads())
         cv2.setNumThreads(1)
-        with contextlib.suppress(Exception):  # a torch that is broken is of no use to whoever needs it, and says so
+        with contextlib.suppress(Exception):  # code that needs torch reports a broken torch itself
             import torch
 
             stack.callback(torch.set_num_threads, torch.get_num_threads())
@@ -66,7 +66,7 @@ def one_thread() -> Iterator[None]:
 
 
 def _free_bytes(device: str) -> int:
-    """Free memory of a CUDA device, with what torch holds of it and does not use."""
+    """Free memory of a CUDA device in bytes, including what torch has reserved and does not use."""
     import torch
 
     free, _ = torch.cuda.mem_get_info(device)
@@ -74,15 +74,15 @@ def _free_bytes(device: str) -> int:
 
 
 def in_halving_batches(between: Callable[[Any, Any], Any], first: Any, second: Any, *, pairs: int) -> Any:
-    """`between` over parts of at most `pairs` pairs, which are halved while the device's memory does not suffice.
+    """Apply `between` to batches of at most `pairs` pairs, which are halved while the device's memory is too small.
 
     Args:
-        between: of (n, H, W) first and second images gives (n, 2, H, W).
-        first, second: (N, H, W), numpy arrays or tensors.
+        between: maps n first and n second images to their flow, (n, 2, H, W).
+        first, second: (N, H, W) or (N, H, W, 3), numpy arrays or tensors.
         pairs: at least 1.
 
     Returns:
-        (N, 2, H, W), a numpy array or a tensor, whatever `between` gives.
+        (N, 2, H, W), a numpy array or a tensor, as `between` returns.
 
     Raises:
         torch.OutOfMemoryError: one pair alone does not fit.
@@ -100,7 +100,7 @@ def in_halving_batches(between: Callable[[Any, Any], Any], first: Any, second: A
 
 @contextlib.contextmanager
 def ignoring_out_of_memory() -> Iterator[None]:
-    """Go on without a result where the memory of the device does not suffice, all of it that is not in use free."""
+    """Suppress an error of too little device memory, and then free all device memory that is not in use."""
     try:
         yield
         return
@@ -117,7 +117,7 @@ def _give_back() -> None:
 
 
 def concatenated(parts: list[Any]) -> Any:
-    """Numpy arrays or tensors end to end; one alone is not copied."""
+    """Concatenate numpy arrays or tensors along the first axis; a single one is not copied."""
     if len(parts) == 1:
         return parts[0]
     if isinstance(parts[0], np.ndarray):
@@ -129,7 +129,7 @@ def concatenated(parts: list[Any]) -> Any:
 
 @contextlib.contextmanager
 def on_cuda_device(device: str) -> Iterator[None]:
-    """Make a CUDA device the one that kernels are launched on; nothing is done for the CPU."""
+    """Launch kernels on this CUDA device within the block; nothing is done for the CPU."""
     if device == "cpu":
         yield
         return
@@ -140,7 +140,7 @@ def on_cuda_device(device: str) -> Iterator[None]:
 
 
 def pinned_array(shape: tuple[int, ...], *, device: str) -> np.ndarray:
-    """A uint8 array that can be sent to the device without waiting: page-locked memory for CUDA."""
+    """An uninitialised uint8 array that can be sent to the device asynchronously: page-locked memory for CUDA."""
     if device == "cpu":
         return np.empty(shape, np.uint8)
     import torch
@@ -149,7 +149,7 @@ def pinned_array(shape: tuple[int, ...], *, device: str) -> np.ndarray:
 
 
 def uploaded(frames: np.ndarray, *, device: str) -> np.ndarray | Tensor:
-    """The frames on the device; those of `pinned_array` are still under way, and must stay as they are meanwhile."""
+    """Copy frames to the device. From a `pinned_array` the copy is asynchronous; it must not be changed meanwhile."""
     if device == "cpu":
         return frames
     import torch
@@ -158,7 +158,7 @@ def uploaded(frames: np.ndarray, *, device: str) -> np.ndarray | Tensor:
 
 
 class Download:
-    """Numpy arrays or tensors on their way to the host, behind whatever their device is still computing."""
+    """An asynchronous copy of numpy arrays or tensors to the host, queued after what the device is still computing."""
 
     def __init__(self, *arrays: np.ndarray | Tensor):
         self._arrays, self._event = [_on_host(array) for array in arrays], None
@@ -166,11 +166,11 @@ class Download:
         if on_cuda:
             import torch
 
-            self._event = torch.cuda.Event(blocking=True)  # to wait leaves the core to those that code JPEG
+            self._event = torch.cuda.Event(blocking=True)  # a blocking wait leaves the core to JPEG threads
             self._event.record(torch.cuda.current_stream(on_cuda[0]))
 
     def wait(self) -> list[np.ndarray]:
-        """The arrays, once they have arrived."""
+        """Wait for the arrays, and return them."""
         if self._event is not None:
             self._event.synchronize()
         return self._arrays

@@ -1,4 +1,4 @@
-"""Flow of enlarged frames, brought back to their own size: what is a few pixels wide moves as something wider."""
+"""Flow of enlarged frames, brought back to the original size: it captures objects that are only a few pixels wide."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ if TYPE_CHECKING:
 
 
 def enlarged(images: np.ndarray, factor: int) -> np.ndarray:
-    """(N, H, W) or (N, H, W, 3) uint8 with sides `factor` times as long, by bicubic interpolation.
+    """Enlarge (N, H, W) or (N, H, W, 3) uint8 images: sides `factor` times as long, by bicubic interpolation.
 
-    Always by OpenCV on the CPU: where the motion is estimated must not change the images by a rounding.
+    This is always done by OpenCV on the CPU, so that the rounding does not depend on the device of the flow.
     """
     if factor == 1:
         return images
@@ -25,9 +25,9 @@ def enlarged(images: np.ndarray, factor: int) -> np.ndarray:
 
 
 def brought_back(flow: np.ndarray | Tensor, factor: int) -> np.ndarray | Tensor:
-    """(N, 2, factor H, factor W) flow of enlarged images -> (N, 2, H, W), in pixels of the images as they were.
+    """(N, 2, factor H, factor W) flow of enlarged images -> (N, 2, H, W), in pixels of the original images.
 
-    A vector is the mean of those of the `factor` x `factor` points that its pixel became.
+    Each vector is the mean over the `factor` x `factor` pixels that its pixel became, divided by `factor`.
     """
     if factor == 1:
         return flow

@@ -1,26 +1,26 @@
-"""Numbers that every implementation of a pyramid, a derivative or a median shares; nothing here touches an image."""
+"""Constants and sizes shared by all implementations of pyramids, derivatives and medians; no image is handled here."""
 
 from __future__ import annotations
 
 import math
 
 DERIVATIVE = (1 / 12, -8 / 12, 0.0, 8 / 12, -1 / 12)
-MEDIAN_GRAY = 16.0  # difference of gray values at which a neighbour counts half in the weighted median
-MEDIAN_FLOOR = 0.1  # what a neighbour of another gray value counts still; keeps the median well conditioned
+MEDIAN_GRAY = 16.0  # difference of gray values at which a neighbour has half weight in the weighted median
+MEDIAN_FLOOR = 0.1  # least factor of a neighbour of another gray value; keeps the median well conditioned
 MEDIAN_SPREAD = 0.04  # the weighted median is the mean of the quantiles from 1/2 - this to 1/2 + this
-TRUST_FLOOR = 0.05  # what a neighbour that is not believed counts still in it
-MEDIAN_SPACING_PX = 3.0  # between the rings of its neighbours at full size
-MEDIAN_RINGS = ((1, 6, 0.0), (2, 8, 0.5), (3, 8, 0.0))  # radius in spacings, points, turn in parts of their distance
-# what the pixel itself and the neighbours on each ring count, the middle first
+TRUST_FLOOR = 0.05  # least confidence of a neighbour in the weighted median
+MEDIAN_SPACING_PX = 3.0  # distance between the rings of neighbours at full size
+MEDIAN_RINGS = ((1, 6, 0.0), (2, 8, 0.5), (3, 8, 0.0))  # radius in spacings, points, turn as a share of their distance
+# weight factors of the pixel itself, which comes first, and of the neighbours on each ring
 MEDIAN_FACTORS = (1.0, *(math.exp(-0.5 * (ring / 3) ** 2) for ring, points, _ in MEDIAN_RINGS for _ in range(points)))
 
 
 def median_offsets(scale: float) -> list[tuple[int, int]]:
     """Offsets (x, y) of the neighbours of the weighted median, the pixel itself first; see `warp.weighted_median`.
 
-    They stand on three rings, so that few reach far. The rings are closer on smaller levels of the pyramid, `scale`
-    times the full size, though not by as much: a level is there to see what moves too far for the next one, and a wide
-    median would take small things away before they were seen.
+    They lie on three rings, so that few points cover a wide area. On a smaller pyramid level, `scale` times the full
+    size, the rings are closer, by sqrt(scale) only. A coarse level finds motion that is too large for the next finer
+    one, and a wide median would remove small objects before that.
     """
     spacing_px = max(1.0, MEDIAN_SPACING_PX * math.sqrt(scale))
     offsets = [(0, 0)]
@@ -33,7 +33,7 @@ def median_offsets(scale: float) -> list[tuple[int, int]]:
 
 
 def _whole(value: float) -> int:
-    """The nearest whole number, halves away from zero: mirrored points stay so, whatever a cosine's last bit is."""
+    """Round to an integer, halves away from zero, so that mirrored points stay mirrored despite rounding errors."""
     return int(math.copysign(math.floor(abs(value) + 0.5 + 1e-9), value))
 
 
@@ -53,7 +53,7 @@ def pyramid_sizes(height: int, width: int, *, step: float, min_side: int) -> lis
 
 
 def shrinking_sigma_px(finer: tuple[int, int], coarser: tuple[int, int]) -> float:
-    """Sigma of the Gaussian that keeps the step from one pyramid size to the next free of aliasing."""
+    """Sigma, in pixels, of the Gaussian that prevents aliasing from one pyramid size to the next."""
     ratio = min(small / large for small, large in zip(coarser, finer, strict=True))
     return 0.6 * math.sqrt(1 / ratio**2 - 1)
 

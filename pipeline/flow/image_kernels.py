@@ -1,4 +1,4 @@
-"""Triton kernels for images: the counterparts of `warp`. Each program computes one tile of one image.
+"""Triton kernels for images: the counterparts of module `warp`. Each program computes one tile of one image.
 
 Images are contiguous (N, planes, H, W) float32 or float64; arithmetic has the precision of what is loaded. Coordinates
 are clamped, so that borders repeat and loads need no masks; only stores are masked.
@@ -13,7 +13,7 @@ from pipeline.flow import filters
 
 _INNER = tl.constexpr(filters.DERIVATIVE[3])
 _OUTER = tl.constexpr(filters.DERIVATIVE[4])
-SIZE = ["height", "width"]  # not to be compiled again for
+SIZE = ["height", "width"]  # other values of these do not make Triton compile a kernel again
 
 
 @triton.jit(do_not_specialize=SIZE)
@@ -28,7 +28,7 @@ def blur(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """Symmetric filter along one axis, taps (2 RADIUS + 1,) float64, in their precision. Images may be uint8."""
+    """Symmetric filter along one axis with taps (2 RADIUS + 1,), computed in float64. Images may be uint8."""
     x, y, stored, image = tile(height, width, ROWS, COLUMNS)
     images += image * height * width
     here = y * width + x
@@ -55,10 +55,10 @@ def resize(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """Bilinear, in the precision of the images; of a FLOW the vectors grow with the grid; see `warp.resize`.
+    """Bilinear resizing in the precision of the images; with FLOW vectors are scaled with the grid; see `warp.resize`.
 
-    Where a pixel lies in the source is a fraction with denominator 2 width: whole numbers keep it exact, where
-    floating point would be less so the farther away from the origin.
+    The position of a pixel in the source is a fraction with denominator 2 width. Integers keep it exact, whereas
+    floating point loses precision with the distance from the origin.
     """
     x, y, stored, image = tile(height, width, ROWS, COLUMNS)
     images += image * from_height * from_width
@@ -80,7 +80,7 @@ def resize(
 def warp(
     moving, flow, warped, inside, height, width, CHANNELS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr
 ):
-    """Bicubic look-up of every channel at the points that the flow leads to; see `warp.warp`."""
+    """Bicubic sampling of every channel at the points that the flow leads to; see `warp.warp`."""
     x, y, stored, image = tile(height, width, ROWS, COLUMNS)
     plane, here = height * width, y * width + x
     flow += image * 2 * plane
@@ -112,10 +112,10 @@ def _landing(start, motion, last):
 
 @triton.jit
 def tile(height, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """Columns and rows of this program's pixels, clamped; whether each is one of the image; the image's number.
+    """Columns and rows of this program's pixels, clamped; whether each lies in the image; the image's index.
 
-    A tile is a plain range, row after row: of one with two axes Triton chooses itself which threads lie side by side,
-    and, since clamping hides what is contiguous, some versions (3.6) choose those of a column, whose pixels do not.
+    A tile is a flat range, row after row. For a tile with two axes Triton itself would choose which threads are
+    adjacent. Since clamping hides which pixels are contiguous, some versions (3.6) choose those of a column.
     """
     across, down = tl.cdiv(width, COLUMNS), tl.cdiv(height, ROWS)
     image, number = tl.program_id(0) // (across * down), tl.program_id(0) % (across * down)
@@ -127,7 +127,7 @@ def tile(height, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
 
 @triton.jit
 def slopes(image, x, y, height, width):
-    """Derivatives along x and y by the five-point rule."""
+    """Derivatives along x and y by the five-point stencil, per pixel."""
     row, last_x, last_y = image + y * width, width - 1, height - 1
     outer = tl.load(row + tl.minimum(x + 2, last_x)) - tl.load(row + tl.maximum(x - 2, 0))
     inner = tl.load(row + tl.minimum(x + 1, last_x)) - tl.load(row + tl.maximum(x - 1, 0))

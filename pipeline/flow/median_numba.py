@@ -1,4 +1,4 @@
-"""The medians of `warp` on the CPU, compiled: of 3 x 3 pixels, and the weighted one."""
+"""The medians of `warp`, compiled for the CPU: the median of 3 x 3 pixels, and the weighted median."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from pipeline.flow.compiled import compiled, inlined
 from pipeline.flow.filters import MEDIAN_FACTORS, MEDIAN_FLOOR, MEDIAN_GRAY, MEDIAN_SPREAD, median_offsets
 
 _f = np.float32
-# A table holds a value of each of so many pixels of a row side by side (a lane each), for the pixel itself and its
-# neighbours one after the other, 24 places in all, at least as many as there are. Both are constants: LLVM makes
-# vector instructions of a loop over the lanes only when it knows how far apart the rows of a table are.
+# A table has _PLACES rows of _LANES values: a row for the pixel itself and for each of its neighbours (23 rows are
+# used), a lane for each of _LANES adjacent pixels of an image row. Both are constants, because LLVM vectorises a loop
+# over the lanes only if it knows the distance between the rows of a table.
 _LANES, _PLACES = 64, 24
 _EIGHT = 8 * _LANES
 
@@ -24,12 +24,12 @@ def median3(flow: np.ndarray) -> np.ndarray:
 
 
 def weighted_median(flow: np.ndarray, image: np.ndarray, trust: np.ndarray, *, scale: float) -> np.ndarray:
-    """The weighted median, of one flow.
+    """Weighted median of one flow.
 
     Args:
-        flow: (2, H, W), float32 or float64.
+        flow: (2, H, W), float32 or float64, pixels.
         image, trust: (H, W) of the same type.
-        scale: of this level of the pyramid.
+        scale: size of this pyramid level, 1 at full size.
 
     Returns:
         (2, H, W) of the same type; see `warp.weighted_median`.
@@ -45,9 +45,9 @@ def weighted_median(flow: np.ndarray, image: np.ndarray, trust: np.ndarray, *, s
 
 
 def padded(planes: np.ndarray, before: int, after: int) -> np.ndarray:
-    """(C, H, W) planes with so many pixels more before and after each row and column, borders repeated.
+    """Pad (C, H, W) planes by `before` and `after` pixels along both image axes, borders repeated.
 
-    By OpenCV, in half the time of numpy's pad: every level of a pair needs several.
+    OpenCV does this in half the time of `numpy.pad`, and every pyramid level of a pair needs it several times.
     """
     count, height, width = planes.shape
     found = np.empty((count, height + before + after, width + before + after), planes.dtype)
@@ -58,7 +58,7 @@ def padded(planes: np.ndarray, before: int, after: int) -> np.ndarray:
 
 @compiled
 def _median3(around, filtered):
-    """Sorts every column of three, then takes the median of (largest low, middle middle, smallest high)."""
+    """Sort every column of three, then take the median of (largest low, median of the middles, smallest high)."""
     _, height, width = filtered.shape
     low, middle, high = np.empty((3, width + 2), filtered.dtype)
     for component in range(2):
@@ -80,12 +80,12 @@ def _median3(around, filtered):
 
 @compiled
 def _rows(around, gray, trusted, filtered, offsets, factors, per_gray, floor, spread):
-    """See `warp.weighted_median`; flow (2, ...), gray and trust are padded by the reach of the offsets."""
+    """See `warp.weighted_median`; `around` (the flow), `gray` and `trusted` are padded by the reach of the offsets."""
     _, height, width = filtered.shape
     count, reach = len(offsets), (gray.shape[0] - height) // 2
     of_all, weights = np.zeros(_PLACES * _LANES, gray.dtype), np.zeros(_PLACES * _LANES, gray.dtype)
     values, total = np.zeros(_PLACES * _LANES, gray.dtype), np.zeros(_LANES, gray.dtype)
-    values[count * _LANES :] = np.inf  # the places left over come last, and weigh nothing
+    values[count * _LANES :] = np.inf  # unused places are sorted last and have zero weight
     for y in range(height):
         for left in range(0, width, _LANES):
             size = min(_LANES, width - left)
@@ -110,7 +110,7 @@ def _rows(around, gray, trusted, filtered, offsets, factors, per_gray, floor, sp
 
 @compiled
 def _weigh(there, middle, believed, factor, per_gray, floor, weight, total):
-    """Weights of one neighbour of each pixel, and their sums with those of the others."""
+    """Compute the weight of one neighbour of each pixel, and add it to the total of the pixel."""
     for x in range(len(there)):
         difference = (there[x] - middle[x]) * per_gray
         difference *= difference
@@ -120,7 +120,7 @@ def _weigh(there, middle, believed, factor, per_gray, floor, weight, total):
 
 @compiled
 def _middle_mean(values, weights, total, count, spread, mean):
-    """Mean of the sorted values by that part of their weights that lies within the spread around half of all."""
+    """Mean of the sorted values between the weighted quantiles 1/2 - spread and 1/2 + spread."""
     below, sums = np.zeros(_LANES, values.dtype), np.zeros(_LANES, values.dtype)
     for j in range(count):
         value, weight = values[j * _LANES : (j + 1) * _LANES], weights[j * _LANES : (j + 1) * _LANES]
@@ -135,7 +135,7 @@ def _middle_mean(values, weights, total, count, spread, mean):
 
 @compiled
 def _sort(values, weights):
-    """Sort 24 values in each lane, and the weights as they go: three eights in registers, merged two by two."""
+    """Sort 24 values in each lane, and their weights along: three groups of eight in registers, merged in pairs."""
     for k in range(3):
         _sort_eight(values[k * _EIGHT :], weights[k * _EIGHT :])
     for k in (0, 1, 0):
@@ -144,7 +144,7 @@ def _sort(values, weights):
 
 @compiled
 def _merge(values, weights):
-    """Merge two sorted eights that follow one another: the lesser half first, then either half by itself."""
+    """Merge two adjacent sorted groups of eight: separate the smaller from the larger half, then sort each half."""
     for k in range(8):
         i, j = k * _LANES, (15 - k) * _LANES
         for x in range(_LANES):
@@ -169,7 +169,7 @@ def _sort_bitonic(values, weights):
 
 @inlined
 def _get(v, w, x):
-    """Eight (value, weight) of a lane."""
+    """Eight (value, weight) pairs of a lane."""
     a, b = (v[x], w[x]), (v[_LANES + x], w[_LANES + x])
     c, d = (v[2 * _LANES + x], w[2 * _LANES + x]), (v[3 * _LANES + x], w[3 * _LANES + x])
     e, f = (v[4 * _LANES + x], w[4 * _LANES + x]), (v[5 * _LANES + x], w[5 * _LANES + x])
@@ -192,7 +192,7 @@ def _put(v, w, x, eight):
 
 @inlined
 def _sorted(eight):
-    """In 19 comparisons, the fewest there are; Knuth, The art of computer programming, volume 3, 5.3.4."""
+    """Sort eight pairs in 19 comparisons, the fewest; Knuth, The art of computer programming, volume 3, 5.3.4."""
     a, b, c, d, e, f, g, h = eight
     (a, c), (b, d), (e, g), (f, h) = _ordered(a, c), _ordered(b, d), _ordered(e, g), _ordered(f, h)
     (a, e), (b, f), (c, g), (d, h) = _ordered(a, e), _ordered(b, f), _ordered(c, g), _ordered(d, h)
@@ -205,7 +205,7 @@ def _sorted(eight):
 
 @inlined
 def _sorted_bitonic(eight):
-    """Of eight that rise and then fall, or the other way round."""
+    """Sort eight pairs whose values rise and then fall, or the other way round."""
     a, b, c, d, e, f, g, h = eight
     (a, e), (b, f), (c, g), (d, h) = _ordered(a, e), _ordered(b, f), _ordered(c, g), _ordered(d, h)
     (a, c), (b, d), (e, g), (f, h) = _ordered(a, c), _ordered(b, d), _ordered(e, g), _ordered(f, h)
@@ -215,6 +215,6 @@ def _sorted_bitonic(eight):
 
 @inlined
 def _ordered(a, b):
-    """Two (value, weight), that of the smaller value first."""
+    """Order two (value, weight) pairs, the smaller value first."""
     in_order = a[0] <= b[0]
     return (min(a[0], b[0]), a[1] if in_order else b[1]), (max(a[0], b[0]), b[1] if in_order else a[1])

@@ -20,7 +20,8 @@ PRESETS = {
 }
 CONTRIB = {"deepflow": "createOptFlow_DeepFlow", "pcaflow": "createOptFlow_PCAFlow"}  # in cv2.optflow
 # (height, width) of the smallest image that an estimator takes. DIS refuses smaller ones. PCAFlow writes 14 x 18 cosine
-# coefficients into an image of a quarter of the size, (height // 8 * 2, width // 8 * 2), and past its end if it is less
+# coefficients into an image of a quarter of the size, (height // 8 * 2, width // 8 * 2), and past its end if it is
+# smaller
 DIS_MIN_SIZE_PX = (16, 16)
 PCAFLOW_MIN_SIZE_PX = (56, 72)
 
@@ -38,7 +39,7 @@ def why_not(method: str) -> str:
 
 
 def between(first: np.ndarray, second: np.ndarray, spec: FlowSpec, *, device: str) -> np.ndarray:
-    """Flow from each first image to its second image; every pair is computed from nothing but itself.
+    """Flow from each first image to its second image; every pair is computed independently of the others.
 
     Args:
         first, second: (N, H, W) uint8, gray.
@@ -55,7 +56,7 @@ def between(first: np.ndarray, second: np.ndarray, spec: FlowSpec, *, device: st
     estimation based on polynomial expansion, SCIA 2003; Weinzaepfel et al., DeepFlow, ICCV 2013 (OpenCV's has no deep
     matching: it is the variational part alone); Wulff and Black, Efficient sparse-to-dense optical flow estimation
     using a learned basis and layers, CVPR 2015 (OpenCV's without a learned basis: cosines). Images that are too small
-    for an estimator are extended by their border pixels and the flow is cut back.
+    for an estimator are extended by their border pixels and the flow is cropped back.
     """
     count, height, width = first.shape
     of_pair, min_size = _estimator(spec.method)
@@ -79,9 +80,9 @@ def _estimator(method: str) -> tuple[OfPair, tuple[int, int]]:
     if method == "farneback":
         return lambda a, b: cv2.calcOpticalFlowFarneback(a, b, None, **FARNEBACK), (1, 1)
     if method in PRESETS:
-        # a new one for each size: it never forgets the coarsest scale that the smallest image it has seen allowed
+        # a new one for each size: it keeps the coarsest scale that the smallest image so far allowed
         dis = cv2.DISOpticalFlow.create(PRESETS[method])
-        return lambda a, b: dis.calc(a, b, None), DIS_MIN_SIZE_PX  # None: no flow to start from, hence no memory
+        return lambda a, b: dis.calc(a, b, None), DIS_MIN_SIZE_PX  # None: no initial flow, so pairs are independent
     if why := why_not(method):
         raise ValueError(f"[flow] method {method} is not available: {why}")
     contrib = getattr(cv2.optflow, CONTRIB[method])()
@@ -91,10 +92,10 @@ def _estimator(method: str) -> tuple[OfPair, tuple[int, int]]:
 
 
 def _pcaflow(estimator: cv2.DenseOpticalFlow, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """PCAFlow with one thread and without OpenCL, on both of which its bits depend.
+    """Run PCAFlow with one thread and without OpenCL, because its bits depend on both.
 
-    It is 0 where no point at all can be tracked (a black frame): OpenCV refuses such a pair, and the damped least
-    squares fit of nothing is 0.
+    The flow is 0 if no point at all can be tracked (a black frame): OpenCV refuses such a pair, and the damped least
+    squares fit to no points is 0.
     """
     threads, opencl = cv2.getNumThreads(), cv2.ocl.useOpenCL()
     cv2.setNumThreads(1)

@@ -1,6 +1,6 @@
 """OpenCV's flow estimators on CUDA devices, for an OpenCV that was built with CUDA; the wheels of PyPI are not.
 
-Such wheels have a `cv2.cuda` all the same, with some of its classes: only the number of devices tells.
+Those wheels still have a `cv2.cuda` with some of its classes, so only the number of devices tells them apart.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ CLASSES = {
 MIN_SIZE_PX = (16, 16)  # of the coarsest level of Brox's pyramid
 FIXED_POINT_STEPS = 32.0  # S10.5: a sign, ten bits of pixels, five bits of their fraction
 SLOW_PRESET = 5  # NV_OF_PERF_LEVEL_SLOW of both versions: the most accurate
-GRIDS_PX = (1, 2, 4)  # sides of the block of pixels that has one vector
-NVIDIA_MIN_SIZE_PX = (128, 160)  # smaller images are extended: the hardware has a least size, by its generation
+GRIDS_PX = (1, 2, 4)  # possible sides of the block of pixels that shares one vector
+NVIDIA_MIN_SIZE_PX = (128, 160)  # smaller images are extended: each hardware generation has a least size
 
 
 def device_count() -> int:
@@ -47,7 +47,7 @@ def why_not(method: str) -> str:
 
 
 def between(first: np.ndarray, second: np.ndarray, spec: FlowSpec, *, device: str) -> np.ndarray:
-    """Flow from each first image to its second image; every pair is computed from nothing but itself.
+    """Flow from each first image to its second image; every pair is computed independently of the others.
 
     Args:
         first, second: (N, H, W) uint8, gray.
@@ -63,7 +63,7 @@ def between(first: np.ndarray, second: np.ndarray, spec: FlowSpec, *, device: st
 
     Source: Zach, Pock, Bischof, A duality based approach for realtime TV-L1 optical flow, DAGM 2007; Brox et al.,
     High accuracy optical flow estimation based on a theory for warping, ECCV 2004; NVIDIA Optical Flow SDK, whose
-    vectors are in 1/32 pixel, one for each block of 1, 2 or 4 pixels squared: we interpolate between the blocks.
+    vectors are in 1/32 pixel, one for each square block of side 1, 2 or 4 pixels: we interpolate between the blocks.
     """
     if why := why_not(spec.method):
         raise ValueError(f"[flow] method {spec.method} is not available: {why}")
@@ -88,10 +88,10 @@ def _estimator(method: str, size: tuple[int, int], index: int) -> Iterator[tuple
         try:
             yield lambda a, b: to_pixels(hardware.calc(_upload(a), _upload(b), None)[0].download(), whole), whole
         finally:
-            hardware.collectGarbage()  # nothing else gives its buffers back
+            hardware.collectGarbage()  # nothing else frees its buffers
         return
     estimator = next(iter(classes.values())).create()
-    if method == "opencv_cuda_brox":  # it takes 0..1
+    if method == "opencv_cuda_brox":  # it takes gray values in 0..1
         yield lambda a, b: estimator.calc(_upload(_unit(a)), _upload(_unit(b)), None).download(), MIN_SIZE_PX
     else:
         yield lambda a, b: estimator.calc(_upload(a), _upload(b), None).download(), MIN_SIZE_PX
@@ -109,9 +109,9 @@ def _class(name: str) -> Any:
 
 
 def _hardware(classes: dict[str, Any], size: tuple[int, int], index: int) -> Any:
-    """NVIDIA's estimator for images of (height, width) `size`, by the newest interface that the driver serves."""
+    """NVIDIA's estimator for images of (height, width) `size`, with the newest interface that the driver supports."""
     for name, kind in classes.items():
-        grid = {"outputGridSize": GRIDS_PX[0]} if name == "NvidiaOpticalFlow_2_0" else {}  # the older one's is 4
+        grid = {"outputGridSize": GRIDS_PX[0]} if name == "NvidiaOpticalFlow_2_0" else {}  # the older one has 4
         try:
             return kind.create(size[::-1], perfPreset=SLOW_PRESET, gpuId=index, **grid)
         except cv2.error as error:
@@ -120,18 +120,18 @@ def _hardware(classes: dict[str, Any], size: tuple[int, int], index: int) -> Any
 
 
 def to_pixels(vectors: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """The hardware's vectors as flow.
+    """Convert the hardware's vectors to flow in pixels.
 
     Args:
         vectors: (h, w, 2) int16, 1/32 pixel of the image; each stands for a block of side 1, 2 or 4.
         size: (H, W) of the image: the blocks fill it exactly.
 
     Returns:
-        (H, W, 2) float32, pixels. Between the centres of blocks it is interpolated; the values do not depend on the
-        side of the blocks, because the hardware counts in pixels of the image.
+        (H, W, 2) float32, pixels, interpolated between the centres of blocks. The values do not depend on the side of
+        the blocks, because the hardware counts in pixels of the image.
 
     Raises:
-        ValueError: another type, or blocks that do not fill the image.
+        ValueError: vectors of another type, or blocks that do not fill the image.
     """
     grid = size[0] // vectors.shape[0]
     if vectors.dtype != np.int16 or grid not in GRIDS_PX or vectors.shape != (size[0] // grid, size[1] // grid, 2):

@@ -16,9 +16,9 @@ from pipeline.specs import FlowSpec
 
 CELL_PX = 8  # the network works on cells of this side
 MIN_SIDE_PX = 128  # its coarsest correlations need two cells in a side
-MEMORY_BYTES = 4 << 30  # of one batch on CUDA, about
-PIXEL_BYTES = 1200  # of a pair, for each pixel: feature maps, and the flow of every update
-CELL_PAIR_BYTES = 6  # of a pair, for each two cells: correlations, and their pyramid
+MEMORY_BYTES = 4 << 30  # approximate memory of one batch on CUDA
+PIXEL_BYTES = 1200  # memory of an image pair per pixel: feature maps, and the flow of every update
+CELL_PAIR_BYTES = 6  # memory of an image pair per two cells: correlations, and their pyramid
 
 
 def between(first: np.ndarray, second: np.ndarray, spec: FlowSpec, *, device: str) -> np.ndarray:
@@ -26,19 +26,19 @@ def between(first: np.ndarray, second: np.ndarray, spec: FlowSpec, *, device: st
 
     Args:
         first, second: (N, H, W, 3) uint8, RGB.
-        spec: its method names the network; `raft_weights`, `raft_updates`, and `batch_pairs`, which on CUDA changes
-            the result by rounding.
+        spec: its method names the network; also read are `raft_weights`, `raft_updates`, and `batch_pairs`, which on
+            CUDA changes the rounding of the result.
         device: "cpu", "cuda" or "cuda:N".
 
     Returns:
         (N, 2, H, W) float32, pixels; channel 0 is x (right positive), 1 is y (down positive).
 
     Raises:
-        FileNotFoundError, ValueError: as `load`.
+        FileNotFoundError, ValueError: as for `load`.
 
     Source: Teed and Deng, RAFT: recurrent all pairs field transforms for optical flow, ECCV 2020, with torchvision's
     networks and weights. Frames of any size are extended by their border pixels to whole cells, and to the smallest
-    size that the network takes, and the flow is cut back.
+    size that the network takes, and the flow is cropped back.
     """
     count, height, width = first.shape[:3]
     network = _on_device(spec, weights.find(spec).stat().st_mtime_ns, device)
@@ -52,9 +52,10 @@ def between(first: np.ndarray, second: np.ndarray, spec: FlowSpec, *, device: st
 
 
 def _pairs_at_once(height: int, width: int, device: str, batch_pairs: int) -> int:
-    """Pairs in a batch on CUDA, by the memory that one takes: correlations grow with the size squared.
+    """Number of pairs in a batch: on CUDA by the memory of one pair, since correlations grow with the size squared.
 
-    On the CPU one, which is as fast: convolutions round by the batch, and there the same bytes are promised.
+    On the CPU it is one, which is as fast. The rounding of convolutions depends on the batch, and on the CPU the same
+    bytes are guaranteed.
     """
     if device == "cpu" or batch_pairs:
         return 1 if device == "cpu" else batch_pairs
@@ -73,7 +74,7 @@ def load(spec: FlowSpec) -> nn.Module:
     path = weights.find(spec)
     weights.check_content(spec, path)
     state = _read(path)
-    with torch.random.fork_rng():  # the random start is overwritten; nobody's random numbers are used up
+    with torch.random.fork_rng():  # the random start is overwritten; torch's global random state is kept
         network = getattr(optical_flow, spec.method)(weights=None)
     _refuse_mismatch(network.state_dict(), state, path, spec.method)
     network.load_state_dict(state)
@@ -82,7 +83,7 @@ def load(spec: FlowSpec) -> nn.Module:
 
 @functools.lru_cache(maxsize=2)
 def _on_device(spec: FlowSpec, changed_ns: int, device: str) -> nn.Module:
-    """The network, kept for the next batch; a file that is replaced (`changed_ns`) is read again."""
+    """The network on the device, cached for the next batch; a file that was replaced (`changed_ns`) is read again."""
     return load(spec).to(device)
 
 
@@ -119,7 +120,7 @@ def _images(frames: np.ndarray, device: str) -> Tensor:
 
 @torch.inference_mode()
 def _flow(network: nn.Module, first: Tensor, second: Tensor, updates: int) -> Tensor:
-    """Flow (N, 2, H, W) of images of any size."""
+    """Flow (N, 2, H, W) between images (N, 3, H, W) of any size."""
     height, width = first.shape[-2:]
     top, bottom = border_px(height)
     left, right = border_px(width)
@@ -128,6 +129,6 @@ def _flow(network: nn.Module, first: Tensor, second: Tensor, updates: int) -> Te
 
 
 def border_px(side: int) -> tuple[int, int]:
-    """Pixels before and after a side that make it whole cells: 250 gives (3, 3), 240 gives (0, 0), 1 gives (63, 64)."""
+    """Padding before and after a side to whole cells, at least MIN_SIDE_PX: 250 gives (3, 3), 1 gives (63, 64)."""
     missing = -(-max(side, MIN_SIDE_PX) // CELL_PX) * CELL_PX - side
     return missing // 2, missing - missing // 2

@@ -2,8 +2,8 @@
 
 The pixels are coloured like a chessboard. All neighbours of a red pixel are black, so all red ones are updated at once,
 then all black ones. The colours are kept apart, each a packed image of half the width, and every step is elementwise
-over shifted views of it: no reduction, so that an image gives the same bits alone and in any batch, and no pixel is
-computed in vain.
+over shifted views of it. There is no reduction, so an image gives the same bits alone and in any batch, and no pixel is
+computed needlessly.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from torch import Tensor
 from torch.nn import functional
 
 RELAXATION = 1.9  # over-relaxation; anything below 2 converges
-SINGULAR = 1e-12  # determinant below which a pixel has neither data nor neighbours, and keeps what it gets
+SINGULAR = 1e-12  # least determinant in a division; it is smaller only for a pixel with neither data nor neighbours
 
 
 class _Colour(NamedTuple):
-    """The system of the pixels of one colour; all but `padded` are (N, 1 or 2, H * half width)."""
+    """The linear system of the pixels of one colour; all but `padded` are (N, 1 or 2, H * half width)."""
 
-    above: Tensor  # weights of the neighbours, which are of the other colour: above, below,
-    below: Tensor
-    same: Tensor  # at the same column of the packed image,
-    before: Tensor  # one column before it (pixels of even column),
-    after: Tensor  # and one column after it (pixels of odd column)
-    diagonal: Tensor  # of the inverse of the pixel's own 2 x 2 matrix, times RELAXATION; and off the diagonal
-    off: Tensor
-    right: Tensor
+    above: Tensor  # weight of the neighbour above; all neighbours are of the other colour
+    below: Tensor  # weight of the neighbour below
+    same: Tensor  # weight of the neighbour at the same column of the packed image
+    before: Tensor  # weight of the neighbour one packed column before; 0 for pixels of odd column
+    after: Tensor  # weight of the neighbour one packed column after; 0 for pixels of even column
+    diagonal: Tensor  # diagonal of the inverse of the pixel's own 2 x 2 matrix, times RELAXATION
+    off: Tensor  # off-diagonal element of that inverse, times RELAXATION
+    right: Tensor  # right-hand side b
     padded: Tensor  # the unknowns, with a row of zeros above and below: (N, 2, (H + 2) * half width)
 
 
@@ -41,7 +41,7 @@ def solve(flow: Tensor, across: Tensor, down: Tensor, matrix: Tensor, right: Ten
         down: (N, 1, H - 1, W) weights between each pixel and the one below.
         matrix: (N, 3, H, W), A11, A12 = A21 and A22 of the symmetric, positive semi-definite A.
         right: (N, 2, H, W), the right-hand side b.
-        sweeps: how often every pixel is updated; fixed, so that no image waits for, or is cut short by, another.
+        sweeps: number of updates of every pixel; it is fixed, so that no image depends on the others in its batch.
 
     Returns:
         (N, 2, H, W) float32.
@@ -65,7 +65,7 @@ def solve(flow: Tensor, across: Tensor, down: Tensor, matrix: Tensor, right: Ten
 
 
 def _coefficients(flow: Tensor, across: Tensor, down: Tensor, matrix: Tensor, right: Tensor) -> Tensor:
-    """All that a pixel's update needs, (N, 11, H, W): 4 weights, the inverse times RELAXATION, b, U."""
+    """All that a pixel's update needs, (N, 11, H, W): 4 weights, 3 elements of the inverse times RELAXATION, b, U."""
     across, down = functional.pad(across, (1, 1)), functional.pad(down, (0, 0, 1, 1))
     weights = torch.cat((down[..., :-1, :], down[..., 1:, :], across[..., :-1], across[..., 1:]), 1)
     total = weights.sum(1, keepdim=True)
@@ -75,7 +75,7 @@ def _coefficients(flow: Tensor, across: Tensor, down: Tensor, matrix: Tensor, ri
 
 
 def _colour(coefficients: Tensor, colour: int) -> _Colour:
-    """Pick the pixels of one colour: in row y they are the columns 2 c + (y + colour) % 2, packed to c."""
+    """Pick the pixels of one colour: in row y the columns 2 c + (y + colour) % 2, which are packed to columns c."""
     pairs = coefficients.unflatten(-1, (-1, 2))
     packed = pairs[..., colour].clone()
     packed[..., 1::2, :] = pairs[..., 1::2, :, 1 - colour]
@@ -94,7 +94,7 @@ def _update(own: _Colour, other: Tensor, sums: Tensor, height: int) -> None:
     torch.addcmul(own.right, own.above, other[..., :size], out=sums)
     sums.addcmul_(own.below, other[..., 2 * row : 2 * row + size])
     sums.addcmul_(own.same, other[..., row : row + size])
-    # a step over the end of a row meets a weight of zero
+    # where the shifted view crosses the end of a row, the weight is zero
     sums.addcmul_(own.before, other[..., row - 1 : row - 1 + size])
     sums.addcmul_(own.after, other[..., row + 1 : row + 1 + size])
     unknowns = own.padded[..., row : row + size]

@@ -1,8 +1,8 @@
 """TV-L1 optical flow of many image pairs at once, on the CPU and on CUDA.
 
-One model, three implementations: `tvl1_torch` defines it and runs anywhere, `tvl1_numba` is the CPU's, `tvl1_triton`
-CUDA's. Where numba or Triton is missing the plain one does the work, with the same numbers; where Triton
-is there and fails, that is said.
+One model has three implementations: `tvl1_torch` defines it and runs anywhere, `tvl1_numba` is for the CPU, and
+`tvl1_triton` for CUDA. If numba or Triton is missing, `tvl1_torch` does the work, with the same constants. If Triton is
+installed but fails, a line says so.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-_PATIENCE_S = 3.0  # after which the first call says what it waits for
-CPU_PIXELS_AT_ONCE = 320 * 240  # without numba; on CUDA, what `device.pairs_at_once` finds free
+_PATIENCE_S = 3.0  # seconds after which the first call prints what it waits for
+CPU_PIXELS_AT_ONCE = 320 * 240  # without numba; on CUDA `device.pairs_at_once` decides
 
 
 def between(
@@ -30,19 +30,21 @@ def between(
 ) -> np.ndarray | Tensor:
     """Flow from each first image to its second image.
 
-    On every level of a pyramid, several times: the second image is warped by the present flow, the constraints are
-    made linear, and with fields of unit steps
+    On every pyramid level, several times: the second image is warped by the present flow u0, the constraints are
+    linearised, and, with differences between adjacent pixels,
 
         min over u of  sum over x of  |grad u(x)|  +  sum over c of  b_c m_c(x) |r_c(x) + s_c(x) . (u(x) - u0(x))|
 
-    is solved by a fixed number of primal-dual iterations, so that no pair waits for another. |grad u| is the length of
-    the Jacobian, so edges of both components fall together; c runs over both components of the image gradient and the
-    gray value, each if it has a weight b; s is the mean of the slopes in the first and the warped second image;
-    m = 1 / sqrt(1 + |s|^2 / SATURATION^2), so that a steep edge counts by its distance in pixels, and does not
-    outvote the weak textures, which count by their gray values; points that lead out of the image have no data
-    term. Then the flow is median filtered, after the last warping of a level by `warp.weighted_median`, in which
-    pixels whose residual remains, as where something is covered or leads out of the image, have little to say. The
-    coarse levels are computed in double precision (`tvl1_model.is_precise`).
+    is solved by a fixed number of primal-dual iterations, so that no pair waits for another.
+    - |grad u| is the length of the Jacobian, so edges of both components coincide.
+    - c runs over both components of the image gradient and the gray value, each only if it has a weight b. r is the
+      residual at u0. s is the mean of the slopes in the first and the warped second image.
+    - m = 1 / sqrt(1 + |s|^2 / SATURATION^2), so that the residual at a steep edge is measured in pixels and does not
+      outweigh weak textures, whose residual is measured in gray values.
+    - Points that lead out of the image have no data term.
+    Then the flow is median filtered, after the last warping of a level by `warp.weighted_median`, in which pixels whose
+    residual remains, as where something is occluded or leads out of the image, have little weight. The coarse levels
+    are computed in double precision (`tvl1_model.is_precise`).
 
     Args:
         first, second: (N, H, W) uint8, gray; numpy arrays, or, for CUDA, tensors on the device.
@@ -86,7 +88,7 @@ def _pairs_at_once(pixels: int, spec: FlowSpec, device: str) -> int:
 
 
 def _implementation(device: str) -> Callable[[Tensor, Tensor, FlowSpec], Tensor]:
-    """The fastest that works: from (N, H, W) uint8 images on the device to (N, 2, H, W) flow there."""
+    """The fastest implementation that works: maps (N, H, W) uint8 images on the device to (N, 2, H, W) flow there."""
     if device != "cpu" and importlib.util.find_spec("triton") and _triton_works(device):
         from pipeline.flow import tvl1_triton
 
@@ -102,7 +104,7 @@ def _plain(first: Tensor, second: Tensor, spec: FlowSpec) -> Tensor:
 
 @functools.cache
 def _triton_works(device: str) -> bool:
-    """Try it once a process: Triton compiles at run time, and needs a C compiler and a driver that suit it."""
+    """Try Triton once per process: it compiles at run time, and needs a C compiler and a driver that suit it."""
     import torch
 
     patience = threading.Timer(_PATIENCE_S, say, ["tvl1: Triton compiles its kernels, which may take a minute, once"])
@@ -110,8 +112,8 @@ def _triton_works(device: str) -> bool:
     try:
         from pipeline.flow import tvl1_triton
 
-        image = torch.zeros(1, 80, 80, dtype=torch.uint8, device=device)  # of several levels, in either precision
-        tvl1_triton.flow_between(image, image, FlowSpec()).cpu()  # waits: a kernel fails after its launch
+        image = torch.zeros(1, 80, 80, dtype=torch.uint8, device=device)  # has levels of either precision
+        tvl1_triton.flow_between(image, image, FlowSpec()).cpu()  # `cpu` waits: a kernel fails after its launch
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # whatever a compiler, a linker or a driver may raise

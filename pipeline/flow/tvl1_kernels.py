@@ -29,7 +29,7 @@ def describe(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """What stays constant along the motion: the gradient, the gray value, or both, whichever has a weight."""
+    """Write the channels that stay constant along the motion: gradient, gray value or both, whichever has a weight."""
     x, y, stored, image = tile(height, width, ROWS, COLUMNS)
     plane, here = height * width, y * width + x
     images += image * plane
@@ -55,7 +55,7 @@ def linearise(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """Slopes along x, slopes along y and constants of the data term around the flow: (N, 3 C, H, W) `linear`."""
+    """Linearise the data term around the flow: slopes along x, along y, and constants, into `linear` (N, 3 C, H, W)."""
     x, y, stored, image = tile(height, width, ROWS, COLUMNS)
     plane, here = height * width, y * width + x
     flow += image * 2 * plane
@@ -93,12 +93,12 @@ def iterate(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """One primal-dual iteration. `before` is the flow one iteration ago, and `flow` itself in the first.
+    """One primal-dual iteration. `before` is the flow one iteration earlier; in the first iteration it is `flow`.
 
-    GRADIENT and BRIGHTNESS are the weights of the two terms, known when it is compiled, so that they are exact in
-    double precision too, where an argument would be float32.
-    Neighbouring programs read the flows and duals that this one replaces, so those have other buffers to be written to;
-    the duals of the data are nobody else's, and are replaced in place.
+    GRADIENT and BRIGHTNESS are the weights of the two terms. They are compile-time constants, so that they are exact in
+    double precision too; an argument would be float32.
+    Neighbouring programs read the flows and duals that this one updates, so the updates are written to other buffers.
+    No other program reads the duals of the data term, so they are updated in place.
     """
     x, y, stored, image = tile(height, width, ROWS, COLUMNS)
     CHANNELS: tl.constexpr = 2 * (GRADIENT > 0) + (BRIGHTNESS > 0)
@@ -134,7 +134,7 @@ def iterate(
         constant = tl.load(linear + (2 * CHANNELS + c) * plane + here)
         step = 1 / (tl.abs(slope_x) + tl.abs(slope_y) + _FLAT)
         raised = tl.load(data + c * plane + here) + step * (constant + slope_x * u + slope_y * v)
-        bound = tl.zeros_like(raised)  # a number given to minimum itself would become float32
+        bound = tl.zeros_like(raised)  # a Python number in `minimum` would become float32
         if GRADIENT > 0 and c < 2:
             bound += GRADIENT
         else:
@@ -181,7 +181,7 @@ def trust(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """How much the limited flow at each pixel is to be believed; see `tvl1_torch._trust`."""
+    """Confidence of the limited flow at each pixel; see `tvl1_torch._trust`."""
     x, y, stored, image = tile(height, width, ROWS, COLUMNS)
     CHANNELS: tl.constexpr = 2 * (GRADIENT > 0) + (BRIGHTNESS > 0)
     plane, here = height * width, y * width + x
@@ -216,7 +216,7 @@ def weighted_median(
 ):
     """Weighted median of the limited flow; see `warp.weighted_median`.
 
-    Args, beside images: offsets (neighbours, 2) int32, x and y; FACTORS, what each counts.
+    The arguments that are no images: offsets (neighbours, 2) int32, x and y; FACTORS, the weight factor of each.
     """
     x, y, stored, image = tile(height, width, ROWS, COLUMNS)
     plane, here = height * width, y * width + x
@@ -253,14 +253,14 @@ def weighted_median(
 
 @triton.jit
 def _ahead(flow, before, at, plane):
-    """Both components of the flow, as far ahead again as it moved last."""
+    """Both components of the extrapolated flow: 2 `flow` - `before`."""
     u, v = tl.load(flow + at), tl.load(flow + plane + at)
     return 2 * u - tl.load(before + at), 2 * v - tl.load(before + plane + at)
 
 
 @triton.jit
 def _ascend(duals, at, plane, u, v, u_right, v_right, u_below, v_below):
-    """Ascend in the duals of the total variation at a pixel, and shrink them to the unit ball."""
+    """Gradient ascent in the duals of the total variation at a pixel, with projection onto the unit ball."""
     ux = tl.load(duals + at) + (u_right - u) * 0.5
     vx = tl.load(duals + plane + at) + (v_right - v) * 0.5
     uy = tl.load(duals + 2 * plane + at) + (u_below - u) * 0.5
@@ -271,14 +271,14 @@ def _ascend(duals, at, plane, u, v, u_right, v_right, u_below, v_below):
 
 @triton.jit
 def _limited(flow, start, at):
-    """The flow, no farther from the start of a warping than the linear model holds."""
+    """The flow, limited to UPDATE_PX around its value at the start of the warping, where the linear model holds."""
     begun = tl.load(start + at)
     return begun + tl.minimum(tl.maximum(tl.load(flow + at) - begun, -_UPDATE_PX), _UPDATE_PX)
 
 
 @triton.jit
 def _shifted(x, y, offsets, j: tl.constexpr, height, width):
-    """Where neighbour j lies, borders repeated."""
+    """Index of neighbour j within its plane, borders repeated."""
     there_x = tl.minimum(tl.maximum(x + tl.load(offsets + 2 * j), 0), width - 1)
     return tl.minimum(tl.maximum(y + tl.load(offsets + 2 * j + 1), 0), height - 1) * width + there_x
 

@@ -1,9 +1,9 @@
 """TV-L1 on the CPU, compiled: the iterations of `tvl1_torch`, an order of magnitude faster.
 
-Two things make it fast. The fields of an image row lie side by side in memory, and row y of iteration k is computed
-right after row y + 1 of iteration k - 1, so that what an iteration reads is in the cache still, where each iteration
-by itself would fetch the whole image again; the arithmetic is that of one iteration after the other. And whatever runs
-along a row is a plain loop, which LLVM turns into vector instructions.
+Two things make it fast. First, the fields of an image row lie side by side in memory, and row y of iteration k is
+computed right after row y + 1 of iteration k - 1. So what an iteration reads is still in the cache, whereas separate
+iterations would fetch the whole image each time. The arithmetic is the same as for one iteration after the other.
+Second, whatever runs along a row is a plain loop, which LLVM turns into vector instructions.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from pipeline.flow.filters import DERIVATIVE, TRUST_FLOOR, gaussian_taps, pyrami
 from pipeline.flow.median_numba import median3, padded, weighted_median
 from pipeline.specs import FlowSpec
 
-_THE_ONLY = np.array([0])  # field of an image
-_KEPT_BYTES = 31 << 20  # glibc learns from blocks of no more than 32 MiB
+_THE_ONLY = np.array([0])  # index of the only field of an image
+_KEPT_BYTES = 31 << 20  # glibc adapts its threshold to freed blocks of no more than 32 MiB
 
 
 def flow_between(first: np.ndarray, second: np.ndarray, spec: FlowSpec) -> np.ndarray:
-    """Flow of each pair, on as many threads as `cv2.setNumThreads` allows, a pair a thread.
+    """Flow of each pair, on as many threads as `cv2.setNumThreads` allows, one pair per thread.
 
     Args:
         first, second: (N, H, W) uint8 gray.
@@ -54,17 +54,17 @@ def flow_between(first: np.ndarray, second: np.ndarray, spec: FlowSpec) -> np.nd
 
 @functools.cache
 def _keep_freed_memory() -> None:
-    """Have glibc keep the freed arrays of a pair for the next one, once a process.
+    """Make glibc keep the freed arrays of a pair for the next one; this is done once per process.
 
-    It would hand blocks of this size back to the system and have their pages cleared again, which takes a seventh of
-    the time of a pair of 320 x 240 that is computed by itself. A block that is freed shows it which sizes come again
-    (mallopt(3), M_MMAP_THRESHOLD); nothing is written to this one, so that it takes no memory.
+    By default it returns blocks of this size to the system, and their pages are cleared again. That takes a seventh of
+    the time of a single pair of 320 x 240. Freeing a block raises glibc's threshold to its size (mallopt(3),
+    M_MMAP_THRESHOLD). Nothing is written to the block, so it takes no memory.
     """
     np.empty(_KEPT_BYTES, np.uint8)
 
 
 def _of_pair(first: np.ndarray, second: np.ndarray, spec: FlowSpec) -> np.ndarray:
-    """(2, H, W) flow, coarse to fine."""
+    """Flow of one pair, (2, H, W), coarse to fine."""
     sizes = pyramid_sizes(*first.shape, step=spec.tvl1_scale_step, min_side=model.MIN_SIDE_PX)
     levels = list(zip(_pyramid(first, sizes), _pyramid(second, sizes), strict=True))
     channels = len(model.box_of(spec))
@@ -100,7 +100,7 @@ def _improve(state: np.ndarray, first: np.ndarray, second: np.ndarray, spec: Flo
 
 
 def _flow(state: np.ndarray) -> np.ndarray:
-    """(H, 2, W), a view."""
+    """The flow in the state, (H, 2, W), a view."""
     return state[:, rows.FLOW : rows.FLOW + 2]
 
 
@@ -125,7 +125,7 @@ def _gradient(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """(H, W) at another size; OpenCV's own is rounded to single precision."""
+    """Resize an image (H, W); OpenCV's function would round to single precision."""
     resized = np.empty((size[0], 1, size[1]), image.dtype)
     rows.resize(image[:, None], resized, _THE_ONLY)
     return resized[:, 0]

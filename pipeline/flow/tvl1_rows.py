@@ -1,8 +1,8 @@
 """The compiled loops of `tvl1_numba`, over the rows of an image and along them.
 
 The state is (H, fields, W), float32 or float64: all fields of a row side by side. What runs along a row is a plain
-loop, which LLVM turns into vector instructions. Numbers are float32 (`_f`), all of them exact: they leave either
-precision as it is, where a Python number would turn float32 into float64.
+loop, which LLVM turns into vector instructions. Constants are float32 (`_f`), all of them exact: they keep either
+precision, whereas a Python number would turn float32 into float64.
 """
 
 from __future__ import annotations
@@ -12,14 +12,15 @@ import numpy as np
 from pipeline.flow.compiled import compiled, inlined
 
 _f = np.float32
-# fields, two each for x and y; from DATA on, five groups of one field a channel: the dual variable, then these
+# first fields, two each (x and y); from DATA on, five groups of one field per channel: the dual variable, then the
+# groups that are numbered in the second line
 FLOW, AHEAD, DUAL_X, DUAL_Y, STEP, DATA = 0, 2, 4, 6, 8, 10
 SLOPE_X, SLOPE_Y, CONSTANT, DATA_STEP, GROUPS = 1, 2, 3, 4, 5
 
 
 @compiled
 def warp(moving, state, warped, inside):
-    """Bicubic look-up of every channel (C, H + 3, W + 3, padded) at the points the flow leads to; see `warp.warp`."""
+    """Bicubic sampling of every channel (C, H + 3, W + 3, padded) at the points the flow leads to; see `warp.warp`."""
     channels, height, width = warped.shape
     stride, plane = np.uint64(width + 3), np.uint64(height + 3) * np.uint64(width + 3)
     values, corners = moving.reshape(-1), np.empty(width, np.uint64)
@@ -28,7 +29,7 @@ def warp(moving, state, warped, inside):
         _land(state[y, FLOW], state[y, FLOW + 1], y, height, corners, across, down, inside[y])
         for x in range(width):
             along_x, along_y = _cubic_taps(across[x]), _cubic_taps(down[x])
-            for c in range(channels):  # indices without a sign: numba would look whether they count from the end
+            for c in range(channels):  # unsigned indices: numba tests signed ones for counting from the end
                 first = corners[x] + np.uint64(c) * plane
                 second, third = first + stride, first + stride + stride
                 warped[c, y, x] = (
@@ -41,9 +42,9 @@ def warp(moving, state, warped, inside):
 
 @compiled
 def _land(flow_x, flow_y, y, height, corners, across, down, inside):
-    """Where the points of a row land: the first of their 16 neighbours, how far beyond, whether inside.
+    """Where the points of a row land: index of the first of 16 neighbours, fractions along x and y, and `inside`.
 
-    See `warp._landing`. Positions are whole numbers in floating point, and exact as such.
+    See `warp._landing`. Pixel positions are whole numbers in floating point, which is exact.
     """
     width, zero, one = len(flow_x), _f(0), _f(1)
     last_x, last_y = _f(width - 1), _f(height - 1)
@@ -77,7 +78,7 @@ def _line(values, first, taps):
 
 @compiled
 def linearise(warped, still, inside, state, derivative, flat, per_slope):
-    """Slopes, constant and steps of the data term around the present flow, into the state."""
+    """Write slopes, constants and step sizes of the data term, linearised around the present flow, into the state."""
     channels, height, width = warped.shape
     half, one = _f(0.5), _f(1)
     line = np.empty(width + 4, warped.dtype)
@@ -126,7 +127,7 @@ def solve(state, box, iterations):
     height, nothing = state.shape[0], np.zeros(state.shape[2], state.dtype)
     for time in range(height + iterations - 1):
         for k in range(max(0, time - height + 1), min(iterations, time + 1)):
-            y = time - k  # of iteration k - 1, row y + 1 was done just now, and it will touch neither y nor y - 1 again
+            y = time - k  # iteration k - 1 has just done row y + 1, and will not touch rows y and y - 1 again
             _dual_row(state, y)
             _data_row(state[y], box)
             _primal_row(state, y, len(box), nothing)
@@ -134,7 +135,7 @@ def solve(state, box, iterations):
 
 @compiled
 def _dual_row(state, y):
-    """Ascend in the dual of the total variation, and shrink it to the unit ball."""
+    """Gradient ascent in the dual of the total variation, with projection onto the unit ball."""
     row = state[y]
     below = state[min(y + 1, state.shape[0] - 1)]
     u, v, u_below, v_below = row[AHEAD], row[AHEAD + 1], below[AHEAD], below[AHEAD + 1]
@@ -152,7 +153,7 @@ def _dual_row(state, y):
 
 @compiled
 def _data_row(row, box):
-    """Ascend in the dual of the data term of each channel, and clip it."""
+    """Gradient ascent in the dual of the data term of each channel, clipped to its bound."""
     channels = len(box)
     u, v = row[AHEAD], row[AHEAD + 1]
     for c in range(channels):
@@ -166,7 +167,7 @@ def _data_row(row, box):
 
 @compiled
 def _primal_row(state, y, channels, nothing):
-    """Descend with the flow, and look ahead by as much again; the fields of the latter serve as scratch before."""
+    """Gradient descent of the flow, then its extrapolation, whose fields (AHEAD) first serve as scratch memory."""
     row = state[y]
     for component in range(2):
         flow, ahead, step = row[FLOW + component], row[AHEAD + component], row[STEP + component]
@@ -187,7 +188,7 @@ def _primal_row(state, y, channels, nothing):
 
 @compiled
 def limit(state, start, most):
-    """Bring the flow back to no more than `most` from where it started (H, 2, W)."""
+    """Limit each component of the flow to at most `most` pixels from its value in `start` (H, 2, W)."""
     for y in range(state.shape[0]):
         for component in range(2):
             flow, begun = state[y, FLOW + component], start[y, component]
@@ -197,7 +198,7 @@ def limit(state, start, most):
 
 @compiled
 def trust(state, box, per_cost, floor, trusted):
-    """How much the flow at each pixel is to be believed, into (H, W); see `tvl1_torch._trust`."""
+    """Write the confidence of the flow at each pixel into `trusted` (H, W); see `tvl1_torch._trust`."""
     channels, one = len(box), _f(1)
     for y in range(state.shape[0]):
         row, cost = state[y], trusted[y]
@@ -214,9 +215,9 @@ def trust(state, box, per_cost, floor, trusted):
 
 @compiled
 def resize(source, resized, fields):
-    """Bilinear, the grids aligned at the outer edges of their pixels, of some fields of (H, fields, W); `warp.resize`.
+    """Resize some fields of (H, fields, W) bilinearly, grids aligned at the outer pixel edges; see `warp.resize`.
 
-    Where a pixel lies in the source is a fraction of whole numbers, so that it is exact wherever that is.
+    The position of a pixel in the source is a fraction of whole numbers, so it is exact at any distance.
     """
     size, to_size = source.shape[2], resized.shape[2]
     left, right, share = np.empty(to_size, np.int64), np.empty(to_size, np.int64), np.empty(to_size, source.dtype)

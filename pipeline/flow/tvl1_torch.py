@@ -1,7 +1,6 @@
-"""TV-L1 in plain torch, batched over pairs: the definition, and what runs where nothing faster does.
+"""TV-L1 in plain torch, batched over pairs: the definition, also used where no faster implementation works.
 
-Works on any device and in any precision: in float64 it is the reference that the other two implementations are
-compared with.
+It works on any device and in any precision. In float64 it is the reference for the other two implementations.
 """
 
 from __future__ import annotations
@@ -50,10 +49,10 @@ def flow_between(first: Tensor, second: Tensor, spec: FlowSpec) -> Tensor:
 
 
 class _State:
-    """What goes from level to level: the flow (N, 2, H, W), and the dual variables of smoothness and of the data.
+    """State that passes from level to level: the flow (N, 2, H, W), and the duals of smoothness and of the data term.
 
-    `dual_x` and `dual_y` (N, 2, H, W) belong to the forward differences of both flow components, and are zero where
-    there is none, in the last column and row; `dual_data` is (N, C, H, W).
+    `dual_x` and `dual_y` (N, 2, H, W) belong to the forward differences of both flow components. They are zero in the
+    last column and row, where there is no such difference. `dual_data` is (N, C, H, W).
     """
 
     def __init__(self, flow: Tensor, dual_x: Tensor, dual_y: Tensor, dual_data: Tensor):
@@ -73,7 +72,7 @@ class _State:
         return _State(warp.resize_flow(self.flow, size), dual_x, dual_y, data)
 
     def to(self, precision: torch.dtype) -> _State:
-        """The state in this type."""
+        """The state in this precision."""
         return _State(*(field.to(precision) for field in (self.flow, self.dual_x, self.dual_y, self.dual_data)))
 
 
@@ -98,7 +97,7 @@ def _improve(state: _State, first: Tensor, second: Tensor, spec: FlowSpec, *, sc
 
 
 def _channels(images: Tensor, spec: FlowSpec) -> Tensor:
-    """What stays constant along the motion: (N, C, H, W), the gradient, the gray value, or both."""
+    """Channels that stay constant along the motion, (N, C, H, W): the gradient, the gray value, or both."""
     parts = list(warp.gradient(images)) if spec.tvl1_gradient_weight else []
     return torch.cat([*parts, images] if spec.tvl1_brightness_weight else parts, 1)
 
@@ -137,9 +136,9 @@ def _solve(state: _State, slope_x: Tensor, slope_y: Tensor, constant: Tensor, sp
 
 
 def _trust(flow: Tensor, slope_x: Tensor, slope_y: Tensor, constant: Tensor, spec: FlowSpec) -> Tensor:
-    """(N, 1, H, W) in (0, 1]: little where a residual remains, as where the point is covered.
+    """Confidence of the flow, (N, 1, H, W) in (0, 1]: low where a residual remains, as at occluded points.
 
-    Outside of the image the slopes are 0 and the constant is not, so what leads out of it is not believed.
+    Where the flow leads out of the image, the slopes are 0 and the constant is not, so confidence is low there too.
     """
     residual = constant + slope_x * flow[:, :1] + slope_y * flow[:, 1:]
     cost = (residual.abs() * _box(constant, spec)).sum(1, keepdim=True)

@@ -1,12 +1,12 @@
 """TV-L1 on CUDA in Triton: the iterations of `tvl1_torch`, each a single pass over memory.
 
-What bounds the speed is memory, so an iteration is one kernel that reads and writes every field once: the duals of the
-left and upper neighbours, which the divergence needs, are computed again instead of waited for; the flow looked ahead
-is the difference of the last two flows, which rotate through three buffers; the steps follow from the slopes. Every
-pixel is computed by the same instructions whatever the batch, so a pair gives the same bits alone as in a batch.
+Memory traffic bounds the speed, so an iteration is one kernel that reads and writes every field once. The duals of the
+left and upper neighbours, which the divergence needs, are computed again instead of waited for. The extrapolated flow
+follows from the last two flows, which rotate through three buffers. The step sizes follow from the slopes. Every pixel
+is computed by the same instructions whatever the batch, so a pair gives the same bits alone as in a batch.
 
-The launches are many and short (about 50 a pyramid level), and cost the host a few milliseconds: give it 16 or more
-pairs of 340 x 256 at a time.
+There are many short kernel launches (about 50 per pyramid level), which cost the host a few milliseconds. So pass 16 or
+more pairs of 340 x 256 at a time.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pipeline.flow.filters import MEDIAN_FACTORS, gaussian_taps, median_offsets,
 from pipeline.flow.tvl1_model import MIN_SIDE_PX, PRESMOOTH_PX, box_of, is_precise
 from pipeline.specs import FlowSpec
 
-# pixels that one program computes, one a thread; the median of 23 needs the registers of many threads
+# pixels that one program computes, one per thread; the median of 23 values needs many registers per thread
 TILE = {"ROWS": 8, "COLUMNS": 64, "num_warps": 16}
 MEDIAN_TILE = {"ROWS": 2, "COLUMNS": 64, "num_warps": 4}
 
@@ -53,9 +53,9 @@ def flow_between(first: Tensor, second: Tensor, spec: FlowSpec) -> Tensor:
 
 
 class _State:
-    """What goes from level to level: flow (N, 2, H, W), duals (N, 4, H, W) and the duals of the data (N, C, H, W).
+    """State that passes from level to level: flow (N, 2, H, W), duals (N, 4, H, W) and duals of the data (N, C, H, W).
 
-    The duals are those of the forward differences of both components along x, then along y.
+    The four duals belong to the forward differences of both components along x, then along y.
     """
 
     def __init__(self, flow: Tensor, duals: Tensor, data: Tensor):
@@ -75,7 +75,7 @@ class _State:
         return _State(flow, duals, data)
 
     def to(self, precision: torch.dtype) -> _State:
-        """The state in this type."""
+        """The state in this precision."""
         return _State(*(field.to(precision) for field in (self.flow, self.duals, self.data)))
 
 
@@ -95,7 +95,7 @@ def _blur(images: Tensor, sigma_px: float) -> Tensor:
     return images
 
 
-@functools.lru_cache(256)  # sending a few numbers would have the host wait for all that the device has still to do
+@functools.lru_cache(256)  # each upload, even of a few numbers, makes the host wait for all pending work of the device
 def _taps(sigma_px: float, device: torch.device) -> Tensor:
     return torch.tensor(gaussian_taps(sigma_px), dtype=torch.float64, device=device)
 
@@ -106,14 +106,14 @@ def _offsets(scale: float, device: torch.device) -> Tensor:
 
 
 def _resize(images: Tensor, size: tuple[int, int], *, FLOW: bool = False) -> Tensor:
-    """(M, planes, H, W) at another size; the vectors of a flow, whose planes are x and y, grow with the grid."""
+    """Resize (M, planes, H, W); with FLOW the planes are x and y, and the vectors are scaled with the grid."""
     resized = images.new_empty(*images.shape[:2], *size)
     _launch(image_kernels.resize, resized.view(-1, 1, *size), images, resized, *images.shape[-2:], FLOW=FLOW)
     return resized
 
 
 def _improve(state: _State, images: Tensor, spec: FlowSpec, *, scale: float) -> None:
-    """Improve the flow at one size, warp, solve, filter, several times; images are the first, then the second ones."""
+    """Improve the flow at one size: warp, solve, filter, several times; `images` are all first, then all second."""
     count, channels = len(state.flow), len(box_of(spec))
     terms = {"GRADIENT": spec.tvl1_gradient_weight, "BRIGHTNESS": spec.tvl1_brightness_weight}
     compared = images.new_empty(2 * count, channels, *images.shape[-2:])
@@ -136,7 +136,7 @@ def _improve(state: _State, images: Tensor, spec: FlowSpec, *, scale: float) -> 
 
 
 def _solve(state: _State, linear: Tensor, spec: FlowSpec, terms: dict[str, float]) -> Tensor:
-    """The flow after all primal-dual iterations of a warping, not yet limited to `UPDATE_PX`; the duals advance."""
+    """The flow after all primal-dual iterations of a warping, not yet limited to `UPDATE_PX`; updates the duals."""
     flow = before = state.flow
     spare = [torch.empty_like(flow) for _ in range(min(3, spec.tvl1_iterations))]
     duals, other = state.duals, torch.empty_like(state.duals)

@@ -1,8 +1,8 @@
 """Pyramids, warping and filtering of images and flow, as batches of torch tensors.
 
 Everything here acts on each image of a batch by itself, from shifted views and elementwise arithmetic (no convolution
-library, no reduction over the batch), so that an image gives the same bits alone and in any batch. Results are of the
-type of what is given, float32 or float64.
+library, no reduction over the batch), so that an image gives the same bits alone and in any batch. Results have the
+type of the arguments, float32 or float64.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def pyramid(images: Tensor, sizes: list[tuple[int, int]]) -> list[Tensor]:
         sizes: (height, width) of the levels, finest first, as from `pyramid_sizes`.
 
     Returns:
-        One (N, C, height, width) tensor a level, finest first.
+        One (N, C, height, width) tensor per level, finest first.
     """
     levels = [images]
     for finer, size in pairwise(sizes):
@@ -51,12 +51,12 @@ def blur(images: Tensor, *, sigma_px: float) -> Tensor:
 
 
 def gradient(images: Tensor) -> tuple[Tensor, Tensor]:
-    """Derivatives along x and y of (N, C, H, W) images by the five-point rule, per pixel, borders repeated."""
+    """Derivatives along x and y of (N, C, H, W) images by the five-point stencil, per pixel, borders repeated."""
     return _filter(images, DERIVATIVE, dim=-1), _filter(images, DERIVATIVE, dim=-2)
 
 
 def warp(images: Tensor, flow: Tensor) -> tuple[Tensor, Tensor]:
-    """Look up each image at the points that the flow leads to, by bicubic interpolation.
+    """Sample each image at the points that the flow leads to, by bicubic interpolation.
 
     A zero flow gives the image back exactly. Points outside take the value of the nearest border point.
 
@@ -65,8 +65,8 @@ def warp(images: Tensor, flow: Tensor) -> tuple[Tensor, Tensor]:
         flow: (N, 2, H, W) float, pixels; channel 0 is x (right positive), 1 is y (down positive).
 
     Returns:
-        The warped images, (N, C, H, W), and (N, 1, H, W), 1 where the point lies inside the image,
-        falling to 0 over one pixel outside.
+        The warped images, (N, C, H, W), and a mask, (N, 1, H, W), which is 1 where the point lies inside the image and
+        falls to 0 over one pixel outside.
         warped[n, c, y, x] is images[n, c] at (x + flow[n, 0, y, x], y + flow[n, 1, y, x]).
 
     Source: R. Keys, Cubic convolution interpolation for digital image processing, IEEE ASSP 29(6), 1981, a = -1/2.
@@ -116,7 +116,8 @@ def resize_flow(flow: Tensor, size: tuple[int, int]) -> Tensor:
 def median3(images: Tensor) -> Tensor:
     """Median of the 3 x 3 neighbourhood of each pixel of (N, C, H, W) images, borders repeated.
 
-    Sorts every column of three, then takes the median of (largest low, middle middle, smallest high): 18 comparisons.
+    It sorts every column of three, then takes the median of (largest low, median of the middles, smallest high): 18
+    comparisons.
     """
     padded = functional.pad(images, (1, 1, 1, 1), mode="replicate")
     above, here, below = padded[..., :-2, :], padded[..., 1:-1, :], padded[..., 2:, :]
@@ -130,20 +131,21 @@ def median3(images: Tensor) -> Tensor:
 
 
 def weighted_median(flow: Tensor, image: Tensor, trust: Tensor, *, scale: float) -> Tensor:
-    """Median of the flow around each pixel, where neighbours of a like gray value, and those that match, count more.
+    """Weighted median of the flow around each pixel; neighbours of similar gray value and high trust have more weight.
 
-    Motion has its edges where the image has: at an edge this takes the flow of the side that the pixel looks like; and
-    where a pixel is covered in the second image, that of the neighbours that are not. The neighbours are
-    `median_offsets(scale)`, borders repeated. The weight of one is its factor there times its trust times
-    floor + (1 - floor) / (1 + (difference of gray values / MEDIAN_GRAY)^4). The result is the mean of all quantiles
-    closer than MEDIAN_SPREAD to one half. So it follows its input continuously, where the median itself jumps when
-    weights pass one half, and no rounding is amplified: it never differs by more than the flow does.
+    Motion edges are where image edges are. At an edge this takes the flow of the side that has the pixel's gray value;
+    where a pixel is occluded in the second image, it takes the flow of neighbours that are not. The neighbours are
+    `median_offsets(scale)`, borders repeated. The weight of a neighbour is its factor (MEDIAN_FACTORS) times its trust
+    times floor + (1 - floor) / (1 + (difference of gray values / MEDIAN_GRAY)^4), floor being MEDIAN_FLOOR. The result
+    is the mean of all quantiles closer than MEDIAN_SPREAD to one half. So it depends continuously on its input, whereas
+    the median itself jumps when weights pass one half. No rounding is amplified: if the flow changes, the result never
+    changes by more.
 
     Args:
-        flow: (N, 2, H, W) float.
+        flow: (N, 2, H, W) float, pixels.
         image: (N, 1, H, W) float, gray values 0 to 255.
-        trust: (N, 1, H, W) float, above 0: how much the flow at each pixel is to be believed.
-        scale: of this level of the pyramid, 1 at full size.
+        trust: (N, 1, H, W) float, above 0: confidence of the flow at each pixel.
+        scale: size of this pyramid level, 1 at full size.
 
     Returns:
         (N, 2, H, W) of the same type.
@@ -168,7 +170,7 @@ def weighted_median(flow: Tensor, image: Tensor, trust: Tensor, *, scale: float)
 
 
 def trust(cost: Tensor, *, doubt: float) -> Tensor:
-    """How much a flow is to be believed in the weighted median, in (0, 1], by the cost of the data term that it leaves.
+    """Confidence of a flow in the weighted median, in (0, 1], from the remaining cost of its data term.
 
     It is about one half where the cost is `doubt`, and never below `TRUST_FLOOR`.
     """
@@ -195,14 +197,14 @@ def _median_of_three(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
 
 
 def _landing(motion: Tensor, start: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Where points land along one axis: the pixel before, how far beyond it in [0, 1], how far outside the image.
+    """Where points land along one axis: the pixel before, the fraction beyond it in [0, 1], the distance outside.
 
     Args:
         motion: (N, H, W) float, pixels.
         start: the pixels 0 ... size - 1, in a shape that broadcasts.
 
-    The fraction is taken from the motion alone. That of start + motion would lose as many bits of it as the start has:
-    at pixel 500 float32 rounds to 3e-5 px, which a hard match amplifies a thousandfold.
+    The fraction is taken from the motion alone. The fraction of start + motion would lose as many bits as `start` has:
+    at pixel 500 float32 rounds to 3e-5 px, which an ambiguous match amplifies a thousandfold.
     """
     last, whole = start.numel() - 1, motion.floor()
     fraction, before = motion - whole, start + whole

@@ -1,4 +1,4 @@
-"""Where RAFT's weights come from: torchvision's, in torch hub's folder, or a file. Quick to import: without torch."""
+"""Source of RAFT's weights: torchvision's, in torch hub's folder, or a file. Importing this does not import torch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SOURCE = "https://download.pytorch.org/models/"
 
 
 def file_name(method: str, name: str) -> str:
-    """How torchvision's file is called: ("raft_small", "C_T_V2") gives raft_small_C_T_V2-01064c6d.pth."""
+    """Name of torchvision's file: ("raft_small", "C_T_V2") gives raft_small_C_T_V2-01064c6d.pth."""
     return f"{method}_{name}-{RAFT_WEIGHTS[method][name]}.pth"
 
 
@@ -34,7 +34,7 @@ def find(spec: FlowSpec) -> Path:
     """The file with the weights that the settings ask for; torchvision's are downloaded if they are not here.
 
     Raises:
-        FileNotFoundError: there is no such file, and it cannot be downloaded; says which file is wanted where.
+        FileNotFoundError: there is no such file, or it cannot be downloaded; the message says which file is wanted.
         ValueError: torchvision's file is not what its name says.
     """
     if spec.weights_file is not None:
@@ -48,10 +48,10 @@ def find(spec: FlowSpec) -> Path:
 
 
 def check_content(spec: FlowSpec, path: Path) -> None:
-    """Refuse a file of torchvision whose SHA-256 does not begin as its name says.
+    """Refuse a file of torchvision whose SHA-256 does not begin with the digits in its name.
 
     Raises:
-        ValueError: a damaged file; says what to do.
+        ValueError: the file is damaged; the message says what to do.
     """
     if spec.weights_file is not None:
         return

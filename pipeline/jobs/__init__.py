@@ -1,6 +1,6 @@
-"""What a worker does with one shard: `frames.py` decodes videos, `flow.py` computes motion. One outcome a clip.
+"""What a worker does with one shard: `frames.py` decodes videos, `flow.py` computes flow. Each clip gets one outcome.
 
-A job holds paths and settings, never arrays; it travels to the worker, and a number of clips comes back.
+A job holds paths and settings, never arrays. It is sent to a worker, which returns the number of clips.
 """
 
 import contextlib
@@ -10,13 +10,13 @@ import cv2
 
 from pipeline.errors import ClipError
 
-BAD_CLIP = (ClipError, cv2.error)  # the clip's own fault, which becomes its reason; all else fails the shard
+BAD_CLIP = (ClipError, cv2.error)  # errors that are the clip's fault and become its reason; all others fail the shard
 _OF_THE_MACHINE = (cv2.Error.StsNoMem, cv2.Error.GpuNotSupported, cv2.Error.GpuApiCallError)
 
 
 @contextlib.contextmanager
 def machine_faults() -> Iterator[None]:
-    """Turn OpenCV's errors that no clip can be blamed for into RuntimeError, so that another try may find them gone."""
+    """Turn OpenCV errors that are the machine's fault, not a clip's, into RuntimeError: another try may succeed."""
     try:
         yield
     except cv2.error as error:
@@ -26,5 +26,5 @@ def machine_faults() -> Iterator[None]:
 
 
 def printable(error: BaseException) -> str:
-    """The message of an error as one line; what a damaged file puts into it may be anything."""
+    """The message of an error as one printable line; a damaged file may put any characters into it."""
     return "".join(letter if letter.isprintable() else " " for letter in str(error)).strip()

@@ -1,7 +1,7 @@
-"""Clips that earlier shards of a store hold already: made by the same settings from the same content, they are copied.
+"""Copy clips from earlier shards of a store, if they were made with the same settings from the same content.
 
-A new class renumbers the labels behind it, a new group pattern renames groups, a video that is added enters a shard or
-divides it: such shards are written anew, but what is in them need not be decoded or computed anew.
+A new class renumbers the labels behind it, a new group pattern renames groups, and an added video enters a shard or
+divides it. Such shards are written again, but their clips need not be decoded or computed again.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from pipeline.catalog import UNREADABLE
 
 
 class Found(NamedTuple):
-    """A clip of an earlier shard."""
+    """A clip that was found in an earlier shard."""
 
     stored: store.StoredClip
     row: dict[str, Any]
-    """Its row in the table."""
+    """Row of the clip in the table of that shard."""
     seconds: list[float]
-    """Presentation times of frames; of flow there are none."""
+    """Presentation times of the frames, in seconds; empty for flow."""
 
 
 class Earlier:
-    """The shards of a store that may hold a new shard's clips; a context manager."""
+    """Earlier shards of a store that may hold clips of a new shard; a context manager."""
 
     def __init__(self, paths: Iterable[Path], kind: str, digest: str):
-        """Those of other settings, and damaged ones, are left aside."""
+        """Open the shards in `paths`; shards of other settings and damaged ones are ignored."""
         self._shards: list[store.Store] = []
         for path in paths:
             with contextlib.suppress(Exception):  # damage to HDF5's own structures may raise anything
@@ -47,16 +47,16 @@ class Earlier:
             shard.close()
 
     def clip(self, video_id: str, made_from: str) -> Found | None:
-        """A clip that was made from this content, all its images as they were written; None if there is none.
+        """Find a clip that was made from this content and whose images match their checksum; None if there is none.
 
         Args:
-            video_id: its id.
-            made_from: what its attribute of that name must be.
+            video_id: id of the clip.
+            made_from: the value that its attribute `made_from` must have.
         """
         for shard in self._shards:
             if made_from == UNREADABLE or video_id not in shard.rows or video_id in shard.failed:
                 continue
-            with contextlib.suppress(Exception):  # then it is made anew
+            with contextlib.suppress(Exception):  # a clip that cannot be read is made again
                 stored = shard[video_id]
                 if stored.attrs["made_from"] != made_from or stored.checksum() != stored.attrs["crc32"]:
                     continue
@@ -67,14 +67,14 @@ class Earlier:
 
 
 def _is_plausible(stored: store.StoredClip, seconds: list[float]) -> bool:
-    """Whether what the checksum does not cover can be true."""
+    """Whether the data that the checksum does not cover are plausible."""
     if stored.kind == "flow":
         return all((low <= high).all() for low, high in (np.moveaxis(r, 2, 0) for r in stored.ranges_px.values()))
     return {"fps", "promised_frames"} <= set(stored.attrs) and bool(np.isfinite(seconds).all())
 
 
 def copied(found: store.StoredClip, writer: store.ClipWriter) -> store.ClipWriter:
-    """The writer, with all images of a stored clip as they are."""
+    """Copy all images of a stored clip, unchanged, into the writer, and return the writer."""
     for part in found.parts:
         for data in found.jpegs(part=part):
             writer.append(data.tobytes(), part=part)

@@ -1,9 +1,9 @@
-"""One flow shard, as a line of four steps: read and decode, move (compute flow), encode, write.
+"""One flow shard, made by a line (pipeline) of four steps: read and decode, move (compute flow), encode, write.
 
-The steps work on batches of pairs, which may hold the ends and beginnings of several clips of one size: clips are
-short, and a GPU wants full batches. Decoding runs ahead of the flow and encoding behind it, on helper threads; a GPU
-computes one batch while the bytes of the one before are fetched. On a CPU with one thread the same steps follow one
-another. What is stored depends neither on the batches nor on the threads.
+The steps work on batches of pairs of frames. A batch may hold the ends and beginnings of several clips of one size,
+because clips are short, and a GPU needs full batches. Helper threads decode ahead of the flow and encode behind it. A
+GPU computes one batch while the bytes of the previous one are fetched. On a CPU with one thread the same steps follow
+one another. What is stored depends neither on the batches nor on the threads.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from pipeline.jobs.helpers import Helpers, run_ahead
 from pipeline.jobs.pieces import Batch, FlowClip, Piece, Planes, flow_attrs, frames_identity
 from pipeline.specs import FlowSpec
 
-_IMAGES = 8  # that one helper decodes or encodes at a time: a batch keeps a dozen of them busy
+_IMAGES = 8  # images that one helper decodes or encodes at a time; a batch keeps a dozen helpers busy
 
 
 @dataclass(frozen=True)
@@ -43,18 +43,18 @@ class FlowJob:
     spec: FlowSpec
     device: str
     attrs: dict[str, Any]
-    threads: int = 1  # that decode and encode; 0: the device's share of the cores
-    careful: bool = False  # the second try, after a worker died; it is made alike, since of flow no clip is guilty
-    earlier: tuple[Path, ...] = ()  # shards that may hold the clips
+    threads: int = 1  # threads that decode and encode; 0: the device's share of the cores
+    careful: bool = False  # the second try, after a worker died; unused, since no single clip is at fault in Flow
+    earlier: tuple[Path, ...] = ()  # earlier shards that may hold the clips
 
     @property
     def units(self) -> int:
-        """Clips, for the progress bar."""
+        """Number of clips, for the progress bar."""
         return len(self.records)
 
     @property
     def cost(self) -> int:
-        """Something that grows with the time it will take: frames."""
+        """Estimate of the work, for the order of jobs: the number of frames."""
         return sum(record.frames for record in self.records)
 
 
@@ -66,7 +66,7 @@ def flow_shard(job: FlowJob) -> int:
     check_method(job.spec, device=job.device)  # a method that cannot work on this machine is no fault of the clips
     device = resolve_device(job.spec.method, job.device)
     tensors_on = torch_device(job.spec.method, device)
-    by_network_here = takes_colour(job.spec.method) and device == "cpu"  # whose sums are rounded by the threads' number
+    by_network_here = takes_colour(job.spec.method) and device == "cpu"  # rounding depends on the threads
     with (
         contextlib.closing(store.open_frames(job.frames)) as source,
         store.ShardWriter(job.path, "flow", job.attrs) as shard,
@@ -80,7 +80,7 @@ def flow_shard(job: FlowJob) -> int:
 
 
 def _copied(job: FlowJob) -> bool:
-    """Copy all clips if each has been computed before from frames of the same bytes; else do nothing."""
+    """Copy all clips if each was computed before from the same frame bytes; else do nothing and return False."""
     wanted = [record.id for record in job.records if record.status == "ok"]
     with (
         Earlier(job.earlier, "flow", job.attrs["digest"]) as earlier,
@@ -108,18 +108,18 @@ def _share_of_cores(device: str) -> int:
 
 
 class _Line:
-    """The steps, and what they share."""
+    """The four steps, and the state that they share."""
 
     def __init__(self, job: FlowJob, device: str, source: store.Store, shard: store.ShardWriter, helpers: Helpers):
         self.spec, self.device, self.records = job.spec, device, job.records
         self.tensors_on = torch_device(job.spec.method, device)
         self.source, self.shard, self.helpers = source, shard, helpers
         self.parts = {"": "forward", "backward": "backward"} if self.spec.backward else {"": "forward"}
-        self.gray = not takes_colour(self.spec.method)  # luminance alone, which JPEG stores as a plane of its own
-        self._limit = functools.cache(self._limit)  # of a size: memory at hand changes while the line runs
+        self.gray = not takes_colour(self.spec.method)  # only luminance is decoded, a plane of its own in JPEG
+        self._limit = functools.cache(self._limit)  # cached per size: free memory changes during the run
 
     def run(self) -> list[store.Record]:
-        """Make all clips; their outcomes, in the order of the records."""
+        """Make all clips, and return their outcomes in the order of the records."""
         outcomes: list[Callable[[], store.Record]] = []
         read = run_ahead(self._read, self._batches(outcomes), ahead=self.helpers.ahead)
         moved = run_ahead(self._move, read, ahead=0 if self.tensors_on == "cpu" else 1)
@@ -164,7 +164,7 @@ class _Line:
     # --- the steps
 
     def _read(self, batch: Batch) -> None:
-        """Read the JPEG bytes, and have them decoded into one array."""
+        """Read the JPEG bytes, and start decoding them into one array."""
         counts = [piece.last - piece.first + 1 for piece in batch.pieces]
         shape = (sum(counts), *batch.pieces[0].clip.size, *(() if self.gray else (3,)))
         batch.frames, end = pinned_array(shape, device=self.tensors_on), 0
@@ -177,7 +177,7 @@ class _Line:
                     piece.decoding.append(self.helpers.start(_decode, images[k : k + _IMAGES], target, self.gray))
 
     def _move(self, batch: Batch) -> None:
-        """Begin to compute the flow and its bytes."""
+        """Start to compute the flow and to quantise it to bytes."""
         for piece in batch.pieces:
             with piece.recording_clip_errors():
                 for wait in piece.decoding:
@@ -190,10 +190,10 @@ class _Line:
                 batch.motion = self._motion(batch.frames, ends[:-1].tolist(), check=False)
 
     def _motion(self, frames: np.ndarray, cuts: list[int], *, check: bool) -> Callable[[], Planes | None]:
-        """Flow of clips end to end, as bytes; the function returned waits for them.
+        """Start to compute the flow of concatenated clips, as bytes; the returned function waits for them.
 
-        With `check` flow that is not finite is refused at once, for which a device has to be waited for; without, the
-        function returned gives None.
+        With `check`, flow that is not finite is refused at once, for which the device has to be waited for. Without it,
+        flow on a device is checked later: the returned function gives None if the flow is not finite.
         """
         under_way = {}
         for part, direction in self.parts.items():
@@ -208,7 +208,7 @@ class _Line:
         return functools.partial(_arrived, under_way, minmax=self.spec.scaling == "minmax")
 
     def _encode(self, batch: Batch) -> None:
-        """Wait for the bytes of the flow, and have them encoded; a batch without any is tried again piece by piece."""
+        """Wait for the bytes of the flow, and start to encode them; a batch without bytes is retried piece by piece."""
         planes, end = batch.motion(), 0
         for piece in batch.pieces:
             count = piece.last - piece.first
@@ -243,7 +243,7 @@ class _Line:
                 for part, range_px in () if clip.failed else piece.ranges.items():
                     clip.writer.append_range(range_px, part=part)
             if clip.failed:
-                clip.writer = None  # with all that it holds in memory
+                clip.writer = None  # frees all that it holds in memory
             elif piece.last == clip.pairs:
                 clip.finish(self.spec)
 
@@ -265,6 +265,6 @@ def _arrived(under_way: dict[str, Download], *, minmax: bool) -> Planes | None:
     for part, download in under_way.items():
         q, *more = download.wait()
         planes[part] = q, more.pop(0) if minmax else None
-        if more and not more[0]:  # not finite
+        if more and not more[0]:  # the flow is not finite
             return None
     return planes

@@ -1,4 +1,4 @@
-"""One frames shard: every clip decoded, resized and encoded, an image at a time."""
+"""One frames shard: every clip is decoded, resized and encoded, one image at a time."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ class FramesJob:
     spec: FrameSpec
     attrs: dict[str, Any]
     watch: bool = False  # the process may be ended when a decoder hangs
-    careful: bool = False  # a decoder killed this shard's process before: try each clip elsewhere first
-    earlier: tuple[Path, ...] = ()  # shards that may hold some of the clips
+    careful: bool = False  # a decoder killed this shard's process before: first try each clip in another one
+    earlier: tuple[Path, ...] = ()  # earlier shards that may hold some of the clips
 
     @property
     def units(self) -> int:
-        """Clips, for the progress bar."""
+        """Number of clips, for the progress bar."""
         return len(self.clips)
 
     @property
     def cost(self) -> int:
-        """Something that grows with the time it will take: bytes of video."""
+        """Estimate of the work, for the order of jobs: the bytes of video."""
         return sum(clip.bytes for clip in self.clips)
 
 
@@ -54,7 +54,7 @@ def frames_shard(job: FramesJob) -> int:
 
 
 def _from_earlier(shard: store.ShardWriter, earlier: Earlier, clip: Clip) -> store.Record | None:
-    """Copy a clip whose video was decoded before, under its present label and group; None if it was not."""
+    """Copy a clip whose video was decoded before, with its present label and group; None if it was not decoded."""
     found = earlier.clip(clip.id, clip.content)
     if found is None:
         return None
@@ -71,7 +71,7 @@ def _attrs(clip: Clip, fps: float, shape: tuple[int, int], promised_frames: int)
 
 
 def _frames_clip(shard: store.ShardWriter, job: FramesJob, clip: Clip) -> store.Record:
-    """Decode one clip into the shard; whatever is wrong with the video becomes its reason."""
+    """Decode one clip into the shard; a fault of the video is recorded as the reason of its failure."""
     spec, path = job.spec, job.videos / clip.path
     writer = shard.clip(clip.id)
     # a decoder that hangs in native code cannot be interrupted, but its process can be ended
@@ -105,6 +105,6 @@ def _too_few(frames: int, video: Video) -> str:
 
 
 def _oddity(frames: int, video: Video) -> str:
-    """One frame less than promised is how most containers count; more than that is said."""
+    """Remark on missing frames. If only one is missing there is none: most containers promise one frame too many."""
     missing = video.promised_frames - frames
     return f"{frames} of {video.promised_frames} promised frames decode" if missing > 1 else ""

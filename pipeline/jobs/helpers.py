@@ -1,4 +1,4 @@
-"""Threads beside a worker's own, and the queues between them: order is kept, and only a bounded number waits.
+"""Helper threads of a worker, and the queues between steps: order is kept, and the number of waiting items is bounded.
 
 OpenCV's JPEG functions release Python's lock, so threads suffice; HDF5 is read and written by the worker's own thread.
 """
@@ -15,9 +15,9 @@ Item = TypeVar("Item")
 
 
 class Helpers:
-    """A context manager that runs functions on `threads` threads; with one there are none beside the caller's own.
+    """A context manager that runs functions on `threads` threads; if that is one, on the caller's own thread.
 
-    Leaving it ends the threads; what had not begun is dropped.
+    Leaving it ends the threads; calls that have not begun are dropped.
     """
 
     def __init__(self, threads: int):
@@ -25,9 +25,9 @@ class Helpers:
         self.ahead = 2 if self._pool else 0  # batches that wait between two steps
 
     def start(self, function: Callable[..., Any], *arguments: Any) -> Callable[[], Any]:
-        """Begin; the function returned waits for the result, or raises what was raised.
+        """Start a call; the returned function waits for its result, or raises its exception.
 
-        Without threads nothing begins before the result is asked for, so that nothing is held that is not needed yet.
+        Without threads the call begins only when the result is asked for, so that nothing is held before it is needed.
         """
         if self._pool is None:
             return functools.partial(function, *arguments)
@@ -42,7 +42,7 @@ class Helpers:
 
 
 def run_ahead(step: Callable[[Item], Any], items: Iterable[Item], *, ahead: int) -> Iterator[Item]:
-    """Apply `step`, which begins something, to each item, and yield the items in order, each `ahead` steps later."""
+    """Apply `step`, which starts some work, to each item, and yield the items in order, each `ahead` items later."""
     waiting: deque[Item] = deque()
     for item in items:
         step(item)

@@ -1,4 +1,4 @@
-"""What travels along the line of the Flow stage: clips, pieces of them, and batches of pieces."""
+"""The data that pass through the steps of the Flow stage: clips, pieces of clips, and batches of pieces."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ Planes = dict[str, tuple[np.ndarray, np.ndarray | None]]  # part of the clip -> 
 
 
 def flow_attrs(frames: store.StoredClip, spec: FlowSpec) -> dict[str, Any]:
-    """Attributes of the flow of a clip of frames."""
+    """Attributes of a flow clip that is made from these frames."""
     names = ("label", "class", "group", "source", "fps", "height", "width")
     about = {"method": spec.method, "scaling": spec.scaling, "bound_px": spec.bound_px}
     return {**{name: frames.attrs[name] for name in names}, **about, "made_from": frames_identity(frames)}
 
 
 def frames_identity(frames: store.StoredClip) -> str:
-    """What tells the frames of a clip from others of its id: their number, and the checksum of their bytes."""
+    """Identity of the frames of a clip: their number, and the checksum of their bytes."""
     return f"{len(frames)} {frames.attrs['crc32']:08x}"
 
 
 class FlowClip:
-    """One clip on its way; of several errors the one that concerns the earliest pair is its reason."""
+    """One clip in progress. If several errors occur, the error of the earliest pair becomes its reason."""
 
     def __init__(self, record: store.Record, source: store.Store, writer: store.ClipWriter):
         self.record, self.stored, self.writer = record, source[record.id], writer
@@ -42,18 +42,20 @@ class FlowClip:
 
     @property
     def failed(self) -> bool:
-        """Whether anything went wrong with it."""
+        """Whether any error was recorded."""
         return bool(self._errors)
 
     def fail(self, pair: int, error: BaseException) -> None:
-        """Note what went wrong, from this pair on."""
+        """Record an error that occurred at this pair or after it."""
         self._errors.append((pair, error))
 
     def read(self, first: int, last: int) -> list[np.ndarray]:
-        """JPEG bytes of the frames of pairs first..last-1. Calls go on from one another, and share a frame.
+        """JPEG bytes of the frames first..last, which are those of pairs first..last-1.
+
+        Each call continues where the previous one ended, and reads the frame that both share again.
 
         Raises:
-            DamagedStore: that was the last of it, and its bytes are not those that were written.
+            DamagedStore: the clip has been read to its end, and its bytes do not match their checksum.
         """
         images = list(self.stored.jpegs(first, last + 1))
         for data in images[1:] if first else images:
@@ -75,30 +77,30 @@ class FlowClip:
         self.writer = None
 
     def outcome(self) -> store.Record:
-        """What became of it, once no piece of it is under way."""
+        """The outcome of the clip; to be called when none of its pieces is in progress."""
         if not self.failed:
             return self.record
-        self._compare(self.stored.checksum())  # it may not have been read to its end
+        self._compare(self.stored.checksum())  # the clip may not have been read to its end
         _, error = min(self._errors, key=lambda failure: failure[0])
         return self.record._replace(status="failed", reason=f"no flow: {printable(error)}", crc32=0)
 
 
 @dataclass
 class Piece:
-    """Pairs first..last-1 of a clip, which lie between its frames first..last, on their way through the line."""
+    """Pairs first..last-1 of a clip, which lie between its frames first..last, on their way through the steps."""
 
     clip: FlowClip
     first: int
     last: int
     failed: bool = False
-    frames: np.ndarray | None = None  # (last - first + 1, H, W), a view of its batch's
+    frames: np.ndarray | None = None  # (last - first + 1, H, W), or (..., 3) for colour, a view of its batch's frames
     decoding: list[Callable[[], None]] = field(default_factory=list)
     encoding: dict[str, list[Callable[[], list[bytes]]]] = field(default_factory=dict)  # by part of the clip
     ranges: dict[str, np.ndarray] = field(default_factory=dict)
 
     @contextlib.contextmanager
     def recording_clip_errors(self) -> Iterator[None]:
-        """What the clip cannot do becomes its reason, and the line goes on."""
+        """Record an error that is the clip's fault as its reason, and go on."""
         try:
             yield
         except BAD_CLIP as error:
@@ -111,5 +113,5 @@ class Batch:
     """Pieces of clips of one size that are computed together."""
 
     pieces: list[Piece]
-    frames: np.ndarray | None = None  # of all pieces, end to end
-    motion: Callable[[], Planes | None] | None = None  # waits for the bytes; None: each piece has to be tried alone
+    frames: np.ndarray | None = None  # of all pieces, concatenated
+    motion: Callable[[], Planes | None] | None = None  # waits for the bytes; gives None if pieces must be tried alone

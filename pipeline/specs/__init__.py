@@ -1,4 +1,4 @@
-"""The settings of every stage, each a frozen record: everybody imports them from here.
+"""The settings of every stage, each a frozen dataclass. Other modules import them from here.
 
 `base.py` holds what they have in common, `data.py` the settings of the stages up to the flow, `streams.py` those of the
 streams and their fusion.

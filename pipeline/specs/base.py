@@ -1,4 +1,4 @@
-"""What all settings have in common: frozen, checked when made, with one canonical text and a digest of it.
+"""Base of all settings: frozen dataclasses, checked when made, with one canonical text and a digest of it.
 
 A spec holds only plain values, so it can be written into an artifact, printed, compared and hashed. Its digest names
 the artifact: two runs share an artifact if and only if everything that can change its content is the same. Settings
@@ -35,11 +35,11 @@ def setting(default: Any, description: str, *, choices=None, low=None, high=None
         description: one line, with unit; shown by `luigi --help-all`.
         choices: the allowed values, or None for any.
         low, high: inclusive limits of a number.
-        neutral: True if it cannot change the content of the artifact, so that it stays out of the digest. (Where the
-            arithmetic is done is neutral as well, although sums are rounded otherwise on another device or in another
-            number of processes; and on a CPU, which is no place for more than a trial, a network's batch normalisation
-            is then over each process's share. A training of that kind says so.)
-        only_for: flow methods that read this setting; it is left out of the digest of the others.
+        neutral: True if the setting cannot change the content of the artifact, so that it stays out of the digest.
+            (Device and number of processes are neutral as well, although they change the rounding of sums. On a CPU,
+            which suits no more than a trial, several processes also normalise batches over the share of each process;
+            such a training prints a warning.)
+        only_for: flow methods that read this setting; it is left out of the digest of other methods.
     """
     about = {"description": description, "choices": choices, "low": low, "high": high}
     return dataclasses.field(default=default, metadata={**about, "neutral": neutral, "only_for": only_for})
@@ -67,7 +67,7 @@ class Spec:
         return self.SECTION
 
     def check(self) -> None:
-        """Rules that tie settings together; a subclass raises ValueError naming the setting."""
+        """Check rules that involve several settings; a subclass raises ValueError that names the setting."""
 
     @classmethod
     def settings(cls) -> dict[str, dataclasses.Field]:
@@ -79,12 +79,12 @@ class Spec:
         """Make a spec from texts, as found in luigi.cfg or on a command line.
 
         Args:
-            texts: setting name -> text. Names that do not exist are refused, with the nearest that does.
+            texts: setting name -> text. An unknown name is refused, and the most similar name is suggested.
             section: where the texts come from, for messages.
             values: fields that are given as values, not as text.
 
         Raises:
-            ValueError: unknown name, or a text that is not of the setting's type, naming the setting.
+            ValueError: unknown name, or a text that is not of the setting's type; the message names the setting.
         """
         hints, section = _hints(cls), section or cls.SECTION
         parsed = {}
@@ -95,7 +95,7 @@ class Spec:
         return cls(**parsed, **values)
 
     def as_dict(self) -> dict[str, Any]:
-        """Every field as plain JSON values, specs within specs included."""
+        """Every field as plain JSON values, nested specs included."""
         return json.loads(json.dumps(dataclasses.asdict(self)))
 
     def identity(self) -> dict[str, Any]:
@@ -117,7 +117,7 @@ class Spec:
 
 
 def unknown_name(what: str, name: str, allowed) -> str:
-    """The message for a name that is not among `allowed`: with the nearest that is."""
+    """Error message for a name that is not among `allowed`; it suggests the most similar allowed name."""
     near = difflib.get_close_matches(name, list(allowed), 1)
     hint = f"did you mean {near[0]!r}? " if near else ""
     more = f" and {len(allowed) - 100} more" if len(allowed) > 100 else ""

@@ -1,4 +1,4 @@
-"""The settings of everything up to the flow: the run, the data set, frames, flow, and where they are made."""
+"""The settings of the stages up to the flow: the run, the dataset, frames, flow, and the workers that make them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ FLOW_METHODS = (
     *("dis_ultrafast", "dis_fast", "dis_medium", "farneback", "deepflow", "pcaflow"),
     *("opencv_cuda_tvl1", "opencv_cuda_brox", "nvidia_of"),
 )
-# torchvision's weights of RAFT, its default first: name -> the first digits of the SHA-256, which end the file's name
+# torchvision's RAFT weights, the default first: name -> first digits of the SHA-256, with which the file name ends
 RAFT_WEIGHTS = {
     "raft_small": {"C_T_V2": "01064c6d", "C_T_V1": "ad48884c"},
     "raft_large": {
@@ -31,7 +31,7 @@ RAFT_WEIGHTS = {
 
 @dataclass(frozen=True, kw_only=True)
 class RunSpec(Spec):
-    """What a run works on when the command line does not say, and where it puts things."""
+    """Defaults of a run if the command line names none, and the folder of its artifacts."""
 
     SECTION: ClassVar[str] = "run"
     dataset: str = setting("demo", "dataset used when none is given", neutral=True)
@@ -40,7 +40,7 @@ class RunSpec(Spec):
     seed: int = setting(0, "seed of both trainings", low=0)
 
     def check(self):
-        """A device is named as torch names it."""
+        """Check that the device is named as in torch."""
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
             raise ValueError(f"[run] device is {self.device!r}; allowed: auto, cpu, cuda, cuda:N")
 
@@ -70,7 +70,7 @@ class DatasetSpec(Spec):
     split_seed: int = setting(0, "seed of the cuts by group")
 
     def check(self):
-        """The group pattern must compile and must name its group."""
+        """Check that the group pattern compiles and has a group named `group`."""
         if self.group_pattern:
             try:
                 named = "group" in re.compile(self.group_pattern).groupindex
@@ -82,7 +82,7 @@ class DatasetSpec(Spec):
                 raise ValueError(f"[dataset] group_pattern {self.group_pattern!r} has no (?P<group>...)")
 
     def unlabelled(self, videos: str) -> DatasetSpec:
-        """What these settings say of a folder of videos that nobody has labelled: that, and where it lies."""
+        """Settings for a folder `videos` of unlabelled videos, with the same default split."""
         return DatasetSpec(layout="unlabelled", videos=videos, split=self.split)
 
 
@@ -168,10 +168,11 @@ class FlowSpec(Spec):
     METHOD_CHANGES: ClassVar[dict[str, int]] = {"tvl1": 2, "brox": 1}  # how often a method's algorithm has changed
 
     def identity(self):
-        """The version counts the method's own changes: they do not make the others' stores anew.
+        """As for every spec, except for `version`, `enlarge` and `raft_weights`.
 
-        Frames that are not enlarged are as they were before there was that setting; a file of weights counts by its
-        content, which the stage adds, not by where it lies.
+        The version counts the changes of this method only, so that other methods' stores are not made again.
+        `enlarge = 1` is left out: it gives the same flow as before that setting existed. A file of weights counts by
+        its content, which the stage adds, not by its path.
         """
         kept = super().identity()
         if self.enlarge == 1:
@@ -181,25 +182,25 @@ class FlowSpec(Spec):
         return {**kept, "version": self.VERSION + self.METHOD_CHANGES.get(self.method, 0)}
 
     def __post_init__(self):
-        if self.method == "dis":  # the preset that people mean by DIS
+        if self.method == "dis":  # the preset usually meant by DIS
             object.__setattr__(self, "method", "dis_medium")
-        if not self.raft_weights and self.method in RAFT_WEIGHTS:  # another torchvision may have another default
+        if not self.raft_weights and self.method in RAFT_WEIGHTS:  # other torchvision versions may have another default
             object.__setattr__(self, "raft_weights", next(iter(RAFT_WEIGHTS[self.method])))
         super().__post_init__()
 
     @property
     def weights_file(self) -> Path | None:
-        """The file that RAFT's weights come from, if they do not come from torchvision; a name has no dot or slash."""
+        """The file of RAFT's weights; None for torchvision's weights, whose names hold no dot and no slash."""
         is_path = self.method in RAFT_WEIGHTS and ("." in self.raft_weights or "/" in self.raft_weights)
         return Path(self.raft_weights) if is_path else None
 
     def with_absolute_paths(self) -> FlowSpec:
-        """The same settings for workers that may stand in another folder."""
+        """The same settings with absolute paths, for workers that may have another working directory."""
         path = self.weights_file
         return dataclasses.replace(self, raft_weights=str(path.absolute())) if path else self
 
     def check(self):
-        """TV-L1 compares something; RAFT's weights are a file, or such as torchvision has for this network."""
+        """Check that TV-L1 has a data term, and that RAFT's weights are a file or torchvision's for this network."""
         if not self.tvl1_gradient_weight + self.tvl1_brightness_weight:
             raise ValueError(
                 "[flow] tvl1_gradient_weight and tvl1_brightness_weight are both 0; at least one must be more"
@@ -239,7 +240,7 @@ class ClusterSpec(Spec):
     in_flight: int = setting(2, "shards handed out at once, a worker", low=1, neutral=True)
 
     def check(self):
-        """An address is needed exactly when the kind asks for one."""
+        """Check that `kind = address` has an address."""
         if self.kind == "address" and not self.address:
             raise ValueError(
                 "[cluster] address is empty; kind = address needs the scheduler's, such as tcp://127.0.0.1:8786"

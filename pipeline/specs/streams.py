@@ -32,17 +32,17 @@ class StackSpec(Spec):
     short: str = setting("repeat_last", "clips shorter than the window", choices=("repeat_last", "wrap"))
 
     def check(self):
-        """Both halves of a bidirectional stack are equally long."""
+        """Check that a bidirectional stack can be divided into two equal halves."""
         if self.direction == "bidirectional" and self.length % 2:
             raise ValueError(f"[stack] length is {self.length}; a bidirectional stack needs an even number")
 
 
 @dataclass(frozen=True, kw_only=True)
 class StreamSpec(Spec):
-    """One stream: its input, its network and its training. The stream is a value here, nowhere a copy of code."""
+    """One stream: its input, its network and its training. The streams share all code and differ in settings only."""
 
     SECTION: ClassVar[str] = "stream"
-    VERSION: ClassVar[int] = 2  # 2: networks without dropout have one before their head
+    VERSION: ClassVar[int] = 2  # 2: a dropout layer is added before the head of networks that have none
     stream: str = setting("spatial", "which stream", choices=STREAMS)
     network: str = setting("cnn_m_2048", "cnn_m_2048, small, or a torchvision classification model by name")
     start: str = setting("scratch", "scratch, imagenet (torchvision's weights), or the path of a weights file")
@@ -127,11 +127,11 @@ class StreamSpec(Spec):
 
     @property
     def section(self) -> str:
-        """`[spatial]` or `[temporal]`."""
+        """Section of luigi.cfg: "spatial" or "temporal"."""
         return str(self.stream)
 
     def check(self):
-        """A temporal stream has a stack, a spatial one has none; crops fit into frames, parts into the batch."""
+        """Check that only a temporal stream has a stack, that crops fit into frames and parts divide the batch."""
         if (self.stream == "temporal") != (self.stack is not None):
             raise ValueError(
                 f"[{self.stream}] stack is {self.stack!r}; a temporal stream needs one, a spatial stream has none"
@@ -146,7 +146,7 @@ class StreamSpec(Spec):
         self._check_with()
 
     def _check_unread(self):
-        """A setting of the other stream would be read by nobody."""
+        """Refuse a changed setting that only the other stream reads."""
         unread = {"spatial": "flow_unit_px", "temporal": "jitter"}[self.stream]
         default = self.settings()[unread].default
         if getattr(self, unread) != default:
@@ -156,7 +156,7 @@ class StreamSpec(Spec):
             )
 
     def _check_schedule(self):
-        """Milestones may lie beyond `steps`: a short trial run need not change them."""
+        """Check the schedule. Milestones may lie beyond `steps`, so a short trial run need not change them."""
         falls = self.milestones
         if any(step < 0 for step in falls) or any(a >= b for a, b in zip(falls, falls[1:], strict=False)):
             raise ValueError(
@@ -196,9 +196,9 @@ class StreamSpec(Spec):
             )
 
     def identity(self) -> dict[str, Any]:
-        """As of every spec, but what these settings do not read is as if it had not been changed.
+        """As for every spec, but settings that are not read, because of others, count with their default values.
 
-        A file of weights counts by its content, which the stage adds, not by where it lies.
+        A file of weights counts by its content, which the stage adds, not by its path.
         """
         kept = super().identity()
         if self.start_file:
@@ -209,7 +209,7 @@ class StreamSpec(Spec):
         return {**kept, **plain}
 
     def _unread(self) -> list[str]:
-        """Settings that cannot change the result, because of what others are."""
+        """Settings that cannot change the result, given the values of other settings."""
         return [
             "learning_rate_end" if self.schedule == "step" else "milestones",
             *(["consensus"] if self.segments == 1 else []),
@@ -218,16 +218,16 @@ class StreamSpec(Spec):
 
     @property
     def start_file(self) -> Path | None:
-        """The file of weights that training starts from, if it starts from one."""
+        """The file of weights that training starts from; None if it does not start from a file."""
         return Path(self.start) if self.start not in ("scratch", "imagenet") else None
 
     def alone(self) -> StreamSpec:
-        """The same stream, trained without another data set."""
+        """The same stream, trained without another dataset."""
         return dataclasses.replace(self, with_dataset="", with_how="", with_same=())
 
     @property
     def warning(self) -> str:
-        """What is allowed, but hardly meant; empty if there is nothing of the kind."""
+        """Warning about settings that are allowed but likely a mistake; "" if there are none."""
         if self.partial_bn and self.train_layers == "all" and self.start == "scratch" and self.with_how != "start":
             return (
                 f"[{self.stream}] partial_bn is true and start is scratch: normalisations that have learnt nothing are "
@@ -237,12 +237,12 @@ class StreamSpec(Spec):
 
     @property
     def items_per_step(self) -> int:
-        """Clips in a training step: `batch`, of each of the data sets that have a head."""
+        """Clips in a training step: `batch` clips of each dataset that has a head."""
         return self.batch * (2 if self.with_how == "heads" else 1)
 
     @property
     def channels(self) -> int:
-        """Input channels of the network: 3, or 2L."""
+        """Input channels of the network: 3 for a frame, 2L for a stack of L flow fields."""
         return 2 * self.stack.length if self.stack else 3
 
 
@@ -274,14 +274,14 @@ class FusionSpec(Spec):
     folds: int = setting(5, "folds of the cross-validation; a group is never split", low=2, high=100)
 
     def identity(self) -> dict[str, Any]:
-        """As of every spec, but where C is given the grid counts as if it had not been changed."""
+        """As for every spec, but if C is given, the grid counts with its default values."""
         kept = super().identity()
         if self.svm_c:
             kept["svm_c_grid"] = list(self.settings()["svm_c_grid"].default)
         return kept
 
     def check(self):
-        """C, where it is given, and every value of the grid are no smaller than the solver can do with."""
+        """Check that C, if it is given, and every value of the grid are large enough for the solver."""
         if 0 < self.svm_c < 1e-6:
             raise ValueError(f"[fusion] svm_c is {self.svm_c}; it must be 0 or at least 1e-06")
         if not self.svm_c_grid or not all(1e-6 <= c < math.inf for c in self.svm_c_grid):

@@ -1,6 +1,6 @@
 """The only HDF5 code: what files look like, how they are committed and how they are read. See docs/format.md.
 
-A *store* is a folder: `index.h5` (one table row and one external link a clip) and `shards/*.h5` (JPEG bytes and their
+A *store* is a folder: `index.h5` (one table row and one external link per clip) and `shards/*.h5` (JPEG bytes and their
 offsets). Other tables (catalog, scores) are plain named arrays. Every file carries its format's name and version.
 """
 

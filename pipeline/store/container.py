@@ -1,4 +1,4 @@
-"""Any HDF5 file of ours: its format's name and version, committed whole; named arrays; the catalog."""
+"""HDF5 files of the pipeline: format name and version, written whole or not at all; named arrays; the catalog."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TEXT = h5py.string_dtype("utf-8")
 
 @contextlib.contextmanager
 def create(path: Path | str, kind: str, attrs: Mapping[str, Any]) -> Iterator[h5py.File]:
-    """A new file of format `two-stream-<kind>`, which exists only if the block ends well."""
+    """Create a file of format `two-stream-<kind>`; it exists only if the block ends without error."""
     with commit(path) as temporary, h5py.File(temporary, "w") as file:
         file.attrs["format"] = f"two-stream-{kind}"
         file.attrs["format_version"] = FORMAT_VERSION
@@ -32,7 +32,7 @@ def create(path: Path | str, kind: str, attrs: Mapping[str, Any]) -> Iterator[h5
 
 
 def open_file(path: Path | str, kind: str | None) -> h5py.File:
-    """Open for reading; any format that this code does not know is refused with what to do."""
+    """Open a file for reading; refuse a format that this code does not know, with a message that says what to do."""
     path = Path(path)
     if not path.is_file():
         advice = _repair_of(path) or "`python -m pipeline status` shows what has been made"
@@ -40,7 +40,7 @@ def open_file(path: Path | str, kind: str | None) -> h5py.File:
     try:
         file = h5py.File(path, "r")
     except OSError as error:
-        if error.errno:  # it may not be read, or is locked: nothing is known against it
+        if error.errno:  # no permission, or locked: the file need not be damaged
             raise
         advice = _repair_of(path) or _deletion_of(path)
         raise ValueError(f"{path} is no HDF5 file, or a damaged one ({error}); {advice}") from None
@@ -70,7 +70,10 @@ def repair_advice(folder: Path) -> str:
 
 
 def _repair_of(path: Path) -> str:
-    """What to do about a shard; "" of other files. Deleting it alone would not do: the stage goes by the index."""
+    """What to do about a damaged or missing shard; "" for other files.
+
+    Deleting the shard alone does not help: the stage looks at the index only.
+    """
     if path.parent.name != "shards":
         return ""
     return repair_advice(path.parent.parent)
@@ -79,13 +82,13 @@ def _repair_of(path: Path) -> str:
 def _deletion_of(path: Path) -> str:
     if path.suffix != ".h5":
         return "HDF5 files of ours end in .h5"
-    if (path.parent.parent / "fusion.json").is_file():  # by which Fuse goes
+    if (path.parent.parent / "fusion.json").is_file():  # the file that Fuse looks at
         return f"delete the folder {path.parent.parent} and run Fuse again"
     return "delete it and run its stage again"
 
 
 def read_attrs(path: Path | str) -> dict[str, Any]:
-    """The root attributes of any file of ours, as plain values."""
+    """The root attributes of any file of the pipeline, as plain values."""
     with open_file(path, None) as file:
         return plain_attrs(file.attrs)
 
@@ -96,7 +99,7 @@ def plain_attrs(attrs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def text(value: Any) -> Any:
-    """A cell of a table: h5py gives texts in compound rows as bytes."""
+    """Decode a cell of a table: h5py returns texts in compound rows as bytes."""
     return value.decode() if isinstance(value, bytes) else value
 
 
@@ -107,7 +110,7 @@ def write_arrays(path: Path | str, kind: str, arrays: Mapping[str, Any], attrs: 
 
 
 def put_arrays(file: h5py.File, arrays: Mapping[str, Any]) -> None:
-    """Write named arrays (numpy, or lists of str) into an open file, and as its attribute `content` a key of them."""
+    """Write named arrays (numpy, or lists of str) into an open file, and a hash of them as its attribute `content`."""
     file.attrs["content"] = _arrays_hash(arrays)
     for name, values in arrays.items():
         if isinstance(values, np.ndarray):
@@ -126,7 +129,7 @@ def _arrays_hash(arrays: Mapping[str, Any]) -> str:
 
 
 def read_arrays(path: Path | str, kind: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What `write_arrays` wrote: (arrays, attributes); texts come back as lists of str. Groups are not read."""
+    """Read what `write_arrays` wrote: (arrays, attributes). Texts come back as lists of str; groups are not read."""
     with open_file(path, kind) as file:
         arrays = {
             name: list(data.asstr()[()]) if h5py.check_string_dtype(data.dtype) else data[()]
@@ -140,7 +143,7 @@ _COLUMN_OF = {"part": "split"}  # fields of `Clip` that have another name in a f
 
 
 def write_catalog(path: Path | str, catalog: Catalog, **attrs: Any) -> None:
-    """Write a catalog: one array a column of `Clip`."""
+    """Write a catalog: one array per field of `Clip`."""
     columns: dict[str, Any] = {}
     for field in Clip.__dataclass_fields__:
         values = [getattr(clip, field) for clip in catalog.clips]
@@ -152,7 +155,7 @@ def write_catalog(path: Path | str, catalog: Catalog, **attrs: Any) -> None:
 
 
 def read_catalog(path: Path | str) -> Catalog:
-    """The catalog in `path`."""
+    """Read the catalog in `path`."""
     arrays, attrs = read_arrays(path, "catalog")
     classes, absent = tuple(arrays.pop("classes")), tuple(arrays.pop("absent"))
     columns = [values.tolist() if isinstance(values, np.ndarray) else values for values in arrays.values()]

@@ -23,7 +23,7 @@ _READ_BYTES = 8 << 20
 
 
 class StoredClip:
-    """One clip of a store. Reads only what is asked for: one HDF5 read a window, then JPEG decoding."""
+    """One clip of a store. It reads only what is asked for: one HDF5 read per window, then JPEG decoding."""
 
     def __init__(self, store: Store, video_id: str):
         self._store, self.id = store, video_id
@@ -33,7 +33,7 @@ class StoredClip:
             self._offsets = {part: group[f"{part}/offsets".lstrip("/")][()] for part in parts}
             ranges = {part: f"{part}/range_px".lstrip("/") for part in parts}
             self.ranges_px = {part: group[name][()] for part, name in ranges.items() if name in group}
-            """By part, (T - 1, 2, 2) float32 minimum and maximum of each field, x then y; with min-max scaling."""
+            """Part -> (T - 1, 2, 2) float32, pixels: [field][x, y][minimum, maximum]; empty without min-max scaling."""
         self.height, self.width = int(self.attrs["height"]), int(self.attrs["width"])
 
     def __len__(self) -> int:
@@ -57,25 +57,25 @@ class StoredClip:
 
     @property
     def kind(self) -> str:
-        """ "frames" or "flow"."""
+        """Kind of the store: "frames" or "flow"."""
         return self._store.kind
 
     @property
     def parts(self) -> list[str]:
-        """Sequences of images: "" and, in a flow store that has it, "backward"."""
+        """Names of the clip's sequences of images: "" and, if backward flow is stored, "backward"."""
         return list(self._offsets)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of JPEG in all."""
+        """Total number of JPEG bytes."""
         return int(sum(offsets[-1] for offsets in self._offsets.values()))
 
     def count(self, *, part: str = "") -> int:
-        """Stored images: frames, or planes of flow."""
+        """Number of stored images of a part: frames, or planes of flow (two per field)."""
         return len(self._offsets[part]) - 1
 
     def jpegs(self, first: int = 0, last: int | None = None, *, part: str = "") -> Iterator[np.ndarray]:
-        """JPEG bytes of images first..last-1, (n,) uint8 each: a few megabytes a read, one read for a window."""
+        """JPEG bytes of images first..last-1, (n,) uint8 each; a read takes a few megabytes, so one reads a window."""
         offsets = self._offsets[part]
         last = self.count(part=part) if last is None else last
         while first < last:
@@ -88,14 +88,14 @@ class StoredClip:
             first = until
 
     def checksum(self) -> int:
-        """CRC-32 over all its images as they are now; `attrs["crc32"]` is that of the images that were written."""
+        """CRC-32 over all images of the clip as they are now; `attrs["crc32"]` is that of the images as written."""
         return crc32_of_parts(
             functools.reduce(lambda crc32, data: zlib.crc32(data, crc32), self.jpegs(part=part), 0)
             for part in self.parts
         )
 
     def images(self, first: int, last: int, *, part: str = "", gray: bool = False) -> np.ndarray:
-        """Stored images first..last-1 as they are: (n, H, W, 3) RGB frames or (n, H, W) flow planes, uint8."""
+        """Stored images first..last-1, decoded: (n, H, W, 3) RGB; (n, H, W) if `gray` or planes of flow; uint8."""
         return np.stack(self._decoded(first, last, part=part, gray=gray or self.kind == "flow"))
 
     def _decoded(self, first: int, last: int, *, part: str, gray: bool) -> list[np.ndarray]:
@@ -115,8 +115,8 @@ class StoredClip:
     def gray(self, first: int, last: int) -> np.ndarray:
         """Luminance of frames first..last-1: (last-first, H, W) uint8.
 
-        JPEG stores it as a plane of its own; taken from there it costs half of decoding colour and turning it to gray,
-        and is rounded once less.
+        JPEG stores luminance as a plane of its own. Reading that plane costs half as much as decoding colour and
+        converting it to gray, and it is rounded once less.
         """
         self._check("frames", first, last)
         return self.images(first, last, gray=True)
@@ -133,10 +133,10 @@ class StoredClip:
     def stored_flow(
         self, first: int, last: int, *, backward: bool = False
     ) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
-        """The same fields as they are stored: planes x y x y ..., each worth plane * scale + offset pixels.
+        """Flow fields first..last-1 as stored: planes x y x y ...; in pixels each is plane * scale + offset.
 
         Returns:
-            2 (last-first) planes (H, W) uint8, not copied together, and their scale and offset, float64.
+            A list of 2 (last-first) planes (H, W) uint8, and their scale and offset, one float64 per plane.
         """
         part = self._part(first, last, backward)
         planes = self._decoded(2 * first, 2 * last, part=part, gray=True)
@@ -166,8 +166,8 @@ class StoredClip:
 class Store(Mapping[str, StoredClip]):
     """Read-only view of a frames or flow store, or of one shard: clip id -> StoredClip, for the clips that are ok.
 
-    Files are opened when first needed, once a process, at most 32 shards at a time, and never carried over a fork or
-    into a pickle.
+    Files are opened when first needed, once per process, at most 32 shards at a time. Open files are not shared with a
+    forked process and not pickled.
     """
 
     def __init__(self, path: Path | str, kind: str):
@@ -188,12 +188,12 @@ class Store(Mapping[str, StoredClip]):
         self._forget()
 
     def shard_paths(self) -> list[Path]:
-        """The shards, by name."""
+        """Paths of the shards, sorted by name."""
         return [self._folder / f"{name}.h5" for name in sorted({row["shard"] for row in self.rows.values()})]
 
     @property
     def folder(self) -> Path:
-        """Of the store."""
+        """Folder of the store."""
         return self._folder.parent
 
     def splits(self) -> dict[str, str]:

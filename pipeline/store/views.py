@@ -1,4 +1,4 @@
-"""What a network said of every single view, beside the means in a scores file: written and read a clip at a time."""
+"""Scores and features of every single view, beside the means in a scores file; written and read clip by clip."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _GROUP = "views"
 
 
 class ViewWriter:
-    """A scores file in the making, which takes views first and the table last."""
+    """Writes a scores file: the views first and the table last."""
 
     def __init__(self, file: h5py.File, clips: int, views: int):
         self._file, self._shape = file, (clips, views)
@@ -26,8 +26,8 @@ class ViewWriter:
 
         Args:
             place: row of the clip in the table.
-            first: number of the first of these views among those of the clip.
-            probabilities, features: (n, K) and (n, D) float32.
+            first: index of the first of these views among all views of the clip.
+            probabilities, features: (n, K) and (n, D) float32, of n views.
         """
         for name, values in (("probabilities", probabilities), ("features", features)):
             if f"{_GROUP}/{name}" not in self._file:
@@ -44,13 +44,13 @@ class ViewWriter:
 
 @contextlib.contextmanager
 def create_scores(path: Path | str, attrs: Mapping[str, Any], *, clips: int, views: int) -> Iterator[ViewWriter]:
-    """A new scores file of `clips` rows with `views` views each, which exists only if the block ends well."""
+    """Create a scores file of `clips` rows with `views` views each; it exists only if the block ends without error."""
     with create(path, "scores", attrs) as file:
         yield ViewWriter(file, clips, views)
 
 
 class ClipViews(NamedTuple):
-    """What a network said of the views of one clip: frame by frame, and within a frame crop by crop."""
+    """Scores and features of the views of one clip: frame by frame, and within a frame crop by crop."""
 
     probabilities: np.ndarray
     """(views, K) float32; a view that could not be read is NaN."""
@@ -62,10 +62,10 @@ class Views(Mapping[str, ClipViews]):
     """The views in a scores file: clip id -> ClipViews, one clip in memory at a time."""
 
     def __init__(self, path: Path | str):
-        """Reads the ids only.
+        """Read the ids only.
 
         Raises:
-            ValueError: a file without views. (A table without clips has none to hold, and is no mistake.)
+            ValueError: the file holds clips, but no views.
         """
         self.path = Path(path)
         with open_file(self.path, "scores") as file:

@@ -19,7 +19,7 @@ _COPY_BYTES = 8 << 20
 
 
 class Record(NamedTuple):
-    """What became of one clip: a row of `/table`, in a shard and in the index."""
+    """The outcome of one clip: a row of `/table`, in a shard and in the index."""
 
     id: str
     class_name: str
@@ -42,11 +42,11 @@ _COLUMNS = {
     "crc32": "<u4",
 }
 _RECORD = np.dtype(list(_COLUMNS.items()))  # a row of a shard's table
-_ROW = np.dtype([*_COLUMNS.items(), ("split", TEXT), ("shard", TEXT)])  # a row of the index's
+_ROW = np.dtype([*_COLUMNS.items(), ("split", TEXT), ("shard", TEXT)])  # a row of the index's table
 
 
 class _Spool:
-    """Encoded images end to end: in memory while they are few, beside the shard on disk when a clip is long."""
+    """Encoded images, concatenated: in memory while they are few, in a file beside the shard when a clip is long."""
 
     def __init__(self, folder: Path):
         self._file = tempfile.SpooledTemporaryFile(max_size=32 << 20, dir=folder, prefix=".spool.tmp-")  # noqa: SIM115
@@ -58,7 +58,7 @@ class _Spool:
         self.offsets.append(self.offsets[-1] + len(data))
 
     def store(self, group: h5py.Group) -> None:
-        """Write `jpeg` (contiguous: a window of planes is one read) and `offsets`, a bounded piece at a time."""
+        """Write `jpeg` (contiguous, so that a window of planes is one read) and `offsets`, in bounded pieces."""
         jpeg_bytes = group.create_dataset("jpeg", shape=(self.offsets[-1],), dtype=np.uint8)
         self._file.seek(0)
         for begin in range(0, self.offsets[-1], _COPY_BYTES):
@@ -69,7 +69,7 @@ class _Spool:
 
 
 class ClipWriter:
-    """Collects the images of one clip; nothing of it reaches the shard before `finish`."""
+    """Collects the images of one clip; nothing is written to the shard before `finish`."""
 
     def __init__(self, file: h5py.File, folder: Path, video_id: str):
         self._file, self._folder, self.id = file, folder, video_id
@@ -113,7 +113,7 @@ class ShardWriter:
         return self
 
     def clip(self, video_id: str) -> ClipWriter:
-        """Begin a clip."""
+        """Begin a clip, and return its writer."""
         return ClipWriter(self._file, self._path.parent, video_id)
 
     def record(self, record: Record) -> None:
@@ -131,7 +131,7 @@ class ShardWriter:
 
 
 def shard_is_current(path: Path, kind: str, *, digest: str, inputs: str) -> bool:
-    """Whether the shard at `path` was made by these settings from these inputs."""
+    """Whether the shard at `path` was made with these settings from these inputs."""
     if not path.is_file():
         return False
     try:
