@@ -1,4 +1,4 @@
-"""Flow methods side by side: how accurate, how fast, and whether the fast TV-L1 is the one that is defined.
+"""Flow methods compared: how accurate, how fast, and whether the fast TV-L1 agrees with its definition.
 
     python benchmarks/flow.py                                            # every method on every device here
     python benchmarks/flow.py --methods tvl1 dis_medium --devices cpu    # some
@@ -6,11 +6,11 @@
     python benchmarks/flow.py --sintel /data/MPI-Sintel --pairs 40       # beside Middlebury and what is drawn here
 
 *Error* is the mean end-point error over all pixels whose motion is known, on Middlebury's pairs, on MPI-Sintel's, and
-on what `streets.py` and `scenes.py` draw, whose motion is known exactly; in brackets, of the points that stay in sight.
-*Speed* is that of one process, all methods in turn, round after round, so that a machine that slows down slows all;
-beside them OpenCV's own TV-L1 with its defaults, which is what one would take otherwise. *Agreement* is the distance of
-the compiled TV-L1 from its definition, `tvl1_torch.py` in float64 on the CPU. Only `pipeline.flow` is needed: neither
-luigi nor dask nor OpenCV's contrib modules, nor that the project is installed (PYTHONPATH=.).
+on those that `streets.py` and `scenes.py` draw, whose motion is known exactly; in brackets, over the points that stay
+visible. *Speed* is that of one process, all methods in turn, round after round, so that a machine that slows down slows
+all; the baseline is OpenCV's own TV-L1 with its defaults, the obvious alternative. *Agreement* is the distance of the
+compiled TV-L1 from its definition, `tvl1_torch.py` in float64 on the CPU. Only `pipeline.flow` is needed; luigi, dask,
+OpenCV's contrib modules and an installation of the project are not (PYTHONPATH=.).
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from scenes import Pair
 from pipeline import flow
 from pipeline.specs import FLOW_METHODS, FlowSpec
 
-SIZES = ((240, 320), (256, 340))  # height, width of all that is timed; the first is that of the synthetic pairs
+SIZES = ((240, 320), (256, 340))  # height, width of the timed frames; the first is also that of the synthetic pairs
 QUICK_SIZE = (60, 80)
-STREETS, STREETS_REACH_PX = 4, 12.0  # pairs of each kind
+STREETS, STREETS_REACH_PX = 4, 12.0  # pairs of each kind; bound of their motion
 FAR_PX = 0.02  # a difference worth counting: an eighth of a step of the stored bytes, at [flow] bound_px = 20
 
 
@@ -84,7 +84,7 @@ def parse() -> argparse.Namespace:
 
 
 def choose(found: dict[str, str], arguments: argparse.Namespace) -> list[Lane]:
-    """Every method that is available with every device that it computes on, of those asked for."""
+    """Every available method on every device that it can use, of those asked for."""
     lanes = []
     for method in arguments.methods or FLOW_METHODS:
         if found[method] == "available":
@@ -143,12 +143,12 @@ def accuracy(lanes: list[Lane], pairs: list[Pair]) -> dict:
 
 
 def estimated(lane: Lane, frames: np.ndarray) -> np.ndarray:
-    """(2, H, W) flow of two RGB frames."""
+    """(2, H, W) flow, in pixels, of two RGB frames (2, H, W, 3) uint8."""
     return flow.estimate(frames, lane.spec, device=lane.device)[0]
 
 
 def end_point_error(of_pair: Callable[[np.ndarray], np.ndarray], pair: Pair) -> dict:
-    """Means over all known pixels, and over those that stay in sight, None where nobody knows which do."""
+    """Mean error in pixels over all known pixels, and over those that stay visible; None if these are not known."""
     error = np.linalg.norm(of_pair(pair.frames) - pair.truth, axis=0)
     about = {"group": pair.group, "name": pair.name, "all": float(error[pair.known].mean())}
     return {**about, "visible": float(error[pair.visible].mean()) if pair.visible is not pair.known else None}
@@ -186,7 +186,7 @@ def agreement(lanes: list[Lane], pairs: list[Pair]) -> list[dict]:
 
 
 def tvl1_in_float64(frames: np.ndarray) -> np.ndarray:
-    """(2, H, W) float64 by the definition."""
+    """(2, H, W) float64 flow of two RGB frames by the definition."""
     import torch
 
     from pipeline.flow import tvl1_torch

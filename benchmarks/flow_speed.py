@@ -24,7 +24,7 @@ CLIP_REACH_PX = 6.0
 
 
 class Lane(NamedTuple):
-    """A method on a device, with enlarged frames or not; `stays` where the flow is left on it."""
+    """A method on a device, with enlarged frames or not; `stays`: the flow is left on the device."""
 
     method: str
     device: str
@@ -33,7 +33,7 @@ class Lane(NamedTuple):
 
     @property
     def spec(self) -> FlowSpec:
-        """All else by default."""
+        """The method's settings; all else by default."""
         return FlowSpec(method=self.method, enlarge=self.enlarge)
 
     def __str__(self) -> str:
@@ -42,20 +42,20 @@ class Lane(NamedTuple):
 
 
 class _Runner(NamedTuple):
-    compute: Callable[[int], Any]  # at least so many pairs; returns when they are done
-    pairs: int  # in one call
-    peak_bytes: float | None  # that a call takes
-    seconds: float  # of one call, after those that compile and warm up
+    compute: Callable[[int], Any]  # makes so many calls; returns when they are done
+    pairs: int  # computed in one call
+    peak_bytes: float | None  # peak memory of a call
+    seconds: float  # of one call, after the call that compiles and warms up
 
 
 def measure(lanes: list[Lane], sizes: tuple, threads: int, seconds: float, rounds: int) -> list[dict]:
-    """Pairs a second of every lane and of OpenCV's TV-L1 at every (height, width), printed as a table.
+    """Pairs per second of every lane and of OpenCV's TV-L1 at every (height, width), printed as a table.
 
     Args:
         lanes: methods and devices that are available.
         sizes: (height, width) each.
-        threads: what is set already, on the CPU: a call computes as many pairs.
-        seconds: for which a lane computes at one size, about; a slow one takes fewer turns, and at least one.
+        threads: number of threads, set already; on the CPU a call computes as many pairs.
+        seconds: about how long a lane computes at one size; a slow one takes fewer turns, but at least one.
         rounds: turns of a lane, each with the same share of the seconds.
     """
     lanes = [kind for lane in lanes for kind in ([lane] if lane.device == "cpu" else [lane, lane._replace(stays=True)])]
@@ -102,9 +102,10 @@ def has_opencv_tvl1() -> bool:
 
 
 def opencv_tvl1(frames: np.ndarray) -> np.ndarray:
-    """(2, H, W) flow of two gray frames by OpenCV's TV-L1 with its defaults, called as one would.
+    """(2, H, W) flow of two gray frames by OpenCV's TV-L1 with its defaults, called as usual.
 
-    A new estimator each time, as it keeps its memory, which would not be counted then; that costs nothing beside it.
+    Each call makes a new estimator: an old one keeps its memory, which would then not be counted. Making it costs next
+    to nothing.
     """
     return cv2.optflow.createOptFlow_DualTVL1().calc(*frames, None).transpose(2, 0, 1)
 
@@ -120,7 +121,7 @@ def _baseline(size: tuple[int, int]) -> _Runner | None:
 
 
 def _runner(lane: Lane, size: tuple[int, int], threads: int) -> _Runner:
-    """A lane that has been warmed up. On CUDA a call sends the frames too, as many as the Flow stage would at once."""
+    """A lane that has been warmed up. On CUDA a call also sends the frames, as many as the Flow stage sends at once."""
     tensors_on = flow.torch_device(lane.method, lane.device)  # "cpu" for OpenCV, wherever it computes
     pairs = threads if lane.device == "cpu" else flow.pairs_of(size, lane.spec, device=tensors_on)
     clip = _clip(pairs + 1, size)
@@ -139,7 +140,7 @@ def _runner(lane: Lane, size: tuple[int, int], threads: int) -> _Runner:
 
 
 def _clip(count: int, size: tuple[int, int]) -> np.ndarray:
-    """(count, H, W, 3) uint8: a scene of layers back and forth."""
+    """(count, H, W, 3) uint8 RGB: the two frames of a scene of layers in turn."""
     return scenes.layered(0, reach_px=CLIP_REACH_PX, size=size).frames[np.arange(count) % 2]
 
 
@@ -160,9 +161,9 @@ def _wait_for(device: str) -> None:
 
 
 class _Peak:
-    """The most memory that is taken inside the block, beyond what was taken before; None where nobody counts.
+    """Peak memory in bytes that is taken inside the block, beyond what was taken before; None if it is not counted.
 
-    Torch counts on CUDA: what OpenCV takes there is not seen. On the CPU Linux does, the pages of this process.
+    On CUDA torch counts, so OpenCV's memory is not included. On the CPU Linux counts the pages of this process.
     """
 
     def __init__(self, device: str):
@@ -171,8 +172,8 @@ class _Peak:
     def __enter__(self) -> _Peak:
         if self.device == "cpu":
             with contextlib.suppress(OSError, AttributeError):
-                ctypes.CDLL(None).malloc_trim(0)  # free pages that stay with the process would hide what is taken
-                Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+                ctypes.CDLL(None).malloc_trim(0)  # free pages that the process keeps would hide what is taken
+                Path("/proc/self/clear_refs").write_text("5")  # resets the peak
                 self.before = _status_bytes("VmRSS")
         else:
             import torch

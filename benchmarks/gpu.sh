@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# All that a machine with a GPU can show, in groups of steps, the most important first:
+# All tests and benchmarks for a machine with a GPU, in groups of steps, the most important first:
 #
 #     benchmarks/gpu.sh                  # everything
 #     benchmarks/gpu.sh flow streams     # some groups
@@ -10,8 +10,8 @@
 #     tests     the other CUDA tests
 #     kernels   TV-L1: time by kernel, a sweep of tiles
 #
-# Needs torch, torchvision, h5py, OpenCV and pytest; neither luigi nor dask nor OpenCV's contrib modules, no install.
-# RAFT is left out where its weights are not (the step says where they belong).
+# Needs torch, torchvision, h5py, OpenCV and pytest, but not luigi, dask, OpenCV's contrib modules or an installation.
+# RAFT is left out if its weights are missing (the step says where they belong).
 # Each step has its own time limit (those of a group add up to ten minutes at most), and one that fails does not stop
 # the next; the status is 1 if any failed. PYTHON names another interpreter. With FAIL_WITHOUT_CUDA set but empty,
 # tests skip without a GPU instead of failing.

@@ -1,15 +1,15 @@
-"""Random temporal inputs a second: from a flow store, and from a folder of JPEG files with the usual reader.
+"""Random temporal inputs per second: from a flow store, and from a folder of JPEG files with the usual reader.
 
     python benchmarks/loader.py                       # a synthetic store of 340 x 256 that it writes itself, and files
     python benchmarks/loader.py --store data/artifacts/ucf101/flow/DIGEST --workers 16
 
 Both read the same JPEG bytes, with the same number of processes, in turn; items are stacks of L = 10, 224 x 224,
 cropped and mirrored at random. The usual reader is a torch Dataset that reads 2L gray images with cv2.imread, crops and
-mirrors in bytes, and normalises in numpy. Ours subtracts mean flow as well. It is counted twice: as batches of views,
+mirrors in bytes, and normalises in numpy. Ours subtracts mean flow as well. It is measured twice: as batches of views,
 whose arithmetic is left to the device, and as inputs, with that arithmetic done on the CPU, in the first process.
-Without processes ours makes the next batch in a thread: pin both to one core (taskset -c 0) to compare.
-What it writes has clips of UCF-101's mean length, eight a shard as [frames] shard_clips, so that the numbers of files
-compare as they do there; that takes a minute. On a machine with CUDA it ends with the same planes decoded by nvJPEG.
+Without loading processes ours makes the next batch in a thread: pin both to one core (taskset -c 0) to compare. The
+store that it writes has clips of UCF-101's mean length, eight per shard as [frames] shard_clips, so that the numbers of
+files compare as for UCF-101; that takes a minute. On a machine with CUDA, nvJPEG decodes the same planes at the end.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ from pipeline.loading import loader
 from pipeline.specs import StackSpec, StreamSpec
 
 LENGTH, SIDE, BOUND_PX = 10, 224, 20.0
-CLIPS, FIELDS, CLIPS_A_SHARD = 64, 185, 8  # written by default; a clip of UCF-101 has 186 frames in the mean
+CLIPS, FIELDS, CLIPS_A_SHARD = 64, 185, 8  # written by default; a clip of UCF-101 has 186 frames on average
 ITEMS_A_PROCESS = 160  # in a round; with fewer, loading processes would have read all before the clock starts
 
 
 def write_store(folder: Path, *, clips: int, fields: int, quality: int) -> None:
-    """A flow store of smooth motions, 340 x 256, eight clips a shard."""
+    """Write a flow store of smooth motions, 340 x 256, eight clips per shard."""
     rng, records = np.random.default_rng(0), []
     for first in range(0, clips, CLIPS_A_SHARD):
         name = f"shard-{first // CLIPS_A_SHARD}"
@@ -69,7 +69,7 @@ def _planes(rng: np.random.Generator, fields: int):
 
 
 def write_files(folder: Path, flow: store.Store, ids: list[str]) -> int:
-    """The same bytes as files, `<clip>/x_00000.jpg` and `y_00000.jpg`; returns how many."""
+    """Write the same bytes as files, `<clip>/x_00000.jpg` and `y_00000.jpg`; return how many."""
     count = 0
     for video_id in ids:
         (folder / video_id).mkdir(parents=True)
@@ -114,7 +114,7 @@ def _begin_worker(worker: int) -> None:
 
 
 def rate_of(batches, use=lambda views: views) -> float:
-    """Items a second, the first batch (which waits for processes to start) not counted."""
+    """Items per second, without the first batch, which waits for processes to start."""
     items, begun = 0, None
     for views, _ in batches:
         use(views)
@@ -126,7 +126,7 @@ def rate_of(batches, use=lambda views: views) -> float:
 
 
 def read_rates(flow: Path, files: Path, clips: list[Clip], arguments) -> dict[str, float]:
-    """One round of each, in turn."""
+    """Items per second of each reader, in one round each, in turn."""
     ours = TrainingSet(stream(arguments.batch, arguments.items), flow, clips)
     usual = UsualReader(files, len(ours))
     parallel = {"num_workers": arguments.workers}
@@ -150,10 +150,10 @@ def some_planes(flow: store.Store, ids: list[str]) -> list[np.ndarray]:
 
 
 def by_torchvision(planes: list[np.ndarray], rounds: int, device: str = "cuda") -> dict:
-    """Planes a second of torchvision's decoder on a device (nvJPEG on "cuda") and of ours in one thread, in turn.
+    """Planes per second of torchvision's decoder on a device (nvJPEG on "cuda") and of ours in one thread, in turn.
 
     Returns:
-        "torchvision" and "ours", planes a second of every round, and "difference", the largest of a decoded byte.
+        "torchvision" and "ours", planes per second of every round, and "difference", the largest one of a decoded byte.
         What torchvision decodes stays on the device, where a training would want it; copying the bytes there counts.
     """
     given, found = [torch.from_numpy(data) for data in planes], {"torchvision": [], "ours": []}
@@ -172,7 +172,7 @@ def by_torchvision(planes: list[np.ndarray], rounds: int, device: str = "cuda") 
 
 
 def report_nvjpeg(found: dict, planes: int, views: list[float], workers: int) -> None:
-    """Print and record whether nvJPEG pays: `views` are the items a second of the CPU loader in every round."""
+    """Print and record whether nvJPEG is faster: `views` are the items per second of the CPU loader in every round."""
     loaded = [2 * LENGTH * rate for rate in views]
     who = f"{workers} processes" if workers else "this process"
     rows = [
@@ -213,7 +213,7 @@ def main() -> None:
         sizes["jpeg_bytes"] = sum(flow[video_id].nbytes for video_id in ids)
         planes = some_planes(flow, ids[: arguments.batch])
     report(rounds, sizes, arguments)
-    if torch.cuda.is_available():  # after the report: a torchvision without nvJPEG shall cost nothing but its own rows
+    if torch.cuda.is_available():  # after the report: if torchvision lacks nvJPEG, only its own rows are lost
         found = by_torchvision(planes, arguments.rounds)
         report_nvjpeg(found, len(planes), [one["views"] for one in rounds], arguments.workers)
 

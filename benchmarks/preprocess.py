@@ -4,8 +4,8 @@
     python benchmarks/preprocess.py --videos FOLDER          # any folder of <class>/<clip>
 
 Efficiency is (sum of one thread's video decoding, JPEG encoding and flow) / workers / (wall time of Frames + Flow on
-dask, with starting and stopping the workers). Decoding the cached JPEG frames again is not in the sum: it is part of
-what the pipeline costs. The sum and the wall time are taken in turn, so that a machine that slows down slows both.
+dask, including starting and stopping the workers). Decoding the cached JPEG frames again is not in the sum: it is
+overhead of the pipeline. The sum and the wall time are measured in turn, so that a machine that slows down slows both.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ FRAMES, FLOW = FrameSpec(short_side_px=0), FlowSpec(method="dis_medium")
 
 
 def one_thread(videos: Path, catalog: Catalog) -> dict[str, float]:
-    """Seconds that one thread takes for each part of the work, without any file written."""
+    """Seconds that one thread takes for each part of the work, without writing files."""
     seconds = dict.fromkeys(("decode", "encode frames", "flow", "encode flow"), 0.0)
 
     def timed(name, function, *arguments, **settings):
@@ -81,7 +81,7 @@ class Memory:
 
 
 def on_dask(folder: Path, videos: Path, catalog: Catalog, workers: int) -> dict:
-    """Wall time, peak memory and the sums of all shards of Frames + Flow."""
+    """Wall time, peak memory and the SHA-256 sums of all shards of Frames + Flow."""
     cluster = ClusterSpec(workers=workers)
     begun = time.perf_counter()
     with Memory() as memory:

@@ -8,9 +8,9 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-UNKNOWN_PX = 1e9  # where nobody knows the motion .flo files say something larger
+UNKNOWN_PX = 1e9  # .flo files hold larger values where the motion is unknown
 FLO_MAGIC = b"PIEH"
-WAVES = 48  # a texture is a sum of so many
+WAVES = 48  # a texture is a sum of so many sines
 WAVELENGTHS_PX = (5.0, 90.0)
 FOREGROUND = 4  # layers that move over the background
 NOISE = 1.0  # gray values, standard deviation, as of a camera, independent in both frames
@@ -19,12 +19,12 @@ NOISE = 1.0  # gray values, standard deviation, as of a camera, independent in b
 class Pair(NamedTuple):
     """Two frames and the motion from the first to the second."""
 
-    group: str  # of which a mean is worth printing
+    group: str  # pairs over which the mean is printed
     name: str
     frames: np.ndarray  # (2, H, W, 3) uint8 RGB
     truth: np.ndarray  # (2, H, W) float32, pixels; x right, y down
-    known: np.ndarray  # (H, W) bool: the truth is one
-    visible: np.ndarray  # (H, W) bool: known, and the point is in the second frame, uncovered; `known` if nobody knows
+    known: np.ndarray  # (H, W) bool: the motion is known
+    visible: np.ndarray  # (H, W) bool: known, in the second frame and not occluded; `known` itself if that is unknown
 
 
 class _Layer(NamedTuple):
@@ -47,7 +47,7 @@ class _Layer(NamedTuple):
         return (points - self.centre - self.shift) @ inverse.T + self.centre
 
     def cover(self, points: np.ndarray) -> np.ndarray:
-        """0 outside, 1 inside, a pixel wide in between; of points of the first frame."""
+        """Coverage of points of the first frame: 0 outside, 1 inside, in between on an edge one pixel wide."""
         if not self.radius:
             return np.ones(points.shape[:-1])
         x, y = np.moveaxis(points - self.centre, -1, 0)
@@ -65,7 +65,7 @@ def layered(seed: int, *, reach_px: float, size: tuple[int, int], noise: float =
 
     Args:
         seed: draws shapes, textures and motions.
-        reach_px: of the fastest point.
+        reach_px: bound of the motion, in pixels.
         size: (height, width).
         noise: standard deviation, gray values.
     """
@@ -84,7 +84,7 @@ def layered(seed: int, *, reach_px: float, size: tuple[int, int], noise: float =
 def pure(name: str, seed: int, *, size: tuple[int, int], noise: float = NOISE) -> Pair:
     """One texture over the whole frame: "translation", "rotation" or "zoom".
 
-    Args, as `layered`; the motion is (5.3, -3.6) pixels, 0.05 radians, or 5 percent about the middle.
+    Arguments as for `layered`; the motion is (5.3, -3.6) pixels, 0.05 radians, or 5 percent about the middle.
     """
     rng, (height, width) = np.random.default_rng(seed), size
     layer = _layer(rng, np.array([width - 1, height - 1]) / 2, 0.0, reach=1.0, speed=0.0)
@@ -103,7 +103,7 @@ def synthetic(*, size: tuple[int, int], each: int) -> list[Pair]:
 
 
 def _layer(rng: np.random.Generator, centre: np.ndarray, radius: float, *, reach: float, speed: float) -> _Layer:
-    """A layer whose points within `reach` of its centre move by `speed` pixels at most: mostly along, partly around."""
+    """A layer whose points within `reach` of its centre move by `speed` pixels at most: shift, turn and growth."""
     length = np.exp(rng.uniform(*np.log(WAVELENGTHS_PX), WAVES))
     angle, phase = rng.uniform(0, 2 * np.pi, (2, WAVES))
     frequency = 2 * np.pi / length
@@ -141,7 +141,7 @@ def _rendered(
 
 
 def _owner(layers: list[_Layer], points: list[np.ndarray]) -> np.ndarray:
-    """Number of the topmost layer at the points, each layer's given as points of the first frame."""
+    """Index of the topmost layer at each point; `points` holds, for each layer, its points in the first frame."""
     covered = [layer.cover(at) > 0.5 for layer, at in zip(layers, points, strict=True)]
     return len(layers) - 1 - np.argmax(np.stack(covered[::-1]), axis=0)
 
@@ -158,7 +158,7 @@ def middlebury(folder: Path) -> list[Pair]:
 
 
 def sintel(folder: Path, pairs: int) -> list[Pair]:
-    """So many pairs of each pass, spread evenly over `<folder>/training`; points that are covered are not told apart.
+    """`pairs` pairs of each render pass, spread evenly over `<folder>/training`; occluded points are not marked.
 
     Raises:
         SystemExit: there is no flow in the folder.
@@ -197,7 +197,7 @@ def read_flo(path: Path) -> np.ndarray:
     """(2, H, W) float32 of a Middlebury .flo file: "PIEH", width, height, then u and v of each pixel, little endian.
 
     Raises:
-        SystemExit: another file, or one that was cut off.
+        SystemExit: not a .flo file, or a truncated one.
     """
     raw = path.read_bytes()
     width, height = np.frombuffer(raw, "<i4", 2, offset=4) if len(raw) >= 12 else (0, 0)

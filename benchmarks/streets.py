@@ -1,7 +1,7 @@
-"""Image pairs of boxes on a plain, seen by a camera that moves: ray-cast, so that the motion is exact.
+"""Image pairs of boxes on a plane, seen by a moving camera: ray-cast, so that the motion is exact.
 
-What layers (`scenes.py`) do not have: depth that varies within a surface, thin things before far ones, faces with
-little texture, sharp corners, and motion that is large because something is near.
+They have what layers (`scenes.py`) lack: depth that varies within a surface, thin things in front of far ones, faces
+with little texture, sharp corners, and motion that is large because something is near.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from typing import NamedTuple
 import numpy as np
 from scenes import NOISE, Pair
 
-GROUND_M, FAR_M = 2.0, 1000.0  # below the eye; where nothing is hit
-FOCAL = 0.9  # length over the image's width
-WAVES = 24  # a texture is a sum of so many
+GROUND_M, FAR_M = 2.0, 1000.0  # depth of the ground below the eye; distance if nothing is hit
+FOCAL = 0.9  # focal length / width of the image
+WAVES = 24  # a texture is a sum of so many sines
 OVERSAMPLING = 2  # rays a pixel, in each direction
-FASTEST_SHARE = 0.015  # of the pixels move by more than the reach
+FASTEST_SHARE = 0.015  # share of the pixels that move by more than `reach_px`
 KINDS = {  # number of boxes, wavelengths of the textures in metres, their contrast in gray values
     "town": (26, (0.04, 4.0), (3.0, 22.0)),
     "wood": (40, (0.03, 2.0), (14.0, 34.0)),
@@ -25,9 +25,9 @@ KINDS = {  # number of boxes, wavelengths of the textures in metres, their contr
 class _Hit(NamedTuple):
     """Where rays meet the world."""
 
-    distance: np.ndarray  # in lengths of the ray
-    thing: np.ndarray  # number of the box; that of the ground comes after, then the sky
-    axis: np.ndarray  # that the face stands on: 0 x, 1 y, 2 z
+    distance: np.ndarray  # in lengths of the ray's vector
+    thing: np.ndarray  # index of the box; after the boxes come the ground, then the sky
+    axis: np.ndarray  # normal of the face: 0 x, 1 y, 2 z
 
 
 class _World:
@@ -48,7 +48,7 @@ class _World:
         self.colour, self.shade = rng.uniform(50, 200, (count + 2, 3)), np.array([1.0, 0.8, 1.15])
 
     def cast(self, eye: np.ndarray, rays: np.ndarray) -> _Hit:
-        """The first thing that each ray (H, W, 3) meets."""
+        """The first thing that each ray (H, W, 3) hits."""
         ground = len(self.low)
         with np.errstate(divide="ignore", invalid="ignore"):
             inverse, down = 1 / rays, (GROUND_M - eye[1]) / rays[..., 1]
@@ -102,8 +102,8 @@ def street(kind: str, seed: int, *, reach_px: float, size: tuple[int, int]) -> P
 
     Args:
         kind: of `KINDS`.
-        seed: draws the world and the way of the camera, not how far it goes.
-        reach_px: of all but the fastest `FASTEST_SHARE`.
+        seed: draws the world and the path of the camera, but not how far it goes.
+        reach_px: bound of the motion, in pixels, for all but the fastest `FASTEST_SHARE`.
         size: (height, width).
 
     Returns:
@@ -116,7 +116,7 @@ def street(kind: str, seed: int, *, reach_px: float, size: tuple[int, int]) -> P
     hit = world.cast(np.zeros(3), rays)
     points = rays * hit.distance[..., None]
     shortest, longest = 0.0, 4.0
-    for _ in range(15):  # halving: the more of the way, the faster
+    for _ in range(15):  # bisection: the farther the camera goes, the larger the motion
         share = (shortest + longest) / 2
         speed = np.linalg.norm(_motion(points, turned @ _rotation(*share * turn), share * turned @ way), axis=-1)
         slow = np.quantile(speed, 1 - FASTEST_SHARE) < reach_px
@@ -141,7 +141,7 @@ def _rotation(yaw: float, pitch: float, roll: float) -> np.ndarray:
 
 
 def _rays(size: tuple[int, int], dense: int) -> np.ndarray:
-    """(H dense, W dense, 3) directions through the points of the image, 1 ahead, of a camera that is not turned."""
+    """(H dense, W dense, 3) rays through the points of the image, of depth 1, for a camera that is not turned."""
     height, width = size
     x, y = ((np.arange(side * dense) + 0.5) / dense - 0.5 - (side - 1) / 2 for side in (width, height))
     x, y = np.meshgrid(x / (FOCAL * width), y / (FOCAL * width))
@@ -149,7 +149,7 @@ def _rays(size: tuple[int, int], dense: int) -> np.ndarray:
 
 
 def _motion(points: np.ndarray, turned: np.ndarray, eye: np.ndarray) -> np.ndarray:
-    """(H, W, 2): from the pixels that see the points to where a turned camera at another place sees them."""
+    """(H, W, 2) motion in pixels: from the pixels that see `points` (H, W, 3) to those of a turned and moved camera."""
     height, width = points.shape[:2]
     seen = (points - eye) @ turned
     image = seen[..., :2] / seen[..., 2:] * FOCAL * width + np.array([width - 1, height - 1]) / 2

@@ -4,7 +4,7 @@
     python benchmarks/training.py --stream spatial --network resnet50 --batch 64
 
 It writes a store of its own (340 x 256, moving smooth noise). Rounds alternate between steps on batches from the store
-and steps on one batch that is on the device already; the ratio of their medians is what reading costs. Waiting is the
+and steps on one batch that is on the device already; the ratio of their medians is the cost of reading. Waiting is the
 time in which no step ran because no batch was there. On a CPU the losses of a training by two processes are compared
 with those of one as well. Needs neither luigi nor dask.
 """
@@ -36,13 +36,13 @@ from pipeline.specs import STREAMS, StackSpec, StreamSpec
 from pipeline.training import train, train_step
 
 WIDTH_PX, HEIGHT_PX, FRAMES, CLASSES = 340, 256, 40, 8
-SKIPPED = 3  # first steps of a round: they find the loading processes cold and the GPU's algorithms unchosen
+SKIPPED = 3  # first steps of a round: loading processes are still starting, and the GPU's algorithms are not chosen yet
 BOUND_PX = 20.0
 COMPARED = 20  # steps of the trainings on one and on two processes
 
 
 def write_store(folder: Path, kind: str, clips: int) -> Catalog:
-    """A frames or flow store of smooth noise, all of it for training but one clip a class for validation."""
+    """Write a frames or flow store of smooth noise: one clip per class is for validation, all others for training."""
     rng, rows, found = np.random.default_rng(0), [], []
     names = tuple(f"class{label}" for label in range(CLASSES))
     about = {"digest": "synthetic", "inputs": "synthetic", "spec": "{}"}
@@ -80,7 +80,7 @@ def settings(stream: str, **values) -> StreamSpec:
 
 
 def from_store(run: TrainingState, data: TrainingSet, steps: int) -> dict[str, float]:
-    """Seconds a step waited and worked, once the loading processes are at work."""
+    """Mean seconds that a step waits and computes, once the loading processes are at work."""
     workers = loader_workers(run.spec.loader_workers, run.device)
     skipped = max(SKIPPED, 2 * workers)  # so many batches may be ready when the first step is done
     options = {"batch": run.spec.batch, "workers": workers, "pin": run.device.type == "cuda", "collate": stack_items}
@@ -109,9 +109,9 @@ def on_device(run: TrainingState, data: TrainingSet, steps: int) -> float:
 
 
 def one_against_two(folder: Path, index: Path, catalog: Catalog) -> float:
-    """Largest difference of a loss over all steps, of one process against two (CPU, float32, dropout 0.5).
+    """Largest difference, over all steps, of the losses of one process and of two (CPU, float32, dropout 0.5).
 
-    Rounding alone makes two trainings part sooner or later, the sooner the larger the steps: hence small ones.
+    Rounding alone makes two trainings diverge in the end, and sooner with larger updates: hence a small learning rate.
     """
     recipe = {"network": "cnn_m_2048", "resize_px": 64, "crop_px": 56, "batch": 8, "steps": COMPARED, "dropout": 0.5}
     losses = []

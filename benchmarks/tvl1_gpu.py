@@ -1,9 +1,9 @@
-"""TV-L1 on a CUDA device: pairs a second by batch, what share of the memory's bandwidth that is, time by kernel.
+"""TV-L1 on a CUDA device: pairs per second by batch, the share of the memory's bandwidth in use, time by kernel.
 
     PYTHONPATH=. python benchmarks/tvl1_gpu.py rates | tiles | profile
 
-The bytes are those that the algorithm must move by its formula, each field read and written once a pass; what a cache
-does not hold and has to be fetched again counts as lost.
+The bytes are those that the algorithm must move by its formula: each field is read and written once per pass. Data that
+a cache does not hold, and that is fetched again, counts as lost bandwidth.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pipeline.specs import FlowSpec
 SIZES = (240, 320), (256, 340)
 BATCHES = 1, 4, 16, 32, 64, 128, 256
 SPEC = FlowSpec()
-# rows and columns; a pixel a thread
+# rows and columns; one pixel per thread
 TILES = {
     "TILE": ((1, 128), (2, 128), (4, 64), (4, 128), (8, 32), (8, 64), (16, 32), (8, 128), (16, 64)),
     "MEDIAN_TILE": ((1, 128), (2, 64), (4, 64), (4, 32)),
@@ -32,16 +32,17 @@ TILES = {
 
 
 def pair_bytes(height: int, width: int, spec: FlowSpec) -> float:
-    """Bytes that one pair of images must move, in float32 fields of the pixels of all levels.
+    """Bytes that must be moved for one pair of images, counted in float32 fields over the pixels of all levels.
 
-    The pyramids are of float64, two fields each; that the coarse levels are as well is left out, a few per cent.
+    The pyramids are float64, so each counts as two fields. The coarse levels are float64 too; that is left out, a few
+    per cent.
     """
     channels = len(box_of(spec))
     sizes = pyramid_sizes(height, width, step=spec.tvl1_scale_step, min_side=MIN_SIDE_PX)
     pixels = [rows * columns for rows, columns in sizes]
     iteration = (2 + 2 + 4 + channels + 3 * channels) + (2 + 4 + channels)
     warping = (3 + 2 * channels) + (3 + 5 * channels) + spec.tvl1_iterations * iteration
-    trust = (2 + 2 + 3 * channels + 1) + 2  # made, and read with the image by the weighted median
+    trust = (2 + 2 + 3 * channels + 1) + 2  # computed, then read with the image by the weighted median
     level = 2 * 3 + 2 * (1 + channels) + spec.tvl1_warps * (warping + 6) + trust
     resizing = sum(
         16 * fine + 4 * (fine + coarse) + (6 + channels) * (fine + coarse) for fine, coarse in pairwise(pixels)
@@ -50,7 +51,7 @@ def pair_bytes(height: int, width: int, spec: FlowSpec) -> float:
 
 
 def seconds(work: Callable[[], object], repeats: int = 7) -> float:
-    """Median time on the device, after two rounds that compile and warm up."""
+    """Median seconds of `work` on the device, after two calls that compile and warm up."""
     times = []
     for _ in range(repeats + 2):
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -64,14 +65,14 @@ def seconds(work: Callable[[], object], repeats: int = 7) -> float:
 
 
 def copy_bandwidth() -> float:
-    """Bytes a second read and written by a copy within the device's memory."""
+    """Bytes per second read and written by a copy within the device's memory."""
     source = torch.empty(1 << 30, dtype=torch.uint8, device="cuda")
     target = torch.empty_like(source)
     return 2 * source.numel() / seconds(lambda: target.copy_(source))
 
 
 def images(pairs: int, height: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Smooth noise that moves by a pixel or two a frame, (pairs, H, W) uint8 twice, on the device."""
+    """Smooth noise that moves by a pixel or two per frame: two tensors (pairs, H, W) uint8 on the device."""
     noise = torch.rand(1, 1, (height + 40) // 4, (width + 40) // 4, device="cuda") * 255
     large = torch.nn.functional.interpolate(noise, (height + 40, width + 40), mode="bicubic").clamp(0, 255)[0, 0]
     moved = [large[t % 30 : t % 30 + height, 2 * t % 40 : 2 * t % 40 + width] for t in range(pairs + 1)]
@@ -116,9 +117,10 @@ def peak_bytes_per_pixel() -> float:
 
 
 def tiles() -> None:
-    """The rate with other tiles, of the two that `tvl1_triton` has, each printed as soon as it is known.
+    """The rate with other sizes of the two tiles that `tvl1_triton` has, each printed as soon as it is known.
 
-    The weighted median takes some ten seconds to compile in each of two precisions, so its tiles are few, and last.
+    The weighted median takes some ten seconds to compile in each of two precisions, so only few of its tiles are tried,
+    and last.
     """
     both, rows, record = images(64, *SIZES[1]), [], {}
     for name, shapes in TILES.items():

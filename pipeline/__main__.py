@@ -1,4 +1,4 @@
-"""`python -m pipeline`: look at what was made, at the machine, and, through the tasks, at what is still to be made.
+"""`python -m pipeline`: inspect artifacts and the machine, and, through the tasks, what is still to be made.
 
 Each command imports what it needs: `doctor` must run where packages are missing.
 """
@@ -28,7 +28,7 @@ STAGES = (
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns its exit status."""
     given = sys.argv[1:] if argv is None else argv
-    if given[:1] == ["plan"]:  # its flags are Luigi's, of which this parser knows nothing
+    if given[:1] == ["plan"]:  # its flags are Luigi's, which this parser does not know
         return _plan(given[1:])
     arguments = _parser().parse_args(given)
     try:
@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _answered(run: Callable[..., int], *given: Any) -> int:
-    """The exit status of `run`; a mistake is said in a line, and is 2."""
+    """The exit status of `run`; a user's mistake is printed in one line and gives 2."""
     try:
         return run(*given)
     except BrokenPipeError:
@@ -50,7 +50,7 @@ def _answered(run: Callable[..., int], *given: Any) -> int:
 
 
 def _for_each_path(run: Callable[[Path, argparse.Namespace], int]) -> Callable[[argparse.Namespace], int]:
-    """`run` for one path after the other, whatever became of those before; the status is the highest."""
+    """Apply `run` to every path, even if it failed for earlier ones; the status is the highest."""
     return lambda arguments: max([_answered(run, path, arguments) for path in arguments.paths])
 
 
@@ -206,7 +206,7 @@ def _status(arguments: argparse.Namespace) -> int:
 
 @contextlib.contextmanager
 def _no_run_in(artifacts: Path) -> Iterator[None]:
-    """Keep runs out while something is removed; refused while one is at work, which may be writing or reading it."""
+    """Keep runs out while something is removed; refuse to remove while a run is active, which may use it."""
     from pipeline import files
 
     if not (artifacts / files.IN_USE).exists():  # there never was a run
@@ -219,12 +219,12 @@ def _no_run_in(artifacts: Path) -> Iterator[None]:
 
 
 def _plan(argv: list[str]) -> int:
-    """In a process of its own: tasks are Luigi's, which nothing in `pipeline` imports."""
+    """Plan in a process of its own: the tasks need Luigi, which nothing in `pipeline` imports."""
     process = subprocess.Popen([sys.executable, "-m", "tasks.plan", *argv])
     while True:
         try:
             return process.wait()
-        except KeyboardInterrupt:  # which it was sent as well, and ends by
+        except KeyboardInterrupt:  # the child was sent the same signal, and ends
             continue
 
 
@@ -281,7 +281,7 @@ def _print_values(values: dict[str, Any]) -> None:
 
 
 def _in_short(value: Any) -> str:
-    """A value on one line; of a long list, such as the loss of every step, its ends (`--json` has all of it)."""
+    """A value on one line; of a long list, such as the loss of every step, only its ends (`--json` has all of it)."""
     if isinstance(value, list) and len(value) > _LIST_SHOWN:
         return f"{json.dumps(value[:3])[:-1]}, ..., {json.dumps(value[-3:])[1:]} ({len(value)} in all)"
     if isinstance(value, (dict, list)):

@@ -1,4 +1,4 @@
-"""Bodies of a stream's network, everything but its last layer, for any number of channels.
+"""Bodies of the streams' networks: all layers but the last one, for any number of input channels.
 
 CNN-M-2048 is the paper's; `small` is for the demo; any torchvision classification model serves as a body by its name.
 """
@@ -22,8 +22,8 @@ def cnn_m_2048(spec: StreamSpec) -> tuple[nn.Module, int, str]:
     """CNN-M-2048 without its last layer, for square inputs of `crop_px`.
 
     Source: Chatfield et al. 2014, table 2 (conv2 padded by 1, pooling rounds up, as in their Caffe model), and Simonyan
-    and Zisserman 2014, figure 1: the temporal network drops the second normalisation. Differs in its start: He et al.'s
-    initialisation, with which eight layers train without a shallower network's help.
+    and Zisserman 2014, figure 1: the temporal network drops the second normalisation. Only the initialisation differs:
+    He et al.'s, with which eight layers train without pre-training a shallower network.
     """
     side = _cnn_m_side(spec.crop_px)
     second_norm = [_krizhevsky_norm()] if spec.stream == "spatial" else []
@@ -59,13 +59,13 @@ def _pool() -> nn.MaxPool2d:
 
 
 class LocalResponseNorm(nn.LocalResponseNorm):
-    """torch's, for an odd `size` and with the same bits on a CPU, by pooling in two dimensions instead of three.
+    """torch's layer for an odd `size`, computed by 2D instead of 3D pooling; on a CPU its bits are the same.
 
-    On CUDA torch has no repeatable backward pass of `avg_pool3d`. Inputs that are channels last are pooled in place.
+    On CUDA torch has no deterministic backward pass of `avg_pool3d`. Channels-last inputs are pooled without a copy.
     """
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        """(N, C, ...) -> the same shape: each value over (k + alpha * mean of squares of `size` channels) ** beta."""
+        """(N, C, ...) -> the same shape: each value / (k + alpha * mean of squares over `size` channels) ** beta."""
         squares = inputs.mul(inputs).movedim(1, -1)
         rows = squares.flatten(1, -2).unsqueeze(1)  # (N, 1, H W, C)
         means = avg_pool2d(rows, (1, self.size), stride=1, padding=(0, self.size // 2)).squeeze(1)
@@ -91,7 +91,7 @@ def _cnn_m_side(crop_px: int) -> int:
 
 
 def small(spec: StreamSpec) -> tuple[nn.Module, int, str]:
-    """Four convolutions for small pictures on a CPU: a millisecond an input, a hundred thousand weights."""
+    """Four convolutions for small images on a CPU: about 1 ms per input and 100,000 weights."""
     layers: list[nn.Module] = []
     for before, after, size in ((spec.channels, 16, 5), (16, 32, 3), (32, 64, 3), (64, 128, 3)):
         convolution = nn.Conv2d(before, after, size, stride=2, padding=size // 2, bias=False)
@@ -115,13 +115,13 @@ OWN = {"cnn_m_2048": cnn_m_2048, "small": small}  # networks that are not torchv
 def torchvision_body(spec: StreamSpec) -> tuple[nn.Module, int, str]:
     """A torchvision model without its last layer: (body that gives (N, D) features, D, name of that layer).
 
-    Where the classifier has no dropout (ResNet, DenseNet, Swin ...), one takes the place of the last layer, so that it
-    acts on what the head is given, as in Temporal Segment Networks (Wang et al. 2016); weights keep their names.
+    If the classifier has no dropout (ResNet, DenseNet, Swin ...), a dropout layer takes the place of the last layer, so
+    that it acts on the head's input, as in Temporal Segment Networks (Wang et al. 2016). The weights keep their names.
 
-    SqueezeNet ends in convolution, ReLU, mean over space, and has no normalisation anywhere. Its ReLU is left out (with
-    few classes it soon silences every logit, and nothing learns any more), which leaves a linear layer on the mean,
-    like every other head; and that mean, whose values reach hundreds, is brought to mean 0 and variance 1 over its
-    channels: without that a step that suits the body makes the new head diverge.
+    SqueezeNet ends in a convolution, a ReLU and a spatial mean, and has no normalisation. The ReLU is left out, because
+    with few classes it soon sets every logit to 0 and nothing learns any more. What remains is a linear layer on the
+    mean, as in the other networks. The mean, whose values reach hundreds, is normalised to mean 0 and variance 1 over
+    its channels; otherwise a learning rate that suits the body makes the new head diverge.
     """
     model = _torchvision_model(spec)
     _drop_auxiliary(model)
@@ -129,7 +129,7 @@ def torchvision_body(spec: StreamSpec) -> tuple[nn.Module, int, str]:
     for dropout in dropouts:
         dropout.p = spec.dropout
     if hasattr(model, "transform_input"):
-        model.transform_input = spec.stream == "spatial"  # from ImageNet's normalisation to these models' own
+        model.transform_input = spec.stream == "spatial"  # converts ImageNet's normalisation to the model's own
     if spec.stream == "temporal":
         _widen_first_convolution(model, spec)
     name = _last_layer(model)
@@ -148,12 +148,12 @@ def _torchvision_model(spec: StreamSpec) -> nn.Module:
     if spec.network not in names:
         raise ValueError(unknown_name(f"[{spec.stream}] network {spec.network!r}", spec.network, (*OWN, *names)))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # googlenet and inception announce another default
+        warnings.simplefilter("ignore", FutureWarning)  # googlenet and inception announce a changed default
         return torchvision.models.get_model(spec.network, weights=None)
 
 
 def _drop_auxiliary(model: nn.Module) -> None:
-    """GoogLeNet's and Inception's side classifiers: they serve training from scratch on ImageNet only."""
+    """Remove GoogLeNet's and Inception's auxiliary classifiers, which only help training from scratch on ImageNet."""
     for name in AUXILIARY:
         if hasattr(model, name):
             setattr(model, name, None)
@@ -207,10 +207,10 @@ def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
 
 
 def refuse_crop(body: nn.Module, spec: StreamSpec) -> None:
-    """Give a body on the meta device one input without memory.
+    """Check a body on the meta device with one input, which takes no memory.
 
     Raises:
-        ValueError: it cannot take the stream's crops.
+        ValueError: the body cannot take the stream's crops.
     """
     inputs = torch.empty(1, spec.channels, spec.crop_px, spec.crop_px, device="meta")
     try:
@@ -223,12 +223,12 @@ def refuse_crop(body: nn.Module, spec: StreamSpec) -> None:
 
 
 def refuse_unrepeatable(body: nn.Module, spec: StreamSpec) -> None:
-    """Look for layers whose backward pass on CUDA has no algorithm that repeats its bits.
+    """Check that every layer has a deterministic backward pass on CUDA.
 
     Raises:
-        ValueError: there is one.
+        ValueError: a layer has none.
 
-    Source: documentation of torch.use_deterministic_algorithms; to one place, torch pools by an ordinary mean.
+    Source: documentation of torch.use_deterministic_algorithms. In torch, AdaptiveAvgPool2d to 1 x 1 is a plain mean.
     """
     for name, layer in body.named_modules():
         if isinstance(layer, nn.AdaptiveAvgPool2d) and layer.output_size not in (1, (1, 1)):

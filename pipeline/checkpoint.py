@@ -1,4 +1,4 @@
-"""Checkpoints: a trained stream in one file, with everything that is needed to use it rightly.
+"""Checkpoints: a trained stream in one file, with everything that is needed to use it correctly.
 
 A file holds tensors and plain values only and is read with weights_only=True: loading one never runs code from it.
 """
@@ -21,7 +21,7 @@ FORMAT_VERSION = 1
 
 
 class Checkpoint(NamedTuple):
-    """A trained stream."""
+    """A trained stream, as `load_checkpoint` rebuilds it."""
 
     network: Network
     """On the CPU, in evaluation mode."""
@@ -30,7 +30,7 @@ class Checkpoint(NamedTuple):
     classes: tuple[str, ...]
     """Class names; the position is the label."""
     other_classes: tuple[str, ...]
-    """Those of another data set that it was trained together with, and for which its network has outputs."""
+    """Classes of the other data set in the training for which the network has outputs."""
     record: dict[str, Any]
     """Everything else in the file: catalog_key, inputs, best_step, validation, torch version."""
 
@@ -47,11 +47,11 @@ def save_checkpoint(
     """Write a checkpoint, whole or not at all.
 
     Args:
-        path: its file.
-        state: the network's tensors.
-        spec, catalog: what it was trained by and on.
-        other_classes: those of another data set for which it has outputs.
-        record: more plain values to keep with it.
+        path: the checkpoint file.
+        state: the network's tensors by name.
+        spec, catalog: the settings and the clips of the training.
+        other_classes: classes of another data set for which the network has outputs.
+        record: further plain values to store.
     """
     about = {
         "format": CHECKPOINT_FORMAT,
@@ -85,7 +85,7 @@ def load_tensors(path: Path, kind: str, version: int, *, mmap: bool = False) -> 
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: a damaged file, one of another format, or of another version of it.
+        ValueError: a damaged file, or one of another format or format version.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path} does not exist; train the stream first")
@@ -108,7 +108,7 @@ def load_tensors(path: Path, kind: str, version: int, *, mmap: bool = False) -> 
 
 
 def settings_in(path: Path) -> dict[str, Any]:
-    """The settings of a trained stream as plain values; its weights stay on the disk.
+    """The settings of a trained stream as plain values; its weights are not read.
 
     Raises:
         FileNotFoundError, ValueError: as `load_checkpoint`.
@@ -120,7 +120,7 @@ def refuse_other_stream(path: Path, stream: str) -> None:
     """Refuse a file that is not a checkpoint of this stream.
 
     Raises:
-        FileNotFoundError, ValueError: as `load_checkpoint`, and if it is of the other stream.
+        FileNotFoundError, ValueError: as `load_checkpoint`, or the file is of the other stream.
     """
     found = settings_in(path)["stream"]
     if found != stream:
@@ -138,7 +138,7 @@ def load_checkpoint(
     Args:
         path: the checkpoint.
         classes: the class names it must have been trained on, in order; None takes any.
-        other_classes: the same of the data set that it was trained together with.
+        other_classes: the same for the other data set in the training.
 
     Raises:
         FileNotFoundError: no such file.
@@ -147,11 +147,11 @@ def load_checkpoint(
     """
     record = load_tensors(Path(path), CHECKPOINT_FORMAT, FORMAT_VERSION)
     spec, found = spec_of(path, record.pop("stream_spec")), tuple(record.pop("classes"))
-    others = tuple(record.pop("other_classes", ()))  # absent where nobody knew of other data sets
+    others = tuple(record.pop("other_classes", ()))  # absent in older files, which knew no other data sets
     for names, wanted, which in ((found, classes, ""), (others, other_classes, " of another data set")):
         if wanted is not None and names != tuple(wanted):
             raise ValueError(f"{path} was trained on {_classes(names)}{which}; expected {_classes(tuple(wanted))}")
-    with torch.random.fork_rng():  # the random start is overwritten; nobody's random numbers are used up
+    with torch.random.fork_rng():  # the random weights are overwritten; the caller's random state stays as it is
         rebuilt = build_untrained(spec, len(found), len(others))
     try:
         rebuilt.load_state_dict(record.pop("state"))
@@ -161,7 +161,7 @@ def load_checkpoint(
 
 
 def spec_of(path: Path | str, values: dict[str, Any]) -> StreamSpec:
-    """A stream's settings from `as_dict`, as found in `path`.
+    """A stream's settings from the plain values of `as_dict`; `path`, where these were found, is for the message.
 
     Raises:
         ValueError: settings that this code does not know.

@@ -1,6 +1,7 @@
 """The demo dataset: three textures times two motions, written as real video files in the UCF-101 layout.
 
-A disc moves over a noisy background. It is built so that one stream alone cannot tell the classes apart:
+A textured disc moves over a noisy background. The videos are built so that one stream alone cannot tell the classes
+apart:
 
 - Luminance is the same random pattern for all textures. They differ in chroma only, which optical flow, computed on
   grey, does not see: the temporal stream cannot tell the textures apart.
@@ -8,7 +9,7 @@ A disc moves over a noisy background. It is built so that one stream alone canno
   has the same distribution for both: the spatial stream cannot tell the motions apart.
 
 Clips of the same group and number are matched across the six classes: same background, noise, start, speed and length;
-only texture and motion differ. What a stream cannot see, it can then not guess from a clip it remembers either.
+only texture and motion differ. So a stream cannot guess what it does not see from a similar training clip either.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from pipeline.specs import DatasetSpec, DemoSpec
 from pipeline.specs.base import unknown_name
 
 TEXTURES = ("Checks", "Dots", "Stripes")
-MOTIONS = ("Lift", "Slide")  # up and down, left and right: both are still told apart in a mirror
+MOTIONS = ("Lift", "Slide")  # up and down, left and right: mirroring a clip does not change its class
 FPS = 25.0
 MARKER = "demo.json"
 SPLITS = ("1", "2", "3")
@@ -55,17 +56,17 @@ class _Scene:
 
 
 def check_split(split: str) -> None:
-    """Refuse a split that the demo will not have, before it is written.
+    """Refuse a split that the demo does not have, before it is written.
 
     Raises:
-        ValueError: naming it.
+        ValueError: there is no such split; the message names it.
     """
     if split not in SPLITS:
         raise ValueError(unknown_name(f"split {split!r} of the demo", split, SPLITS))
 
 
 def write_demo(folder: Path, spec: DemoSpec) -> bool:
-    """Write the demo dataset, unless it is there.
+    """Write the demo dataset, unless it is there already.
 
     Args:
         folder: gets `videos/<Class>/v_<Class>_gNN_cMM.avi`, `ucfTrainTestlist/` with three splits, and `demo.json`.
@@ -86,13 +87,13 @@ def write_demo(folder: Path, spec: DemoSpec) -> bool:
         raise FileExistsError(f"{str(folder)!r} holds files that are no demo dataset; move them, or name another")
     writing = folder.with_name(folder.name + ".writing")
     old = folder.with_name(folder.name + ".old")
-    for left in (writing, old):  # by a killed process
+    for left in (writing, old):  # left by a killed process
         shutil.rmtree(left, ignore_errors=True)
     try:
         _write_videos(writing / "videos", spec)
         _write_lists(writing / "ucfTrainTestlist", spec)
         (writing / MARKER).write_text(json.dumps(spec.identity(), indent=1))
-        if folder.exists():  # renamed as a whole: killed while it is being removed, it would be nobody's
+        if folder.exists():  # renamed before it is removed: half removed, it would not count as a demo
             folder.rename(old)
         writing.rename(folder)
     finally:
@@ -117,7 +118,7 @@ def outline(spec: DemoSpec, dataset: DatasetSpec, split: str) -> Catalog:
 
     Args:
         spec: what the demo looks like.
-        dataset: how its training part is cut.
+        dataset: how validation is cut from the training part.
         split: one of SPLITS.
     """
     names, rows = class_names(), []
@@ -139,7 +140,7 @@ def render(spec: DemoSpec, texture: str, motion: str, *, group: int, number: int
         texture: one of TEXTURES.
         motion: one of MOTIONS.
         group: from 1; clips of one group share the background.
-        number: of the clip in its group, from 1.
+        number: number of the clip in its group, from 1.
 
     Returns:
         (T, H, W, 3) uint8 RGB.
@@ -194,10 +195,10 @@ def _chroma(draw: np.random.Generator, across: np.ndarray, *, period_px: float) 
 
 
 def _centers_px(draw: np.random.Generator, frames: int, *, margin_px: float, size_px: tuple) -> dict[str, np.ndarray]:
-    """Path of the disc's centre: one coordinate goes there and back over the box, the other stays.
+    """Path of the disc's centre: one coordinate moves back and forth across the box, the other stays.
 
-    Both motions begin at the same point. A phase in 0..2 means there (0..1) and back (1..2); as its start is uniform,
-    so is the position at every frame.
+    Both motions begin at the same point. A phase of 0..1 is the way there, 1..2 the way back; as its start is uniform,
+    so is the position in every frame.
     """
     box_px = np.array(size_px) - 1 - 2 * margin_px
     start, speed_px = draw.uniform(0, 2, 2), draw.uniform(1.5, 4.0)
@@ -241,7 +242,7 @@ def _write_videos(folder: Path, spec: DemoSpec) -> None:
 
 
 def _write_video(file: Path, scene: _Scene, texture: str, motion: str) -> None:
-    """Motion JPEG: each frame is coded alone, so no trace of the motion is left in a single frame."""
+    """Write Motion JPEG: each frame is coded alone, so that a single frame holds no trace of the motion."""
     height, width = scene.background.shape[:2]
     codec = cv2.VideoWriter_fourcc(*"MJPG")
     writer = cv2.VideoWriter(str(file), cv2.CAP_OPENCV_MJPEG, codec, FPS, (width, height))
@@ -263,7 +264,7 @@ def _part(group: int, split: int) -> str:
 
 
 def _write_lists(folder: Path, spec: DemoSpec) -> None:
-    """Official style: three splits, each tests another third of the groups; only train lists carry labels."""
+    """Write lists as UCF-101's: three splits, each tests another third of the groups; only train lists carry labels."""
     folder.mkdir(parents=True)
     names = class_names()
     (folder / "classInd.txt").write_text("".join(f"{label} {name}\n" for label, name in enumerate(names, start=1)))

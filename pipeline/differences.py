@@ -1,4 +1,4 @@
-"""Which settings tell artifacts of one name apart: their folders differ by a digest, which nobody can read."""
+"""Which settings distinguish artifacts of the same name, whose folders differ only by an unreadable digest."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from pipeline import store
 def with_settings(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """Rows of `inspection.status`, each with `settings`: those that differ between stores or trainings of one name.
 
-    "" where there is one of a name only, or none of its settings can be read; the settings of the stages before are not
-    among them. To read those of trainings imports torch, but no weights are read.
+    `settings` is "" if a name is unique, or its settings cannot be read; the settings of earlier stages are not
+    included. Reading those of trainings imports torch, but reads no weights.
     """
     rows, alike = [dict(row, settings="") for row in rows], defaultdict(list)
     for row in rows:
@@ -30,7 +30,7 @@ def with_settings(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _settings(row: dict[str, Any]) -> dict[str, str]:
-    """Name -> value as text, of a store or a training; none if it has none, is unfinished or damaged."""
+    """The settings of a store or a training, name -> value as text; {} for other, unfinished or damaged artifacts."""
     try:
         if row["stage"] in ("frames", "flow"):
             return _flat(json.loads(store.read_attrs(Path(row["path"]) / "index.h5")["spec"]))
@@ -44,7 +44,7 @@ def _settings(row: dict[str, Any]) -> dict[str, str]:
 
 
 def _flat(settings: dict[str, Any], before: str = "") -> dict[str, str]:
-    """Settings within settings get the name before theirs, as on the command line: `stack_length`."""
+    """Flatten nested settings: the outer name becomes a prefix, as on the command line (`stack_length`)."""
     flat = {}
     for name, value in settings.items():
         if isinstance(value, dict):

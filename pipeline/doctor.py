@@ -1,7 +1,7 @@
 """What works on this machine, what does not and why, and how long UCF-101 would take: `python -m pipeline doctor`.
 
-This is the command for installations that do not work: nothing is imported that may be missing or broken, except inside
-functions, and what it raises is part of the report.
+The command must run in broken installations: whatever may be missing or broken is imported inside functions only, and
+what it raises becomes part of the report.
 """
 
 from __future__ import annotations
@@ -14,24 +14,24 @@ from typing import Any
 from pipeline import machine
 from pipeline.specs import FLOW_METHODS, FlowSpec
 
-UCF101_PAIRS = 2_456_655  # of consecutive frames in the 13,320 clips, forward
+UCF101_PAIRS = 2_456_655  # pairs of consecutive frames in the 13,320 clips, forward
 SIZE_PX = (240, 320)  # height and width of its frames
-CUDA_PAIRS = 64  # in one call, on a device that is fast enough only with many
+CUDA_PAIRS = 64  # pairs in one call on a GPU, which is fast only with many
 DAY_HOURS = 24.0
 # by the mean end-point error on Middlebury (docs/results.md); RAFT needs weights, and was not measured
 BY_ACCURACY = ("tvl1", "brox", "deepflow", "dis_medium", "pcaflow", "dis_fast", "dis_ultrafast", "farneback")
 
 
 def examine(artifacts: Path, *, seconds: float = 1.5) -> dict[str, Any]:
-    """Everything the report says, as plain JSON values.
+    """Examine this machine: the content of the report, as plain JSON values.
 
     Args:
-        artifacts: the folder whose disk is looked at; it need not exist.
-        seconds: for which each flow method is timed, after a call to warm up.
+        artifacts: folder whose disk is examined; it need not exist.
+        seconds: how long each flow method is timed, after a warm-up call.
 
     Returns:
-        {"packages", "machine", "devices", "decoders", "flow", "broken", "advice"}; "broken" lists what must be mended
-        before anything can work, and is empty in a sound installation.
+        {"packages", "machine", "devices", "decoders", "flow", "broken", "advice"}; "broken" lists what must be repaired
+        before anything can work; it is empty in a working installation.
     """
     found = {
         "packages": machine.packages(),
@@ -62,9 +62,9 @@ def flow_method(name: str, why: str, lanes: dict[str, int], seconds: float) -> d
     """One row of the table: {"state", "device", "pairs_per_second", "ucf101_hours"}, the last two None if unavailable.
 
     Args:
-        name, why: of `pipeline.flow.methods`.
-        lanes: how many can work side by side: cores ("cpu"), devices of "torch" and of "opencv".
-        seconds: for which it is timed.
+        name, why: a method, and whether it is available, as `pipeline.flow.methods` gives them.
+        lanes: how many computations can run in parallel: cores ("cpu"), devices of "torch" and of "opencv".
+        seconds: how long the method is timed.
     """
     nothing = {"state": why, "device": "", "pairs_per_second": None, "ucf101_hours": None}
     if why != "available":
@@ -92,9 +92,9 @@ def ucf101_hours(pairs_per_second: float, lanes: int) -> float:
 
 
 def pairs_per_second(method: str, *, device: str, seconds: float) -> float:
-    """Speed of a method on a moving texture of UCF-101's size; on the CPU with one thread, as workers compute.
+    """Pairs per second of a method on a moving texture of UCF-101's size; on a CPU with one thread, as in workers.
 
-    A small pair warms up, for which a method may compile; then frames are computed for `seconds`, at least once.
+    A first call warms up, since a method may compile; then flow is computed for `seconds`, at least once.
     """
     from pipeline.flow import estimate
     from pipeline.flow.device import one_thread
@@ -121,11 +121,11 @@ def _moving_texture(frames: int) -> Any:
     return np.stack([texture[:, 2 * (frames - t) :][:, :width] for t in range(frames)])
 
 
-# --- what it comes to
+# --- conclusions
 
 
 def _broken(found: dict[str, Any]) -> list[str]:
-    """What must be mended: packages that are there but cannot be imported, no decoder, no flow method."""
+    """What must be repaired: packages that are installed but cannot be imported, no decoder, no flow method."""
     broken = [
         f"{name} {package['problem']}"
         for name, package in found["packages"].items()
@@ -140,7 +140,7 @@ def _broken(found: dict[str, Any]) -> list[str]:
 
 
 def _advice(found: dict[str, Any]) -> str:
-    """One line: mend, install, or which flow method to take."""
+    """One line of advice: what to repair, what to install, or which flow method to use."""
     if found["broken"]:
         return f"mend the installation first: {found['broken'][0]}"
     missing = [

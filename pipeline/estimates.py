@@ -1,4 +1,4 @@
-"""What a run would take: time and disk space of each artifact, from what `measure` found on a few clips.
+"""Estimates for a run: time and disk space of each artifact, from what `measure` found on a few clips.
 
 Arithmetic alone: nothing is measured or read here. Every figure is for one machine that is otherwise idle.
 """
@@ -13,32 +13,32 @@ from typing import NamedTuple
 
 from pipeline.specs import ScoreSpec, StreamSpec
 
-# of a store beside its images: times and places of frames, places and ranges of fields, tables and names of each clip
+# bytes of a store besides its images: per frame its time and offset, per pair its offsets and ranges, per clip the rest
 FRAME_BYTES, PAIR_BYTES, CLIP_BYTES = 16, 16, 6 << 10
-TABLE_ROW_BYTES = 400  # of a clip in a catalog or in scores, besides its numbers
+TABLE_ROW_BYTES = 400  # of a clip in a catalog or a scores file, besides its numbers
 
 
 @dataclass(frozen=True)
 class Work:
-    """What it takes to make one artifact, or what is left of it. None: not known, and `note` says why."""
+    """The cost of one artifact, or of the part that is still to be made. None: not known, and `note` says why."""
 
     seconds: float | None = None
     disk_bytes: int | None = None
-    """That will be on the disk in the end, on top of what is there."""
+    """Disk space of the finished artifact, in addition to what is there now."""
     meanwhile_bytes: int = 0
-    """That are needed besides until the artifact is whole."""
+    """Further disk space that is needed until the artifact is finished."""
     note: str = ""
 
 
-MOMENTS = Work(0.0, 0)  # what is made of finished tables
+MOMENTS = Work(0.0, 0)  # for artifacts that are made of finished tables
 
 
 class Cached(NamedTuple):
-    """Clips as the frames stage has them, or will have them."""
+    """The clips of a frames store, made or still to be made."""
 
     clips: int
     frames: float
-    """In all clips."""
+    """Number of frames in all clips."""
     samples: tuple[tuple[bytes, ...], ...]
     """The first frames of a few clips, as JPEG."""
 
@@ -47,37 +47,37 @@ class Videos(NamedTuple):
     """The videos of a data set, of which a few were measured."""
 
     bytes: int
-    """Of all files."""
+    """Size of all files."""
     cached: Cached
     byte_seconds: float
-    """To read a byte of a file, on one thread."""
+    """Seconds to read a byte of a file, on one thread."""
     frame_seconds: float
-    """To decode, resize and encode a frame, on one thread."""
+    """Seconds to decode, resize and encode a frame, on one thread."""
     frame_bytes: float
-    """Of a frame as JPEG."""
+    """Mean size of a frame as JPEG."""
 
 
 class PairCost(NamedTuple):
-    """What a pair of consecutive frames takes, in every direction that is asked for."""
+    """The cost of a pair of consecutive frames, in all directions that are computed."""
 
     flow_seconds: float
-    """To compute its motion; on a CPU, with one thread."""
+    """Seconds to compute its flow; on a CPU, with one thread."""
     code_seconds: float
-    """To decode a frame, and to quantise and encode the fields, with one thread."""
+    """Seconds to decode a frame, and to quantise and encode the fields, with one thread."""
     bytes: float
-    """Of its planes as JPEG."""
+    """Size of its planes as JPEG."""
 
 
 class StepCost(NamedTuple):
-    """What a network takes: a training step of n clips lasts step_seconds + n * clip_seconds."""
+    """The cost of a network: a training step of n clips takes step_seconds + n * clip_seconds."""
 
     step_seconds: float
     clip_seconds: float
     view_seconds: float
-    """Of a forward pass, for each view."""
+    """Seconds of a forward pass per view."""
     weights_bytes: int
     resume_bytes: int
-    """Of `resume.pt`: weights, the state of the optimizer, and the best weights so far."""
+    """Size of `resume.pt`: weights, the state of the optimizer, and the best weights so far."""
     features: int
 
 
@@ -85,12 +85,12 @@ class StepCost(NamedTuple):
 
 
 def middles_of_equal_shares(sizes: Sequence[float], count: int) -> list[int]:
-    """Places of a few items whose sizes stand for all: ordered by size, those in the middle of equal shares of the sum.
+    """Indices of a few items that represent all: in order of size, those in the middle of equal shares of the sum.
 
-    So an item is chosen with a chance in proportion to its size, and the mean of cost / size, times the sum of sizes,
-    is an unbiased guess of the whole cost (Hansen and Hurwitz 1943).
+    So an item is chosen with a probability proportional to its size, and the mean of cost / size, times the sum of
+    sizes, is an unbiased estimate of the total cost (Hansen and Hurwitz 1943).
 
-    Example: of sizes 1, 1, 2, 8, 12 and two items, shares end at 12 and 24, their middles 6 and 18 lie in 8 and 12.
+    Example: for sizes 1, 1, 2, 8, 12 and two items, shares end at 12 and 24; their middles 6 and 18 lie in 8 and 12.
     """
     order = sorted(range(len(sizes)), key=lambda i: (sizes[i], i))
     ends, found = list(accumulate(sizes[i] for i in order)), []
@@ -101,7 +101,7 @@ def middles_of_equal_shares(sizes: Sequence[float], count: int) -> list[int]:
 
 
 def extrapolated(values: Sequence[float], sizes: Sequence[float], total: float) -> float:
-    """What all items of this total size come to, by the mean of value / size of those of `spread`.
+    """The total value of all items, from the mean of value / size of those chosen by `middles_of_equal_shares`.
 
     Raises:
         ValueError: nothing was measured.
@@ -116,17 +116,17 @@ def extrapolated(values: Sequence[float], sizes: Sequence[float], total: float) 
 
 
 def catalog_work(videos: Videos, *, new_bytes: int, threads: int) -> Work:
-    """Every new or changed video is read once."""
+    """The cost of a catalog: every new or changed video is read once."""
     return Work(new_bytes * videos.byte_seconds / threads, videos.cached.clips * TABLE_ROW_BYTES)
 
 
 def frames_work(videos: Videos, *, share: float, clips: int, workers: int) -> Work:
-    """Decode, resize and encode.
+    """The cost of frames: decode, resize and encode.
 
     Args:
-        videos: all of them.
-        share: of their bytes that is still to be decoded, 0 to 1.
-        clips: that these are.
+        videos: all videos.
+        share: share of their bytes that is still to be decoded, 0 to 1.
+        clips: number of clips that are still to be decoded.
         workers: processes that share the work.
     """
     frames = videos.cached.frames * share
@@ -137,15 +137,15 @@ def frames_work(videos: Videos, *, share: float, clips: int, workers: int) -> Wo
 def flow_work(
     cost: PairCost, cached: Cached, *, share: float, clips: int, workers: int, threads: int, on_gpu: bool
 ) -> Work:
-    """Compute motion. A GPU does so while the cores of its worker decode and encode; on a CPU one follows the other.
+    """The cost of flow. A GPU computes while the cores of its worker decode and encode; on a CPU one follows the other.
 
     Args:
-        cost, cached: of a pair, and all the clips.
-        share: of the clips, 0 to 1, that have no flow yet.
-        clips: that these are.
+        cost, cached: the cost of a pair, and all clips.
+        share: share of the clips, by bytes of video, that have no flow yet, 0 to 1.
+        clips: number of clips that have no flow yet.
         workers: processes or GPUs that share the work.
-        threads: of a worker, that decode and encode beside its GPU.
-        on_gpu: whether the motion is computed there.
+        threads: threads of a worker that decode and encode while its GPU computes.
+        on_gpu: whether flow is computed on a GPU.
     """
     pairs = max(0.0, cached.frames - cached.clips) * share
     code = cost.code_seconds / threads
@@ -154,13 +154,13 @@ def flow_work(
 
 
 def training_work(cost: StepCost, spec: StreamSpec, *, steps: int, validation_views: int, sharing: int = 1) -> Work:
-    """Steps and validations; without the loading of data, which may take longer than either.
+    """The cost of a training: steps and validations, without loading data, which may take longer than either.
 
     Args:
-        cost: of the network.
-        spec: batch, and how often it is validated.
-        steps: that are left.
-        validation_views: in one validation.
+        cost: the cost of its network.
+        spec: the stream, with its batch size and validation interval.
+        steps: steps that are left.
+        validation_views: views in one validation.
         sharing: GPUs among which each step is divided.
     """
     step = cost.step_seconds + cost.clip_seconds * spec.items_per_step / sharing
@@ -171,7 +171,7 @@ def training_work(cost: StepCost, spec: StreamSpec, *, steps: int, validation_vi
 
 
 def scoring_work(cost: StepCost, spec: ScoreSpec, *, clips: int, classes: int) -> Work:
-    """A forward pass for each frame and crop of each clip; without the loading of data."""
+    """The cost of scores: a forward pass for each frame and crop of each clip, without loading data."""
     views = clips * spec.frames * spec.crops
     rows = clips + (views if spec.per_view else 0)
     disk = rows * 4 * (classes + cost.features) + clips * TABLE_ROW_BYTES
@@ -179,26 +179,26 @@ def scoring_work(cost: StepCost, spec: ScoreSpec, *, clips: int, classes: int) -
 
 
 def noted(work: Work, note: str) -> Work:
-    """The same, with a note more."""
+    """The same work with one more note."""
     return dataclasses.replace(work, note=", ".join(filter(None, (work.note, note))))
 
 
-# --- all of it --------------------------------------------------------------------------------------------------------
+# --- the sum ---------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Total:
-    """Of a whole run, one artifact after the other."""
+    """The cost of a whole run, one artifact after the other."""
 
     seconds: float
     disk_bytes: int
     most_bytes: int
-    """At any moment: what has been made so far, and what the artifact under way needs besides."""
+    """Most disk space at any moment: what has been made so far, and what the artifact under way needs besides."""
     unknown: int
-    """Artifacts of which time or space is not known; they are in none of the sums."""
+    """Number of artifacts whose time or disk space is not known; what is not known counts as 0 in the sums."""
 
     def as_dict(self) -> dict[str, float]:
-        """Plain values."""
+        """The fields as plain values."""
         return dataclasses.asdict(self)
 
 

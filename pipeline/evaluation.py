@@ -1,4 +1,4 @@
-"""A network over the test views of clips: the mean of the softmax, and of the features, over each clip's views."""
+"""Evaluate a network on the test views of clips: mean softmax and mean features over the views of each clip."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ _BATCH = {"cpu": 64, "cuda": 256}  # views in a forward pass
 
 
 class Evaluation(NamedTuple):
-    """What a network says of N clips; rows of clips that failed in the store are NaN."""
+    """A network's outputs for N clips; the rows of clips that failed in the store are NaN."""
 
     probabilities: np.ndarray
-    """(N, K) float32."""
+    """(N, K) float32, mean softmax."""
     features: np.ndarray
     """(N, D) float32, penultimate."""
     failed: dict[str, str]
-    """Clip id -> why it failed there."""
+    """Clip id -> why it failed in the store."""
 
 
 def evaluate(
@@ -45,19 +45,20 @@ def evaluate(
     Args:
         network: on `device`.
         test_set: the clips and their views.
-        device: where it runs.
-        batch: views in one forward pass, rounded down to whole pictures, at least one; 0 chooses by device.
+        device: where the network runs.
+        batch: views in one forward pass, rounded down to whole pictures (all crops of a frame or a stack), at least one
+            picture; 0 chooses by device.
         workers: loading processes; -1 chooses by device.
-        progress: counts pictures.
-        keep: takes what each picture's views gave, clip by clip: place of the clip, number of its first view,
-            probabilities (crops, K) and features (crops, D) float32. Those of clips that failed are not among them.
+        progress: advanced by the number of pictures done.
+        keep: called for each picture with the index of its clip, the number of its first view within the clip,
+            probabilities (crops, K) and features (crops, D) float32; not called for clips that failed.
 
     Returns:
         Means over the views of each clip, summed in float64.
 
     Raises:
-        ValueError: a clip that has not failed in the store cannot be read. A damaged store, or a disk that fails, is no
-            clip's fault: the clip would be wrong for good, in scores that nothing makes again.
+        ValueError: a clip that has not failed in the store cannot be read. The store is damaged or the disk fails; the
+            clip must not count as wrong for that, in scores that no later run would make again.
     """
     network.eval()
     batch = max(1, (batch or _BATCH.get(device.type, 64)) // test_set.views.crops)

@@ -1,4 +1,4 @@
-"""Validation clips cut into folds by group, so that what a fusion chooses is judged on clips of other groups.
+"""Validation clips cut into folds by group, so that a fusion's choices are judged on clips of other groups.
 
 Streams did not train on validation clips, so their scores there are those of unseen clips. A fusion that is fitted on
 all of them and judged on the same would look better than it is; judged on a fold that shares no group with the clips
@@ -18,16 +18,16 @@ from pipeline.scores import Scores
 
 @dataclass(frozen=True, eq=False)
 class Folds:
-    """A cut of N clips: `for fitted, held in folds` gives the rows of each turn."""
+    """N clips cut into folds; `for fitted, held in folds` gives the rows of each turn."""
 
     of_row: np.ndarray
     """(N,) int64, the fold of each clip; all 0 if there is nothing to cut."""
     unit: str
     """What is never split: "groups", "clips" (no group is kept together), or "none" (no cut is possible)."""
     units: int
-    """How many of them there are."""
+    """How many units there are."""
     note: str
-    """In plain words, why not by group; empty if by group."""
+    """Why the cut is not by group, in plain words; empty if it is."""
 
     def __len__(self) -> int:
         return int(self.of_row.max(initial=-1)) + 1 if self.unit != "none" else 0
@@ -38,7 +38,7 @@ class Folds:
             yield np.flatnonzero(self.of_row != fold), np.flatnonzero(self.of_row == fold)
 
     def as_dict(self) -> dict[str, Any]:
-        """What is recorded of it, as plain JSON values."""
+        """What is recorded of the cut, as plain JSON values."""
         return {"folds": len(self), "unit": self.unit, "units": self.units, "note": self.note}
 
 
@@ -64,14 +64,14 @@ def cut_folds(table: Scores, count: int, *, by_class: bool = True) -> Folds:
 
     Whole groups are dealt out, the largest first, each to the fold with the fewest clips of its classes, then with the
     fewest clips: folds are equally large, and their classes equally frequent, as far as whole groups allow. With fewer
-    groups than folds every group is a fold. Where groups cannot serve, clips are dealt out one by one in the same way,
-    and where those cannot serve either there is no cut.
+    groups than folds every group is a fold. If a cut by group is not usable (see `by_class`), clips are dealt out one
+    by one in the same way; if that is not usable either, there is no cut.
 
     Args:
-        table: the clips; their probabilities are not looked at.
+        table: the clips; their probabilities are not used.
         count: folds wanted, at least 2.
-        by_class: what is judged must learn each class from the other folds. Then a cut serves if the class of at least
-            half of the clips is found outside their own fold; otherwise it serves if there are two folds.
+        by_class: whether the method that is judged learns each class from the other folds. Then a cut is usable if at
+            least half of the clips find their class outside their own fold; otherwise two folds are enough.
 
     Raises:
         ValueError: count is below 2, or the table has no clip.
@@ -108,7 +108,7 @@ def _deal(names: Sequence[str], labels: np.ndarray, count: int) -> np.ndarray:
 
 
 def _why_not(fold: np.ndarray, labels: np.ndarray, units: int, unit: str, by_class: bool) -> str:
-    """Why a cut does not serve, or ""."""
+    """Why a cut is not usable, or ""."""
     if units < 2:
         return f"there is only one of the {unit}"
     present = np.zeros((fold.max() + 1, labels.max() + 1), bool)

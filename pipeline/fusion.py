@@ -1,4 +1,4 @@
-"""Two score tables become one: the mean, a weighted mean, or a linear SVM.
+"""Fuse two score tables into one by the mean, a weighted mean, or a linear SVM.
 
 Whatever is chosen here (the weight, the SVM and its C) is chosen on validation clips, which the streams did not train
 on, and judged by folds of groups. Tables are joined by clip id first. A clip that failed in either stream has no fused
@@ -26,7 +26,7 @@ FORMAT, FORMAT_VERSION = "two-stream-fusion", 1
 
 @dataclass(frozen=True)
 class Weighted:
-    """(1 - weight) a + weight b; `Weighted(0.5)` is the average."""
+    """The fusion (1 - weight) a + weight b; `Weighted(0.5)` is the average."""
 
     weight: float
 
@@ -66,26 +66,26 @@ def weighted(a: Scores, b: Scores, weight: float) -> Scores:
 
 
 def choose_weight(val_a: Scores, val_b: Scores, step: float = 0.05, *, folds: int = 5) -> tuple[float, dict[str, Any]]:
-    """The weight of b that serves best on validation clips.
+    """The weight of b that is best on validation clips.
 
-    The most right clips win (a failed clip is wrong at every weight). On few clips many weights are equal: then the
-    plain average is left no farther than must be, and of two weights equally far from 0.5 the one with the lower mean
-    negative log likelihood of the true class wins, then the smaller. (The likelihood is not asked first: where one
-    stream is sure of itself it prefers the edge of the range of equal weights, where unseen clips go wrong.)
+    The weight with the most correct clips wins (a failed clip is wrong at every weight). With few clips many weights
+    tie: then the one nearest to 0.5, the plain average, wins; of two equally near, the one with the lower mean negative
+    log likelihood of the true class, then the smaller. (The likelihood does not decide first: if one stream is very
+    confident, it prefers the edge of the range of tied weights, where unseen clips go wrong.)
 
-    Nothing is fitted for a given weight, so the right clips of a weight summed over held-out folds are those of all
-    validation clips, however they are cut. The folds tell what the choice is worth: in each, the weight that the other
-    folds choose is judged.
+    Nothing is fitted for a given weight, so its correct clips summed over held-out folds are those of all validation
+    clips, however these are cut. The folds show what the choice is worth: each judges the weight that the other folds
+    choose.
 
     Args:
         val_a, val_b: tables of the validation clips.
-        step: distance of the weights tried, in (0, 1]: step 0.3 tries 0, 0.3, 0.6, 0.9 and 1.
-        folds: folds wanted, as `folds.cut` makes them.
+        step: spacing of the weights tried, in (0, 1]: step 0.3 tries 0, 0.3, 0.6, 0.9 and 1.
+        folds: number of folds wanted, as for `cut_folds`.
 
     Returns:
-        The weight, and why, as plain JSON values: the weights tried, the right clips and the negative log likelihood of
-        each; the cut, the weight chosen without each fold, and "out_of_fold_top1", the accuracy of those on their folds
-        (None without a cut).
+        The weight, and the reasons as plain JSON values: the weights tried, with the number of correct clips and the
+        mean negative log likelihood of each; the cut, the weight chosen without each fold, and "out_of_fold_top1", the
+        accuracy of these weights on the folds left out (None without a cut).
 
     Raises:
         ValueError: if step is out of range, or there is no validation clip that both streams scored.
@@ -120,7 +120,7 @@ def fuse(val: Mapping[str, Scores], test: Mapping[str, Scores], spec: FusionSpec
     Returns:
         "average", "weighted", "svm" -> fused test table; and the parameters of each as plain JSON values, from which
         `from_parameters` makes the fusions again. Each has its accuracy on the validation clips: "val_top1", or
-        "fitted_top1" of the SVM, which was fitted on them. Without validation clips there is the average alone.
+        "fitted_top1" for the SVM, which was fitted on them. Without validation clips there is only the average.
 
     Raises:
         ValueError: if a clip is in both parts, or tables do not join, or no validation clip is scored.
@@ -148,7 +148,7 @@ def fuse(val: Mapping[str, Scores], test: Mapping[str, Scores], spec: FusionSpec
 
 
 def from_parameters(parameters: Mapping[str, Any]) -> dict[str, Weighted | LinearSVM]:
-    """The fusions that `fuse` chose: name -> what fuses any two tables by `.apply(spatial, temporal)`.
+    """The fusions that `fuse` chose: name -> object whose `.apply(spatial, temporal)` fuses any two tables.
 
     Raises:
         ValueError: parameters are missing or are not those of a fusion.
@@ -193,21 +193,21 @@ def _mix(a: Scores, b: Scores, weight: float) -> np.ndarray:
 
 
 def _trial(a: Scores, b: Scores, weight: float) -> tuple[np.ndarray, np.ndarray]:
-    """Of each clip, whether it is right, and the negative log likelihood of its true class."""
+    """For each clip, whether it is correct, and the negative log likelihood of its true class: two (N,) arrays."""
     probabilities = _mix(a, b, weight)
     of_truth = probabilities[np.arange(len(a)), a.labels]
     return probabilities.argmax(axis=1) == a.labels, -np.log(np.maximum(of_truth, 1e-12))
 
 
 def _best(right: np.ndarray, nll: np.ndarray, grid: list[float]) -> int:
-    """Place in the grid of the best weight on these clips; right and nll are (weights, clips)."""
+    """Index in the grid of the best weight on these clips; right and nll are (weights, clips)."""
     sums, means = right.sum(axis=1), nll.mean(axis=1)
-    ranks = [(-sums[i], round(abs(w - 0.5), 9), round(means[i], 9), w) for i, w in enumerate(grid)]  # equals are equal
+    ranks = [(-sums[i], round(abs(w - 0.5), 9), round(means[i], 9), w) for i, w in enumerate(grid)]  # ties stay ties
     return ranks.index(min(ranks))
 
 
 def _without_each_fold(right: np.ndarray, nll: np.ndarray, grid: list[float], folds: Folds) -> tuple[list[float], int]:
-    """The weight that is chosen without each fold, and the right clips of those on their folds together."""
+    """The weight chosen without each fold, and the total number of clips that these get right on their folds."""
     best = [_best(right[:, fitted], nll[:, fitted], grid) for fitted, _ in folds]
     hits = sum(int(right[place, held].sum()) for place, (_, held) in zip(best, folds, strict=True))
     return [grid[place] for place in best], hits

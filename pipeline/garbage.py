@@ -1,7 +1,7 @@
-"""What may go to make room: artifacts of settings that were given up, remains of killed runs, what a user names.
+"""What may be removed to free disk space: artifacts of abandoned settings, remains of killed runs, what a user names.
 
-Every artifact names those that it was made from, in `made_from.json`. Kept is the newest artifact of each name, every
-result, what is still being made, and all that these were made from.
+Every artifact lists in `made_from.json` the artifacts that it was made from. Kept are the newest artifact of each name,
+every result, everything unfinished, and all that these were made from.
 """
 
 from __future__ import annotations
@@ -18,25 +18,27 @@ _RESULTS = ("report", "score_videos", "all_splits", "tables")
 
 
 class Waste(NamedTuple):
-    """An artifact or a file that may go."""
+    """An artifact or a file that may be removed."""
 
     path: Path
     artifact: Path
-    """The artifact's folder: the path itself, or where it lies."""
+    """The artifact's folder: `path` itself, or the folder in which the file lies."""
     bytes: int
     reason: str
 
 
 def find(artifacts: Path, *, old: bool = False, unfinished: bool = False) -> list[Waste]:
-    """Everything below `artifacts` that may go, in the order of `status`. Nothing is removed.
+    """Everything below `artifacts` that may be removed, in the order of `status`; nothing is removed here.
 
-    An artifact may go if there is a newer one of the same dataset, stage and label, and nothing that is kept was made
-    from it.
+    An artifact may be removed if there is a newer one of the same dataset, stage and label, and nothing that is kept
+    was made from it.
 
     Args:
-        artifacts: folder of everything that is made.
-        old: also results (reports, tables, predictions) of which there is a newer one, and what only they need.
-        unfinished: also what was begun and not ended: a training that would go on, the shards of a store.
+        artifacts: folder of all artifacts.
+        old: whether to include results (reports, tables, predictions) that have a newer version, and what only they
+            need.
+        unfinished: whether to include unfinished artifacts: a training that could be resumed, a store's finished
+            shards.
 
     Raises:
         ValueError: an artifact that is kept does not say what it was made from.
@@ -60,7 +62,7 @@ def find(artifacts: Path, *, old: bool = False, unfinished: bool = False) -> lis
 
 
 def remove(waste: Iterable[Waste]) -> Iterator[tuple[Waste, bool]]:
-    """Remove what `find` gave; yields each with whether it is gone: what another run is writing stays."""
+    """Remove what `find` gave; yield each with whether it was removed: what another run is writing stays."""
     for item in waste:
         with files.try_exclusive_lock(item.artifact) as free:
             if free and item.path == item.artifact:
@@ -75,7 +77,7 @@ def _name(artifacts: Path, path: Path | str) -> str:
 
 
 def _newest(artifacts: Path, rows: dict[str, dict[str, Any]]) -> set[str]:
-    """Of each dataset, stage and label the artifact that was ended last."""
+    """Names of the artifacts that were finished last, one for each dataset, stage and label."""
     newest: dict[tuple[str, ...], tuple[int, str]] = {}
     for name, row in rows.items():
         key = (row["dataset"], row["stage"], row["label"])
@@ -94,7 +96,7 @@ def _reachable(artifacts: Path, rows: dict[str, dict[str, Any]], roots: Iterable
             continue
         kept.add(name)
         record = artifacts / name / files.MADE_FROM
-        if rows[name]["state"] == "unfinished" and not record.exists():  # written before anything is read
+        if rows[name]["state"] == "unfinished" and not record.exists():  # it has read nothing: the record comes first
             continue
         try:
             waiting += files.read_made_from(record.parent)
@@ -110,14 +112,14 @@ def invalidate(artifacts: Path, stage: str, *, dataset="", all_datasets=False, d
     """Remove every artifact of a stage, so that the next run makes it again. Returns the folders removed.
 
     Args:
-        artifacts: folder of everything that is made.
-        stage: which, by the name of its folder.
-        dataset: of this one alone; "" will do where only one has artifacts of the stage.
-        all_datasets: of all.
-        digest: that one alone whose digest, as `status` shows it, begins so; "" for every one.
+        artifacts: folder of all artifacts.
+        stage: name of the stage's folder.
+        dataset: only artifacts of this dataset; "" is allowed if only one dataset has artifacts of the stage.
+        all_datasets: artifacts of all datasets.
+        digest: only the artifact whose digest, as `status` shows it, begins with this; "" for all.
 
     Raises:
-        ValueError: there is no such stage, dataset or digest, or several are meant.
+        ValueError: there is no such stage, dataset or digest, or it is ambiguous.
     """
     if stage not in LAST_FILES:
         raise ValueError(unknown_name(f"stage {stage!r}", stage, LAST_FILES))

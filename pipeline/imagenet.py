@@ -1,4 +1,4 @@
-"""torchvision's ImageNet weights: whether a network has any, whether they are here, and how they are got."""
+"""torchvision's ImageNet weights: whether a network has any, whether they are on this machine, and their download."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from pipeline.specs import StreamSpec
 
 
 def refuse(spec: StreamSpec) -> None:
-    """Refuse to start a network from ImageNet's weights that nobody has published.
+    """Refuse ImageNet weights for a network for which nobody has published any.
 
     Raises:
-        ValueError: the network is one of ours.
+        ValueError: the network is one of `backbones.OWN`.
     """
     if spec.network in OWN:
         raise ValueError(
@@ -27,10 +27,10 @@ def refuse(spec: StreamSpec) -> None:
 
 
 def to_download(spec: StreamSpec) -> str:
-    """Name of the file of weights that the stream starts from, if that is ImageNet's and not here yet; else "".
+    """Name of the ImageNet weights file that the stream starts from, if it is not on this machine yet; else "".
 
     Raises:
-        ValueError: nobody has published any.
+        ValueError: as `refuse`.
     """
     if not _wanted(spec):
         return ""
@@ -40,7 +40,7 @@ def to_download(spec: StreamSpec) -> str:
 
 
 def fetch(spec: StreamSpec) -> None:
-    """Get the weights that the stream starts from, if those are ImageNet's, and see that they can be read.
+    """Download the ImageNet weights, if the stream starts from them, and check that they can be read.
 
     Raises:
         ValueError, FileNotFoundError: as `read`.
@@ -52,11 +52,11 @@ def fetch(spec: StreamSpec) -> None:
 
 
 def read(spec: StreamSpec) -> dict[str, torch.Tensor]:
-    """The weights by name, downloaded into torch hub's folder if they are not here.
+    """The ImageNet weights, name -> tensor; downloaded into torch hub's folder if they are not there.
 
     Raises:
-        ValueError: nobody has published any.
-        FileNotFoundError: they cannot be downloaded, or are damaged; says what to put where.
+        ValueError: as `refuse`.
+        FileNotFoundError: they cannot be downloaded, or are damaged; the message says which file to put where.
     """
     refuse(spec)
     try:
@@ -69,7 +69,7 @@ def read(spec: StreamSpec) -> dict[str, torch.Tensor]:
 
 
 def _wanted(spec: StreamSpec) -> bool:
-    return spec.start == "imagenet" and spec.with_how != "start"  # which takes those of another training
+    return spec.start == "imagenet" and spec.with_how != "start"  # "start" takes the weights of another training
 
 
 def _weights(spec: StreamSpec) -> torchvision.models.WeightsEnum:

@@ -1,4 +1,4 @@
-"""A trained stream over its test views: a table of scores and features, a row a clip (paper, section 5)."""
+"""Score clips with a trained stream: a table of scores and features, one row per clip (paper, section 5)."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _SHOWN = 5  # failed clips in a message, at most
 
 
 def score_to(path: Path | str, attrs: dict[str, Any], *, catalog: Catalog, part: str, spec: ScoreSpec, **of) -> Scores:
-    """`score`, written to a scores file: with `spec.per_view` every view as well, never more than one batch in memory.
+    """Run `score` and write a scores file; with `spec.per_view` also every view, with at most one batch in memory.
 
     Args:
-        path: the file, which is there only when it is whole.
+        path: the file; it exists only once it is complete.
         attrs: attributes of the file.
         catalog, part, spec, of: the arguments of `score`.
     """
@@ -55,19 +55,19 @@ def score(
         store_path: index of the frames store (spatial stream) or the flow store (temporal stream).
         catalog: the clips, with the classes that the stream was trained on, or unlabelled.
         part: "val" or "test" (or "train").
-        spec: frames and crops whose softmax is averaged.
+        spec: number of frames and crops over which the softmax is averaged.
         device: "auto", "cpu", "cuda" ...
-        views: takes the probabilities and features of every view, clip by clip; None keeps their means only.
-        data_digest: of the settings that the store was made by; "" if nobody knows.
+        views: receives the probabilities and features of every view, clip by clip; None keeps only their means.
+        data_digest: digest of the settings that made the store; "" if unknown.
 
     Returns:
-        Probabilities and penultimate features, means over frames x crops; a clip that failed in the store has a
-        row of NaN, which is said. A part without clips gives an empty table.
+        Probabilities and penultimate features, means over frames x crops; a clip that failed in the store has a row of
+        NaN and is reported. A part without clips gives an empty table.
 
     Raises:
-        ValueError: a checkpoint of another format, of other classes, or trained on a store made by other settings; a
+        ValueError: a checkpoint of another format, of other classes, or trained on a store made by other settings; or a
             clip that has not failed in the store cannot be read.
-        RuntimeError: every clip of the part has failed there, and they are labelled.
+        RuntimeError: every clip of a labelled part has failed in the store.
     """
     target, trained = resolve_device(device), load_checkpoint(checkpoint, classes=catalog.classes or None)
     _refuse_other_data(checkpoint, trained.record.get("data_digest"), data_digest)

@@ -1,4 +1,4 @@
-"""Looking inside what was made: any HDF5 file, one clip; the state of all artifacts; damage."""
+"""Inspect artifacts: the content of a file, one clip in detail, the state of all artifacts, damage."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ LAST_FILES = {
     "all_splits": "summary.json",
     "tables": "table.json",
 }
-_WEIGHTS = {"train_stream": ("checkpoint.pt",)}  # needed as well
+_WEIGHTS = {"train_stream": ("checkpoint.pt",)}  # files that a complete artifact needs as well
 
 # files of ours without checksums, by suffix
 _OTHER_FILES = {
@@ -72,7 +72,7 @@ def describe(path: Path, *, clip: str = "") -> dict[str, Any]:
 
 
 def file_of(path: Path) -> Path:
-    """The file that is looked at: of an artifact's folder its index, or whatever else stands for it."""
+    """The file to inspect: for an artifact's folder, the file that its stage writes last; else the path itself."""
     if not path.is_dir():
         return path
     found = [path / name for name in dict.fromkeys(LAST_FILES.values())]
@@ -132,7 +132,7 @@ def _store(path: Path, kind: str, clip: str) -> tuple[dict, list, dict | None]:
 
 
 def _motion(opened: store.Store) -> dict[str, Any]:
-    """How far things move; a store that is damaged somewhere is shown all the same."""
+    """How far things move, or why that could not be measured: a damaged store is shown all the same."""
     try:
         found = motion.sample(opened)
     except (OSError, ValueError) as error:
@@ -141,7 +141,7 @@ def _motion(opened: store.Store) -> dict[str, Any]:
 
 
 def _clip(clip: store.StoredClip) -> dict[str, Any]:
-    """One clip in detail: its attributes, its size, and what its values look like."""
+    """One clip in detail: its attributes, length, bytes, and its time range (frames) or its motion (flow)."""
     about = {"id": clip.id, **clip.attrs, "length": len(clip), "jpeg_bytes": clip.nbytes}
     if clip.kind == "frames":
         return about | {"first_seconds": float(clip.seconds[0]), "last_seconds": float(clip.seconds[-1])}
@@ -149,7 +149,7 @@ def _clip(clip: store.StoredClip) -> dict[str, Any]:
 
 
 def _refuse_other_files(path: Path) -> None:
-    """A file that is no HDF5 is not damaged for that."""
+    """Refuse our files that are not HDF5, which must not be reported as damaged."""
     if path.is_file() and path.suffix in _OTHER_FILES:
         raise ValueError(
             f"{path} is no HDF5 file but {_OTHER_FILES[path.suffix]}; this kind has no checksums, so that nothing "
@@ -158,13 +158,13 @@ def _refuse_other_files(path: Path) -> None:
 
 
 def _kind(path: Path) -> str:
-    """Of an HDF5 file: frames, flow, catalog or scores."""
+    """The kind of an HDF5 file: frames, flow, catalog or scores."""
     _refuse_other_files(path)
     return store.read_attrs(path)["format"].removeprefix("two-stream-")
 
 
 def has_checksums(path: Path) -> bool:
-    """Whether a file, or an artifact's folder, is a store: other files can be read or not, and that is all.
+    """Whether a file, or an artifact's folder, is a store; other kinds have no checksums, and can only be read.
 
     Raises:
         FileNotFoundError, ValueError: no such file, not HDF5, or damaged.
@@ -175,7 +175,7 @@ def has_checksums(path: Path) -> bool:
 def verify(path: Path) -> list[str]:
     """Check every clip of a store: all bytes against their CRC-32, and that every image decodes. Returns the faults.
 
-    A catalog or scores are only read. The rest is as for `has_checksums`.
+    A catalog or scores file is only read. Raises as `has_checksums`.
     """
     path = file_of(path)
     if not has_checksums(path):
@@ -185,7 +185,7 @@ def verify(path: Path) -> list[str]:
 
 
 def _damage(opened: store.Store) -> dict[str, str]:
-    """Id -> what is wrong, of the clips that are damaged, and of all whose shard cannot be read."""
+    """Clip id -> fault, for the clips that are damaged and for all whose shard cannot be read."""
     shards = {path.stem: _what_raises(store.read_records, path, opened.kind) for path in opened.shard_paths()}
     faults = {video_id: shards[row["shard"]] for video_id, row in opened.rows.items()}
     for video_id in opened:
@@ -195,7 +195,7 @@ def _damage(opened: store.Store) -> dict[str, str]:
 
 
 def _what_raises(function: Callable[..., Any], *given: Any) -> str:
-    """What damaged bytes raise, which may be anything; "" if all is well."""
+    """The message of what the function raises, which damaged bytes may make anything; "" if it succeeds."""
     try:
         function(*given)
     except (PermissionError, BlockingIOError):  # which is no damage
@@ -215,7 +215,7 @@ def _check(opened: store.Store, video_id: str) -> None:
 
 
 def store_folder(path: Path) -> Path:
-    """The folder of a store that is named by itself, its index, or one of its shards.
+    """The folder of a store, given the folder itself, its index, or one of its shards.
 
     Raises:
         FileNotFoundError: no such file, or a folder without an artifact.
@@ -229,22 +229,23 @@ def _shards_in(folder: Path) -> Iterator[Path]:
 
 
 class Repaired(NamedTuple):
-    """What `repair` removed, and what of it was damaged."""
+    """What `repair` removed, and which clips were damaged."""
 
     kind: str
     """frames or flow."""
     shards: list[str]
-    """Names of the shards that are wanted again, sorted."""
+    """Names of the removed shards, sorted."""
     damaged: list[str]
     """Ids of the clips that were damaged."""
 
 
 def repair(path: Path, *, failed: bool = False) -> Repaired:
-    """Make room for making damaged shards again: remove them, and the index, so that the next run of the stage does it.
+    """Remove damaged shards, and the index, so that the next run of the stage makes them again.
 
     Args:
         path: the store, finished or not, or one of its shards.
-        failed: also remove the shards of clips that failed (a file that was locked, a time limit that was too short).
+        failed: whether to remove also the shards of clips that failed (a file that was locked, a time limit that was
+            too short).
 
     Raises:
         ValueError: not a store.
@@ -262,14 +263,14 @@ def repair(path: Path, *, failed: bool = False) -> Repaired:
     damaged = list(_damage(opened))
     shards = sorted({opened.rows[video_id]["shard"] for video_id in damaged + list(opened.failed if failed else ())})
     if shards:
-        path.unlink()  # before the shards: without it the stage is made again, whatever happens here
+        path.unlink()  # before the shards: without the index the stage is made again, whatever happens here
     for name in shards:
         (path.parent / "shards" / f"{name}.h5").unlink(missing_ok=True)
     return Repaired(opened.kind, shards, damaged)
 
 
 def _repair_unfinished(folder: Path, *, failed: bool) -> Repaired:
-    """As `repair`, of a store that has no index yet: so many clips failed, perhaps, that its stage did."""
+    """`repair` of a store that has no index yet, perhaps because its stage failed when too many clips did."""
     kind, shards, damaged = "", [], []
     for path in sorted(_shards_in(folder)):
         if _what_raises(_kind, path) or _what_raises(store.read_records, path, kind := _kind(path)):
@@ -286,7 +287,7 @@ def _repair_unfinished(folder: Path, *, failed: bool) -> Repaired:
 
 
 def status(artifacts: Path) -> list[dict[str, Any]]:
-    """One row an artifact below `artifacts`: dataset, stage, label, digest, whether it is whole, its size in bytes."""
+    """One row per artifact below `artifacts`: dataset, stage, label, digest, whether it is done, bytes, path."""
     rows = []
     for folder in sorted(artifacts.glob("*/*/*-*")):
         stage = folder.parent.name

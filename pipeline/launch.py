@@ -1,7 +1,7 @@
-"""Starting the processes of a training, and seeing to it that they end together.
+"""Start the processes of a training, and make sure that they end together.
 
-On one machine they meet through a file and talk over loopback. Several machines meet with torchrun at the address that
-`rendezvous` gives. When one process dies the others are ended, and what it said becomes the error.
+On one machine they meet through a file and communicate over loopback. On several machines they meet by torchrun at the
+address in `rendezvous`. When one process dies, the others are terminated, and its message becomes the error.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from pipeline.together import OtherDataset
 _ROOT = Path(__file__).parents[1]
 _POLL_SECONDS, _GRACE_SECONDS = 0.1, 10
 _LOOPBACK = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
-_SHOWN_CHARACTERS = 2000  # of what a process wrote before it died
+_SHOWN_CHARACTERS = 2000  # shown of the end of a dead process's output
 
 
 class TrainingFailed(StageFailed):
@@ -53,11 +53,11 @@ class Job(NamedTuple):
 
     @property
     def job_folder(self) -> Path:
-        """Folder of what processes tell each other; it exists while they run."""
+        """Folder of the files that the processes exchange; it exists while they run."""
         return self.folder / "job"
 
     def write(self) -> None:
-        """Put the job where its processes find it."""
+        """Write the job into `job_folder`, where its processes read it."""
         store.write_catalog(self.job_folder / "catalog.h5", self.catalog)
         plain = {"spec": self.spec.as_dict(), "store_path": str(self.store_path.absolute())}
         plain |= {"folder": str(self.folder.absolute()), "inputs": self.inputs_key, "device": self.device}
@@ -71,7 +71,7 @@ class Job(NamedTuple):
 
     @classmethod
     def read(cls, job_folder: Path) -> Job:
-        """The job in a folder.
+        """The job that `write` put into a folder.
 
         Raises:
             FileNotFoundError: there is none.
@@ -103,7 +103,7 @@ def launch(job: Job, count: int) -> None:
     """Train with `count` processes on this machine and as many on each of the others; returns when it is done.
 
     Raises:
-        TrainingFailed: one of them failed; says which, and why.
+        TrainingFailed: one of them failed; the message says which, and why.
     """
     shutil.rmtree(job.job_folder, ignore_errors=True)
     try:
@@ -133,7 +133,7 @@ def _commands(job: Job, count: int) -> Iterator[tuple[list[str], dict[str, str]]
 
 @contextmanager
 def _child(job: Job, arguments: list[str], environment: dict[str, str]) -> Iterator[subprocess.Popen]:
-    """A running process, which is ended with the block. It ends itself when this process does: its input is a pipe."""
+    """A running process, terminated at the end of the block; it also ends if this process dies: its stdin is a pipe."""
     own = {name: value for name, value in os.environ.items() if name != "MASTER_ADDR"}
     path = {"PYTHONPATH": os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH", "")]))}
     shown = environment.get("RANK", "0") == "0"
@@ -173,7 +173,7 @@ def _wait_for_all(job: Job, children: list[subprocess.Popen]) -> None:
 
 
 def _what_failed(job: Job, ended: list[int | None]) -> str:
-    """Of the processes that failed, the first: the others only lost it."""
+    """The error of the process that failed first; the others failed only because they lost it."""
     whose = f"process {{}} of the {job.spec.stream} training"
     killed = [rank for rank, status in enumerate(ended) if status and status < 0]
     if killed:

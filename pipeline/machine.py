@@ -28,7 +28,7 @@ PACKAGES = {
     },
     **{"matplotlib": "matplotlib", "jinja2": "jinja2", "tqdm": "tqdm"},
 }
-FILE_BACKENDS = ("GSTREAMER", "MSMF", "AVFOUNDATION", "CV_MJPEG")  # of OpenCV, beside FFMPEG; the rest are for cameras
+FILE_BACKENDS = ("GSTREAMER", "MSMF", "AVFOUNDATION", "CV_MJPEG")  # of OpenCV, besides FFMPEG; others are for cameras
 OPENCVS = ("opencv-contrib-python", "opencv-contrib-python-headless", "opencv-python", "opencv-python-headless")
 
 
@@ -36,7 +36,7 @@ OPENCVS = ("opencv-contrib-python", "opencv-contrib-python-headless", "opencv-py
 
 
 def packages() -> dict[str, dict[str, str]]:
-    """Import name -> {"version", "problem"}; a problem says what to do. "missing": it is not installed at all."""
+    """Import name -> {"version", "problem"}; a problem says what to do; it begins with "missing" if not installed."""
     report = {name: _package(name, pip) for name, pip in PACKAGES.items()}
     installed = [name for name in OPENCVS if _version(name)]
     if len(installed) > 1 and not report["cv2"]["problem"]:
@@ -78,7 +78,7 @@ def cure(error: Exception) -> str:
 
 
 def resources(artifacts: Path) -> dict[str, Any]:
-    """Cores that this process may use, and bytes of free memory and of free disk where artifacts are written."""
+    """Cores that this process may use, and bytes of free memory and of free disk space for artifacts."""
     folder = next(parent for parent in (artifacts.absolute(), *artifacts.absolute().parents) if parent.is_dir())
     return {
         "cores": len(os.sched_getaffinity(0)),
@@ -89,16 +89,17 @@ def resources(artifacts: Path) -> dict[str, Any]:
 
 
 def load() -> dict[str, Any]:
-    """Processes that wanted a core, on average over the last minute, and whether those are more than there are cores.
+    """Load average of the last minute (processes that want a core), number of cores, and whether the load exceeds it.
 
-    Then threads that wait for one another are no measure: a small training step was seen to last 100 times as long.
+    If it does, threads that wait for one another distort timings: a small training step was seen to take 100 times as
+    long.
     """
     wanted, cores = os.getloadavg()[0], len(os.sched_getaffinity(0))
     return {"load": wanted, "cores": cores, "busy": wanted > cores}
 
 
 def _memory_free() -> int:
-    """Bytes that new processes can have: what Linux calls available, else what is free."""
+    """Bytes of memory for new processes: what Linux calls available, else what is free."""
     about = Path("/proc/meminfo")
     if about.is_file():
         sizes = dict(line.split(":") for line in about.read_text().splitlines())
@@ -142,7 +143,7 @@ def _opencv_devices() -> tuple[list[dict[str, Any]], str]:
 
 
 def decoders() -> dict[str, str]:
-    """Decoder -> "works", or why not: each decodes a clip of a few frames. OpenCV's ffmpeg is the one in use."""
+    """Decoder -> "works", or why not: each decodes a clip of a few frames. The pipeline uses OpenCV's ffmpeg."""
     try:
         import cv2
     except Exception as error:

@@ -1,8 +1,8 @@
 """Small trials from which `estimates` extrapolates: a few videos, a few pairs of frames. Nothing is written.
 
-Each function says what it measures, since one may take several seconds, and ends within a bounded time. Images are
-coded, and motion on a CPU is computed, with one thread, as workers do it; what counts is the processor's time, which is
-that of a machine that does nothing else.
+Each function prints what it measures, since it may take several seconds, and ends within a bounded time. Images are
+coded, and flow on a CPU is computed, with one thread, as in workers. On a CPU, CPU time is measured, which does not
+depend on other programs.
 """
 
 from __future__ import annotations
@@ -26,52 +26,53 @@ from pipeline.specs import DemoSpec, FlowSpec, FrameSpec
 from pipeline.video import Video, VideoError, resized, target_size
 
 DECODED = 3  # videos of which frames are decoded
-OPENED = 24  # whose header is read, for the number of frames
-FRAMES = 33  # of a video that are decoded, at most
-_BATCHES = 3  # of pairs in a trial on a GPU
-VIDEO_SECONDS, FLOW_SECONDS = 1.0, 1.5  # after which no more of a kind is tried
+OPENED = 24  # videos whose header is read, for the number of frames
+FRAMES = 33  # frames of a video that are decoded, at most
+_BATCHES = 3  # batches of pairs in a trial on a GPU
+VIDEO_SECONDS, FLOW_SECONDS = 1.0, 1.5  # after so long, nothing more of the kind is tried
 
 
 def timed(
     function: Callable[..., Any], *given: Any, clock: Callable[[], float] = time.perf_counter, **named: Any
 ) -> tuple[float, Any]:
-    """Seconds that a call took by a clock, and what it gave."""
+    """Seconds that a call took by `clock`, and its result."""
     begun = clock()
     found = function(*given, **named)
     return clock() - begun, found
 
 
-_worked = functools.partial(timed, clock=time.process_time)  # by one thread that never waits
+_worked = functools.partial(timed, clock=time.process_time)  # CPU time, for one thread that never waits
 
 
 # --- videos and frames ------------------------------------------------------------------------------------------------
 
 
 class _Trial(NamedTuple):
-    """What decoding the beginning of one video showed."""
+    """Measurements from decoding the beginning of one video."""
 
     byte_seconds: float
     frame_seconds: float
     images: tuple[bytes, ...]
-    whole: bool  # it ended before the trial did
+    whole: bool  # the video ended before the trial did
 
 
 def videos(folder: Path, clips: Sequence[Clip], spec: FrameSpec) -> Videos:
     """Decode, resize and encode the first frames of a few videos, and extrapolate their frames by bytes.
 
     Args:
-        folder: that the clips' paths are relative to.
+        folder: folder that the clips' paths are relative to.
         clips: the whole data set.
         spec: size and quality of the cached frames.
 
     Raises:
-        ValueError: none of those tried can be decoded; with the reason of the last.
+        ValueError: none of the videos tried can be decoded (with the reason of the last), or their number of frames is
+            unknown.
     """
     sizes = [clip.bytes for clip in clips]
     say(f"plan: decoding frames of {min(DECODED, len(clips))} videos in {folder}")
     trials: dict[int, _Trial] = {}
     reason = "they are empty"
-    # a video that is broken is passed over for one of about its size
+    # a broken video is replaced by another one of about its size
     for place in _in_turn(sizes):
         try:
             trials[place] = _trial(folder / clips[place].path, spec)
@@ -92,7 +93,7 @@ def videos(folder: Path, clips: Sequence[Clip], spec: FrameSpec) -> Videos:
 
 
 def _in_turn(sizes: Sequence[int]) -> Iterator[int]:
-    """Places to try: a few spread over the sizes, then others."""
+    """Indices of clips to try: a few spread over the sizes, then others."""
     yield from (seen := middles_of_equal_shares(sizes, DECODED))
     yield from (place for place in middles_of_equal_shares(sizes, OPENED) if place not in seen)
 
@@ -114,7 +115,7 @@ def _trial(path: Path, spec: FrameSpec) -> _Trial:
 
 
 def _frames_of(places: dict[int, _Trial | None], folder: Path, clips: Sequence[Clip]) -> dict[int, int]:
-    """Frames of each of these videos: counted if it was decoded to its end, else as its header has it."""
+    """Index -> number of frames of a video: counted if it was decoded to its end, else from its header."""
     found = {}
     for place, trial in places.items():
         if trial and trial.whole:
@@ -126,7 +127,7 @@ def _frames_of(places: dict[int, _Trial | None], folder: Path, clips: Sequence[C
 
 
 def unwritten_demo(spec: DemoSpec, catalog: Catalog, frames: FrameSpec) -> tuple[Work, Videos]:
-    """What writing the demo takes, and its videos as they will be, from one clip that is drawn and not written.
+    """The cost of writing the demo, and its future videos, estimated from one clip that is drawn but not written.
 
     Its videos are Motion JPEG, so that decoding a frame is decoding a JPEG image.
     """
@@ -146,7 +147,7 @@ def unwritten_demo(spec: DemoSpec, catalog: Catalog, frames: FrameSpec) -> tuple
 
 
 def _drawn(spec: DemoSpec, frames: FrameSpec) -> tuple[float, list[bytes], float, list[bytes]]:
-    """Seconds to draw and code a clip, its frames as they will be written, seconds to cache each, and as cached."""
+    """Seconds to draw and encode a clip, its encoded frames, seconds to cache a frame, and the cached frames."""
     drawing, drawn = _worked(demo.render, spec, demo.TEXTURES[0], demo.MOTIONS[0], group=1, number=1)
     coding, stored = _worked(lambda: [jpeg.encode(frame, quality=demo.JPEG_QUALITY) for frame in drawn])
     size = target_size(*drawn.shape[1:3], frames.short_side_px)
@@ -159,10 +160,10 @@ def _as_cached(data: bytes, size: tuple[int, int], quality: int) -> bytes:
 
 
 def cached(path: Path) -> Cached:
-    """The clips of a frames store that is whole, with the first frames of a few of them.
+    """The clips of a finished frames store, with the first frames of a few of them.
 
     Raises:
-        ValueError: it holds no clip.
+        ValueError: the store holds no clip.
     """
     opened = store.open_frames(path)
     names = list(opened)
@@ -179,7 +180,7 @@ def cached(path: Path) -> Cached:
 
 
 def pair(samples: Sequence[Sequence[bytes]], spec: FlowSpec, *, device: str) -> PairCost:
-    """Compute the motion of a few pairs of each sample, and encode it.
+    """Measure the cost of a pair: compute the flow of a few pairs of each sample, and encode it.
 
     Args:
         samples: the first frames of a few clips, as JPEG.
@@ -209,14 +210,14 @@ def _pair(images: Sequence[bytes], spec: FlowSpec, device: str) -> PairCost:
 
 
 def _motion(frames: np.ndarray, spec: FlowSpec, device: str) -> tuple[float, np.ndarray]:
-    """Seconds a pair, in a batch as workers have it or as large as the time allows, and the flow of some frames."""
+    """Seconds per pair, in a batch as in workers or as large as the time allows, and the flow of some pairs."""
     clock = _worked if device == "cpu" else timed
-    flow.estimate(frames[:2], spec, device=device)  # for the first one a method may compile, or load weights
+    flow.estimate(frames[:2], spec, device=device)  # in the first call a method may compile, or load weights
     seconds, motion = clock(flow.estimate, frames[:2], spec, device=device)
     pairs = flow.pairs_of(frames.shape[1:3], spec, device=device)
     if device == "cpu":
         pairs = min(pairs, len(frames) - 1, int(FLOW_SECONDS / max(seconds, 1e-6)))
-    else:  # a batch holds several clips: as many frames as fill some, since one is fetched while the next is computed
+    else:  # a batch holds several clips: frames repeated to fill some, since one is fetched while the next is computed
         pairs *= _BATCHES
         frames = np.concatenate([frames] * -(-(pairs + 1) // len(frames)))
         flow.estimate(frames[: pairs + 1], spec, device=device)

@@ -1,8 +1,8 @@
 """Small trials of a network, from which `estimates` extrapolates trainings and scores. Nothing is written.
 
-What is wanted is the time on a machine that does nothing else: the shortest of a few tries is taken. Where others use
-the same cores even that is far too long, since the threads of a step wait for one another; so one thread can be asked
-for, of which the processor's time is taken.
+The time on an otherwise idle machine is wanted, so the shortest of a few tries is taken. If other programs use the same
+cores, even that is far too long, since the threads of a step wait for one another. For this case one thread can be
+used, whose CPU time is measured.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ from pipeline.resume import TrainingState
 from pipeline.specs import StreamSpec
 from pipeline.training import train_step
 
-STEP_SECONDS = 0.5  # after which no larger step is tried
+STEP_SECONDS = 0.5  # after a step that long, no larger one is tried
 
 
 def network(spec: StreamSpec, classes: int, *, device: str, one_thread: bool = False) -> StepCost:
-    """Train a network of random weights on random inputs for a few small steps, then score some.
+    """Measure a network of random weights: train it on random inputs for a few small steps, then score some.
 
     Args:
-        spec: network, input, precision and optimizer; as much as the time of a step depends on.
-        classes: of the data set.
+        spec: the stream, of which only what the time of a step depends on is used.
+        classes: number of classes of the data set.
         device: "auto", "cpu", "cuda" ...
-        one_thread: on a CPU, use one, which gives a time that is too long by at most the number of cores.
+        one_thread: on a CPU, use one thread; the time is then too long, at most by a factor of the number of cores.
 
     Raises:
-        ValueError: a device or network that there is not.
-        RuntimeError: the memory of the device does not suffice even for these.
+        ValueError: an unknown device or network.
+        RuntimeError: even these small steps do not fit into the memory of the device.
     """
     target = resolve_device(device)
     say(f"plan: timing {spec.network}, {spec.stream} stream, on {'the CPU' if target.type == 'cpu' else target}")
@@ -68,9 +68,9 @@ def network(spec: StreamSpec, classes: int, *, device: str, one_thread: bool = F
 
 
 def timed_as(spec: StreamSpec) -> StreamSpec:
-    """The stream as far as its speed depends on it: streams that are timed alike are equal.
+    """The stream with fixed values for all settings that do not affect its speed: streams of equal speed become equal.
 
-    No weights are read or fetched, and random inputs teach nothing.
+    No weights are read or downloaded, and the learning rate is 0.
     """
     how = spec.with_how if spec.with_how != "start" else ""
     return dataclasses.replace(
@@ -83,21 +83,21 @@ def timed_as(spec: StreamSpec) -> StreamSpec:
 
 
 def gpus_that_share(spec: StreamSpec, device: str) -> int:
-    """GPUs among which the steps of a training are divided; on CPUs processes share the same cores, which counts 1."""
+    """Number of GPUs that share each step of a training; 1 on CPUs, whose processes share the same cores."""
     return process_count(spec, device) * spec.machines if resolve_device(device).type == "cuda" else 1
 
 
 def _steps(run: TrainingState, classes: int, shortest: Callable[..., float]) -> dict[int, float]:
-    """Clips -> seconds of a training step of so many; four times as many while that is quick, up to the batch."""
+    """Number of clips -> seconds of a training step; it grows fourfold, up to the batch, while steps are quick."""
     times: dict[int, float] = {}
     clips, most = min(2, run.spec.items_per_step), run.spec.items_per_step
     while clips not in times and (len(times) < 2 or max(times.values()) < STEP_SECONDS):
         inputs, labels = _batch(run, clips, classes)
         try:
-            if not times or run.device.type == "cuda":  # the first of a kind prepares what the next ones use
+            if not times or run.device.type == "cuda":  # warm-up: the first step prepares what the next ones use
                 train_step(run, inputs, labels)
             times[clips] = shortest(train_step, run, inputs, labels)
-        except RuntimeError:  # out of memory: what was measured before must do
+        except RuntimeError:  # out of memory: use what was measured before
             if not times:
                 raise
             break
@@ -106,14 +106,14 @@ def _steps(run: TrainingState, classes: int, shortest: Callable[..., float]) -> 
 
 
 def _batch(run: TrainingState, clips: int, classes: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Random inputs, (N, C, H, W) or (N, S, C, H, W), and labels, on the device: a training sends them ahead."""
+    """Random inputs, (N, C, H, W) or (N, S, C, H, W), and labels, on the device, as a training sends them ahead."""
     snippets = (run.spec.segments,) if run.spec.segments > 1 else ()
     inputs = torch.rand(clips, *snippets, run.spec.channels, run.spec.crop_px, run.spec.crop_px)
     return inputs.to(run.device), torch.randint(0, classes, (clips,)).to(run.device)
 
 
 def _view_seconds(run: TrainingState, shortest: Callable[..., float]) -> float:
-    """Of a forward pass, for each view: of many at once where that is quick."""
+    """Seconds of a forward pass per view, of many views at once if that is quick."""
     run.network.eval()
 
     @true_float32()
@@ -132,7 +132,7 @@ def _view_seconds(run: TrainingState, shortest: Callable[..., float]) -> float:
 
 
 def _shortest(clock: Callable[[], float], function: Callable[..., Any], *given: Any) -> float:
-    """Seconds of the quickest of at most three calls, of one if that is long."""
+    """Seconds of the quickest of at most three calls; of a single call if it takes long."""
     seconds = [timed(function, *given, clock=clock)[0]]
     while len(seconds) < 3 and sum(seconds) < STEP_SECONDS:
         seconds.append(timed(function, *given, clock=clock)[0])

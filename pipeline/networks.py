@@ -1,6 +1,6 @@
-"""The networks of the streams: a body that turns inputs into features, and a linear head that turns those into logits.
+"""The networks of the streams: a body turns inputs into features, and a linear head turns features into logits.
 
-Weights published for RGB are inflated to the 2L channels of the temporal stream by their mean.
+Weights published for RGB are inflated to the 2L channels of the temporal stream: each gets the mean over RGB.
 """
 
 from __future__ import annotations
@@ -47,14 +47,14 @@ class Network(nn.Module):
     """One stream's network: `body` gives the penultimate features, `head` is the last, linear layer.
 
     With `train_body=False` only the head learns: the body keeps its weights and its batch-norm statistics, while its
-    dropout stays active in training (the paper's "last layer" rows differ by dropout). `replaces` is the name of the
-    layer in published weights whose place the head has taken.
+    dropout stays active in training (the paper's "last layer" rows differ by dropout). `replaces` is the name, in
+    published weights, of the layer that the head replaces.
 
-    `other_head` is the last layer of another data set that shares the body (paper, section 5, multi-task learning). Of
-    the outputs of `head` the first `num_classes` are this set's classes; any more are classes added from another set.
+    `other_head` is the last layer for another data set, which shares the body (paper, section 5, multi-task learning).
+    The first `num_classes` outputs of `head` are this set's classes; any others are classes added from another set.
 
-    With `partial_bn` every batch normalisation but the first keeps its weights and statistics; by `consensus` the
-    logits of a clip's snippets become those of the clip. Both: Wang et al., Temporal Segment Networks, 2016, section 3.
+    With `partial_bn` every batch normalisation layer but the first keeps its weights and statistics. `consensus` says
+    how the logits of a clip's snippets are combined. Both: Wang et al., Temporal Segment Networks, 2016, section 3.
     """
 
     def __init__(
@@ -78,12 +78,12 @@ class Network(nn.Module):
             norm.requires_grad_(False)
 
     def kept_norms(self) -> list[nn.Module]:
-        """The batch normalisations that `partial_bn` keeps as they are: all but the first."""
+        """The batch normalisation layers that `partial_bn` keeps unchanged: all but the first."""
         norms = [module for module in self.body.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
         return norms[1:] if self.partial_bn else []
 
     def train(self, mode: bool = True) -> Network:
-        """Set training mode, sparing the normalisation of a body that does not learn, or of its layers that do not."""
+        """Set training mode; `kept_norms` and a body that does not learn (except dropout) stay in evaluation mode."""
         super().train(mode)
         if not self.train_body:
             for module in self.body.modules():
@@ -99,15 +99,15 @@ class Network(nn.Module):
     def probabilities(self, features: torch.Tensor) -> torch.Tensor:
         """(N, D) features -> (N, num_classes): softmax over this set's own classes.
 
-        The same as the softmax over all outputs of `head`, divided by the sum of these classes' part.
+        This equals the softmax over all outputs of `head`, renormalised over these classes.
         """
         return self.head(features)[:, : self.num_classes].softmax(1)
 
     def forward(self, inputs: torch.Tensor, *, both: bool = False) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-        """(N, C, H, W) float32 normalised inputs -> (N, K) logits; (N, S, C, H, W): of S snippets, their consensus.
+        """(N, C, H, W) or (N, S, C, H, W) float32 normalised inputs -> (N, K) logits, the consensus of S snippets.
 
-        With `both`, inputs of two data sets take turns: those at even places go to `head`, the others to `other_head`,
-        and the result is the logits of each, (N / 2, K) and (N / 2, K of the other set).
+        With `both`, inputs of two data sets alternate: those at even indices go to `head`, the others to `other_head`.
+        The result is the logits of both sets, (N / 2, K) and (N / 2, K of the other set).
         """
         if not both:
             return self._logits(self.head, self.features(inputs.flatten(0, -4)), inputs.shape[:-3])
@@ -119,7 +119,7 @@ class Network(nn.Module):
         )
 
     def _logits(self, head: nn.Linear, features: torch.Tensor, shape: torch.Size) -> torch.Tensor:
-        """(N, D), or (N S, D) of S snippets, of this shape (N,) or (N, S) -> (N, K)."""
+        """(N, D) features of `shape` (N,), or (N S, D) of `shape` (N, S) with S snippets -> (N, K) logits."""
         logits = head(features)
         if len(shape) == 1:
             return logits
@@ -133,15 +133,16 @@ def build(spec: StreamSpec, num_classes: int, other_classes: int = 0, *, start: 
     Args:
         spec: the stream; its network, start, dropout, trained layers, consensus, crop and channels are used.
         num_classes: K.
-        other_classes: of another data set, which get a head of their own or are added, as `spec.with_how` says.
-        start: file whose weights the body starts from in place of `spec.start`.
+        other_classes: number of another set's classes, which get a head of their own or are added, as `spec.with_how`
+            says.
+        start: weights file that the body starts from instead of `spec.start`.
 
     Returns:
-        A network on the CPU whose heads are new; draws from torch's global generator.
+        A network on the CPU with new heads; random numbers are drawn from torch's global generator.
 
     Raises:
         ValueError: unknown network or start, or weights that do not belong to the network.
-        FileNotFoundError: ImageNet weights that are not here and cannot be downloaded.
+        FileNotFoundError: ImageNet weights that are not on this machine and cannot be downloaded.
     """
     network, start = build_untrained(spec, num_classes, other_classes), start or spec.start
     if spec.partial_bn and not network.kept_norms():
@@ -152,7 +153,7 @@ def build(spec: StreamSpec, num_classes: int, other_classes: int = 0, *, start: 
 
 
 def check(spec: StreamSpec) -> None:
-    """Refuse what `build` would refuse of a stream's settings, without memory or download.
+    """Refuse stream settings that `build` would refuse, without allocating memory or downloading.
 
     Raises:
         FileNotFoundError: the weights file of `start` does not exist.
@@ -171,7 +172,7 @@ def check_deterministic(spec: StreamSpec) -> None:
     """Refuse a network that cannot be trained on CUDA with `deterministic`.
 
     Raises:
-        ValueError: a layer that learns has no backward pass there that repeats its bits.
+        ValueError: a layer that learns has no deterministic backward pass on CUDA.
     """
     if spec.deterministic and spec.train_layers == "all":
         refuse_unrepeatable(_on_meta(spec).body, spec)
@@ -186,7 +187,7 @@ def _on_meta(spec: StreamSpec) -> Network:
 
 
 def build_untrained(spec: StreamSpec, num_classes: int, other_classes: int = 0) -> Network:
-    """The network that `build` fills with starting weights, with random ones; what a checkpoint is loaded into.
+    """The network of a stream with random weights, into which starting weights or a checkpoint are loaded.
 
     Raises:
         ValueError: unknown network, a crop too small for it, or no layer that could take the stream's channels.
@@ -210,7 +211,7 @@ def build_untrained(spec: StreamSpec, num_classes: int, other_classes: int = 0) 
 
 
 def new_head(width: int, num_classes: int) -> nn.Linear:
-    """A last layer that begins near equal probabilities: small Gaussian weights, no bias."""
+    """A last layer that begins with nearly equal probabilities: small Gaussian weights, zero bias."""
     head = nn.Linear(width, num_classes)
     nn.init.normal_(head.weight, std=0.01)
     nn.init.zeros_(head.bias)
@@ -221,7 +222,7 @@ def new_head(width: int, num_classes: int) -> nn.Linear:
 
 
 def _start_from(network: Network, spec: StreamSpec, start: str | Path) -> None:
-    """Load the body's weights: torchvision's by their published names, or those of a checkpoint of ours."""
+    """Load the body's weights: torchvision's by their published names, or those of one of our checkpoints."""
     state = imagenet.read(spec) if start == "imagenet" else read_weights(start)
     if not any(name.startswith("body.") for name in state):
         dropped = (f"{network.replaces}.", *(f"{name}." for name in AUXILIARY))
@@ -229,11 +230,11 @@ def _start_from(network: Network, spec: StreamSpec, start: str | Path) -> None:
     state = {name: value for name, value in state.items() if not name.startswith(("head.", "other_head."))}
     _inflate(state, network, spec)
     _refuse_mismatch({f"body.{name}": value for name, value in network.body.state_dict().items()}, state, spec, start)
-    network.load_state_dict(state, strict=False)  # strict but for the heads: checked above
+    network.load_state_dict(state, strict=False)  # strict except for the heads, as checked above
 
 
 def _inflate(state: dict[str, torch.Tensor], network: Network, spec: StreamSpec) -> None:
-    """Give a first layer made for RGB the stream's channels: to each, the mean over RGB of its weights.
+    """Inflate a first layer made for RGB to the stream's channels: each gets the mean over RGB of its weights.
 
     Source: Wang et al., Temporal Segment Networks, 2016, section 3.1 (cross-modality pre-training).
     """
@@ -249,10 +250,10 @@ def _inflate(state: dict[str, torch.Tensor], network: Network, spec: StreamSpec)
 
 
 def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
-    """The tensors in a weights file: a plain state dict, or the state in a checkpoint of ours.
+    """The tensors in a weights file, by name: a plain state dict, or the state in one of our checkpoints.
 
     Raises:
-        ValueError: no such file, or one that holds something else (nothing in it is ever executed).
+        ValueError: no such file, or one with other content (code in a file is never executed).
     """
     if not Path(path).is_file():
         raise ValueError(
@@ -272,7 +273,7 @@ def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
 
 
 def _refuse_mismatch(wanted: dict, given: dict, spec: StreamSpec, start: str | Path) -> None:
-    """Compare names and shapes of weights before any is loaded."""
+    """Refuse weights whose names or shapes differ from the network's, before any is loaded."""
     differ = [name for name, value in wanted.items() if name not in given or given[name].shape != value.shape]
     unknown = [name for name in given if name not in wanted]
     if not differ and not unknown:

@@ -1,10 +1,10 @@
 """Several processes that train one network: each takes its share of every batch, and gradients are averaged.
 
-What is computed does not depend on how many there are. Part k of A of a step's batch (`accumulate`) is cut once more
-into a piece for each process, so item i of step s is the same picture whoever reads it, batch normalisation sees the
-same items (SyncBatchNorm; on CUDA), and dropout draws the mask of the whole batch and takes the rows that are its own.
-What differs is the rounding of sums. On a CPU each process normalises by the statistics of its own piece (torch has no
-SyncBatchNorm there), and the running statistics are those of process 0.
+The result does not depend on the number of processes. A step's batch is cut into `accumulate` parts, and each part into
+one piece per process. Item i of step s is the same picture whichever process reads it; batch normalisation sees the
+same items (SyncBatchNorm, on CUDA only); dropout draws the mask of the whole batch and keeps the rows of its piece.
+Only the rounding of sums differs. On a CPU, however, each process normalises by the statistics of its own piece (torch
+has no SyncBatchNorm there), and the running statistics are those of process 0.
 """
 
 from __future__ import annotations
@@ -24,26 +24,26 @@ from torchvision.ops import StochasticDepth
 from pipeline.networks import check_deterministic, resolve_device
 from pipeline.specs import StreamSpec
 
-_TIMEOUT = timedelta(minutes=30)  # of waiting for another process, which may be reading slow disks
+_TIMEOUT = timedelta(minutes=30)  # longest wait for another process, which may be reading slow disks
 
 
 @dataclass(frozen=True)
 class World:
-    """The processes of a training, as one of them sees them; by default it is alone."""
+    """The processes of a training, as seen by one of them; by default it is the only one."""
 
     rank: int = 0
     size: int = 1
-    local_size: int = 1  # of them on this machine
+    local_size: int = 1  # processes on this machine
 
     def mean(self, value: torch.Tensor) -> torch.Tensor:
-        """The mean of everybody's tensor, the same for all."""
+        """The mean of the tensor over all processes; each process gets it."""
         if self.size > 1:
             distributed.all_reduce(value)
             value = value / self.size
         return value
 
     def gather(self, value: Any) -> list[Any]:
-        """Everybody's value, by rank."""
+        """The values of all processes, by rank."""
         if self.size == 1:
             return [value]
         found: list[Any] = [None] * self.size
@@ -51,7 +51,7 @@ class World:
         return found
 
     def share_buffers(self, network: nn.Module) -> None:
-        """Give all the buffers of process 0: running statistics."""
+        """Copy the buffers of process 0 (running statistics) to all processes."""
         if self.size > 1:
             for buffer in network.buffers():
                 distributed.broadcast(buffer, 0)
@@ -61,8 +61,8 @@ def process_count(spec: StreamSpec, device: str) -> int:
     """How many processes train on this machine.
 
     Raises:
-        ValueError: more than it has GPUs, one GPU named for all of them, or `deterministic` for a network that GPUs
-            cannot train so.
+        ValueError: more processes than GPUs, one GPU named for several processes, a batch that they do not divide, or
+            `deterministic` for a network that CUDA cannot train deterministically.
     """
     target = resolve_device(device)
     if target.type != "cuda":
@@ -87,13 +87,13 @@ def process_count(spec: StreamSpec, device: str) -> int:
 
 @contextlib.contextmanager
 def process_group(device: str, meeting: Path) -> Iterator[tuple[World, torch.device]]:
-    """Meet the other processes, as torchrun or `launch` says in the environment; part from them at the end.
+    """Join the process group that torchrun or `launch` describes in the environment; leave it at the end.
 
-    After an exception nobody is parted from: with NCCL that may wait for ever for processes that wait for this one.
+    After an exception the group is not left: with NCCL that may wait for ever for processes that wait for this one.
 
     Args:
-        device: "auto", "cpu" or "cuda"; the process takes the GPU with its number on its machine.
-        meeting: file by which processes of one machine meet where no address is given; nothing listens on a port.
+        device: "auto", "cpu" or "cuda"; on CUDA the process takes the GPU with its local rank.
+        meeting: file through which processes of one machine meet if MASTER_ADDR is not set; no port is opened.
     """
     rank, size, local, local_size = (
         int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
@@ -110,9 +110,9 @@ def process_group(device: str, meeting: Path) -> Iterator[tuple[World, torch.dev
 
 
 class ItemSampler(Sequence):
-    """Numbers of the items that one process reads, in order; item i of step s has number s * items_per_step + i.
+    """Numbers of the items that one process reads, in reading order; item i of step s is s * items_per_step + i.
 
-    Example: a batch of 8, 2 parts, 2 processes: of each step process 0 takes items 0 1 4 5, process 1 takes 2 3 6 7.
+    Example: a batch of 8, 2 parts, 2 processes: in each step process 0 takes items 0 1 4 5, process 1 takes 2 3 6 7.
     """
 
     def __init__(self, spec: StreamSpec, world: World, first_step: int):
@@ -132,7 +132,7 @@ class ItemSampler(Sequence):
 
 
 def data_parallel(network: nn.Module, world: World, device: torch.device) -> nn.Module:
-    """What is called in training: the network itself, or one whose gradients are averaged over all processes."""
+    """The module that training calls: the network, or a wrapper that averages gradients over all processes."""
     if world.size == 1:
         return network
     if device.type == "cuda":
@@ -146,7 +146,7 @@ def data_parallel(network: nn.Module, world: World, device: torch.device) -> nn.
 
 @dataclass
 class Piece:
-    """Which piece of its batch a network is given: the one at `place` of `count` equal ones."""
+    """The piece of a batch that a network gets: number `place` (from 0) of `count` equal pieces."""
 
     count: int
     place: int = 0
@@ -155,7 +155,8 @@ class Piece:
 def draw_for_whole_batch(network: nn.Module, piece: Piece) -> None:
     """Let dropout and stochastic depth draw for the whole batch and keep the rows of the piece.
 
-    A network that is never cut stays as it is. Each piece must begin from the same random state.
+    If batches are not cut (`piece.count` is 1), the network stays as it is. Each piece must begin from the same random
+    state.
     """
     if piece.count == 1:
         return
@@ -177,7 +178,7 @@ class _DropoutOfPiece(nn.Dropout):
             return inputs
         ones = inputs.new_ones(len(inputs) * self.piece.count, *inputs.shape[1:])
         if inputs.ndim == 4 and inputs.is_contiguous(memory_format=torch.channels_last):
-            ones = ones.contiguous(memory_format=torch.channels_last)  # random numbers come in the order of memory
+            ones = ones.contiguous(memory_format=torch.channels_last)  # random numbers are drawn in memory order
         return inputs * _own_rows(super().forward(ones), self.piece)
 
 

@@ -15,7 +15,7 @@ def picture(path: Path, out: Path, *, clip: str = "", images: int = 8) -> str:
     """Write a PNG of equally spaced frames of a clip, or of its flow: hue is direction, brightness is speed.
 
     Returns:
-        What is on it, in words.
+        What the picture shows, in words.
 
     Raises:
         ValueError: the file is not a store, or holds no clip, or the picture cannot be written.
@@ -40,7 +40,7 @@ def picture(path: Path, out: Path, *, clip: str = "", images: int = 8) -> str:
 def flow_colours(flow: np.ndarray, *, full_px: float) -> np.ndarray:
     """(2, H, W) float32 flow in pixels -> (H, W, 3) uint8 RGB: hue is direction (red right, cyan left), value is speed.
 
-    `full_px` is the speed of full brightness.
+    `full_px` is the speed, in pixels, with full brightness.
     """
     speed, angle = cv2.cartToPolar(flow[0], flow[1], angleInDegrees=True)
     value = np.clip(speed / full_px * 255, 0, 255)

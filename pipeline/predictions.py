@@ -1,4 +1,4 @@
-"""What trained streams say of videos that nobody has labelled, as a CSV file: a row a video."""
+"""The predictions of trained streams for unlabelled videos, as a CSV file with one row per video."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from pipeline.catalog import Catalog
 from pipeline.console import plain
 from pipeline.scores import Scores
 
-BEST = 5  # classes of a video that are named, the likeliest first
+BEST = 5  # classes listed for a video, the likeliest first
 _SHOWN = 20  # rows that are printed
 
 
 def write(path: Path, tables: Mapping[str, Scores], catalog: Catalog, reasons: Mapping[str, str]) -> None:
-    """Write `predictions.csv`: of each video the likeliest classes, and what each stream alone would say.
+    """Write `predictions.csv`: for each video the likeliest classes, and the prediction of each stream alone.
 
-    Columns: `path` (below the videos' folder), `class`, `probability`, `class_2`, `probability_2` and so on, as many
-    as there are classes, at most five; then the likeliest class and its probability by each stream; `reason`, if the
-    video failed: then all others are empty.
+    Columns: `path` (relative to the videos' folder); `class`, `probability`, `class_2`, `probability_2` and so on, for
+    at most five classes; the likeliest class of each stream and its probability; `reason`, why the video failed. If it
+    failed, all columns but `path` and `reason` are empty.
 
     Args:
-        path: the file, which is there only when it is whole.
+        path: the file; it exists only once it is complete.
         tables: "fused", "spatial" and "temporal" -> their scores, over the same clips in any order.
-        catalog: where each clip lies.
-        reasons: clip id -> why it has no score, where a stage before the scores knows.
+        catalog: the clips, with their paths.
+        reasons: clip id -> why it has no score, for clips that failed in an earlier stage.
 
     Raises:
         ValueError: tables that do not join, or of other clips than the catalog's.
@@ -52,12 +52,12 @@ def write(path: Path, tables: Mapping[str, Scores], catalog: Catalog, reasons: M
 
 
 def reasons(*stores: store.Store) -> dict[str, str]:
-    """Clip id -> why it failed; of several stores that know, the first."""
+    """Clip id -> why it failed, according to the first of the stores in which it failed."""
     return {video_id: reason for opened in reversed(stores) for video_id, reason in opened.failed.items()}
 
 
 def shown(path: Path) -> str:
-    """A `predictions.csv` for a terminal: path, class and probability of the first videos, then those that failed."""
+    """A `predictions.csv` as text: path, class and probability of the first videos, then the failed ones."""
     with path.open(encoding="utf-8", newline="") as stream:
         rows = list(csv.DictReader(stream))
     scored, failed = ([row for row in rows if bool(row["reason"]) == wanted] for wanted in (False, True))
@@ -70,13 +70,13 @@ def shown(path: Path) -> str:
 
 
 def _named(first: str, second: str, count: int) -> list[str]:
-    """class, probability, class_2, probability_2 ..."""
+    """Column names: class, probability, class_2, probability_2 ..."""
     numbers = ["", *(f"_{place}" for place in range(2, count + 1))]
     return [f"{name}{number}" for number in numbers for name in (first, second)]
 
 
 def _likeliest(table: Scores, row: int, count: int) -> list[str]:
-    """Class and probability of the likeliest classes; of equals the first comes first."""
+    """Class and probability of the `count` likeliest classes; ties keep the order of the classes."""
     values = table.probabilities[row]
     places = np.argsort(-values, kind="stable")[:count]
     return [cell for place in places for cell in (table.classes[place], f"{values[place]:.4f}")]

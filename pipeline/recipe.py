@@ -1,4 +1,4 @@
-"""What a step of training is made with: its learning rate, its optimizer, its precision, its algorithms."""
+"""What a training step computes with: learning rate, optimizer, precision, (deterministic) algorithms."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from torch import nn
 from pipeline.specs import StreamSpec
 
 _PRECISIONS = {"float32": None, "bf16": torch.bfloat16, "float16": torch.float16}
-_REPEATABLE_CUBLAS = ":4096:8"  # without it cuBLAS refuses to work under deterministic algorithms
+_REPEATABLE_CUBLAS = ":4096:8"  # without it cuBLAS raises an error if deterministic algorithms are required
 
 
 def learning_rate(spec: StreamSpec, step: int) -> float:
-    """Of the step with this number, the first being 0.
+    """The learning rate of a step; the first step is 0.
 
-    Step: divided by 10 at each milestone; milestone 3 means steps 0, 1, 2 at the full rate, 3 at a tenth. Cosine: half
-    a wave from `learning_rate` at the end of the warm-up to `learning_rate_end` after the last step. Warm-up: of w
-    steps, step i has (i + 1) / w of the rate.
+    Schedule `step`: divided by 10 at each milestone; with milestone 3, steps 0, 1 and 2 have the full rate and step 3 a
+    tenth. Schedule `cosine`: half a wave from `learning_rate` at the end of the warm-up to `learning_rate_end` after
+    the last step. Warm-up of w steps: step i has (i + 1) / w of the rate.
 
     Source: paper, section 5; Loshchilov and Hutter 2017 (SGDR), equation 5, one period; Goyal et al. 2017, section 2.2.
     """
@@ -35,7 +35,7 @@ def learning_rate(spec: StreamSpec, step: int) -> float:
 
 
 def make_optimizer(spec: StreamSpec, network: nn.Module) -> torch.optim.Optimizer:
-    """SGD with momentum, or AdamW, over the weights that learn. Each step sets its learning rate."""
+    """SGD with momentum, or AdamW, over the weights that learn; every training step sets the learning rate."""
     learning = [weight for weight in network.parameters() if weight.requires_grad]
     if spec.optimizer == "adamw":
         betas = (spec.momentum, 0.999)
@@ -44,7 +44,7 @@ def make_optimizer(spec: StreamSpec, network: nn.Module) -> torch.optim.Optimize
 
 
 def precision(spec: StreamSpec, device: torch.device) -> torch.dtype | None:
-    """What autocast computes in; None for plain float32. Auto is bfloat16 where the GPU has it, else float16."""
+    """Data type of autocast, None for plain float32; on a GPU, auto is bfloat16 if the GPU has it, else float16."""
     if spec.precision != "auto":
         return _PRECISIONS[spec.precision]
     if device.type != "cuda":
@@ -54,7 +54,7 @@ def precision(spec: StreamSpec, device: torch.device) -> torch.dtype | None:
 
 @contextlib.contextmanager
 def true_float32() -> Iterator[None]:
-    """Within the block float32 is float32: torch lets convolutions round it to TF32's ten bits on GPUs that have it."""
+    """Within the block convolutions compute in true float32; by default torch lets GPUs use TF32 (10-bit mantissa)."""
     cudnn = torch.backends.cudnn
     before, cudnn.allow_tf32 = cudnn.allow_tf32, False
     try:
@@ -65,10 +65,10 @@ def true_float32() -> Iterator[None]:
 
 @contextlib.contextmanager
 def algorithms(spec: StreamSpec) -> Iterator[None]:
-    """Within the block float32 is true, and, if `deterministic` says so, algorithms repeat their bits.
+    """Within the block, compute in true float32 and, if `spec.deterministic`, with deterministic algorithms only.
 
-    An operation that has no algorithm of the kind raises RuntimeError, naming it; CUBLAS_WORKSPACE_CONFIG is set if it
-    is not yet, and cuBLAS reads it when it is first used in a process. All is as before afterwards.
+    An operation without a deterministic algorithm raises a RuntimeError that names it. CUBLAS_WORKSPACE_CONFIG is set
+    if it is not set yet; cuBLAS reads it when it is first used in a process. Afterwards everything is restored.
     """
     cudnn, variable = torch.backends.cudnn, "CUBLAS_WORKSPACE_CONFIG"
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()

@@ -1,4 +1,4 @@
-"""A training as it stands, and the file from which it goes on, on any number of processes."""
+"""The state of a training, and the file from which it resumes, on any number of processes."""
 
 from __future__ import annotations
 
@@ -20,31 +20,31 @@ _CURVE_POINTS = 1000
 
 
 def identity_of(spec: StreamSpec, inputs_key: str, classes: Sequence[str], other_classes: Sequence[str]) -> str:
-    """What a training is: only one that is the same goes on from `resume.pt`."""
+    """Digest that identifies a training; only a training with the same digest resumes from `resume.pt`."""
     return spec.digest(inputs_key, *classes, *other_classes)
 
 
 def steps_done(path: Path, identity: str) -> int:
-    """Steps after which a training of this identity would go on from `resume.pt`; 0 if it would begin anew."""
+    """Steps done in `resume.pt` by a training of this identity; 0 if it would start anew."""
     try:
         saved = load_tensors(path, _FORMAT, _VERSION, mmap=True)
-    except (OSError, ValueError):  # there is none, or it is damaged
+    except (OSError, ValueError):  # the file is absent or damaged
         return 0
     return saved["step"] if saved["identity"] == identity else 0
 
 
 class TrainingState:
-    """A training as it stands after `step` steps: all that `resume.pt` holds, and what computes with it.
+    """The state of a training after `step` steps: what `resume.pt` holds, and the objects that compute with it.
 
     Attributes:
         network, optimizer, scaler: torch's.
         model: the network as training calls it; its gradients are averaged over all processes.
-        world, device, piece: who else trains, where this process computes, and which piece of a batch it is at.
+        world, device, piece: all processes, the device of this one, and the piece of a batch that it computes.
         step: steps done.
         best: {"step", "top1", "loss", "state"} of the best validation so far, empty before the first.
         curve: {"steps", "loss", "learning_rate", "validation", "pending", "seconds", "seconds_stepping",
-            "seconds_waiting"}; each loss is the mean of the steps since the point before it, `pending` holds those not
-            yet averaged; of the seconds, those in training steps and those in which a step waited for its data.
+            "seconds_waiting"}; each loss is the mean of the steps since the point before it, and `pending` holds those
+            not yet averaged; `seconds_stepping` were spent in training steps, `seconds_waiting` in waiting for data.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class TrainingState:
         other_classes: int = 0,
         start: Path | None = None,
     ):
-        """The arguments are those of `networks.build`, and where it is trained."""
+        """The arguments are those of `networks.build`, the device, and the processes (None: this one alone)."""
         torch.manual_seed(spec.seed)
         self.spec, self.device, self.world = spec, device, world or World()
         self.network = build(spec, num_classes, other_classes, start=start).to(
@@ -76,7 +76,7 @@ class TrainingState:
         }
 
     def record(self, loss: float) -> None:
-        """Add a point to the curve once enough steps are pending: about a thousand points a training."""
+        """Note a step's loss; add a point to the curve once enough are pending (about 1000 points per training)."""
         pending, every = self.curve["pending"], max(1, self.spec.steps // _CURVE_POINTS)
         pending.append(loss)
         if len(pending) >= every or self.step == self.spec.steps:
@@ -86,19 +86,19 @@ class TrainingState:
             pending.clear()
 
     def save(self, path: Path, identity: str) -> None:
-        """Write `resume.pt`; `identity` says what it is a training of."""
+        """Write `resume.pt`, with the training's `identity_of`."""
         parts = {name: getattr(self, name).state_dict() for name in ("network", "optimizer", "scaler")}
         about = {"format": _FORMAT, "format_version": _VERSION, "identity": identity}
         save_tensors(path, {**about, **parts, "step": self.step, "best": self.best, "curve": self.curve})
 
     def resume(self, path: Path, identity: str) -> None:
-        """Go on from `resume.pt`, if there is one and it is of the same training; otherwise say why not.
+        """Resume from `resume.pt` if it has the same identity; if it is there but cannot be used, print why.
 
         Raises:
-            ValueError: processes that would go on from different steps, or are of different trainings.
+            ValueError: the processes would resume from different steps, or have different identities.
         """
         self._load(path, identity)
-        starts = self.world.gather((self.step, identity))  # each has read the folder and the settings by itself
+        starts = self.world.gather((self.step, identity))  # each process has read the folder and the settings itself
         if different := [rank for rank, start in enumerate(starts) if start != starts[0]]:
             (step, own), (first, expected) = starts[different[0]], starts[0]
             alike = f"goes on from step {step}, process 0 from step {first}"
@@ -120,7 +120,7 @@ class TrainingState:
             say(f"{self.spec.stream}: training starts anew: {path} belongs to other settings or inputs")
             return
         for name in ("network", "optimizer", "scaler"):
-            if saved[name]:  # a scaler that was not in use has no state, and one that is begins anew
+            if saved[name]:  # a scaler that was not in use has no state; one that is in use now then starts anew
                 getattr(self, name).load_state_dict(saved[name])
         self.step, self.best, self.curve = saved["step"], saved["best"], saved["curve"]
         say(f"{self.spec.stream}: training goes on from step {self.step} of {self.spec.steps}")

@@ -1,4 +1,4 @@
-"""A table of class probabilities keyed by clip id: what a stream, or a fusion of streams, says about each clip.
+"""A table of class probabilities keyed by clip id: the output of a stream, or of a fusion of streams.
 
 A clip that could not be scored keeps its row, as NaN, and counts as wrong: an accuracy is always over every clip of the
 part. Two tables are joined by clip id, never by the order of their rows.
@@ -28,7 +28,7 @@ class Scores:
     probabilities: np.ndarray
     """(N, K) float32; each row sums to 1, or is all NaN where the clip failed."""
     labels: np.ndarray
-    """(N,) int64, zero-based index of the true class; -1 where nobody knows it: such a clip is in no accuracy."""
+    """(N,) int64, zero-based index of the true class; -1 if it is unknown: such a clip counts in no accuracy."""
     classes: tuple[str, ...]
     """K different class names, in the order of the columns."""
     features: np.ndarray | None = None
@@ -36,7 +36,7 @@ class Scores:
     groups: tuple[str, ...] | None = None
     """N group names (source video, person), or None."""
     source: Path | None = None
-    """The file that the table was read from; `views` reads there."""
+    """The file that the table was read from, where `views` reads; None for a table in memory."""
 
     def __post_init__(self):
         for name in ("video_ids", "classes", "groups"):
@@ -121,7 +121,7 @@ class Scores:
 
     @functools.cached_property
     def views(self) -> store.Views:
-        """Clip id -> probabilities and features of each of its views, read from the table's file when asked for.
+        """Clip id -> probabilities and features of each of its views, read from the table's file on access.
 
         Raises:
             ValueError: a table that was not read from a file, or whose file holds no views.
@@ -146,19 +146,19 @@ class Scores:
         return self.labels != UNKNOWN
 
     def predictions(self) -> np.ndarray:
-        """(N,) int64 class index of the largest probability (the first of equals), -1 for a failed clip."""
+        """(N,) int64 class index of the largest probability (the first in a tie), -1 for a failed clip."""
         return np.where(self.failed_rows, -1, np.argmax(self.probabilities, axis=1)) if len(self) else self.labels
 
     def correct(self) -> np.ndarray:
-        """(N,) bool, true where the prediction is the label; a failed clip is wrong, an unlabelled one not right."""
+        """(N,) bool, true where the prediction is the label; false for failed and for unlabelled clips."""
         return (self.predictions() == self.labels) & self.labelled
 
     def top1(self) -> float:
-        """Share of all labelled clips that are right, 0..1; NaN for a table without any."""
+        """Share of the labelled clips that are classified correctly, 0..1; NaN if there are none."""
         return float(self.correct()[self.labelled].mean()) if self.labelled.any() else float("nan")
 
     def per_class(self) -> tuple[np.ndarray, np.ndarray]:
-        """Right clips and clips of each true class: two (K,) int64 arrays."""
+        """Number of correct clips, and of all clips, of each true class: two (K,) int64 arrays."""
         k = len(self.classes)
         right, labelled = self.labels[self.correct()], self.labels[self.labelled]
         return np.bincount(right, minlength=k), np.bincount(labelled, minlength=k)
@@ -170,7 +170,7 @@ class Scores:
         return float((right[present] / clips[present]).mean()) if present.any() else float("nan")
 
     def confusion(self) -> np.ndarray:
-        """(K, K) int64 clips by [true class, predicted class]; failed and unlabelled clips are nowhere."""
+        """(K, K) int64 number of clips by [true class, predicted class], without failed and unlabelled clips."""
         k, scored = len(self.classes), ~self.failed_rows & self.labelled
         cells = self.labels[scored] * k + self.predictions()[scored]
         return np.bincount(cells, minlength=k * k).reshape(k, k)
@@ -184,11 +184,11 @@ class Scores:
         return Scores(ids, self.probabilities[rows], self.labels[rows], self.classes, features, groups, self.source)
 
     def with_probabilities(self, probabilities: np.ndarray) -> Scores:
-        """The same clips with other probabilities (N, K), and without features, which were not theirs."""
+        """The same clips with other probabilities (N, K), and without features, which belong to the old ones."""
         return Scores(self.video_ids, probabilities, self.labels, self.classes, groups=self.groups)
 
     def join(self, other: Scores) -> tuple[Scores, Scores]:
-        """Both tables row by row: this one as it is, and the other in this one's order of clips.
+        """Both tables with the same clip in each row: this one as it is, the other in this one's order.
 
         Raises:
             ValueError: if classes, clip ids, or the label of a clip differ; names how many and which.
@@ -211,7 +211,7 @@ class Scores:
 
 
 def _read_only(value, dtype) -> np.ndarray:
-    array = np.array(value, dtype)  # a copy: whoever made the table may go on with its own array
+    array = np.array(value, dtype)  # a copy: the caller may go on changing its own array
     array.setflags(write=False)
     return array
 

@@ -12,7 +12,7 @@ import numpy as np
 from pipeline.folds import cut_folds, scored_pair
 from pipeline.scores import Scores
 
-DEFAULT_C = 1.0  # where too few clips allow no cross-validation
+DEFAULT_C = 1.0  # if there are too few clips for cross-validation
 Hyperplanes = tuple[np.ndarray, np.ndarray]  # coefficients (K, 2K) and intercepts (K,)
 
 
@@ -20,11 +20,12 @@ Hyperplanes = tuple[np.ndarray, np.ndarray]  # coefficients (K, 2K) and intercep
 class LinearSVM:
     """A multi-class linear SVM on both streams' scores: `LinearSVM.fit(val_a, val_b).apply(a, b)`.
 
-    A clip becomes 2K numbers: each stream's probabilities, scaled to Euclidean length 1, the first stream's in front.
-    Crammer and Singer's multi-class SVM, which the paper cites, makes the margins of the classes comparable.
+    A clip is represented by 2K numbers: the probabilities of the first and of the second stream, each scaled to
+    Euclidean length 1. Crammer and Singer's multi-class SVM, which the paper cites, makes the margins of the classes
+    comparable.
 
     A class without a scored validation clip cannot be learned: it is never predicted and gets probability 0. `absent`
-    names such classes, so that nobody has to find out from the confusion matrix.
+    names such classes, which otherwise only the confusion matrix would show.
 
     Source: paper, section 5, "fusion by SVM"; K. Crammer and Y. Singer, JMLR 2 (2001). The paper leaves open whether
     the scores are normalised before or after stacking; here before, so that neither stream outweighs the other.
@@ -37,7 +38,7 @@ class LinearSVM:
     """(K,) float64; -inf for absent classes."""
     c: float
     num_val: int
-    """Clips it was fitted on."""
+    """Number of clips that it was fitted on."""
 
     def __post_init__(self):
         k = len(self.classes)
@@ -89,8 +90,8 @@ class LinearSVM:
     def apply(self, a: Scores, b: Scores) -> Scores:
         """Fused table in a's order of clips.
 
-        Its rows are the softmax of the margins: monotone within a clip, so the top class is the SVM's decision, but no
-        calibrated probability.
+        Its rows are the softmax of the margins: monotone within a clip, so the top class is the SVM's decision, but
+        they are not calibrated probabilities.
         """
         margins = self.margins(a, b)
         powers = np.exp(margins - margins.max(axis=1, keepdims=True))
@@ -121,21 +122,21 @@ class LinearSVM:
 
 
 def choose_c(val_a: Scores, val_b: Scores, grid: Sequence[float], *, folds: int = 5) -> tuple[float, dict[str, Any]]:
-    """The C that serves best on clips of groups that the SVM was not fitted on.
+    """The C that is best on clips of groups that the SVM was not fitted on.
 
-    For each fold and each C an SVM is fitted on the other folds and judged on this one; the C with the most right clips
-    over all folds wins, of equals the smallest, which is the smoothest. Where no cut into folds serves (one clip a
-    class), C is `DEFAULT_C`. The SVM that is used is then fitted on all validation clips.
+    For each fold and each C an SVM is fitted on the other folds and judged on this one; the C with the most correct
+    clips over all folds wins, in a tie the smallest, which is the smoothest. If no cut into folds is usable (one clip
+    per class), C is `DEFAULT_C`. The SVM that is used is then fitted on all validation clips.
 
     Args:
         val_a, val_b: tables of the validation clips.
         grid: the values of C to try, above 0.
-        folds: folds wanted, as `folds.cut` makes them.
+        folds: number of folds wanted, as for `cut_folds`.
 
     Returns:
-        C, and why, as plain JSON values: the grid and the right clips of each C, the cut, and "out_of_fold_top1", the
-        accuracy of the chosen C on held-out folds (of all validation clips, failed ones wrong; a little too good, being
-        that of the best of several C; None without a cut).
+        C, and the reasons as plain JSON values: the grid, the number of correct clips for each C, the cut, and
+        "out_of_fold_top1": the accuracy of the chosen C on held-out folds, over all validation clips (failed ones are
+        wrong). It is a little too good, being the best of several C; None without a cut.
 
     Raises:
         ValueError: the grid is empty or not above 0, or no validation clip is scored.
@@ -148,7 +149,7 @@ def choose_c(val_a: Scores, val_b: Scores, grid: Sequence[float], *, folds: int 
     if not len(folded):
         return DEFAULT_C, {**why, "right": [], "out_of_fold_top1": None}
     right = [sum(_right(a, b, fitted, held, c) for fitted, held in folded) for c in grid]
-    c = grid[int(np.argmax(right))]  # the first of equals
+    c = grid[int(np.argmax(right))]  # the first in a tie
     return c, {**why, "right": right, "out_of_fold_top1": max(right) / len(val_a)}
 
 
@@ -178,7 +179,7 @@ def _crammer_singer(features: np.ndarray, labels: np.ndarray, num_classes: int, 
 
 
 def _solve(features: np.ndarray, labels: np.ndarray, c: float) -> Hyperplanes:
-    from sklearn.exceptions import ConvergenceWarning  # takes most of a second, and only a fit needs it
+    from sklearn.exceptions import ConvergenceWarning  # importing takes most of a second, and only a fit needs it
     from sklearn.svm import LinearSVC
 
     svm = LinearSVC(C=c, multi_class="crammer_singer", random_state=0, max_iter=20_000)

@@ -21,7 +21,7 @@ from pipeline.training import train_here
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Train; returns the exit status. What goes wrong is written into JOB as well."""
+    """Train and return the exit status; an error is also written into JOB."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("job", type=Path, help="folder of the job, which the first machine has written")
     parser.add_argument("--watched", action="store_true", help="end when standard input ends: the parent is gone")
@@ -41,7 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _report(error: Exception, path: Path) -> None:
-    """Say what went wrong, in the file and on standard error, each of them even if the other is on a full disk."""
+    """Write the error to the file and to standard error, even if the disk of one of them is full."""
     with contextlib.suppress(OSError):
         path.write_text(f"{type(error).__name__}: {error}")
     with contextlib.suppress(OSError):
@@ -51,7 +51,7 @@ def _report(error: Exception, path: Path) -> None:
 def _end_with_parent() -> None:
     while os.read(0, 1):  # not sys.stdin: its lock, held by a thread, makes the interpreter abort at exit
         pass
-    os.kill(os.getpid(), signal.SIGKILL)  # nothing may linger: another run may already be writing into the folder
+    os.kill(os.getpid(), signal.SIGKILL)  # end at once: another run may already be writing into the folder
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Training one stream: steps, validation, and the files in which it ends.
+"""Train one stream: steps, validation, and the files of the result.
 
-`train` leaves `checkpoint.pt` (the best validated weights and all that is needed to use them) and `curve.json`. On the
-way it keeps `resume.pt`; a run that was killed goes on from there, and on a CPU ends with the same bits as one that
-was not, because everything random in step s is drawn from (seed, s).
+`train` writes `checkpoint.pt` (the weights with the best validation and all that is needed to use them) and
+`curve.json`. Meanwhile it keeps `resume.pt`, from which a killed run resumes. On a CPU a resumed run ends with the same
+bits as an uninterrupted one, because everything random in step s is drawn from (seed, s).
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ from pipeline.resume import TrainingState, identity_of
 from pipeline.specs import StreamSpec
 from pipeline.together import OtherDataset, other_classes, training_set
 
-VALIDATION_FRAMES = 5  # of each clip, their centre view: cheap, and enough to tell a better epoch from a worse one
-_LONG_S = 24 * 3600  # on a CPU
+VALIDATION_FRAMES = 5  # per clip, centre crop only: cheap, and enough to compare one validation with another
+_LONG_S = 24 * 3600  # a longer training on a CPU gets a warning
 
 
 class TrainingDiverged(StageFailed):
@@ -56,26 +56,26 @@ def train(
     start: Path | None = None,
     data_digest: str = "",
 ) -> None:
-    """Train one stream; goes on where an interrupted run of the same settings and inputs stopped.
+    """Train one stream; resume an interrupted run of the same settings and inputs.
 
     Args:
-        spec: the stream, its network and its training; `processes` and `machines` say who trains.
+        spec: the stream, its network and its training; `processes` and `machines` say how many processes train.
         store_path: index of the frames store (spatial stream) or the flow store (temporal stream).
         catalog: training and validation clips.
         folder: gets `checkpoint.pt` and, last, `curve.json`.
-        inputs_key: digest of what the training reads; another one never resumes.
+        inputs_key: digest of what the training reads; a run with another key is never resumed.
         device: "auto", "cpu", "cuda" ...
         other: the other data set, if `spec.with_how` is heads or classes.
-        start: weights of the other data set's training, if it is start.
-        data_digest: of the settings that the store was made by; the checkpoint keeps it, for whoever scores with it.
+        start: weights of the other data set's training, if `spec.with_how` is start.
+        data_digest: digest of the settings that made the store; the checkpoint keeps it, and scoring compares it.
 
     Raises:
-        ValueError: a setting, weights file or device that does not fit, no usable training clip, another data set
-            that is missing, or processes that do not go on from the same step of the same training.
+        ValueError: a setting, weights file or device that does not fit, no usable training clip, a missing other data
+            set, or processes that would not resume from the same step of the same training.
         TrainingDiverged: a loss that is not finite.
-        TrainingFailed: of several processes one failed, for whatever reason.
+        TrainingFailed: one of several processes failed, for whatever reason.
 
-    Source: paper, section 5. Ours: weights are chosen by validation clips, of which the test part has none.
+    Source: paper, section 5. Our addition: weights are chosen on validation clips, which are never test clips.
     """
     if (other is None) == (spec.with_how in ("heads", "classes")) or (start is None) == (spec.with_how == "start"):
         raise ValueError(
@@ -91,7 +91,7 @@ def train(
 
 
 def train_here(job: Job, world: World, device: torch.device) -> None:
-    """`train` in this process, which is one of `world`; process 0 writes the files."""
+    """Do the work of `train` in this process, one of `world`; process 0 writes the files."""
     spec, catalog, resume = job.spec, job.catalog, job.folder / "resume.pt"
     others = other_classes(spec, catalog, job.other)
     identity = identity_of(spec, job.inputs_key, catalog.classes, others)
@@ -139,7 +139,7 @@ def _take_steps(run: TrainingState, training: Dataset, validation: EvalSet, save
 
 
 def _warn_of_days(run: TrainingState, progress: Progress) -> None:
-    """The recipe of the paper is meant for a GPU: whoever starts it elsewhere should know at once."""
+    """Warn at once of a training on a CPU that takes more than a day: the paper's recipe is meant for a GPU."""
     left = (progress.total - progress.done) / progress.rate()
     if run.device.type == "cpu" and left > _LONG_S and run.world.rank == 0:
         say(
@@ -150,7 +150,7 @@ def _warn_of_days(run: TrainingState, progress: Progress) -> None:
 
 
 def _waited_for(batches: Iterable, curve: dict[str, Any]) -> Iterator:
-    """The same batches; the time until each is there is added to the curve."""
+    """Yield the same batches; add the time spent waiting for each to the curve."""
     rest = iter(batches)
     while True:
         began = time.monotonic()
@@ -180,16 +180,16 @@ def train_step(run: TrainingState, inputs: ViewBatch | torch.Tensor, labels: tor
 
     Args:
         run: its network and optimizer change; `run.step` is the number of this step.
-        inputs: views as they come from the loader, or (N, C, H, W) or (N, K, C, H, W) float32, normalised; N is
-            items_per_step / processes. With `with_how = heads`, clips of both sets in turn.
+        inputs: views as they come from the loader, or (N, C, H, W) or (N, S, C, H, W) float32, normalised, with S
+            snippets; N is items_per_step / processes. With `with_how = heads`, the clips of both sets alternate.
         labels: (N,) int64.
 
     Returns:
-        The loss before the step, the mean over the whole batch.
+        The loss before the step, averaged over the whole batch.
 
     Raises:
         ValueError: a batch that cannot be cut into equal parts.
-        TrainingDiverged: if the loss is not finite; the weights are as before.
+        TrainingDiverged: the loss is not finite; the weights are unchanged.
     """
     spec, rate = run.spec, learning_rate(run.spec, run.step)
     if len(labels) % spec.accumulate:
@@ -217,9 +217,9 @@ def train_step(run: TrainingState, inputs: ViewBatch | torch.Tensor, labels: tor
 def _add_gradient(
     run: TrainingState, part: int, inputs: ViewBatch | torch.Tensor, labels: torch.Tensor
 ) -> torch.Tensor:
-    """Add the gradient of one part of the batch to the others'; processes exchange theirs with the last part."""
+    """Add the gradient of one part of the batch; processes exchange the sum with the last part."""
     run.piece.place = part * run.world.size + run.world.rank
-    torch.manual_seed(_step_seed(run.spec.seed, run.step))  # dropout, drawn for the whole batch
+    torch.manual_seed(_step_seed(run.spec.seed, run.step))  # for dropout, drawn for the whole batch
     alone = run.world.size == 1 or part == run.spec.accumulate - 1
     with contextlib.nullcontext() if alone else run.model.no_sync():
         loss = _loss(run, inputs, labels)
@@ -228,7 +228,7 @@ def _add_gradient(
 
 
 def _loss(run: TrainingState, inputs: ViewBatch | torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """The mean over clips; with a head for each of two data sets, the sum of both means (paper, section 5)."""
+    """The mean loss over clips; with a head for each of two data sets, the sum of both means (paper, section 5)."""
     inputs, labels = to_inputs(inputs, run.device), labels.to(run.device, non_blocking=True)
     with torch.autocast(run.device.type, dtype=run.precision, enabled=run.precision is not None):
         if run.spec.with_how != "heads":
@@ -240,11 +240,11 @@ def _loss(run: TrainingState, inputs: ViewBatch | torch.Tensor, labels: torch.Te
 
 
 def validate(run: TrainingState, validation: EvalSet) -> None:
-    """Score the validation clips, note it in the curve, and keep the weights if they are the best so far.
+    """Score the validation clips, add the result to the curve, and keep the weights if they are the best so far.
 
-    Best is the highest top-1, of equals the lowest loss (mean over clips of -log of the mean softmax at the label);
-    clips that failed in the store count as wrong and have no loss. Without validation clips nothing is done. Each
-    process scores clips of its own, with the running statistics of process 0.
+    The best weights have the highest top-1, in a tie the lowest loss (mean over clips of -log of the mean softmax at
+    the label). Clips that failed in the store count as wrong and have no loss. Without validation clips nothing is
+    done. Each process scores its share of the clips, with the running statistics of process 0.
     """
     run.world.share_buffers(run.network)
     labels = np.array([clip.label for clip in validation.clips], int)
@@ -270,7 +270,7 @@ def _note_validation(run: TrainingState, labels: np.ndarray, probabilities: np.n
 
 
 def _finish(run: TrainingState, job: Job, others: tuple[str, ...]) -> None:
-    """Write the checkpoint, then the curve: when that exists, all is there."""
+    """Write the checkpoint, then the curve: once the curve exists, the result is complete."""
     best, folder = run.best, job.folder
     if not best:
         say(f"{run.spec.stream}: no validation clips, so the weights of the last step are kept")

@@ -8,14 +8,14 @@ and features. `Fuse` joins both streams, `Report` writes `metrics.json` and `rep
     luigi --module tasks FullPipeline --dataset ucf101 --split 1
 
 `AllSplits` requires the reports of all splits of a dataset, and of several seeds, and puts them into one table.
-`PaperTable` runs the rows of a table of the paper and puts their figures beside the published ones. `ScoreVideos` says
-what the trained streams see in other videos, which nobody has labelled.
+`PaperTable` runs the rows of a table of the paper and puts their figures beside the published ones. `ScoreVideos`
+applies the trained streams to other, unlabelled videos.
 """
 
 import os
 
-# Threads of a step wait for one another spinning: where other programs use the cores too, that takes the time that the
-# others need to come along. So they sleep soon. Read when torch is first loaded (docs/scaling.md has what it gains).
+# The threads of a step wait for one another by spinning: if other programs use the cores too, that takes CPU time
+# from the threads waited for. So let them sleep soon. Read when torch is first loaded (docs/scaling.md has the gain).
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "40000")
 

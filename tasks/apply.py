@@ -1,4 +1,4 @@
-"""Trained streams to videos that nobody has labelled."""
+"""Score unlabelled videos with trained streams."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from tasks.prepare import Flow, Frames
 
 
 class ScoreVideos(OfVideos):
-    """What a dataset's trained streams say of other videos: `predictions.csv` and the fused `scores.h5`.
+    """The predictions of a dataset's trained streams for other videos: `predictions.csv` and the fused `scores.h5`.
 
         luigi --module tasks ScoreVideos --dataset ucf101 --split 1 --videos /path/to/videos
 
-    The streams are those of the dataset, the split and the settings, and are trained first if they are not. With both
-    checkpoints given nothing else of the dataset is needed, not even its videos.
+    The streams are those of the dataset, the split and the settings; they are trained first if necessary. If both
+    checkpoints are given, nothing else of the dataset is needed, not even its videos.
     """
 
     spatial_checkpoint = luigi.Parameter(
@@ -37,11 +37,11 @@ class ScoreVideos(OfVideos):
         return files.plain_name(f"{self.fuse}-{self.split_name}")
 
     def own_digest(self) -> str:
-        """The digests of all that is read."""
+        """Digest of the fusion and of all that is read."""
         return digest_of("score_videos", self.fuse, [task.digest for task in self.before()])
 
     def requires(self) -> dict[str, Stage]:
-        """The scores of both streams, the videos, where each of them failed, and what the fusion was chosen to be."""
+        """The scores of both streams, the clips, the stores with their failed clips, and `Fuse` unless by average."""
         given = {"spatial": self.spatial_checkpoint, "temporal": self.temporal_checkpoint}
         return {
             **{s: self.clone(ScoreStream, stream=s, part="test", checkpoint=given[s]) for s in STREAMS},
@@ -52,17 +52,17 @@ class ScoreVideos(OfVideos):
         }
 
     def keys_read(self) -> list[str]:
-        """Where the videos lie as well: one that is only renamed keeps its frames and flow."""
+        """The paths of the videos as well, since a video that is only renamed keeps its frames and flow."""
         names = [[clip.id, clip.path] for clip in self.clone(Catalog).read().clips]
         return [*super().keys_read(), digest_of(names)]
 
     @property
     def table(self):
-        """What is said of each video, as a text."""
+        """Path of `predictions.csv`."""
         return self.folder / "predictions.csv"
 
     def is_current(self) -> bool:
-        """Whether the text is there as well."""
+        """Whether `predictions.csv` is there as well."""
         return self.table.is_file() and super().is_current()
 
     def check(self) -> None:
@@ -77,7 +77,7 @@ class ScoreVideos(OfVideos):
             )
 
     def make(self) -> None:
-        """Fuse, and write what is said of each video."""
+        """Fuse the scores of both streams, and write the predictions and the fused scores."""
         from pipeline import fusion, predictions, store
         from pipeline.scores import Scores
 
@@ -90,12 +90,12 @@ class ScoreVideos(OfVideos):
         fused.write(self.path, **self.attrs())
 
     def run(self) -> None:
-        """Make it, and end with what is said of the videos and the path of the text."""
+        """Make the predictions, then print them and the path of their file."""
         super().run()
         self._show()
 
     def say_present(self) -> None:
-        """Nothing had to be done: show what there is."""
+        """Print the predictions that are there already."""
         super().say_present()
         self._show()
 

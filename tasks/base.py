@@ -2,8 +2,8 @@
 
 An artifact lies at `<artifacts>/<dataset>/<stage>/<label>-<digest>/`. The digest covers the settings of the stage and
 of all before it, so a changed setting makes a new artifact. What the artifact was made *from* (a changed or added
-video) is recorded in it as `inputs`: when that no longer equals the keys of what the stage reads, it is made again in
-place, and the stage's own function keeps the parts that are still right.
+video) is recorded in it as `inputs`: when that no longer equals the keys of what the stage reads, the artifact is made
+again in place, and the stage's function keeps the parts that are still valid.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ mistakes.install()
 
 
 class Artifact(luigi.Target):
-    """One artifact on disk: there is one if its file, which is written last, exists and was made from these inputs."""
+    """One artifact on disk, given by the file that its stage writes last; `Stage.is_current` checks its inputs."""
 
     def __init__(self, path: Path):
         self.path = path
 
     def exists(self) -> bool:
-        """Whether it is whole."""
+        """Whether the artifact is complete."""
         return self.path.is_file()
 
     def recorded(self) -> dict:
-        """What the artifact says of itself: at least `inputs`."""
+        """What the artifact records about itself: at least `inputs`."""
         if self.path.suffix == ".json":
             return read_json(self.path)
         from pipeline import store
@@ -48,13 +48,13 @@ class Artifact(luigi.Target):
 
 
 class Stage(luigi.Task):
-    """A stage of the chain for one dataset and split. A subclass says what it reads, its digest, and its function."""
+    """A stage of the chain for one dataset and split. A subclass defines what it reads, its digest and its function."""
 
     dataset = luigi.Parameter(default="", description="section [dataset.NAME] of luigi.cfg; default: [run] dataset")
     split = luigi.Parameter(default="", description="split number or name of the test group; default: the dataset's")
     seed = luigi.IntParameter(default=-1, description="seed of the training; default: [run] seed")
     artifacts = luigi.Parameter(default="", description="folder of everything that is made; default: [run] artifacts")
-    # where the arithmetic is done cannot be seen in the name of the result
+    # not significant: the device does not change the name of the result
     device = luigi.Parameter(
         default="", significant=False, description="auto, cpu, cuda or cuda:N; default: [run] device"
     )
@@ -64,7 +64,7 @@ class Stage(luigi.Task):
 
     file = ""  # the file that is written last
     keeps_old = False  # whether `make` reads the artifact that it replaces
-    kind = ""  # the folder of such artifacts; "": the name of the class
+    kind = ""  # name of the folder of such artifacts; "": from the name of the class
     reads: tuple[str, ...] = ()  # the sections that can change the artifact; (): any
     may_download = True
 
@@ -75,9 +75,9 @@ class Stage(luigi.Task):
             settings.check(self.dataset_name, self.changes)
 
     def clone(self, cls=None, **kwargs):
-        """A task with the same parameters, but for those given; of the changes it gets what it reads.
+        """A task with the same parameters, except those given; of `changes` it gets only what it reads.
 
-        So what several rows of a table share is one task, and looked at once.
+        So what several rows of a table share is a single task, and is checked once.
         """
         reads = getattr(cls or type(self), "reads", ())
         if reads:
@@ -86,13 +86,13 @@ class Stage(luigi.Task):
 
     @functools.cached_property
     def run_spec(self):
-        """The [run] settings, with what the command line gave in their place."""
+        """The [run] settings, overridden by the parameters of this task."""
         given = {"dataset": self.dataset, "device": self.device, "artifacts": self.artifacts, "seed": self.seed}
         return settings.resolve("run", **{name: value for name, value in given.items() if value not in ("", -1)})
 
     @functools.cached_property
     def dataset_name(self) -> str:
-        """The dataset, refused if luigi.cfg has no section for it."""
+        """Name of the dataset; refused if luigi.cfg has no section for it."""
         settings.check_dataset(self.run_spec.dataset)
         return self.run_spec.dataset
 
@@ -102,15 +102,15 @@ class Stage(luigi.Task):
 
     @functools.cached_property
     def split_name(self) -> str:
-        """The split, the dataset's own if none was given."""
+        """Name of the split; the dataset's own if none was given."""
         return self.named_split(self.split or self.spec("dataset").split)
 
     def named_split(self, name: str) -> str:
-        """The one name of a split: those of official lists are numbers, so that 01 is 1."""
+        """The canonical name of a split: those of official lists are numbers, so that 01 is 1."""
         official = settings.has_official_splits(self.dataset_name)
         return str(int(name)) if official and name.isdecimal() else name
 
-    # --- what a subclass says
+    # --- what a subclass defines
 
     @property
     @abc.abstractmethod
@@ -123,18 +123,18 @@ class Stage(luigi.Task):
 
     @abc.abstractmethod
     def make(self) -> None:
-        """Make the artifact: one call of the library."""
+        """Make the artifact by one call of a function of `pipeline`."""
 
-    # --- what follows from it
+    # --- what follows from that
 
     @functools.cached_property
     def digest(self) -> str:
-        """`own_digest`, worked out once."""
+        """`own_digest`, computed once."""
         return self.own_digest()
 
     @functools.cached_property
     def folder(self) -> Path:
-        """Where the artifact lies."""
+        """Folder of the artifact."""
         stage = self.kind or _snake(type(self).__name__)
         return Path(self.run_spec.artifacts) / self.dataset_folder / stage / f"{self.label}-{self.digest}"
 
@@ -149,7 +149,7 @@ class Stage(luigi.Task):
 
     @property
     def path(self) -> Path:
-        """The artifact's file."""
+        """Path of the artifact's file, which is written last."""
         return self.output().path
 
     def key(self) -> str:
@@ -173,19 +173,19 @@ class Stage(luigi.Task):
         return {"digest": self.digest, "inputs": self.inputs_key()}
 
     def is_current(self) -> bool:
-        """Whether the artifact is there and was made from what its inputs are now."""
-        with told_plainly():  # an artifact that is damaged or of another version is refused with what to do
+        """Whether the artifact is there and was made from the current inputs."""
+        with told_plainly():  # a damaged artifact, or one of another version, is refused with advice
             return self.output().exists() and self.output().recorded().get("inputs") == self.inputs_key()
 
     def complete(self) -> bool:
-        """Done if everything before is done and the artifact is current. A yes is remembered; after a no, `check`."""
+        """Whether all before is complete and the artifact is current. True is remembered; after False, `check` runs."""
         use_artifacts(self.run_spec.artifacts)
         if not self._inputs_key and all(task.complete() for task in self.before()):
             with told_plainly():
                 self._inputs_key = self.inputs_key()
         if self._inputs_key and not self._is_complete:
             self._is_complete = self.is_current()
-        if not self._is_complete:  # Luigi asks every task before it runs any: the one time to refuse what cannot be
+        if not self._is_complete:  # Luigi asks every task before it runs any: the time to refuse what cannot succeed
             self.check_once()
         return self._is_complete
 
@@ -197,12 +197,12 @@ class Stage(luigi.Task):
             self._is_checked = True
 
     def check(self) -> None:
-        """Refuse what could not be made in the end, before anything is made for it. Nothing is written but weights."""
+        """Refuse what cannot succeed, before anything is made for it. Only downloaded weights may be written."""
 
     @staticmethod
     @contextlib.contextmanager
     def without_download() -> Iterator[None]:
-        """Within the block no `check` fetches weights to find out whether they can be had: a look writes nothing."""
+        """Within the block no `check` downloads weights, not even to find out whether it can: a plan writes nothing."""
         Stage.may_download = False
         try:
             yield
@@ -238,15 +238,15 @@ class Stage(luigi.Task):
 
     @property
     def title(self) -> str:
-        """How the stage is called in what is printed."""
+        """Name of the stage in messages."""
         return f"{type(self).__name__} {self.label}"
 
 
-_IN_USE: dict[tuple[str, int], int] = {}  # artifacts, process -> what holds `gc` off
+_IN_USE: dict[tuple[str, int], int] = {}  # artifacts, process -> lock that holds `gc` off
 
 
 def use_artifacts(artifacts: str, *, create: bool = False) -> None:
-    """From now on this command uses the artifacts; whoever calls from Python has to see to that himself."""
+    """Hold `gc` off these artifacts until this command ends; a caller from Python must do that itself."""
     key = (artifacts, os.getpid())
     if settings.from_command_line() and _IN_USE.get(key, -1) < 0:
         _IN_USE[key] = files.hold_shared_lock(Path(artifacts), create=create)

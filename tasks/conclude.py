@@ -1,4 +1,4 @@
-"""Scores to fused scores, and everything to the report."""
+"""Fuse the scores of both streams, and report everything."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from tasks.prepare import Flow, Frames
 
 
 class Fuse(Stage):
-    """Both streams as one, three ways: average, weighted, linear SVM. All choices are made on validation clips.
+    """Fuse both streams in three ways: average, weighted, linear SVM. All choices are made on validation clips.
 
-    Whoever wants none, `val_fraction = 0`, gets the average.
+    Without validation clips (`val_fraction = 0`) only the average is made.
     """
 
     file = "fusion.json"  # written after the scores
@@ -30,7 +30,7 @@ class Fuse(Stage):
         return files.plain_name(self.split_name)
 
     def own_digest(self) -> str:
-        """The settings of the fusion and of the scores."""
+        """Digest of the settings of the fusion and of the scores."""
         return self.spec("fusion").digest(*[task.digest for task in luigi.task.flatten(self.requires())])
 
     def requires(self) -> dict[str, dict[str, Stage]]:
@@ -42,11 +42,11 @@ class Fuse(Stage):
         self.clone(Catalog).check_parts("val", "test")
 
     def scores_path(self, name: str):
-        """The fused scores of one way: `average/scores.h5` and so on."""
+        """Path of the fused scores of one way: `average/scores.h5` and so on."""
         return self.folder / name / "scores.h5"
 
     def make(self) -> None:
-        """Fuse."""
+        """Fuse the test scores, as chosen on the validation scores; write a table for each way, then `fusion.json`."""
         from pipeline import fusion
         from pipeline.scores import Scores
 
@@ -68,7 +68,7 @@ class Report(Stage):
         return files.plain_name(self.split_name)
 
     def own_digest(self) -> str:
-        """The digests of all that is reported."""
+        """Digest of all that is reported."""
         return digest_of("report", 3, [task.digest for task in self.before()])
 
     def requires(self) -> dict[str, Stage]:
@@ -93,7 +93,7 @@ class Report(Stage):
         }
 
     def make(self) -> None:
-        """Write the report, and let `latest` point here."""
+        """Write the report, and let the link `latest` point to it."""
         from pipeline import report, store
         from pipeline.report import metrics
 
@@ -119,7 +119,7 @@ class Report(Stage):
         files.link(self.folder.parent / "latest", self.folder)
 
     def all_settings(self) -> dict[str, dict]:
-        """Every setting as it held for this run."""
+        """Every setting, with its value in this run."""
         streams = {stream: self.requires()[stream].stream_spec.as_dict() for stream in STREAMS}
         others = {
             name: self.spec(name).as_dict() for name in ("dataset", "frames", "flow", "score", "fusion", "cluster")
@@ -139,13 +139,13 @@ class FullPipeline(luigi.WrapperTask):
         return self.clone(Report)
 
     def run(self) -> None:
-        """End with the table of accuracies and the path of the report."""
+        """Print the table of accuracies and the path of the report."""
         from pipeline.report import metrics
 
         report = self.requires()
         say(f"{metrics.headline_text(report.output().recorded())}\n{report.folder / 'report.html'}")
 
     def say_present(self) -> None:
-        """Nothing had to be done: show what there is."""
+        """Print the table that is there already."""
         say("FullPipeline: everything is there")
         self.run()

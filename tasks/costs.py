@@ -1,4 +1,4 @@
-"""What each artifact of a plan would take: which measurement belongs to which task. Each is taken once."""
+"""The cost of each artifact of a plan: which measurement belongs to which task. Each measurement is made once."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ class Costs:
     """The costs of the tasks of one plan."""
 
     def __init__(self, state_of: Callable[[luigi.Task], ArtifactState], *, one_thread: bool = False):
-        """`state_of`: how far the artifact of a task is; `one_thread`: time networks on one thread of the CPU."""
+        """`state_of` gives the state of a task's artifact; `one_thread`: time networks on one thread of the CPU."""
         self._state_of, self._one_thread, self._known, self._read = state_of, one_thread, {}, set()
 
     def of(self, task: luigi.Task) -> Work:
-        """What is left to do for a task; where it cannot be measured, why."""
+        """The cost of what is left to do for a task; if it cannot be measured, why not."""
         how = {
             DemoVideos: self._demo,
             Catalog: self._catalog,
@@ -43,7 +43,7 @@ class Costs:
             return MOMENTS
         try:
             return how(task)
-        except Exception as error:  # a driver may fail in any way; the other rows are still worth telling
+        except Exception as error:  # a driver may fail in any way; the other rows are still useful
             return Work(note=f"cannot be measured: {error_line(error)}")
 
     def _once(self, what: Hashable, measured: Callable[..., Any], *given: Any, **named: Any) -> Any:
@@ -60,7 +60,7 @@ class Costs:
     def _catalog(self, task: Catalog) -> Work:
         clips = self._state_of(task).catalog.clips
         new = sum(clip.bytes for clip in clips if clip.content == catalog.UNREADABLE)
-        if not new or task.dataset_folder in self._read:  # what one split has read, the others know
+        if not new or task.dataset_folder in self._read:  # read for one split, a video is known to the others
             return MOMENTS
         self._read.add(task.dataset_folder)
         videos = self._videos(task.clone(Frames))
@@ -129,7 +129,7 @@ class Costs:
         return self._once(("demo", spec, task.spec("frames")), measure.unwritten_demo, spec, clips, task.spec("frames"))
 
     def _cached(self, task: Frames) -> Cached:
-        """The frames themselves where they are there, else as the videos promise them."""
+        """The frames themselves if they are made, else as estimated from the videos."""
         if self._state_of(task).state == IS_THERE:
             return self._once(("cached", task.folder), measure.cached, task.path)
         return self._videos(task).cached

@@ -1,4 +1,4 @@
-"""Frames or flow to trained streams, and trained streams to scores. A stream is a parameter."""
+"""Train streams on frames or flow, and score clips with trained streams. The stream is a parameter."""
 
 from __future__ import annotations
 
@@ -48,13 +48,13 @@ class TrainStream(OnDevice):
         return files.plain_name("-".join([self.stream, spec.network, self.split_name, *together]))
 
     def own_digest(self) -> str:
-        """The settings of the stream and of what it reads, and the content of the file that it starts from."""
+        """Digest of the settings of the stream and of what it reads, and of the content of the file it starts from."""
         start = self.stream_spec.start_file
         content = [files.file_hash(start)] if start and start.is_file() else []
         return self.stream_spec.digest(*[task.digest for task in self.requires()], *content)
 
     def requires(self) -> list[Stage]:
-        """The frames for the spatial stream or the flow for the temporal one, the parts of the split; `of_other`."""
+        """The frames for the spatial stream or the flow for the temporal one, the catalog, and `of_other`."""
         return [self.clone(self.data), self.clone(Catalog), *self.of_other]
 
     @property
@@ -64,7 +64,7 @@ class TrainStream(OnDevice):
 
     @functools.cached_property
     def of_other(self) -> list[Stage]:
-        """What is read of the data set that this one is trained together with: its data and parts, or its training."""
+        """What is read of the other data set in the training, if any: its store and its catalog, or its training."""
         spec = self.stream_spec
         if not spec.with_dataset:
             return []
@@ -73,7 +73,7 @@ class TrainStream(OnDevice):
             official = all(settings.has_official_splits(name) for name in (self.dataset_name, spec.with_dataset))
         other = {"dataset": spec.with_dataset, "split": self.split_name if official else ""}
         if spec.with_how == "start":
-            # steps that a task changes are those of its own set's training: fine-tuning takes fewer
+            # changed steps apply to the training on its own set only: fine-tuning takes fewer
             own = {f"{self.stream}_steps", f"{self.stream}_milestones"}
             changes = {name: text for name, text in self.changes.items() if name not in own}
             return [self.clone(TrainStream, alone=True, changes=changes, **other)]
@@ -84,11 +84,11 @@ class TrainStream(OnDevice):
         return [start] if (start := self.stream_spec.start_file) else []
 
     def is_current(self) -> bool:
-        """Whether there are weights as well: whoever deletes damaged ones gets them anew."""
+        """Whether the weights are there as well: if damaged ones are deleted, they are made again."""
         return self.checkpoint.is_file() and super().is_current()
 
     def check(self) -> None:
-        """Refuse what cannot be built or trained here."""
+        """Refuse a stream that cannot be built or trained on this machine."""
         from pipeline import imagenet, networks, parallel
 
         networks.check(self.stream_spec)
@@ -101,7 +101,7 @@ class TrainStream(OnDevice):
             say(warning)
 
     def _check_other(self) -> None:
-        """Refuse classes or clips that do not go together as soon as both catalogs are known: flow may take days."""
+        """Refuse classes or clips in conflict with the other set's once both catalogs are known: flow may take days."""
         spec, own = self.stream_spec, self.clone(Catalog)
         if spec.with_how in ("classes", "start") and own.complete() and self._catalog_of_other().complete():
             from pipeline import together
@@ -110,7 +110,7 @@ class TrainStream(OnDevice):
             check(spec, own.read(), self._other())
 
     def _catalog_of_other(self) -> Catalog:
-        """The clips of the data set that this one is trained together with, or starts from."""
+        """The catalog of the other data set, which this one is trained together with or starts from."""
         last = self.of_other[-1]
         return last if isinstance(last, Catalog) else last.clone(Catalog)
 
@@ -123,12 +123,12 @@ class TrainStream(OnDevice):
         return OtherDataset(self.stream_spec.with_dataset, store.path, self._catalog_of_other().read())
 
     def key(self) -> str:
-        """The trained weights."""
+        """Content key: the hash of the trained weights."""
         return self.output().recorded()["weights"]
 
     @property
     def checkpoint(self):
-        """The trained weights."""
+        """Path of the trained weights."""
         return self.folder / "checkpoint.pt"
 
     def steps_done(self) -> int:
@@ -161,7 +161,7 @@ class TrainStream(OnDevice):
         )
 
     def _say_shares(self) -> None:
-        """The one case in which `processes`, which no digest covers, changes more than the rounding of sums."""
+        """Report the one case in which `processes`, which no digest covers, changes more than the rounding of sums."""
         from pipeline import networks, parallel
 
         count = parallel.process_count(self.stream_spec, self.run_spec.device) * self.stream_spec.machines
@@ -173,7 +173,7 @@ class TrainStream(OnDevice):
 
 
 class ScoreStream(OfVideos, OnDevice):
-    """Probabilities and features of every clip of one part, from one trained stream; or of other videos, all `test`."""
+    """Probabilities and features of every clip of one part, from one trained stream; other videos are all `test`."""
 
     stream = luigi.ChoiceParameter(choices=STREAMS, description="which stream")
     part = luigi.ChoiceParameter(choices=("train", "val", "test"), default="test", description="which clips")
@@ -186,17 +186,17 @@ class ScoreStream(OfVideos, OnDevice):
         return files.plain_name(f"{self.stream}-{self.part}-{self.split_name}")
 
     def own_digest(self) -> str:
-        """The settings of the test views and of the training, or the content of the weights."""
+        """Digest of the settings of the test views and of the training, or of the content of given weights."""
         given = [files.file_hash(self.weights)] if self.checkpoint else []
         return self.spec("score").digest(self.part, *given, *[task.digest for task in self.requires()])
 
     def requires(self) -> list[Stage]:
-        """The trained stream, unless weights are given; what it reads; the parts of the split."""
+        """The trained stream, unless weights are given; the frames or the flow; the catalog."""
         data = self.clone(Frames if self.stream == "spatial" else Flow)
         return [*self.trained, data, self.clone(Catalog)]
 
     def key(self) -> str:
-        """The scores themselves: made again they may differ, on another device or where a clip is no longer lost."""
+        """Content key of the scores: made again, they may differ (another device, or a clip that can be read again)."""
         return self.output().recorded().get("content") or super().key()  # older files have none
 
     @property
@@ -210,11 +210,11 @@ class ScoreStream(OfVideos, OnDevice):
 
     @property
     def weights(self) -> Path:
-        """The trained weights."""
+        """Path of the trained weights."""
         return Path(self.checkpoint) if self.checkpoint else self.trained[0].checkpoint
 
     def check(self) -> None:
-        """Refuse weights that were given and are none, or another stream's."""
+        """Refuse a given file that holds no trained stream, or the other one."""
         if self.checkpoint:
             from pipeline import checkpoint
 

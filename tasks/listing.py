@@ -1,4 +1,4 @@
-"""Videos to the catalog: what clips there are."""
+"""List the videos of a dataset in its catalog."""
 
 from __future__ import annotations
 
@@ -26,26 +26,26 @@ class DemoVideos(luigi.Task):
         return settings.resolve("demo", self.dataset)
 
     def complete(self) -> bool:
-        """Whether this very demo is there."""
+        """Whether exactly this demo is there."""
         from pipeline.demo import is_written
 
         with told_plainly():
             return is_written(Path(self.folder), self.spec)
 
     def run(self) -> None:
-        """Write it."""
+        """Write the demo."""
         from pipeline.demo import write_demo
 
         folder = Path(self.folder)
-        # the lock has a folder of its own: what lies beside the demo are the user's videos, and none of our business
+        # the lock has a folder of its own: the user's videos may lie beside the demo, and must not be touched
         with files.one_writer(folder.with_name(f".{folder.name}-lock")):
             write_demo(folder, self.spec)
 
 
 class OfVideos(Stage):
-    """A stage that may also be made of a folder of other videos, which nobody has labelled: they get one of their own.
+    """A stage that can also process a folder of other, unlabelled videos, for which it makes an artifact of their own.
 
-    Everything is made as it is for the dataset, so that a stream trained on the one can score the other.
+    They are processed as the dataset is, so that a stream trained on the dataset can score them.
     """
 
     videos = luigi.Parameter(
@@ -53,7 +53,7 @@ class OfVideos(Stage):
     )
 
     def spec(self, section: str):
-        """The settings of the dataset; of other videos any number may be bad, since each is told in the end."""
+        """The settings of the dataset; any number of other videos may fail, since each failure is reported."""
         found = super().spec(section)
         if self.videos and section == "dataset":
             return found.unlabelled(str(Path(self.videos).expanduser()))
@@ -63,12 +63,12 @@ class OfVideos(Stage):
 
     @property
     def dataset_folder(self) -> str:
-        """A folder beside the dataset's, for each folder of videos."""
+        """The dataset's folder, or one beside it for each folder of other videos."""
         return super().dataset_folder + settings.mark_of([self.spec("dataset").videos] if self.videos else [])
 
 
 class Catalog(OfVideos):
-    """One row a clip: where it lies, its label, its group, its part of the split. Complete while no video changes."""
+    """One row per clip: its path, its label, its group, its part of the split. Complete as long as no video changes."""
 
     file = "catalog.h5"
     reads = ("dataset",)
@@ -80,16 +80,16 @@ class Catalog(OfVideos):
         return files.plain_name(self.split_name)
 
     def own_digest(self) -> str:
-        """How the dataset is read, and which split."""
+        """Digest of how the dataset is read, and of the split."""
         return self.spec("dataset").digest(self.split_name)
 
     def requires(self) -> list[luigi.Task]:
-        """The demo's videos; any other dataset is there already."""
+        """The demo's videos; those of any other dataset are there already."""
         dataset = self.spec("dataset")
         return [DemoVideos(str(Path(dataset.videos).parent), self.dataset_name)] if dataset.generator else []
 
     def inputs_key(self) -> str:
-        """What a quick look at the folder tells: names, sizes and time stamps of videos and lists."""
+        """Key from a quick look at the folder: names, sizes and time stamps of videos and lists."""
         from pipeline import catalog
 
         dataset = self.spec("dataset")
@@ -100,11 +100,11 @@ class Catalog(OfVideos):
             return self._inputs_key or catalog.files_fingerprint(dataset)
 
     def key(self) -> str:
-        """Content of the videos, the classes and the parts."""
+        """Content key of the videos, the classes and the parts."""
         return self.output().recorded()["key"]
 
     def read(self):
-        """The clips."""
+        """Read the catalog."""
         from pipeline import store
 
         return store.read_catalog(self.path)
@@ -122,7 +122,7 @@ class Catalog(OfVideos):
         parts.check_parts(counts, needed, dataset, split)
 
     def lacks_val(self) -> bool:
-        """Whether nothing can be chosen on validation clips because nobody wants them."""
+        """Whether there are no validation clips to choose on because `val_fraction` is 0."""
         if self.spec("dataset").val_fraction:
             return False
         found = self.outline()
@@ -138,7 +138,8 @@ class Catalog(OfVideos):
     def outline(self, *, contents: bool = False):
         """The clips as they are now; None for a demo that is not written yet.
 
-        Until the catalog is made their contents are blank; with `contents`, those that an older one knows are not.
+        Until the catalog is made, the content hashes are blank; with `contents`, those known from older catalogs are
+        filled in.
         """
         from pipeline import catalog
 
@@ -150,11 +151,11 @@ class Catalog(OfVideos):
         return catalog.outline(self.spec("dataset"), self.split_name, known=known)
 
     def older(self) -> dict:
-        """Path -> catalog, of all that were ever made of this dataset, whatever the split."""
+        """Path -> catalog, for all catalogs of this dataset, whatever their split."""
         return {path: found for path in self.folder.parent.glob("*/catalog.h5") if (found := _if_readable(path))}
 
     def videos_key(self) -> str:
-        """Content of the videos, whatever the split: all that frames depend on."""
+        """Content key of the videos, whatever the split: all that frames depend on."""
         return self.output().recorded()["videos_key"]
 
     def make(self) -> None:

@@ -1,4 +1,4 @@
-"""How mistakes are told: in one line to whoever typed a command, as an exception to whoever calls from Python."""
+"""How mistakes are reported: in one line to the user of a command, as an exception to a caller from Python."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from pipeline.progress import say
 from tasks import settings
 
 _OURS = Path(__file__).parents[1]
-_OF_TORCH = "enforce fail at inline_container"  # a file of weights could not be written
+_OF_TORCH = "enforce fail at inline_container"  # torch's message if a file of weights could not be written
 
 
 class Refused(SystemExit):
@@ -37,12 +37,12 @@ class Refused(SystemExit):
     def __init__(self, error: Exception):
         super().__init__(f"error: {error_line(error)}")
         self.error = error
-        """What was raised where the mistake was found."""
+        """The exception that was raised where the mistake was found."""
 
 
 @contextlib.contextmanager
 def told_plainly() -> Iterator[None]:
-    """Whoever typed a command gets his mistake in one line (`Refused`); whoever calls from Python the exception."""
+    """Turn a mistake into one line for the user of a command (`Refused`); a caller from Python gets the exception."""
     try:
         yield
     except (ValueError, OSError) as error:
@@ -52,7 +52,7 @@ def told_plainly() -> Iterator[None]:
 
 
 def error_line(error: BaseException, folder: Path | None = None) -> str:
-    """The message with what was noted on the way (the path), and how much room there is if the disk may be full."""
+    """The message with its notes (such as the path), and with the free space if the disk may be full."""
     if isinstance(error, Refused):
         error = error.error
     said = " ".join(str(error).split()) or type(error).__name__
@@ -74,9 +74,9 @@ def _is_full(error: BaseException | None) -> bool:
 
 
 class _WithoutTraceback(logging.Filter):
-    """Keeps from Luigi's log the traceback of what is no fault of the program: a line tells it.
+    """Keeps tracebacks of errors that are no fault of the program out of Luigi's log: one line reports such an error.
 
-    The line of a task that failed is said by the task; that of an error that ends the program is said here.
+    For a task that failed, the task prints the line; for an error that ends the program, it is printed here.
     """
 
     def filter(self, record: logging.LogRecord) -> bool:
@@ -89,7 +89,7 @@ class _WithoutTraceback(logging.Filter):
 
 
 def _is_plain(error: BaseException | None) -> bool:
-    """Whether the message is enough: files that cannot be read or written, or what our own code raised on purpose."""
+    """Whether the message is enough: a file cannot be read or written, or our own code raised the error on purpose."""
     if isinstance(error, OSError) or _is_full(error):
         return True
     if isinstance(error, StageFailed) and isinstance(error.__cause__, Exception):  # what a worker raised
@@ -98,7 +98,7 @@ def _is_plain(error: BaseException | None) -> bool:
 
 
 def _was_raised_on_purpose(error: BaseException) -> bool:
-    """Whether a `raise` of ours is where it came from: numpy or `zip` may raise a ValueError in our lines as well."""
+    """Whether it came from a `raise` statement of ours: numpy or `zip` may raise a ValueError in our lines as well."""
     if error.__traceback__ is None:
         return False
     *_, (innermost, line) = traceback.walk_tb(error.__traceback__)
@@ -119,12 +119,12 @@ def mistake_of_command(error: BaseException | None) -> str:
 
 
 def plainly(error: BaseException) -> str:
-    """What is wrong in one line, if that is no fault of the program; else ""."""
+    """The error in one line, if it is no fault of the program; else ""."""
     return mistake_of_command(error) or (error_line(error) if isinstance(error, Refused) or _is_plain(error) else "")
 
 
 def _say_or_show(kind: type[BaseException], error: BaseException, trace) -> None:
-    """In place of `sys.excepthook`: what is no fault of the program is said without its traceback."""
+    """Replaces `sys.excepthook`: an error that is no fault of the program is printed without its traceback."""
     if isinstance(error, KeyboardInterrupt):
         say("interrupted; the same command goes on")
     elif mistake := mistake_of_command(error):
@@ -134,7 +134,7 @@ def _say_or_show(kind: type[BaseException], error: BaseException, trace) -> None
 
 
 def install() -> None:
-    """Tell mistakes plainly from now on: in Luigi's log and, if its command runs, at the end of the program."""
+    """Report mistakes in one line from now on: in Luigi's log and, if its command runs, at the end of the program."""
     logging.getLogger("luigi-interface").addFilter(_WithoutTraceback())
     if any(frame.f_code is run_with_retcodes.__code__ for frame, _ in traceback.walk_stack(None)):
         sys.excepthook = _say_or_show

@@ -1,4 +1,4 @@
-"""The clips of the catalog to frames and flow."""
+"""Make frames and flow of the clips in the catalog."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ class _Store(OfVideos):
     priority = 1  # before any training: the workers of one store are still there for the next
 
     def key(self) -> str:
-        """Content of every clip."""
+        """Content key of all clips."""
         return self.output().recorded()["key"]
 
     def shard_attrs(self, spec) -> dict[str, str]:
-        """What every shard and the index say of how they were made."""
+        """What every shard and the index record about how they were made."""
         return {"digest": self.digest, "spec": files.canonical_json({**spec.identity(), **self.contents()})}
 
     def contents(self) -> dict[str, str]:
-        """Of settings that name files, what is in these."""
+        """Name -> content hash of the files that settings name."""
         return {}
 
 
@@ -40,15 +40,15 @@ class Frames(_Store):
         return f"short{side}" if side else "native"
 
     def own_digest(self) -> str:
-        """The settings of the frames alone: which videos there are is recorded as inputs."""
+        """Digest of the settings of the frames alone: the videos are recorded as inputs."""
         return self.spec("frames").digest()
 
     def requires(self) -> list[Stage]:
-        """The list of the videos."""
+        """The catalog."""
         return [self.clone(Catalog)]
 
     def inputs_key(self) -> str:
-        """The videos and their labels; not the split."""
+        """Content key of the videos and their labels; not of the split."""
         return self.requires()[0].videos_key()
 
     def make(self) -> None:
@@ -77,11 +77,11 @@ class Flow(_Store):
         return self.spec("flow").method
 
     def own_digest(self) -> str:
-        """The settings of the flow and of the frames, and the content of RAFT's weights if they come from a file."""
+        """Digest of the settings of flow and frames, and of the content of RAFT's weights if they come from a file."""
         return self.spec("flow").digest(self.requires()[0].digest, *self.contents().values())
 
     def contents(self) -> dict[str, str]:
-        """Of RAFT's weights, if they come from a file."""
+        """The content hash of RAFT's weights, if they come from a file."""
         weights = self.spec("flow").weights_file
         return {"raft_weights": files.file_hash(weights)} if weights and weights.is_file() else {}
 
@@ -90,11 +90,11 @@ class Flow(_Store):
         return [self.clone(Frames)]
 
     def inputs_key(self) -> str:
-        """The frames' content."""
+        """Content key of the frames."""
         return self.requires()[0].key()
 
     def check(self) -> None:
-        """Refuse a method that cannot work here, if it is to work here."""
+        """Refuse a method that cannot run on this machine, if it is to run here."""
         if self.spec("cluster").kind in ("inline", "local") and (self.may_download or not self.to_download()):
             from pipeline import flow
 

@@ -1,4 +1,4 @@
-"""The whole chain for every split and several seeds, and one table of them all."""
+"""Run the whole chain for every split and several seeds, and put all results into one table."""
 
 from __future__ import annotations
 
@@ -38,19 +38,19 @@ class Repeated(Stage):
             return self._listed_splits() or self.all_splits()
 
     def _listed_splits(self) -> list[str]:
-        """Those that were named, as their tasks will call them: of official lists, 01 is 1."""
+        """The splits that were named, by their canonical names: with official lists, 01 is 1."""
         named = [self.named_split(text) for text in listed("splits", self.splits)]
         return distinct("splits", self.splits, named)
 
     def check_splits(self, *parts: str) -> None:
-        """Refuse a split that is not there or lacks clips of these parts before any other is run."""
+        """Refuse a split that is not there or lacks clips of these parts, before any split is run."""
         with told_plainly():
             for split in self.split_list:
                 self.clone(Catalog, split=split).check_parts(*parts)
 
     @functools.cached_property
     def seed_list(self) -> list[int]:
-        """The seeds, in order; -1 is the one of [run]."""
+        """The seeds, in order; -1 stands for that of [run]."""
         with told_plainly():
             texts = listed("seeds", self.seeds)
             if wrong := [text for text in texts if not text.isdecimal()]:
@@ -59,9 +59,9 @@ class Repeated(Stage):
 
 
 class AllSplits(Repeated):
-    """`summary.json`, `summary.md` and `summary.html`: a row a split and seed, the mean over splits, the pooled clips.
+    """`summary.json`, `summary.md` and `summary.html`: one row per split and seed, their mean, the pooled clips.
 
-    Official lists have their numbers; of a folder or a CSV file with groups, every group is left out in turn.
+    The splits are those of the official lists; in a folder or a CSV file with groups, every group is left out in turn.
     """
 
     file = "summary.json"
@@ -72,7 +72,7 @@ class AllSplits(Repeated):
         return f"{len(self.split_list)}splits-{len(self.seed_list)}seeds"
 
     def own_digest(self) -> str:
-        """The digests of the reports."""
+        """Digest of all reports."""
         return digest_of("all_splits", 2, [task.digest for task in self.before()])
 
     def requires(self) -> list[Report]:
@@ -80,11 +80,11 @@ class AllSplits(Repeated):
         return [self.clone(Report, split=split, seed=seed) for split in self.split_list for seed in self.seed_list]
 
     def check(self) -> None:
-        """Look at all splits before the first is run."""
+        """Check all splits before the first is run."""
         self.check_splits("val", "test")
 
     def make(self) -> None:
-        """Put all reports into one table, and let `latest` point here."""
+        """Put all reports into one table, and let the link `latest` point to it."""
         from pipeline.report import summary
 
         runs = [
@@ -101,23 +101,23 @@ class AllSplits(Repeated):
         files.link(self.folder.parent / "latest", self.folder)
 
     def run(self) -> None:
-        """Make it, and end with the table."""
+        """Make the table and print it."""
         super().run()
         self.say_present()
 
     def say_present(self) -> None:
-        """Show the table and where the page is."""
+        """Print the table and the path of the page."""
         say(f"{self.path.with_name('summary.md').read_text()}\n{self.path.with_name('summary.html')}")
 
 
 def listed(name: str, text: str) -> list[str]:
-    """The parts of a list that was given as text, refused if one is there twice or empty."""
+    """The parts of a comma-separated list; refused if one is there twice or empty."""
     parts = [part.strip() for part in text.split(",")] if text else []
     return distinct(name, text, parts)
 
 
 def distinct(name: str, text: str, values: list) -> list:
-    """What a text was read as, refused if a value is empty or there twice (1 and 01 are one seed)."""
+    """The `values` that were read from `text`; refused if one is there twice or empty (1 and 01 are one seed)."""
     if "" in values or len(set(values)) < len(values):
         raise ValueError(f"--{name} is {text!r}; it must be different names, separated by commas")
     return values

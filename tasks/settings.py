@@ -1,8 +1,8 @@
-"""From luigi.cfg and the command line to specs. The only module that knows both.
+"""Turn luigi.cfg and the command line into specs. Only this module knows both.
 
-A setting is looked up, first found wins: what the task itself changes (`changes={"flow_method": ...}`: a row of a table
-of the paper), the command line (`--flow-method`), the dataset's section (`[dataset.demo] flow_method`), the stage's
-section (`[flow] method`), the default in `pipeline/specs/`.
+A setting is looked up in this order, and the first one found wins: what the task itself changes
+(`changes={"flow_method": ...}`, for a row of a table of the paper), the command line (`--flow-method`), the dataset's
+section (`[dataset.demo] flow_method`), the stage's section (`[flow] method`), the default in `pipeline/specs/`.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ _OF_LUIGI = [
 
 
 def _flag_family(section: str) -> str:
-    """`--flow-method` for [flow]; `--data-videos` for a dataset, because `--dataset` alone names it."""
+    """First word of a section's flags: `--flow-method`; for a dataset `--data-videos`, because `--dataset` names it."""
     return "data" if section == "dataset" else section
 
 
@@ -72,10 +72,10 @@ _FLAGS = [_flags(section, spec) for section, spec in SECTIONS.items() if section
 
 
 def check(dataset: str, changes: Mapping[str, str] = NOTHING) -> None:
-    """Refuse any unknown section, setting or value that this dataset's run would meet, before any work is done.
+    """Refuse any unknown section, setting or value that a run of this dataset would use, before any work is done.
 
     Raises:
-        ValueError: naming it.
+        ValueError: there is one; the message names it.
     """
     for name in changes:
         if name not in (names := _changeable(_stage_of(name))):
@@ -99,8 +99,8 @@ def check_together(name: str, dataset: str, changes: Mapping[str, str] = NOTHING
     """Refuse a data set that this one's stream cannot be trained together with.
 
     Raises:
-        ValueError: the data set itself, videos named on the command line (whose are they?), or settings that both
-            must have in common but have not.
+        ValueError: it is this data set itself, the command line names videos (of which of the two?), or settings differ
+            that both must share.
     """
     own = stream(name, dataset, 0, changes)
     other, where = own.with_dataset, f"[{name}] with_dataset is {own.with_dataset!r}"
@@ -120,7 +120,7 @@ def check_together(name: str, dataset: str, changes: Mapping[str, str] = NOTHING
 
 
 def _refuse_difference(section: str, dataset: str, other: str, one: Spec, two: Spec, names: tuple[str, ...] = ()):
-    """Compare the settings of two data sets: those of these names, or all that can change a result."""
+    """Refuse settings that differ between two data sets: those in `names`, or all that can change a result."""
     for name in names or [name for name in one.settings() if name in one.identity()]:
         here, there = getattr(one, name), getattr(two, name)
         if here != there:
@@ -131,19 +131,19 @@ def _refuse_difference(section: str, dataset: str, other: str, one: Spec, two: S
 
 
 def videos_on_command_line() -> list[str]:
-    """Absolute paths of the videos and lists that the command line names, one for each however it is written."""
+    """Normalised absolute paths of the videos and lists that the command line names."""
     given = _with_home(_of_command_line("dataset"))
     return [_absolute(given[name]) for name in PATHS if given.get(name)]
 
 
 def mark_of(paths: Sequence[str]) -> str:
-    """What sets videos at these paths apart in the name of a folder of artifacts; "" for none."""
+    """Suffix of a folder's name that identifies videos at these paths; "" for no paths."""
     paths = [_absolute(path) for path in paths]
     return f"-{plain_name(Path(paths[0]).name)}-{digest_of(paths)[:6]}" if paths else ""
 
 
 def _absolute(path: str) -> str:
-    """One text for each path, however it is written; links stay."""
+    """The normalised absolute path; links are not resolved."""
     return os.path.normpath(Path(path).absolute())
 
 
@@ -160,11 +160,11 @@ def datasets() -> list[str]:
 
 
 def check_dataset(name: str) -> None:
-    """Refuse a dataset without a section, and settings that were not read at all: other ones would be used in silence.
+    """Refuse a dataset without a section, and a missing file of settings: other settings would be used silently.
 
     Raises:
         FileNotFoundError: LUIGI_CONFIG_PATH names no file, or there is no luigi.cfg.
-        ValueError: naming the dataset.
+        ValueError: the dataset has no section.
     """
     overlay = os.environ.get("LUIGI_CONFIG_PATH", "")
     if overlay and not Path(overlay).is_file():
@@ -184,16 +184,16 @@ def has_official_splits(dataset: str) -> bool:
 
 
 def resolve(section: str, dataset: str = "", changes: Mapping[str, str] = NOTHING, /, **values) -> Spec:
-    """The settings of one section as they hold for one dataset.
+    """The settings of one section as they apply to one dataset.
 
     Args:
         section: a key of SECTIONS.
         dataset: name of the dataset, whose section overrides the stage's; "" for none.
-        changes: what overrides all else, named as in a dataset's section.
-        values: fields that are no texts (the stack of a temporal stream), or that the task fixes.
+        changes: settings that override all others, named as in a dataset's section.
+        values: fields that are not text (the stack of a temporal stream), or that the task itself sets.
 
     Raises:
-        ValueError: an unknown section, setting or value, by name.
+        ValueError: an unknown section, setting or value; the message names it.
     """
     _check_sections()
     texts = {} if section == "dataset" else _items(section)
@@ -212,9 +212,9 @@ def stream(
     Args:
         name: "spatial" or "temporal".
         dataset: name of the dataset.
-        seed: used unless the stream's own section says another.
-        changes: what overrides all else, named as in a dataset's section.
-        asked: the seed was asked for (`--seed`): then it is used whatever the sections say.
+        seed: used unless the stream has a seed of its own in the settings.
+        changes: settings that override all others, named as in a dataset's section.
+        asked: whether the seed was given (`--seed`); then it overrides the seeds in the sections.
     """
     stack = resolve("stack", dataset, changes) if name == "temporal" else None
     first = _of_command_line(name) | _of_section(name, changes)
@@ -229,19 +229,19 @@ def of_sections(changes: Mapping[str, str], sections: Collection[str]) -> dict[s
 
 
 def _changeable(stage: str) -> list[str]:
-    """The names that `changes` may have for one stage; "" for the dataset. What the demo is holds for all tasks."""
+    """The names that `changes` may have for one stage; "" for the dataset. All tasks share one demo."""
     if stage in ("", "demo"):
         return list(specs.DatasetSpec.settings())
     return [f"{stage}_{name}" for name in SECTIONS[stage].settings() if name != "stream"]
 
 
 def _of_dataset(section: str, dataset: str) -> dict[str, str]:
-    """What the dataset's section says of a section."""
+    """The settings of `section` in the dataset's section."""
     return _of_section(section, _items(f"dataset.{dataset}")) if dataset else {}
 
 
 def _of_section(section: str, found: Mapping[str, str]) -> dict[str, str]:
-    """A dataset's own settings stand bare, those of a stage have the stage's name before them."""
+    """The settings of `section` in `found`; a dataset's own have no prefix, those of a stage have the stage's name."""
     if section == "dataset":
         return {name: str(text) for name, text in found.items() if not _stage_of(name)}
     return {name.removeprefix(f"{section}_"): str(text) for name, text in found.items() if _stage_of(name) == section}
@@ -256,7 +256,7 @@ def _stage_of(name: str) -> str:
 
 
 def _with_home(texts: Mapping[str, str]) -> dict[str, str]:
-    """The settings of a dataset with ~/ written out where a path begins with it: in luigi.cfg no shell does."""
+    """The settings of a dataset with a leading ~/ of paths expanded, which in luigi.cfg no shell does."""
     paths = {name: text for name, text in texts.items() if name in PATHS and text.startswith("~/")}
     return {**texts, **{name: str(Path(text).expanduser()) for name, text in paths.items()}}
 
@@ -276,7 +276,7 @@ def _items(section: str) -> dict[str, str]:
 
 
 def _check_sections() -> None:
-    """A misspelt section would otherwise be read by nobody."""
+    """Refuse unknown sections and unknown settings of datasets: a misspelt name would be ignored silently."""
     for section in get_config().sections():
         if section.startswith("dataset."):
             for name in _items(section):

@@ -1,4 +1,4 @@
-"""How far the artifact of a task is: is it there, are parts of it, what of it is left. Nothing is made or written."""
+"""The state of a task's artifact: whether it or parts of it are there, and what is left to make. Nothing is written."""
 
 from __future__ import annotations
 
@@ -23,48 +23,48 @@ _IF_CHANGED = "unless what it reads comes out as it was"
 
 @dataclass
 class ArtifactState:
-    """Of the artifact of one task."""
+    """The state of one task's artifact."""
 
     state: str = TO_MAKE
-    """One of the five."""
+    """One of IS_THERE, TO_MAKE, GOES_ON, ANEW, UNKNOWN."""
     bytes: int = 0
-    """On the disk."""
+    """Its size on the disk."""
     notes: list[str] = field(default_factory=list)
     refused: bool = False
-    """Luigi would refuse to begin, for a file that is not there: the note says which."""
+    """Whether Luigi would refuse to begin because a file is missing; a note says which."""
     catalog: Clips | None = None
     """The clips as they are now, or will be."""
     clips: int | None = None
-    """That it is about: of a store that is unfinished, those in shards that are not current."""
+    """Number of clips that it covers; for an unfinished store, those in shards that are not current."""
     share: float = 1.0
-    """These by the bytes of their videos, 0 to 1."""
+    """Share of these clips in the bytes of all videos, 0 to 1."""
     shards_left: int = 1
     steps_done: int = 0
-    """Of a training that was interrupted."""
+    """Number of steps that an interrupted training has done."""
 
 
 def before_of(task: luigi.Task) -> list[luigi.Task]:
-    """What a task reads: what Luigi requires of it, and what a table works through itself."""
+    """The tasks that a task reads: those that it requires, and those that a table runs itself."""
     more = task.before() if isinstance(task, Stage) else []
     return list(dict.fromkeys([*luigi.task.flatten(task.requires()), *more]))
 
 
 def folder_of(task: luigi.Task) -> Path | None:
-    """Where the artifact of a stage, or the demo, lies; None for a task that only requires others."""
+    """Folder of the artifact of a stage, or of the demo; None for a task that only requires others."""
     return Path(task.folder) if isinstance(task, (Stage, DemoVideos)) else None
 
 
 class ArtifactStates:
-    """Of all tasks of a plan; each artifact is looked at once."""
+    """The states of all tasks of a plan; each artifact is examined once."""
 
     def __init__(self):
         self._found: dict[Path, ArtifactState] = {}
 
     def of(self, task: luigi.Task) -> ArtifactState:
-        """Look at the artifact of a task, and at all that it reads.
+        """The state of a task's artifact; all that the task reads is examined first.
 
         Raises:
-            Refused: a mistaken setting, told in a line, as Luigi's command would end.
+            Refused: a wrong setting, reported in one line as by Luigi's command.
         """
         folder = folder_of(task)
         if folder not in self._found:
@@ -91,7 +91,7 @@ class ArtifactStates:
         return found
 
     def _count(self, task: luigi.Task, found: ArtifactState) -> None:
-        """The clips that a task is about."""
+        """Fill in the clips that a task's artifact covers."""
         if isinstance(task, Catalog):
             found.catalog = task.outline(contents=True) or self._unwritten(task)
         elif isinstance(task, (Frames, Flow, TrainStream, ScoreStream)):
@@ -103,7 +103,7 @@ class ArtifactStates:
     def _unwritten(self, task: Catalog) -> Clips:
         return demo.outline(settings.resolve("demo", task.dataset_name), task.spec("dataset"), task.split_name)
 
-    # --- of what is not complete
+    # --- artifacts that are not complete
 
     def _look_for_parts(self, task: luigi.Task, found: ArtifactState, inputs_are_there: bool) -> None:
         if isinstance(task, Stage) and task.path.is_file():

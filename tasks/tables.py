@@ -24,16 +24,16 @@ from tasks.mistakes import Refused, error_line, plainly, told_plainly
 from tasks.prepare import Flow, Frames
 from tasks.repeat import Repeated, listed
 
-PARTIAL = "partial"  # the inputs of a table that lacks a row
+PARTIAL = "partial"  # recorded as the inputs of a table that lacks a row
 
 
 class RowsFailed(RuntimeError):
-    """Some rows of a table could not be made; the others are in it."""
+    """Some rows of a table could not be made; the table has the others."""
 
 
 @dataclass
 class Planned:
-    """A row of the table: its tasks, one a split and seed, or why it has none."""
+    """A row of the table: its tasks, one per split and seed, or why it has none."""
 
     row: paper.Row
     changes: dict[str, str]
@@ -44,9 +44,9 @@ class Planned:
 class PaperTable(Repeated):
     """`table.json`, `table.md` and `table.html`: each figure of a table beside the paper's.
 
-    A row that fails does not stop the others: the table is written with its reason, the command fails, and running it
-    again goes on with what is missing. For that the rows are worked through here, one after another, since Luigi gives
-    up whatever depends on a task that failed; the stores that they share are required as usual.
+    A row that fails does not stop the others: the table is written with the reason, the command fails, and running it
+    again goes on with what is missing. Therefore the rows are run here, one after another, since Luigi gives up every
+    task that depends on a failed one; the stores that the rows share are required as usual.
     """
 
     table = luigi.ChoiceParameter(choices=tuple(paper.TABLES), description="which table of the paper")
@@ -80,7 +80,7 @@ class PaperTable(Repeated):
 
     @property
     def definition(self) -> paper.Table:
-        """The rows, and what was published."""
+        """The rows, and the published figures."""
         return paper.TABLES[self.table]
 
     @property
@@ -98,7 +98,7 @@ class PaperTable(Repeated):
 
     @property
     def second(self) -> str:
-        """The second data set; "" for none. Rows that are not about it leave it aside, even if it is configured."""
+        """The second data set; "" for none. Rows that do not use one are trained without, even if one is configured."""
         return self.with_dataset or settings.stream("temporal", self.dataset_name, 0, self.changes).with_dataset
 
     # --- rows
@@ -127,21 +127,21 @@ class PaperTable(Repeated):
         return Planned(row, {} if reason else paper.changes(row, spatial, temporal, self.second), reason=reason)
 
     def _add_tasks(self, planned: Planned) -> None:
-        """Its tasks; what the row changes to and is not allowed with the settings of the user becomes its reason."""
+        """Add the row's tasks; if its changes do not fit the user's settings, the error becomes its reason."""
         score = planned.row.score
         task, of = (ScoreStream, {"stream": score, "part": "test"}) if score in STREAMS else (Fuse, {})
         of["changes"] = {**self.changes, **planned.changes}
         runs = [{"split": split, "seed": seed} for split in self.split_list for seed in self.seed_list]
         try:
             tasks = [self.clone(task, **run, **of) for run in runs]
-            _ = [task.digest for task in tasks]  # refuses what only a stage before it refuses
+            _ = [task.digest for task in tasks]  # raises what only an earlier stage refuses
         except (ValueError, Refused) as error:
             planned.reason, planned.changes = error_line(error), {}
         else:
             planned.tasks = tasks
 
     def _check_seeds(self, planned: Planned) -> None:
-        """Seeds that make no difference would be shown as trainings that do not differ."""
+        """Refuse seeds that make no difference: one training would be shown as several equal ones."""
         if len({task.digest for task in planned.tasks}) < len(planned.tasks):
             stream = planned.row.score if planned.row.score in STREAMS else "temporal"
             with told_plainly():
@@ -155,7 +155,7 @@ class PaperTable(Repeated):
         return [f"row {p.row.key} is not run: {p.reason}" for p in self.plan if p.reason]
 
     def own_digest(self) -> str:
-        """The table, and of each row the digests of what it is made from or the reason why it is not run."""
+        """Digest of the table and, for each row, of what it is made from or of the reason why it is not run."""
         rows = [[p.row.key, p.reason, p.changes, [task.digest for task in p.tasks]] for p in self.plan]
         return digest_of("tables", 2, self.table, rows)
 
@@ -170,7 +170,7 @@ class PaperTable(Repeated):
         return [task for planned in self.plan for task in planned.tasks]
 
     def complete(self) -> bool:
-        """Done or not. Of a table that lacks a row its rows are not asked: one that is refused is no reason to stop."""
+        """Whether the table is done. If it lacks a row, its rows are not asked: a refused row is no reason to stop."""
         whole = self.output().exists() and self.output().recorded().get("inputs") != PARTIAL
         done = whole and super().complete()
         if not done:
@@ -185,9 +185,9 @@ class PaperTable(Repeated):
             self.clone(TrainStream, stream=stream, split=self.split_list[0], seed=self.seed_list[0]).complete()
 
     def run(self) -> None:
-        """Make what the rows lack, then the table; end by showing it."""
+        """Make what the rows lack, then the table, and print it."""
         self.failures, broken = {}, {}
-        self.record()  # before the first row: what is finished must be kept for the table that is not
+        self.record()  # before the first row: `gc` must keep finished rows for the unfinished table
         for planned in self.plan:
             for task in planned.tasks:
                 try:
@@ -206,11 +206,11 @@ class PaperTable(Repeated):
             raise RowsFailed(f"rows that failed: {', '.join(self.failures)}; run the command again to go on with them")
 
     def attrs(self) -> dict[str, str]:
-        """Other inputs than any if a row failed, so that the table is not taken for whole."""
+        """As of any stage, but with PARTIAL as inputs if a row failed, so that the table is not taken for complete."""
         return {"digest": self.digest, "inputs": PARTIAL if self.failures else self.inputs_key()}
 
     def make(self) -> None:
-        """Put all rows into one table, and let `latest-<table>` point here."""
+        """Put all rows into one table, and let the link `latest-<table>` point to it."""
         from pipeline import store
         from pipeline.report import tables
 
@@ -248,7 +248,7 @@ class PaperTable(Repeated):
         )
 
     def _setup(self) -> dict[str, str]:
-        """What the user configured, as far as it tells one table from another."""
+        """The user's settings that distinguish one table from another."""
         found = {"flow": self.spec("flow").method} if "temporal" in self.definition.streams else {}
         for name in self.definition.streams:
             s = settings.stream(name, self.dataset_name, 0, self.changes)
@@ -256,12 +256,12 @@ class PaperTable(Repeated):
         return {**found, "second data set": self.second or "none"}
 
     def say_present(self) -> None:
-        """Show the table and where the page is."""
+        """Print the table and the path of the page."""
         say(f"{self.path.with_name('table.md').read_text()}\n{self.path.with_name('table.html')}")
 
 
 def _finish(task: luigi.Task, broken: dict[str, BaseException]) -> None:
-    """Run what a task lacks, then the task, as Luigi would; what failed for one row is not tried again for the next."""
+    """Run the tasks that a task lacks, then the task, as Luigi would; what failed for one row is not tried again."""
     if task.complete():
         return
     name = str(getattr(task, "folder", task.task_id))
@@ -272,7 +272,7 @@ def _finish(task: luigi.Task, broken: dict[str, BaseException]) -> None:
     try:
         task.run()
     except Exception as error:
-        if not plainly(error):  # a fault of the program, of which the message alone tells too little
+        if not plainly(error):  # a fault of the program, which the message alone does not explain
             say("".join(traceback.format_exception(error)))
         broken[name] = error
         raise

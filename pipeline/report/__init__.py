@@ -33,7 +33,7 @@ def write(
     """Write `figures/`, `report.html` and, last, `metrics.json` into folder; each file is whole or absent.
 
     Args:
-        folder: made if it is not there.
+        folder: created if it does not exist.
         dataset, split: names, for the heading.
         streams: "spatial" and "temporal" -> table of the test part.
         fused: "average", "weighted", "svm" -> fused table of the test part; "average" must be there.
@@ -42,9 +42,9 @@ def write(
         curves: stream -> training curve: `steps`, `loss`, `learning_rate`, equally long; `validation`, a list of
             `step`, `top1` and perhaps `loss`; `best_step`. A curve may be absent, and so may any of its keys.
         failed: `id`, `stage` and `reason` of every failed clip, whatever its part.
-        odd: clip id -> what is odd about it (fewer frames than its header promises), though it is used.
+        odd: clip id -> what is odd about a clip that is used all the same (fewer frames than its header promises).
         settings: stage -> its settings, as `Spec.as_dict` gives them.
-        stages: `stage`, `digest` and whatever else is worth a column, one row a stage.
+        stages: one row per stage, with `stage`, `digest` and any further columns.
         counts: part -> `clips`, `groups` or the like.
         inputs: content key of what the report was made from, recorded in `metrics.json`.
 
@@ -54,7 +54,7 @@ def write(
     Raises:
         ValueError: if a stream or the average is absent, the tables do not join, or there is no test clip.
     """
-    from pipeline.report import figures, page  # matplotlib and jinja2, which those who only read metrics do not need
+    from pipeline.report import figures, page  # import matplotlib and jinja2, which reading metrics does not need
 
     folder = Path(folder)
     tables = metrics.join(streams, fused)

@@ -1,6 +1,6 @@
-"""Numbers -> drawings, legible for 2 to 101 classes, on paper, in light and in dark.
+"""Numbers -> figures, legible for 2 to 101 classes, on paper, in a light and in a dark theme.
 
-Colours are named once, here. On the page each becomes a CSS variable, so that a drawing follows the reader's theme.
+All colours are defined here. On the page each becomes a CSS variable, so that a figure follows the reader's theme.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ COLOURS = {
     "average": "#3d4a5c",
 }
 PAGE_INCHES = 10.6  # the width of the page's column; text then has its nominal size
-CELL_COUNTS = 24  # up to so many classes the confusion matrix says its counts
+CELL_COUNTS = 24  # up to so many classes the confusion matrix shows its counts
 
 
 def draw(tables: Mapping[str, Scores], curves: Mapping[str, Mapping[str, Any]]) -> dict[str, Figure]:
@@ -48,7 +48,7 @@ def draw(tables: Mapping[str, Scores], curves: Mapping[str, Mapping[str, Any]]) 
 
 
 def class_bars(tables: Mapping[str, Scores]) -> Figure:
-    """Accuracy by class, three bars each, the fused average's best class on top; two columns from 31 classes on."""
+    """Accuracy by class, three bars each, sorted by the fused average, best on top; two columns from 31 classes on."""
     names = ("average", "spatial", "temporal")
     right = {name: tables[name].per_class()[0] for name in names}
     clips = tables["average"].per_class()[1]
@@ -71,7 +71,7 @@ def class_bars(tables: Mapping[str, Scores]) -> Figure:
 
 
 def confusion(table: Scores) -> Figure:
-    """True class by row, predicted class by column; the darker, the larger the share of the row's clips."""
+    """Confusion matrix: true class by row, predicted class by column; a darker cell has a larger share of its row."""
     matrix, clips, k = table.confusion(), table.per_class()[1], len(table.classes)
     side = float(np.clip(1.6 + 0.5 * k, 4.2, PAGE_INCHES))
     figure = _figure(side, side)
@@ -79,7 +79,7 @@ def confusion(table: Scores) -> Figure:
     share = matrix / np.maximum(clips, 1)[:, None]
     cells = [(i, j) for i, j in zip(*np.nonzero(matrix), strict=True)]
     squares = [Rectangle((j - 0.5, i - 0.5), 1, 1) for i, j in cells]
-    # a single wrong clip among hundreds must remain visible, hence never paler than 0.14
+    # a single wrong clip among hundreds must remain visible, hence an opacity of at least 0.14
     alpha = [0.14 + 0.86 * share[i, j] for i, j in cells]
     axes.add_collection(PatchCollection(squares, facecolor=COLOURS["average"], alpha=alpha, linewidth=0))
     if k <= CELL_COUNTS:
@@ -91,7 +91,7 @@ def confusion(table: Scores) -> Figure:
 
 
 def training(curve: Mapping[str, Any], stream: str) -> Figure:
-    """Loss, validation accuracy if there is any, and learning rate by step; a line where the kept weights are."""
+    """Loss, validation accuracy if there is any, and learning rate by step; a line marks the kept weights."""
     colour, steps = COLOURS.get(stream, COLOURS["average"]), curve.get("steps", ())
     validation = curve.get("validation", ())
     figure, titles = _figure(PAGE_INCHES, 2.5), ["loss", *(["validation accuracy"] * bool(validation)), "learning rate"]
@@ -119,7 +119,7 @@ def training(curve: Mapping[str, Any], stream: str) -> Figure:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write a drawing as SVG or PNG, by the path's suffix, in the light theme."""
+    """Write a figure as SVG or PNG, by the path's suffix, in the light theme."""
     with _plain_text():
         if path.suffix == ".png":
             FigureCanvasAgg(figure).print_png(path, metadata={"Software": None})
@@ -128,10 +128,10 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def inline(figure: Figure, name: str) -> str:
-    """A drawing as an <svg> element whose text is text and whose colours are CSS variables.
+    """A figure as an <svg> element whose text stays text and whose colours are CSS variables.
 
-    It names nothing outside itself: prolog and metadata, which name addresses, are cut off. Ids get `name` in front,
-    so that drawings on one page do not take each other's clip paths.
+    It refers to nothing outside itself: the prolog and the metadata, which contain URLs, are cut off. Ids get the
+    prefix `name`, so that figures on one page do not use each other's clip paths.
     """
     buffer = io.StringIO()
     with _plain_text():
@@ -151,7 +151,7 @@ _NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
 
 
 class _plain_text(warnings.catch_warnings):
-    """While saving: SVG text stays text, ids do not change from run to run, absent glyphs are no matter."""
+    """While saving: SVG text stays text, ids are the same in every run, no warning about missing glyphs."""
 
     def __enter__(self):
         super().__enter__()
@@ -171,7 +171,7 @@ def _figure(width_inches: float, height_inches: float) -> Figure:
 
 
 def _calm(axes, *, grid: str) -> None:
-    """No box, pale grid under the data, soft ticks."""
+    """Style the axes: no frame, pale grid under the data, soft ticks."""
     for spine in axes.spines.values():
         spine.set_visible(False)
     axes.set_axisbelow(True)
@@ -187,7 +187,7 @@ def _line(axes, x: Sequence[float], y: Sequence[float], colour: str, **style) ->
 
 
 def _name_cells(axes, names: list[str]) -> None:
-    """Class names on the left and below, small enough for their number, with lines between the cells."""
+    """Write class names on the left and below, small enough for their number, and draw lines between the cells."""
     k = len(names)
     size = float(np.clip(600 / k, 5, 8.5))
     axes.set_xticks(range(k), names, rotation=90 if k > 4 else 0, fontsize=size, parse_math=False)

@@ -1,4 +1,4 @@
-"""Score tables -> plain numbers: everything that is in `metrics.json`, and what the page lists clip by clip."""
+"""Score tables -> plain numbers: the content of `metrics.json`, and the lists of clips on the page."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def headline_text(numbers: Mapping[str, Any]) -> str:
 
 
 def join(streams: Mapping[str, Scores], fused: Mapping[str, Scores]) -> dict[str, Scores]:
-    """All tables by name, streams first, their clips in the order of the spatial stream's.
+    """All tables by name, streams first, with their clips in the order of the spatial stream's clips.
 
     Raises:
         ValueError: if a stream or the average is absent, tables do not join, or there is no clip.
@@ -113,7 +113,7 @@ def summary(name: str, bootstrap: Bootstrap) -> dict[str, Any]:
 
 
 def comparison(name: str, bootstrap: Bootstrap) -> dict[str, Any]:
-    """A fusion against the stream that is better on the same clips: the difference in top-1, and McNemar's test."""
+    """Compare a fusion with the better stream on the same clips: the difference in top-1, and McNemar's test."""
     tables = bootstrap.tables
     stream = uncertainty.better(STREAMS, tables)
     only_fusion, only_stream = uncertainty.discordant(tables[name], tables[stream])
@@ -129,7 +129,7 @@ def comparison(name: str, bootstrap: Bootstrap) -> dict[str, Any]:
 
 
 def per_class(tables: Mapping[str, Scores]) -> dict[str, dict[str, Any]]:
-    """Class -> its test clips, and the accuracy of each table (None for a class without test clips)."""
+    """Class -> number of its test clips, and accuracy of each table (None for a class without test clips)."""
     right = {name: table.per_class()[0] for name, table in tables.items()}
     clips = tables["average"].per_class()[1]
     return {
@@ -139,7 +139,7 @@ def per_class(tables: Mapping[str, Scores]) -> dict[str, dict[str, Any]]:
 
 
 def agreement(tables: Mapping[str, Scores]) -> dict[str, dict[str, int]]:
-    """How the streams complement each other: clips, and clips that the average gets right, by which stream is right."""
+    """How the streams complement each other: by which stream is right, all clips, and those the average gets right."""
     spatial, temporal, fused = (tables[name].correct() for name in (*STREAMS, "average"))
     cells = {
         "both": spatial & temporal,
@@ -151,7 +151,7 @@ def agreement(tables: Mapping[str, Scores]) -> dict[str, dict[str, int]]:
 
 
 def confused_pairs(table: Scores, most: int = 12) -> list[dict[str, Any]]:
-    """The pairs (true class, predicted class) with the most clips, largest first, `most` of them."""
+    """The pairs (true class, predicted class) with the most clips, largest first, at most `most` of them."""
     matrix, clips = table.confusion(), table.per_class()[1]
     np.fill_diagonal(matrix, 0)
     order = np.argsort(-matrix, axis=None, kind="stable")[:most]
@@ -169,7 +169,7 @@ def confused_pairs(table: Scores, most: int = 12) -> list[dict[str, Any]]:
 
 
 def misclassified(tables: Mapping[str, Scores]) -> list[dict[str, Any]]:
-    """Test clips that were scored and that the average gets wrong, by true class and id, with every opinion."""
+    """Scored test clips that the average gets wrong, sorted by true class and id, with the streams' predictions."""
     average = tables["average"]
     rows = np.flatnonzero(~average.correct() & ~average.failed_rows)
     said = {name: table.predictions() for name, table in tables.items()}
@@ -188,7 +188,7 @@ def misclassified(tables: Mapping[str, Scores]) -> list[dict[str, Any]]:
 
 
 def first_reasons(stages: Mapping[str, Mapping[str, str]]) -> list[dict[str, str]]:
-    """Every clip that failed in a stage, once: what fails in the first has nothing to go on with in the next.
+    """Every failed clip once, with the first stage in which it failed; the later stages cannot process it either.
 
     Args:
         stages: name -> clip id -> reason, in the order of the chain.
@@ -204,7 +204,7 @@ def first_reasons(stages: Mapping[str, Mapping[str, str]]) -> list[dict[str, str
 
 
 def failures(tables: Mapping[str, Scores], failed: Sequence[Mapping[str, str]]) -> list[dict[str, Any]]:
-    """Every failed clip with `stage`, `reason` and whether it is a test clip; those that no stage explains as well."""
+    """Every failed clip with `stage`, `reason` and whether it is a test clip; also those that no stage explains."""
     tested = set(tables["average"].video_ids)
     silent = sorted(set(tables["average"].failed) - {row["id"] for row in failed})
     unexplained = [{"id": name, "stage": "score", "reason": "no score, and no stage gave a reason"} for name in silent]
@@ -213,7 +213,7 @@ def failures(tables: Mapping[str, Scores], failed: Sequence[Mapping[str, str]]) 
 
 
 def versions() -> dict[str, str]:
-    """Versions of what computed this; read from package metadata, since importing torch takes seconds."""
+    """Versions of Python, the system and the packages; from package metadata, since importing torch takes seconds."""
     found = {"python": platform.python_version(), "system": f"{platform.system()} {platform.machine()}"}
     for name in PACKAGES:
         try:
@@ -233,7 +233,7 @@ def flattened(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str
 
 
 def printable(text: Any) -> str:
-    """Text without what no file of ours can hold: control characters and undecodable bytes become U+FFFD."""
+    """Text that all our files can hold: control characters and undecodable bytes become U+FFFD."""
     return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]", "\ufffd", str(text))
 
 

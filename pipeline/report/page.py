@@ -1,4 +1,4 @@
-"""The HTML page. Everything that reaches it is escaped; it fetches nothing and runs no script."""
+"""The HTML pages. All text is escaped; a page loads nothing and runs no script."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ LABELS = {
     "weighted": "Fused: weighted",
     "svm": "Fused: SVM",
 }
-ROWS_SHOWN = 60  # a longer list of misclassified clips is folded
+ROWS_SHOWN = 60  # a longer list of misclassified clips is collapsed
 
 
 def render(tables: Mapping[str, Scores], numbers: Mapping, drawn: Mapping[str, Figure], context: Mapping) -> str:
-    """The page as text.
+    """The page of a report as HTML.
 
     Args:
         tables: as `metrics.join` gives them.
@@ -57,18 +57,18 @@ def render(tables: Mapping[str, Scores], numbers: Mapping, drawn: Mapping[str, F
 
 
 def render_summary(numbers: Mapping[str, Any]) -> str:
-    """The page over several splits and seeds, as text; numbers as `summary.collect` gives them."""
+    """The page over several splits and seeds, as HTML; `numbers` as `summary.collect` gives them."""
     failed = sum(run["num_failed"] for run in numbers["runs"])
     return _environment().get_template("summary.html").render(numbers=numbers, labels=LABELS, failed=failed)
 
 
 def render_table(numbers: Mapping[str, Any]) -> str:
-    """The page of a table of the paper beside ours, as text; numbers as `tables.collect` gives them."""
+    """The page that compares a table of the paper with ours, as HTML; `numbers` as `tables.collect` gives them."""
     return _environment().get_template("table.html").render(numbers=numbers)
 
 
 def headline(tables: Mapping[str, Scores], numbers: Mapping) -> list[dict[str, Any]]:
-    """One row a table: name, role, note, and its `metrics.summary`."""
+    """One row per table: name, whether it is a stream, note, and its `metrics.summary`."""
     notes = {name: _note(name, numbers["fusion"].get(name, {})) for name in tables}
     return [
         {
@@ -82,10 +82,10 @@ def headline(tables: Mapping[str, Scores], numbers: Mapping) -> list[dict[str, A
 
 
 def verdict(against: Mapping[str, Any]) -> str:
-    """A comparison in plain words. Both must agree: the interval of the difference, and McNemar's test if it applies.
+    """A comparison in plain words. A difference is clear only if its interval and McNemar's test, if it applies, agree.
 
     Without an interval (fewer than five groups tell the tables apart) there is no clear difference, however small p is:
-    the test takes clips as independent, and those of one group are not.
+    the test assumes independent clips, and those of one group are not.
     """
     interval, p = against["difference_interval"], against["mcnemar_p"]
     if not against["only_fusion"] + against["only_stream"]:
@@ -96,7 +96,7 @@ def verdict(against: Mapping[str, Any]) -> str:
 
 
 def chance(table: Scores) -> dict[str, float]:
-    """What a constant answer reaches: the largest class's share of the clips, and 1 / classes that have clips."""
+    """Accuracies of a constant prediction: the largest class's share of the clips, and 1 / classes that have clips."""
     clips = table.per_class()[1]
     return {"top1": float(clips.max() / clips.sum()), "mean_class": float(1 / (clips > 0).sum())}
 
@@ -110,7 +110,7 @@ def _note(name: str, parameters: Mapping[str, Any]) -> str:
 
 
 def _fusion_rows(parameters: Mapping[str, Any]) -> dict[str, list[tuple[str, Any]]]:
-    """Fusion -> (parameter, value) without lists, which are in metrics.json, but for the classes that an SVM lacks."""
+    """Fusion -> (parameter, value) pairs, without lists, which are in metrics.json, except an SVM's absent classes."""
     return {
         name: [
             (path, value)

@@ -1,8 +1,8 @@
 """The tables of the paper as data: what each row changes in the settings, and what was published for it.
 
 K. Simonyan, A. Zisserman, Two-Stream Convolutional Networks for Action Recognition in Videos, NIPS 2014, tables 1 to 4.
-A row is no recipe of its own: it changes what it is about (a stack, a start, a second data set) in settings that are
-the user's, so the same tables can be run on any data set, with any network.
+A row is not a complete recipe: it changes only what it is about (the stack, the starting weights, a second data set) in
+the user's settings, so the same tables can be run on any data set, with any network.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ TEST_CLIPS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One row: what was done, in words and as settings, and what was published for it."""
+    """One row: the experiment, in words and as settings, and the published accuracy."""
 
     key: str
     """Short name, for `--rows`."""
@@ -32,18 +32,18 @@ class Row:
     score: str = ""
     """What is scored: "spatial", "temporal", "average", "svm"; "" for a row that is published only."""
     settings: Mapping[str, str] = field(default_factory=dict)
-    """What the row changes, named as in a dataset's section: `stack_length`."""
+    """The settings that the row changes, named as in a dataset's section, such as `stack_length`."""
     start: str = ""
     """What the spatial stream starts from: "scratch", "weights" (those of `[spatial] start`), or "" as configured."""
     with_how: str = ""
     """How the temporal stream uses a second data set: "heads" (multi-task), "classes", "start"; "" not at all."""
     alone_too: bool = False
-    """Whether the row means something without the second data set as well."""
+    """Whether the row is run without a second data set as well."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """One table: its rows, and on what the paper measured them."""
+    """One table: its rows, and the split on which the paper measured them."""
 
     name: str
     title: str
@@ -60,7 +60,7 @@ class Table:
         return tuple(s for s in STREAMS if s in scored or not scored <= set(STREAMS))
 
 
-# uni-directional, ten fields at the same points, mean subtracted: the paper's choice for all that follows table 1b
+# forward flow, ten fields sampled at the same points, mean subtracted: the paper's choice for all after table 1b
 _BEST_STACK = {
     "stack_length": "10",
     "stack_kind": "stack",
@@ -189,7 +189,7 @@ def why_not(row: Row, spatial: StreamSpec, with_dataset: str = "", *, lacks_val:
         row: any row.
         spatial: the spatial stream as configured.
         with_dataset: name of the second data set; "" for none.
-        lacks_val: there are no validation clips.
+        lacks_val: whether there are no validation clips.
     """
     if not row.score:
         return "published only"
@@ -203,20 +203,20 @@ def why_not(row: Row, spatial: StreamSpec, with_dataset: str = "", *, lacks_val:
 
 
 def changes(row: Row, spatial: StreamSpec, temporal: StreamSpec, with_dataset: str = "") -> dict[str, str]:
-    """What a row that is run changes in the settings, as texts, sorted by name.
+    """The settings that a row changes when it is run, as text, sorted by name.
 
-    Training from scratch takes four times the steps of fine-tuning (section 5: 80,000 and 20,000), so a row that does
-    what is not configured, one or the other, gets the steps that belong to it. A row without a second data set is
-    trained without it, also where one is configured.
+    Training from scratch takes four times the steps of fine-tuning (section 5: 80,000 and 20,000), so the steps are
+    adapted if a row does the one and the user configured the other. A row without a second data set is trained without
+    one, even if one is configured.
 
     Args:
-        row: one that `why_not` has nothing against.
+        row: one for which `why_not` gives "".
         spatial, temporal: the streams as configured.
         with_dataset: name of the second data set; "" for none.
     """
     found = dict(row.settings)
     if row.start == "scratch":
-        found |= {"spatial_start": "scratch", "spatial_partial_bn": "false"}  # there is nothing yet to be kept
+        found |= {"spatial_start": "scratch", "spatial_partial_bn": "false"}  # random weights have nothing to keep
         if spatial.start != "scratch":
             found |= _steps("spatial", 4 * spatial.steps, 5 / 8, 7 / 8)
     for name, configured in (("spatial", spatial), ("temporal", temporal)):
@@ -230,7 +230,7 @@ def changes(row: Row, spatial: StreamSpec, temporal: StreamSpec, with_dataset: s
 
 
 def _steps(stream: str, steps: int, *falls: float) -> dict[str, str]:
-    """A number of steps, and the learning rate's milestones at these parts of them."""
+    """The settings of a stream's steps, and of its milestones at these fractions of them."""
     return {f"{stream}_steps": str(steps), f"{stream}_milestones": ", ".join(str(round(steps * f)) for f in falls)}
 
 

@@ -18,7 +18,7 @@ from pipeline.specs import STREAMS
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Run:
-    """What one run of the chain gave on its test part."""
+    """The results of one run of the chain on its test part."""
 
     split: str
     seed: int
@@ -36,7 +36,7 @@ def write(folder: str | Path, *, dataset: str, runs: Sequence[Run], **attrs: str
     """Write `summary.html`, `summary.md` and, last, `summary.json` into folder; each file is whole or absent.
 
     Args:
-        folder: made if it is not there.
+        folder: created if it does not exist.
         dataset: name, for the heading.
         runs: of the same dataset, no two of the same split and seed.
         attrs: recorded in `summary.json`.
@@ -47,7 +47,7 @@ def write(folder: str | Path, *, dataset: str, runs: Sequence[Run], **attrs: str
     Raises:
         ValueError: as `collect`.
     """
-    from pipeline.report import page  # brings matplotlib and jinja2, which those who only want numbers do not need
+    from pipeline.report import page  # imports matplotlib and jinja2, which the numbers alone do not need
 
     folder, numbers = Path(folder), {**collect(dataset, runs), **attrs}
     files.write_text(folder / "summary.html", page.render_summary(numbers))
@@ -59,11 +59,11 @@ def write(folder: str | Path, *, dataset: str, runs: Sequence[Run], **attrs: str
 def collect(dataset: str, runs: Sequence[Run]) -> dict[str, Any]:
     """The content of `summary.json`.
 
-    `runs` has a row a run. `mean` has, for each table, the mean over runs and the standard deviations (n - 1 in the
-    denominator; None for a single one) between splits, of the means over their seeds, and between seeds, of the means
-    over splits. `pooled` counts every clip of every run as often as it was tested; its intervals resample groups, so
-    that a clip that was tested with three seeds is no three clips. McNemar's test needs each clip once, and is None
-    otherwise.
+    `runs` has one row per run. `mean` has, for each table, the mean over runs and two standard deviations (n - 1 in the
+    denominator; None for a single value): between splits, of the means over seeds, and between seeds, of the means over
+    splits. `pooled` counts every clip as often as it was tested; its intervals resample groups, so a clip that was
+    tested with three seeds does not count as three independent clips. McNemar's test is None unless each clip was
+    tested once.
 
     Raises:
         ValueError: there is no run, two runs have the same split and seed, classes or fusions differ, or a run lacks a
@@ -89,7 +89,7 @@ def collect(dataset: str, runs: Sequence[Run]) -> dict[str, Any]:
 
 
 def markdown(numbers: Mapping[str, Any]) -> str:
-    """As Markdown: top-1 and right clips of each run; mean and deviation; pooled, with interval and mean class."""
+    """As Markdown: top-1 and correct clips of each run; mean and deviation; pooled, with interval and mean class."""
     names, several = numbers["tables"], len(numbers["seeds"]) > 1
     first = ["split", *(["seed"] if several else [])]
     rows = [
@@ -130,7 +130,7 @@ def _check(runs: Sequence[Run]) -> None:
 
 
 def pool(tables: Sequence[Mapping[str, Scores]]) -> Bootstrap:
-    """All runs' clips in one table a name; a clip that several runs tested has as many rows.
+    """Pool the clips of all runs into one table per name; a clip that several runs tested has one row for each.
 
     Args:
         tables: for each run, name -> table; the tables of a run have the same clips in the same order.
@@ -169,7 +169,7 @@ def _row(run: Run, tables: Mapping[str, Scores]) -> dict[str, Any]:
 
 
 def _mean(runs: Sequence[Run], tables: Sequence[Scores]) -> dict[str, float | None]:
-    """Mean over runs of both accuracies, and how they spread between splits and between seeds."""
+    """Mean over runs of both accuracies, and their standard deviations between splits and between seeds."""
     found: dict[str, float | None] = {}
     for name, values in (
         ("top1", [table.top1() for table in tables]),
@@ -188,6 +188,6 @@ def _comparison(name: str, bootstrap: Bootstrap, repeated: int) -> dict[str, Any
 
 
 def cell(text: str) -> str:
-    """A name as a cell of a Markdown table: nothing of it is markup."""
+    """A name as a cell of a Markdown table, with all markup escaped."""
     escaped = "".join(f"\\{c}" if c in "\\|`*_{}[]<>#!&~" else c for c in metrics.printable(text))
     return " ".join(escaped.split())

@@ -19,26 +19,26 @@ from pipeline.scores import Scores
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Trial:
-    """What one split and seed of a row gave on its test part."""
+    """The scores of a row for one split and seed on its test part."""
 
     split: str
     seed: int
     scores: Scores
     made: str = ""
-    """Where the scores lie."""
+    """Path of the scores file."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Result:
-    """A row and what became of it: its trials, or why there are none."""
+    """A row and its result: its trials, or why there are none."""
 
     row: Row
     trials: Sequence[Trial] = ()
     reason: str = ""
-    """Why it was not run or failed; "" with all trials there."""
+    """Why the row was not run or failed; "" if all trials are there."""
     failed: bool = False
     changes: Mapping[str, str] = field(default_factory=dict)
-    """What the row changed in the settings."""
+    """The settings that the row changed."""
 
     @property
     def state(self) -> str:
@@ -62,18 +62,18 @@ def write(
     """Write `table.html`, `table.md` and, last, `table.json` into folder; each file is whole or absent.
 
     Args:
-        folder: made if it is not there.
-        table, dataset: what is shown; the name of the data set.
-        results: one a row, in the table's order.
+        folder: created if it does not exist.
+        table, dataset: the table that is shown, and the name of our data set.
+        results: one per row, in the table's order.
         on: which of the paper's data sets this is, as `paper.measured_on` says; "" for another.
-        pooled: clips of all splits count alike (every group left out in turn), instead of every split alike.
-        setup: what all rows have in common, name -> text.
+        pooled: whether clips of all splits count alike (every group left out in turn), instead of every split alike.
+        setup: the settings that all rows have in common, name -> text.
         attrs: recorded in `table.json`.
 
     Returns:
         What is in `table.json`; accuracies are shares, 0..1.
     """
-    from pipeline.report import page  # brings matplotlib and jinja2, which those who only want numbers do not need
+    from pipeline.report import page  # imports matplotlib and jinja2, which the numbers alone do not need
 
     folder, numbers = Path(folder), {**collect(table, dataset, results, on=on, pooled=pooled, setup=setup), **attrs}
     files.write_text(folder / "table.html", page.render_table(numbers))
@@ -95,7 +95,7 @@ def collect(
 
     A seed's accuracy is the mean over its splits, or that of all their clips if they are pooled; `top1` is the mean
     over seeds, `top1_lowest` and `top1_highest` are those of single seeds. The interval resamples groups of the clips
-    of all splits and seeds. `difference` is ours minus the paper's, where both are of the same clips.
+    of all splits and seeds. `difference` is our top-1 minus the paper's, if both are on the same clips.
     """
     rows = [_row(table, result, on, pooled) for result in results]
     measured = [row for row in rows if row["state"] == "measured"]
@@ -169,7 +169,7 @@ def _trial(trial: Trial) -> dict[str, Any]:
 
 
 def _accuracy(trials: Sequence[Trial], of, pooled: bool) -> float:
-    """Of one seed: that of all clips, or the mean over splits."""
+    """The accuracy of one seed: over the clips of all splits, or the mean over splits."""
     if pooled:
         return of(_pool(trials).tables["row"])
     return float(np.mean([of(trial.scores) for trial in trials]))
@@ -180,7 +180,7 @@ def _pool(trials: Sequence[Trial]) -> Bootstrap:
 
 
 def _not_comparable(table: Table, result: Result, on: str) -> str:
-    """Why ours and the paper's are of different clips; "" if they are of the same."""
+    """Why our accuracy and the paper's are on different clips; "" if they are on the same."""
     if on not in result.row.paper:
         return "another data set than the paper's"
     splits = list(dict.fromkeys(trial.split for trial in result.trials))
@@ -222,7 +222,7 @@ def _figures(row: Mapping[str, Any], several: bool) -> list[str]:
 
 
 def note(numbers: Mapping[str, Any]) -> str:
-    """What the figures are, in one paragraph of Markdown."""
+    """One paragraph of Markdown that explains the figures."""
     splits, seeds, how = numbers["splits"], numbers["seeds"], numbers["intervals"]
     if how is None:
         return "No row was measured."

@@ -1,7 +1,7 @@
-"""How sure an accuracy is: bootstrap intervals over groups of clips, and McNemar's test of two tables.
+"""The uncertainty of an accuracy: bootstrap intervals over groups of clips, and McNemar's test of two tables.
 
-Clips of one group (one source video, one person) succeed and fail together, so they say less than as many independent
-clips would. Whole groups are resampled, therefore, and an interval is as wide as the number of groups deserves.
+Clips of one group (one source video, one person) tend to succeed and fail together, so they carry less information than
+independent clips. Therefore whole groups are resampled, and the number of groups determines an interval's width.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ class Bootstrap:
     """Intervals of the accuracies of tables over the same clips; all come from the same resamples, so they are paired.
 
     The method is BCa (bias-corrected and accelerated): near 0 and 1, and with few groups, plain percentiles are too
-    narrow and lie on the wrong side. If fewer than five groups have a wrong clip (or a right one), resampling sees
-    next to no variation, and 19 of 20 would look surer than 20 of 20; then Wilson's interval is given, of as many
-    trials as there are groups: wide, since so few errors cannot tell how alike the clips of a group are.
+    narrow and lie on the wrong side. If fewer than five groups have a wrong clip (or a correct one), resampling sees
+    almost no variation, and 19 of 20 would look more certain than 20 of 20. Then Wilson's interval is given, with as
+    many trials as there are groups: it is wide, since so few errors cannot show how alike the clips of a group are.
 
-    Where each group is of one class (UCF-101), how often a class is drawn varies from resample to resample; that is no
-    uncertainty of ours, since the classes are given. So a resample gives an accuracy of each class, and these are
-    weighted as the classes are in the sample.
+    If each group has one class (UCF-101), the class frequencies vary from resample to resample. This is not part of the
+    uncertainty, since the classes are given. So a resample gives an accuracy of each class, and these are weighted by
+    the class frequencies of the sample.
 
     Source: B. Efron, JASA 82 (1987), for BCa; A. C. Davison and D. V. Hinkley, Bootstrap Methods and their Application
     (1997), section 3.8, for resampling whole groups.
@@ -47,7 +47,7 @@ class Bootstrap:
     resamples: int = RESAMPLES
     seed: int = 0
     clips: tuple[str, ...] | None = None
-    """Id of each row, where a clip may have several rows (tested with several seeds); None: each row is a clip."""
+    """Clip id of each row, if a clip may have several rows (tested with several seeds); None: one row per clip."""
 
     @property
     def by_group(self) -> bool:
@@ -72,7 +72,7 @@ class Bootstrap:
         return len(self._values)
 
     def as_dict(self) -> dict[str, Any]:
-        """How the intervals were made, as plain JSON values; which way one of them was, `top1_method` says."""
+        """How the intervals were made, as plain JSON values; `top1_method` tells which method a single interval has."""
         unit = "groups" if self.by_group else "clips"
         how = {
             "method": BCA,
@@ -84,11 +84,11 @@ class Bootstrap:
         return {**how, "unit": unit, "units": self.units, "note": self.note}
 
     def top1(self, name: str) -> Interval:
-        """95 % interval of the share of right clips, on clips whose classes are as frequent as here."""
+        """95 % interval of the share of correct clips, for the class frequencies of these clips."""
         return self._of_share(name, self._clips)[0]
 
     def top1_method(self, name: str) -> str:
-        """How that interval was made: "BCa bootstrap" or "Wilson"."""
+        """The method of the `top1` interval: "BCa bootstrap" or "Wilson"."""
         return self._of_share(name, self._clips)[1]
 
     def mean_class(self, name: str) -> Interval:
@@ -96,11 +96,11 @@ class Bootstrap:
         return self._of_share(name, self._clips > 0)[0]
 
     def mean_class_method(self, name: str) -> str:
-        """How that interval was made: "BCa bootstrap" or "Wilson"."""
+        """The method of the `mean_class` interval: "BCa bootstrap" or "Wilson"."""
         return self._of_share(name, self._clips > 0)[1]
 
     def difference(self, name: str, other: str) -> Interval | None:
-        """95 % interval of name's top-1 minus other's; None if fewer than five groups tell them apart."""
+        """95 % interval of name's top-1 minus other's; None if they differ in fewer than five groups."""
         differ = (self._right(self._values, name) != self._right(self._values, other)).any(axis=1)
 
         def of(sums: np.ndarray) -> np.ndarray:
@@ -119,7 +119,7 @@ class Bootstrap:
         return wilson(float(of(self._values.sum(axis=0))), self.units), WILSON
 
     def _right(self, sums: np.ndarray, name: str) -> np.ndarray:
-        """The right clips of one table, (..., K), among sums (..., tables + 1, K)."""
+        """Number of correct clips of one table, (..., K), out of `sums` (..., tables + 1, K)."""
         return sums[..., list(self.tables).index(name), :]
 
     @property
@@ -129,7 +129,7 @@ class Bootstrap:
 
     @cached_property
     def _values(self) -> np.ndarray:
-        """(units, tables + 1, K): right clips of each table, and clips, by group and class."""
+        """(units, tables + 1, K): number of correct clips of each table, then of all clips, by unit and class."""
         tables = list(self.tables.values())
         labels, k = tables[0].labels, len(tables[0].classes)
         units = self.groups if self.by_group else self.clips or range(len(labels))
@@ -153,7 +153,7 @@ class Bootstrap:
         """The interval of a function of sums over groups; None if it does not vary from group to group."""
         total = self._values.sum(axis=0)
         without_each = statistic(total - self._values)
-        # rounded: sums in another order differ in the last bit, and are no variation
+        # rounded: sums in another order differ in the last bit, which is no variation
         if np.ptp(np.round(without_each, 12)) == 0:
             return None
         return bca(float(statistic(total)), statistic(self._resampled), without_each)
@@ -197,7 +197,7 @@ def bca(estimate: float, resampled: np.ndarray, without_each: np.ndarray) -> Int
 
 
 def wilson(share: float, trials: int) -> Interval:
-    """95 % score interval of a share; holds its level near 0 and 1, where share +- 2 sigma does not.
+    """95 % score interval of a share; it keeps its level near 0 and 1, where share +- 2 sigma does not.
 
     Source: E. B. Wilson, JASA 22 (1927).
     """
@@ -211,8 +211,8 @@ def wilson(share: float, trials: int) -> Interval:
 def mcnemar(only_first: int, only_second: int) -> float:
     """Two-sided p-value of McNemar's exact test: twice the smaller binomial tail, at most 1.
 
-    Of the clips that just one of two tables gets right, were both equally good, each table would get half. Computed in
-    whole numbers, so exact to the last bit; no mid-p. 1 if there is no such clip.
+    If both tables were equally good, each would get half of the clips that exactly one of them gets right. Computed in
+    integers, so exact to the last bit; without mid-p correction. 1 if there is no such clip.
 
     Args:
         only_first, only_second: clips that only the first, only the second table gets right.
@@ -232,11 +232,11 @@ def mcnemar(only_first: int, only_second: int) -> float:
 
 
 def discordant(first: Scores, second: Scores) -> tuple[int, int]:
-    """Clips that only the first, and only the second of two joined tables gets right; a failed clip is wrong."""
+    """How many clips only the first, and only the second of two joined tables gets right; a failed clip is wrong."""
     a, b = first.correct(), second.correct()
     return int((a & ~b).sum()), int((~a & b).sum())
 
 
 def better(names: Sequence[str], tables: Mapping[str, Scores]) -> str:
-    """The name of the table with the most right clips; of equals the first."""
+    """The name of the table with the most correct clips; in a tie the first."""
     return max(names, key=lambda name: int(tables[name].correct().sum()))
