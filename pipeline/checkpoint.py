@@ -113,7 +113,18 @@ def settings_in(path: Path) -> dict[str, Any]:
     Raises:
         FileNotFoundError, ValueError: as `load_checkpoint`.
     """
-    return load_tensors(path, CHECKPOINT_FORMAT, FORMAT_VERSION, mmap=True)["stream_spec"]
+    return _load(path, mmap=True)["stream_spec"]
+
+
+def _load(path: Path, *, mmap: bool = False) -> dict[str, Any]:
+    """Read the values of a checkpoint; refuse those that lack a part or hold something else in its place."""
+    values = load_tensors(path, CHECKPOINT_FORMAT, FORMAT_VERSION, mmap=mmap)
+    parts = {"stream_spec": dict, "state": dict, "classes": list, "other_classes": list}
+    found = {"other_classes": [], **values}  # older files knew no other data sets
+    whole = all(isinstance(found.get(name), kind) for name, kind in parts.items())
+    if not whole or not all(isinstance(name, str) for name in found["classes"] + found["other_classes"]):
+        raise ValueError(f"{path} lacks the settings, the classes or the weights of a trained stream; train it again")
+    return found
 
 
 def refuse_other_stream(path: Path, stream: str) -> None:
@@ -145,9 +156,9 @@ def load_checkpoint(
         ValueError: a file of another format or version, other classes, or weights that do
             not fit the network; names what was given and what was expected.
     """
-    record = load_tensors(Path(path), CHECKPOINT_FORMAT, FORMAT_VERSION)
+    record = _load(Path(path))
     spec, found = spec_of(path, record.pop("stream_spec")), tuple(record.pop("classes"))
-    others = tuple(record.pop("other_classes", ()))  # absent in older files, which knew no other data sets
+    others = tuple(record.pop("other_classes"))
     for names, wanted, which in ((found, classes, ""), (others, other_classes, " of another data set")):
         if wanted is not None and names != tuple(wanted):
             raise ValueError(f"{path} was trained on {_classes(names)}{which}; expected {_classes(tuple(wanted))}")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from pipeline import store
 from pipeline.catalog import Catalog
@@ -66,7 +69,7 @@ def score(
 
     Raises:
         ValueError: a checkpoint of another format, of other classes, or trained on a store made by other settings; or a
-            clip that has not failed in the store cannot be read.
+            clip that has not failed in the store cannot be read, or the network gives NaN for it.
         RuntimeError: every clip of a labelled part has failed in the store.
     """
     target, trained = resolve_device(device), load_checkpoint(checkpoint, classes=catalog.classes or None)
@@ -82,6 +85,7 @@ def score(
             progress=progress,
             keep=views and views.put,
         )
+    _refuse_nonsense(checkpoint, found, [clip.id for clip in clips])
     _report_failures(found, len(clips), f"{trained.spec.stream} scores of {part}", counted=bool(catalog.classes))
     return Scores(
         video_ids=tuple(clip.id for clip in clips),
@@ -98,6 +102,17 @@ def _refuse_other_data(checkpoint: Path | str, trained_on: str | None, given: st
         raise ValueError(
             f"{checkpoint} was trained on data made by other settings (digest {trained_on}) than these ({given}); give "
             "the preset and the flags for frames and flow that its training had"
+        )
+
+
+def _refuse_nonsense(checkpoint: Path | str, found: Evaluation, video_ids: Sequence[str]) -> None:
+    """In a table of scores a row of NaN is a clip that failed, which is not to blame for what its network says."""
+    wrong = ~np.isfinite(found.probabilities).all(1)
+    nonsense = [name for name, is_wrong in zip(video_ids, wrong, strict=True) if is_wrong and name not in found.failed]
+    if nonsense:
+        raise ValueError(
+            f"the network of {checkpoint} gives NaN for {len(nonsense)} of {len(video_ids)} clips, such as "
+            f"{nonsense[0]!r}: its weights are damaged or its training diverged; train it again"
         )
 
 

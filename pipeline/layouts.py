@@ -135,14 +135,14 @@ def read_layout(spec: DatasetSpec, split: str, videos: Iterable[str]) -> tuple[l
 def split_names(spec: DatasetSpec) -> list[str]:
     """Every split of a dataset: the numbers of the official lists, or every group left out in turn.
 
-    A CSV file with a split column, unlabelled videos, and a dataset that the pipeline writes itself have one split.
+    A CSV file with a split column and unlabelled videos have one split.
 
     Raises:
         FileNotFoundError: a list, or the folder of the videos, is not there.
         ValueError: each clip is a group of its own, so leaving out each group would need one training per clip; or all
             clips are of one group.
     """
-    if spec.generator or spec.layout == "unlabelled":
+    if spec.layout == "unlabelled":
         return [spec.split]
     list_files(spec)
     if spec.layout in ("ucf101", "hmdb51"):

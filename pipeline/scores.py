@@ -44,7 +44,7 @@ class Scores:
             object.__setattr__(self, name, None if value is None else tuple(map(str, value)))
         for name, dtype in (("probabilities", np.float32), ("labels", np.int64), ("features", np.float32)):
             value = getattr(self, name)
-            object.__setattr__(self, name, None if value is None else _read_only(value, dtype))
+            object.__setattr__(self, name, None if value is None else _read_only(name, value, dtype))
         self._check_shapes()
         self._check_values()
 
@@ -210,8 +210,10 @@ class Scores:
         return self, joined
 
 
-def _read_only(value, dtype) -> np.ndarray:
+def _read_only(name: str, value, dtype) -> np.ndarray:
     array = np.array(value, dtype)  # a copy: the caller may go on changing its own array
+    if dtype is np.int64 and not np.array_equal(array, np.asarray(value)):
+        raise ValueError(f"{name} holds values that are no whole numbers")
     array.setflags(write=False)
     return array
 

@@ -114,9 +114,11 @@ def check_together(name: str, dataset: str, changes: Mapping[str, str] = NOTHING
     if name == "temporal":
         flows = resolve("flow", dataset, changes), resolve("flow", other, changes)
         _refuse_difference("flow", dataset, other, *flows)
+        sizes = resolve("frames", dataset, changes), resolve("frames", other, changes)
+        _refuse_difference("frames", dataset, other, *sizes, ("short_side_px",))  # motion is in pixels of cached frames
     if own.with_how == "start":
         there = stream(name, other, 0, changes)
-        _refuse_difference(name, dataset, other, own, there, ("network", "start", "crop_px", "stack"))
+        _refuse_difference(name, dataset, other, own, there, ("network", "start", "crop_px", "flow_unit_px", "stack"))
 
 
 def _refuse_difference(section: str, dataset: str, other: str, one: Spec, two: Spec, names: tuple[str, ...] = ()):

@@ -136,6 +136,8 @@ class PaperTable(Repeated):
             tasks = [self.clone(task, **run, **of) for run in runs]
             _ = [task.digest for task in tasks]  # raises what only an earlier stage refuses
         except (ValueError, Refused) as error:
+            if self.with_dataset and planned.row.with_how:  # asked for: then it is a mistake, and no row to leave out
+                raise
             planned.reason, planned.changes = error_line(error), {}
         else:
             planned.tasks = tasks

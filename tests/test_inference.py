@@ -253,6 +253,29 @@ def test_settings_and_weights_that_do_not_fit_are_refused(tmp_path):
         load_checkpoint(tmp_path / "c.pt")
 
 
+@pytest.mark.parametrize(
+    "part", [{"stream_spec": "spatial"}, {"classes": [1, 2]}, {"classes": None}, {"state": [1]}, {"other_classes": "x"}]
+)
+def test_a_checkpoint_that_lacks_a_part_is_refused(tmp_path, part):
+    about = {"format": CHECKPOINT_FORMAT, "format_version": 1, "classes": ["left", "right"]}
+    save_tensors(tmp_path / "c.pt", {**about, "stream_spec": spec().as_dict(), "state": {}, **part})
+    for read in (load_checkpoint, lambda path: refuse_other_stream(path, "spatial")):
+        with pytest.raises(ValueError, match="lacks the settings, the classes or the weights of a trained stream"):
+            read(tmp_path / "c.pt")
+
+
+def test_a_network_that_answers_nan_is_no_failed_clip(monkeypatch, tmp_path):
+    catalog, fake = two_classes("frames")
+    use_store(monkeypatch, fake)
+    network = build(spec(), len(catalog.classes))
+    network.head.bias.data[0] = float("nan")
+    save_checkpoint(tmp_path / "c.pt", network.state_dict(), spec(), catalog)
+    with pytest.raises(
+        ValueError, match=r"the network of .*c.pt gives NaN for 4 of 4 clips, such as '.*train it again"
+    ):
+        score(tmp_path / "c.pt", store_path="i", catalog=catalog, part="test", spec=ScoreSpec(frames=2))
+
+
 def test_code_in_a_checkpoint_is_never_run(tmp_path):
     class Evil:
         def __reduce__(self):

@@ -181,7 +181,6 @@ def test_groups_are_left_out_in_turn(tiny_dataset, tmp_path):
     assert split_names(DatasetSpec(layout="csv", lists=str(file))) == ["one", "two"]
     file.write_text("path,label,group,split\na.avi,x,g,train\nb.avi,y,h,test\n")
     assert split_names(DatasetSpec(layout="csv", lists=str(file))) == ["1"]
-    assert split_names(DatasetSpec(layout="ucf101", lists="not yet", generator="demo", split="4")) == ["4"]
 
 
 def test_clips_without_groups_are_not_left_out_one_by_one(tiny_dataset, tmp_path):

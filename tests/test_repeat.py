@@ -21,6 +21,12 @@ def test_every_person_is_left_out_in_turn(tiny):
     assert [task.split_name for task in fresh(AllSplits, dataset=tiny).requires()] == ["anna", "ben", "cleo", "dan"]
 
 
+def test_the_demo_has_three_splits_before_it_is_written(config, tmp_path):  # noqa: F811
+    lists = {"videos": str(tmp_path / "demo/videos"), "lists": str(tmp_path / "demo/ucfTrainTestlist")}
+    config.read_dict({"dataset.made": {"layout": "ucf101", "generator": "demo", **lists}})
+    assert fresh(AllSplits, dataset="made").split_list == ["1", "2", "3"]
+
+
 def test_one_table_of_two_persons(tiny, tmp_path):
     two = {"dataset": tiny, "splits": "anna,dan"}
     assert build(fresh(AllSplits, **two))

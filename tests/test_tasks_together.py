@@ -110,6 +110,14 @@ def test_rows_of_a_table_use_the_other_set_as_they_say_and_not_as_is_configured(
     assert start.dataset_name == "more" and start.stream_spec.steps == 40
 
 
+def test_another_set_that_was_asked_for_and_does_not_go_with_this_one_is_refused(two):
+    two.read_dict({"dataset.more": {"flow_bound_px": "9"}})
+    with pytest.raises(ValueError, match=r"\[flow\] bound_px is 20.0 for four, but 9.0 for more"):
+        assert fresh(PaperTable, table="2", with_dataset="more").plan
+    together(two, "heads")  # configured, and not asked for in this table: its other rows are run
+    assert [p.row.key for p in fresh(PaperTable, table="2").plan if not p.reason] == ["alone"]
+
+
 @pytest.mark.parametrize(("layout", "split"), [("hmdb51", "2"), ("folder", "3")])
 def test_official_lists_have_the_same_split_and_others_their_own(two, layout, split):
     two.read_dict({"dataset.u": {"layout": "ucf101", "videos": "v", "lists": "l"}})
@@ -131,7 +139,19 @@ def test_official_lists_have_the_same_split_and_others_their_own(two, layout, sp
             {"flow_bound_px": "9"},
             r"\[flow\] bound_px is 20.0 for four, but 9.0 for more; what is trained",
         ),
+        (
+            "classes",
+            "more",
+            {"frames_short_side_px": "40"},
+            r"\[frames\] short_side_px is .* for four, but 40 for more",
+        ),
         ("start", "more", {"temporal_crop_px": "24"}, r"\[temporal\] crop_px is 32 for four, but 24 for more"),
+        (
+            "start",
+            "more",
+            {"temporal_flow_unit_px": "8"},
+            r"\[temporal\] flow_unit_px is .* for four, but 8.0 for more",
+        ),
         (
             "start",
             "more",

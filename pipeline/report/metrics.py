@@ -55,7 +55,7 @@ def join(streams: Mapping[str, Scores], fused: Mapping[str, Scores]) -> dict[str
     if not len(first):
         raise ValueError("the test part has no clips; there is nothing to report")
     ordered = {name: streams[name] for name in STREAMS} | dict(fused)
-    return {name: first.join(headline_text)[1] for name, headline_text in ordered.items()}
+    return {name: first.join(table)[1] for name, table in ordered.items()}
 
 
 def collect(
