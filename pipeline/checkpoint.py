@@ -80,7 +80,7 @@ def save_tensors(path: Path, values: dict[str, Any]) -> None:
         torch.save(values, temporary)
 
 
-def load_tensors(path: Path, kind: str, version: int, *, mmap: bool = False) -> dict[str, Any]:
+def load_tensors(path: Path, kind: str, version: int, *, mmap: bool = False, cure: str = "") -> dict[str, Any]:
     """Read what `save_tensors` wrote, onto the CPU; with `mmap` a tensor is read when it is used.
 
     Raises:
@@ -93,8 +93,7 @@ def load_tensors(path: Path, kind: str, version: int, *, mmap: bool = False) -> 
         values = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:
         raise ValueError(
-            f"{path} cannot be loaded with weights_only=True ({type(error).__name__}): it is damaged, or not ours; "
-            "where TrainStream made it, delete it and run the same command again, which trains anew"
+            f"{path} cannot be loaded with weights_only=True ({type(error).__name__}): it is damaged, or not ours{cure}"
         ) from error
     found = values.get("format", "no format") if isinstance(values, dict) else type(values).__name__
     if found != kind:
@@ -118,7 +117,8 @@ def settings_in(path: Path) -> dict[str, Any]:
 
 def _load(path: Path, *, mmap: bool = False) -> dict[str, Any]:
     """Read the values of a checkpoint; refuse those that lack a part or hold something else in its place."""
-    values = load_tensors(path, CHECKPOINT_FORMAT, FORMAT_VERSION, mmap=mmap)
+    cure = "; where TrainStream made it, delete it and run the same command again, which trains anew"
+    values = load_tensors(path, CHECKPOINT_FORMAT, FORMAT_VERSION, mmap=mmap, cure=cure)
     parts = {"stream_spec": dict, "state": dict, "classes": list, "other_classes": list}
     found = {"other_classes": [], **values}  # older files knew no other data sets
     whole = all(isinstance(found.get(name), kind) for name, kind in parts.items())

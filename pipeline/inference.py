@@ -21,21 +21,23 @@ from pipeline.specs import ScoreSpec
 _SHOWN = 5  # failed clips in a message, at most
 
 
-def score_to(path: Path | str, attrs: dict[str, Any], *, catalog: Catalog, part: str, spec: ScoreSpec, **of) -> Scores:
+def score_to(
+    path: Path | str, attrs: dict[str, Any], *, catalog: Catalog, part: str, spec: ScoreSpec, **others: Any
+) -> Scores:
     """Run `score` and write a scores file; with `spec.per_view` also every view, with at most one batch in memory.
 
     Args:
         path: the file; it exists only once it is complete.
         attrs: attributes of the file.
-        catalog, part, spec, of: the arguments of `score`.
+        catalog, part, spec, others: the arguments of `score`.
     """
     if not spec.per_view:
-        found = score(catalog=catalog, part=part, spec=spec, **of)
+        found = score(catalog=catalog, part=part, spec=spec, **others)
         found.write(path, **attrs)
         return found
     clips, views = len(catalog.part(part)), spec.frames * spec.crops
     with store.create_scores(path, attrs, clips=clips, views=views) as writer:
-        found = score(catalog=catalog, part=part, spec=spec, views=writer, **of)
+        found = score(catalog=catalog, part=part, spec=spec, views=writer, **others)
         writer.put_table(found.arrays())
     return found
 

@@ -209,9 +209,9 @@ def _check(opened: store.Store, video_id: str) -> None:
     clip = opened[video_id]
     if clip.checksum() != clip.attrs["crc32"]:
         raise ValueError("its bytes do not match their checksum; `python -m pipeline repair` this store")
-    for part in clip.parts:
-        for image in range(clip.count(part=part)):
-            clip.images(image, image + 1, part=part)
+    for direction in clip.directions:
+        for image in range(clip.count(direction=direction)):
+            clip.images(image, image + 1, direction=direction)
 
 
 def store_folder(path: Path) -> Path:

@@ -12,7 +12,7 @@ import bisect
 import contextlib
 import dataclasses
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -77,9 +77,17 @@ def make_frames(
     """
     folder = folder.absolute()  # workers may have another working directory
     jobs = frames_jobs(folder, catalog, videos=videos, spec=spec, cluster=cluster, attrs=attrs)
-    splits = {clip.id: clip.part for clip in catalog.clips}
     attrs = {**attrs, "inputs": catalog.videos_key, "split_name": catalog.split_name}
-    _make_store(folder, "frames", frames_shard, jobs, cluster, splits, attrs, spec.max_bad_fraction)
+    _make_store(
+        folder,
+        "frames",
+        frames_shard,
+        jobs,
+        cluster=cluster,
+        parts={clip.id: clip.part for clip in catalog.clips},
+        attrs=attrs,
+        max_bad_fraction=spec.max_bad_fraction,
+    )
 
 
 def frames_jobs(
@@ -128,7 +136,17 @@ def make_flow(
     threads = threads_each(cluster, devices)
     jobs = flow_jobs(folder, source.shard_paths(), spec=spec, device=device, attrs=attrs, threads=threads)
     attrs = {**attrs, "inputs": source.key, "split_name": source.attrs["split_name"]}
-    _make_store(folder, "flow", flow_shard, jobs, cluster, source.splits(), attrs, max_bad_fraction, devices)
+    _make_store(
+        folder,
+        "flow",
+        flow_shard,
+        jobs,
+        cluster=cluster,
+        parts=source.parts(),
+        attrs=attrs,
+        max_bad_fraction=max_bad_fraction,
+        devices=devices,
+    )
     _warn_of_a_bound(folder, spec)
 
 
@@ -202,7 +220,16 @@ def _left(jobs: Sequence[FramesJob], waiting: Sequence[FramesJob]) -> Left:
 
 
 def _make_store(
-    folder, kind, function, jobs, cluster: ClusterSpec, splits, attrs, max_bad_fraction: float, devices=()
+    folder: Path,
+    kind: str,
+    function: Callable[[Any], int],
+    jobs: Sequence[FramesJob] | Sequence[FlowJob],
+    *,
+    cluster: ClusterSpec,
+    parts: Mapping[str, str],
+    attrs: dict[str, Any],
+    max_bad_fraction: float,
+    devices: tuple[str, ...] = (),
 ) -> None:
     """Make the shards that are missing or outdated, then the index, then remove shards that no longer belong to it."""
     shards = folder / "shards"
@@ -218,7 +245,7 @@ def _make_store(
     if kind == "frames":
         _say_what_is_odd([record for record, _ in found])
     _refuse_too_many_failures(folder, kind, [record for record, _ in found], max_bad_fraction)
-    store.write_index(folder / "index.h5", kind, found, splits, attrs)
+    store.write_index(folder / "index.h5", kind, found, parts, attrs)
     for path in set(shards.glob("*.h5")) - {job.path for job in jobs}:
         path.unlink()
 
@@ -257,7 +284,7 @@ def _run_jobs(kind: str, function, jobs: list, cluster: ClusterSpec, devices: tu
         again = []
         for job, result in workers.run(function, jobs):
             if isinstance(result, WorkerDied):
-                again.append(dataclasses.replace(job, careful=True, earlier=()))
+                again.append(job.again())
                 continue
             bar.advance(_units_of(kind, job, result))
         for job, result in workers.run(function, again):

@@ -41,14 +41,14 @@ def write_flow(folder, forward: np.ndarray, *, backward: np.ndarray | None = Non
     (folder / "shards").mkdir(parents=True)
     with store.ShardWriter(folder / "shards/shard-all.h5", "flow", ATTRS) as shard:
         clip = shard.clip("a")
-        for part, flow in {"": forward, "backward": backward}.items():
+        for direction, flow in {"forward": forward, "backward": backward}.items():
             if flow is None:
                 continue
             q, ranges = minmax_to_bytes(flow) if minmax else (to_bytes(flow), None)
             if ranges is not None:
-                clip.append_range(ranges, part=part)
+                clip.append_range(ranges, direction=direction)
             for plane in q.reshape(-1, *q.shape[2:]):
-                clip.append(jpeg.encode(plane, quality=100), part=part)
+                clip.append(jpeg.encode(plane, quality=100), direction=direction)
         crc32 = clip.finish({**ABOUT, "method": "test", "scaling": "minmax" if minmax else "bound", "bound_px": 20.0})
         shard.record(Record("a", "right", 1, "anna", len(forward) + 1, "ok", "", crc32))
     return index(folder, "flow")
@@ -135,7 +135,7 @@ def test_reading_windows_of_flow_in_pixels(tmp_path, minmax):
     for got, true in [(clip.flow(1, 3), forward[1:3]), (clip.flow(0, 4, backward=True), backward)]:
         assert got.shape == true.shape and got.dtype == np.float32
         assert np.abs(got - true).max() < 2.5 * span / 255  # half a step of rounding, two of JPEG
-    assert len(clip) == 4 and clip.has_backward and clip.parts == ["", "backward"]
+    assert len(clip) == 4 and clip.has_backward and clip.directions == ["forward", "backward"]
 
 
 def test_a_shard_alone_can_be_opened(tmp_path):
@@ -176,7 +176,7 @@ def test_a_store_is_a_mapping_of_the_clips_that_are_ok(tmp_path):
         write_frames(tmp_path, {"a": moving_texture(3), "c": moving_texture(3)}, failed={"b": "empty"})
     )
     assert list(opened) == ["a", "c"] and len(opened) == 2 and "b" not in opened
-    assert opened.failed == {"b": "empty"} and opened.splits()["a"] == "train"
+    assert opened.failed == {"b": "empty"} and opened.parts()["a"] == "train"
     with pytest.raises(KeyError, match="'b' is not in .*: empty"):
         opened["b"]
     with pytest.raises(KeyError, match="'z' is not in .*: no such clip"):

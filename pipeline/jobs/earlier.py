@@ -6,7 +6,6 @@ divides it. Such shards are written again, but their clips need not be decoded o
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +14,7 @@ import numpy as np
 
 from pipeline import store
 from pipeline.catalog import UNREADABLE
+from pipeline.progress import say
 
 
 class Found(NamedTuple):
@@ -34,10 +34,12 @@ class Earlier:
         """Open the shards in `paths`; shards of other settings and damaged ones are ignored."""
         self._shards: list[store.Store] = []
         for path in paths:
-            with contextlib.suppress(Exception):  # damage to HDF5's own structures may raise anything
+            try:
                 shard = store.Store(path, kind)
                 if shard.attrs["digest"] == digest:
                     self._shards.append(shard)
+            except Exception as error:  # damage to HDF5's own structures may raise anything
+                say(f"{kind}: nothing is copied from {path}, which cannot be read: {error!r}")
 
     def __enter__(self) -> Earlier:
         return self
@@ -56,14 +58,20 @@ class Earlier:
         for shard in self._shards:
             if made_from == UNREADABLE or video_id not in shard.rows or video_id in shard.failed:
                 continue
-            with contextlib.suppress(Exception):  # a clip that cannot be read is made again
-                stored = shard[video_id]
-                if stored.attrs["made_from"] != made_from or stored.checksum() != stored.attrs["crc32"]:
-                    continue
-                seconds = [] if stored.kind == "flow" else stored.seconds.tolist()
-                if _is_plausible(stored, seconds):
-                    return Found(stored, shard.rows[video_id], seconds)
+            try:
+                if found := _unchanged(shard, video_id, made_from):
+                    return found
+            except Exception as error:  # as above
+                say(f"{shard.kind}: {video_id} is not copied from {shard.path}, where it cannot be read: {error!r}")
         return None
+
+
+def _unchanged(shard: store.Store, video_id: str, made_from: str) -> Found | None:
+    stored = shard[video_id]
+    if stored.attrs.get("made_from") != made_from or stored.checksum() != stored.attrs["crc32"]:
+        return None
+    seconds = [] if stored.kind == "flow" else stored.seconds.tolist()
+    return Found(stored, shard.rows[video_id], seconds) if _is_plausible(stored, seconds) else None
 
 
 def _is_plausible(stored: store.StoredClip, seconds: list[float]) -> bool:
@@ -75,9 +83,9 @@ def _is_plausible(stored: store.StoredClip, seconds: list[float]) -> bool:
 
 def copied(found: store.StoredClip, writer: store.ClipWriter) -> store.ClipWriter:
     """Copy all images of a stored clip, unchanged, into the writer, and return the writer."""
-    for part in found.parts:
-        for data in found.jpegs(part=part):
-            writer.append(data.tobytes(), part=part)
-        if part in found.ranges_px:
-            writer.append_range(found.ranges_px[part], part=part)
+    for direction in found.directions:
+        for data in found.jpegs(direction=direction):
+            writer.append(data.tobytes(), direction=direction)
+        if direction in found.ranges_px:
+            writer.append_range(found.ranges_px[direction], direction=direction)
     return writer

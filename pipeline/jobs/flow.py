@@ -9,6 +9,7 @@ one another. What is stored depends neither on the batches nor on the threads.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import os
 from collections.abc import Callable, Iterator
@@ -27,7 +28,7 @@ from pipeline.flow.device import Download, ignoring_out_of_memory, on_cuda_devic
 from pipeline.jobs import BAD_CLIP, machine_faults
 from pipeline.jobs.earlier import Earlier, copied
 from pipeline.jobs.helpers import Helpers, run_ahead
-from pipeline.jobs.pieces import Batch, FlowClip, Piece, Planes, flow_attrs, frames_identity
+from pipeline.jobs.pieces import Batch, FlowBytes, FlowClip, Piece, flow_attrs, frames_identity
 from pipeline.specs import FlowSpec
 
 _IMAGES = 8  # images that one helper decodes or encodes at a time; a batch keeps a dozen helpers busy
@@ -44,13 +45,16 @@ class FlowJob:
     device: str
     attrs: dict[str, Any]
     threads: int = 1  # threads that decode and encode; 0: the device's share of the cores
-    careful: bool = False  # the second try, after a worker died; unused, since no single clip is at fault in Flow
     earlier: tuple[Path, ...] = ()  # earlier shards that may hold the clips
 
     @property
     def units(self) -> int:
         """Number of clips, for the progress bar."""
         return len(self.records)
+
+    def again(self) -> FlowJob:
+        """The second try, after its worker died; earlier shards may be why it did."""
+        return dataclasses.replace(self, earlier=())
 
     @property
     def cost(self) -> int:
@@ -82,13 +86,17 @@ def flow_shard(job: FlowJob) -> int:
 def _copied(job: FlowJob) -> bool:
     """Copy all clips if each was computed before from the same frame bytes; else do nothing and return False."""
     wanted = [record.id for record in job.records if record.status == "ok"]
+    if not wanted or not job.earlier:
+        return False
     with (
         Earlier(job.earlier, "flow", job.attrs["digest"]) as earlier,
         contextlib.closing(store.open_frames(job.frames)) as source,
     ):
-        found = {name: earlier.clip(name, frames_identity(source[name])) for name in wanted}
-        if not wanted or None in found.values():
-            return False
+        found = {}
+        for name in wanted:
+            found[name] = earlier.clip(name, frames_identity(source[name]))
+            if found[name] is None:
+                return False
         with store.ShardWriter(job.path, "flow", job.attrs) as shard:
             for record in job.records:
                 if record.id in found:
@@ -114,9 +122,9 @@ class _Line:
         self.spec, self.device, self.records = job.spec, device, job.records
         self.tensors_on = torch_device(job.spec.method, device)
         self.source, self.shard, self.helpers = source, shard, helpers
-        self.parts = {"": "forward", "backward": "backward"} if self.spec.backward else {"": "forward"}
+        self.directions = ("forward", "backward") if self.spec.backward else ("forward",)
         self.gray = not takes_colour(self.spec.method)  # only luminance is decoded, a plane of its own in JPEG
-        self._limit = functools.cache(self._limit)  # cached per size: free memory changes during the run
+        self._room: dict[tuple[int, int], int] = {}  # pairs in a batch, by size: free memory changes during the run
 
     def run(self) -> list[store.Record]:
         """Make all clips, and return their outcomes in the order of the records."""
@@ -137,7 +145,7 @@ class _Line:
                 pieces = []
             first = 0
             while first < clip.pairs and not clip.failed:
-                room = room if pieces else self._limit(clip.size)
+                room = room if pieces else self._room_of(clip.size)
                 pieces.append(Piece(clip, first, min(first + room, clip.pairs)))
                 room -= pieces[-1].last - first
                 first = pieces[-1].last
@@ -158,8 +166,10 @@ class _Line:
                 clip.fail(0, ClipError("one frame alone has no flow"))
             yield clip
 
-    def _limit(self, size: tuple[int, int]) -> int:
-        return pairs_of(size, self.spec, device=self.tensors_on)
+    def _room_of(self, size: tuple[int, int]) -> int:
+        if size not in self._room:
+            self._room[size] = pairs_of(size, self.spec, device=self.tensors_on)
+        return self._room[size]
 
     # --- the steps
 
@@ -183,20 +193,20 @@ class _Line:
                 for wait in piece.decoding:
                     wait()
             piece.decoding = []
-        batch.motion = lambda: None
+        batch.motion = _no_flow
         if not any(piece.failed for piece in batch.pieces):
             ends = np.cumsum([len(piece.frames) for piece in batch.pieces])
             with contextlib.suppress(*BAD_CLIP), ignoring_out_of_memory():
                 batch.motion = self._motion(batch.frames, ends[:-1].tolist(), check=False)
 
-    def _motion(self, frames: np.ndarray, cuts: list[int], *, check: bool) -> Callable[[], Planes | None]:
+    def _motion(self, frames: np.ndarray, cuts: list[int], *, check: bool) -> Callable[[], FlowBytes | None]:
         """Start to compute the flow of concatenated clips, as bytes; the returned function waits for them.
 
         With `check`, flow that is not finite is refused at once, for which the device has to be waited for. Without it,
         flow on a device is checked later: the returned function gives None if the flow is not finite.
         """
         under_way = {}
-        for part, direction in self.parts.items():
+        for direction in self.directions:
             with machine_faults():
                 flow = estimate_on_device(frames, self.spec, device=self.device, direction=direction, cuts=cuts)
             later = not check and not isinstance(flow, np.ndarray)
@@ -204,44 +214,44 @@ class _Line:
                 arrays = quantize.minmax_to_bytes(flow, check=not later)
             else:
                 arrays = (quantize.to_bytes(flow, bound_px=self.spec.bound_px, check=not later),)
-            under_way[part] = Download(*arrays, *([quantize.all_finite(flow)] if later else []))
-        return functools.partial(_arrived, under_way, minmax=self.spec.scaling == "minmax")
+            under_way[direction] = Download(*arrays, *([quantize.all_finite(flow)] if later else []))
+        return functools.partial(_arrived, under_way, minmax=self.spec.scaling == "minmax", checked_later=later)
 
     def _encode(self, batch: Batch) -> None:
         """Wait for the bytes of the flow, and start to encode them; a batch without bytes is retried piece by piece."""
         planes, end = batch.motion(), 0
         for piece in batch.pieces:
             count = piece.last - piece.first
-            part, end = slice(end, end + count), end + count
+            pairs, end = slice(end, end + count), end + count
             with piece.recording_clip_errors():
                 if planes is not None:
-                    self._start_encoding(piece, planes, part)
+                    self._start_encoding(piece, planes, pairs)
                 elif not piece.failed:
                     self._start_encoding(piece, self._motion(piece.frames, [], check=True)(), slice(None))
             piece.frames = None
         batch.frames = batch.motion = None
 
-    def _start_encoding(self, piece: Piece, planes: Planes, pairs: slice) -> None:
-        for part, (q, range_px) in planes.items():
+    def _start_encoding(self, piece: Piece, planes: FlowBytes, pairs: slice) -> None:
+        for direction, (q, range_px) in planes.items():
             images = q[pairs].reshape(-1, *q.shape[2:])  # x0 y0 x1 y1 ...
-            piece.encoding[part] = [
+            piece.encoding[direction] = [
                 self.helpers.start(_encode, images[k : k + _IMAGES], self.spec.jpeg_quality)
                 for k in range(0, len(images), _IMAGES)
             ]
             if range_px is not None:
-                piece.ranges[part] = range_px[pairs]
+                piece.ranges[direction] = range_px[pairs]
 
     def _write(self, batch: Batch) -> None:
         """Wait for the JPEG bytes and append them to their clips; a clip that is complete goes into the shard."""
         for piece in batch.pieces:
             clip = piece.clip
             with piece.recording_clip_errors():
-                for part, waiting in piece.encoding.items():
+                for direction, waiting in piece.encoding.items():
                     for data in (data for wait in waiting for data in wait()):
                         if not clip.failed:
-                            clip.writer.append(data, part=part)
-                for part, range_px in () if clip.failed else piece.ranges.items():
-                    clip.writer.append_range(range_px, part=part)
+                            clip.writer.append(data, direction=direction)
+                for direction, range_px in () if clip.failed else piece.ranges.items():
+                    clip.writer.append_range(range_px, direction=direction)
             if clip.failed:
                 clip.writer = None  # frees all that it holds in memory
             elif piece.last == clip.pairs:
@@ -260,11 +270,16 @@ def _encode(planes: np.ndarray, quality: int) -> list[bytes]:
     return [jpeg.encode(plane, quality=quality) for plane in planes]
 
 
-def _arrived(under_way: dict[str, Download], *, minmax: bool) -> Planes | None:
-    planes: Planes = {}
-    for part, download in under_way.items():
+def _no_flow() -> None:
+    """What stands for the flow of a batch that could not be computed as a whole: its pieces are tried one by one."""
+
+
+def _arrived(under_way: dict[str, Download], *, minmax: bool, checked_later: bool) -> FlowBytes | None:
+    """Wait for the bytes; None if flow that was to be checked later is not finite."""
+    planes: FlowBytes = {}
+    for direction, download in under_way.items():
         q, *more = download.wait()
-        planes[part] = q, more.pop(0) if minmax else None
-        if more and not more[0]:  # the flow is not finite
+        if checked_later and not more.pop():
             return None
+        planes[direction] = q, more[0] if minmax else None
     return planes

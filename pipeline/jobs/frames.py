@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import faulthandler
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,10 @@ class FramesJob:
     def units(self) -> int:
         """Number of clips, for the progress bar."""
         return len(self.clips)
+
+    def again(self) -> FramesJob:
+        """The second try, after its worker died: slower, but no clip can end this one's process."""
+        return dataclasses.replace(self, careful=True, earlier=())
 
     @property
     def cost(self) -> int:

@@ -15,7 +15,7 @@ from pipeline.errors import DamagedStore
 from pipeline.jobs import BAD_CLIP, printable
 from pipeline.specs import FlowSpec
 
-Planes = dict[str, tuple[np.ndarray, np.ndarray | None]]  # part of the clip -> bytes (n, 2, H, W), range_px or None
+FlowBytes = dict[str, tuple[np.ndarray, np.ndarray | None]]  # direction -> bytes (n, 2, H, W), range_px or None
 
 
 def flow_attrs(frames: store.StoredClip, spec: FlowSpec) -> dict[str, Any]:
@@ -95,7 +95,7 @@ class Piece:
     failed: bool = False
     frames: np.ndarray | None = None  # (last - first + 1, H, W), or (..., 3) for colour, a view of its batch's frames
     decoding: list[Callable[[], None]] = field(default_factory=list)
-    encoding: dict[str, list[Callable[[], list[bytes]]]] = field(default_factory=dict)  # by part of the clip
+    encoding: dict[str, list[Callable[[], list[bytes]]]] = field(default_factory=dict)  # by direction
     ranges: dict[str, np.ndarray] = field(default_factory=dict)
 
     @contextlib.contextmanager
@@ -114,4 +114,6 @@ class Batch:
 
     pieces: list[Piece]
     frames: np.ndarray | None = None  # of all pieces, concatenated
-    motion: Callable[[], Planes | None] | None = None  # waits for the bytes; gives None if pieces must be tried alone
+    motion: Callable[[], FlowBytes | None] | None = (
+        None  # waits for the bytes; gives None if pieces must be tried alone
+    )

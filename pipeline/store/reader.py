@@ -20,6 +20,7 @@ from pipeline.store.container import crc32_of_parts, open_file, plain_attrs, rep
 _OPEN_SHARDS = 32
 _KNOWN_CLIPS = 4096
 _READ_BYTES = 8 << 20
+_PATHS = {"forward": "", "backward": "backward/"}  # where a clip's group holds the images of each direction
 
 
 class StoredClip:
@@ -29,16 +30,16 @@ class StoredClip:
         self._store, self.id = store, video_id
         with store._located(video_id) as group:
             self.attrs = plain_attrs(group.attrs)
-            parts = [part for part in ("", "backward") if not part or part in group]
-            self._offsets = {part: group[f"{part}/offsets".lstrip("/")][()] for part in parts}
-            ranges = {part: f"{part}/range_px".lstrip("/") for part in parts}
-            self.ranges_px = {part: group[name][()] for part, name in ranges.items() if name in group}
-            """Part -> (T - 1, 2, 2) float32, pixels: [field][x, y][minimum, maximum]; empty without min-max scaling."""
+            where = {direction: path for direction, path in _PATHS.items() if f"{path}offsets" in group}
+            self._offsets = {direction: group[f"{path}offsets"][()] for direction, path in where.items()}
+            ranges = {direction: f"{path}range_px" for direction, path in where.items()}
+            self.ranges_px = {direction: group[name][()] for direction, name in ranges.items() if name in group}
+            """Direction -> (T - 1, 2, 2) float32, pixels: [field][x, y][minimum, maximum]; only if min-max scaled."""
         self.height, self.width = int(self.attrs["height"]), int(self.attrs["width"])
 
     def __len__(self) -> int:
         """Frames T in a frames store, fields T - 1 in a flow store."""
-        return (len(self._offsets[""]) - 1) // self._store.planes
+        return (len(self._offsets["forward"]) - 1) // self._store.planes
 
     def __repr__(self) -> str:
         what = "frames" if self._store.kind == "frames" else "flow fields"
@@ -61,8 +62,8 @@ class StoredClip:
         return self._store.kind
 
     @property
-    def parts(self) -> list[str]:
-        """Names of the clip's sequences of images: "" and, if backward flow is stored, "backward"."""
+    def directions(self) -> list[str]:
+        """The clip's sequences of images: "forward" and, if backward flow is stored, "backward"."""
         return list(self._offsets)
 
     @property
@@ -70,19 +71,19 @@ class StoredClip:
         """Total number of JPEG bytes."""
         return int(sum(offsets[-1] for offsets in self._offsets.values()))
 
-    def count(self, *, part: str = "") -> int:
-        """Number of stored images of a part: frames, or planes of flow (two per field)."""
-        return len(self._offsets[part]) - 1
+    def count(self, *, direction: str = "forward") -> int:
+        """Number of stored images of a direction: frames, or planes of flow (two per field)."""
+        return len(self._offsets[direction]) - 1
 
-    def jpegs(self, first: int = 0, last: int | None = None, *, part: str = "") -> Iterator[np.ndarray]:
+    def jpegs(self, first: int = 0, last: int | None = None, *, direction: str = "forward") -> Iterator[np.ndarray]:
         """JPEG bytes of images first..last-1, (n,) uint8 each; a read takes a few megabytes, so one reads a window."""
-        offsets = self._offsets[part]
-        last = self.count(part=part) if last is None else last
+        offsets = self._offsets[direction]
+        last = self.count(direction=direction) if last is None else last
         while first < last:
             until = max(first + 1, int(np.searchsorted(offsets, offsets[first] + _READ_BYTES, "right")) - 1)
             until = min(until, last)
             with self._store._located(self.id) as group:
-                data = group[f"{part}/jpeg".lstrip("/")][offsets[first] : offsets[until]]
+                data = group[f"{_PATHS[direction]}jpeg"][offsets[first] : offsets[until]]
             for image in range(first, until):
                 yield data[offsets[image] - offsets[first] : offsets[image + 1] - offsets[first]]
             first = until
@@ -90,17 +91,17 @@ class StoredClip:
     def checksum(self) -> int:
         """CRC-32 over all images of the clip as they are now; `attrs["crc32"]` is that of the images as written."""
         return crc32_of_parts(
-            functools.reduce(lambda crc32, data: zlib.crc32(data, crc32), self.jpegs(part=part), 0)
-            for part in self.parts
+            functools.reduce(lambda crc32, data: zlib.crc32(data, crc32), self.jpegs(direction=direction), 0)
+            for direction in self.directions
         )
 
-    def images(self, first: int, last: int, *, part: str = "", gray: bool = False) -> np.ndarray:
+    def images(self, first: int, last: int, *, direction: str = "forward", gray: bool = False) -> np.ndarray:
         """Stored images first..last-1, decoded: (n, H, W, 3) RGB; (n, H, W) if `gray` or planes of flow; uint8."""
-        return np.stack(self._decoded(first, last, part=part, gray=gray or self.kind == "flow"))
+        return np.stack(self._decoded(first, last, direction=direction, gray=gray or self.kind == "flow"))
 
-    def _decoded(self, first: int, last: int, *, part: str, gray: bool) -> list[np.ndarray]:
+    def _decoded(self, first: int, last: int, *, direction: str, gray: bool) -> list[np.ndarray]:
         try:
-            return [jpeg.decode(data, gray=gray) for data in self.jpegs(first, last, part=part)]
+            return [jpeg.decode(data, gray=gray) for data in self.jpegs(first, last, direction=direction)]
         except ValueError as error:
             folder = self._store.folder
             raise ValueError(
@@ -123,11 +124,11 @@ class StoredClip:
 
     def flow(self, first: int, last: int, *, backward: bool = False) -> np.ndarray:
         """Flow fields first..last-1: (last-first, 2, H, W) float32 pixels per frame, x then y, whatever the scaling."""
-        part = self._part(first, last, backward)
-        planes = self.images(2 * first, 2 * last, part=part)
+        direction = self._direction(first, last, backward)
+        planes = self.images(2 * first, 2 * last, direction=direction)
         q = planes.reshape(last - first, 2, *planes.shape[1:])
-        if part in self.ranges_px:
-            return quantize.minmax_to_pixels(q, self.ranges_px[part][first:last])
+        if direction in self.ranges_px:
+            return quantize.minmax_to_pixels(q, self.ranges_px[direction][first:last])
         return quantize.to_pixels(q, bound_px=float(self.attrs["bound_px"]))
 
     def stored_flow(
@@ -138,23 +139,23 @@ class StoredClip:
         Returns:
             A list of 2 (last-first) planes (H, W) uint8, and their scale and offset, one float64 per plane.
         """
-        part = self._part(first, last, backward)
-        planes = self._decoded(2 * first, 2 * last, part=part, gray=True)
-        if part in self.ranges_px:
-            low, high = self.ranges_px[part][first:last].astype(np.float64).reshape(-1, 2).T
+        direction = self._direction(first, last, backward)
+        planes = self._decoded(2 * first, 2 * last, direction=direction, gray=True)
+        if direction in self.ranges_px:
+            low, high = self.ranges_px[direction][first:last].astype(np.float64).reshape(-1, 2).T
             return planes, (high - low) / 255, low
         bound = float(self.attrs["bound_px"])
         return planes, np.full(len(planes), 2 * bound / 255), np.full(len(planes), -bound)
 
-    def _part(self, first: int, last: int, backward: bool) -> str:
-        """The part that holds these fields."""
+    def _direction(self, first: int, last: int, backward: bool) -> str:
+        """The name of the direction, once it is known that these fields are stored."""
         self._check("flow", first, last)
-        part = "backward" if backward else ""
-        if part not in self._offsets:
+        direction = "backward" if backward else "forward"
+        if direction not in self._offsets:
             raise ValueError(
                 f"{self._store.path} holds no backward flow; run the Flow stage with [flow] backward = true"
             )
-        return part
+        return direction
 
     def _check(self, kind: str, first: int, last: int) -> None:
         if self._store.kind != kind:
@@ -196,7 +197,7 @@ class Store(Mapping[str, StoredClip]):
         """Folder of the store."""
         return self._folder.parent
 
-    def splits(self) -> dict[str, str]:
+    def parts(self) -> dict[str, str]:
         """Clip id -> part, in the split that the store was first made for."""
         return {video_id: row["split"] for video_id, row in self.rows.items()}
 

@@ -73,28 +73,28 @@ class ClipWriter:
 
     def __init__(self, file: h5py.File, folder: Path, video_id: str):
         self._file, self._folder, self.id = file, folder, video_id
-        self._parts: dict[str, _Spool] = {"": _Spool(folder)}
+        self._spools: dict[str, _Spool] = {"forward": _Spool(folder)}
         self._ranges: dict[str, list[np.ndarray]] = {}
 
-    def append(self, data: bytes, *, part: str = "") -> None:
-        """Add one encoded image; `part` is "" or "backward"."""
-        if part not in self._parts:
-            self._parts[part] = _Spool(self._folder)
-        self._parts[part].append(data)
+    def append(self, data: bytes, *, direction: str = "forward") -> None:
+        """Add one encoded image; `direction` is "forward", which frames have as well, or "backward"."""
+        if direction not in self._spools:
+            self._spools[direction] = _Spool(self._folder)
+        self._spools[direction].append(data)
 
-    def append_range(self, range_px: np.ndarray, *, part: str = "") -> None:
+    def append_range(self, range_px: np.ndarray, *, direction: str = "forward") -> None:
         """Add the (n, 2, 2) float32 minimum and maximum of n fields, x then y (min-max scaling)."""
-        self._ranges.setdefault(part, []).append(range_px)
+        self._ranges.setdefault(direction, []).append(range_px)
 
     def finish(self, attrs: Mapping[str, Any], seconds: list[float] | None = None) -> int:
         """Write the clip into the shard and return the CRC-32 over all its images."""
         group = self._file.create_group(f"clips/{self.id}")
-        crc32 = crc32_of_parts(spool.crc32 for spool in self._parts.values())
-        for part, spool in self._parts.items():
-            where = group.create_group(part) if part else group
+        crc32 = crc32_of_parts(spool.crc32 for spool in self._spools.values())
+        for direction, spool in self._spools.items():
+            where = group if direction == "forward" else group.create_group(direction)
             spool.store(where)
-            if part in self._ranges:
-                where.create_dataset("range_px", data=np.concatenate(self._ranges[part]).astype(np.float32))
+            if direction in self._ranges:
+                where.create_dataset("range_px", data=np.concatenate(self._ranges[direction]).astype(np.float32))
         if seconds is not None:
             group.create_dataset("seconds", data=np.array(seconds, np.float64))
         group.attrs.update({**attrs, "crc32": np.uint32(crc32)})
@@ -148,7 +148,7 @@ def read_records(path: Path, kind: str) -> list[Record]:
 
 
 def write_index(
-    path: Path, kind: str, found: Iterable[tuple[Record, str]], splits: Mapping[str, str], attrs: Mapping[str, Any]
+    path: Path, kind: str, found: Iterable[tuple[Record, str]], parts: Mapping[str, str], attrs: Mapping[str, Any]
 ) -> None:
     """Write the index over finished shards; it exists only when the whole store does.
 
@@ -158,11 +158,11 @@ def write_index(
         path: `<store>/index.h5`; the shards lie in `<store>/shards/`.
         kind: "frames" or "flow".
         found: each clip's outcome, and the name of its shard.
-        splits: clip id -> train, val, test or unused, for the table.
+        parts: clip id -> train, val, test or unused, for the table.
         attrs: root attributes.
     """
     found = sorted(found, key=lambda pair: pair[0].id)
-    rows = [(*record, splits.get(record.id, ""), shard) for record, shard in found]
+    rows = [(*record, parts.get(record.id, ""), shard) for record, shard in found]
     key = digest_of(kind, attrs["digest"], [list(record) for record, _ in found])
     with create(path, kind, {**attrs, "key": key}) as file:
         file.create_dataset("table", data=np.array(rows, _ROW))
