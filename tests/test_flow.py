@@ -85,6 +85,20 @@ def test_backward_is_the_flow_of_the_reversed_clip(method):
     assert back[0, 0, 12:-12, 12:-12].mean() == pytest.approx(-2, abs=0.3)  # frame 1 onto frame 0: to the left
 
 
+@pytest.mark.parametrize("method", ["tvl1", "brox"])
+@pytest.mark.parametrize(("shift", "size"), [((24, -18), (144, 180)), ((-30, 0), (144, 180)), ((18, 24), (240, 320))])
+def test_a_pan_of_thirty_pixels(method, shift, size):
+    """A smooth random picture, and two windows on it. It has structure of any size, as photographs have."""
+    noise = np.random.default_rng(5).normal(size=(size[0] + 80, size[1] + 80)).astype(np.float32)
+    picture = sum(cv2.GaussianBlur(noise, (0, 0), sigma) * sigma for sigma in (1.5, 4, 12))
+    picture = cv2.normalize(picture, None, 0, 255, cv2.NORM_MINMAX).astype(np.uint8)
+    frames = np.stack([picture[40 - y : 40 - y + size[0], 40 - x : 40 - x + size[1]] for x, y in ((0, 0), shift)])
+    flow = estimate(frames, FlowSpec(method=method), device="cpu")[0]
+    y, x = np.mgrid[: size[0], : size[1]]
+    stays = (x + shift[0] >= 0) & (x + shift[0] < size[1]) & (y + shift[1] >= 0) & (y + shift[1] < size[0])
+    assert np.hypot(flow[0] - shift[0], flow[1] - shift[1])[stays].mean() < 0.2
+
+
 @pytest.mark.parametrize("name", ["RubberWhale", "Venus", "Dimetrodon", "Hydrangea"])
 def test_middlebury_end_point_error(shared, name):
     limit_px = {"RubberWhale": 0.101, "Venus": 0.232, "Dimetrodon": 0.085, "Hydrangea": 0.169}[name]
@@ -128,7 +142,9 @@ def test_results_do_not_depend_on_earlier_calls(method):
 
 
 @pytest.mark.parametrize("method", CLASSICAL)
-@pytest.mark.parametrize("size", [(16, 16), (1, 1), (1, 33), (37, 1), (2, 3), (15, 64), (33, 47)])
+@pytest.mark.parametrize(
+    "size", [(16, 16), (1, 1), (1, 33), (37, 1), (2, 3), (15, 64), (33, 47), (24, 80), (1, 300), (31, 700)]
+)
 def test_any_size_and_any_content_is_finite(method, size):
     noise = np.random.default_rng(0).integers(0, 256, size)
     flat = [np.full(size, value) for value in (0, 0, 255, 128)]
@@ -245,6 +261,8 @@ def test_refuses_unknown_direction_and_device():
     frames = np.zeros((2, 8, 8), np.uint8)
     with pytest.raises(ValueError, match="direction is 'back'; allowed: forward, backward"):
         estimate(frames, QUICK, direction="back")
+    with pytest.raises(ValueError, match="device is None; allowed: auto, cpu, cuda"):
+        estimate(np.zeros((2, 8, 8), np.uint8), FlowSpec(), device=None)
     with pytest.raises(ValueError, match="device is 'gpu'; allowed: auto, cpu, cuda"):
         estimate(frames, QUICK, device="gpu")
     with pytest.raises(ValueError, match="method dis_fast computes on the CPU only; use device auto or cpu"):

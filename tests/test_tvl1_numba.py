@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 
 import cv2
 import numba
@@ -12,7 +13,7 @@ import torch
 from test_flow import MOTIONS, moved
 from test_tvl1 import TERMS, reference
 
-from pipeline.flow import compiled, estimate, median_numba, to_gray, tvl1_numba, tvl1_rows, warp
+from pipeline.flow import compiled, estimate, median_numba, to_gray, tvl1, tvl1_numba, tvl1_rows, warp
 from pipeline.flow.filters import MEDIAN_FACTORS, median_offsets
 from pipeline.specs import FlowSpec
 
@@ -167,3 +168,10 @@ print(pages[-1] - pages[-4])
     kept = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=kept)
     assert int(done.stdout) < 300  # three pairs of 2,000 pages and more
+
+
+def test_who_waits_for_the_compiler_is_told(monkeypatch, capsys):
+    monkeypatch.setattr(tvl1, "_PATIENCE_S", 0.0)
+    monkeypatch.setattr(tvl1_numba, "flow_between", lambda *_: time.sleep(0.2))
+    tvl1._compile_for_cpu.__wrapped__()
+    assert capsys.readouterr().err == "tvl1: numba compiles its loops, which takes about twenty seconds, once\n"

@@ -18,7 +18,15 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from pipeline.flow.device import Download, concatenated, in_halving_batches, on_cuda_device, pairs_at_once, uploaded
+from pipeline.flow.device import (
+    Download,
+    concatenated,
+    in_halving_batches,
+    on_cuda_device,
+    pairs_at_once,
+    threads,
+    uploaded,
+)
 from pipeline.flow.enlarging import brought_back, enlarged
 from pipeline.specs import FLOW_METHODS, RAFT_WEIGHTS, FlowSpec
 
@@ -83,11 +91,14 @@ def estimate(frames: np.ndarray, spec: FlowSpec, *, device: str = "auto", direct
     Source: `between` of the method's module names its paper and what we do differently.
     """
     device = resolve_device(spec.method, device)
-    if torch_device(spec.method, device) == "cpu":
+    on_cpu = torch_device(spec.method, device) == "cpu"
+    if on_cpu and spec.enlarge == 1:  # the method itself computes in batches; enlarged flow would be held as a whole
         return Download(estimate_on_device(frames, spec, device=device, direction=direction)).wait()[0]
     _check_frames(frames)
     flow = np.empty((len(frames) - 1, 2, *frames.shape[1:3]), np.float32)
     pairs = pairs_of(flow[0, 0].shape, spec, device=device)
+    if on_cpu:
+        pairs = max(pairs, threads())
     # the device holds two batches, never the whole clip: one is downloaded while the other is computed
     parts: list[tuple[slice, Download]] = []
     for k in range(0, len(flow), pairs):
@@ -263,7 +274,7 @@ def resolve_device(name: str, device: str) -> str:
         ValueError: an unknown device, or one that this machine lacks or that the method cannot use.
     """
     method = _REGISTRY[name]
-    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device if isinstance(device, str) else ""):
         raise ValueError(f"device is {device!r}; allowed: auto, cpu, cuda, cuda:0, cuda:1, ...")
     if device == "cpu" and not method.cpu:
         raise ValueError(f"device is 'cpu', but method {name} computes on CUDA only; use device auto or cuda")

@@ -14,7 +14,7 @@ from pipeline.flow.device import has_numba
 from pipeline.flow.filters import pyramid_sizes
 from pipeline.specs import FlowSpec
 
-MIN_SIDE_PX = 12  # of the coarsest pyramid level
+MIN_SIDE_PX = 10  # of the coarsest pyramid level; with less, textures that repeat are lost, with more, large pans
 PRESMOOTH_PX = 0.7
 DATA_EPSILON_PX = 0.2  # residuals well below it are penalised quadratically, well above it linearly
 SMOOTH_EPSILON = 0.001  # the same for differences of neighbouring vectors

@@ -49,6 +49,13 @@ def _numba_works() -> bool:
     return True
 
 
+def threads() -> int:
+    """Number of threads that a method may use on the CPU: OpenCV's, which `one_thread` and workers set."""
+    import cv2
+
+    return max(1, cv2.getNumThreads())
+
+
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
     """Use one thread in OpenCV and torch for the block, as in worker processes; then restore the former numbers."""

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from itertools import pairwise
 
+COARSE_BLUR = 1.25  # see `shrinking_sigmas_px`
 DERIVATIVE = (1 / 12, -8 / 12, 0.0, 8 / 12, -1 / 12)
 MEDIAN_GRAY = 16.0  # difference of gray values at which a neighbour has half weight in the weighted median
 MEDIAN_FLOOR = 0.1  # least factor of a neighbour of another gray value; keeps the median well conditioned
@@ -52,10 +55,18 @@ def pyramid_sizes(height: int, width: int, *, step: float, min_side: int) -> lis
         sizes.append(size)
 
 
-def shrinking_sigma_px(finer: tuple[int, int], coarser: tuple[int, int]) -> float:
-    """Sigma, in pixels, of the Gaussian that prevents aliasing from one pyramid size to the next."""
-    ratio = min(small / large for small, large in zip(coarser, finer, strict=True))
-    return 0.6 * math.sqrt(1 / ratio**2 - 1)
+def shrinking_sigmas_px(sizes: Sequence[tuple[int, int]]) -> list[float]:
+    """Sigma, in pixels, of the Gaussian before each step from a pyramid size to the next, against aliasing.
+
+    Below half the full size it is COARSE_BLUR times as large: what aliasing leaves of a texture that is too fine for a
+    level moves by another way there, and a flow that starts with that does not find back.
+    """
+    sigmas = []
+    for finer, coarser in pairwise(sizes):
+        ratio = min(small / large for small, large in zip(coarser, finer, strict=True))
+        more = COARSE_BLUR if finer[0] < sizes[0][0] / 2 else 1.0
+        sigmas.append(more * 0.6 * math.sqrt(1 / ratio**2 - 1))
+    return sigmas
 
 
 def gaussian_taps(sigma_px: float) -> list[float]:

@@ -22,7 +22,8 @@ CONTRIB = {"deepflow": "createOptFlow_DeepFlow", "pcaflow": "createOptFlow_PCAFl
 # (height, width) of the smallest image that an estimator takes. DIS refuses smaller ones. PCAFlow writes 14 x 18 cosine
 # coefficients into an image of a quarter of the size, (height // 8 * 2, width // 8 * 2), and past its end if it is
 # smaller
-DIS_MIN_SIZE_PX = (16, 16)
+# below this OpenCV chooses the coarsest scale by the width alone, and reads beyond images that are less high
+DIS_MIN_SIZE_PX = {"dis_ultrafast": (32, 32), "dis_fast": (32, 32), "dis_medium": (16, 16)}
 PCAFLOW_MIN_SIZE_PX = (56, 72)
 
 OfPair = Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -82,7 +83,8 @@ def _estimator(method: str) -> tuple[OfPair, tuple[int, int]]:
     if method in PRESETS:
         # a new one for each size: it keeps the coarsest scale that the smallest image so far allowed
         dis = cv2.DISOpticalFlow.create(PRESETS[method])
-        return lambda a, b: dis.calc(a, b, None), DIS_MIN_SIZE_PX  # None: no initial flow, so pairs are independent
+        # None: no initial flow, so pairs are independent
+        return lambda a, b: dis.calc(a, b, None), DIS_MIN_SIZE_PX[method]
     if why := why_not(method):
         raise ValueError(f"[flow] method {method} is not available: {why}")
     contrib = getattr(cv2.optflow, CONTRIB[method])()

@@ -7,10 +7,11 @@ installed but fails, a line says so.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.util
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from pipeline.flow.device import has_numba, pairs_at_once
@@ -65,6 +66,7 @@ def between(
     if device == "cpu" and has_numba():
         from pipeline.flow import tvl1_numba
 
+        _compile_for_cpu()
         return tvl1_numba.flow_between(first, second, spec)
     return _on_tensors(first, second, spec, device)
 
@@ -107,18 +109,39 @@ def _triton_works(device: str) -> bool:
     """Try Triton once per process: it compiles at run time, and needs a C compiler and a driver that suit it."""
     import torch
 
-    patience = threading.Timer(_PATIENCE_S, say, ["tvl1: Triton compiles its kernels, which may take a minute, once"])
-    patience.start()
     try:
-        from pipeline.flow import tvl1_triton
+        with _patience("tvl1: Triton compiles its kernels, which may take a minute, once"):
+            from pipeline.flow import tvl1_triton
 
-        image = torch.zeros(1, 80, 80, dtype=torch.uint8, device=device)  # has levels of either precision
-        tvl1_triton.flow_between(image, image, FlowSpec()).cpu()  # `cpu` waits: a kernel fails after its launch
+            image = torch.zeros(1, 80, 80, dtype=torch.uint8, device=device)  # has levels of either precision
+            tvl1_triton.flow_between(image, image, FlowSpec()).cpu()  # `cpu` waits: a kernel fails after its launch
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # whatever a compiler, a linker or a driver may raise
         say(f"tvl1: Triton fails on {device}, so plain torch computes, several times slower: {error!r}")
         return False
-    finally:
-        patience.cancel()
     return True
+
+
+@functools.cache
+def _compile_for_cpu() -> None:
+    """Have numba compile its loops, or load what it has compiled before; this is done once per process."""
+    import numpy as np
+
+    from pipeline.flow import tvl1_numba
+
+    with _patience("tvl1: numba compiles its loops, which takes about twenty seconds, once"):
+        image = np.zeros((1, 80, 80), np.uint8)  # has levels of either precision
+        tvl1_numba.flow_between(image, image, FlowSpec())
+
+
+@contextlib.contextmanager
+def _patience(message: str) -> Iterator[None]:
+    """Print the message if the block takes longer than `_PATIENCE_S`."""
+    timer = threading.Timer(_PATIENCE_S, say, [message])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()

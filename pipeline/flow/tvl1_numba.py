@@ -10,14 +10,19 @@ from __future__ import annotations
 
 import functools
 from concurrent.futures import ThreadPoolExecutor
-from itertools import pairwise
 
 import cv2
 import numpy as np
 
 from pipeline.flow import tvl1_model as model
 from pipeline.flow import tvl1_rows as rows
-from pipeline.flow.filters import DERIVATIVE, TRUST_FLOOR, gaussian_taps, pyramid_sizes, shrinking_sigma_px
+from pipeline.flow.filters import (
+    DERIVATIVE,
+    TRUST_FLOOR,
+    gaussian_taps,
+    pyramid_sizes,
+    shrinking_sigmas_px,
+)
 from pipeline.flow.median_numba import median3, padded, weighted_median
 from pipeline.specs import FlowSpec
 
@@ -106,8 +111,8 @@ def _flow(state: np.ndarray) -> np.ndarray:
 
 def _pyramid(image: np.ndarray, sizes: list[tuple[int, int]]) -> list[np.ndarray]:
     levels = [_blur(image.astype(np.float64), model.PRESMOOTH_PX)]
-    for finer, size in pairwise(sizes):
-        levels.append(_resize(_blur(levels[-1], shrinking_sigma_px(finer, size)), size))
+    for size, sigma_px in zip(sizes[1:], shrinking_sigmas_px(sizes), strict=True):
+        levels.append(_resize(_blur(levels[-1], sigma_px), size))
     return levels
 
 

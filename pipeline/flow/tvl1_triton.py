@@ -12,7 +12,6 @@ more pairs of 340 x 256 at a time.
 from __future__ import annotations
 
 import functools
-from itertools import pairwise
 
 import torch
 import triton
@@ -20,7 +19,13 @@ from torch import Tensor
 
 from pipeline.flow import image_kernels
 from pipeline.flow import tvl1_kernels as kernels
-from pipeline.flow.filters import MEDIAN_FACTORS, gaussian_taps, median_offsets, pyramid_sizes, shrinking_sigma_px
+from pipeline.flow.filters import (
+    MEDIAN_FACTORS,
+    gaussian_taps,
+    median_offsets,
+    pyramid_sizes,
+    shrinking_sigmas_px,
+)
 from pipeline.flow.tvl1_model import MIN_SIDE_PX, PRESMOOTH_PX, box_of, is_precise
 from pipeline.specs import FlowSpec
 
@@ -82,8 +87,8 @@ class _State:
 def _pyramid(images: Tensor, sizes: list[tuple[int, int]]) -> list[Tensor]:
     """(M, H, W) uint8 -> (M, 1, height, width) float64 at every size, finest first; see `warp.pyramid`."""
     levels = [_blur(images.unsqueeze(1), PRESMOOTH_PX)]
-    for finer, size in pairwise(sizes):
-        levels.append(_resize(_blur(levels[-1], shrinking_sigma_px(finer, size)), size))
+    for size, sigma_px in zip(sizes[1:], shrinking_sigmas_px(sizes), strict=True):
+        levels.append(_resize(_blur(levels[-1], sigma_px), size))
     return levels
 
 

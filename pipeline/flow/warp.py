@@ -7,8 +7,6 @@ type of the arguments, float32 or float64.
 
 from __future__ import annotations
 
-from itertools import pairwise
-
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -22,7 +20,7 @@ from pipeline.flow.filters import (
     TRUST_FLOOR,
     gaussian_taps,
     median_offsets,
-    shrinking_sigma_px,
+    shrinking_sigmas_px,
 )
 
 
@@ -37,8 +35,8 @@ def pyramid(images: Tensor, sizes: list[tuple[int, int]]) -> list[Tensor]:
         One (N, C, height, width) tensor per level, finest first.
     """
     levels = [images]
-    for finer, size in pairwise(sizes):
-        levels.append(resize(blur(levels[-1], sigma_px=shrinking_sigma_px(finer, size)), size))
+    for size, sigma_px in zip(sizes[1:], shrinking_sigmas_px(sizes), strict=True):
+        levels.append(resize(blur(levels[-1], sigma_px=sigma_px), size))
     return levels
 
 

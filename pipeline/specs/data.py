@@ -165,7 +165,12 @@ class FlowSpec(Spec):
     raft_updates: int = setting(12, "RAFT: updates of the flow", low=1, high=1000, only_for=tuple(RAFT_WEIGHTS))
     batch_pairs: int = setting(0, "pairs computed at once; 0 chooses by frame size and device", low=0, neutral=True)
 
-    METHOD_CHANGES: ClassVar[dict[str, int]] = {"tvl1": 2, "brox": 1}  # how often a method's algorithm has changed
+    METHOD_CHANGES: ClassVar[dict[str, int]] = {
+        "tvl1": 3,
+        "brox": 2,
+        "dis_ultrafast": 1,
+        "dis_fast": 1,
+    }  # how often a method's algorithm has changed
 
     def identity(self):
         """As for every spec, except for `version`, `enlarge` and `raft_weights`.
