@@ -69,7 +69,15 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--devices", nargs="+", metavar="DEVICE", help="cpu, cuda (all of them), cuda:0, ...; all that are here"
     )
-    parser.add_argument("--enlarge", nargs="+", type=int, default=[1], metavar="FACTOR", help="as [flow] enlarge; 1")
+    parser.add_argument(
+        "--enlarge",
+        nargs="+",
+        type=int,
+        choices=range(1, 5),
+        default=[1],
+        metavar="FACTOR",
+        help="as [flow] enlarge; 1",
+    )
     parser.add_argument("--middlebury", type=Path, default=ROOT.parent / "shared/data/middlebury")
     parser.add_argument("--sintel", type=Path, help="the folder that holds training/clean, final and flow")
     parser.add_argument("--pairs", type=int, default=20, help="of Sintel, in each pass")

@@ -106,3 +106,53 @@ def middlebury(shared: Path, name: str) -> tuple[np.ndarray, np.ndarray, np.ndar
     width, height = np.frombuffer(raw, np.int32, 2, offset=4)
     truth = np.frombuffer(raw, np.float32, offset=12).reshape(height, width, 2).transpose(2, 0, 1)
     return frames, truth, (np.abs(truth) < 1e9).all(0)
+
+
+@pytest.fixture
+def config(tmp_path):
+    """Settings for the four clips, artifacts in tmp_path; the project's own come back afterwards."""
+    import luigi  # not where only the library is tested, as on a machine without it
+    from chains import TINY, write_four_clips
+    from luigi.configuration import get_config
+
+    config = get_config()
+    before = {section: dict(config.items(section)) for section in config.sections()}
+    config.clear()
+    config.read_dict(
+        {
+            "run": {"dataset": "four", "artifacts": str(tmp_path / "artifacts"), "device": "cpu"},
+            "dataset.four": write_four_clips(tmp_path),
+            "frames": {"short_side_px": "0"},
+            "flow": {"method": "dis_ultrafast"},
+            "stack": {"length": "2"},
+            "spatial": TINY,
+            "temporal": TINY,
+            "score": {"frames": "2", "crops": "2"},
+            "cluster": {"kind": "inline"},
+            "worker": {"check_complete_on_run": "true"},
+        }
+    )
+    yield config
+    luigi.task_register.Register.clear_instance_cache()
+    config.clear()
+    config.read_dict(before)
+
+
+@pytest.fixture
+def overlay(tmp_path) -> dict[str, str]:
+    """The four clips as a preset over the project's own luigi.cfg."""
+    from chains import write_four_clips
+
+    section = write_four_clips(tmp_path)
+    lines = ["[run]", "dataset = four", f"artifacts = {tmp_path / 'artifacts'}", "[dataset.four]"]
+    lines += [f"{name} = {value}" for name, value in section.items()]
+    (tmp_path / "four.cfg").write_text("\n".join(lines))
+    return {"LUIGI_CONFIG_PATH": str(tmp_path / "four.cfg")}
+
+
+@pytest.fixture
+def tiny(config, tiny_dataset):
+    """The folder of four persons as a dataset."""
+    section = {"layout": "folder", "videos": str(tiny_dataset), "group_pattern": r"/(?P<group>[a-z]+)_", "split": "dan"}
+    config.read_dict({"dataset.tiny": {**section, "spatial_steps": "2", "temporal_steps": "2"}})
+    return "tiny"

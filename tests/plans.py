@@ -5,7 +5,7 @@ import json
 
 import luigi
 import pytest
-from test_tasks import config, snapshot  # noqa: F401 (a fixture)
+from chains import snapshot
 
 from pipeline.estimates import Cached, PairCost, StepCost, Videos
 from tasks.plan import main

@@ -5,9 +5,8 @@ from pathlib import Path
 
 import luigi
 import pytest
+from chains import build, fresh
 from plans import CHAIN, by_hand, planned, row_of  # noqa: F401 (fixtures)
-from test_repeat import tiny  # noqa: F401 (a fixture)
-from test_tasks import build, config, fresh  # noqa: F401 (fixtures)
 
 from pipeline import machine
 from tasks import Frames, FullPipeline

@@ -7,8 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from chains import build, fresh, luigi_command, snapshot
 from conftest import ROOT
-from test_tasks import build, config, fresh, luigi_command, overlay, snapshot  # noqa: F401 (fixtures)
 
 from pipeline import files, garbage
 from pipeline.__main__ import main
@@ -144,7 +144,7 @@ def test_the_command_says_what_stays(made, capsys):
     assert f"tvl1-{B} is being written by another run, and stays\n0 B freed\n" in capsys.readouterr().out
 
 
-def test_the_chain_writes_down_what_it_was_made_from(config, tmp_path):  # noqa: F811
+def test_the_chain_writes_down_what_it_was_made_from(config, tmp_path):
     assert build(fresh(FullPipeline))
     artifacts = tmp_path / "artifacts"
     stages = {path.parent.parent.name for path in artifacts.rglob("made_from.json")}
@@ -163,7 +163,7 @@ def test_the_chain_writes_down_what_it_was_made_from(config, tmp_path):  # noqa:
     assert build(fresh(FullPipeline)) and snapshot(artifacts) == before  # nothing had to be made again
 
 
-def test_a_table_under_way_keeps_its_rows(config, tmp_path, monkeypatch):  # noqa: F811
+def test_a_table_under_way_keeps_its_rows(config, tmp_path, monkeypatch):
     table = {"table": "1b", "rows": "l1,l5"}
     real, scored = ScoreStream.make, []
 
@@ -180,7 +180,7 @@ def test_a_table_under_way_keeps_its_rows(config, tmp_path, monkeypatch):  # noq
     assert scored[0].is_dir() and garbage.find(tmp_path / "artifacts") == []
 
 
-def test_weights_that_a_training_starts_from_are_kept(config, tmp_path):  # noqa: F811
+def test_weights_that_a_training_starts_from_are_kept(config, tmp_path):
     first = fresh(TrainStream, stream="spatial")
     assert build(first)
     config.read_dict({"spatial": {"start": str(first.checkpoint)}})
@@ -252,6 +252,6 @@ def test_nothing_is_removed_while_a_run_is_going_on(made, capsys):
     assert main(["gc", "--yes", "--artifacts", str(made.folder / "none")]) == 0
 
 
-def test_a_command_takes_part(overlay, tmp_path):  # noqa: F811
+def test_a_command_takes_part(overlay, tmp_path):
     done = luigi_command("Catalog", cwd=ROOT, PYTHONPATH=str(ROOT), **overlay)
     assert done.returncode == 0 and list(tmp_path.rglob(files.IN_USE))

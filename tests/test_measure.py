@@ -4,9 +4,9 @@ import itertools
 
 import numpy as np
 import pytest
+from chains import snapshot
 from conftest import moving_texture, write_video
 from test_preprocess import flow_of, frames_of
-from test_tasks import snapshot
 
 from pipeline import catalog, demo, jpeg, measure, store
 from pipeline.measure import cached, pair, timed, unwritten_demo, videos

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 import torch
-from test_tasks import snapshot
+from chains import snapshot
 
 from pipeline import measure_networks
 from pipeline.measure_networks import gpus_that_share, network, timed_as

@@ -7,8 +7,8 @@ import sys
 
 import numpy as np
 import pytest
+from chains import fresh, luigi_command
 from conftest import ROOT
-from test_tasks import config, fresh, luigi_command, overlay  # noqa: F401 (fixtures)
 
 from pipeline import quantize
 from pipeline.errors import StageFailed
@@ -81,7 +81,7 @@ def test_what_luigi_logs_of_files_has_no_traceback_wherever_it_was_raised(monkey
     assert capsys.readouterr().err.startswith("error: " + str(error)) == plain
 
 
-def test_a_folder_that_cannot_be_written_is_one_line(overlay, tmp_path):  # noqa: F811
+def test_a_folder_that_cannot_be_written_is_one_line(overlay, tmp_path):
     (tmp_path / "artifacts").write_text("a file")
     failed = luigi_command("Catalog", cwd=ROOT, PYTHONPATH=str(ROOT), **overlay)
     assert failed.returncode == 30 and "Traceback" not in failed.stderr
@@ -133,7 +133,7 @@ def test_other_programs_keep_their_hook():
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
-def test_what_is_read_to_find_whether_a_stage_is_done_is_told_plainly(config, monkeypatch):  # noqa: F811
+def test_what_is_read_to_find_whether_a_stage_is_done_is_told_plainly(config, monkeypatch):
     def unreadable(self):
         raise PermissionError(13, "Permission denied", "weights.pth")
 

@@ -1,14 +1,12 @@
 """A table of the paper as one command: what a row changes, what rows share, what is reused, and what a failure costs."""
-# ruff: noqa: F811 (fixtures of other tests)
 
 import json
 
 import pytest
+from chains import build, fresh, luigi_command, snapshot
 from conftest import ROOT
 from luigi.cmdline_parser import CmdlineParser
-from test_repeat import tiny  # noqa: F401 (a fixture)
 from test_report import Page
-from test_tasks import build, config, fresh, luigi_command, overlay, snapshot  # noqa: F401 (fixtures)
 
 from pipeline import garbage, inspection
 from pipeline.report import paper

@@ -8,10 +8,9 @@ import sys
 
 import luigi
 import pytest
+from chains import build, fresh, snapshot
 from conftest import ROOT, moving_texture, write_video
 from plans import CHAIN, by_hand, planned, row_of, states  # noqa: F401 (fixtures)
-from test_repeat import tiny  # noqa: F401 (a fixture)
-from test_tasks import build, config, fresh, overlay, snapshot  # noqa: F401 (fixtures)
 
 from pipeline import preprocess
 from pipeline.__main__ import main as pipeline_main

@@ -3,25 +3,17 @@
 import json
 
 import pytest
+from chains import build, fresh, luigi_command, snapshot
 from conftest import ROOT
-from test_tasks import TINY, build, config, fresh, luigi_command, overlay, snapshot  # noqa: F401 (fixtures)
 
 from tasks import AllSplits, Report
-
-
-@pytest.fixture
-def tiny(config, tiny_dataset):  # noqa: F811
-    """The folder of four persons as a dataset."""
-    section = {"layout": "folder", "videos": str(tiny_dataset), "group_pattern": r"/(?P<group>[a-z]+)_", "split": "dan"}
-    config.read_dict({"dataset.tiny": {**section, "spatial_steps": "2", "temporal_steps": "2"}})
-    return "tiny"
 
 
 def test_every_person_is_left_out_in_turn(tiny):
     assert [task.split_name for task in fresh(AllSplits, dataset=tiny).requires()] == ["anna", "ben", "cleo", "dan"]
 
 
-def test_the_demo_has_three_splits_before_it_is_written(config, tmp_path):  # noqa: F811
+def test_the_demo_has_three_splits_before_it_is_written(config, tmp_path):
     lists = {"videos": str(tmp_path / "demo/videos"), "lists": str(tmp_path / "demo/ucfTrainTestlist")}
     config.read_dict({"dataset.made": {"layout": "ucf101", "generator": "demo", **lists}})
     assert fresh(AllSplits, dataset="made").split_list == ["1", "2", "3"]
@@ -59,7 +51,7 @@ def test_splits_and_seeds_may_be_named(tiny):
     assert len(digests) == 3
 
 
-def test_other_settings_are_another_summary(tiny, config):  # noqa: F811
+def test_other_settings_are_another_summary(tiny, config):
     before = fresh(AllSplits, dataset=tiny).digest
     config.set("fusion", "weight_step", "0.1") if config.has_section("fusion") else config.read_dict(
         {"fusion": {"weight_step": "0.1"}}
@@ -82,7 +74,7 @@ def test_wrong_lists_are_refused(tiny, parameters, message):
         fresh(AllSplits, dataset=tiny, **parameters).requires()
 
 
-def test_official_splits_that_are_one_are_refused_and_others_are_names(tiny, config):  # noqa: F811
+def test_official_splits_that_are_one_are_refused_and_others_are_names(tiny, config):
     config.read_dict({"dataset.u": {"layout": "ucf101", "videos": "v", "lists": "l"}})
     with pytest.raises(ValueError, match="--splits is '1,01'; it must be different names, separated by commas"):
         _ = fresh(AllSplits, dataset="u", splits="1,01").split_list
@@ -90,7 +82,7 @@ def test_official_splits_that_are_one_are_refused_and_others_are_names(tiny, con
     assert fresh(AllSplits, dataset=tiny, splits="1,01").split_list == ["1", "01"]
 
 
-def test_a_mistake_is_told_in_one_line(overlay):  # noqa: F811
+def test_a_mistake_is_told_in_one_line(overlay):
     failed = luigi_command("AllSplits", "--seeds", "zero", cwd=ROOT, PYTHONPATH=str(ROOT), **overlay)
     assert failed.returncode != 0 and "Traceback" not in failed.stderr
     assert "error: --seeds is 'zero'" in failed.stderr

@@ -5,18 +5,15 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import h5py
-import luigi
 import numpy as np
 import pytest
 import torch
-from conftest import moving_texture, write_video
-from luigi.configuration import get_config
+from chains import build, fresh, luigi_command, snapshot, write_four_clips
+from conftest import ROOT, moving_texture, write_video
 from torchvision.models.optical_flow import raft_small
 
 from pipeline import inspection, store
@@ -25,76 +22,6 @@ from pipeline.flow import estimate
 from pipeline.scores import Scores
 from tasks import Catalog, ExtractFeatures, Flow, Frames, FullPipeline, Fuse, Report, ScoreStream, TrainStream
 from tasks.base import Artifact, Stage
-
-ROOT = Path(__file__).parents[1]
-TINY = {
-    "network": "small",
-    "resize_px": "0",
-    "crop_px": "32",
-    "batch": "4",
-    "steps": "4",
-    "milestones": "3",
-    "validate_every": "2",
-    "dropout": "0.5",
-}
-
-
-def write_four_clips(folder: Path) -> dict[str, str]:
-    """Two classes, four clips, and the CSV that lists them. Returns the dataset's section."""
-    rows = [("right", "a", "train"), ("down", "b", "train"), ("right", "c", "val"), ("down", "d", "test")]
-    lines = ["path,label,group,split"]
-    for i, (label, name, part) in enumerate(rows):
-        motion = {"dx": 2.0} if label == "right" else {"dx": 0.0, "dy": 2.0}
-        write_video(folder / "videos" / f"{name}.avi", moving_texture(9, seed=i, **motion))
-        lines.append(f"{name}.avi,{label},{name},{part}")
-    (folder / "clips.csv").write_text("\n".join(lines) + "\n")
-    return {"layout": "csv", "videos": str(folder / "videos"), "lists": str(folder / "clips.csv"), "split": "1"}
-
-
-@pytest.fixture
-def config(tmp_path):
-    """Settings for the four clips, artifacts in tmp_path; the project's own come back afterwards."""
-    config = get_config()
-    before = {section: dict(config.items(section)) for section in config.sections()}
-    config.clear()
-    config.read_dict(
-        {
-            "run": {"dataset": "four", "artifacts": str(tmp_path / "artifacts"), "device": "cpu"},
-            "dataset.four": write_four_clips(tmp_path),
-            "frames": {"short_side_px": "0"},
-            "flow": {"method": "dis_ultrafast"},
-            "stack": {"length": "2"},
-            "spatial": TINY,
-            "temporal": TINY,
-            "score": {"frames": "2", "crops": "2"},
-            "cluster": {"kind": "inline"},
-            "worker": {"check_complete_on_run": "true"},
-        }
-    )
-    yield config
-    luigi.task_register.Register.clear_instance_cache()
-    config.clear()
-    config.read_dict(before)
-
-
-def build(*tasks: luigi.Task) -> bool:
-    """Run tasks as a new process would see them."""
-    return luigi.build(list(tasks), local_scheduler=True, log_level="ERROR")
-
-
-def fresh(task: type, **parameters) -> luigi.Task:
-    """The task as a new process would see it."""
-    luigi.task_register.Register.clear_instance_cache()
-    return task(**parameters)
-
-
-def snapshot(folder: Path) -> dict[str, tuple[int, int]]:
-    """Every file with its time and inode, locks included."""
-    return {
-        str(p.relative_to(folder)): (p.lstat().st_mtime_ns, p.lstat().st_ino)
-        for p in folder.rglob("*")
-        if not p.is_dir()
-    }
 
 
 def shards_and_index(found: dict) -> dict:
@@ -422,22 +349,6 @@ def test_an_unknown_dataset_is_refused(config):
 
 
 # --- the command
-
-
-def luigi_command(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess:
-    command = [str(Path(sys.executable).with_name("luigi")), "--module", "tasks", *arguments]
-    env = {**os.environ, **environment}
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, env=env, timeout=300)
-
-
-@pytest.fixture
-def overlay(tmp_path) -> dict[str, str]:
-    """The four clips as a preset over the project's own luigi.cfg."""
-    section = write_four_clips(tmp_path)
-    lines = ["[run]", "dataset = four", f"artifacts = {tmp_path / 'artifacts'}", "[dataset.four]"]
-    lines += [f"{name} = {value}" for name, value in section.items()]
-    (tmp_path / "four.cfg").write_text("\n".join(lines))
-    return {"LUIGI_CONFIG_PATH": str(tmp_path / "four.cfg")}
 
 
 def test_the_command_says_what_it_does_and_repeats_nothing(overlay, tmp_path):

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from chains import build, fresh, snapshot
 from conftest import moving_texture, write_video
-from test_tasks import build, config, fresh, snapshot  # noqa: F401 (a fixture)
 
 from pipeline import store
 from pipeline.catalog import UNKNOWN
@@ -17,7 +17,7 @@ from tasks import Catalog, Flow, Frames, Fuse, ScoreStream, ScoreVideos, TrainSt
 
 
 @pytest.fixture
-def strangers(tmp_path, config) -> str:  # noqa: F811
+def strangers(tmp_path, config) -> str:
     """Three videos without labels, one of them broken; "right" is a copy of a clip of the dataset."""
     folder = tmp_path / "strange"
     (folder / "more").mkdir(parents=True)
@@ -91,7 +91,7 @@ def test_the_fusion_is_the_one_that_was_chosen_on_validation_clips(strangers, fu
     np.testing.assert_array_equal(Scores.read(task.path).probabilities[row], own.probabilities[0])
 
 
-def test_the_average_needs_no_validation_clips(strangers, config, tmp_path):  # noqa: F811
+def test_the_average_needs_no_validation_clips(strangers, config, tmp_path):
     text = (tmp_path / "clips.csv").read_text().replace(",val", ",train")
     (tmp_path / "clips.csv").write_text(text)
     config.set("dataset.four", "val_fraction", "0")
@@ -103,7 +103,7 @@ def test_the_average_needs_no_validation_clips(strangers, config, tmp_path):  # 
 
 
 @pytest.fixture
-def carried_off(strangers, config, tmp_path):  # noqa: F811
+def carried_off(strangers, config, tmp_path):
     """Parameters with checkpoints that lie elsewhere, and the predictions of their dataset, which is gone."""
     task = fresh(ScoreVideos, videos=strangers)
     assert build(task)
@@ -118,7 +118,7 @@ def carried_off(strangers, config, tmp_path):  # noqa: F811
     return given, said
 
 
-def test_checkpoints_alone_are_enough_to_score_videos(carried_off, config, tmp_path):  # noqa: F811
+def test_checkpoints_alone_are_enough_to_score_videos(carried_off, config, tmp_path):
     given, said = carried_off
     task = fresh(ScoreVideos, **given)
     assert build(task) and task.table.read_text() == said
@@ -133,7 +133,7 @@ def test_checkpoints_alone_are_enough_to_score_videos(carried_off, config, tmp_p
     assert not fresh(ScoreVideos, **{**given, "spatial_checkpoint": str(moved)}).complete()
 
 
-def test_checkpoints_that_do_not_fit_are_refused(carried_off, config, capsys):  # noqa: F811
+def test_checkpoints_that_do_not_fit_are_refused(carried_off, config, capsys):
     given, _ = carried_off
     with pytest.raises(FileNotFoundError, match="none.pt does not exist"):
         fresh(ScoreVideos, **{**given, "spatial_checkpoint": "none.pt"}).complete()
@@ -156,7 +156,7 @@ def test_what_cannot_be_scored_is_refused_before_any_training(strangers, tmp_pat
     assert not (tmp_path / "artifacts").exists()
 
 
-def test_a_dataset_may_be_unlabelled_as_far_as_flow(strangers, config):  # noqa: F811
+def test_a_dataset_may_be_unlabelled_as_far_as_flow(strangers, config):
     config.read_dict({"dataset.plain": {"layout": "unlabelled", "videos": strangers}})
     config.set("frames", "max_bad_fraction", "0.5")
     flow = fresh(Flow, dataset="plain")

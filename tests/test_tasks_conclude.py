@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from test_tasks import build, config, fresh  # noqa: F401 (a fixture)
+from chains import build, fresh
 
 from pipeline import fusion
 from pipeline.scores import Scores
@@ -21,7 +21,7 @@ from tasks import (
 )
 
 
-def test_fusions_are_chosen_on_validation_clips_and_judged_on_test_clips(config, monkeypatch):  # noqa: F811
+def test_fusions_are_chosen_on_validation_clips_and_judged_on_test_clips(config, monkeypatch):
     seen, real = [], fusion.fuse
     monkeypatch.setattr(fusion, "fuse", lambda *tables, **given: seen.append(tables) or real(*tables, **given))
     assert build(fresh(Fuse))
@@ -46,7 +46,7 @@ def test_fusions_are_chosen_on_validation_clips_and_judged_on_test_clips(config,
     ],
 )
 def test_a_split_that_lacks_a_part_is_refused_before_any_work(
-    config,  # noqa: F811
+    config,
     tmp_path,
     tiny_dataset,
     task,
@@ -65,13 +65,13 @@ def test_a_split_that_lacks_a_part_is_refused_before_any_work(
         fresh(Fuse, dataset="tiny").complete()
 
 
-def without_validation_clips(config, tmp_path, fraction):  # noqa: F811
+def without_validation_clips(config, tmp_path, fraction):
     listed = tmp_path / "clips.csv"
     listed.write_text(listed.read_text().replace(",val", ",train"))
     config.read_dict({"dataset.four": {"val_fraction": fraction}})
 
 
-def test_what_a_csv_file_does_not_name_may_be_named_in_it(config, tmp_path):  # noqa: F811
+def test_what_a_csv_file_does_not_name_may_be_named_in_it(config, tmp_path):
     assert not fresh(Fuse).complete()  # it names some
     (tmp_path / "clips.csv").write_text(
         "path,label,group,split\na.avi,right,g,train\nb.avi,down,g,train\nd.avi,down,h,test\n"
@@ -82,7 +82,7 @@ def test_what_a_csv_file_does_not_name_may_be_named_in_it(config, tmp_path):  # 
         fresh(Fuse).complete()
 
 
-def test_whoever_wants_no_validation_clips_gets_the_average(config, tmp_path, capsys):  # noqa: F811
+def test_whoever_wants_no_validation_clips_gets_the_average(config, tmp_path, capsys):
     without_validation_clips(config, tmp_path, "0")
     assert build(fresh(FullPipeline)) and build(fresh(AllSplits, splits="1"))
     said = capsys.readouterr().err
@@ -97,7 +97,7 @@ def test_whoever_wants_no_validation_clips_gets_the_average(config, tmp_path, ca
     assert set(summary["mean"]) == {"spatial", "temporal", "average"}
 
 
-def test_a_table_says_that_the_svm_needs_validation_clips(config, tmp_path):  # noqa: F811
+def test_a_table_says_that_the_svm_needs_validation_clips(config, tmp_path):
     without_validation_clips(config, tmp_path, "0")
     table = fresh(PaperTable, table="4", rows="average,svm")
     assert build(table)
@@ -109,7 +109,7 @@ def test_a_table_says_that_the_svm_needs_validation_clips(config, tmp_path):  # 
     )
 
 
-def test_a_single_class_has_frames_but_nothing_is_trained_on_it(config, tmp_path, capsys):  # noqa: F811
+def test_a_single_class_has_frames_but_nothing_is_trained_on_it(config, tmp_path, capsys):
     listed = tmp_path / "clips.csv"
     listed.write_text(listed.read_text().replace("down", "right"))
     message = "there is one class, 'right', and a network learns to tell at least two apart"
@@ -124,7 +124,7 @@ def test_a_single_class_has_frames_but_nothing_is_trained_on_it(config, tmp_path
         fresh(TrainStream, stream="temporal").complete()
 
 
-def test_a_demo_that_is_not_written_yet_is_known_by_its_settings(config, tmp_path):  # noqa: F811
+def test_a_demo_that_is_not_written_yet_is_known_by_its_settings(config, tmp_path):
     folder = tmp_path / "demo"
     section = {"generator": "demo", "layout": "ucf101", "videos": str(folder / "videos"), "lists": str(folder / "l")}
     config.read_dict({"dataset.demo": section})
@@ -136,7 +136,7 @@ def test_a_demo_that_is_not_written_yet_is_known_by_its_settings(config, tmp_pat
     assert not list(tmp_path.glob("*demo*"))
 
 
-def test_a_split_that_does_not_exist_is_refused_before_another_is_run(config, tmp_path):  # noqa: F811
+def test_a_split_that_does_not_exist_is_refused_before_another_is_run(config, tmp_path):
     assert not build(fresh(AllSplits, splits="1,7"))
     assert not (tmp_path / "artifacts").exists()
     with pytest.raises(ValueError, match="split '7' does not exist; the split column of clips.csv is split 1"):

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_tasks import build, config, fresh  # noqa: F401 (a fixture)
+from chains import build, fresh
 
 from pipeline import imagenet
 from pipeline.checkpoint import load_checkpoint
@@ -11,7 +11,7 @@ from tasks import Frames, FullPipeline, ScoreStream, TrainStream
 from tasks.base import Stage
 
 
-def test_a_setting_that_is_hardly_meant_is_said_before_any_work(config, capsys):  # noqa: F811
+def test_a_setting_that_is_hardly_meant_is_said_before_any_work(config, capsys):
     config.read_dict({"spatial": {"partial_bn": "true"}})
     task = fresh(TrainStream, stream="spatial")
     assert not task.complete() and not task.complete()
@@ -19,7 +19,7 @@ def test_a_setting_that_is_hardly_meant_is_said_before_any_work(config, capsys):
     assert said.count("[spatial] partial_bn is true and start is scratch") == 1
 
 
-def test_imagenet_weights_that_cannot_be_had_are_missed_before_any_work(config, monkeypatch, tmp_path):  # noqa: F811
+def test_imagenet_weights_that_cannot_be_had_are_missed_before_any_work(config, monkeypatch, tmp_path):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
 
     def offline(*args, **kwargs):
@@ -58,14 +58,14 @@ def test_who_starts_from_another_training_needs_no_imagenet_weights(monkeypatch,
 
 
 @pytest.mark.parametrize(("processes", "lines"), [("1", 0), ("0", 0), ("2", 1)])
-def test_several_processes_on_a_cpu_are_said_to_share_the_normalisation(config, capsys, processes, lines):  # noqa: F811
+def test_several_processes_on_a_cpu_are_said_to_share_the_normalisation(config, capsys, processes, lines):
     config.read_dict({"temporal": {"processes": processes}})
     fresh(TrainStream, stream="temporal")._say_shares()
     said = capsys.readouterr().err
     assert said.count("temporal: 2 processes on a CPU: batch normalisation, if small has any, is over") == lines
 
 
-def test_damaged_weights_that_are_deleted_are_trained_anew(config):  # noqa: F811
+def test_damaged_weights_that_are_deleted_are_trained_anew(config):
     assert build(fresh(ScoreStream, stream="spatial", part="test"))
     path = fresh(TrainStream, stream="spatial").checkpoint
     path.write_bytes(path.read_bytes()[:1000])

@@ -4,8 +4,8 @@ import json
 import shutil
 
 import pytest
+from chains import build, fresh, luigi_command, snapshot, write_four_clips
 from conftest import ROOT, moving_texture, write_video
-from test_tasks import build, config, fresh, luigi_command, overlay, snapshot, write_four_clips  # noqa: F401 (fixtures)
 
 from pipeline.checkpoint import load_checkpoint
 from pipeline.scores import Scores
@@ -13,7 +13,7 @@ from tasks import Catalog, Flow, Frames, PaperTable, Report, ScoreStream, TrainS
 
 
 @pytest.fixture
-def two(config, tmp_path):  # noqa: F811
+def two(config, tmp_path):
     """The four clips, and four more of which one class has the same name but for its case."""
     section = write_four_clips(tmp_path / "more")
     listed = tmp_path / "more" / "clips.csv"
@@ -22,7 +22,7 @@ def two(config, tmp_path):  # noqa: F811
     return config
 
 
-def together(config, how, dataset="four", other="more", stream="temporal", **values):  # noqa: F811
+def together(config, how, dataset="four", other="more", stream="temporal", **values):
     given = {"with_dataset": other, "with_how": how, **values}
     config.read_dict({f"dataset.{dataset}": {f"{stream}_{name}": value for name, value in given.items()}})
 
@@ -204,7 +204,7 @@ def test_settings_that_the_other_set_keeps_to_itself_do_no_harm(two):
     assert fresh(TrainStream, stream="temporal").requires()[2].stream_spec.steps == 2
 
 
-def test_videos_of_the_command_line_belong_to_one_set_only(overlay, tmp_path):  # noqa: F811
+def test_videos_of_the_command_line_belong_to_one_set_only(overlay, tmp_path):
     flags = ["--temporal-with-dataset", "folder", "--temporal-with-how", "heads"]
     videos = ["--data-videos", str(tmp_path / "videos"), "--data-lists", str(tmp_path / "clips.csv")]
     refused = luigi_command("TrainStream", "--stream", "temporal", *flags, *videos, cwd=ROOT, **overlay)

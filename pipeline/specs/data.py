@@ -146,10 +146,14 @@ class FlowSpec(Spec):
     tvl1_warps: int = setting(2, "TV-L1: warpings a pyramid level", low=1, only_for=("tvl1",))
     tvl1_iterations: int = setting(16, "TV-L1: inner iterations a warping", low=1, only_for=("tvl1",))
     brox_smoothness: float = setting(
-        2.6, "Brox: weight of the smoothness term, beside a brightness term of 1", low=0.001, only_for=("brox",)
+        2.6,
+        "Brox: weight of the smoothness term, beside a brightness term of 1",
+        low=0.001,
+        high=1e4,
+        only_for=("brox",),
     )
     brox_gradient_weight: float = setting(
-        4.0, "Brox: weight of gradient constancy, beside a brightness term of 1", low=0.0, only_for=("brox",)
+        4.0, "Brox: weight of gradient constancy, beside a brightness term of 1", low=0.0, high=1e4, only_for=("brox",)
     )
     brox_scale_step: float = setting(
         0.9, "Brox: size of each pyramid level over the one below", low=0.3, high=0.95, only_for=("brox",)
