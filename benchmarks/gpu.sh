@@ -58,7 +58,7 @@ if group streams; then
     step "training, bf16" 100 "${training[@]}" --precision bf16
     # so many items that 16 processes are at work for seconds, not only at their start
     step "loader" 170 "$python" benchmarks/loader.py --workers 16 --items 8192 --rounds 3
-    step "tests of the streams" 140 "${cuda_tests[@]}" tests/test_{quantize,inputs,loading,training,together}.py
+    step "tests of the streams" 140 "${cuda_tests[@]}" tests/test_{quantize,inputs,loading,training,together,launch}.py
 fi
 if group methods; then
     methods=(tvl1 brox raft_small raft_large)

@@ -69,6 +69,14 @@ def test_loading_processes_change_no_bit(data, alone, tmp_path):
     assert all(torch.equal(value, alone[1][name]) for name, value in weights.items())
 
 
+@pytest.mark.needs_cuda
+def test_a_gpu_trains_with_the_loading_processes_of_its_defaults(data, alone, tmp_path):
+    settings = spec(precision="float32", steps=4, milestones=(3,), validate_every=2)
+    train(settings, store_path=data[1], catalog=data[0], folder=tmp_path, inputs_key="in", device="cuda")
+    curve = json.loads((tmp_path / "curve.json").read_text())
+    assert curve["loss"][0] == pytest.approx(alone[0]["loss"][0], abs=0.5)  # dropout draws other masks there
+
+
 def test_two_processes_end_as_one_does(data, alone, tmp_path):
     assert_same(run(spec(processes=2, accumulate=2), data, tmp_path), alone)  # each makes two passes of one item
     assert {path.name for path in tmp_path.iterdir()} == {"checkpoint.pt", "curve.json"}

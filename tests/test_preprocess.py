@@ -320,7 +320,7 @@ def test_a_video_of_which_no_frame_decodes_says_so(tmp_path):
 
 
 def test_odd_clips_all_have_an_outcome(shared, tmp_path):
-    """Files that break things: every one is in the ledger, as ok or with its reason."""
+    """Files that break things: every one is in the table, as ok or with its reason."""
     shutil.copytree(shared / "data/odd_clips", tmp_path / "videos/odd")
     spec = DatasetSpec(videos=str(tmp_path / "videos"), test_fraction=0.3)
     catalog = read_dataset(spec, "1")

@@ -28,7 +28,7 @@ from pipeline.flow.device import (
     uploaded,
 )
 from pipeline.flow.enlarging import brought_back, enlarged
-from pipeline.specs import FLOW_METHODS, RAFT_WEIGHTS, FlowSpec
+from pipeline.specs import RAFT_WEIGHTS, FlowSpec
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -67,7 +67,6 @@ _REGISTRY = {
     "opencv_cuda_brox": _OPENCV_CUDA,
     "nvidia_of": _OPENCV_CUDA,
 }
-assert tuple(_REGISTRY) == FLOW_METHODS
 
 
 def estimate(frames: np.ndarray, spec: FlowSpec, *, device: str = "auto", direction: str = "forward") -> np.ndarray:
