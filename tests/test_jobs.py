@@ -2,6 +2,7 @@
 
 import gc
 import hashlib
+import json
 import os
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from pipeline import jpeg, store
 from pipeline.errors import ClipError, DamagedStore
 from pipeline.flow import estimate_on_device
 from pipeline.jobs import flow as flow_job
-from pipeline.jobs.flow import FlowJob, flow_shard
+from pipeline.jobs.flow import FlowJob, flow_shard, try_clip
 from pipeline.jobs.helpers import Helpers, run_ahead
 from pipeline.specs import FlowSpec
 
@@ -197,6 +198,29 @@ def test_what_is_wrong_with_a_clip_is_its_reason(tmp_path, monkeypatch, threads)
     assert found["damaged"] == "no flow: 8 bytes do not decode as JPEG"  # as it was written: its checksum is right
     assert found["odd"] == "no flow: an image is (48, 64), its clip is (50, 64), height and width"
     assert found["wide"] == "no flow: an image cannot be written as JPEG"
+
+
+def test_after_its_worker_died_a_clip_that_crashes_is_recorded_and_the_others_are_made(frames, tmp_path, monkeypatch):
+    whole = tmp_path / "whole.h5"
+    make(frames, whole)
+    python = tmp_path / "python"  # the process in which b is tried crashes, that of c is killed from outside
+    python.write_text('#!/bin/sh\n[ "$4" = b ] && kill -SEGV $$\n[ "$4" = c ] && kill -KILL $$\nexit 0\n')
+    python.chmod(0o755)
+    monkeypatch.setattr("sys.executable", str(python))
+    records = tuple(store.read_records(frames, "frames"))
+    job = FlowJob(tmp_path / "s.h5", frames, records, DIS, "cpu", {"digest": "d"})
+    assert flow_shard(job.again()) == len(records)
+    assert reasons(tmp_path / "s.h5") == {**ALWAYS, "b": "no flow: dis_fast crashed (SIGSEGV)"}
+    made, before = store.Store(tmp_path / "s.h5", "flow"), store.Store(whole, "flow")
+    assert all(made[name].checksum() == before[name].checksum() for name in made)
+
+
+def test_a_clip_is_tried_in_bounded_memory(frames, monkeypatch):
+    monkeypatch.setattr("pipeline.flow.device.HOST_PIXELS", 3 * 48 * 64)
+    seen = []
+    monkeypatch.setattr("pipeline.jobs.flow.estimate_on_device", lambda images, *_, **__: seen.append(len(images)))
+    try_clip(str(frames), "d", json.dumps(DIS.as_dict()))
+    assert sum(count - 1 for count in seen) == LENGTHS["d"] - 1 and max(seen) <= 4
 
 
 @pytest.mark.parametrize("threads", [1, 3])

@@ -11,7 +11,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import json
 import os
+import signal as signals
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +49,7 @@ class FlowJob:
     device: str
     attrs: dict[str, Any]
     threads: int = 1  # threads that decode and encode; 0: the device's share of the cores
+    careful: bool = False  # a clip killed this shard's process before: try each one elsewhere first
     earlier: tuple[Path, ...] = ()  # earlier shards that may hold the clips
 
     @property
@@ -53,8 +58,8 @@ class FlowJob:
         return len(self.records)
 
     def again(self) -> FlowJob:
-        """The second try, after its worker died; earlier shards may be why it did."""
-        return dataclasses.replace(self, earlier=())
+        """The second try, after its worker died: slower, but no clip can end this one's process."""
+        return dataclasses.replace(self, careful=True, earlier=())
 
     @property
     def cost(self) -> int:
@@ -70,6 +75,8 @@ def flow_shard(job: FlowJob) -> int:
     check_method(job.spec, device=job.device)  # a method that cannot work on this machine is no fault of the clips
     device = resolve_device(job.spec.method, job.device)
     tensors_on = torch_device(job.spec.method, device)
+    if job.careful and device == "cpu":
+        job = _without_crashes(job)
     by_network_here = takes_colour(job.spec.method) and device == "cpu"  # rounding depends on the threads
     with (
         contextlib.closing(store.open_frames(job.frames)) as source,
@@ -105,6 +112,43 @@ def _copied(job: FlowJob) -> bool:
                     record = record._replace(crc32=crc32)
                 shard.record(record)
     return True
+
+
+def _without_crashes(job: FlowJob) -> FlowJob:
+    """The job, with those clips marked as failed whose flow crashes the process that computes it."""
+    records = []
+    for record in job.records:
+        if record.status == "ok" and (signal := _crash_of(job, record.id)):
+            record = record._replace(status="failed", reason=f"no flow: {job.spec.method} crashed ({signal})", crc32=0)
+        records.append(record)
+    return dataclasses.replace(job, records=tuple(records))
+
+
+def _crash_of(job: FlowJob, video_id: str) -> str:
+    """Name of the signal that ends a process of its own in which the flow of a clip is computed; "" if none does."""
+    command = [sys.executable, "-c", "import sys; from pipeline.jobs.flow import try_clip; try_clip(*sys.argv[1:])"]
+    command += [str(job.frames), video_id, json.dumps(job.spec.as_dict())]
+    code = subprocess.run(command, capture_output=True).returncode
+    # one that is killed from outside, perhaps for want of memory, is not to blame
+    return signals.Signals(-code).name if code < 0 and -code != signals.SIGKILL else ""
+
+
+def try_clip(frames: str, video_id: str, settings: str) -> None:
+    """Compute the flow of one clip on the CPU, and forget it.
+
+    Args:
+        frames: path of its frames shard.
+        video_id: its id.
+        settings: `FlowSpec.as_dict()` as JSON.
+    """
+    spec = FlowSpec(**json.loads(settings))
+    with contextlib.closing(store.open_frames(frames)) as source, one_thread():
+        clip = source[video_id]
+        room = pairs_of((clip.height, clip.width), spec, device="cpu")
+        for first in range(0, len(clip) - 1, room):
+            last = min(first + room, len(clip) - 1) + 1
+            images = clip.frames(first, last) if takes_colour(spec.method) else clip.gray(first, last)
+            estimate_on_device(images, spec, device="cpu")
 
 
 def _share_of_cores(device: str) -> int:
