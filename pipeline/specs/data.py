@@ -149,11 +149,11 @@ class FlowSpec(Spec):
         2.6,
         "Brox: weight of the smoothness term, beside a brightness term of 1",
         low=0.001,
-        high=1e4,
+        high=1e5,
         only_for=("brox",),
     )
     brox_gradient_weight: float = setting(
-        4.0, "Brox: weight of gradient constancy, beside a brightness term of 1", low=0.0, high=1e4, only_for=("brox",)
+        4.0, "Brox: weight of gradient constancy, beside a brightness term of 1", low=0.0, high=1e5, only_for=("brox",)
     )
     brox_scale_step: float = setting(
         0.9, "Brox: size of each pyramid level over the one below", low=0.3, high=0.95, only_for=("brox",)
