@@ -1,10 +1,8 @@
 """Several processes that train one network: each takes its share of every batch, and gradients are averaged.
 
 The result does not depend on the number of processes. A step's batch is cut into `accumulate` parts, and each part into
-one piece per process. Item i of step s is the same picture whichever process reads it; batch normalisation sees the
-same items (SyncBatchNorm, on CUDA only); dropout draws the mask of the whole batch and keeps the rows of its piece.
-Only the rounding of sums differs. On a CPU, however, each process normalises by the statistics of its own piece (torch
-has no SyncBatchNorm there), and the running statistics are those of process 0.
+one piece per process. Item i of step s is the same picture whichever process reads it, and layers that would notice how
+a batch is cut act as on the whole (`whole_batch`). Only the rounding of sums differs.
 """
 
 from __future__ import annotations
@@ -19,10 +17,10 @@ from typing import Any
 
 import torch
 from torch import distributed, nn
-from torchvision.ops import StochasticDepth
 
 from pipeline.networks import check_deterministic, resolve_device
 from pipeline.specs import StreamSpec
+from pipeline.whole_batch import normalise_over_processes
 
 _TIMEOUT = timedelta(minutes=30)  # longest wait for another process, which may be reading slow disks
 
@@ -49,12 +47,6 @@ class World:
         found: list[Any] = [None] * self.size
         distributed.all_gather_object(found, value)
         return found
-
-    def share_buffers(self, network: nn.Module) -> None:
-        """Copy the buffers of process 0 (running statistics) to all processes."""
-        if self.size > 1:
-            for buffer in network.buffers():
-                distributed.broadcast(buffer, 0)
 
 
 def process_count(spec: StreamSpec, device: str) -> int:
@@ -103,8 +95,11 @@ def process_group(device: str, meeting: Path) -> Iterator[tuple[World, torch.dev
         target = torch.device("cuda", local)
         torch.cuda.set_device(target)
     backend = "cpu:gloo,cuda:nccl" if target.type == "cuda" else "gloo"
-    where = "env://" if "MASTER_ADDR" in os.environ else meeting.absolute().as_uri()
-    distributed.init_process_group(backend, init_method=where, rank=rank, world_size=size, timeout=_TIMEOUT)
+    store = None
+    if "MASTER_ADDR" not in os.environ:  # not as a file URI, in which torch misreads a path with a space or `#`
+        store = distributed.FileStore(str(meeting), size)
+        store.set_timeout(_TIMEOUT)
+    distributed.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=_TIMEOUT)
     yield World(rank, size, local_size), target
     distributed.destroy_process_group()
 
@@ -135,64 +130,6 @@ def data_parallel(network: nn.Module, world: World, device: torch.device) -> nn.
     """The module that training calls: the network, or a wrapper that averages gradients over all processes."""
     if world.size == 1:
         return network
-    if device.type == "cuda":
-        nn.SyncBatchNorm.convert_sync_batchnorm(network)
+    normalise_over_processes(network, device)
     devices = [device.index] if device.type == "cuda" else None
     return nn.parallel.DistributedDataParallel(network, device_ids=devices)
-
-
-# --- random layers whose draws do not depend on how a batch is cut ----------------------------------------------------
-
-
-@dataclass
-class Piece:
-    """The piece of a batch that a network gets: number `place` (from 0) of `count` equal pieces."""
-
-    count: int
-    place: int = 0
-
-
-def draw_for_whole_batch(network: nn.Module, piece: Piece) -> None:
-    """Let dropout and stochastic depth draw for the whole batch and keep the rows of the piece.
-
-    If batches are not cut (`piece.count` is 1), the network stays as it is. Each piece must begin from the same random
-    state.
-    """
-    if piece.count == 1:
-        return
-    for parent in list(network.modules()):
-        for name, layer in parent.named_children():
-            if type(layer) is nn.Dropout:
-                setattr(parent, name, _DropoutOfPiece(layer.p, piece))
-            elif type(layer) is StochasticDepth and layer.mode == "row":
-                setattr(parent, name, _DepthOfPiece(layer.p, piece))
-
-
-class _DropoutOfPiece(nn.Dropout):
-    def __init__(self, p: float, piece: Piece):
-        super().__init__(p)
-        self.piece = piece
-
-    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        if not self.training or not self.p:
-            return inputs
-        ones = inputs.new_ones(len(inputs) * self.piece.count, *inputs.shape[1:])
-        if inputs.ndim == 4 and inputs.is_contiguous(memory_format=torch.channels_last):
-            ones = ones.contiguous(memory_format=torch.channels_last)  # random numbers are drawn in memory order
-        return inputs * _own_rows(super().forward(ones), self.piece)
-
-
-class _DepthOfPiece(StochasticDepth):
-    def __init__(self, p: float, piece: Piece):
-        super().__init__(p, "row")
-        self.piece = piece
-
-    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        if not self.training or not self.p:
-            return inputs
-        ones = inputs.new_ones(len(inputs) * self.piece.count, *[1] * (inputs.ndim - 1))
-        return inputs * _own_rows(super().forward(ones), self.piece)
-
-
-def _own_rows(whole: torch.Tensor, piece: Piece) -> torch.Tensor:
-    return whole.chunk(piece.count)[piece.place]

@@ -11,9 +11,10 @@ import torch
 from pipeline import recipe
 from pipeline.checkpoint import load_tensors, save_tensors
 from pipeline.networks import build
-from pipeline.parallel import Piece, World, data_parallel, draw_for_whole_batch
+from pipeline.parallel import World, data_parallel
 from pipeline.progress import say
 from pipeline.specs import StreamSpec
+from pipeline.whole_batch import Piece, draw_for_whole_batch
 
 _FORMAT, _VERSION = "two-stream-resume", 1
 _CURVE_POINTS = 1000

@@ -244,9 +244,8 @@ def validate(run: TrainingState, validation: EvalSet) -> None:
 
     The best weights have the highest top-1, in a tie the lowest loss (mean over clips of -log of the mean softmax at
     the label). Clips that failed in the store count as wrong and have no loss. Without validation clips nothing is
-    done. Each process scores its share of the clips, with the running statistics of process 0.
+    done. Each process scores its share of the clips.
     """
-    run.world.share_buffers(run.network)
     labels = np.array([clip.label for clip in validation.clips], int)
     probabilities = np.empty((0, run.network.num_classes), np.float32)
     if len(labels):

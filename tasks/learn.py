@@ -147,7 +147,6 @@ class TrainStream(OnDevice):
 
         spec, (data, catalog, *_) = self.stream_spec, self.requires()
         self._check_other()
-        self._say_shares()
         training.train(
             spec,
             store_path=data.path,
@@ -159,17 +158,6 @@ class TrainStream(OnDevice):
             start=self.of_other[0].checkpoint if spec.with_how == "start" else None,
             data_digest=data.digest,
         )
-
-    def _say_shares(self) -> None:
-        """Report the one case in which `processes`, which no digest covers, changes more than the rounding of sums."""
-        from pipeline import networks, parallel
-
-        count = parallel.process_count(self.stream_spec, self.run_spec.device) * self.stream_spec.machines
-        if count > 1 and networks.resolve_device(self.run_spec.device).type == "cpu":
-            say(
-                f"{self.stream}: {count} processes on a CPU: batch normalisation, if {self.stream_spec.network} has "
-                "any, is over each one's share of a batch, so the weights depend on how many there are"
-            )
 
 
 class ScoreStream(OfVideos, OnDevice):

@@ -1,4 +1,4 @@
-"""Who reads which items, draws that do not depend on how a batch is cut, and what is refused."""
+"""Who reads which items, and what is refused."""
 
 import contextlib
 import os
@@ -6,11 +6,10 @@ import os
 import pytest
 import torch
 from torch import nn
-from torchvision.ops import StochasticDepth
 
-from pipeline import parallel
+from pipeline import parallel, whole_batch
 from pipeline.loading import loader_workers
-from pipeline.parallel import ItemSampler, Piece, World, draw_for_whole_batch, process_count
+from pipeline.parallel import ItemSampler, World, process_count
 from pipeline.specs import StreamSpec
 
 
@@ -41,51 +40,9 @@ def test_items_of_the_example():
     assert [list(ItemSampler(spec, World(rank, 2), 0)) for rank in (0, 1)] == [[0, 1, 4, 5], [2, 3, 6, 7]]
 
 
-def layers(kind):
-    random = {"dropout": nn.Dropout(0.4), "depth": StochasticDepth(0.4, "row"), "batch": StochasticDepth(0.4, "batch")}
-    return nn.Sequential(nn.Identity(), nn.Sequential(random[kind]))
-
-
-@pytest.mark.parametrize("kind", ["dropout", "depth", "batch"])
-@pytest.mark.parametrize("shape", [(12, 50), (12, 5, 4, 3), (12, 7, 8)])
-@pytest.mark.parametrize("count", [1, 2, 3, 4])
-def test_a_piece_gets_the_draws_that_it_has_in_the_whole_batch(kind, shape, count):
-    inputs = torch.randn(shape)
-    if len(shape) == 4:
-        inputs = inputs.contiguous(memory_format=torch.channels_last)
-    torch.manual_seed(3)
-    expected, found = layers(kind)(inputs), []
-    piece, network = Piece(count), layers(kind)
-    draw_for_whole_batch(network, piece)
-    for piece.place, rows in enumerate(inputs.chunk(count)):
-        torch.manual_seed(3)
-        found.append(network(rows))
-    torch.testing.assert_close(torch.cat(found), expected, rtol=1e-6, atol=0)
-    assert torch.equal(network.eval()(inputs), inputs)
-
-
-def test_networks_keep_the_names_of_their_weights_and_layers_their_kind():
-    network = nn.Sequential(nn.Linear(3, 3), nn.Dropout(0.2))
-    names = list(network.state_dict())
-    draw_for_whole_batch(network, Piece(1))
-    assert type(network[1]) is nn.Dropout
-    draw_for_whole_batch(network, Piece(2))
-    assert isinstance(network[1], nn.Dropout) and type(network[1]) is not nn.Dropout
-    assert list(network.state_dict()) == names
-
-
-def test_running_statistics_are_those_of_process_0(monkeypatch):
-    sent = []
-    monkeypatch.setattr(torch.distributed, "broadcast", lambda tensor, source: sent.append((id(tensor), source)))
-    network = nn.Sequential(nn.BatchNorm2d(3), nn.Linear(2, 2), nn.BatchNorm2d(2))
-    World(rank=1, size=2).share_buffers(network)
-    assert sent == [(id(buffer), 0) for buffer in network.buffers()] and len(sent) == 6
-
-
 def test_who_is_alone_needs_nobody():
     value = torch.tensor([1.5])
     assert World().mean(value) is value and World().gather("x") == ["x"]
-    World().share_buffers(nn.BatchNorm2d(3))
     network = nn.Linear(2, 2)
     assert parallel.data_parallel(network, World(), torch.device("cpu")) is network
 
@@ -160,19 +117,15 @@ def ddp(monkeypatch):
     return given
 
 
-def test_batch_normalisation_is_over_all_gpus(ddp):
+@pytest.mark.parametrize("device", ["cuda:1", "cpu"])
+def test_batch_normalisation_is_over_all_processes(ddp, device):
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
     names, weights = list(network.state_dict()), list(network.parameters())
-    assert parallel.data_parallel(network, World(1, 2, 2), torch.device("cuda", 1)) is network
-    assert isinstance(network[1], nn.SyncBatchNorm) and ddp == {"device_ids": [1]}
+    assert parallel.data_parallel(network, World(1, 2, 2), torch.device(device)) is network
+    assert isinstance(network[1], nn.SyncBatchNorm if device == "cuda:1" else whole_batch._SyncBatchNorm)
+    assert ddp == {"device_ids": [1] if device == "cuda:1" else None}
     assert list(network.state_dict()) == names
     assert all(a is b for a, b in zip(network.parameters(), weights, strict=True))
-
-
-def test_on_a_cpu_each_process_normalises_by_its_own_share(ddp):
-    network = nn.Sequential(nn.BatchNorm2d(4))
-    parallel.data_parallel(network, World(0, 2, 2), torch.device("cpu"))
-    assert type(network[0]) is nn.BatchNorm2d and ddp == {"device_ids": None}
 
 
 @pytest.mark.parametrize("address", ["", "gpu1"])
@@ -198,4 +151,5 @@ def test_a_process_takes_the_gpu_of_its_number_and_leaves_the_others_only_when_d
         and (asked["rank"], asked["world_size"]) == (5, 8)
         and asked["backend"] == "cpu:gloo,cuda:nccl"
     )
-    assert asked["init_method"] == ("env://" if address else f"file://{tmp_path}/meeting")
+    assert "init_method" not in asked  # without a store either, torch reads the environment
+    assert asked["store"] is None if address else asked["store"].path == str(tmp_path / "meeting")

@@ -57,14 +57,6 @@ def test_who_starts_from_another_training_needs_no_imagenet_weights(monkeypatch,
     assert imagenet.to_download(spec) == imagenet.to_download(StreamSpec()) == ""
 
 
-@pytest.mark.parametrize(("processes", "lines"), [("1", 0), ("0", 0), ("2", 1)])
-def test_several_processes_on_a_cpu_are_said_to_share_the_normalisation(config, capsys, processes, lines):
-    config.read_dict({"temporal": {"processes": processes}})
-    fresh(TrainStream, stream="temporal")._say_shares()
-    said = capsys.readouterr().err
-    assert said.count("temporal: 2 processes on a CPU: batch normalisation, if small has any, is over") == lines
-
-
 def test_damaged_weights_that_are_deleted_are_trained_anew(config):
     assert build(fresh(ScoreStream, stream="spatial", part="test"))
     path = fresh(TrainStream, stream="spatial").checkpoint

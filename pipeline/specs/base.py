@@ -36,9 +36,7 @@ def setting(default: Any, description: str, *, choices=None, low=None, high=None
         choices: the allowed values, or None for any.
         low, high: inclusive limits of a number.
         neutral: True if the setting cannot change the content of the artifact, so that it stays out of the digest.
-            (Device and number of processes are neutral as well, although they change the rounding of sums. On a CPU,
-            which suits no more than a trial, several processes also normalise batches over the share of each process;
-            such a training prints a warning.)
+            (Device and number of processes are neutral as well, although they change the rounding of sums.)
         only_for: flow methods that read this setting; it is left out of the digest of other methods.
     """
     about = {"description": description, "choices": choices, "low": low, "high": high}

@@ -108,12 +108,7 @@ class StreamSpec(Spec):
     deterministic: bool = setting(
         False, "only algorithms that give the same bits each time, also on CUDA", neutral=True
     )
-    processes: int = setting(
-        1,
-        "processes that train on a machine, 0: one a GPU; on a CPU batch normalisation is over the share of each",
-        low=0,
-        neutral=True,
-    )
+    processes: int = setting(1, "processes that train on a machine, 0: one a GPU", low=0, neutral=True)
     machines: int = setting(1, "machines that train together, with as many processes each", low=1, neutral=True)
     rendezvous: str = setting("", "machines > 1: host:port of the first, reached by all others", neutral=True)
     loader_workers: int = setting(

@@ -1,0 +1,149 @@
+"""Layers that treat a piece of a batch as its part of the whole: dropout, stochastic depth, batch normalisation.
+
+If a batch is cut into pieces (`parallel`), these layers compute for each piece what they would have computed for its
+rows in the whole batch. Hence the result of a training does not depend on the number of its processes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import distributed, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torchvision.ops import StochasticDepth
+
+
+@dataclass
+class Piece:
+    """The piece of a batch that a network gets: number `place` (from 0) of `count` equal pieces."""
+
+    count: int
+    place: int = 0
+
+
+def draw_for_whole_batch(network: nn.Module, piece: Piece) -> None:
+    """Let dropout and stochastic depth draw for the whole batch and keep the rows of the piece.
+
+    If batches are not cut (`piece.count` is 1), the network stays as it is. Each piece must begin from the same random
+    state.
+    """
+    if piece.count == 1:
+        return
+
+    def of_piece(layer: nn.Module) -> nn.Module:
+        if type(layer) is nn.Dropout:
+            return _DropoutOfPiece(layer.p, piece)
+        if type(layer) is StochasticDepth and layer.mode == "row":
+            return _DepthOfPiece(layer.p, piece)
+        return layer
+
+    _replace(network, of_piece)
+
+
+def normalise_over_processes(network: nn.Module, device: torch.device) -> None:
+    """Let batch normalisation use the statistics of the pieces of all processes, which have equally many items.
+
+    Layers keep their weights, their buffers, and the names of both.
+    """
+    if device.type == "cuda":
+        nn.SyncBatchNorm.convert_sync_batchnorm(network)
+    else:  # torch's own layer refuses tensors on a CPU
+        _replace(network, lambda layer: _SyncBatchNorm(layer) if isinstance(layer, _BatchNorm) else layer)
+
+
+def _replace(network: nn.Module, new: Callable[[nn.Module], nn.Module]) -> None:
+    for parent in list(network.modules()):
+        for name, layer in list(parent.named_children()):
+            setattr(parent, name, new(layer))
+
+
+class _DropoutOfPiece(nn.Dropout):
+    def __init__(self, p: float, piece: Piece):
+        super().__init__(p)
+        self.piece = piece
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        if not self.training or not self.p:
+            return inputs
+        ones = inputs.new_ones(len(inputs) * self.piece.count, *inputs.shape[1:])
+        if inputs.ndim == 4 and inputs.is_contiguous(memory_format=torch.channels_last):
+            ones = ones.contiguous(memory_format=torch.channels_last)  # random numbers are drawn in memory order
+        return inputs * _own_rows(super().forward(ones), self.piece)
+
+
+class _DepthOfPiece(StochasticDepth):
+    def __init__(self, p: float, piece: Piece):
+        super().__init__(p, "row")
+        self.piece = piece
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        if not self.training or not self.p:
+            return inputs
+        ones = inputs.new_ones(len(inputs) * self.piece.count, *[1] * (inputs.ndim - 1))
+        return inputs * _own_rows(super().forward(ones), self.piece)
+
+
+def _own_rows(whole: torch.Tensor, piece: Piece) -> torch.Tensor:
+    return whole.chunk(piece.count)[piece.place]
+
+
+class _SyncBatchNorm(_BatchNorm):
+    """Batch normalisation over the pieces of all processes, in plain torch: the mean, then the variance about it."""
+
+    def __init__(self, layer: _BatchNorm):
+        super().__init__(layer.num_features, layer.eps, layer.momentum, layer.affine, layer.track_running_stats)
+        self.weight, self.bias, self.training = layer.weight, layer.bias, layer.training
+        for name, buffer in layer.named_buffers():
+            setattr(self, name, buffer)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """(N, C, ...) -> the same shape and type."""
+        if not self.training:
+            return super().forward(inputs)
+        others = [dim for dim in range(inputs.ndim) if dim != 1]
+        wide = inputs.float() if inputs.dtype in (torch.float16, torch.bfloat16) else inputs
+        mean = _MeanOverProcesses.apply(wide.mean(others))
+        centred = wide - _along_channels(mean, wide)
+        variance = _MeanOverProcesses.apply(centred.square().mean(others))
+        self._note(mean.detach(), variance.detach(), inputs.numel() // inputs.shape[1] * distributed.get_world_size())
+        scale = (variance + self.eps).rsqrt()
+        if not self.affine:
+            return (centred * _along_channels(scale, wide)).to(inputs.dtype)
+        bias, scale = _along_channels(self.bias, wide), _along_channels(scale * self.weight, wide)
+        return torch.addcmul(bias, centred, scale).to(inputs.dtype)
+
+    def _note(self, mean: torch.Tensor, variance: torch.Tensor, values: int) -> None:
+        """Update the running statistics, as torch does: the running variance is the unbiased one."""
+        if not self.track_running_stats:
+            return
+        self.num_batches_tracked += 1
+        share = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), share)
+        self.running_var.lerp_((variance * (values / (values - 1))).to(self.running_var.dtype), share)
+
+    def _check_input_dim(self, inputs: torch.Tensor) -> None:
+        """Any number of dimensions will do; the layer that this one replaces knew its own."""
+
+
+def _along_channels(values: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
+    return values.view(1, -1, *[1] * (inputs.ndim - 2))
+
+
+class _MeanOverProcesses(torch.autograd.Function):
+    """The mean of a tensor over all processes, and of its gradient: each process's loss depends on all tensors."""
+
+    @staticmethod
+    def forward(ctx, value: torch.Tensor) -> torch.Tensor:
+        return _mean(value)
+
+    @staticmethod
+    def backward(ctx, gradient: torch.Tensor) -> torch.Tensor:
+        return _mean(gradient)
+
+
+def _mean(value: torch.Tensor) -> torch.Tensor:
+    value = value.contiguous().clone()
+    distributed.all_reduce(value)
+    return value / distributed.get_world_size()

@@ -1,0 +1,118 @@
+"""Dropout, stochastic depth and batch normalisation of the pieces of a batch, against those of the whole batch."""
+
+import copy
+
+import pytest
+import torch
+from torch import distributed, multiprocessing, nn
+from torchvision.ops import StochasticDepth
+
+from pipeline.whole_batch import Piece, draw_for_whole_batch, normalise_over_processes
+
+
+def layers(kind):
+    random = {"dropout": nn.Dropout(0.4), "depth": StochasticDepth(0.4, "row"), "batch": StochasticDepth(0.4, "batch")}
+    return nn.Sequential(nn.Identity(), nn.Sequential(random[kind]))
+
+
+@pytest.mark.parametrize("kind", ["dropout", "depth", "batch"])
+@pytest.mark.parametrize("shape", [(12, 50), (12, 5, 4, 3), (12, 7, 8)])
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
+def test_a_piece_gets_the_draws_that_it_has_in_the_whole_batch(kind, shape, count):
+    inputs = torch.randn(shape)
+    if len(shape) == 4:
+        inputs = inputs.contiguous(memory_format=torch.channels_last)
+    torch.manual_seed(3)
+    expected, found = layers(kind)(inputs), []
+    piece, network = Piece(count), layers(kind)
+    draw_for_whole_batch(network, piece)
+    for piece.place, rows in enumerate(inputs.chunk(count)):
+        torch.manual_seed(3)
+        found.append(network(rows))
+    torch.testing.assert_close(torch.cat(found), expected, rtol=1e-6, atol=0)
+    assert torch.equal(network.eval()(inputs), inputs)
+
+
+def test_networks_keep_the_names_of_their_weights_and_layers_their_kind():
+    network = nn.Sequential(nn.Linear(3, 3), nn.Dropout(0.2))
+    names = list(network.state_dict())
+    draw_for_whole_batch(network, Piece(1))
+    assert type(network[1]) is nn.Dropout
+    draw_for_whole_batch(network, Piece(2))
+    assert isinstance(network[1], nn.Dropout) and type(network[1]) is not nn.Dropout
+    assert list(network.state_dict()) == names
+
+
+# --- batch normalisation over two processes, against torch's own layer that sees all items
+
+SHAPES = {nn.BatchNorm2d: (6, 5, 4, 3), nn.BatchNorm1d: (6, 5), nn.BatchNorm3d: (6, 5, 2, 3, 2)}
+LAYERS = [(kind, options) for kind in SHAPES for options in ({}, {"affine": False})]
+LAYERS += [(nn.BatchNorm2d, {"momentum": None}), (nn.BatchNorm2d, {"track_running_stats": False, "eps": 0.1})]
+
+
+class Bend(nn.Module):
+    """A layer before the normalisation whose gradient passes through it."""
+
+    def __init__(self):
+        super().__init__()
+        self.strength = nn.Parameter(torch.linspace(0.1, 0.5, 5))
+
+    def forward(self, inputs):
+        return (inputs * self.strength.view(-1, *[1] * (inputs.ndim - 2))).sin()
+
+
+def trained(network, model, *data):
+    """Every weight and buffer after two steps."""
+    optimizer = torch.optim.SGD(network.parameters(), 0.5)
+    for inputs, factors in data:
+        optimizer.zero_grad()
+        (model(inputs).square() * factors).mean().backward()
+        optimizer.step()
+    return network.state_dict()
+
+
+def network_and_data(kind, options):
+    generator = torch.Generator().manual_seed(2)
+    batches = torch.randn((2, 2, *SHAPES[kind]), generator=generator, dtype=torch.double) + 1
+    return nn.Sequential(Bend(), nn.Sequential(kind(5, **options))).double(), batches
+
+
+def one_of_two(rank, folder):
+    distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    found = []
+    for layer in LAYERS:
+        network, batches = network_and_data(*layer)
+        normalise_over_processes(network, torch.device("cpu"))
+        model = nn.parallel.DistributedDataParallel(network)
+        found.append(trained(network, model, *batches.chunk(2, dim=2)[rank]))
+    torch.save(found, f"{folder}/{rank}")
+    distributed.destroy_process_group()
+
+
+def test_two_processes_normalise_by_what_both_see(tmp_path):
+    multiprocessing.spawn(one_of_two, (str(tmp_path),), nprocs=2)
+    shares = [torch.load(tmp_path / str(rank)) for rank in (0, 1)]
+    for number, layer in enumerate(LAYERS):
+        network, batches = network_and_data(*layer)
+        expected = trained(network, network, *batches)
+        for share in shares:
+            torch.testing.assert_close(share[number], expected, rtol=1e-12, atol=1e-12)
+
+
+def test_normalisation_that_is_not_trained_stays_as_torch_has_it():
+    network, inputs = nn.Sequential(nn.BatchNorm2d(3, eps=0.01)), torch.randn(4, 3, 5, 5)
+    network(inputs)
+    expected = network.eval()(inputs)
+    normalise_over_processes(network, torch.device("cpu"))
+    assert not network[0].training and torch.equal(network(inputs), expected)
+
+
+def test_half_precision_is_normalised_in_float32(monkeypatch):
+    monkeypatch.setattr(distributed, "all_reduce", lambda tensor: None)
+    monkeypatch.setattr(distributed, "get_world_size", lambda: 1)
+    network, inputs = nn.Sequential(nn.BatchNorm2d(3)), torch.randn(4, 3, 5, 5) * 0.01 + 100
+    expected = copy.deepcopy(network)(inputs.bfloat16().float())
+    normalise_over_processes(network, torch.device("cpu"))
+    found = network(inputs.bfloat16())
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.float(), expected, rtol=0.01, atol=0.01)
