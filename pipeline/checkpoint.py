@@ -13,9 +13,10 @@ from typing import Any, NamedTuple
 import torch
 
 from pipeline.catalog import Catalog
-from pipeline.files import commit
+from pipeline.errors import DamagedFile
 from pipeline.networks import CHECKPOINT_FORMAT, Network, build_untrained
 from pipeline.specs import StackSpec, StreamSpec
+from pipeline.tensors import read_tensors, save_tensors
 
 FORMAT_VERSION = 1
 
@@ -74,27 +75,20 @@ def weights_hash(state: dict[str, torch.Tensor]) -> str:
     return digest.hexdigest()
 
 
-def save_tensors(path: Path, values: dict[str, Any]) -> None:
-    """Write a dict of tensors and plain values, whole or not at all."""
-    with commit(path) as temporary:
-        torch.save(values, temporary)
-
-
 def load_tensors(path: Path, kind: str, version: int, *, mmap: bool = False, cure: str = "") -> dict[str, Any]:
-    """Read what `save_tensors` wrote, onto the CPU; with `mmap` a tensor is read when it is used.
+    """Read what `save_tensors` wrote with this format and version; see `read_tensors`.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: a damaged file, or one of another format or format version.
+        OSError, MemoryError: it cannot be read now.
+        ValueError: a damaged file (`DamagedFile`), or one of another format or format version.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path} does not exist; train the stream first")
     try:
-        values = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    except Exception as error:
-        raise ValueError(
-            f"{path} cannot be loaded with weights_only=True ({type(error).__name__}): it is damaged, or not ours{cure}"
-        ) from error
+        values = read_tensors(path, mmap=mmap)
+    except DamagedFile as error:
+        raise DamagedFile(f"{error}{cure}") from error
     found = values.get("format", "no format") if isinstance(values, dict) else type(values).__name__
     if found != kind:
         raise ValueError(f"{path} holds {found!r}, not {kind!r}; give the path of the right file")
@@ -162,7 +156,7 @@ def load_checkpoint(
     for names, wanted, which in ((found, classes, ""), (others, other_classes, " of another data set")):
         if wanted is not None and names != tuple(wanted):
             raise ValueError(f"{path} was trained on {_classes(names)}{which}; expected {_classes(tuple(wanted))}")
-    with torch.random.fork_rng():  # the random weights are overwritten; the caller's random state stays as it is
+    with torch.random.fork_rng(devices=[]):  # the random weights are overwritten; the caller's state is kept
         rebuilt = build_untrained(spec, len(found), len(others))
     try:
         rebuilt.load_state_dict(record.pop("state"))

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+from pipeline.errors import WorkerDied
 from pipeline.specs import ClusterSpec
 
 LINGER_SECONDS = 3.0
@@ -199,10 +200,6 @@ class _Kept:
 
 
 _KEPT = _Kept()
-
-
-class WorkerDied(RuntimeError):
-    """The process that ran a job ended without an answer: a crash in native code, a kill, or too little memory."""
 
 
 def _on(device: str, job: Any) -> Any:

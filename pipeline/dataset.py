@@ -17,6 +17,7 @@ from torch.utils.data import Dataset
 
 from pipeline import stacks, store
 from pipeline.catalog import Clip
+from pipeline.errors import DamagedFile
 from pipeline.inputs import ViewBatch, join_views, stack_views
 from pipeline.progress import say
 from pipeline.specs import StreamSpec
@@ -50,12 +51,13 @@ class Pictures:
 
     def usable(self, clips: Sequence[Clip], use: str) -> list[Clip]:
         """The clips that the store holds; prints how many it lacks. `use` names their purpose in that message."""
-        held = [clip for clip in clips if clip.id in self.store]
-        lost = [clip.id for clip in clips if clip.id not in self.store]
+        held, lost = [], []
+        for clip in clips:
+            (held if clip.id in self.store else lost).append(clip)
         if lost:
             say(
                 f"{self.spec.stream}: {len(lost)} of {len(clips)} {use} clips are not in the store, such as "
-                f"{', '.join(lost[:3])}"
+                f"{', '.join(clip.id for clip in lost[:3])}"
             )
         return held
 
@@ -164,7 +166,7 @@ class EvalItem(NamedTuple):
     views: View | None
     """(crops, C, crop_px, crop_px), or None if the clip cannot be read."""
     reason: str
-    """Why the clip cannot be read; "" if it can."""
+    """Why the clip has failed in the store, or why it cannot be read now; "" if it can."""
 
 
 class EvalSet(Dataset):
@@ -179,19 +181,23 @@ class EvalSet(Dataset):
         return len(self.clips) * self.frames
 
     def __getitem__(self, number: int) -> EvalItem:
-        """Item number k * frames + j: picture j of clip k. An error is not raised, but becomes the item's reason.
+        """Item number k * frames + j: picture j of clip k.
 
-        So a loading process can hand it over. `evaluate` raises, unless the clip is recorded as failed in the store.
+        What keeps a clip from being read becomes the item's reason, which a loading process can hand over in one line;
+        `evaluate` raises, unless the clip is recorded as failed in the store.
         """
         place, j = divmod(number, self.frames)
-        video_id = self.clips[place].id
+        video_id, failed = self.clips[place].id, self.pictures.store.failed
+        if video_id not in self.pictures.store:
+            return EvalItem(number, None, failed.get(video_id, "it is not in the store"))
         try:
             position = stacks.spaced(self.pictures.count(video_id), self.frames)[j]
             return EvalItem(number, self.views(self.pictures.read(video_id, int(position))), "")
+        except (OSError, DamagedFile) as error:
+            return EvalItem(number, None, f"{type(error).__name__}: {error}")
         except Exception as error:
-            failed = isinstance(error, KeyError) and video_id in self.pictures.store.failed
-            reason = self.pictures.store.failed[video_id] if failed else f"{type(error).__name__}: {error}"
-            return EvalItem(number, None, reason)
+            error.add_note(f"while reading test clip {video_id!r}")
+            raise
 
 
 def stack_items(items: list[tuple[View, int]]) -> tuple[ViewBatch, torch.Tensor]:

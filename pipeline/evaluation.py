@@ -71,20 +71,20 @@ def evaluate(
         collate=stack_test_items,
     )
     classes, crops = network.num_classes, test_set.views.crops
-    sums = np.zeros((len(test_set.clips), classes + network.head.in_features))
-    reasons: dict[int, str] = {}
+    means = np.full((len(test_set.clips), classes + network.head.in_features), np.nan, np.float32)
+    total, reasons = np.zeros(means.shape[1]), {}
     for found in batches:
         _refuse_damage(test_set, found.failed)
         reasons |= {number // test_set.frames: reason for number, reason in found.failed.items()}
         for number, both in zip(found.numbers, _of_pictures(network, found, crops, device), strict=True):
             place, j = divmod(number, test_set.frames)
-            sums[place] += both.sum(0, dtype=np.float64)
+            total = both.sum(0, dtype=np.float64) + (total if j else 0)
+            if j == test_set.frames - 1:  # the pictures of a clip come one after another
+                means[place] = total / (test_set.frames * crops)
             if keep:
                 keep(place, j * crops, both[:, :classes], both[:, classes:])
         if progress:
             progress.advance(len(found.numbers) + len(found.failed))
-    sums[list(reasons)] = np.nan
-    means = (sums / (test_set.frames * crops)).astype(np.float32)
     failed = {test_set.clips[place].id: reason for place, reason in reasons.items()}
     return Evaluation(means[:, :classes], means[:, classes:], failed)
 

@@ -29,7 +29,7 @@ def decode(data: np.ndarray, *, gray: bool) -> np.ndarray:
         ClipError: if the bytes are no image.
     """
     # ignore orientation tags: JPEG bytes from elsewhere may carry one, ours never do
-    flag = cv2.IMREAD_GRAYSCALE if gray else cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+    flag = (cv2.IMREAD_GRAYSCALE if gray else cv2.IMREAD_COLOR) | cv2.IMREAD_IGNORE_ORIENTATION
     image = cv2.imdecode(data, flag) if len(data) else None
     if image is None:
         raise ClipError(f"{len(data)} bytes do not decode as JPEG")

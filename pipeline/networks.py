@@ -21,6 +21,7 @@ from pipeline.backbones import (
 )
 from pipeline.progress import say
 from pipeline.specs import StreamSpec
+from pipeline.tensors import read_tensors
 
 CHECKPOINT_FORMAT = "two-stream-checkpoint"
 
@@ -259,12 +260,7 @@ def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
         raise ValueError(
             f"start is {str(path)!r}, which is no file; allowed: scratch, imagenet, or the path of a weights file"
         )
-    try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise ValueError(
-            f"{path} is no weights file: torch cannot load it with weights_only=True ({type(error).__name__})"
-        ) from error
+    found = read_tensors(path)
     if isinstance(found, dict) and found.get("format") == CHECKPOINT_FORMAT:
         found = found["state"]
     if not isinstance(found, dict) or not found or not all(isinstance(value, torch.Tensor) for value in found.values()):

@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 
 from pipeline import flow, motion, store
 from pipeline.catalog import Catalog, Clip
-from pipeline.cluster import WorkerDied, Workers, threads_each
-from pipeline.errors import StageFailed
+from pipeline.cluster import Workers, threads_each
+from pipeline.errors import StageFailed, WorkerDied
 from pipeline.files import remove_temporaries
 from pipeline.jobs.flow import FlowJob, flow_shard
 from pipeline.jobs.frames import FramesJob, frames_shard

@@ -18,6 +18,7 @@ from pipeline.whole_batch import Piece, draw_for_whole_batch
 
 _FORMAT, _VERSION = "two-stream-resume", 1
 _CURVE_POINTS = 1000
+UNUSABLE = ".unusable"  # ending of a state that could not be read; it is kept until the training is done
 
 
 def identity_of(spec: StreamSpec, inputs_key: str, classes: Sequence[str], other_classes: Sequence[str]) -> str:
@@ -29,7 +30,7 @@ def steps_done(path: Path, identity: str) -> int:
     """Steps done in `resume.pt` by a training of this identity; 0 if it would start anew."""
     try:
         saved = load_tensors(path, _FORMAT, _VERSION, mmap=True)
-    except (OSError, ValueError):  # the file is absent or damaged
+    except (FileNotFoundError, ValueError):
         return 0
     return saved["step"] if saved["identity"] == identity else 0
 
@@ -110,12 +111,14 @@ class TrainingState:
             )
 
     def _load(self, path: Path, identity: str) -> None:
-        if not path.exists():
-            return
         try:
             saved = load_tensors(path, _FORMAT, _VERSION)
+        except FileNotFoundError:
+            return
         except ValueError as error:
-            say(f"{self.spec.stream}: training starts anew: {error}")
+            say(f"{self.spec.stream}: training starts anew; {path.name} becomes {path.name}{UNUSABLE}: {error}")
+            if self.world.rank == 0:
+                path.replace(f"{path}{UNUSABLE}")
             return
         if saved["identity"] != identity:
             say(f"{self.spec.stream}: training starts anew: {path} belongs to other settings or inputs")

@@ -32,7 +32,7 @@ from pipeline.networks import resolve_device
 from pipeline.parallel import ItemSampler, World, process_count
 from pipeline.progress import Progress, duration_text, say
 from pipeline.recipe import algorithms, learning_rate
-from pipeline.resume import TrainingState, identity_of
+from pipeline.resume import UNUSABLE, TrainingState, identity_of
 from pipeline.specs import StreamSpec
 from pipeline.together import OtherDataset, other_classes, training_set
 
@@ -290,7 +290,8 @@ def _finish(run: TrainingState, job: Job, others: tuple[str, ...]) -> None:
     curve = {name: values for name, values in run.curve.items() if name != "pending"}
     about = {"best_step": best["step"], "inputs": job.inputs_key, "weights": weights_hash(best["state"])}
     write_json(folder / "curve.json", {**curve, **about})
-    (folder / "resume.pt").unlink(missing_ok=True)
+    for name in ("resume.pt", f"resume.pt{UNUSABLE}"):
+        (folder / name).unlink(missing_ok=True)
 
 
 def _step_seed(seed: int, step: int) -> int:

@@ -13,17 +13,17 @@ import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
-from luigi.cmdline_parser import CmdlineParser
 from luigi.parameter import ParameterException
 from luigi.retcodes import run_with_retcodes
 from luigi.task_register import TaskClassException
 
 from pipeline import files
-from pipeline.errors import StageFailed
+from pipeline.errors import DamagedFile, MachineFault, StageFailed, WorkerDied
 from pipeline.progress import say
 from tasks import settings
 
 _OURS = Path(__file__).parents[1]
+_NOT_OURS = (WorkerDied, DamagedFile, MachineFault)
 _OF_TORCH = "enforce fail at inline_container"  # torch's message if a file of weights could not be written
 
 
@@ -92,8 +92,10 @@ def _is_plain(error: BaseException | None) -> bool:
     """Whether the message is enough: a file cannot be read or written, or our own code raised the error on purpose."""
     if isinstance(error, OSError) or _is_full(error):
         return True
+    if isinstance(error, _NOT_OURS) or type(error).__name__ == "OutOfMemoryError":  # torch's
+        return True
     if isinstance(error, StageFailed) and isinstance(error.__cause__, Exception):  # what a worker raised
-        return isinstance(error.__cause__, RuntimeError) or _is_plain(error.__cause__)
+        return _is_plain(error.__cause__)
     return isinstance(error, (ValueError, StageFailed)) and _was_raised_on_purpose(error)
 
 
@@ -112,7 +114,7 @@ def mistake_of_command(error: BaseException | None) -> str:
         return re.sub(r"\[args=.*?\]:", "", " ".join(str(error).split()))
     if isinstance(error, ValueError):
         for frame, _ in traceback.walk_tb(error.__traceback__):
-            if frame.f_code is CmdlineParser._get_task_kwargs.__code__:  # Luigi's message does not name the parameter
+            if frame.f_code.co_name == "_get_task_kwargs":  # Luigi's, whose message does not name the parameter
                 name, text = (frame.f_locals.get(local, "?") for local in ("param_name", "attr"))
                 return f"--{name.replace('_', '-')} is {text!r}: {error}"
     return ""

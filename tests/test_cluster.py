@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from pipeline import cluster
-from pipeline.cluster import WorkerDied, Workers, shared_by, threads_each, worker_count
+from pipeline.cluster import Workers, shared_by, threads_each, worker_count
+from pipeline.errors import WorkerDied
 from pipeline.specs import ClusterSpec
 
 

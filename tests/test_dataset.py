@@ -42,6 +42,19 @@ def items(dataset, workers=0, first=0):
     return [(to_inputs(views, torch.device("cpu")), labels) for views, labels in batches]
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_fault_of_the_program_is_not_taken_for_a_damaged_clip(monkeypatch, workers):
+    catalog, fake = two_classes("frames")
+    use_store(monkeypatch, fake)
+    found = EvalSet(spec(), "i", catalog.part("test"), frames=2, crops=1)
+    found.views = None
+    with pytest.raises(TypeError, match="'NoneType' object is not callable"):
+        list(loader(found, range(2), batch=1, workers=workers, pin=False, collate=list))
+    with pytest.raises(TypeError) as caught:
+        found[0]
+    assert caught.value.__notes__ == [f"while reading test clip {catalog.part('test')[0].id!r}"]
+
+
 def test_classes_come_equally_often_whatever_their_size():
     labels = [0] * 50 + [1] * 3 + [3] * 1  # class 2 has no clip
     choose = ClassUniform(labels, seed=1)

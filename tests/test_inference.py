@@ -153,7 +153,7 @@ def test_if_every_clip_fails_it_is_an_error(monkeypatch, tmp_path):
     ids = [clip.id for clip in catalog.part("test")]
     unlabelled = Catalog(tuple(replace(clip, label=-1, class_name="") for clip in catalog.clips), (), "1", ())
     use_store(monkeypatch, FakeStore({}, dict.fromkeys(ids[1:], "no frame decodes")))
-    with pytest.raises(ValueError, match=f"clip '{ids[0]}' cannot be read: KeyError"):
+    with pytest.raises(ValueError, match=f"clip '{ids[0]}' cannot be read: it is not in the store"):
         score(tmp_path / "c.pt", catalog=unlabelled, **views)
     use_store(monkeypatch, FakeStore({}, dict.fromkeys(ids, "no frame decodes")))
     assert score(tmp_path / "c.pt", catalog=unlabelled, **views).failed == tuple(ids)

@@ -18,7 +18,7 @@ import torch
 from conftest import ROOT, moving_texture
 
 from pipeline import jpeg, store
-from pipeline.errors import ClipError, DamagedStore
+from pipeline.errors import ClipError, DamagedFile, MachineFault
 from pipeline.flow import estimate_on_device
 from pipeline.jobs import flow as flow_job
 from pipeline.jobs.flow import FlowJob, flow_shard, try_clip
@@ -99,14 +99,15 @@ def test_threads_and_batches_change_no_byte(frames, tmp_path, monkeypatch, spec)
 
 
 @pytest.mark.parametrize("code", [cv2.Error.StsNoMem, cv2.Error.GpuApiCallError])
-def test_a_fault_of_the_machine_is_no_clips(frames, tmp_path, monkeypatch, code):
+@pytest.mark.parametrize("where", [(flow_job, "estimate_on_device"), (jpeg, "decode"), (jpeg, "encode")])
+def test_a_fault_of_the_machine_is_no_clips(frames, tmp_path, monkeypatch, code, where):
     def fail(*arguments, **options):
         error = cv2.error("Failed to allocate 9 bytes")
         error.code = code
         raise error
 
-    monkeypatch.setattr(flow_job, "estimate_on_device", fail)
-    with pytest.raises(RuntimeError, match="OpenCV on this machine: Failed to allocate 9 bytes"):
+    monkeypatch.setattr(*where, fail)
+    with pytest.raises(MachineFault, match="OpenCV on this machine: Failed to allocate 9 bytes"):
         make(frames, tmp_path / "s.h5")
     assert not list(tmp_path.iterdir())  # nothing that a later try, on a machine in order, would keep
 
@@ -235,7 +236,7 @@ def test_damage_to_the_frames_fails_the_shard_and_not_the_clip(frames, tmp_path,
     with h5py.File(path, "r+") as file:
         file["clips/b/jpeg"][place] ^= 16
     message = f"bytes of clip 'b' of {tmp_path}/a b do not match .*; `python -m pipeline repair '{tmp_path}/a b'`"
-    with pytest.raises(DamagedStore, match=message):
+    with pytest.raises(DamagedFile, match=message):
         make(path, tmp_path / "s.h5", threads=threads)
     assert not (tmp_path / "s.h5").exists()
 

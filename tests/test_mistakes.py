@@ -7,11 +7,12 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from chains import fresh, luigi_command
 from conftest import ROOT
 
 from pipeline import quantize
-from pipeline.errors import StageFailed
+from pipeline.errors import DamagedFile, MachineFault, StageFailed, WorkerDied
 from pipeline.scores import Scores
 from tasks import Catalog, mistakes
 
@@ -118,7 +119,12 @@ def test_only_what_was_raised_on_purpose_is_told_without_traceback():
 
 @pytest.mark.parametrize(
     ("cause", "plain"),
-    [(None, True), (OSError(5, "Input/output error"), True), (MemoryError(), False), (KeyError("x"), False)],
+    [
+        *((error, True) for error in (None, OSError(5, "Input/output error"), WorkerDied("it died"))),
+        *((error, True) for error in (MachineFault("no memory"), DamagedFile("damaged"), torch.OutOfMemoryError())),
+        *((error, False) for error in (MemoryError(), KeyError("x"), RecursionError(), NotImplementedError())),
+        (RuntimeError("The size of tensor a (3) must match the size of tensor b (4)"), False),
+    ],
 )
 def test_a_stage_that_failed_for_a_fault_of_the_program_keeps_its_traceback(cause, plain):
     line = "raise StageFailed('shard x could not be made') from cause"

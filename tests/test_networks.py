@@ -215,7 +215,7 @@ def test_a_start_that_is_no_weights_file_is_refused(tmp_path):
     with pytest.raises(ValueError, match="'nowhere.pth', which is no file; allowed: scratch, imagenet"):
         build(spec(start="nowhere.pth"), 4)
     (tmp_path / "text.pth").write_text("hello")
-    with pytest.raises(ValueError, match="torch cannot load it with weights_only=True"):
+    with pytest.raises(ValueError, match="text.pth cannot be loaded with weights_only=True"):
         build(spec(start=str(tmp_path / "text.pth")), 4)
     torch.save({"epoch": 3}, tmp_path / "other.pth")
     with pytest.raises(ValueError, match="holds no state dict"):

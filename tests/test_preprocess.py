@@ -16,8 +16,7 @@ from conftest import moving_texture, write_video
 
 from pipeline import preprocess, store
 from pipeline.catalog import Clip, read_dataset
-from pipeline.cluster import WorkerDied
-from pipeline.errors import StageFailed
+from pipeline.errors import MachineFault, StageFailed, WorkerDied
 from pipeline.flow import estimate
 from pipeline.jobs import frames as frames_job
 from pipeline.preprocess import make_flow, make_frames, plan_shards
@@ -248,6 +247,21 @@ def test_a_time_limit_is_a_reason(tiny_dataset, tmp_path):
     frames_job.frames_shard(job)
     (record,) = store.read_records(tmp_path / "s.h5", "frames")
     assert (record.status, record.reason) == ("failed", "decoding takes longer than 0.01 s")
+
+
+def test_too_little_memory_is_no_fault_of_a_video(tiny_dataset, tmp_path, monkeypatch):
+    catalog = read_dataset(DatasetSpec(videos=str(tiny_dataset), group_pattern=GROUPS), "dan")
+    job = frames_job.FramesJob(tmp_path / "s.h5", tiny_dataset, catalog.clips, FrameSpec(), {"digest": "d"})
+
+    def fail(*arguments, **options):
+        error = cv2.error("Failed to allocate 9 bytes")
+        error.code = cv2.Error.StsNoMem
+        raise error
+
+    monkeypatch.setattr(frames_job.jpeg, "encode", fail)
+    with pytest.raises(MachineFault, match="OpenCV on this machine: Failed to allocate 9 bytes"):
+        frames_job.frames_shard(job)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_shard_whose_worker_died_is_tried_with_care(tiny_dataset, tmp_path, monkeypatch):

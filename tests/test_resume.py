@@ -4,10 +4,10 @@ import pytest
 import torch
 from trainings import assert_same_weights, interrupt_after, run, spec
 
-from pipeline import training
-from pipeline.checkpoint import save_tensors
+from pipeline import tensors, training
 from pipeline.resume import TrainingState, identity_of, steps_done
 from pipeline.specs import StreamSpec
+from pipeline.tensors import save_tensors
 
 RECIPE = {
     "schedule": "cosine",
@@ -86,7 +86,12 @@ def test_the_resume_file_of_another_training_is_not_used(data, tmp_path, monkeyp
         save_tensors(tmp_path / "resume.pt", {"format": "something", "format_version": 1})
     if change == "damaged":
         (tmp_path / "resume.pt").write_bytes(b"half")
+    kept = []
+    monkeypatch.setattr(
+        training, "train_step", lambda now, *b: kept.extend(tmp_path.glob("*.unusable")) or real(now, *b)
+    )
     found, _ = run(spec(seed=5), catalog, tmp_path)
+    assert bool(kept) == (change in ("format", "damaged")) and not list(tmp_path.glob("resume*"))
     assert "spatial: training starts anew" in capsys.readouterr().err
     assert_same_weights(found.network.state_dict(), expected.network.state_dict())
 
@@ -118,3 +123,35 @@ def test_steps_done_are_those_of_the_same_training_alone(tmp_path):
     assert steps_done(path, identity_of(spec, "inputs", ("a",), ("b", "c"))) == 0
     path.write_bytes(path.read_bytes()[:100])
     assert steps_done(path, identity) == 0
+
+
+def test_a_disk_that_fails_for_a_moment_costs_no_training(data, tmp_path, monkeypatch):
+    catalog, real = data("frames"), interrupt_after(monkeypatch, 9)
+    with pytest.raises(ZeroDivisionError):
+        run(spec(), catalog, tmp_path)
+    saved = (tmp_path / "resume.pt").read_bytes()
+    monkeypatch.setattr(training, "train_step", real)
+
+    def fail(path):
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tensors, "file_hash", fail)
+        patch.setattr(torch, "load", lambda *a, **k: (_ for _ in ()).throw(RuntimeError("failed reading file")))
+        with pytest.raises(OSError, match="Input/output error"):
+            run(spec(), catalog, tmp_path)
+        with pytest.raises(OSError, match="Input/output error"):
+            steps_done(tmp_path / "resume.pt", "any")
+    assert [path.name for path in tmp_path.iterdir()] == ["resume.pt"]
+    assert (tmp_path / "resume.pt").read_bytes() == saved
+
+
+def test_too_little_memory_is_no_damage(tmp_path, monkeypatch):
+    save_tensors(tmp_path / "t.pt", {"value": torch.ones(2)})
+
+    def fail(*arguments, **options):
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:117] . DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(torch, "load", fail)
+    with pytest.raises(MemoryError, match="there is not enough memory to read .*t.pt"):
+        tensors.read_tensors(tmp_path / "t.pt")

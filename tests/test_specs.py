@@ -278,3 +278,9 @@ def test_a_changed_method_makes_its_own_stores_anew_and_no_others(monkeypatch):
     before = {method: FlowSpec(method=method).digest() for method in ("tvl1", "dis_fast")}
     monkeypatch.setitem(FlowSpec.METHOD_CHANGES, "tvl1", 99)
     assert FlowSpec().digest() != before["tvl1"] and FlowSpec(method="dis_fast").digest() == before["dis_fast"]
+
+
+def test_a_bound_that_nothing_uses_makes_no_other_flow():
+    plain, minmax = FlowSpec(bound_px=10.0), FlowSpec(scaling="minmax", bound_px=10.0)
+    assert plain.digest() != FlowSpec().digest()
+    assert minmax.digest() == FlowSpec(scaling="minmax").digest() != plain.digest()

@@ -14,6 +14,7 @@ from conftest import moving_texture
 
 from pipeline import jpeg, store
 from pipeline.catalog import Catalog, Clip
+from pipeline.errors import DamagedFile
 from pipeline.quantize import minmax_to_bytes, to_bytes
 from pipeline.store import Record
 
@@ -297,6 +298,20 @@ def test_an_error_while_reading_says_where(tmp_path):
     with pytest.raises(FileNotFoundError) as caught:
         store.open_frames(path)["a"]
     assert "while reading clip 'a'" in caught.value.__notes__[0]
+
+
+def test_what_a_store_holds_is_known_without_opening_a_shard(tmp_path):
+    opened = store.open_frames(write_frames(tmp_path, {"a": moving_texture(3)}))
+    (tmp_path / "shards/shard-all.h5").unlink()
+    assert "a" in opened and "b" not in opened and list(opened) == ["a"]
+
+
+def test_a_clip_that_lacks_a_part_is_damaged(tmp_path):
+    path = write_frames(tmp_path, {"a": moving_texture(3)})
+    with h5py.File(tmp_path / "shards/shard-all.h5", "r+") as file:
+        del file["clips/a/jpeg"]
+    with pytest.raises(DamagedFile, match=f"clip 'a' of {tmp_path}: .*; `python -m pipeline repair {tmp_path}`"):
+        store.open_frames(path)["a"].frames(0, 1)
 
 
 def test_an_interrupted_shard_leaves_nothing(tmp_path):

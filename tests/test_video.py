@@ -130,6 +130,10 @@ def test_jpeg_round_trip_and_its_errors():
         ).max()
         < 12
     )
+    turned = b"\xff\xe1\x00\x22Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"  # by 90 degrees
+    data = jpeg.encode(image[:40], quality=95)
+    data = np.frombuffer(data[:2] + turned + data[2:], np.uint8)
+    assert jpeg.decode(data, gray=True).shape == jpeg.decode(data, gray=False).shape[:2] == image[:40].shape[:2]
     with pytest.raises(ValueError, match="3 bytes do not decode as JPEG"):
         jpeg.decode(np.zeros(3, np.uint8), gray=True)
     with pytest.raises(ValueError, match=r"an image of shape \(1, 70000\) cannot be written as JPEG"):

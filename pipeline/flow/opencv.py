@@ -19,12 +19,13 @@ PRESETS = {
     "dis_medium": cv2.DISOPTICAL_FLOW_PRESET_MEDIUM,
 }
 CONTRIB = {"deepflow": "createOptFlow_DeepFlow", "pcaflow": "createOptFlow_PCAFlow"}  # in cv2.optflow
-# (height, width) of the smallest image that an estimator takes. DIS refuses smaller ones. PCAFlow writes 14 x 18 cosine
-# coefficients into an image of a quarter of the size, (height // 8 * 2, width // 8 * 2), and past its end if it is
-# smaller
-# below this OpenCV chooses the coarsest scale by the width alone, and reads beyond images that are less high
+# (height, width) of the smallest image that an estimator takes. On smaller ones DIS chooses the coarsest scale by the
+# width alone, and reads beyond images that are less high
 DIS_MIN_SIZE_PX = {"dis_ultrafast": (32, 32), "dis_fast": (32, 32), "dis_medium": (16, 16)}
+# PCAFlow writes 14 x 18 cosine coefficients into an image of (height // 8 * 2, width // 8 * 2), and past its end if
+# that is smaller
 PCAFLOW_MIN_SIZE_PX = (56, 72)
+_NOTHING_TRACKED = ("checkVector", "empty matrix")  # in the messages of PCAFlow where no point can be tracked
 
 OfPair = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
@@ -105,7 +106,7 @@ def _pcaflow(estimator: cv2.DenseOpticalFlow, first: np.ndarray, second: np.ndar
     try:
         return estimator.calc(first, second, None)
     except cv2.error as error:
-        if error.code not in (cv2.Error.StsAssert, cv2.Error.StsBadArg):
+        if not any(words in error.err for words in _NOTHING_TRACKED):
             raise
         return np.zeros((*first.shape, 2), np.float32)
     finally:

@@ -13,6 +13,7 @@ from torchvision.models import optical_flow
 
 from pipeline.flow import weights
 from pipeline.specs import FlowSpec
+from pipeline.tensors import read_tensors
 
 CELL_PX = 8  # the network works on cells of this side
 MIN_SIDE_PX = 128  # its coarsest correlations need two cells in a side
@@ -74,7 +75,7 @@ def load(spec: FlowSpec) -> nn.Module:
     path = weights.find(spec)
     weights.check_content(spec, path)
     state = _read(path)
-    with torch.random.fork_rng():  # the random start is overwritten; torch's global random state is kept
+    with torch.random.fork_rng(devices=[]):  # the random start is overwritten; torch's global random state is kept
         network = getattr(optical_flow, spec.method)(weights=None)
     _refuse_mismatch(network.state_dict(), state, path, spec.method)
     network.load_state_dict(state)
@@ -88,12 +89,7 @@ def _on_device(spec: FlowSpec, changed_ns: int, device: str) -> nn.Module:
 
 
 def _read(path: Path) -> dict[str, Tensor]:
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise ValueError(
-            f"{path} cannot be loaded with weights_only=True ({type(error).__name__}): it is damaged, or no weights"
-        ) from error
+    state = read_tensors(path)
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise ValueError(f"{path} holds no tensors by name; RAFT's weights are a state_dict of torchvision's network")
     return state

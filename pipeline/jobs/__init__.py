@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import cv2
 
-from pipeline.errors import ClipError
+from pipeline.errors import ClipError, MachineFault
 
 BAD_CLIP = (ClipError, cv2.error)  # errors that are the clip's fault and become its reason; all others fail the shard
 _OF_THE_MACHINE = (cv2.Error.StsNoMem, cv2.Error.GpuNotSupported, cv2.Error.GpuApiCallError)
@@ -16,13 +16,13 @@ _OF_THE_MACHINE = (cv2.Error.StsNoMem, cv2.Error.GpuNotSupported, cv2.Error.GpuA
 
 @contextlib.contextmanager
 def machine_faults() -> Iterator[None]:
-    """Turn OpenCV errors that are the machine's fault, not a clip's, into RuntimeError: another try may succeed."""
+    """Turn OpenCV's errors that are the machine's fault, not a clip's, into `MachineFault`."""
     try:
         yield
     except cv2.error as error:
         if getattr(error, "code", None) not in _OF_THE_MACHINE:
             raise
-        raise RuntimeError(f"OpenCV on this machine: {printable(error)}") from error
+        raise MachineFault(f"OpenCV on this machine: {printable(error)}") from error
 
 
 def printable(error: BaseException) -> str:

@@ -58,7 +58,7 @@ class FlowJob:
         return len(self.records)
 
     def again(self) -> FlowJob:
-        """The second try, after its worker died: slower, but no clip can end this one's process."""
+        """The second try, after its worker died: on a CPU slower, but no clip can end this one's process."""
         return dataclasses.replace(self, careful=True, earlier=())
 
     @property

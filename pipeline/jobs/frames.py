@@ -12,7 +12,7 @@ import cv2
 
 from pipeline import jpeg, store
 from pipeline.catalog import Clip
-from pipeline.jobs import BAD_CLIP, printable
+from pipeline.jobs import BAD_CLIP, machine_faults, printable
 from pipeline.jobs.earlier import Earlier, copied
 from pipeline.specs import FrameSpec
 from pipeline.video import Video, VideoError, try_decoding
@@ -87,10 +87,11 @@ def _frames_clip(shard: store.ShardWriter, job: FramesJob, clip: Clip) -> store.
             try_decoding(path, timeout_seconds=spec.timeout_seconds)
         video = Video(path, short_side_px=spec.short_side_px, timeout_seconds=spec.timeout_seconds)
         seconds, shape = [], (0, 0)
-        for image, pts_seconds in video:
-            writer.append(jpeg.encode(image, quality=spec.jpeg_quality))
-            seconds.append(pts_seconds)
-            shape = image.shape
+        with machine_faults():
+            for image, pts_seconds in video:
+                writer.append(jpeg.encode(image, quality=spec.jpeg_quality))
+                seconds.append(pts_seconds)
+                shape = image.shape
         if len(seconds) < spec.min_frames:
             raise VideoError(_too_few(len(seconds), video))
     except BAD_CLIP as error:

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from pipeline import store
-from pipeline.errors import DamagedStore
-from pipeline.jobs import BAD_CLIP, printable
+from pipeline.errors import DamagedFile
+from pipeline.jobs import BAD_CLIP, machine_faults, printable
 from pipeline.specs import FlowSpec
 
 FlowBytes = dict[str, tuple[np.ndarray, np.ndarray | None]]  # direction -> bytes (n, 2, H, W), range_px or None
@@ -21,7 +21,9 @@ FlowBytes = dict[str, tuple[np.ndarray, np.ndarray | None]]  # direction -> byte
 def flow_attrs(frames: store.StoredClip, spec: FlowSpec) -> dict[str, Any]:
     """Attributes of a flow clip that is made from these frames."""
     names = ("label", "class", "group", "source", "fps", "height", "width")
-    about = {"method": spec.method, "scaling": spec.scaling, "bound_px": spec.bound_px}
+    about = {"method": spec.method, "scaling": spec.scaling}
+    if spec.scaling == "bound":
+        about["bound_px"] = spec.bound_px
     return {**{name: frames.attrs[name] for name in names}, **about, "made_from": frames_identity(frames)}
 
 
@@ -55,7 +57,7 @@ class FlowClip:
         Each call continues where the previous one ended, and reads the frame that both share again.
 
         Raises:
-            DamagedStore: the clip has been read to its end, and its bytes do not match their checksum.
+            DamagedFile: the clip has been read to its end, and its bytes do not match their checksum.
         """
         images = list(self.stored.jpegs(first, last + 1))
         for data in images[1:] if first else images:
@@ -66,7 +68,7 @@ class FlowClip:
 
     def _compare(self, crc32: int) -> None:
         if crc32 != self.stored.attrs["crc32"]:
-            raise DamagedStore(
+            raise DamagedFile(
                 f"the bytes of clip {self.record.id!r} of {self.frames} do not match their checksum; "
                 f"{store.repair_advice(self.frames)}"
             )
@@ -102,7 +104,8 @@ class Piece:
     def recording_clip_errors(self) -> Iterator[None]:
         """Record an error that is the clip's fault as its reason, and go on."""
         try:
-            yield
+            with machine_faults():
+                yield
         except BAD_CLIP as error:
             self.failed = True
             self.clip.fail(self.first, error)

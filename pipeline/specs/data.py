@@ -177,13 +177,16 @@ class FlowSpec(Spec):
     }  # how often a method's algorithm has changed
 
     def identity(self):
-        """As for every spec, except for `version`, `enlarge` and `raft_weights`.
+        """As for every spec, except for `version`, `enlarge`, `bound_px` and `raft_weights`.
 
         The version counts the changes of this method only, so that other methods' stores are not made again.
-        `enlarge = 1` is left out: it gives the same flow as before that setting existed. A file of weights counts by
-        its content, which the stage adds, not by its path.
+        `enlarge = 1` is left out: it gives the same flow as before that setting existed. Min-max scaling has no use for
+        `bound_px`, whose default then stands for any value. A file of weights counts by its content, which the stage
+        adds, not by its path.
         """
         kept = super().identity()
+        if self.scaling == "minmax":
+            kept["bound_px"] = type(self).bound_px
         if self.enlarge == 1:
             del kept["enlarge"]
         if self.weights_file:

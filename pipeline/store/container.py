@@ -15,6 +15,7 @@ import h5py
 import numpy as np
 
 from pipeline.catalog import Catalog, Clip
+from pipeline.errors import DamagedFile
 from pipeline.files import commit
 
 FORMAT_VERSION = 1
@@ -43,7 +44,7 @@ def open_file(path: Path | str, kind: str | None) -> h5py.File:
         if error.errno:  # no permission, or locked: the file need not be damaged
             raise
         advice = _repair_of(path) or _deletion_of(path)
-        raise ValueError(f"{path} is no HDF5 file, or a damaged one ({error}); {advice}") from None
+        raise DamagedFile(f"{path} is no HDF5 file, or a damaged one ({error}); {advice}") from None
     found, version = file.attrs.get("format", "no format attribute"), int(file.attrs.get("format_version", 0))
     wanted = f"two-stream-{kind}" if kind else "two-stream-*"
     if not str(found).startswith(wanted.rstrip("*")) or (kind and found != wanted):

@@ -15,6 +15,7 @@ import h5py
 import numpy as np
 
 from pipeline import jpeg, quantize
+from pipeline.errors import ClipError, DamagedFile
 from pipeline.store.container import crc32_of_parts, open_file, plain_attrs, repair_advice, text
 
 _OPEN_SHARDS = 32
@@ -35,7 +36,7 @@ class StoredClip:
             ranges = {direction: f"{path}range_px" for direction, path in where.items()}
             self.ranges_px = {direction: group[name][()] for direction, name in ranges.items() if name in group}
             """Direction -> (T - 1, 2, 2) float32, pixels: [field][x, y][minimum, maximum]; only if min-max scaled."""
-        self.height, self.width = int(self.attrs["height"]), int(self.attrs["width"])
+            self.height, self.width = int(self.attrs["height"]), int(self.attrs["width"])
 
     def __len__(self) -> int:
         """Frames T in a frames store, fields T - 1 in a flow store."""
@@ -102,9 +103,9 @@ class StoredClip:
     def _decoded(self, first: int, last: int, *, direction: str, gray: bool) -> list[np.ndarray]:
         try:
             return [jpeg.decode(data, gray=gray) for data in self.jpegs(first, last, direction=direction)]
-        except ValueError as error:
+        except ClipError as error:
             folder = self._store.folder
-            raise ValueError(
+            raise DamagedFile(
                 f"images {first} to {last - 1} of clip {self.id!r} of {folder}: {error}; {repair_advice(folder)}"
             ) from error
 
@@ -215,8 +216,11 @@ class Store(Mapping[str, StoredClip]):
     def __repr__(self) -> str:
         return f"Store({str(self.path)!r}, {self.kind}, {len(self)} clips, {len(self.failed)} failed)"
 
+    def __contains__(self, video_id: object) -> bool:
+        return video_id in self.rows and video_id not in self.failed
+
     def __getitem__(self, video_id: str) -> StoredClip:
-        if video_id not in self.rows or video_id in self.failed:
+        if video_id not in self:
             raise KeyError(f"{video_id!r} is not in {self.path}: {self.failed.get(video_id, 'no such clip')}")
         self._own_process()
         if video_id not in self._clips:
@@ -228,11 +232,18 @@ class Store(Mapping[str, StoredClip]):
 
     @contextlib.contextmanager
     def _located(self, video_id: str) -> Iterator[h5py.Group]:
-        """The clip's group; an error raised while it is in use gets a note saying where."""
+        """The clip's group; an error raised while it is in use gets a note saying where.
+
+        Raises:
+            DamagedFile: something is missing in the group, or h5py fails otherwise in the file's structures.
+        """
         try:
             yield self._shard(self.rows[video_id]["shard"])[f"clips/{video_id}"]
         except Exception as error:
             error.add_note(f"while reading clip {video_id!r} of {self.path} ({self.rows[video_id]['shard']})")
+            if isinstance(error, (KeyError, RuntimeError)):
+                what = f"clip {video_id!r} of {self.folder}: {error}"
+                raise DamagedFile(f"{what}; {repair_advice(self.folder)}") from error
             raise
 
     def _shard(self, name: str) -> h5py.File:

@@ -1,0 +1,36 @@
+"""Files of tensors: written whole or not at all, and read without executing code that they may hold."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline.errors import DamagedFile
+from pipeline.files import commit, file_hash
+
+
+def save_tensors(path: Path, values: dict[str, Any]) -> None:
+    """Write a dict of tensors and plain values, whole or not at all."""
+    with commit(path) as temporary:
+        torch.save(values, temporary)
+
+
+def read_tensors(path: Path | str, *, mmap: bool = False) -> Any:
+    """Read what `torch.save` wrote, onto the CPU; with `mmap` a tensor is read when it is used.
+
+    Raises:
+        OSError, MemoryError: it cannot be read now, and nothing is known about its content.
+        DamagedFile: its content is no dict of tensors and plain values.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except Exception as error:  # whatever an unpickler or the reader of a zip file may raise
+        file_hash(Path(path))  # a failing disk looks like damage to torch, and damage like a failing disk: this tells
+        if isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error):
+            raise MemoryError(f"there is not enough memory to read {path}") from error
+        raise DamagedFile(
+            f"{path} cannot be loaded with weights_only=True ({type(error).__name__}): it is damaged, or holds "
+            "something else"
+        ) from error
