@@ -60,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("inspect", help="show what a file or an artifact's folder holds")
     command.add_argument("paths", type=Path, nargs="+", metavar="PATH")
-    command.add_argument("--clip", default="", help="id of the clip that is shown, and it alone; default: the first")
+    command.add_argument("--clip", default="", help="show only this clip; default: the table, and the first clip")
     command.add_argument("--picture", type=Path, help="write a PNG of the clip's frames or flow here")
     command.add_argument("--all", action="store_true", help=f"every row of the table, not the first {ROWS_SHOWN}")
     command.add_argument("--json", action="store_true", help="everything, as JSON; a line a path")
@@ -95,10 +95,14 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--artifacts", type=Path, default=Path("data/artifacts"), help="default: %(default)s")
     command.set_defaults(run=_invalidate)
 
-    command = commands.add_parser("gc", help="artifacts of settings that were given up, and remains of killed runs")
+    command = commands.add_parser("gc", help="list artifacts of settings no longer used, and leftovers of killed runs")
     command.add_argument("--yes", action="store_true", help="remove them; else they are listed")
-    command.add_argument("--old", action="store_true", help="also results of which there are newer ones, and their own")
-    command.add_argument("--unfinished", action="store_true", help="also what was begun, and would be gone on with")
+    command.add_argument(
+        "--old", action="store_true", help="also results that newer ones replace, and what only they need"
+    )
+    command.add_argument(
+        "--unfinished", action="store_true", help="also unfinished artifacts, which a run would resume"
+    )
     command.add_argument("--artifacts", type=Path, default=Path("data/artifacts"), help="default: %(default)s")
     command.set_defaults(run=_gc)
 
@@ -181,7 +185,7 @@ def _repair(path: Path, arguments: argparse.Namespace) -> int:
         made = "flow, trainings and scores" if kind == "frames" else "trainings and scores"
         names = ", ".join(damaged[:5]) + (" ..." if len(damaged) > 5 else "")
         print(
-            f"{made} that have read {names} since the damage are not made again by that; "
+            f"this does not remake {made} made from {names} after the damage; "
             "`python -m pipeline invalidate STAGE --dataset NAME` removes them"
         )
     return 0

@@ -6,6 +6,7 @@ import atexit
 import contextlib
 import dataclasses
 import functools
+import itertools
 import logging
 import os
 import threading
@@ -101,24 +102,26 @@ class Workers:
             function = functools.partial(_on_own_device, function, self.devices)
         yield from self._run_on_dask(function, iter(jobs))
 
+    def _width(self) -> int:
+        """Number of jobs that are handed out at the same time; workers may join a running scheduler at any moment."""
+        elsewhere = self.spec.kind == "address"
+        workers = sum(self._held.client.nthreads().values()) if elsewhere else self.count
+        return self.spec.in_flight * max(workers, 1)
+
     def _run_on_dask(self, function: Callable[[Any], Any], jobs: Iterator[Any]) -> Iterator[tuple[Any, Any]]:
         from distributed import as_completed
 
         client = self._held.client
-        threads = sum(client.nthreads().values()) if self.spec.kind == "address" else 0
-        width = self.spec.in_flight * max(threads, self.count)
         resources = {"GPU": 1} if self.devices and _offer_gpus(client) else None
         held, running = {}, as_completed(loop=client.loop)
 
         def hand_out() -> None:
-            for job in jobs:
+            for job in itertools.islice(jobs, max(0, self._width() - len(held))):
                 future = client.submit(function, job, pure=False, resources=resources)
                 held[future.key] = job
                 running.add(future)
-                return
 
-        for _ in range(width):
-            hand_out()
+        hand_out()
         while held:
             future = next(running)
             yield held.pop(future.key), _result_of(future)

@@ -84,7 +84,9 @@ def write_demo(folder: Path, spec: DemoSpec) -> bool:
     if is_written(folder, spec):
         return False
     if folder.exists() and not (folder / MARKER).is_file() and any(folder.iterdir()):
-        raise FileExistsError(f"{str(folder)!r} holds files that are no demo dataset; move them, or name another")
+        raise FileExistsError(
+            f"{str(folder)!r} holds files that are no demo dataset; move or delete them, or name another"
+        )
     writing = folder.with_name(folder.name + ".writing")
     old = folder.with_name(folder.name + ".old")
     for left in (writing, old):  # left by a killed process

@@ -63,8 +63,8 @@ def read(spec: StreamSpec) -> dict[str, torch.Tensor]:
         return _weights(spec).get_state_dict(progress=False, check_hash=True)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:  # no network, or a damaged file
         raise FileNotFoundError(
-            f"[{spec.stream}] start is imagenet, but {_weights(spec).url} cannot be had ({error}); put that "
-            f"file into {_folder()}, or give the path of a weights file as start"
+            f"[{spec.stream}] start is imagenet, but {_weights(spec).url} cannot be downloaded or read ({error}); put "
+            f"that file into {_folder()}, or give the path of a weights file as start"
         ) from None
 
 

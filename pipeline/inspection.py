@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,7 +12,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pipeline import motion, store
+from pipeline import jpeg, motion, store
+from pipeline.errors import DamagedFile
 from pipeline.files import size_of
 from pipeline.scores import Scores
 
@@ -152,8 +155,8 @@ def _refuse_other_files(path: Path) -> None:
     """Refuse our files that are not HDF5, which must not be reported as damaged."""
     if path.is_file() and path.suffix in _OTHER_FILES:
         raise ValueError(
-            f"{path} is no HDF5 file but {_OTHER_FILES[path.suffix]}; this kind has no checksums, so that nothing "
-            "can be said for or against it here"
+            f"{path} is no HDF5 file but {_OTHER_FILES[path.suffix]}; this kind has no checksums, so it cannot "
+            "be verified"
         )
 
 
@@ -206,12 +209,16 @@ def _what_raises(function: Callable[..., Any], *given: Any) -> str:
 
 
 def _check(opened: store.Store, video_id: str) -> None:
-    clip = opened[video_id]
-    if clip.checksum() != clip.attrs["crc32"]:
-        raise ValueError("its bytes do not match their checksum; `python -m pipeline repair` this store")
+    clip, sums, faults = opened[video_id], [], []
     for direction in clip.directions:
-        for image in range(clip.count(direction=direction)):
-            clip.images(image, image + 1, direction=direction)
+        sums.append(0)
+        for data in clip.jpegs(direction=direction):
+            sums[-1] = zlib.crc32(data, sums[-1])
+            faults += [fault] if (fault := _what_raises(functools.partial(jpeg.decode, gray=True), data)) else []
+    if store.crc32_of_parts(sums) != clip.attrs["crc32"]:
+        faults.insert(0, "its bytes do not match their checksum")
+    if faults:
+        raise DamagedFile(f"{faults[0]}; `python -m pipeline repair` this store")
 
 
 def store_folder(path: Path) -> Path:

@@ -157,7 +157,7 @@ def _warn_of_a_bound(folder: Path, spec: FlowSpec) -> None:
     if found and found.at_bound > MUCH_AT_BOUND:
         say(
             f"flow: {found.at_bound:.1%} of the motion is cut off at [flow] bound_px = {spec.bound_px:g} (in a sample "
-            f"of {found.fields} fields); a larger bound keeps it, in coarser steps, and scaling = minmax cuts off none"
+            f"of {found.fields} fields); a larger bound keeps it, in coarser steps; scaling = minmax cuts off nothing"
         )
 
 
@@ -304,7 +304,7 @@ def _say_what_is_odd(records: list[store.Record]) -> None:
     """Report clips that are used although fewer frames decode than their video promises, as in half a download."""
     odd = [f"{record.id}: {record.reason}" for record in records if record.status == "ok" and record.reason]
     if odd:
-        say(f"frames: {len(odd)} of {len(records)} clips are ok but odd, such as {'; '.join(odd[:3])}")
+        say(f"frames: {len(odd)} of {len(records)} clips are used but incomplete, such as {'; '.join(odd[:3])}")
 
 
 def _refuse_too_many_failures(folder: Path, kind: str, records: list[store.Record], max_bad_fraction: float) -> None:

@@ -26,7 +26,7 @@ def on_files(spec: DatasetSpec, *, clips: int, videos: int, absent: Sequence[str
     if ignored := videos - clips:
         say(f"catalog: {ignored} videos in {spec.videos!r} are in no list and are ignored")
     if others:
-        say(f"catalog: {len(others)} files in {spec.videos!r} are no videos by their endings: {some(others)}")
+        say(f"catalog: {len(others)} files in {spec.videos!r} lack the file extension of a video: {some(others)}")
 
 
 def on_classes(spec: DatasetSpec, classes: Sequence[str], *, trained: Collection[str], split: str) -> None:

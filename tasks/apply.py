@@ -25,9 +25,9 @@ class ScoreVideos(OfVideos):
     """
 
     spatial_checkpoint = luigi.Parameter(
-        default="", description="trained weights of the spatial stream, from wherever, in place of the dataset's own"
+        default="", description="a spatial checkpoint to use instead of the dataset's own"
     )
-    temporal_checkpoint = luigi.Parameter(default="", description="the same of the temporal stream")
+    temporal_checkpoint = luigi.Parameter(default="", description="the same for the temporal stream")
     fuse = luigi.ChoiceParameter(choices=FUSIONS, default="average", description="how the streams become one")
     file = "scores.h5"  # written after the predictions
 

@@ -75,12 +75,13 @@ class Stage(luigi.Task):
             settings.check(self.dataset_name, self.changes)
 
     def clone(self, cls=None, **kwargs):
-        """A task with the same parameters, except those given; of `changes` it gets only what it reads.
+        """A task with the same parameters, except those given; of `changes` and `seed` it gets only what it reads.
 
-        So what several rows of a table share is a single task, and is checked once.
+        So what several rows of a table or several seeds share is a single task, and is checked once.
         """
         reads = getattr(cls or type(self), "reads", ())
-        if reads:
+        if reads:  # none of these reads the seed
+            kwargs["seed"] = -1
             kwargs["changes"] = settings.of_sections(kwargs.get("changes", self.changes), reads)
         return super().clone(cls, **kwargs)
 

@@ -30,7 +30,7 @@ class TrainStream(OnDevice):
     """One stream, trained on the training part; the weights that did best on the validation part are kept."""
 
     stream = luigi.ChoiceParameter(choices=STREAMS, description="which stream")
-    alone = luigi.BoolParameter(default=False, description="leave with_dataset aside: others start from this training")
+    alone = luigi.BoolParameter(default=False, description="ignore with_dataset; other trainings start from this one")
     file = "curve.json"  # written after checkpoint.pt
 
     @property

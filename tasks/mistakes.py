@@ -128,7 +128,7 @@ def plainly(error: BaseException) -> str:
 def _say_or_show(kind: type[BaseException], error: BaseException, trace) -> None:
     """Replaces `sys.excepthook`: an error that is no fault of the program is printed without its traceback."""
     if isinstance(error, KeyboardInterrupt):
-        say("interrupted; the same command goes on")
+        say("interrupted; run the same command to resume")
     elif mistake := mistake_of_command(error):
         say(f"error: {mistake}")
     else:

@@ -231,14 +231,14 @@ def _closing(found: dict[str, Any]) -> list[str]:
 def _totals(found: dict[str, Any], free: str) -> Iterator[str]:
     summed, unknown = found["total"], found["total"]["unknown"]
     if unknown < len(found["rows"]):
-        idle = "on this machine if it is otherwise idle, beside starting processes and loading data"
+        idle = "on this machine if it is otherwise idle, not counting process start and data loading"
         yield f"about {_time(summed['seconds'])} {idle}{_busy(found)}"
         more, most = in_bytes(summed["disk_bytes"]), in_bytes(summed["most_bytes"])
         yield f"{more} more on the disk, {most} at most on the way; {free}"
     if unknown:
-        yield f"besides {unknown} artifacts of which it is not known"
+        yield f"{unknown} artifacts could not be estimated"
     if not found["enough"]:
-        yield "WARNING: the disk does not suffice"
+        yield "WARNING: there is not enough disk space"
 
 
 def _busy(found: dict[str, Any]) -> str:

@@ -199,7 +199,7 @@ def test_files_that_are_no_videos_are_said(tmp_path, capsys):
         (tmp_path / name).write_bytes(b"")
     assert len(read_dataset(spec, "1").clips) == 5
     said = capsys.readouterr().err
-    assert f"2 files in {str(tmp_path)!r} are no videos by their endings: 'x/half.mp4.part', 'y/notes.txt'" in said
+    assert f"2 files in {str(tmp_path)!r} lack the file extension of a video: 'x/half.mp4.part', 'y/notes.txt'" in said
     outline(spec, "1")
     assert capsys.readouterr().err == ""
 

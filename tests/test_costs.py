@@ -96,7 +96,7 @@ def test_the_table_ends_with_what_it_comes_to(config, by_hand, monkeypatch, caps
     assert lines[2].split()[:8] == ["Frames", "native", row_digest(Frames), "to", "make", "4", "36", "s"]
     artifacts = config.get("run", "artifacts")
     assert lines[5] == "Flow: 0 of 3 artifacts are there"
-    assert lines[6].endswith("if it is otherwise idle, beside starting processes and loading data")
+    assert lines[6].endswith("if it is otherwise idle, not counting process start and data loading")
     assert lines[7].endswith(f"at most on the way; 3.0 GiB are free for {artifacts}") and len(lines) == 8
     assert not any(line.endswith(" ") for line in lines)
 
@@ -109,7 +109,7 @@ def test_a_disk_that_does_not_suffice_is_said(config, by_hand, monkeypatch, caps
     monkeypatch.setattr(machine, "resources", lambda artifacts: {"disk_free": 10})
     monkeypatch.setattr(machine, "load", lambda: {"load": 5.04, "cores": 2, "busy": True})
     lines = shown(capsys, "Flow")
-    assert lines[-1] == "WARNING: the disk does not suffice"
+    assert lines[-1] == "WARNING: there is not enough disk space"
     assert lines[-3].endswith("; but 5.0 processes share its 2 cores now, beside which it takes longer")
     lines = shown(capsys, "TrainStream", "--stream", "spatial")
     assert lines[-3].endswith("takes longer; networks were timed on one core: up to 2 x too long")
@@ -127,7 +127,7 @@ def test_what_luigi_would_refuse_is_said_last(config, capsys):
     config.set("dataset.four", "videos", "absent")
     lines = shown(capsys)
     assert "luigi would refuse to begin, for files that are not there: see the notes" in lines
-    assert lines[-1] == f"besides {len(CHAIN)} artifacts of which it is not known"
+    assert lines[-1] == f"{len(CHAIN)} artifacts could not be estimated"
 
 
 def test_a_reader_that_has_seen_enough_ends_the_command(config, monkeypatch):

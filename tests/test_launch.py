@@ -138,7 +138,9 @@ def test_a_killed_process_ends_all_with_one_message_and_none_listened_to_others(
         child.kill()
 
     when((tmp_path / "resume.pt").exists, look_and_kill)
-    with pytest.raises(TrainingFailed, match="process 1 of the spatial training was killed by SIGKILL; if nobody did"):
+    with pytest.raises(
+        TrainingFailed, match="process 1 of the spatial training was killed by SIGKILL; unless someone did"
+    ):
         run(spec(processes=2, steps=2000), data, tmp_path)
     assert set(psutil.Process().children()) <= before and {path.name for path in tmp_path.iterdir()} == {"resume.pt"}
     assert listened == {"127.0.0.1"}

@@ -91,7 +91,7 @@ def test_a_folder_that_cannot_be_written_is_one_line(overlay, tmp_path):
 
 def test_an_interrupted_command_says_how_it_goes_on(capsys):
     mistakes._say_or_show(KeyboardInterrupt, KeyboardInterrupt(), None)
-    assert capsys.readouterr().err == "interrupted; the same command goes on\n"
+    assert capsys.readouterr().err == "interrupted; run the same command to resume\n"
 
 
 def test_any_other_exception_keeps_its_traceback(capsys):

@@ -242,7 +242,9 @@ def test_imagenet_needs_published_weights_and_a_way_to_get_them(monkeypatch):
 
     monkeypatch.setattr(torch.hub, "load_state_dict_from_url", offline)
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", offline)
-    with pytest.raises(FileNotFoundError, match=r"squeezenet1_1-\w+.pth cannot be had \(no route.*put that file into"):
+    with pytest.raises(
+        FileNotFoundError, match=r"squeezenet1_1-\w+.pth cannot be downloaded or read \(no route.*put that file into"
+    ):
         build(spec(network="squeezenet1_1", start="imagenet"), 4)
 
 

@@ -218,7 +218,9 @@ def test_clips_that_are_shorter_than_they_say_are_told_of(tiny_dataset, tmp_path
     monkeypatch.setattr(frames_job, "_oddity", lambda n, video: oddity(n, SimpleNamespace(promised_frames=20)))
     frames_of(videos, tmp_path / "frames")
     said = capsys.readouterr().err
-    assert "frames: 8 of 8 clips are ok but odd, such as " in said and " of 20 promised frames decode; " in said
+    assert (
+        "frames: 8 of 8 clips are used but incomplete, such as " in said and " of 20 promised frames decode; " in said
+    )
 
 
 def test_too_many_bad_clips_fail_the_stage_by_name(tiny_dataset, tmp_path):

@@ -132,6 +132,8 @@ def test_rules_between_settings():
         DatasetSpec(group_pattern="(")
     with pytest.raises(ValueError, match=r"group_pattern 'x' has no \(\?P<group>"):
         DatasetSpec(group_pattern="x")
+    with pytest.raises(ValueError, match=r"\[cluster\] workers is 4; kind = address uses all workers of the scheduler"):
+        ClusterSpec(kind="address", address="tcp://127.0.0.1:8786", workers=4)
 
 
 def test_numbers_are_finite_and_have_one_form():

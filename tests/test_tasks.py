@@ -414,3 +414,8 @@ def test_mistakes_are_refused_before_any_work(overlay, tmp_path, arguments, mess
     assert refused.returncode != 0 and message in refused.stderr
     assert "Traceback" not in refused.stderr
     assert not list((tmp_path / "artifacts").rglob("*.h5"))
+
+
+def test_what_reads_no_seed_is_one_task_for_all_seeds(config):
+    shared = [{str(task) for task in fresh(TrainStream, stream="temporal", seed=seed).requires()} for seed in (0, 1)]
+    assert shared[0] == shared[1] and len(shared[0]) >= 2

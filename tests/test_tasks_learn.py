@@ -27,7 +27,7 @@ def test_imagenet_weights_that_cannot_be_had_are_missed_before_any_work(config, 
 
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", offline)
     config.read_dict({"spatial": {"network": "resnet18", "start": "imagenet"}})
-    with pytest.raises(FileNotFoundError, match=r"\[spatial\] start is imagenet, but .*resnet18-\w+.pth cannot be had"):
+    with pytest.raises(FileNotFoundError, match=r"\[spatial\] start is imagenet, but .*resnet18-\w+.pth cannot be"):
         fresh(FullPipeline).requires().complete()
     assert not fresh(Frames).folder.exists()
     with Stage.without_download():
@@ -45,7 +45,7 @@ def test_imagenet_weights_that_are_here_are_only_read(monkeypatch, tmp_path, cap
     assert imagenet.to_download(spec) == "" and capsys.readouterr().err == ""
     for damaged in (b"", b"garbage" * 9, file.read_bytes()[:200]):
         file.write_bytes(damaged)
-        with pytest.raises(FileNotFoundError, match="squeezenet1_1-.*pth cannot be had .*; put that file into"):
+        with pytest.raises(FileNotFoundError, match="squeezenet1_1-.*pth cannot be downloaded .*; put that file into"):
             imagenet.fetch(spec)
 
 

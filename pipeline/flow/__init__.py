@@ -74,7 +74,7 @@ def estimate(frames: np.ndarray, spec: FlowSpec, *, device: str = "auto", direct
 
     Args:
         frames: (T, H, W, 3) uint8 RGB, or (T, H, W) uint8 gray, T >= 2.
-        spec: which estimator, and its settings. The work is done in batches of `spec.batch_pairs` pairs.
+        spec: which estimator, and its settings. `spec.batch_pairs` changes no result but RAFT's on CUDA.
         device: "cpu", "cuda", "cuda:N", or "auto": CUDA if it is available and the method can use it.
         direction: "forward" or "backward".
 

@@ -237,7 +237,10 @@ class ClusterSpec(Spec):
         neutral=True,
     )
     workers: int = setting(
-        0, "processes or jobs; 0 means one a core, one a GPU, or all that an address has", low=0, neutral=True
+        0,
+        "processes or jobs; 0: one per core, or one per GPU; an address uses all that it has",
+        low=0,
+        neutral=True,
     )
     threads: int = setting(
         0, "threads of a worker in Flow for JPEG; 0 means the share of its GPU in the cores, or 1", low=0, neutral=True
@@ -252,7 +255,11 @@ class ClusterSpec(Spec):
     in_flight: int = setting(2, "shards handed out at once, a worker", low=1, neutral=True)
 
     def check(self):
-        """Check that `kind = address` has an address."""
+        """Check that `kind = address` has an address, and no number of workers, which it would not read."""
+        if self.kind == "address" and self.workers:
+            raise ValueError(
+                f"[cluster] workers is {self.workers}; kind = address uses all workers of the scheduler: leave it at 0"
+            )
         if self.kind == "address" and not self.address:
             raise ValueError(
                 "[cluster] address is empty; kind = address needs the scheduler's, such as tcp://127.0.0.1:8786"

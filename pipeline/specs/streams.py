@@ -92,7 +92,7 @@ class StreamSpec(Spec):
         (50_000, 70_000), "schedule = step: steps after which the learning rate is divided by 10"
     )
     learning_rate_end: float = setting(0.0, "schedule = cosine: learning rate after the last step", low=0.0)
-    warmup: int = setting(0, "first steps, in which the learning rate rises in a line", low=0)
+    warmup: int = setting(0, "first steps, in which the learning rate rises linearly", low=0)
     momentum: float = setting(0.9, "momentum of SGD, first decay of AdamW", low=0.0, high=0.999)
     weight_decay: float = setting(5e-4, "weight decay", low=0.0)
     clip_norm: float = setting(0.0, "gradients are scaled down to this norm, all together; 0 leaves them", low=0.0)

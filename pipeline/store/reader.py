@@ -279,10 +279,10 @@ class Store(Mapping[str, StoredClip]):
 
 
 def open_frames(path: Path | str) -> Store:
-    """Open a frames store by its folder or its `index.h5`."""
+    """Open a frames store by its folder or its `index.h5`, or one of its shards."""
     return Store(path, "frames")
 
 
 def open_flow(path: Path | str) -> Store:
-    """Open a flow store by its folder or its `index.h5`."""
+    """Open a flow store by its folder or its `index.h5`, or one of its shards."""
     return Store(path, "flow")
