@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from pipeline.console import in_bytes, plain, print_table
+from pipeline.console import in_bytes, plain, print_table, some
 
 ROWS_SHOWN = 20
 _LIST_SHOWN = 12
@@ -183,9 +183,8 @@ def _repair(path: Path, arguments: argparse.Namespace) -> int:
     print("\n".join(f"{path}: {line}" for line in lines))
     if damaged:
         made = "flow, trainings and scores" if kind == "frames" else "trainings and scores"
-        names = ", ".join(damaged[:5]) + (" ..." if len(damaged) > 5 else "")
         print(
-            f"this does not remake {made} made from {names} after the damage; "
+            f"this does not remake {made} made from {some(damaged)} after the damage; "
             "`python -m pipeline invalidate STAGE --dataset NAME` removes them"
         )
     return 0

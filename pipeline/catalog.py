@@ -14,8 +14,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipeline import remarks
+from pipeline.console import some
 from pipeline.files import file_hash
-from pipeline.layouts import Stat, list_files, match, read_layout, scan_videos, some
+from pipeline.layouts import Stat, list_files, match, read_layout, scan_videos
 from pipeline.parts import draw_parts
 from pipeline.progress import Progress, say
 from pipeline.rows import PARTS, Row

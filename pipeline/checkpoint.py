@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 
 from pipeline.catalog import Catalog
+from pipeline.console import some
 from pipeline.errors import DamagedFile
 from pipeline.networks import CHECKPOINT_FORMAT, Network, build_untrained
 from pipeline.specs import StackSpec, StreamSpec
@@ -155,7 +156,8 @@ def load_checkpoint(
     others = tuple(record.pop("other_classes"))
     for names, wanted, which in ((found, classes, ""), (others, other_classes, " of another data set")):
         if wanted is not None and names != tuple(wanted):
-            raise ValueError(f"{path} was trained on {_classes(names)}{which}; expected {_classes(tuple(wanted))}")
+            found, expected = (f"{len(names)} classes ({some(names, 4)})" for names in (names, tuple(wanted)))
+            raise ValueError(f"{path} was trained on {found}{which}; expected {expected}")
     with torch.random.fork_rng(devices=[]):  # the random weights are overwritten; the caller's state is kept
         rebuilt = build_untrained(spec, len(found), len(others))
     try:
@@ -179,7 +181,3 @@ def spec_of(path: Path | str, values: dict[str, Any]) -> StreamSpec:
         raise ValueError(
             f"{path} has settings that this code does not know ({error}); update the code, or train again"
         ) from None
-
-
-def _classes(names: tuple[str, ...]) -> str:
-    return f"{len(names)} classes ({', '.join(names[:4])}{', ...' if len(names) > 4 else ''})"

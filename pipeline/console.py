@@ -22,6 +22,11 @@ def plain(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def some(names: Sequence[str], most: int = 5) -> str:
+    """The first few names, for a message: 'a', 'b', 'c', ..."""
+    return ", ".join(map(repr, names[:most])) + (", ..." if len(names) > most else "")
+
+
 def in_bytes(count: float) -> str:
     """A number of bytes as text: 17 B, 3.4 MiB."""
     for unit in ("B", "KiB", "MiB", "GiB"):

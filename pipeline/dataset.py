@@ -17,6 +17,7 @@ from torch.utils.data import Dataset
 
 from pipeline import stacks, store
 from pipeline.catalog import Clip
+from pipeline.console import some
 from pipeline.errors import DamagedFile
 from pipeline.inputs import ViewBatch, join_views, stack_views
 from pipeline.progress import say
@@ -57,7 +58,7 @@ class Pictures:
         if lost:
             say(
                 f"{self.spec.stream}: {len(lost)} of {len(clips)} {use} clips are not in the store, such as "
-                f"{', '.join(clip.id for clip in lost[:3])}"
+                f"{some([clip.id for clip in lost], 3)}"
             )
         return held
 

@@ -13,12 +13,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
+from pipeline.console import some
 from pipeline.official import read_hmdb51_lists, read_ucf101_classes, read_ucf101_lists, split_numbers
 from pipeline.rows import PARTS, Row, folded, safe_path
 from pipeline.specs import DatasetSpec
 from pipeline.specs.base import unknown_name
 
-SHOWN = 5  # at most this many names are listed in a message
 VIDEO_SUFFIXES = (
     *(".avi", ".mp4", ".mkv", ".webm", ".mov", ".mpg", ".mpeg", ".m4v", ".wmv", ".flv"),
     *(".ts", ".mts", ".m2ts", ".3gp", ".ogv", ".gif"),
@@ -258,8 +258,3 @@ def told_absent(spec: DatasetSpec, absent: Sequence[str], present: int) -> str:
 def _find(path: str, videos: dict[str, Stat], by_folded: dict[str, str]) -> str | None:
     """Path on disk of a listed clip: as it is written, else regardless of case and of how accents are composed."""
     return path if path in videos else by_folded.get(folded(path))
-
-
-def some(names: Sequence[str]) -> str:
-    """A few of the names, for a message."""
-    return ", ".join(map(repr, names[:SHOWN])) + (", ..." if len(names) > SHOWN else "")

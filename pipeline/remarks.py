@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-from pipeline.layouts import some, told_absent
+from pipeline.console import some
+from pipeline.layouts import told_absent
 from pipeline.progress import say
 from pipeline.specs import DatasetSpec
 

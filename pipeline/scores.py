@@ -15,6 +15,7 @@ import numpy as np
 
 from pipeline import store
 from pipeline.catalog import UNKNOWN
+from pipeline.console import some
 
 SUM_TOLERANCE = 1e-3  # a float32 softmax, averaged over 250 views, is within 1e-5
 
@@ -239,7 +240,6 @@ def _class_difference(first: tuple[str, ...], second: tuple[str, ...]) -> str:
     )
 
 
-def _some(names: list[str], most: int = 3) -> str:
-    """'5 (a, b, c, ...)': how many, and the first few of them."""
-    shown = ", ".join(map(repr, names[:most])) + (", ..." if len(names) > most else "")
-    return f"{len(names)} ({shown})" if names else "0"
+def _some(names: list[str]) -> str:
+    """How many names, and the first few of them."""
+    return f"{len(names)} ({some(names, 3)})" if names else "0"

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.console import some
 from pipeline.folds import cut_folds, scored_pair
 from pipeline.scores import Scores
 
@@ -82,8 +83,8 @@ class LinearSVM:
         """
         if a.classes != self.classes:
             raise ValueError(
-                f"the tables have {len(a.classes)} classes {_brief(a.classes)}; "
-                f"the SVM was fitted on {len(self.classes)} {_brief(self.classes)}"
+                f"the tables have {len(a.classes)} classes ({some(a.classes, 3)}); "
+                f"the SVM was fitted on {len(self.classes)} ({some(self.classes, 3)})"
             )
         return _features(*a.join(b)) @ self.coefficients.T + self.intercepts
 
@@ -188,7 +189,3 @@ def _solve(features: np.ndarray, labels: np.ndarray, c: float) -> Hyperplanes:
         warnings.simplefilter("ignore", ConvergenceWarning)
         svm.fit(features, labels)
     return svm.coef_, svm.intercept_
-
-
-def _brief(names: tuple[str, ...]) -> str:
-    return "(" + ", ".join(map(repr, names[:3])) + (", ...)" if len(names) > 3 else ")")

@@ -16,8 +16,8 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from pipeline.catalog import UNREADABLE, Catalog, Clip
+from pipeline.console import some
 from pipeline.dataset import TrainingSet
-from pipeline.layouts import SHOWN
 from pipeline.progress import say
 from pipeline.specs import StreamSpec
 from pipeline.specs.base import unknown_name
@@ -131,7 +131,7 @@ def refuse_overlap(spec: StreamSpec, catalog: Catalog, other: OtherDataset) -> N
     if twice := _held_out(catalog, other):
         raise ValueError(
             f"[{spec.stream}] with_how is start, but {len(twice)} training clips of {other.name} are validation or "
-            f"test clips of this set: {', '.join(clip.id for clip in twice[:SHOWN])}{', ...' * (len(twice) > SHOWN)}; "
+            f"test clips of this set: {some([clip.id for clip in twice])}; "
             "take them out there, or set with_how to heads or classes, which leave them out"
         )
 
@@ -148,7 +148,7 @@ def _clips_apart(spec: StreamSpec, catalog: Catalog, other: OtherDataset) -> lis
     if twice:
         say(
             f"{spec.stream}: {len(twice)} training clips of {other.name} are validation or test clips here, and are "
-            f"left out: {', '.join(twice[:SHOWN])}"
+            f"left out: {some(twice)}"
         )
     left_out = set(twice)
     return [clip for clip in other.catalog.part("train") if clip.id not in left_out]

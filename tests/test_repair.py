@@ -124,7 +124,7 @@ def test_repair_removes_what_is_damaged_and_the_index(frames, flow, capsys):  # 
     removed, rest = capsys.readouterr().out.splitlines()
     assert removed == f"{flow}: removed shard-all; run the stage again"
     assert rest.startswith(
-        "this does not remake trainings and scores made from a after the damage; `python -m pipeline inv"
+        "this does not remake trainings and scores made from 'a' after the damage; `python -m pipeline inv"
     )
 
 

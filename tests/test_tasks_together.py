@@ -190,7 +190,7 @@ def test_a_start_from_test_clips_of_this_set_is_refused_before_flow(two, tmp_pat
     assert not fresh(TrainStream, stream="temporal").complete()
     assert build(fresh(Catalog), fresh(Catalog, dataset="more"))
     with pytest.raises(
-        ValueError, match=r"with_how is start, but 1 training clips of more are .* of this set: a; take"
+        ValueError, match=r"with_how is start, but 1 training clips of more are .* of this set: 'a'; take"
     ):
         fresh(TrainStream, stream="temporal").complete()
     assert not (tmp_path / "artifacts/more/frames").exists()

@@ -238,7 +238,7 @@ def test_what_is_validated_or_tested_here_is_not_trained_on_there(sets, capsys, 
     used = found.sets[1].clips if how is HEADS else found.clips[8:]
     assert "right_1" not in {clip.id for clip in used} and "right_0" in {clip.id for clip in used}
     assert (
-        "1 training clips of more are validation or test clips here, and are left out: right_1"
+        "1 training clips of more are validation or test clips here, and are left out: 'right_1'"
         in capsys.readouterr().err
     )
 
@@ -254,7 +254,9 @@ def test_a_start_from_what_is_validated_or_tested_here_is_refused(sets):
         return other._replace(catalog=replace(other.catalog, clips=tuple(clips)))
 
     settings, catalog = spec(with_dataset="more", with_how="start"), replace(catalog, clips=tuple(own))
-    message = r"with_how is start, but 1 training clips of more are validation or test clips of this set: right_1; take"
+    message = (
+        r"with_how is start, but 1 training clips of more are validation or test clips of this set: 'right_1'; take"
+    )
     with pytest.raises(ValueError, match=message):
         refuse_overlap(settings, catalog, with_content(tested.content))
     for harmless in (trained.content, UNREADABLE):
@@ -302,7 +304,7 @@ def test_a_checkpoint_of_another_companion_is_refused_by_name(sets, tmp_path):
     catalog, other = sets()
     run(spec(steps=1, **HEADS), catalog, other, tmp_path)
     assert load_checkpoint(tmp_path / "checkpoint.pt", other_classes=("LEFT", "down", "up")).network.other_head
-    message = r"was trained on 3 classes \(LEFT, down, up\) of another data set; expected 2 classes \(a, b\)"
+    message = r"was trained on 3 classes \('LEFT', 'down', 'up'\) of another data set; expected 2 classes \('a', 'b'\)"
     with pytest.raises(ValueError, match=message):
         load_checkpoint(tmp_path / "checkpoint.pt", other_classes=("a", "b"))
 
