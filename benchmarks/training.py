@@ -110,16 +110,25 @@ def on_device(run: TrainingState, data: TrainingSet, steps: int) -> float:
     return float(np.mean(seconds[SKIPPED:]))
 
 
-def one_against_two(folder: Path, index: Path, catalog: Catalog, network: str, rate: float) -> float:
-    """Largest difference, over all steps, of the losses of one process and of two (CPU, float32, dropout 0.5)."""
+def differences(folder: Path, index: Path, catalog: Catalog, network: str, rate: float) -> dict[str, float]:
+    """Largest differences, over all steps, of the losses of trainings that only rounding tells apart.
+
+    CPU, float32, dropout 0.5; one process against two, and one process on one thread against one on two.
+    """
     recipe = {"network": network, "resize_px": 64, "crop_px": 56, "batch": 8, "steps": COMPARED, "dropout": 0.5}
-    losses = []
-    for processes in (1, 2):
+
+    def losses(processes: int, threads: int) -> list[float]:
         spec = settings("spatial", **recipe, learning_rate=rate, milestones=(), processes=processes)
-        out = folder / f"{network} {rate} {processes}"
+        out = folder / f"{network} {rate} {processes} {threads}"
+        torch.set_num_threads(threads)
         train(spec, store_path=index, catalog=catalog, folder=out, inputs_key="benchmark", device="cpu")
-        losses.append(json.loads((out / "curve.json").read_text())["loss"])
-    return float(np.abs(np.subtract(*losses)).max())
+        return json.loads((out / "curve.json").read_text())["loss"]
+
+    before = torch.get_num_threads()
+    alone, *others = [losses(processes, threads) for processes, threads in ((1, 2), (2, 1), (1, 1))]
+    torch.set_num_threads(before)
+    apart = [float(np.abs(np.subtract(alone, other)).max()) for other in others]
+    return {"network": network, "learning_rate": rate, "processes": apart[0], "threads": apart[1]}
 
 
 def main() -> None:
@@ -147,16 +156,15 @@ def main() -> None:
         run, data = TrainingState(spec, CLASSES, device), TrainingSet(spec, Path(scratch) / kind, catalog.part("train"))
         with algorithms(spec):
             rounds = [(from_store(run, data, steps), on_device(run, data, steps)) for _ in range(given.rounds)]
-        differences = []
+        apart = []
         if small:
             frames = write_store(Path(scratch) / "small", "frames", 2 * CLASSES)
-            for compared in COMPARED_RATES:
-                found = one_against_two(Path(scratch), Path(scratch) / "small" / "index.h5", frames, *compared)
-                differences.append((*compared, found))
-    report(spec, device, rounds, differences)
+            index = Path(scratch) / "small" / "index.h5"
+            apart = [differences(Path(scratch), index, frames, *compared) for compared in COMPARED_RATES]
+    report(spec, device, rounds, apart)
 
 
-def report(spec: StreamSpec, device: torch.device, rounds: list, differences: list) -> None:
+def report(spec: StreamSpec, device: torch.device, rounds: list, apart: list[dict]) -> None:
     """Print and record what was measured."""
     totals = [stored["waiting"] + stored["stepping"] for stored, _ in rounds]
     shares = [stored["waiting"] / total for (stored, _), total in zip(rounds, totals, strict=True)]
@@ -170,10 +178,11 @@ def report(spec: StreamSpec, device: torch.device, rounds: list, differences: li
         ("batch on the device already, clips/s", spread([spec.batch / ready for _, ready in rounds], 1)),
         ("from the store : on the device, clips/s", spread(ratios, 3)),
     ]
-    for network, rate, found in differences:
-        what = f"{network}, learning rate {rate:g}: largest difference of {COMPARED} losses, 1 process against 2"
-        rows.append((what, f"{found:.1e}"))
-    record = {"spec": spec.as_dict(), "rounds": rounds, "waiting": shares, "ratio": ratios, "differences": differences}
+    for found in apart:
+        what = f"{found['network']}, learning rate {found['learning_rate']:g}: largest difference of {COMPARED} losses"
+        rows.append((f"{what}, 1 process against 2", f"{found['processes']:.1e}"))
+        rows.append((f"{what}, 1 thread against 2", f"{found['threads']:.1e}"))
+    record = {"spec": spec.as_dict(), "rounds": rounds, "waiting": shares, "ratio": ratios, "differences": apart}
     show(f"training {spec.stream} {spec.network} {spec.precision}", rows, record)
 
 

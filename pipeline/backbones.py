@@ -54,6 +54,20 @@ def cnn_m_2048(spec: StreamSpec) -> tuple[nn.Module, int, str]:
     return _he_start(body), 2048, "head"
 
 
+def without_second_norm(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Weights of a spatial CNN-M-2048 under the names of the temporal one; those of a temporal one stay as they are.
+
+    The temporal network lacks the second normalisation, so its layers from conv3 on count one less.
+    """
+    if "body.8.weight" not in state or "body.7.weight" in state:
+        return state
+    found = {}
+    for name, value in state.items():
+        body, place, kind = name.split(".", 2)
+        found[f"{body}.{int(place) - (int(place) >= 8)}.{kind}" if place.isdecimal() else name] = value
+    return found
+
+
 def _pool() -> nn.MaxPool2d:
     return nn.MaxPool2d(3, stride=2, ceil_mode=True)
 

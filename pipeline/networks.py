@@ -18,6 +18,7 @@ from pipeline.backbones import (
     refuse_crop,
     refuse_unrepeatable,
     torchvision_body,
+    without_second_norm,
 )
 from pipeline.progress import say
 from pipeline.specs import StreamSpec
@@ -158,7 +159,8 @@ def check(spec: StreamSpec) -> None:
 
     Raises:
         FileNotFoundError: the weights file of `start` does not exist.
-        ValueError: unknown network, one without ImageNet weights, or a crop or channels that it cannot take.
+        ValueError: unknown network, one without ImageNet weights, a crop or channels that it cannot take, or a file
+            with the weights of another network.
     """
     if spec.start == "imagenet":
         imagenet.refuse(spec)
@@ -166,7 +168,10 @@ def check(spec: StreamSpec) -> None:
         raise FileNotFoundError(
             f"[{spec.stream}] start is {spec.start!r}, which is no file; allowed: scratch, imagenet, or a weights file"
         )
-    refuse_crop(_on_meta(spec).body, spec)
+    network = _on_meta(spec)
+    refuse_crop(network.body, spec)
+    if spec.start not in ("scratch", "imagenet"):
+        _of_body(network, read_weights(spec.start, mmap=True), spec, spec.start)
 
 
 def check_deterministic(spec: StreamSpec) -> None:
@@ -224,34 +229,51 @@ def new_head(width: int, num_classes: int) -> nn.Linear:
 
 def _start_from(network: Network, spec: StreamSpec, start: str | Path) -> None:
     """Load the body's weights: torchvision's by their published names, or those of one of our checkpoints."""
-    state = imagenet.read(spec) if start == "imagenet" else read_weights(start)
+    read = imagenet.read(spec) if start == "imagenet" else read_weights(start)
+    state = _of_body(network, read, spec, start)
+    name = _first_layer(network)
+    if state[name].shape != read.get(name, read.get(name.removeprefix("body."))).shape:
+        say(
+            f"{spec.network}: first layer {name.removeprefix('body.')} inflated from 3 to {spec.channels} channels "
+            "by the mean over RGB"
+        )
+    network.load_state_dict(state, strict=False)  # strict except for the heads, as checked above
+
+
+def _of_body(
+    network: Network, state: dict[str, torch.Tensor], spec: StreamSpec, start: str | Path
+) -> dict[str, torch.Tensor]:
+    """The weights in a file as those of the network's body, by name.
+
+    A first layer made for RGB is inflated to the stream's channels: each gets the mean over RGB of its weights.
+
+    Raises:
+        ValueError: they are the weights of another network.
+
+    Source: Wang et al., Temporal Segment Networks, 2016, section 3.1 (cross-modality pre-training).
+    """
     if not any(name.startswith("body.") for name in state):
         dropped = (f"{network.replaces}.", *(f"{name}." for name in AUXILIARY))
         state = {f"body.{name}": value for name, value in state.items() if not name.startswith(dropped)}
     state = {name: value for name, value in state.items() if not name.startswith(("head.", "other_head."))}
-    _inflate(state, network, spec)
-    _refuse_mismatch({f"body.{name}": value for name, value in network.body.state_dict().items()}, state, spec, start)
-    network.load_state_dict(state, strict=False)  # strict except for the heads, as checked above
-
-
-def _inflate(state: dict[str, torch.Tensor], network: Network, spec: StreamSpec) -> None:
-    """Inflate a first layer made for RGB to the stream's channels: each gets the mean over RGB of its weights.
-
-    Source: Wang et al., Temporal Segment Networks, 2016, section 3.1 (cross-modality pre-training).
-    """
-    name = f"body.{first_convolution(network.body)[0]}.weight"
+    if spec.network == "cnn_m_2048" and spec.stream == "temporal":
+        state = without_second_norm(state)
+    name = _first_layer(network)
     weight = state.get(name)
-    if weight is None or weight.ndim != 4 or weight.shape[1] != 3 or spec.channels == 3:
-        return
-    state[name] = weight.mean(1, keepdim=True).repeat(1, spec.channels, 1, 1)
-    say(
-        f"{spec.network}: first layer {name.removeprefix('body.')} inflated from 3 to {spec.channels} channels "
-        "by the mean over RGB"
-    )
+    if weight is not None and weight.ndim == 4 and weight.shape[1] == 3 != spec.channels:
+        state[name] = weight.mean(1, keepdim=True).repeat(1, spec.channels, 1, 1)
+    _refuse_mismatch({f"body.{name}": value for name, value in network.body.state_dict().items()}, state, spec, start)
+    return state
 
 
-def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
+def _first_layer(network: Network) -> str:
+    return f"body.{first_convolution(network.body)[0]}.weight"
+
+
+def read_weights(path: str | Path, *, mmap: bool = False) -> dict[str, torch.Tensor]:
     """The tensors in a weights file, by name: a plain state dict, or the state in one of our checkpoints.
+
+    With `mmap` a tensor is read when it is used.
 
     Raises:
         ValueError: no such file, or one with other content (code in a file is never executed).
@@ -260,7 +282,7 @@ def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
         raise ValueError(
             f"start is {str(path)!r}, which is no file; allowed: scratch, imagenet, or the path of a weights file"
         )
-    found = read_tensors(path)
+    found = read_tensors(path, mmap=mmap)
     if isinstance(found, dict) and found.get("format") == CHECKPOINT_FORMAT:
         found = found["state"]
     if not isinstance(found, dict) or not found or not all(isinstance(value, torch.Tensor) for value in found.values()):
@@ -277,7 +299,7 @@ def _refuse_mismatch(wanted: dict, given: dict, spec: StreamSpec, start: str | P
     name = (differ + unknown)[0]
     here, there = (str(tuple(which[name].shape)) if name in which else "absent" for which in (wanted, given))
     raise ValueError(
-        f"the weights in {str(start)!r} do not belong to network {spec.network!r} with {spec.channels} "
-        f"input channels: {len(differ)} tensors are absent or misshapen, {len(unknown)} are unknown; "
+        f"[{spec.stream}] start: the weights in {str(start)!r} do not belong to network {spec.network!r} with "
+        f"{spec.channels} input channels: {len(differ)} tensors are absent or misshapen, {len(unknown)} are unknown; "
         f"the first is {name}: {here} in the network, {there} in the file"
     )

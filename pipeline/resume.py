@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from pipeline import recipe
-from pipeline.checkpoint import load_tensors, save_tensors
+from pipeline.checkpoint import load_tensors
 from pipeline.networks import build
 from pipeline.parallel import World, data_parallel
 from pipeline.progress import say
 from pipeline.specs import StreamSpec
+from pipeline.tensors import save_tensors
 from pipeline.whole_batch import Piece, draw_for_whole_batch
 
 _FORMAT, _VERSION = "two-stream-resume", 1
@@ -35,6 +36,45 @@ def steps_done(path: Path, identity: str) -> int:
     return saved["step"] if saved["identity"] == identity else 0
 
 
+@dataclass
+class Best:
+    """The weights with the best validation so far; without validation clips, the last ones."""
+
+    step: int
+    state: dict[str, torch.Tensor]
+    top1: float | None = None
+    loss: float | None = None
+
+
+@dataclass
+class Curve:
+    """What is recorded of a training, for `curve.json`."""
+
+    steps: list[int] = field(default_factory=list)
+    """Steps done at each point."""
+    loss: list[float] = field(default_factory=list)
+    """Mean loss of the steps since the point before."""
+    learning_rate: list[float] = field(default_factory=list)
+    validation: list[dict[str, float]] = field(default_factory=list)
+    """{"step", "top1", "loss"} of every validation."""
+    pending: list[float] = field(default_factory=list)
+    """Losses that are not in a point yet."""
+    seconds: float = 0.0
+    seconds_stepping: float = 0.0
+    """Time in training steps."""
+    seconds_waiting: float = 0.0
+    """Time spent waiting for data."""
+
+    def record(self, loss: float, spec: StreamSpec, step: int) -> None:
+        """Note the loss of the last of `step` steps; add a point once enough are pending (about 1000 a training)."""
+        self.pending.append(loss)
+        if len(self.pending) >= max(1, spec.steps // _CURVE_POINTS) or step == spec.steps:
+            self.steps.append(step)
+            self.loss.append(sum(self.pending) / len(self.pending))
+            self.learning_rate.append(recipe.learning_rate(spec, step - 1))
+            self.pending.clear()
+
+
 class TrainingState:
     """The state of a training after `step` steps: what `resume.pt` holds, and the objects that compute with it.
 
@@ -43,10 +83,8 @@ class TrainingState:
         model: the network as training calls it; its gradients are averaged over all processes.
         world, device, piece: all processes, the device of this one, and the piece of a batch that it computes.
         step: steps done.
-        best: {"step", "top1", "loss", "state"} of the best validation so far, empty before the first.
-        curve: {"steps", "loss", "learning_rate", "validation", "pending", "seconds", "seconds_stepping",
-            "seconds_waiting"}; each loss is the mean of the steps since the point before it, and `pending` holds those
-            not yet averaged; `seconds_stepping` were spent in training steps, `seconds_waiting` in waiting for data.
+        best: the best validation so far, None before the first.
+        curve: what is recorded.
     """
 
     def __init__(
@@ -71,27 +109,14 @@ class TrainingState:
         self.optimizer = recipe.make_optimizer(spec, self.network)
         self.precision = recipe.precision(spec, device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == torch.float16)
-        self.step, self.best = 0, {}
-        self.curve: dict[str, Any] = {
-            **{name: [] for name in ("steps", "loss", "learning_rate", "validation", "pending")},
-            **dict.fromkeys(("seconds", "seconds_stepping", "seconds_waiting"), 0.0),
-        }
-
-    def record(self, loss: float) -> None:
-        """Note a step's loss; add a point to the curve once enough are pending (about 1000 points per training)."""
-        pending, every = self.curve["pending"], max(1, self.spec.steps // _CURVE_POINTS)
-        pending.append(loss)
-        if len(pending) >= every or self.step == self.spec.steps:
-            self.curve["steps"].append(self.step)
-            self.curve["loss"].append(sum(pending) / len(pending))
-            self.curve["learning_rate"].append(recipe.learning_rate(self.spec, self.step - 1))
-            pending.clear()
+        self.step, self.best, self.curve = 0, None, Curve()
 
     def save(self, path: Path, identity: str) -> None:
         """Write `resume.pt`, with the training's `identity_of`."""
         parts = {name: getattr(self, name).state_dict() for name in ("network", "optimizer", "scaler")}
         about = {"format": _FORMAT, "format_version": _VERSION, "identity": identity}
-        save_tensors(path, {**about, **parts, "step": self.step, "best": self.best, "curve": self.curve})
+        best = vars(self.best) if self.best else {}
+        save_tensors(path, {**about, **parts, "step": self.step, "best": best, "curve": asdict(self.curve)})
 
     def resume(self, path: Path, identity: str) -> None:
         """Resume from `resume.pt` if it has the same identity; if it is there but cannot be used, print why.
@@ -126,5 +151,6 @@ class TrainingState:
         for name in ("network", "optimizer", "scaler"):
             if saved[name]:  # a scaler that was not in use has no state; one that is in use now then starts anew
                 getattr(self, name).load_state_dict(saved[name])
-        self.step, self.best, self.curve = saved["step"], saved["best"], saved["curve"]
+        self.step, self.curve = saved["step"], Curve(**saved["curve"])
+        self.best = Best(**saved["best"]) if saved["best"] else None
         say(f"{self.spec.stream}: training goes on from step {self.step} of {self.spec.steps}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,8 @@ def read_tensors(path: Path | str, *, mmap: bool = False) -> Any:
         DamagedFile: its content is no dict of tensors and plain values.
     """
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+        # older files are no zip files, which torch cannot map
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and zipfile.is_zipfile(path))
     except Exception as error:  # whatever an unpickler or the reader of a zip file may raise
         file_hash(Path(path))  # a failing disk looks like damage to torch, and damage like a failing disk: this tells
         if isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error):

@@ -11,8 +11,8 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -32,7 +32,7 @@ from pipeline.networks import resolve_device
 from pipeline.parallel import ItemSampler, World, process_count
 from pipeline.progress import Progress, duration_text, say
 from pipeline.recipe import algorithms, learning_rate
-from pipeline.resume import UNUSABLE, TrainingState, identity_of
+from pipeline.resume import UNUSABLE, Best, Curve, TrainingState, identity_of
 from pipeline.specs import StreamSpec
 from pipeline.together import OtherDataset, other_classes, training_set
 
@@ -111,7 +111,7 @@ def _own_random_state(device: torch.device) -> contextlib.AbstractContextManager
 
 
 def _take_steps(run: TrainingState, training: Dataset, validation: EvalSet, save: Callable[[], None]) -> None:
-    spec, began = run.spec, time.monotonic() - run.curve["seconds"]
+    spec, began = run.spec, time.monotonic() - run.curve.seconds
     batches = loader(
         training,
         ItemSampler(spec, run.world, run.step),
@@ -125,11 +125,11 @@ def _take_steps(run: TrainingState, training: Dataset, validation: EvalSet, save
         for inputs, labels in _waited_for(sent_ahead(batches, run.device), run.curve):
             loss = _timed_step(run, inputs, labels)
             run.step += 1
-            run.record(loss)
+            run.curve.record(loss, run.spec, run.step)
             validated = run.step % spec.validate_every == 0 or run.step == spec.steps
             if validated:
                 validate(run, validation)
-            run.curve["seconds"] = time.monotonic() - began
+            run.curve.seconds = time.monotonic() - began
             if run.world.rank == 0 and (validated or run.step % spec.save_every == 0):
                 save()
             progress.advance(1, f"loss {loss:.3f}")
@@ -149,13 +149,13 @@ def _warn_of_days(run: TrainingState, progress: Progress) -> None:
         )
 
 
-def _waited_for(batches: Iterable, curve: dict[str, Any]) -> Iterator:
+def _waited_for(batches: Iterable, curve: Curve) -> Iterator:
     """Yield the same batches; add the time spent waiting for each to the curve."""
     rest = iter(batches)
     while True:
         began = time.monotonic()
         batch = next(rest, None)
-        curve["seconds_waiting"] += time.monotonic() - began
+        curve.seconds_waiting += time.monotonic() - began
         if batch is None:
             return
         yield batch
@@ -164,12 +164,12 @@ def _waited_for(batches: Iterable, curve: dict[str, Any]) -> Iterator:
 def _timed_step(run: TrainingState, inputs: torch.Tensor, labels: torch.Tensor) -> float:
     began = time.monotonic()
     loss = train_step(run, inputs, labels)
-    run.curve["seconds_stepping"] += time.monotonic() - began
+    run.curve.seconds_stepping += time.monotonic() - began
     return loss
 
 
 def _say_speed(run: TrainingState) -> None:
-    waiting, stepping = run.curve["seconds_waiting"], run.curve["seconds_stepping"]
+    waiting, stepping = run.curve.seconds_waiting, run.curve.seconds_stepping
     if busy := waiting + stepping:
         clips = run.spec.steps * run.spec.items_per_step
         say(f"training, {run.spec.stream}: {clips / busy:.1f} clips/s, {waiting / busy:.1%} of it waiting for data")
@@ -262,33 +262,33 @@ def _note_validation(run: TrainingState, labels: np.ndarray, probabilities: np.n
     top1 = float((read & (probabilities.argmax(1) == labels)).mean())
     chosen = probabilities[read, labels[read]].clip(1e-12)
     loss = float(-np.log(chosen).mean()) if read.any() else math.inf
-    run.curve["validation"].append({"step": run.step, "top1": top1, "loss": loss})
-    if not run.best or (-top1, loss) < (-run.best["top1"], run.best["loss"]):
+    run.curve.validation.append({"step": run.step, "top1": top1, "loss": loss})
+    if not run.best or (-top1, loss) < (-run.best.top1, run.best.loss):
         state = {name: value.detach().cpu().clone() for name, value in run.network.state_dict().items()}
-        run.best = {"step": run.step, "top1": top1, "loss": loss, "state": state}
+        run.best = Best(run.step, state, top1, loss)
 
 
 def _finish(run: TrainingState, job: Job, others: tuple[str, ...]) -> None:
     """Write the checkpoint, then the curve: once the curve exists, the result is complete."""
     best, folder = run.best, job.folder
-    if not best:
+    if best is None:
         say(f"{run.spec.stream}: no validation clips, so the weights of the last step are kept")
-        best = {"step": run.step, "top1": None, "loss": None, "state": run.network.cpu().state_dict()}
+        best = Best(run.step, run.network.cpu().state_dict())
     save_checkpoint(
         folder / "checkpoint.pt",
-        best["state"],
+        best.state,
         run.spec,
         job.catalog,
         other_classes=others,
         inputs=job.inputs_key,
         data_digest=job.data_digest,
         steps=run.step,
-        best_step=best["step"],
-        validation_top1=best["top1"],
-        validation_loss=best["loss"],
+        best_step=best.step,
+        validation_top1=best.top1,
+        validation_loss=best.loss,
     )
-    curve = {name: values for name, values in run.curve.items() if name != "pending"}
-    about = {"best_step": best["step"], "inputs": job.inputs_key, "weights": weights_hash(best["state"])}
+    curve = {name: values for name, values in asdict(run.curve).items() if name != "pending"}
+    about = {"best_step": best.step, "inputs": job.inputs_key, "weights": weights_hash(best.state)}
     write_json(folder / "curve.json", {**curve, **about})
     for name in ("resume.pt", f"resume.pt{UNUSABLE}"):
         (folder / name).unlink(missing_ok=True)

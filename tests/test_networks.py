@@ -211,6 +211,26 @@ def test_weights_of_another_architecture_are_refused_naming_both(squeezenet_file
         build(spec("spatial", "squeezenet1_0", start=str(path)), 4)
 
 
+@pytest.mark.parametrize("plain", [False, True], ids=["checkpoint", "plain"])
+def test_the_paper_s_spatial_network_starts_its_temporal_one(tmp_path, plain):
+    sizes = {"network": "cnn_m_2048", "crop_px": 64, "resize_px": 64}
+    rgb = build(StreamSpec(**sizes), 5).state_dict()
+    kept = {name.removeprefix("body."): value for name, value in rgb.items() if not name.startswith("head.")}
+    torch.save(kept if plain else rgb, tmp_path / "rgb.pth")
+    settings = StreamSpec(**sizes, stream="temporal", stack=StackSpec(length=5), start=str(tmp_path / "rgb.pth"))
+    temporal = build(settings, 7)
+    convolutions, linear = (0, 4, 8, 10, 12), (16, 19)  # the second normalisation, number 6, is missing
+    for layer in (*convolutions, *linear):
+        own = temporal.body[layer - (layer > 6)]
+        expected = rgb[f"body.{layer}.weight"]
+        expected = expected.mean(1, keepdim=True).expand(-1, 10, -1, -1) if layer == 0 else expected
+        torch.testing.assert_close(own.weight.detach(), expected, rtol=0, atol=1e-7)
+        torch.testing.assert_close(own.bias.detach(), rgb[f"body.{layer}.bias"], rtol=0, atol=0)
+    torch.save(temporal.state_dict(), tmp_path / "rgb.pth")  # whose names are right already
+    again = build(settings, 7).body.state_dict()
+    assert all(torch.equal(value, again[name]) for name, value in temporal.body.state_dict().items())
+
+
 def test_a_start_that_is_no_weights_file_is_refused(tmp_path):
     with pytest.raises(ValueError, match="'nowhere.pth', which is no file; allowed: scratch, imagenet"):
         build(spec(start="nowhere.pth"), 4)

@@ -1,9 +1,11 @@
 """What is refused of a network before anything is made for it."""
 
 import pytest
+import torch
 
 from pipeline import networks
 from pipeline.backbones import OWN
+from pipeline.networks import build, check
 from pipeline.specs import StackSpec, StreamSpec
 
 
@@ -45,3 +47,25 @@ def test_check_refuses_crops_that_do_not_suit_the_network(network, side, message
 @pytest.mark.parametrize("stream", ["spatial", "temporal"])
 def test_check_lets_pass_what_can_be_built(network, stream):
     networks.check(spec(stream, network, crop_px=224, segments=3, partial_bn=True))
+
+
+def test_weights_of_another_network_are_refused_before_any_work(tmp_path):
+    path = tmp_path / "small.pth"
+    torch.save(build(StreamSpec(network="small"), 3).state_dict(), path)
+    check(StreamSpec(network="small", start=str(path)))
+    check(StreamSpec(network="small", start=str(path), stream="temporal", stack=StackSpec()))
+    with pytest.raises(
+        ValueError, match=r"\[spatial\] start: the weights in .*small.pth' do not belong to network 'resnet"
+    ):
+        check(StreamSpec(network="resnet18", start=str(path)))
+    path.write_bytes(path.read_bytes()[:500])
+    with pytest.raises(ValueError, match="small.pth cannot be loaded with weights_only=True"):
+        check(StreamSpec(network="small", start=str(path)))
+
+
+def test_files_of_older_versions_of_torch_are_checked_too(tmp_path):
+    path = tmp_path / "small.pth"
+    torch.save(build(StreamSpec(network="small"), 3).state_dict(), path, _use_new_zipfile_serialization=False)
+    check(StreamSpec(network="small", start=str(path)))
+    with pytest.raises(ValueError, match="do not belong to network 'resnet18'"):
+        check(StreamSpec(network="resnet18", start=str(path)))

@@ -1,5 +1,7 @@
 """The tables of the paper as data, against figures and recipes transcribed here once more."""
 
+from dataclasses import replace
+
 import pytest
 
 from pipeline import specs
@@ -105,6 +107,11 @@ def test_rows_of_table_1a_start_as_the_paper_says():
     tuned, own = (changes(row("1a", "scratch-0.9"), spatial, SCRATCH) for spatial in (WEIGHTS, SCRATCH))
     assert tuned["spatial_steps"] == "80000" and tuned["spatial_milestones"] == "50000, 70000"
     assert tuned["spatial_start"] == own["spatial_start"] == "scratch" and "spatial_steps" not in own
+    by_default = replace(WEIGHTS, steps=SCRATCH.steps, milestones=SCRATCH.milestones)  # only the weights were given
+    assert "spatial_steps" not in changes(row("1a", "scratch-0.9"), by_default, SCRATCH)
+    for key in ("tuned-0.9", "last-0.5"):
+        found = changes(row("1a", key), by_default, SCRATCH)
+        assert (found["spatial_steps"], found["spatial_milestones"]) == ("20000", "14000")
     assert tuned["spatial_partial_bn"] == "false"  # of a network that has learnt nothing no statistics are kept
 
 

@@ -14,7 +14,7 @@ from pipeline import training
 from pipeline.checkpoint import load_checkpoint
 from pipeline.dataset import EvalSet, TrainingSet
 from pipeline.networks import build
-from pipeline.resume import TrainingState
+from pipeline.resume import Curve, TrainingState
 from pipeline.training import TrainingDiverged, train, train_step, validate
 
 CPU = torch.device("cpu")
@@ -132,9 +132,9 @@ def test_bfloat16_rounds_what_the_network_computes(data):
 
 
 def test_waiting_and_stepping_are_told_apart(data, tmp_path, capsys):
-    catalog, curve = data("frames"), {"seconds_waiting": 1.0}
+    catalog, curve = data("frames"), Curve(seconds_waiting=1.0)
     slow = (time.sleep(0.05) or number for number in range(3))
-    assert list(training._waited_for(slow, curve)) == [0, 1, 2] and curve["seconds_waiting"] > 1.15
+    assert list(training._waited_for(slow, curve)) == [0, 1, 2] and curve.seconds_waiting > 1.15
     _, curve = run(spec(), catalog, tmp_path)
     assert curve["seconds_waiting"] > 0 and curve["seconds_stepping"] > 0
     assert curve["seconds_waiting"] + curve["seconds_stepping"] < curve["seconds"]
@@ -213,8 +213,8 @@ def test_validation_counts_clips_and_their_log_probability(data, monkeypatch):
     monkeypatch.setattr(training, "evaluate", lambda *_, **__: training_evaluation(table))
     now = TrainingState(spec(), 2, CPU)
     validate(now, EvalSet(spec(), "i", catalog.part("val"), frames=1, crops=1))
-    assert now.best["top1"] == pytest.approx(3 / 6)  # the clip that failed counts as wrong
-    assert now.best["loss"] == pytest.approx(-np.log([0.9, 0.4, 0.8, 0.3, 0.75]).mean(), rel=1e-6)
+    assert now.best.top1 == pytest.approx(3 / 6)  # the clip that failed counts as wrong
+    assert now.best.loss == pytest.approx(-np.log([0.9, 0.4, 0.8, 0.3, 0.75]).mean(), rel=1e-6)
 
 
 def test_without_validation_clips_the_last_weights_are_kept_and_it_is_said(data, tmp_path, capsys):

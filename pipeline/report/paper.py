@@ -206,8 +206,9 @@ def changes(row: Row, spatial: StreamSpec, temporal: StreamSpec, with_dataset: s
     """The settings that a row changes when it is run, as text, sorted by name.
 
     Training from scratch takes four times the steps of fine-tuning (section 5: 80,000 and 20,000), so the steps are
-    adapted if a row does the one and the user configured the other. A row without a second data set is trained without
-    one, even if one is configured.
+    adapted if a row does the one and the user configured the other. The paper's schedule from scratch, which is the
+    default, counts as that even if `start` names weights: whoever gives only these has not configured fine-tuning. A
+    row without a second data set is trained without one, even if one is configured.
 
     Args:
         row: one for which `why_not` gives "".
@@ -215,10 +216,15 @@ def changes(row: Row, spatial: StreamSpec, temporal: StreamSpec, with_dataset: s
         with_dataset: name of the second data set; "" for none.
     """
     found = dict(row.settings)
+    from_scratch = spatial.start == "scratch" or all(
+        getattr(spatial, name) == getattr(StreamSpec, name) for name in ("steps", "milestones")
+    )
     if row.start == "scratch":
         found |= {"spatial_start": "scratch", "spatial_partial_bn": "false"}  # random weights have nothing to keep
-        if spatial.start != "scratch":
+        if not from_scratch:
             found |= _steps("spatial", 4 * spatial.steps, 5 / 8, 7 / 8)
+    elif row.start == "weights" and from_scratch:
+        found |= _steps("spatial", max(1, spatial.steps // 4), 7 / 10)
     for name, configured in (("spatial", spatial), ("temporal", temporal)):
         if configured.with_dataset:
             found |= {f"{name}_with_dataset": "", f"{name}_with_how": ""}
