@@ -190,10 +190,12 @@ def euler_lagrange(first, warped, inside, flow, spec):
     normals = [bright, *([slope(side, 1), slope(side, 0)] for side in bright)]
     matrix, right = np.zeros((3, height, width)), np.zeros((2, height, width))
     for y, x in zip(*np.nonzero(inside), strict=True):
+        slopes = [np.array([along_x[y, x], along_y[y, x]]) for along_x, along_y in normals]
+        scales = [inside[y, x] / np.sqrt(n @ n + brox.STEEP**2) for n in slopes]
+        far = [(difference[y, x] * scale / brox.FAR_PX) ** 2 for difference, scale in zip(change, scales, strict=True)]
+        scales = [scales[0] / (1 + far[0]), *(scale / (1 + far[1] + far[2]) for scale in scales[1:])]
         rows = []
-        for (along_x, along_y), difference in zip(normals, change, strict=True):
-            n = np.array([along_x[y, x], along_y[y, x]])
-            scale = inside[y, x] / np.sqrt(n @ n + brox.STEEP**2)
+        for n, difference, scale in zip(slopes, change, scales, strict=True):
             # at the present flow the linearised constraint is the difference itself
             rows.append((n * scale, (difference[y, x] - n @ flow[:, y, x]) * scale, difference[y, x] * scale))
         gray = 1 / np.hypot(rows[0][2], brox.DATA_EPSILON_PX)

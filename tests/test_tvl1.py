@@ -168,6 +168,7 @@ def test_the_linear_model_is_the_mean_slope_of_both_images(terms, monkeypatch):
         for x, y in (point for row in grid for point in row):
             a, b = (inside[0, y, x] * (derivative(still, x, y, k) + derivative(warped[c], x, y, k)) / 2 for k in (True, False))  # fmt: skip
             share = 1 / np.sqrt(1 + (a**2 + b**2) / 9)  # steep slopes count by the distance in pixels
+            share /= 1 + ((warped[c, y, x] - still[y, x]) * share / 3 / 4) ** 2  # half at four pixels
             a, b = a * share, b * share
             assert (slope_x[c, y, x], slope_y[c, y, x]) == pytest.approx((a, b), abs=1e-9)
             expected = share * (warped[c, y, x] - still[y, x]) - a * flow[0, y, x] - b * flow[1, y, x]

@@ -20,6 +20,7 @@ DATA_EPSILON_PX = 0.2  # residuals well below it are penalised quadratically, we
 SMOOTH_EPSILON = 0.001  # the same for differences of neighbouring vectors
 EDGE = 0.015  # smoothness between pixels whose gray values differ by d has weight exp(-EDGE d)
 STEEP = 1.5  # slope, gray values per pixel, well above which a residual is measured as a distance in pixels
+FAR_PX = 3.0  # a residual of this many pixels has half weight: so large a one is a change of light or an occlusion
 DOUBT = 3.0  # violation of the constraints at which a pixel's flow has half weight in the weighted median
 PIXELS_AT_ONCE = {"cpu": 320 * 240, "cuda": 128 * 320 * 240}
 
@@ -48,7 +49,7 @@ def between(first: np.ndarray | Tensor, second: np.ndarray | Tensor, spec: FlowS
     ECCV 2004: the energy, the warping and the two nested fixed point iterations. We differ in that
     - gray value and gradient are penalised separately (Bruhn, Weickert, Towards ultimate motion estimation, ICCV 2005),
     - every linearised constraint is divided by its slope, so that a steep edge weighs no more than its distance in
-      pixels (Zimmer, Bruhn, Weickert, Optic flow in harmony, IJCV 93(3), 2011),
+      pixels (Zimmer, Bruhn, Weickert, Optic flow in harmony, IJCV 93(3), 2011), and has less weight the larger that is,
     - smoothness has less weight across edges of the first image (Werlberger et al., Anisotropic Huber-L1 optical
       flow, BMVC 2009; here whatever the direction of the edge),
     - slopes are the mean of those of the first and the warped second image (Wedel et al., An improved algorithm for
@@ -113,7 +114,8 @@ def _constraints(first: Tensor, second: Tensor, flow: Tensor) -> _Constraints:
     """Constancy of gray value and gradient, linearised about the flow (paper, section 3.2); the unknown is the flow.
 
     Each constraint is divided by sqrt(a^2 + b^2 + STEEP^2), so that a residual is about the distance in pixels from the
-    constraint line. Where the flow leads out of the image there is no constraint.
+    constraint line. It has less weight where that distance is large: without that a fade, or the light of a lamp, moves
+    flat areas by hundreds of pixels. Where the flow leads out of the image there is no constraint.
     """
     warped, inside = warp.warp(second, flow)
     still, moved = torch.cat(warp.gradient(first), 1), torch.cat(warp.gradient(warped), 1)
@@ -122,6 +124,9 @@ def _constraints(first: Tensor, second: Tensor, flow: Tensor) -> _Constraints:
     a, b = torch.cat((slope[:, :1], bend_x), 1), torch.cat((slope[:, 1:], bend_y), 1)
     c = torch.cat((warped - first, moved - still), 1)
     scale = a.square().addcmul_(b, b).add_(STEEP**2).rsqrt_().mul_(inside)
+    far = (c * scale).square_().div_(FAR_PX**2)
+    far[:, 1:] = far[:, 1:2] + far[:, 2:]  # those of the gradient together, as in their penalty
+    scale = scale.div_(far.add_(1))
     a, b, c = a.mul_(scale), b.mul_(scale), c.mul_(scale)
     return _Constraints(a, b, c.addcmul_(a, flow[:, :1], value=-1).addcmul_(b, flow[:, 1:], value=-1))
 

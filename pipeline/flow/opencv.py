@@ -12,6 +12,7 @@ import numpy as np
 
 from pipeline.specs import FlowSpec
 
+FARNEBACK_BORDER_PX = 16  # by which images are extended: OpenCV's own border lets identical frames move
 FARNEBACK = {"pyr_scale": 0.5, "levels": 5, "winsize": 15, "iterations": 3, "poly_n": 5, "poly_sigma": 1.2, "flags": 0}
 PRESETS = {
     "dis_ultrafast": cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST,
@@ -80,7 +81,7 @@ def extend(image: np.ndarray, min_size: tuple[int, int]) -> np.ndarray:
 def _estimator(method: str) -> tuple[OfPair, tuple[int, int]]:
     """A function of two images that returns (H, W, 2), and the smallest (height, width) it takes."""
     if method == "farneback":
-        return lambda a, b: cv2.calcOpticalFlowFarneback(a, b, None, **FARNEBACK), (1, 1)
+        return _farneback, (1, 1)
     if method in PRESETS:
         # a new one for each size: it keeps the coarsest scale that the smallest image so far allowed
         dis = cv2.DISOpticalFlow.create(PRESETS[method])
@@ -92,6 +93,12 @@ def _estimator(method: str) -> tuple[OfPair, tuple[int, int]]:
     if method == "pcaflow":
         return lambda a, b: _pcaflow(contrib, a, b), PCAFLOW_MIN_SIZE_PX
     return lambda a, b: contrib.calc(a, b, None), (1, 1)
+
+
+def _farneback(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    border = FARNEBACK_BORDER_PX
+    pair = (cv2.copyMakeBorder(image, *[border] * 4, cv2.BORDER_REPLICATE) for image in (first, second))
+    return cv2.calcOpticalFlowFarneback(*pair, None, **FARNEBACK)[border:-border, border:-border]
 
 
 def _pcaflow(estimator: cv2.DenseOpticalFlow, first: np.ndarray, second: np.ndarray) -> np.ndarray:

@@ -41,7 +41,8 @@ def between(
     - c runs over both components of the image gradient and the gray value, each only if it has a weight b. r is the
       residual at u0. s is the mean of the slopes in the first and the warped second image.
     - m = 1 / sqrt(1 + |s|^2 / SATURATION^2), so that the residual at a steep edge is measured in pixels and does not
-      outweigh weak textures, whose residual is measured in gray values.
+      outweigh weak textures, whose residual is measured in gray values. It is divided by 1 + (m r / (SATURATION
+      FAR_PX))^2: a residual that would take more than a few pixels of motion is a change of light or an occlusion.
     - Points that lead out of the image have no data term.
     Then the flow is median filtered, after the last warping of a level by `warp.weighted_median`, in which pixels whose
     residual remains, as where something is occluded or leads out of the image, have little weight. The coarse levels

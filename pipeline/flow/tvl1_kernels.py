@@ -10,6 +10,7 @@ from pipeline.flow.image_kernels import SIZE, slopes, tile
 
 _FLAT = tl.constexpr(tvl1_model.FLAT)
 _PER_SLOPE = tl.constexpr(1 / tvl1_model.SATURATION)
+_PER_FAR = tl.constexpr(1 / (tvl1_model.SATURATION * tvl1_model.FAR_PX))
 _PER_COST = tl.constexpr(1 / tvl1_model.DOUBT)
 _TRUST_FLOOR = tl.constexpr(filters.TRUST_FLOOR)
 _UPDATE_PX = tl.constexpr(tvl1_model.UPDATE_PX)
@@ -69,9 +70,12 @@ def linearise(
         slope_x, slope_y = (still_x + warped_x) * 0.5 * within, (still_y + warped_y) * 0.5 * within
         a, b = slope_x * _PER_SLOPE, slope_y * _PER_SLOPE
         share = 1 / tl.sqrt(1 + (a * a + b * b))
+        residual = tl.load(second + here) - tl.load(first + here)
+        far = residual * share * _PER_FAR
+        share /= 1 + far * far
         slope_x *= share
         slope_y *= share
-        constant = (tl.load(second + here) - tl.load(first + here)) * share - slope_x * u - slope_y * v
+        constant = residual * share - slope_x * u - slope_y * v
         tl.store(linear + c * plane + here, slope_x, mask=stored)
         tl.store(linear + (CHANNELS + c) * plane + here, slope_y, mask=stored)
         tl.store(linear + (2 * CHANNELS + c) * plane + here, constant, mask=stored)

@@ -9,6 +9,7 @@ from pipeline.specs import FlowSpec
 MIN_SIDE_PX = 8
 PRESMOOTH_PX = 0.9  # sigma of the Gaussian before everything else
 SATURATION = 3.0  # slope, gray values per pixel, well above which a residual is measured as a distance in pixels
+FAR_PX = 4.0  # a residual of this many pixels has half weight: so large a one is a change of light or an occlusion
 FLAT = 1e-3  # keeps the step of the data term finite where the image is flat
 UPDATE_PX = 1.0  # a warping changes no component by more, because its linear model does not hold farther away
 DOUBT = 0.6  # remaining cost of the data term at which a pixel's flow has half weight in the weighted median

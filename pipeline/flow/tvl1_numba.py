@@ -88,9 +88,11 @@ def _improve(state: np.ndarray, first: np.ndarray, second: np.ndarray, spec: Flo
     box, derivative = np.array(model.box_of(spec), number), np.array(DERIVATIVE, number)
     still, moving = _channels(first, spec), padded(_channels(second, spec), 1, 2)
     warped, inside = np.empty_like(still), np.empty_like(first)
+    numbers = (number(n) for n in (model.FLAT, 1 / model.SATURATION, 1 / (model.SATURATION * model.FAR_PX)))
+    flat, per_slope, per_far = numbers
     for turn in range(spec.tvl1_warps):
         rows.warp(moving, state, warped, inside)
-        rows.linearise(warped, still, inside, state, derivative, number(model.FLAT), number(1 / model.SATURATION))
+        rows.linearise(warped, still, inside, state, derivative, flat, per_slope, per_far)
         start = _flow(state).copy()
         rows.solve(state, box, spec.tvl1_iterations)
         rows.limit(state, start, number(model.UPDATE_PX))

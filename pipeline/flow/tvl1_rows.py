@@ -77,7 +77,7 @@ def _line(values, first, taps):
 
 
 @compiled
-def linearise(warped, still, inside, state, derivative, flat, per_slope):
+def linearise(warped, still, inside, state, derivative, flat, per_slope, per_far):
     """Write slopes, constants and step sizes of the data term, linearised around the present flow, into the state."""
     channels, height, width = warped.shape
     half, one = _f(0.5), _f(1)
@@ -108,9 +108,12 @@ def linearise(warped, still, inside, state, derivative, flat, per_slope):
             for x in range(width):
                 a, b = slope_x[x] * per_slope, slope_y[x] * per_slope
                 share = one / np.sqrt(one + (a * a + b * b))
+                residual = warped[c, y, x] - still[c, y, x]
+                far = residual * share * per_far
+                share /= one + far * far
                 a, b = slope_x[x] * share, slope_y[x] * share
                 slope_x[x], slope_y[x] = a, b
-                constant[x] = (warped[c, y, x] - still[c, y, x]) * share - a * row[FLOW, x] - b * row[FLOW + 1, x]
+                constant[x] = residual * share - a * row[FLOW, x] - b * row[FLOW + 1, x]
                 step[x] = one / (abs(a) + abs(b) + flat)
                 step_x[x] += abs(a)
                 step_y[x] += abs(b)

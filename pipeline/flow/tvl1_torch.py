@@ -12,6 +12,7 @@ from pipeline.flow import warp
 from pipeline.flow.filters import pyramid_sizes
 from pipeline.flow.tvl1_model import (
     DOUBT,
+    FAR_PX,
     FLAT,
     MIN_SIDE_PX,
     PRESMOOTH_PX,
@@ -86,6 +87,7 @@ def _improve(state: _State, first: Tensor, second: Tensor, spec: FlowSpec, *, sc
         slope_x = slope_x.add_(still_x).mul_(0.5).mul_(inside)
         slope_y = slope_y.add_(still_y).mul_(0.5).mul_(inside)
         share = 1 / (1 + (slope_x.square() + slope_y.square()) / SATURATION**2).sqrt()
+        share /= 1 + ((warped - still) * share / (SATURATION * FAR_PX)).square()
         slope_x, slope_y = slope_x.mul_(share), slope_y.mul_(share)
         constant = (warped - still) * share - slope_x * state.flow[:, :1] - slope_y * state.flow[:, 1:]
         _solve(state, slope_x, slope_y, constant, spec)

@@ -170,8 +170,9 @@ class FlowSpec(Spec):
     batch_pairs: int = setting(0, "pairs computed at once; 0 chooses by frame size and device", low=0, neutral=True)
 
     METHOD_CHANGES: ClassVar[dict[str, int]] = {
-        "tvl1": 3,
-        "brox": 2,
+        "tvl1": 4,
+        "brox": 3,
+        "farneback": 1,
         "dis_ultrafast": 1,
         "dis_fast": 1,
     }  # how often a method's algorithm has changed
