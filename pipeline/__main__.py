@@ -176,8 +176,12 @@ def _verify(path: Path, arguments: argparse.Namespace) -> int:
 def _repair(path: Path, arguments: argparse.Namespace) -> int:
     from pipeline import inspection
 
-    folder = inspection.store_folder(path)
-    with _no_run_in(Path(os.path.normpath(folder.absolute() / "../../.."))):
+    folder = inspection.store_folder(path).absolute()
+    # the folder of all artifacts is three levels up, whether the path is a link into it or a link leads out of it
+    above = {Path(os.path.normpath(store / "../../..")).resolve() for store in (folder, folder.resolve())}
+    with contextlib.ExitStack() as stack:
+        for artifacts in sorted(above):
+            stack.enter_context(_no_run_in(artifacts))
         kind, shards, damaged = inspection.repair(path, failed=arguments.failed)
     lines = [f"removed {name}; run the stage again" for name in shards] or ["nothing is damaged"]
     print("\n".join(f"{path}: {line}" for line in lines))

@@ -114,7 +114,7 @@ def test_speed_by_a_clock_of_our_own(monkeypatch, device, call_seconds, rate):
         now[0] += call_seconds
 
     monkeypatch.setattr("pipeline.flow.estimate", estimate)
-    monkeypatch.setattr(doctor.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(doctor.time, "perf_counter" if device == "cuda" else "process_time", lambda: now[0])
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
     assert doctor.pairs_per_second("dis_fast", device=device, seconds=1.0) == pytest.approx(rate)

@@ -219,6 +219,10 @@ def test_nothing_is_taken_from_under_a_run(made, capsys, command):
     given = ["flow", "--artifacts", str(made.folder)] if command == "invalidate" else [str(folder)]
     run = files.hold_shared_lock(made.folder, create=True)
     assert main([command, *given]) == 2 and "a run is going on in" in capsys.readouterr().err and folder.exists()
+    if command == "repair":  # a link to the store, in a folder without artifacts
+        (made.folder.parent / "link").symlink_to(folder)
+        assert main([command, str(made.folder.parent / "link")]) == 2
+        assert f"a run is going on in {made.folder.resolve()}" in capsys.readouterr().err
     os.close(run)
     main([command, *given])
     assert "a run is going on in" not in capsys.readouterr().err and folder.exists() == (command == "repair")
