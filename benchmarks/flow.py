@@ -36,6 +36,7 @@ from pipeline.specs import FLOW_METHODS, FlowSpec
 SIZES = ((240, 320), (256, 340))  # height, width of the timed frames; the first is also that of the synthetic pairs
 QUICK_SIZE = (60, 80)
 STREETS, STREETS_REACH_PX = 4, 12.0  # pairs of each kind; bound of their motion
+DARKER = 0.7  # light of the second frame of each Middlebury pair, which is compared once more like that
 FAR_PX = 0.02  # a difference worth counting: an eighth of a step of the stored bytes, at [flow] bound_px = 20
 
 
@@ -116,6 +117,7 @@ def read(arguments: argparse.Namespace) -> list[Pair]:
         print(f"Middlebury is left out: {arguments.middlebury} holds no <name>/flow10.flo")
     if arguments.sintel:
         real += scenes.sintel(arguments.sintel, arguments.pairs)
+    real += [scenes.darkened(pair, DARKER) for pair in real if pair.group == "Middlebury"]
     drawn = [
         streets.street(kind, seed, reach_px=STREETS_REACH_PX, size=SIZES[0])
         for kind in streets.KINDS

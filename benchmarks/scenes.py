@@ -157,6 +157,12 @@ def middlebury(folder: Path) -> list[Pair]:
     ]
 
 
+def darkened(pair: Pair, light: float) -> Pair:
+    """The pair with its second frame at `light` times its brightness, as in a fade or when a lamp goes out."""
+    second = np.rint(pair.frames[1] * light).astype(np.uint8)
+    return pair._replace(group=f"{pair.group}, darker", frames=np.stack([pair.frames[0], second]))
+
+
 def sintel(folder: Path, pairs: int) -> list[Pair]:
     """`pairs` pairs of each render pass, spread evenly over `<folder>/training`; occluded points are not marked.
 

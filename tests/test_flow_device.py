@@ -150,3 +150,13 @@ def test_a_numba_that_does_not_work_is_said_once_and_done_without(broken_numba, 
     assert np.isfinite(found).all() and found.any()
     estimate(frames, spec, device="cpu")
     assert capsys.readouterr().err.count("numba does not work, so plain torch computes in its place") == 1
+
+
+@pytest.mark.parametrize("method", ["tvl1", "brox"])
+def test_frames_that_must_not_be_written_are_read_without_a_warning(monkeypatch, recwarn, method):
+    monkeypatch.setattr("pipeline.flow.tvl1.has_numba", lambda: False)  # torch reads them
+    frames = moving_texture(2, height=24, width=32)
+    expected = estimate(frames, FlowSpec(method=method), device="cpu")
+    frames.flags.writeable = False
+    np.testing.assert_array_equal(estimate(frames, FlowSpec(method=method), device="cpu"), expected)
+    assert not [str(warning.message) for warning in recwarn if "not writable" in str(warning.message)]

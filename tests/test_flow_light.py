@@ -1,4 +1,4 @@
-"""Our own methods where the light changes between the frames: it must not be taken for motion."""
+"""What must not be taken for motion: a change of light, and the border of the image."""
 
 import cv2
 import numpy as np

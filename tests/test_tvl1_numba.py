@@ -174,4 +174,7 @@ def test_who_waits_for_the_compiler_is_told(monkeypatch, capsys):
     monkeypatch.setattr(tvl1, "_PATIENCE_S", 0.0)
     monkeypatch.setattr(tvl1_numba, "flow_between", lambda *_: time.sleep(0.2))
     tvl1._compile_for_cpu.__wrapped__()
-    assert capsys.readouterr().err == "tvl1: numba compiles its loops, which takes about twenty seconds, once\n"
+    assert (
+        capsys.readouterr().err
+        == "tvl1: numba compiles its loops, which takes about twenty seconds, once, or loads them\n"
+    )

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from pipeline.flow import sor, warp
-from pipeline.flow.device import has_numba
+from pipeline.flow.device import as_tensor, has_numba
 from pipeline.flow.filters import pyramid_sizes
 from pipeline.specs import FlowSpec
 
@@ -69,7 +69,7 @@ def between(first: np.ndarray | Tensor, second: np.ndarray | Tensor, spec: FlowS
 
 
 def _images(gray: np.ndarray | Tensor, device: str) -> Tensor:
-    images = torch.as_tensor(gray).to(device).float().unsqueeze(1)
+    images = as_tensor(gray, device).float().unsqueeze(1)
     return warp.blur(images, sigma_px=PRESMOOTH_PX)
 
 

@@ -123,6 +123,15 @@ def _give_back() -> None:
     torch.cuda.empty_cache()
 
 
+def as_tensor(images: np.ndarray | Tensor, device: str) -> Tensor:
+    """The images on the device. Read-only arrays, of which torch would warn, are copied."""
+    import torch
+
+    if isinstance(images, np.ndarray) and not images.flags.writeable:
+        images = images.copy()
+    return torch.as_tensor(images).to(device)
+
+
 def concatenated(parts: list[Any]) -> Any:
     """Concatenate numpy arrays or tensors along the first axis; a single one is not copied."""
     if len(parts) == 1:

@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from pipeline.flow.device import has_numba, pairs_at_once
+from pipeline.flow.device import as_tensor, has_numba, pairs_at_once
 from pipeline.progress import say
 from pipeline.specs import FlowSpec
 
@@ -79,7 +79,7 @@ def _on_tensors(first: np.ndarray | Tensor, second: np.ndarray | Tensor, spec: F
     flow = torch.empty(count, 2, height, width, device=device)
     flow_between, pairs = _implementation(device), _pairs_at_once(height * width, spec, device)
     for start in range(0, count, pairs):
-        images = (torch.as_tensor(of[start : start + pairs]).to(device) for of in (first, second))
+        images = (as_tensor(of[start : start + pairs], device) for of in (first, second))
         flow[start : start + pairs] = flow_between(*images, spec)
     return flow if flow.is_cuda else flow.numpy()
 
@@ -131,7 +131,7 @@ def _compile_for_cpu() -> None:
 
     from pipeline.flow import tvl1_numba
 
-    with _patience("tvl1: numba compiles its loops, which takes about twenty seconds, once"):
+    with _patience("tvl1: numba compiles its loops, which takes about twenty seconds, once, or loads them"):
         image = np.zeros((1, 80, 80), np.uint8)  # has levels of either precision
         tvl1_numba.flow_between(image, image, FlowSpec())
 
