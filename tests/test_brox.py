@@ -280,3 +280,17 @@ def test_trust_is_what_the_constraints_leave():
     found = brox._trust(torch.from_numpy(flow), constraints, spec)
     np.testing.assert_allclose(found[0, 0], 0.05 + 0.95 / (1 + (cost / 3) ** 2))
     assert cost.min() < 3 < cost.max()
+
+
+@pytest.mark.parametrize(
+    ("clip", "at"), [("run/daria_run", (10, 11)), ("skip/ira_skip", (10, 14)), ("run/ira_run", (10, 14))]
+)
+def test_single_precision_on_the_fine_levels_is_near_double_precision_on_all(monkeypatch, shared, clip, at):
+    """Pairs whose flow is pixels off if all levels are computed in single precision."""
+    video = cv2.VideoCapture(str(shared / f"data/weizmann/{clip}.avi"))
+    frames = [cv2.cvtColor(video.read()[1], cv2.COLOR_BGR2GRAY) for _ in range(at[1] + 1)]
+    pair = np.stack([frames[k] for k in at])
+    found = estimate(pair, FlowSpec(method="brox"), device="cpu")
+    monkeypatch.setattr(brox, "PRECISE_SHARE", 2.0)
+    apart = np.abs(estimate(pair, FlowSpec(method="brox"), device="cpu") - found)
+    assert apart.max() < 0.02 and apart.mean() < 1e-4

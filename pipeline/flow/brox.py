@@ -22,6 +22,9 @@ EDGE = 0.015  # smoothness between pixels whose gray values differ by d has weig
 STEEP = 1.5  # slope, gray values per pixel, well above which a residual is measured as a distance in pixels
 FAR_PX = 3.0  # a residual of this many pixels has half weight: so large a one is a change of light or an occlusion
 DOUBT = 3.0  # violation of the constraints at which a pixel's flow has half weight in the weighted median
+PRECISE_SHARE = (
+    0.45  # levels with less than this share of the image's pixels are computed in double precision, see below
+)
 PIXELS_AT_ONCE = {"cpu": 320 * 240, "cuda": 128 * 320 * 240}
 
 
@@ -69,17 +72,25 @@ def between(first: np.ndarray | Tensor, second: np.ndarray | Tensor, spec: FlowS
 
 
 def _images(gray: np.ndarray | Tensor, device: str) -> Tensor:
-    images = as_tensor(gray, device).float().unsqueeze(1)
+    images = as_tensor(gray, device).double().unsqueeze(1)
     return warp.blur(images, sigma_px=PRESMOOTH_PX)
 
 
 @torch.inference_mode()
 def _coarse_to_fine(first: Tensor, second: Tensor, spec: FlowSpec) -> Tensor:
+    """Flow of images (N, 1, H, W) float64, coarse to fine.
+
+    Errors grow from level to level where matches are ambiguous: in single precision throughout the result is up to 8 px
+    off in real frames, and no more than 0.01 px if the coarse levels are exact.
+    """
     sizes = pyramid_sizes(*first.shape[-2:], step=spec.brox_scale_step, min_side=MIN_SIDE_PX)
     levels = list(zip(warp.pyramid(first, sizes), warp.pyramid(second, sizes), strict=True))
     flow = first.new_zeros(len(first), 2, *sizes[-1])
     for number, (level_first, level_second) in reversed(list(enumerate(levels))):
-        flow = warp.resize_flow(flow, level_first.shape[-2:])
+        precise = level_first[0].numel() < PRECISE_SHARE * first[0].numel()
+        precision = torch.float64 if precise else torch.float32
+        flow = warp.resize_flow(flow, level_first.shape[-2:]).to(precision)
+        level_first, level_second = level_first.to(precision), level_second.to(precision)
         smoothness = _smoothness(level_first, spec.brox_smoothness)
         for turn in range(spec.brox_warps):
             constraints = _constraints(level_first, level_second, flow)

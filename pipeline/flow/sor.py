@@ -36,7 +36,7 @@ def solve(flow: Tensor, across: Tensor, down: Tensor, matrix: Tensor, right: Ten
     """Improve the solution U of  A_i U_i + sum over the four neighbours j of w_ij (U_i - U_j) = b_i  in every pixel i.
 
     Args:
-        flow: (N, 2, H, W) float32, where to start.
+        flow: (N, 2, H, W) float32 or float64, where to start; all arguments have its type.
         across: (N, 1, H, W - 1) weights w > 0 between each pixel and the one to its right.
         down: (N, 1, H - 1, W) weights between each pixel and the one below.
         matrix: (N, 3, H, W), A11, A12 = A21 and A22 of the symmetric, positive semi-definite A.
@@ -44,7 +44,7 @@ def solve(flow: Tensor, across: Tensor, down: Tensor, matrix: Tensor, right: Ten
         sweeps: number of updates of every pixel; it is fixed, so that no image depends on the others in its batch.
 
     Returns:
-        (N, 2, H, W) float32.
+        (N, 2, H, W) of the same type.
 
     Source: D. M. Young, Iterative solution of large linear systems, 1971; both unknowns of a pixel are solved for
     together, as in Bruhn, Weickert, Schnorr, Lucas/Kanade meets Horn/Schunck, IJCV 61(3), 2005.
