@@ -209,16 +209,16 @@ def _what_raises(function: Callable[..., Any], *given: Any) -> str:
 
 
 def _check(opened: store.Store, video_id: str) -> None:
-    clip, sums, faults = opened[video_id], [], []
+    clip, sums, fault = opened[video_id], [], ""
     for direction in clip.directions:
         sums.append(0)
         for data in clip.jpegs(direction=direction):
             sums[-1] = zlib.crc32(data, sums[-1])
-            faults += [fault] if (fault := _what_raises(functools.partial(jpeg.decode, gray=True), data)) else []
+            fault = fault or _what_raises(functools.partial(jpeg.decode, gray=True), data)
     if store.crc32_of_parts(sums) != clip.attrs["crc32"]:
-        faults.insert(0, "its bytes do not match their checksum")
-    if faults:
-        raise DamagedFile(f"{faults[0]}; `python -m pipeline repair` this store")
+        fault = "its bytes do not match their checksum"
+    if fault:
+        raise DamagedFile(f"{fault}; `python -m pipeline repair` this store")
 
 
 def store_folder(path: Path) -> Path:

@@ -110,9 +110,9 @@ def test_normalisation_that_is_not_trained_stays_as_torch_has_it():
 def test_half_precision_is_normalised_in_float32(monkeypatch):
     monkeypatch.setattr(distributed, "all_reduce", lambda tensor: None)
     monkeypatch.setattr(distributed, "get_world_size", lambda: 1)
-    network, inputs = nn.Sequential(nn.BatchNorm2d(3)), torch.randn(4, 3, 5, 5) * 0.01 + 100
+    network, inputs = nn.Sequential(nn.BatchNorm2d(3)), torch.randn(4, 3, 5, 5) + 100.2
     expected = copy.deepcopy(network)(inputs.bfloat16().float())
     normalise_over_processes(network, torch.device("cpu"))
     found = network(inputs.bfloat16())
     assert found.dtype == torch.bfloat16
-    torch.testing.assert_close(found.float(), expected, rtol=0.01, atol=0.01)
+    torch.testing.assert_close(found.float(), expected, rtol=0.01, atol=0.02)

@@ -22,9 +22,7 @@ EDGE = 0.015  # smoothness between pixels whose gray values differ by d has weig
 STEEP = 1.5  # slope, gray values per pixel, well above which a residual is measured as a distance in pixels
 FAR_PX = 3.0  # a residual of this many pixels has half weight: so large a one is a change of light or an occlusion
 DOUBT = 3.0  # violation of the constraints at which a pixel's flow has half weight in the weighted median
-PRECISE_SHARE = (
-    0.45  # levels with less than this share of the image's pixels are computed in double precision, see below
-)
+PRECISE_SHARE = 0.45  # levels with less than this share of the pixels are computed in double precision
 PIXELS_AT_ONCE = {"cpu": 320 * 240, "cuda": 128 * 320 * 240}
 
 
@@ -80,8 +78,8 @@ def _images(gray: np.ndarray | Tensor, device: str) -> Tensor:
 def _coarse_to_fine(first: Tensor, second: Tensor, spec: FlowSpec) -> Tensor:
     """Flow of images (N, 1, H, W) float64, coarse to fine.
 
-    Errors grow from level to level where matches are ambiguous: in single precision throughout the result is up to 8 px
-    off in real frames, and no more than 0.01 px if the coarse levels are exact.
+    Errors grow from level to level where matches are ambiguous: in single precision throughout the result was up to 8
+    px off in real frames, and at most 0.005 px with exact coarse levels (docs/results.md).
     """
     sizes = pyramid_sizes(*first.shape[-2:], step=spec.brox_scale_step, min_side=MIN_SIDE_PX)
     levels = list(zip(warp.pyramid(first, sizes), warp.pyramid(second, sizes), strict=True))
