@@ -127,7 +127,7 @@ class ArtifactStates:
             found.state = GOES_ON
             found.notes = [f"{left.all_shards - left.shards} of {left.all_shards} shards are there"]
         if left.shards and task.path.is_file():
-            found.notes.append("frames that have not changed, and shards of such flow, are copied, which takes less")
+            found.notes.append("clips that have not changed are copied, which takes less")
         if not left.shards:
             found.notes = ["all shards are there; what is left is to look at them and at how many clips have failed"]
 

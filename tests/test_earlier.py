@@ -14,6 +14,7 @@ from pipeline.jobs.earlier import Earlier
 from pipeline.preprocess import make_frames
 from pipeline.specs import DatasetSpec, FlowSpec, FrameSpec
 
+FRAMES_EACH = 5
 NAMES = [f"{label}/{person}_{label}.avi" for label in ("down", "right") for person in ("ann", "bob", "cat")]
 BY_PERSON, BY_CLASS = r"/(?P<group>[a-z]+)_", r"^(?P<group>[a-z]+)/"
 BACKWARD = FlowSpec(method="dis_medium", backward=True, scaling="minmax")
@@ -29,22 +30,28 @@ def frames_of(videos, folder, *, pattern=BY_PERSON, spec=FRAMES):
 @pytest.fixture
 def videos(tmp_path):
     for number, name in enumerate(NAMES):
-        write_video(tmp_path / "videos" / name, moving_texture(5, seed=number))
+        write_video(tmp_path / "videos" / name, moving_texture(FRAMES_EACH, seed=number))
     return tmp_path / "videos"
 
 
 @pytest.fixture
 def work(monkeypatch):
-    """Names of the videos that are decoded, and how many batches of flow are computed, from now on."""
+    """Names of the videos that are decoded, and of whole clips whose flow is computed "flow", from now on."""
     done = []
     video, estimate = frames_job.Video, flow_job.estimate_on_device
+
+    def counting(frames, *given, **how):
+        assert len(frames) % FRAMES_EACH == 0
+        done.extend(["flow"] * (len(frames) // FRAMES_EACH))
+        return estimate(frames, *given, **how)
+
     monkeypatch.setattr(frames_job, "Video", lambda path, **how: done.append(path.name) or video(path, **how))
-    monkeypatch.setattr(flow_job, "estimate_on_device", lambda *a, **how: done.append("flow") or estimate(*a, **how))
+    monkeypatch.setattr(flow_job, "estimate_on_device", counting)
     return done
 
 
 def add_class(videos):
-    write_video(videos / "air" / "ann_air.avi", moving_texture(5, seed=9))
+    write_video(videos / "air" / "ann_air.avi", moving_texture(FRAMES_EACH, seed=9))
     return {"pattern": BY_PERSON}
 
 
@@ -61,7 +68,7 @@ def test_other_labels_and_groups_move_no_pixel(videos, tmp_path, work, change, f
     frames = frames_of(videos, tmp_path / "frames", **given)
     assert work == (["ann_air.avi"] if change == "a new class" else [])
     made = flow_of(frames, tmp_path / "flow", spec=flow)
-    assert work.count("flow") <= (1 + flow.backward) * 2 * (change == "a new class")  # of the shard that it entered
+    assert work.count("flow") == (1 + flow.backward) * (change == "a new class")
     assert all(made[name].checksum() == old[name] for name in old)
     if change == "a new class":
         assert {row["class"]: row["label"] for row in made.rows.values()} == {"air": 0, "down": 1, "right": 2}
@@ -81,7 +88,7 @@ def test_a_shard_that_is_divided_or_joined_is_copied(videos, tmp_path, work):
         made = flow_of(frames_of(videos, tmp_path / "frames", spec=spec), tmp_path / "flow")
         assert len(made) == 6
     assert sorted(name for name in work if name != "flow") == sorted(name.split("/")[1] for name in NAMES)
-    assert work.count("flow") == 1  # six clips of one size
+    assert work.count("flow") == 6
     frames_of(videos, tmp_path / "fresh", spec=sizes[-1])
     assert sums(tmp_path / "frames") == sums(tmp_path / "fresh")
 
@@ -90,12 +97,27 @@ def test_a_video_that_changed_is_decoded(videos, tmp_path, work):
     frames_of(videos, tmp_path / "frames")
     flow_of(store.open_frames(tmp_path / "frames"), tmp_path / "flow")
     work.clear()
-    write_video(videos / NAMES[0], moving_texture(5, seed=77))  # as long as it was
+    write_video(videos / NAMES[0], moving_texture(FRAMES_EACH, seed=77))  # as long as it was
     made = frames_of(videos, tmp_path / "frames")
     assert work == ["ann_down.avi"]
     flow_of(made, tmp_path / "flow")
     assert work == ["ann_down.avi", "flow"]
     flow_of(frames_of(videos, tmp_path / "fresh"), tmp_path / "fresh flow")
+    assert sums(tmp_path / "flow") == sums(tmp_path / "fresh flow")
+
+
+@pytest.mark.parametrize("changed", [(0,), (2, 3), (1, 4), (5,)])
+def test_copied_and_computed_clips_of_a_shard_keep_their_order(videos, tmp_path, work, changed):
+    spec = FrameSpec(short_side_px=0, shard_clips=6)
+    flow_of(frames_of(videos, tmp_path / "frames", spec=spec), tmp_path / "flow", spec=BACKWARD)
+    work.clear()
+    for number in changed:
+        write_video(
+            videos / NAMES[number], moving_texture(FRAMES_EACH, seed=50 + number, height=48 + 16 * (number % 2))
+        )
+    flow_of(frames_of(videos, tmp_path / "frames", spec=spec), tmp_path / "flow", spec=BACKWARD)
+    assert work.count("flow") == 2 * len(changed) == 2 * (len(work) - work.count("flow"))
+    flow_of(frames_of(videos, tmp_path / "fresh", spec=spec), tmp_path / "fresh flow", spec=BACKWARD)
     assert sums(tmp_path / "flow") == sums(tmp_path / "fresh flow")
 
 
@@ -138,7 +160,7 @@ def test_ranges_that_cannot_be_are_not_copied(videos, tmp_path, work):
         file["clips/down__ann_down/backward/range_px"][0, 0] = [1, -1]
     work.clear()
     flow_of(frames_of(videos, tmp_path / "frames", pattern=BY_CLASS), tmp_path / "flow", spec=BACKWARD)
-    assert work == ["flow", "flow"]  # both directions of one shard
+    assert work == ["flow", "flow"]  # both directions of one clip
 
 
 def test_a_clip_whose_content_nobody_knows_is_not_copied(videos, tmp_path):

@@ -131,9 +131,7 @@ def test_a_changed_video_makes_one_shard_and_what_follows_anew(planned, config, 
     write_video(tmp_path / "videos/c.avi", moving_texture(11, seed=99))
     found = planned("--quick")
     assert list(states(found).values()) == ["made anew", "goes on", "goes on", *["made anew"] * 8]
-    note = (
-        "3 of 4 shards are there; frames that have not changed, and shards of such flow, are copied, which takes less"
-    )
+    note = "3 of 4 shards are there; clips that have not changed are copied, which takes less"
     assert row_of(found, "Frames")["note"] == note and row_of(found, "Flow")["clips"] == 1
     assert row_of(found, "Report")["note"] == "unless what it reads comes out as it was"
     assert build(fresh(Catalog))

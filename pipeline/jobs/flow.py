@@ -16,6 +16,7 @@ import os
 import signal as signals
 import subprocess
 import sys
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,9 +31,9 @@ from pipeline.flow import check as check_method
 from pipeline.flow import estimate_on_device, pairs_of, resolve_device, takes_colour, torch_device
 from pipeline.flow.device import Download, ignoring_out_of_memory, on_cuda_device, one_thread, pinned_array
 from pipeline.jobs import BAD_CLIP, machine_faults
-from pipeline.jobs.earlier import Earlier, copied
+from pipeline.jobs.earlier import Earlier
 from pipeline.jobs.helpers import Helpers, run_ahead
-from pipeline.jobs.pieces import Batch, FlowBytes, FlowClip, Piece, flow_attrs, frames_identity
+from pipeline.jobs.pieces import Batch, FlowBytes, FlowClip, Piece, write_complete
 from pipeline.specs import FlowSpec
 
 _IMAGES = 8  # images that one helper decodes or encodes at a time; a batch keeps a dozen helpers busy
@@ -68,54 +69,55 @@ class FlowJob:
 
 
 def flow_shard(job: FlowJob) -> int:
-    """Make one flow shard; returns its number of clips."""
-    if _copied(job):
-        return job.units
+    """Make one flow shard; returns its number of clips.
+
+    Clips that were computed before from the same frame bytes are copied. Clips enter the shard in the order of the
+    records, so that its bytes do not depend on which ones are copied.
+    """
     cv2.setNumThreads(1)
-    check_method(job.spec, device=job.device)  # a method that cannot work on this machine is no fault of the clips
-    device = resolve_device(job.spec.method, job.device)
-    tensors_on = torch_device(job.spec.method, device)
-    if job.careful and device == "cpu":
+    if job.careful:
         job = _without_crashes(job)
-    by_network_here = takes_colour(job.spec.method) and device == "cpu"  # rounding depends on the threads
     with (
         contextlib.closing(store.open_frames(job.frames)) as source,
+        Earlier(job.earlier, "flow", job.attrs["digest"]) as earlier,
         store.ShardWriter(job.path, "flow", job.attrs) as shard,
+    ):
+        clips = {
+            record.id: FlowClip(record, source, shard.clip(record.id), earlier)
+            for record in job.records
+            if record.status == "ok"
+        }
+        waiting = deque(clips.values())
+        write_complete(waiting, job.spec)
+        if waiting:
+            _compute(job, waiting)
+        for record in job.records:
+            shard.record(clips[record.id].outcome() if record.id in clips else record)
+    return job.units
+
+
+def _compute(job: FlowJob, clips: deque[FlowClip]) -> None:
+    """Compute the flow of the clips that are not complete, and write all clips into the shard."""
+    device = _checked_device(job)
+    tensors_on = torch_device(job.spec.method, device)
+    by_network_here = takes_colour(job.spec.method) and device == "cpu"  # rounding depends on the threads
+    with (
         Helpers(job.threads or _share_of_cores(tensors_on)) as helpers,
         on_cuda_device(tensors_on),
         one_thread() if by_network_here else contextlib.nullcontext(),
     ):
-        for record in _Line(job, device, source, shard, helpers).run():
-            shard.record(record)
-    return job.units
+        _Line(job.spec, device, clips, helpers).run()
 
 
-def _copied(job: FlowJob) -> bool:
-    """Copy all clips if each was computed before from the same frame bytes; else do nothing and return False."""
-    wanted = [record.id for record in job.records if record.status == "ok"]
-    if not wanted or not job.earlier:
-        return False
-    with (
-        Earlier(job.earlier, "flow", job.attrs["digest"]) as earlier,
-        contextlib.closing(store.open_frames(job.frames)) as source,
-    ):
-        found = {}
-        for name in wanted:
-            found[name] = earlier.clip(name, frames_identity(source[name]))
-            if found[name] is None:
-                return False
-        with store.ShardWriter(job.path, "flow", job.attrs) as shard:
-            for record in job.records:
-                if record.id in found:
-                    about = flow_attrs(source[record.id], job.spec)
-                    crc32 = copied(found[record.id].stored, shard.clip(record.id)).finish(about)
-                    record = record._replace(crc32=crc32)
-                shard.record(record)
-    return True
+def _checked_device(job: FlowJob) -> str:
+    check_method(job.spec, device=job.device)  # a method that cannot work on this machine is no fault of the clips
+    return resolve_device(job.spec.method, job.device)
 
 
 def _without_crashes(job: FlowJob) -> FlowJob:
-    """The job, with those clips marked as failed whose flow crashes the process that computes it."""
+    """The job, with those clips marked as failed whose flow, on the CPU, crashes the process that computes it."""
+    if _checked_device(job) != "cpu":
+        return job
     records = []
     for record in job.records:
         if record.status == "ok" and (signal := _crash_of(job, record.id)):
@@ -162,28 +164,26 @@ def _share_of_cores(device: str) -> int:
 class _Line:
     """The four steps, and the state that they share."""
 
-    def __init__(self, job: FlowJob, device: str, source: store.Store, shard: store.ShardWriter, helpers: Helpers):
-        self.spec, self.device, self.records = job.spec, device, job.records
-        self.tensors_on = torch_device(job.spec.method, device)
-        self.source, self.shard, self.helpers = source, shard, helpers
+    def __init__(self, spec: FlowSpec, device: str, clips: deque[FlowClip], helpers: Helpers):
+        self.spec, self.device, self.clips, self.helpers = spec, device, clips, helpers
+        self.tensors_on = torch_device(spec.method, device)
         self.directions = ("forward", "backward") if self.spec.backward else ("forward",)
         self.gray = not takes_colour(self.spec.method)  # only luminance is decoded, a plane of its own in JPEG
         self._room: dict[tuple[int, int], int] = {}  # pairs in a batch, by size: free memory changes during the run
 
-    def run(self) -> list[store.Record]:
-        """Make all clips, and return their outcomes in the order of the records."""
-        outcomes: list[Callable[[], store.Record]] = []
-        read = run_ahead(self._read, self._batches(outcomes), ahead=self.helpers.ahead)
+    def run(self) -> None:
+        """Compute the clips that are not complete, and write all of them into the shard, in their order."""
+        read = run_ahead(self._read, self._batches(), ahead=self.helpers.ahead)
         moved = run_ahead(self._move, read, ahead=0 if self.tensors_on == "cpu" else 1)
         for batch in run_ahead(self._encode, moved, ahead=self.helpers.ahead):
             self._write(batch)
-        return [outcome() for outcome in outcomes]
+            write_complete(self.clips, self.spec)
 
     # --- which pairs are computed together
 
-    def _batches(self, outcomes: list[Callable[[], store.Record]]) -> Iterator[Batch]:
+    def _batches(self) -> Iterator[Batch]:
         pieces, room = [], 0
-        for clip in self._clips(outcomes):
+        for clip in [clip for clip in self.clips if not clip.over]:
             if pieces and pieces[0].clip.size != clip.size:
                 yield Batch(pieces)
                 pieces = []
@@ -198,17 +198,6 @@ class _Line:
                     pieces = []
         if pieces:
             yield Batch(pieces)
-
-    def _clips(self, outcomes: list[Callable[[], store.Record]]) -> Iterator[FlowClip]:
-        for record in self.records:
-            if record.status != "ok":
-                outcomes.append(lambda record=record: record)
-                continue
-            clip = FlowClip(record, self.source, self.shard.clip(record.id))
-            outcomes.append(clip.outcome)
-            if clip.pairs < 1:
-                clip.fail(0, ClipError("one frame alone has no flow"))
-            yield clip
 
     def _room_of(self, size: tuple[int, int]) -> int:
         if size not in self._room:
@@ -286,7 +275,7 @@ class _Line:
                 piece.ranges[direction] = range_px[pairs]
 
     def _write(self, batch: Batch) -> None:
-        """Wait for the JPEG bytes and append them to their clips; a clip that is complete goes into the shard."""
+        """Wait for the JPEG bytes and append them to their clips."""
         for piece in batch.pieces:
             clip = piece.clip
             with piece.recording_clip_errors():
@@ -299,7 +288,7 @@ class _Line:
             if clip.failed:
                 clip.writer = None  # frees all that it holds in memory
             elif piece.last == clip.pairs:
-                clip.finish(self.spec)
+                clip.complete = True
 
 
 def _decode(images: list[np.ndarray], target: np.ndarray, gray: bool) -> None:

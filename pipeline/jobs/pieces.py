@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import zlib
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from pipeline import store
-from pipeline.errors import DamagedFile
+from pipeline.errors import ClipError, DamagedFile
 from pipeline.jobs import BAD_CLIP, machine_faults, printable
+from pipeline.jobs.earlier import Earlier, copied
 from pipeline.specs import FlowSpec
 
 FlowBytes = dict[str, tuple[np.ndarray, np.ndarray | None]]  # direction -> bytes (n, 2, H, W), range_px or None
@@ -33,19 +35,35 @@ def frames_identity(frames: store.StoredClip) -> str:
 
 
 class FlowClip:
-    """One clip in progress. If several errors occur, the error of the earliest pair becomes its reason."""
+    """One clip in progress. If several errors occur, the error of the earliest pair becomes its reason.
 
-    def __init__(self, record: store.Record, source: store.Store, writer: store.ClipWriter):
+    Args:
+        record: its outcome so far.
+        source: the frames.
+        writer: gets the images of the flow.
+        earlier: shards that may hold the flow of the same frames already; then the clip is complete from the start.
+    """
+
+    def __init__(self, record: store.Record, source: store.Store, writer: store.ClipWriter, earlier: Earlier):
         self.record, self.stored, self.writer = record, source[record.id], writer
         self.frames = source.folder
         self.size, self.pairs = (self.stored.height, self.stored.width), len(self.stored) - 1
         self._errors: list[tuple[int, BaseException]] = []
         self._crc32 = 0  # of the images read so far
+        self._found = earlier.clip(record.id, frames_identity(self.stored))
+        self.complete = self._found is not None  # nothing is left to compute
+        if self.pairs < 1:
+            self.fail(0, ClipError("one frame alone has no flow"))
 
     @property
     def failed(self) -> bool:
         """Whether any error was recorded."""
         return bool(self._errors)
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing is left to do but to write the clip, if it has not failed, into the shard."""
+        return self.complete or self.failed
 
     def fail(self, pair: int, error: BaseException) -> None:
         """Record an error that occurred at this pair or after it."""
@@ -74,7 +92,9 @@ class FlowClip:
             )
 
     def finish(self, spec: FlowSpec) -> None:
-        """Write the clip into the shard."""
+        """Write the clip into the shard; it must be complete."""
+        if self._found:
+            copied(self._found.stored, self.writer)
         self.record = self.record._replace(crc32=self.writer.finish(flow_attrs(self.stored, spec)))
         self.writer = None
 
@@ -85,6 +105,14 @@ class FlowClip:
         self._compare(self.stored.checksum())  # the clip may not have been read to its end
         _, error = min(self._errors, key=lambda failure: failure[0])
         return self.record._replace(status="failed", reason=f"no flow: {printable(error)}", crc32=0)
+
+
+def write_complete(clips: deque[FlowClip], spec: FlowSpec) -> None:
+    """Take the clips that are over from the left end, up to the first that is not; write those that did not fail."""
+    while clips and clips[0].over:
+        clip = clips.popleft()
+        if not clip.failed:
+            clip.finish(spec)
 
 
 @dataclass
