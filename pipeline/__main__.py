@@ -153,12 +153,13 @@ def _rows_of(found: dict[str, Any], clip: str) -> list[dict[str, Any]]:
 
 
 def _summary(arguments: argparse.Namespace) -> int:
+    from pipeline import files
     from pipeline.report import metrics
 
     file = arguments.path / "metrics.json"
     if not file.is_file():
         raise FileNotFoundError(f"{file} does not exist; `luigi --module tasks FullPipeline` makes it")
-    print(metrics.headline_text(json.loads(file.read_text())))
+    print(metrics.headline_text(files.read_json(file)))
     print(file.with_name("report.html").resolve())
     return 0
 

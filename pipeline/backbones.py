@@ -26,6 +26,8 @@ def cnn_m_2048(spec: StreamSpec) -> tuple[nn.Module, int, str]:
     He et al.'s, with which eight layers train without pre-training a shallower network.
     """
     side = _cnn_m_side(spec.crop_px)
+    if side < 1:
+        raise ValueError(f"[{spec.stream}] crop_px is {spec.crop_px}; cnn_m_2048 needs at least 41")
     second_norm = [_krizhevsky_norm()] if spec.stream == "spatial" else []
     body = nn.Sequential(
         nn.Conv2d(spec.channels, 96, 7, stride=2),
@@ -93,15 +95,12 @@ def _krizhevsky_norm() -> LocalResponseNorm:
 
 
 def _cnn_m_side(crop_px: int) -> int:
-    """Side of the last feature map. 224 -> 109 -> 54 -> 26 -> 13 -> 6."""
+    """Side of the last feature map, below 1 if the crop is too small. 224 -> 109 -> 54 -> 26 -> 13 -> 6."""
     side = (crop_px - 7) // 2 + 1  # conv1
     side = -(-(side - 3) // 2) + 1  # pool1
     side = (side + 2 - 5) // 2 + 1  # conv2
     side = -(-(side - 3) // 2) + 1  # pool2
-    side = -(-(side - 3) // 2) + 1  # pool5
-    if side < 1:
-        raise ValueError(f"[stream] crop_px is {crop_px}; cnn_m_2048 needs at least 41")
-    return side
+    return -(-(side - 3) // 2) + 1  # pool5
 
 
 def small(spec: StreamSpec) -> tuple[nn.Module, int, str]:

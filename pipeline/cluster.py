@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from pipeline.errors import WorkerDied
+from pipeline.progress import say
 from pipeline.specs import ClusterSpec
 
 LINGER_SECONDS = 3.0
@@ -75,6 +76,7 @@ class Workers:
         self.spec, self.devices = spec, devices
         self.count = min(worker_count(spec, devices), max(most, 1))
         self._held: _Held | None = None
+        self._running: dict[Any, Any] = {}  # future -> job
 
     def __enter__(self) -> Workers:
         if self.spec.kind != "inline":
@@ -83,10 +85,26 @@ class Workers:
         return self
 
     def __exit__(self, kind, error, trace) -> None:
-        if self._held is not None and kind is None:
+        if self._held is None:
+            return
+        if kind is not None:
+            self._await_running()
+        if kind is None and not self.devices:  # idle workers would keep the memory of a GPU, which training wants next
             _KEPT.keep(self._held)
-        elif self._held is not None:  # jobs that still run must not write at the same time as a later stage
+        else:
             self._held.close()
+
+    def _await_running(self) -> None:
+        """After an error, wait for the jobs that are handed out: they must not write at the same time as a later stage.
+
+        Closing our own workers ends them; those of a running scheduler go on with what they have begun.
+        """
+        from distributed import wait
+
+        left = [future for future in self._running if not future.done()]
+        if left and self.spec.kind == "address":
+            say(f"{len(left)} jobs are still running at {self.spec.address}; waiting for them to end")
+            wait(left)
 
     def run(self, function: Callable[[Any], Any], jobs: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
         """Yield (job, result) as jobs end; the result of a job that raised is its exception.
@@ -113,18 +131,18 @@ class Workers:
 
         client = self._held.client
         resources = {"GPU": 1} if self.devices and _offer_gpus(client) else None
-        held, running = {}, as_completed(loop=client.loop)
+        ended = as_completed(loop=client.loop)
 
         def hand_out() -> None:
-            for job in itertools.islice(jobs, max(0, self._width() - len(held))):
+            for job in itertools.islice(jobs, max(0, self._width() - len(self._running))):
                 future = client.submit(function, job, pure=False, resources=resources)
-                held[future.key] = job
-                running.add(future)
+                self._running[future] = job
+                ended.add(future)
 
         hand_out()
-        while held:
-            future = next(running)
-            yield held.pop(future.key), _result_of(future)
+        while self._running:
+            future = next(ended)
+            yield self._running.pop(future), _result_of(future)
             future.release()
             hand_out()
 

@@ -32,7 +32,8 @@ def commit(path: Path | str) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}{_TEMPORARY}{os.getpid()}{path.suffix}")
+    # the machine too: containers on several machines often have the same process numbers
+    temporary = path.with_name(f".{path.stem}{_TEMPORARY}{plain_name(socket.gethostname())}-{os.getpid()}{path.suffix}")
     try:
         yield temporary
         _flush(temporary)
@@ -177,16 +178,25 @@ def free_space_text(folder: Path) -> str:
     return f"{shutil.disk_usage(there).free / 1e6:.0f} MB are free on the disk of {folder}"
 
 
-def remove_folder(folder: Path) -> None:
-    """Remove a folder and all in it; if it is a link, remove the folder it points to and the link."""
+def remove_folder(folder: Path, *, first: str = "") -> None:
+    """Remove a folder and all in it; if it is a link, remove the folder it points to and the link.
+
+    The file `first` is removed before all others: without it what an interrupted removal leaves is not taken for whole.
+    """
+    if first:
+        (folder / first).unlink(missing_ok=True)
     shutil.rmtree(folder.resolve())
     if folder.is_symlink():
         folder.unlink()
 
 
 def size_of(folder: Path) -> int:
-    """Bytes of all files in a folder and below; links are not followed."""
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file() and not file.is_symlink())
+    """Bytes of all files in a folder and below; links are not followed, and what vanishes meanwhile is left out."""
+    total = 0
+    for file in folder.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):
+            total += file.lstat().st_size if file.is_file() and not file.is_symlink() else 0
+    return total
 
 
 def file_hash(path: Path) -> str:

@@ -7,7 +7,6 @@ score and counts as wrong: the score of one stream is never passed off as that o
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -174,18 +173,24 @@ def read(path: Path | str) -> dict[str, Weighted | LinearSVM]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no fusion.json, or one of another version.
+        ValueError: it is no fusion.json, a damaged one, or one of another version.
     """
-    try:
-        found = json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is no JSON: {error}") from None
-    said = (found.get("format"), found.get("format_version")) if isinstance(found, dict) else (None, None)
+    return from_parameters(read_parameters(path))
+
+
+def read_parameters(path: Path | str) -> dict[str, Any]:
+    """The parameters that `write` wrote: "average", and, if they were chosen, "weighted" and "svm".
+
+    Raises:
+        FileNotFoundError, ValueError: as `read`.
+    """
+    found = files.read_json(path)
+    said = (found.get("format"), found.get("format_version"))
     if said != (FORMAT, FORMAT_VERSION):
         raise ValueError(
             f"{path} is {said[0]} version {said[1]}, not {FORMAT} version {FORMAT_VERSION}; run Fuse again"
         )
-    return from_parameters(found.get("parameters") or {})
+    return found.get("parameters") or {}
 
 
 def _mix(a: Scores, b: Scores, weight: float) -> np.ndarray:

@@ -6,6 +6,7 @@ every result, everything unfinished, and all that these were made from.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -53,8 +54,9 @@ def find(artifacts: Path, *, old: bool = False, unfinished: bool = False) -> lis
     for name, row in rows.items():
         folder = Path(row["path"])
         if name in kept:
-            remains = files.find_temporaries(folder)
-            waste += [Waste(path, folder, path.stat().st_size, "half written") for path in remains]
+            for path in files.find_temporaries(folder):
+                with contextlib.suppress(FileNotFoundError):  # written to its end meanwhile
+                    waste.append(Waste(path, folder, path.stat().st_size, "half written"))
         else:
             reason = "begun, and not ended" if name in begun else "there is a newer one, which alone is used"
             waste.append(Waste(folder, folder, row["bytes"], reason))
@@ -66,7 +68,7 @@ def remove(waste: Iterable[Waste]) -> Iterator[tuple[Waste, bool]]:
     for item in waste:
         with files.try_exclusive_lock(item.artifact) as free:
             if free and item.path == item.artifact:
-                files.remove_folder(item.path)
+                files.remove_folder(item.path, first=LAST_FILES[item.path.parent.name])
             elif free:
                 item.path.unlink(missing_ok=True)
         yield item, free
@@ -140,5 +142,5 @@ def invalidate(artifacts: Path, stage: str, *, dataset="", all_datasets=False, d
     if digest and len(meant := {row["digest"] for row in wanted}) > 1:
         raise ValueError(f"{len(meant)} digests of stage {stage} begin with {digest!r}: {', '.join(sorted(meant))}")
     for row in wanted:
-        files.remove_folder(Path(row["path"]))
+        files.remove_folder(Path(row["path"]), first=LAST_FILES[stage])
     return [Path(row["path"]) for row in wanted]

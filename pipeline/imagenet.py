@@ -68,6 +68,11 @@ def read(spec: StreamSpec) -> dict[str, torch.Tensor]:
         ) from None
 
 
+def name_of(spec: StreamSpec) -> str:
+    """Name of the ImageNet weights of the stream's network, such as ResNet50_Weights.IMAGENET1K_V2."""
+    return str(_weights(spec))
+
+
 def _wanted(spec: StreamSpec) -> bool:
     return spec.start == "imagenet" and spec.with_how != "start"  # "start" takes the weights of another training
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -14,7 +13,7 @@ import numpy as np
 
 from pipeline import jpeg, motion, store
 from pipeline.errors import DamagedFile
-from pipeline.files import size_of
+from pipeline.files import read_json, size_of
 from pipeline.scores import Scores
 
 # the file that each stage writes last: without it the artifact does not exist
@@ -30,7 +29,7 @@ LAST_FILES = {
     "all_splits": "summary.json",
     "tables": "table.json",
 }
-_WEIGHTS = {"train_stream": ("checkpoint.pt",)}  # files that a complete artifact needs as well
+_ALSO_NEEDED = {"train_stream": ("checkpoint.pt",), "score_videos": ("predictions.csv",)}
 
 # files of ours without checksums, by suffix
 _OTHER_FILES = {
@@ -62,7 +61,7 @@ def describe(path: Path, *, clip: str = "") -> dict[str, Any]:
             "path": str(path),
             "format": path.name,
             "attrs": {},
-            "summary": json.loads(path.read_text()),
+            "summary": read_json(path),
             "rows": [],
             "clip": None,
         }
@@ -302,7 +301,7 @@ def status(artifacts: Path) -> list[dict[str, Any]]:
         if latest or not folder.is_dir() or stage not in LAST_FILES:
             continue
         label, _, digest = folder.name.rpartition("-")
-        done = all((folder / name).is_file() for name in (LAST_FILES[stage], *_WEIGHTS.get(stage, ())))
+        done = all((folder / name).is_file() for name in (LAST_FILES[stage], *_ALSO_NEEDED.get(stage, ())))
         row = {"dataset": folder.parent.parent.name, "stage": stage, "label": label, "digest": digest}
         rows.append({**row, "state": "done" if done else "unfinished", "bytes": size_of(folder), "path": str(folder)})
     order = list(LAST_FILES)

@@ -6,7 +6,6 @@ address in `rendezvous`. When one process dies, the others are terminated, and i
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import shutil
@@ -23,7 +22,7 @@ from pipeline import store
 from pipeline.catalog import Catalog
 from pipeline.checkpoint import spec_of
 from pipeline.errors import StageFailed
-from pipeline.files import write_json
+from pipeline.files import read_json, write_json
 from pipeline.progress import say
 from pipeline.specs import StreamSpec
 from pipeline.together import OtherDataset
@@ -80,7 +79,7 @@ class Job(NamedTuple):
             raise FileNotFoundError(
                 f"{job_folder} holds no job.json; a training on several processes writes one as it begins"
             )
-        plain = json.loads((job_folder / "job.json").read_text())
+        plain = read_json(job_folder / "job.json")
         spec, catalog = spec_of(job_folder, plain["spec"]), store.read_catalog(job_folder / "catalog.h5")
         other, start = plain.get("other"), plain.get("start")
         if other:

@@ -214,7 +214,7 @@ def _motion(frames: np.ndarray, spec: FlowSpec, device: str) -> tuple[float, np.
     clock = _worked if device == "cpu" else timed
     flow.estimate(frames[:2], spec, device=device)  # in the first call a method may compile, or load weights
     seconds, motion = clock(flow.estimate, frames[:2], spec, device=device)
-    pairs = flow.pairs_of(frames.shape[1:3], spec, device=device)
+    pairs = flow.pairs_of(frames.shape[1:3], spec, device=flow.torch_device(spec.method, device))
     if device == "cpu":
         pairs = min(pairs, len(frames) - 1, int(FLOW_SECONDS / max(seconds, 1e-6)))
     else:  # a batch holds several clips: frames repeated to fill some, since one is fetched while the next is computed

@@ -30,9 +30,10 @@ def draw_groups(rows: Iterable[Row], fraction: float, *, key: str) -> set[str]:
     """Draw whole groups at random, evenly over the classes, and never all groups of a class.
 
     From a class with n groups, n * fraction groups are wanted, rounded, and at least one if n >= 2 and fraction > 0.
-    The order of the groups depends only on `key` and their names. The first pass takes a group if none of its classes
-    gets more groups than wanted. The second pass is for groups that span several classes: it takes a group if one of
-    its classes has got none so far.
+    The order of the groups depends only on `key` and their names, but groups that hold more than twice the wanted share
+    of the clips of a class come last: one long source video may hold half of a class. The first pass takes a group if
+    none of its classes gets more groups than wanted. The second pass is for groups that span several classes: it takes
+    a group if one of its classes has got none so far.
     Worked example: one class, groups a b c d, fraction 0.25: one group is drawn. Eight persons who each show all ten
     classes, fraction 0.15: one person is drawn, and is in every class.
 
@@ -45,12 +46,13 @@ def draw_groups(rows: Iterable[Row], fraction: float, *, key: str) -> set[str]:
     Returns:
         Names of the drawn groups. Empty if each class has a single group.
     """
-    classes_of: dict[str, set[str]] = defaultdict(set)
+    rows, classes_of = list(rows), defaultdict(set)
     for row in rows:
         classes_of[row.group].add(row.class_name)
+    heavy = _heavy_groups(rows, 2 * fraction)
     groups = Counter(name for names in classes_of.values() for name in names)
     wanted = {name: _share(fraction, n) for name, n in groups.items()}
-    order = sorted(classes_of, key=lambda group: (_order_key(key, group, classes_of[group]), group))
+    order = sorted(classes_of, key=lambda group: (group in heavy, _order_key(key, group, classes_of[group]), group))
     drawn: dict[str, set[str]] = {}
     taken: Counter[str] = Counter()
     for group in order:
@@ -63,6 +65,13 @@ def draw_groups(rows: Iterable[Row], fraction: float, *, key: str) -> set[str]:
             drawn[group] = classes_of[group]
             taken.update(classes_of[group])
     return set(drawn)
+
+
+def _heavy_groups(rows: list[Row], share: float) -> set[str]:
+    """Groups that hold more than this share of the clips of one of their classes."""
+    clips = Counter(row.class_name for row in rows)
+    counted = Counter((row.group, row.class_name) for row in rows)
+    return {group for (group, name), n in counted.items() if n > share * clips[name]}
 
 
 def _share(fraction: float, groups: int) -> int:

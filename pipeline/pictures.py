@@ -18,8 +18,13 @@ def picture(path: Path, out: Path, *, clip: str = "", images: int = 8) -> str:
         What the picture shows, in words.
 
     Raises:
-        ValueError: the file is not a store, or holds no clip, or the picture cannot be written.
+        FileNotFoundError: the folder of the picture does not exist.
+        ValueError: the file is not a store, or holds no clip, or the picture has no name of a PNG.
     """
+    if out.suffix.lower() != ".png":
+        raise ValueError(f"the picture is to be {str(out)!r}; give a path that ends in .png")
+    if not out.absolute().parent.is_dir():
+        raise FileNotFoundError(f"the folder {str(out.parent)!r} for the picture does not exist")
     kind = store.read_attrs(file_of(path))["format"].removeprefix("two-stream-")
     if kind not in ("frames", "flow"):
         raise ValueError(f"{path} is a {kind} file; pictures are made of frames and flow stores")
@@ -33,7 +38,7 @@ def picture(path: Path, out: Path, *, clip: str = "", images: int = 8) -> str:
         fastest = max(float(np.percentile(np.hypot(*flow), 99.5)) for flow in tiles)
         tiles = [flow_colours(flow, full_px=max(fastest, 1.0)) for flow in tiles]
     if not cv2.imwrite(str(out), cv2.cvtColor(np.hstack(tiles), cv2.COLOR_RGB2BGR)):
-        raise ValueError(f"no picture can be written to {out}; give a path that ends in .png")
+        raise OSError(f"no picture can be written to {out}")
     return f"{len(tiles)} of {len(shown)} {'frames' if kind == 'frames' else 'fields of flow'} of clip {shown.id}"
 
 

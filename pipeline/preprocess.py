@@ -1,61 +1,32 @@
 """The shard loops: videos -> frames store, frames store -> flow store.
 
 They decide which shards are made and which are kept, and report which clips failed. `jobs/` holds what a worker does
-with a shard. A shard is the unit of work and of restart. Which clips share a shard depends on their names and sizes
-alone, by a binary trie over hashed ids: a clip that is added or changed touches its own shard and no other. The bytes
-of a shard do not depend on the number of workers.
+with a shard. A shard is the unit of work and of restart. The bytes of a shard do not depend on the number of workers.
 """
 
 from __future__ import annotations
 
-import bisect
 import contextlib
 import dataclasses
-import hashlib
+import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipeline import flow, motion, store
-from pipeline.catalog import Catalog, Clip
+from pipeline.catalog import Catalog
 from pipeline.cluster import Workers, threads_each
 from pipeline.errors import StageFailed, WorkerDied
 from pipeline.files import remove_temporaries
 from pipeline.jobs.flow import FlowJob, flow_shard
 from pipeline.jobs.frames import FramesJob, frames_shard
 from pipeline.progress import Progress, say
+from pipeline.sharding import Shards, plan_shards
 from pipeline.specs import ClusterSpec, FlowSpec, FrameSpec
 from pipeline.specs.base import digest_of
 
 MUCH_AT_BOUND = 0.005
 """Share of the flow's components clipped at `bound_px`, above which a warning is printed."""
-
-# --- which clips share a shard ----------------------------------------------------------------------------------------
-
-
-def plan_shards(clips: Iterable[Clip], *, most_clips: int, most_bytes: int) -> dict[str, tuple[Clip, ...]]:
-    """Cut clips into shards of at most `most_clips` clips and `most_bytes` of video (one clip may be larger).
-
-    Extendible hashing: the bits of a clip's hashed id lead down a binary trie, and a leaf that is too full is split.
-    A shard is named by its path: with one clip too many, shard 01 becomes 010 and 011, and no other changes.
-    """
-    leaves: dict[str, tuple[Clip, ...]] = {}
-    waiting = [("", sorted(clips, key=lambda clip: clip.id))]
-    while waiting:
-        prefix, inside = waiting.pop()
-        fits = len(inside) <= most_clips and sum(clip.bytes for clip in inside) <= most_bytes
-        if len(inside) <= 1 or fits or len(prefix) == 64:
-            if inside:
-                leaves[f"shard-{prefix or 'all'}"] = tuple(inside)
-            continue
-        for bit in "01":
-            waiting.append((prefix + bit, [clip for clip in inside if _hash_bits(clip.id)[len(prefix)] == bit]))
-    return dict(sorted(leaves.items()))
-
-
-def _hash_bits(video_id: str) -> str:
-    return f"{int.from_bytes(hashlib.blake2b(video_id.encode(), digest_size=8).digest()):064b}"
-
 
 # --- frames -----------------------------------------------------------------------------------------------------------
 
@@ -152,8 +123,14 @@ def make_flow(
 
 def _warn_of_a_bound(folder: Path, spec: FlowSpec) -> None:
     """Warn if much motion is clipped at the bound: it is lost to all later stages, and nothing else shows it."""
-    with contextlib.closing(store.open_flow(folder / "index.h5")) as made:
-        found = motion.sample(made)
+    if spec.scaling != "bound":
+        return
+    try:
+        with contextlib.closing(store.open_flow(folder / "index.h5")) as made:
+            found = motion.sample(made)
+    except (OSError, ValueError) as error:  # the store is complete: this is only advice
+        say(f"flow: how much motion lies at [flow] bound_px is not known: {error}")
+        return
     if found and found.at_bound > MUCH_AT_BOUND:
         say(
             f"flow: {found.at_bound:.1%} of the motion is cut off at [flow] bound_px = {spec.bound_px:g} (in a sample "
@@ -235,7 +212,7 @@ def _make_store(
     shards = folder / "shards"
     shards.mkdir(parents=True, exist_ok=True)
     remove_temporaries(shards)
-    there = _Shards(shards.glob("*.h5"))
+    there = Shards(shards.glob("*.h5"))
     waiting = [dataclasses.replace(job, earlier=there.related(job.path)) for job in outdated(kind, jobs)]
     if waiting and len(waiting) < len(jobs):
         say(f"{kind}: {len(jobs) - len(waiting)} of {len(jobs)} shards are there already")
@@ -248,21 +225,6 @@ def _make_store(
     store.write_index(folder / "index.h5", kind, found, parts, attrs)
     for path in set(shards.glob("*.h5")) - {job.path for job in jobs}:
         path.unlink()
-
-
-class _Shards:
-    """Existing shards, by their path in the trie."""
-
-    def __init__(self, paths: Iterable[Path]):
-        self._paths = {path.stem.removeprefix("shard-").removesuffix("all"): path for path in paths}
-        self._bits = sorted(self._paths)
-
-    def related(self, path: Path) -> tuple[Path, ...]:
-        """Existing shards that may hold clips of the shard at `path`: its ancestors in the trie, itself, its parts."""
-        ours = path.stem.removeprefix("shard-").removesuffix("all")
-        above = [ours[:n] for n in range(len(ours)) if ours[:n] in self._paths]
-        parts = slice(*(bisect.bisect_left(self._bits, bits) for bits in (ours, f"{ours}2")))  # bits are 0 and 1
-        return tuple(self._paths[bits] for bits in [*above, *self._bits[parts]])
 
 
 def outdated(kind: str, jobs: Iterable[Any]) -> list[Any]:
@@ -318,5 +280,6 @@ def _refuse_too_many_failures(folder: Path, kind: str, records: list[store.Recor
         raise StageFailed(
             f"{kind}: {len(failed)} of {len(records)} clips failed, more than [frames] max_bad_fraction = "
             f"{max_bad_fraction:g} allows: {names}. Mend or remove these videos, or allow a larger fraction; if the "
-            f"fault was not theirs (a time limit), `python -m pipeline repair {folder} --failed` has them tried again."
+            f"fault was not theirs (a time limit), `python -m pipeline repair {shlex.quote(str(folder))} --failed` has "
+            "them tried again."
         )

@@ -52,6 +52,11 @@ def precision(spec: StreamSpec, device: torch.device) -> torch.dtype | None:
     return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
 
 
+def name_of(precision: torch.dtype | None) -> str:
+    """The name of a data type that `precision` gives: float32, bfloat16 or float16."""
+    return str(precision or torch.float32).removeprefix("torch.")
+
+
 @contextlib.contextmanager
 def true_float32() -> Iterator[None]:
     """Within the block convolutions compute in true float32; by default torch lets GPUs use TF32 (10-bit mantissa)."""

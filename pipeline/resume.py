@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from pipeline import recipe
+from pipeline import imagenet, recipe
 from pipeline.checkpoint import load_tensors
 from pipeline.networks import build
 from pipeline.parallel import World, data_parallel
@@ -110,6 +110,12 @@ class TrainingState:
         self.precision = recipe.precision(spec, device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == torch.float16)
         self.step, self.best, self.curve = 0, None, Curve()
+
+    def how(self) -> dict[str, str]:
+        """What the settings leave open: the device, the precision, and the version of the ImageNet weights."""
+        device = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
+        found = {"device": device, "precision": recipe.name_of(self.precision)}
+        return found | ({"imagenet": imagenet.name_of(self.spec)} if self.spec.start == "imagenet" else {})
 
     def save(self, path: Path, identity: str) -> None:
         """Write `resume.pt`, with the training's `identity_of`."""

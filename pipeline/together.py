@@ -123,23 +123,25 @@ class TakingTurns(Dataset):
 def refuse_overlap(spec: StreamSpec, catalog: Catalog, other: OtherDataset) -> None:
     """Refuse `with_how = start` if the training on the other set uses validation or test clips of this set.
 
-    That training is done for the other set alone, so no clip is left out of it for the sake of this set.
+    That training is done for the other set alone, so no clip is left out of it for the sake of this set. It uses the
+    other set's validation clips too, by which its weights are chosen.
 
     Raises:
-        ValueError: training clips of the other set are, byte for byte, validation or test clips of this set.
+        ValueError: training or validation clips of the other set are, byte for byte, validation or test clips of this
+            set.
     """
-    if twice := _held_out(catalog, other):
+    if twice := _held_out(catalog, other, ("train", "val")):
         raise ValueError(
-            f"[{spec.stream}] with_how is start, but {len(twice)} training clips of {other.name} are validation or "
-            f"test clips of this set: {some([clip.id for clip in twice])}; "
+            f"[{spec.stream}] with_how is start, but {len(twice)} training or validation clips of {other.name} are "
+            f"validation or test clips of this set: {some([clip.id for clip in twice])}; "
             "take them out there, or set with_how to heads or classes, which leave them out"
         )
 
 
-def _held_out(catalog: Catalog, other: OtherDataset) -> list[Clip]:
-    """Training clips of the other set that are, byte for byte, validation or test clips of this set."""
+def _held_out(catalog: Catalog, other: OtherDataset, parts: Sequence[str] = ("train",)) -> list[Clip]:
+    """Clips of these parts of the other set that are, byte for byte, validation or test clips of this set."""
     held_out = {clip.content for clip in catalog.clips if clip.part in ("val", "test")} - {UNREADABLE}
-    return [clip for clip in other.catalog.part("train") if clip.content in held_out]
+    return [clip for part in parts for clip in other.catalog.part(part) if clip.content in held_out]
 
 
 def _clips_apart(spec: StreamSpec, catalog: Catalog, other: OtherDataset) -> list[Clip]:

@@ -274,6 +274,7 @@ def _finish(run: TrainingState, job: Job, others: tuple[str, ...]) -> None:
     if best is None:
         say(f"{run.spec.stream}: no validation clips, so the weights of the last step are kept")
         best = Best(run.step, run.network.cpu().state_dict())
+    how = run.how()
     save_checkpoint(
         folder / "checkpoint.pt",
         best.state,
@@ -286,10 +287,11 @@ def _finish(run: TrainingState, job: Job, others: tuple[str, ...]) -> None:
         best_step=best.step,
         validation_top1=best.top1,
         validation_loss=best.loss,
+        **how,
     )
     curve = {name: values for name, values in asdict(run.curve).items() if name != "pending"}
     about = {"best_step": best.step, "inputs": job.inputs_key, "weights": weights_hash(best.state)}
-    write_json(folder / "curve.json", {**curve, **about})
+    write_json(folder / "curve.json", {**curve, **about, **how})
     for name in ("resume.pt", f"resume.pt{UNUSABLE}"):
         (folder / name).unlink(missing_ok=True)
 

@@ -70,6 +70,12 @@ class ScoreVideos(OfVideos):
         if not self.videos:
             raise ValueError("ScoreVideos needs --videos, the folder of the videos that are to be scored")
         self.clone(Catalog).outline()
+        given = [f"--{s}-checkpoint" for s in STREAMS if getattr(self, f"{s}_checkpoint")]
+        if self.fuse != "average" and given:
+            raise ValueError(
+                f"--fuse is {self.fuse!r}, which was chosen for the streams trained here, not for {given[0]}; take the "
+                "average"
+            )
         if self.fuse != "average" and self.clone(Catalog, videos="").lacks_val():
             raise ValueError(
                 f"--fuse is {self.fuse!r}, which is chosen on validation clips, and [dataset] val_fraction is 0; "

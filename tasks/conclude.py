@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import luigi
 
 from pipeline import files
@@ -86,11 +84,17 @@ class Report(Stage):
         from pipeline.scores import Scores
 
         fuse = self.requires()["fuse"]
-        made = json.loads(fuse.path.read_text())["parameters"]
+        made = self.chosen()
         return {
             "streams": {s: Scores.read(fuse.requires()["test"][s].path) for s in STREAMS},
             "fused": {name: Scores.read(fuse.scores_path(name)) for name in FUSIONS if name in made},
         }
+
+    def chosen(self) -> dict[str, dict]:
+        """The parameters of every fusion."""
+        from pipeline import fusion
+
+        return fusion.read_parameters(self.requires()["fuse"].path)
 
     def make(self) -> None:
         """Write the report, and let the link `latest` point to it."""
@@ -104,8 +108,8 @@ class Report(Stage):
             dataset=self.dataset_name,
             split=self.split_name,
             **self.tables(),
-            fusion=json.loads(above["fuse"].path.read_text())["parameters"],
-            curves={stream: json.loads(above[stream].path.read_text()) for stream in STREAMS},
+            fusion=self.chosen(),
+            curves={stream: files.read_json(above[stream].path) for stream in STREAMS},
             failed=metrics.first_reasons({stage: opened.failed for stage, opened in stores.items()}),
             odd=stores["Frames"].odd,
             settings=self.all_settings(),

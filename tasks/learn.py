@@ -26,6 +26,11 @@ class OnDevice(Stage):
         return {} if self.run_spec.device == "cpu" else {"gpu": 1}
 
 
+def data_of(stream: str) -> type[Stage]:
+    """The stage that a stream reads: `Frames` or `Flow`."""
+    return Frames if stream == "spatial" else Flow
+
+
 class TrainStream(OnDevice):
     """One stream, trained on the training part; the weights that did best on the validation part are kept."""
 
@@ -55,12 +60,7 @@ class TrainStream(OnDevice):
 
     def requires(self) -> list[Stage]:
         """The frames for the spatial stream or the flow for the temporal one, the catalog, and `of_other`."""
-        return [self.clone(self.data), self.clone(Catalog), *self.of_other]
-
-    @property
-    def data(self) -> type[Stage]:
-        """The stage that this stream trains on."""
-        return Frames if self.stream == "spatial" else Flow
+        return [self.clone(data_of(self.stream)), self.clone(Catalog), *self.of_other]
 
     @functools.cached_property
     def of_other(self) -> list[Stage]:
@@ -77,7 +77,7 @@ class TrainStream(OnDevice):
             own = {f"{self.stream}_steps", f"{self.stream}_milestones"}
             changes = {name: text for name, text in self.changes.items() if name not in own}
             return [self.clone(TrainStream, alone=True, changes=changes, **other)]
-        return [self.clone(self.data, **other), self.clone(Catalog, **other)]
+        return [self.clone(data_of(self.stream), **other), self.clone(Catalog, **other)]
 
     def files_read(self) -> list[Path]:
         """The weights that the stream starts from."""
@@ -85,7 +85,7 @@ class TrainStream(OnDevice):
 
     def is_current(self) -> bool:
         """Whether the weights are there as well: if damaged ones are deleted, they are made again."""
-        return self.checkpoint.is_file() and super().is_current()
+        return self.weights.is_file() and super().is_current()
 
     def check(self) -> None:
         """Refuse a stream that cannot be built or trained on this machine."""
@@ -119,7 +119,7 @@ class TrainStream(OnDevice):
         from pipeline.together import OtherDataset
 
         data = self.of_other[0]
-        store = data.clone(data.data) if isinstance(data, TrainStream) else data
+        store = data.clone(data_of(data.stream)) if isinstance(data, TrainStream) else data
         return OtherDataset(self.stream_spec.with_dataset, store.path, self._catalog_of_other().read())
 
     def key(self) -> str:
@@ -127,7 +127,7 @@ class TrainStream(OnDevice):
         return self.output().recorded()["weights"]
 
     @property
-    def checkpoint(self):
+    def weights(self) -> Path:
         """Path of the trained weights."""
         return self.folder / "checkpoint.pt"
 
@@ -155,7 +155,7 @@ class TrainStream(OnDevice):
             inputs_key=self.inputs_key(),
             device=self.run_spec.device,
             other=self._other() if spec.with_how in ("heads", "classes") else None,
-            start=self.of_other[0].checkpoint if spec.with_how == "start" else None,
+            start=self.of_other[0].weights if spec.with_how == "start" else None,
             data_digest=data.digest,
         )
 
@@ -180,8 +180,7 @@ class ScoreStream(OfVideos, OnDevice):
 
     def requires(self) -> list[Stage]:
         """The trained stream, unless weights are given; the frames or the flow; the catalog."""
-        data = self.clone(Frames if self.stream == "spatial" else Flow)
-        return [*self.trained, data, self.clone(Catalog)]
+        return [*self.trained, self.clone(data_of(self.stream)), self.clone(Catalog)]
 
     def key(self) -> str:
         """Content key of the scores: made again, they may differ (another device, or a clip that can be read again)."""
@@ -199,7 +198,7 @@ class ScoreStream(OfVideos, OnDevice):
     @property
     def weights(self) -> Path:
         """Path of the trained weights."""
-        return Path(self.checkpoint) if self.checkpoint else self.trained[0].checkpoint
+        return Path(self.checkpoint) if self.checkpoint else self.trained[0].weights
 
     def check(self) -> None:
         """Refuse a given file that holds no trained stream, or the other one."""
@@ -207,6 +206,8 @@ class ScoreStream(OfVideos, OnDevice):
             from pipeline import checkpoint
 
             checkpoint.refuse_other_stream(self.weights, self.stream)
+        elif self.part == "test" and (warning := self.spec("score").warning(self.trained[0].stream_spec)):
+            say(warning)
 
     def make(self) -> None:
         """Score every clip of the part."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from pathlib import Path
 
 import luigi
@@ -94,10 +95,14 @@ class Catalog(OfVideos):
 
         dataset = self.spec("dataset")
         if self.path.is_file() and not Path(dataset.videos).is_dir():
-            say(f"Catalog: the videos are no longer at {dataset.videos}; going on with what was made from them")
+            self._say_gone(dataset.videos)
             return self.output().recorded()["inputs"]
         with told_plainly():
             return self._inputs_key or catalog.files_fingerprint(dataset)
+
+    @functools.cache  # noqa: B019  # tasks live as long as the program, and this is said once
+    def _say_gone(self, videos: str) -> None:
+        say(f"Catalog: the videos are no longer at {videos}; going on with what was made from them")
 
     def key(self) -> str:
         """Content key of the videos, the classes and the parts."""

@@ -105,7 +105,8 @@ def _was_raised_on_purpose(error: BaseException) -> bool:
         return False
     *_, (innermost, line) = traceback.walk_tb(error.__traceback__)
     file = innermost.f_code.co_filename
-    return Path(file).is_relative_to(_OURS / "pipeline") and linecache.getline(file, line).lstrip().startswith("raise ")
+    ours = any(Path(file).is_relative_to(_OURS / folder) for folder in ("pipeline", "tasks"))
+    return ours and linecache.getline(file, line).lstrip().startswith("raise ")
 
 
 def mistake_of_command(error: BaseException | None) -> str:

@@ -100,6 +100,14 @@ class Flow(_Store):
 
             flow.check(self.spec("flow"), device=self.run_spec.device)
 
+    @property
+    def resources(self) -> dict[str, int]:
+        """A GPU, if the flow may be computed on one of this machine: no training should run there at the same time."""
+        from pipeline import flow
+
+        here = self.spec("cluster").kind in ("inline", "local")
+        return {"gpu": 1} if here and flow.may_use_cuda(self.spec("flow").method, self.run_spec.device) else {}
+
     def to_download(self) -> str:
         """The file of weights that `check` would fetch; "" if there is none to fetch."""
         from pipeline import flow

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import functools
-import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 import luigi
 
 from pipeline import files
 from pipeline.progress import say
+from pipeline.specs import STREAMS
 from pipeline.specs.base import digest_of
-from tasks.base import Stage
+from tasks.base import Stage, use_artifacts
 from tasks.conclude import Report
+from tasks.learn import TrainStream
 from tasks.listing import Catalog
 from tasks.mistakes import told_plainly
 
@@ -58,6 +60,35 @@ class Repeated(Stage):
                 raise ValueError(f"--seeds is {self.seeds!r}; {wrong[0]!r} is not a whole number from 0 up")
             return distinct("seeds", self.seeds, [int(text) for text in texts]) or [-1]
 
+    def record(self) -> None:
+        """Write down all that its parts need, too: while a part is not made, its own record does not exist."""
+        waiting, found = self.before(), {}
+        while waiting:
+            task = waiting.pop()
+            if isinstance(task, Stage) and task.folder not in found:
+                found[task.folder] = task
+                waiting += task.before()
+        files.record_made_from(self.folder, Path(self.run_spec.artifacts), found)
+
+    def check_seeds(self, streams: Iterable[str]) -> None:
+        """Refuse several seeds if a stream has one of its own: a single training would be shown as several."""
+        with told_plainly():
+            for stream in streams:
+                runs = [
+                    self.clone(TrainStream, stream=stream, split=self.split_list[0], seed=s) for s in self.seed_list
+                ]
+                if len({run.stream_spec.seed for run in runs}) < len(runs):
+                    raise ValueError(
+                        f"--seeds is {self.seeds!r}, but [{stream}] seed is given, so that this stream would be the "
+                        "same with each of them; take the one or the other away"
+                    )
+
+
+def seed_of(task: Stage, streams: Iterable[str] = STREAMS) -> int | str:
+    """The seed of the trainings behind a report, a fusion or scores; "7 and 0" if the streams have different ones."""
+    seeds = dict.fromkeys(task.clone(TrainStream, stream=stream).stream_spec.seed for stream in streams)
+    return next(iter(seeds)) if len(seeds) == 1 else " and ".join(map(str, seeds))
+
 
 class AllSplits(Repeated):
     """`summary.json`, `summary.md` and `summary.html`: one row per split and seed, their mean, the pooled clips.
@@ -83,6 +114,10 @@ class AllSplits(Repeated):
     def check(self) -> None:
         """Check all splits before the first is run."""
         self.check_splits("val", "test")
+        self.check_seeds(STREAMS)
+        if self.may_download:  # else it is a plan, which writes nothing
+            use_artifacts(self.run_spec.artifacts, create=True)
+            self.record()  # before the first run: `gc` must keep the finished ones for the unfinished table
 
     def make(self) -> None:
         """Put all reports into one table, and let the link `latest` point to it."""
@@ -91,8 +126,8 @@ class AllSplits(Repeated):
         runs = [
             summary.Run(
                 split=report.split_name,
-                seed=report.run_spec.seed,
-                fusion=json.loads(report.path.read_text())["fusion"],
+                seed=seed_of(report),
+                fusion=files.read_json(report.path)["fusion"],
                 page=Path(os.path.relpath(report.folder / "report.html", self.folder)).as_posix(),
                 **report.tables(),
             )
@@ -108,7 +143,7 @@ class AllSplits(Repeated):
 
     def say_present(self) -> None:
         """Print the table and the path of the page."""
-        say(f"{self.path.with_name('summary.md').read_text()}\n{self.path.with_name('summary.html')}")
+        say(f"{self.path.with_name('summary.md').read_text(encoding='utf-8')}\n{self.path.with_name('summary.html')}")
 
 
 def listed(name: str, text: str) -> list[str]:

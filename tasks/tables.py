@@ -11,6 +11,7 @@ from types import MappingProxyType
 import luigi
 
 from pipeline import files
+from pipeline.errors import StageFailed
 from pipeline.progress import say
 from pipeline.report import paper
 from pipeline.specs import STREAMS
@@ -18,16 +19,16 @@ from pipeline.specs.base import digest_of, unknown_name
 from tasks import settings
 from tasks.base import Stage
 from tasks.conclude import Fuse
-from tasks.learn import ScoreStream, TrainStream
+from tasks.learn import OnDevice, ScoreStream, TrainStream
 from tasks.listing import Catalog
 from tasks.mistakes import Refused, error_line, plainly, told_plainly
 from tasks.prepare import Flow, Frames
-from tasks.repeat import Repeated, listed
+from tasks.repeat import Repeated, listed, seed_of
 
 PARTIAL = "partial"  # recorded as the inputs of a table that lacks a row
 
 
-class RowsFailed(RuntimeError):
+class RowsFailed(StageFailed):
     """Some rows of a table could not be made; the table has the others."""
 
 
@@ -41,7 +42,7 @@ class Planned:
     reason: str = ""
 
 
-class PaperTable(Repeated):
+class PaperTable(Repeated, OnDevice):
     """`table.json`, `table.md` and `table.html`: each figure of a table beside the paper's.
 
     A row that fails does not stop the others: the table is written with the reason, the command fails, and running it
@@ -59,7 +60,6 @@ class PaperTable(Repeated):
         description="second data set, section [dataset.NAME]: for multi-task rows and those that add data; default: "
         "the one that the temporal stream is configured with",
     )
-    resources = {"gpu": 1}
     kind = "tables"
     failures: Mapping[str, str] = MappingProxyType({})  # of this run: short name of the row -> why
     file = "table.json"
@@ -115,7 +115,6 @@ class PaperTable(Repeated):
                 p.changes["flow_backward"] = "true"
         for p in run:
             self._add_tasks(p)
-            self._check_seeds(p)
         return planned
 
     def _planned(self, row: paper.Row) -> Planned:
@@ -141,13 +140,6 @@ class PaperTable(Repeated):
             planned.reason, planned.changes = error_line(error), {}
         else:
             planned.tasks = tasks
-
-    def _check_seeds(self, planned: Planned) -> None:
-        """Refuse seeds that make no difference: one training would be shown as several equal ones."""
-        if len({task.digest for task in planned.tasks}) < len(planned.tasks):
-            stream = planned.row.score if planned.row.score in STREAMS else "temporal"
-            with told_plainly():
-                raise ValueError(f"--seeds is {self.seeds!r}, but [{stream}] seed is given, so that all rows are alike")
 
     # --- the stage
 
@@ -183,8 +175,9 @@ class PaperTable(Repeated):
         """Refuse settings that no row could be trained with."""
         fused = all(isinstance(task, Fuse) for task in self.before())
         self.check_splits(*(["val", "test"] if fused else ["test"]))
+        self.check_seeds(self.definition.streams)
         for stream in self.definition.streams:
-            self.clone(TrainStream, stream=stream, split=self.split_list[0], seed=self.seed_list[0]).complete()
+            self.clone(TrainStream, stream=stream, split=self.split_list[0], seed=self.seed_list[0]).check_once()
 
     def run(self) -> None:
         """Make what the rows lack, then the table, and print it."""
@@ -225,7 +218,7 @@ class PaperTable(Repeated):
             results=[self._result(planned) for planned in self.plan],
             on=paper.measured_on(dataset.layout, len(catalog.classes)),
             pooled=dataset.layout not in paper.SETS,
-            setup=self._setup(),
+            setup=self._setup(catalog),
             **self.attrs(),
         )
         files.link(self.folder.parent / f"latest-{self.table}", self.folder)
@@ -239,7 +232,8 @@ class PaperTable(Repeated):
             if failure and not task.output().exists():
                 continue
             path = task.scores_path(planned.row.score) if isinstance(task, Fuse) else task.path
-            trial = {"split": task.split_name, "seed": task.run_spec.seed, "made": str(path)}
+            seed = seed_of(task, [planned.row.score] if isinstance(task, ScoreStream) else STREAMS)
+            trial = {"split": task.split_name, "seed": seed, "made": str(path)}
             trials.append(tables.Trial(scores=Scores.read(path), **trial))
         return tables.Result(
             row=planned.row,
@@ -249,17 +243,22 @@ class PaperTable(Repeated):
             changes=planned.changes,
         )
 
-    def _setup(self) -> dict[str, str]:
-        """The user's settings that distinguish one table from another."""
+    def _setup(self, catalog) -> dict[str, str]:
+        """The settings that distinguish one table from another and that no row changes, and the clips of a training."""
         found = {"flow": self.spec("flow").method} if "temporal" in self.definition.streams else {}
+        changed = {name for planned in self.plan for name in planned.changes}
         for name in self.definition.streams:
             s = settings.stream(name, self.dataset_name, 0, self.changes)
-            found[name] = f"{s.network}, starts from {s.start}, {s.steps} steps of {s.batch} clips"
+            parts = {"": s.network, "start": f"starts from {s.start}", "steps": f"{s.steps} steps"}
+            told = [text for setting, text in parts.items() if f"{name}_{setting}" not in changed]
+            found[name] = ", ".join([*told, f"{s.batch} clips a step", f"precision {s.precision}"])
+        clips = {part: counts["clips"] for part, counts in catalog.counts().items()}
+        found["training"] = f"{clips['train']} clips, and {clips.get('val', 0)} for validation"
         return {**found, "second data set": self.second or "none"}
 
     def say_present(self) -> None:
         """Print the table and the path of the page."""
-        say(f"{self.path.with_name('table.md').read_text()}\n{self.path.with_name('table.html')}")
+        say(f"{self.path.with_name('table.md').read_text(encoding='utf-8')}\n{self.path.with_name('table.html')}")
 
 
 def _finish(task: luigi.Task, broken: dict[str, BaseException]) -> None:

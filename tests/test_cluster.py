@@ -122,6 +122,39 @@ def test_a_running_scheduler_is_used_by_its_address(monkeypatch):
         assert workers._width() == 2 * 1  # as many threads as the scheduler has, however many cores are here
 
 
+@dataclasses.dataclass(frozen=True)
+class Late:
+    path: Path | None
+
+
+def fail_or_write_late(job):
+    if job.path is None:
+        raise KeyError("no")
+    time.sleep(1)
+    job.path.write_text("")
+
+
+def test_after_an_error_no_job_of_a_running_scheduler_writes_any_more(tmp_path, monkeypatch, capsys):
+    from distributed import LocalCluster
+
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    options = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": None, "host": "127.0.0.1"}
+    with LocalCluster(**options) as elsewhere:
+        spec = ClusterSpec(kind="address", address=elsewhere.scheduler_address, in_flight=1)
+        with pytest.raises(KeyError), Workers(spec, most=2) as workers:
+            for _, result in workers.run(fail_or_write_late, [Late(tmp_path / "late"), Late(None)]):
+                raise result
+        assert (tmp_path / "late").exists()
+    assert f"1 jobs are still running at {spec.address}; waiting for them to end" in capsys.readouterr().err
+
+
+def test_workers_on_a_gpu_are_not_kept(tmp_path):
+    with Workers(ClusterSpec(), most=1, devices=("cuda:0",)) as workers:
+        list(workers.run(work_on_device, jobs_on(tmp_path, 1)))
+    ((_, pid, *_),) = log_of(tmp_path / "log")
+    assert not Path(f"/proc/{pid}").exists()  # idle, it would keep memory that a training wants
+
+
 def test_worker_count_is_given_or_one_a_core():
     assert worker_count(ClusterSpec(workers=5)) == 5
     assert worker_count(ClusterSpec()) == len(os.sched_getaffinity(0))

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -111,6 +112,44 @@ def test_damaged_json_is_named_with_its_cure(tmp_path, content, message):
     path.write_bytes(content)
     with pytest.raises(ValueError, match=message):
         files.read_json(path)
+
+
+def test_what_vanishes_while_a_folder_is_measured_has_no_size(tmp_path, monkeypatch):
+    (tmp_path / "there").write_bytes(b"123")
+    (tmp_path / "gone").write_bytes(b"4567")
+    is_file = Path.is_file
+
+    def is_file_and_gone(path):
+        found = is_file(path)
+        if path.name == "gone":
+            path.unlink(missing_ok=True)
+        return found
+
+    monkeypatch.setattr(Path, "is_file", is_file_and_gone)
+    assert files.size_of(tmp_path) == 3
+
+
+def test_a_folder_loses_first_what_makes_it_whole(tmp_path, monkeypatch):
+    (tmp_path / "made").mkdir()
+    for name in ("last", "other"):
+        (tmp_path / "made" / name).write_text("")
+    monkeypatch.setattr(files.shutil, "rmtree", lambda folder: 1 / 0)  # killed at once
+    with pytest.raises(ZeroDivisionError):
+        files.remove_folder(tmp_path / "made", first="last")
+    assert [path.name for path in (tmp_path / "made").iterdir()] == ["other"]
+    monkeypatch.undo()
+    files.remove_folder(tmp_path / "made", first="last")
+    assert not (tmp_path / "made").exists()
+
+
+def test_processes_of_two_machines_write_beside_each_other(tmp_path, monkeypatch):
+    names = []
+    for machine in ("one", "two"):
+        monkeypatch.setattr(files.socket, "gethostname", lambda machine=machine: machine)
+        with files.commit(tmp_path / "x.json") as temporary:
+            temporary.write_text("")
+            names.append(temporary.name)
+    assert len(set(names)) == 2 and all(name.endswith(".json") for name in names)
 
 
 def test_the_size_of_a_folder_follows_no_link(tmp_path):

@@ -13,7 +13,7 @@ from conftest import ROOT
 from pipeline import files, garbage
 from pipeline.__main__ import main
 from pipeline.inspection import LAST_FILES
-from tasks import FullPipeline, PaperTable, ScoreStream, TrainStream
+from tasks import AllSplits, FullPipeline, PaperTable, ScoreStream, TrainStream
 
 A, B, C = "aaaaaaaaaaaa", "bbbbbbbbbbbb", "cccccccccccc"
 
@@ -180,14 +180,30 @@ def test_a_table_under_way_keeps_its_rows(config, tmp_path, monkeypatch):
     assert scored[0].is_dir() and garbage.find(tmp_path / "artifacts") == []
 
 
+def test_finished_seeds_are_kept_for_a_summary_under_way(tiny, config, tmp_path):
+    given = {"dataset": tiny, "splits": "anna", "seeds": "0,1"}
+    config.set("run", "artifacts", str(tmp_path / "artifacts"))
+    assert not fresh(AllSplits, **given).complete()
+    for seed in (0, 1):
+        assert build(fresh(TrainStream, dataset=tiny, split="anna", stream="spatial", seed=seed))
+    assert garbage.find(tmp_path / "artifacts") == []
+
+
+def test_a_plan_writes_down_nothing(tiny, config, tmp_path):
+    config.set("run", "artifacts", str(tmp_path / "artifacts"))
+    with AllSplits.without_download():
+        assert not fresh(AllSplits, dataset=tiny, splits="anna").complete()
+    assert not (tmp_path / "artifacts").exists()
+
+
 def test_weights_that_a_training_starts_from_are_kept(config, tmp_path):
     first = fresh(TrainStream, stream="spatial")
     assert build(first)
-    config.read_dict({"spatial": {"start": str(first.checkpoint)}})
+    config.read_dict({"spatial": {"start": str(first.weights)}})
     second = fresh(TrainStream, stream="spatial")
     assert build(second) and first.folder != second.folder
     assert garbage.find(tmp_path / "artifacts") == []
-    scored = fresh(ScoreStream, stream="spatial", checkpoint=os.path.relpath(first.checkpoint))
+    scored = fresh(ScoreStream, stream="spatial", checkpoint=os.path.relpath(first.weights))
     assert build(scored)
     names = files.read_made_from(scored.folder)
     assert first.folder.relative_to(tmp_path / "artifacts").as_posix() in names

@@ -72,8 +72,14 @@ def test_pictures(frames, flow, tmp_path):
     assert cv2.imread(str(tmp_path / "frames.png")).shape == (48, 3 * 64, 3)
     pictures.picture(flow, tmp_path / "flow.png")
     assert cv2.imread(str(tmp_path / "flow.png")).shape == (48, 4 * 64, 3)
-    with pytest.raises(ValueError, match="no picture can be written to .*; give a path that ends in .png"):
+    for name in ("frames", "frames.foo"):
+        with pytest.raises(ValueError, match=f"the picture is to be '.*/{name}'; give a path that ends in .png"):
+            pictures.picture(frames, tmp_path / name)
+    with pytest.raises(FileNotFoundError, match="the folder '.*/absent' for the picture does not exist"):
         pictures.picture(frames, tmp_path / "absent" / "frames.png")
+    (tmp_path / "taken.png").mkdir()
+    with pytest.raises(OSError, match="no picture can be written to .*/taken.png"):
+        pictures.picture(frames, tmp_path / "taken.png")
     with pytest.raises(ValueError, match="holds no clip of which a picture could be made"):
         pictures.picture(write_frames(tmp_path / "none", {}, failed={"b": "empty"}), tmp_path / "x.png")
     store.write_arrays(tmp_path / "x.h5", "scores", {}, {})
@@ -98,12 +104,16 @@ def test_status_lists_artifacts_in_the_order_of_the_chain(frames, flow, tmp_path
     assert rows[0]["bytes"] == sizes
 
 
-def test_a_training_without_its_weights_is_not_done(tmp_path):
-    folder = tmp_path / "demo/train_stream/spatial-small-1-0123456789ab"
+@pytest.mark.parametrize(
+    ("stage", "last", "also"),
+    [("train_stream", "curve.json", "checkpoint.pt"), ("score_videos", "scores.h5", "predictions.csv")],
+)
+def test_what_lacks_the_other_half_of_a_result_is_not_done(tmp_path, stage, last, also):
+    folder = tmp_path / f"demo/{stage}/x-0123456789ab"
     folder.mkdir(parents=True)
-    (folder / "curve.json").write_text("{}")
+    (folder / last).write_text("{}")
     assert [row["state"] for row in inspection.status(tmp_path)] == ["unfinished"]
-    (folder / "checkpoint.pt").write_bytes(b"")
+    (folder / also).write_bytes(b"")
     assert [row["state"] for row in inspection.status(tmp_path)] == ["done"]
 
 

@@ -92,7 +92,7 @@ def test_cnn_m_takes_other_crops_and_says_which_are_too_small():
     for side in (112, 41):
         network = on_meta(spec("spatial", "cnn_m_2048", crop_px=side))
         assert network(torch.empty(1, 3, side, side, device="meta")).shape == (1, 5)
-    with pytest.raises(ValueError, match="crop_px is 40; cnn_m_2048 needs at least 41"):
+    with pytest.raises(ValueError, match=r"\[spatial\] crop_px is 40; cnn_m_2048 needs at least 41"):
         on_meta(spec("spatial", "cnn_m_2048", crop_px=40))
 
 

@@ -154,6 +154,15 @@ def test_fine_tuning_from_the_other_set_takes_the_papers_steps():
         assert "temporal_steps" not in changes(row("2", key), SCRATCH, temporal, "ucf101")
 
 
+def test_steps_configured_for_fine_tuning_from_the_other_set_are_taken_for_that():
+    configured = specs.StreamSpec(with_dataset="ucf101", with_how="start", steps=20_000, milestones=(14_000,))
+    assert "temporal_steps" not in changes(row("2", "tuned"), SCRATCH, configured, "ucf101")
+    for key in ("alone", "classes", "multi-task"):
+        found = changes(row("2", key), SCRATCH, configured, "ucf101")
+        assert (found["temporal_steps"], found["temporal_milestones"]) == ("80000", "50000, 70000")
+    assert "temporal_steps" not in changes(row("1a", "scratch-0.5"), SCRATCH, configured)
+
+
 def test_the_papers_sets_are_told_by_layout_and_classes():
     assert measured_on("ucf101", 101) == "ucf101" and measured_on("hmdb51", 51) == "hmdb51"
     assert measured_on("ucf101", 6) == measured_on("folder", 101) == measured_on("hmdb51", 101) == ""

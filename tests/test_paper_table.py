@@ -1,6 +1,7 @@
 """A table of the paper as one command: what a row changes, what rows share, what is reused, and what a failure costs."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 from chains import build, fresh, luigi_command, snapshot
@@ -10,7 +11,7 @@ from test_report import Page
 
 from pipeline import garbage, inspection
 from pipeline.report import paper
-from tasks import Catalog, Flow, Frames, FullPipeline, Fuse, PaperTable, ScoreStream, TrainStream, settings
+from tasks import Catalog, Flow, Frames, FullPipeline, Fuse, PaperTable, ScoreStream, TrainStream, mistakes, settings
 from tasks.tables import RowsFailed
 
 TWO_ROWS = {"table": "1b", "rows": "l1,l5"}
@@ -137,7 +138,15 @@ def test_a_row_that_the_settings_forbid_says_so(config, monkeypatch):
 )
 def test_wrong_parameters_are_refused(config, parameters, message):
     with pytest.raises(ValueError, match=message):
-        assert fresh(PaperTable, table="1b", **parameters).plan
+        assert fresh(PaperTable, table="1b", **parameters).complete()
+
+
+def test_what_all_rows_have_in_common_is_what_none_of_them_changes(config):
+    config.read_dict({"spatial": {"start": "w.pth", "steps": "80", "milestones": "50"}})
+    catalog = SimpleNamespace(counts=lambda: {"train": {"clips": 7}})
+    found = fresh(PaperTable, table="1a")._setup(catalog)["spatial"]
+    assert "w.pth" not in found and "80" not in found and "clips a step" in found
+    assert "80 steps" in fresh(PaperTable, table="3")._setup(catalog)["spatial"]
 
 
 def test_settings_that_cannot_be_trained_are_refused_before_any_work(config, tmp_path):
@@ -160,6 +169,7 @@ def test_two_rows_go_all_the_way_and_are_reused(config, tmp_path):
     assert row["top1"] in (0.0, 1.0) and row["clips"] == 1 and row["difference"] is None
     assert row["paper"] == {"ucf101": 0.804} and row["changes"]["stack_length"] == "5"
     assert (of.folder.parent / "latest-1b").resolve() == of.folder.resolve()
+    assert table(of)["setup"]["training"] == "2 clips, and 1 for validation"
     shown = Page((of.folder / "table.html").read_text())
     assert "80.4" in shown.text and "left out by --rows" in shown.text and not shown.addresses
 
@@ -195,8 +205,9 @@ def test_a_row_that_fails_loses_no_other_and_is_made_on_the_next_run(config, mon
     assert (states(of)["l1"], states(of)["l5"]) == ("failed", "measured") and not of.complete()
     assert "the loss is nan" in (of.folder / "table.md").read_text()
     assert tried == [1, 5]
-    with pytest.raises(RowsFailed, match="rows that failed: l1; run the command again to go on with them"):
+    with pytest.raises(RowsFailed, match="rows that failed: l1; run the command again to go on with them") as failed:
         of.run()
+    assert mistakes.plainly(failed.value) == str(failed.value)  # a line, not a traceback
     assert tried.pop() == 1 and 'RuntimeError("the loss is nan")' in capsys.readouterr().err  # the line of a traceback
     monkeypatch.setattr(TrainStream, "make", lambda self: (tried.append(self.stream_spec.stack.length), make(self)))
     assert build(fresh(PaperTable, **TWO_ROWS))

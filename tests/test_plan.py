@@ -12,7 +12,7 @@ from chains import build, fresh, snapshot
 from conftest import ROOT, moving_texture, write_video
 from plans import CHAIN, by_hand, planned, row_of, states  # noqa: F401 (fixtures)
 
-from pipeline import preprocess
+from pipeline import sharding
 from pipeline.__main__ import main as pipeline_main
 from tasks import AllSplits, Catalog, Flow, Frames, FullPipeline, PaperTable, TrainStream
 from tasks.base import Stage
@@ -121,7 +121,7 @@ def test_shards_that_are_current_are_counted(planned, config, by_hand):
 def store_shard(task, video_id: str) -> str:
     """Name of the shard of a clip, by the trie over all clips."""
     clips = fresh(Catalog).read().clips
-    plan = preprocess.plan_shards(clips, most_clips=1, most_bytes=1 << 30)
+    plan = sharding.plan_shards(clips, most_clips=1, most_bytes=1 << 30)
     return next(name for name, inside in plan.items() if inside[0].id == video_id)
 
 

@@ -19,7 +19,8 @@ from pipeline.catalog import Clip, read_dataset
 from pipeline.errors import MachineFault, StageFailed, WorkerDied
 from pipeline.flow import estimate
 from pipeline.jobs import frames as frames_job
-from pipeline.preprocess import make_flow, make_frames, plan_shards
+from pipeline.preprocess import make_flow, make_frames
+from pipeline.sharding import plan_shards
 from pipeline.specs import ClusterSpec, DatasetSpec, FlowSpec, FrameSpec
 
 INLINE, LOCAL = ClusterSpec(kind="inline"), ClusterSpec(kind="local", workers=2)
@@ -122,7 +123,7 @@ def test_backward_flow_and_min_max_scaling(tiny_dataset, tmp_path):
         assert file["clips/right__anna_right/backward/range_px"].shape == (11, 2, 2)
 
 
-def test_motion_that_is_cut_off_is_said(tiny_dataset, tmp_path, capsys):
+def test_motion_that_is_cut_off_is_said(tiny_dataset, tmp_path, monkeypatch, capsys):
     """Everything moves by 2 px along one axis: half of all components are beyond a bound of 1 px."""
     frames = frames_of(tiny_dataset, tmp_path / "frames")
     flow_of(frames, tmp_path / "wide")
@@ -131,6 +132,13 @@ def test_motion_that_is_cut_off_is_said(tiny_dataset, tmp_path, capsys):
     said = capsys.readouterr().err
     share = float(re.search(r"flow: ([\d.]+)% of the motion is cut off at \[flow\] bound_px = 1 ", said)[1])
     assert share == pytest.approx(50, abs=10)
+
+    def fail(made):
+        raise OSError("on purpose")
+
+    monkeypatch.setattr(preprocess.motion, "sample", fail)
+    flow_of(frames, tmp_path / "unread", spec=FlowSpec(method="dis_medium", bound_px=2))
+    assert "how much motion lies at [flow] bound_px is not known: on purpose" in capsys.readouterr().err
     flow_of(frames, tmp_path / "stretched", spec=FlowSpec(method="dis_medium", bound_px=1, scaling="minmax"))
     assert "cut off" not in capsys.readouterr().err
 

@@ -6,7 +6,8 @@ import pytest
 from chains import build, fresh, luigi_command, snapshot
 from conftest import ROOT
 
-from tasks import AllSplits, Report
+from tasks import AllSplits, PaperTable, Report
+from tasks.repeat import seed_of
 
 
 def test_every_person_is_left_out_in_turn(tiny):
@@ -72,6 +73,22 @@ def test_other_settings_are_another_summary(tiny, config):
 def test_wrong_lists_are_refused(tiny, parameters, message):
     with pytest.raises(ValueError, match=message):
         fresh(AllSplits, dataset=tiny, **parameters).requires()
+
+
+def test_seeds_that_a_stream_does_not_follow_are_refused(tiny, config):
+    config.read_dict({"temporal": {"seed": "7"}})
+    assert not fresh(AllSplits, dataset=tiny, seeds="0,1").complete()  # --seeds wins over a section ...
+    message = r"--seeds is '0,1', but \[temporal\] seed is given, so that this stream would be the same with each"
+    for task, more in ((AllSplits, {}), (PaperTable, {"table": "1b"})):  # ... but not over what is given beside it
+        with pytest.raises(ValueError, match=message):
+            fresh(task, dataset=tiny, seeds="0,1", changes={"temporal_seed": "7"}, **more).complete()
+
+
+@pytest.mark.parametrize(("spatial", "temporal", "told"), [("3", "3", 3), ("3", "4", "3 and 4")])
+def test_the_seed_that_is_told_is_the_one_of_the_trainings(tiny, config, spatial, temporal, told):
+    config.read_dict({"spatial": {"seed": spatial}, "temporal": {"seed": temporal}})
+    report = fresh(Report, dataset=tiny)
+    assert seed_of(report) == told and seed_of(report, ["temporal"]) == int(temporal)
 
 
 def test_official_splits_that_are_one_are_refused_and_others_are_names(tiny, config):

@@ -85,6 +85,9 @@ class Page(HTMLParser):
         self.text += data
 
 
+BEST = {"last_step": 6, "best_step": 6, "device": "", "precision": ""}
+
+
 def test_metrics_are_those_counted_by_hand(tmp_path):
     numbers = report.write(tmp_path, **arguments())
     assert numbers == json.loads((tmp_path / "metrics.json").read_text())
@@ -102,7 +105,7 @@ def test_metrics_are_those_counted_by_hand(tmp_path):
     assert numbers["agreement"]["both"] == {"clips": 2, "fused_right": 2}
     assert numbers["agreement"]["only_temporal"] == {"clips": 2, "fused_right": 1}
     assert numbers["agreement"]["neither"] == {"clips": 1, "fused_right": 0}
-    assert numbers["training"]["spatial"] == {"last_step": 6, "best_step": 6, "val_top1": 0.75}
+    assert numbers["training"]["spatial"] == {**BEST, "val_top1": 0.75}
     assert numbers["seeds"] == {"temporal.seed": 7}
     assert numbers["fusion"] == {"weighted": {"weight": 0.65}, "svm": {"c": 1.0, "absent": []}}
     assert "numpy" in numbers["versions"] and "python" in numbers["versions"]
@@ -283,6 +286,18 @@ def test_a_page_without_validation_clips_claims_no_choice(tmp_path):
     assert "on validation clips" not in html and "1 fusions" not in html
     titles = [[axes.get_title(loc="left") for axes in figures.training(c, "spatial").axes] for c in (curve, CURVE)]
     assert titles == [["loss", "learning rate"], ["loss", "validation accuracy", "learning rate"]]
+
+
+@pytest.mark.parametrize(("choice", "said"), [({"chosen_from": [1.0]}, True), ({"note": "given"}, False)])
+def test_a_c_that_was_given_is_not_called_chosen(tmp_path, choice, said):
+    svm = {"c": 1.0, "choice": choice, "fitted_top1": 1.0}
+    report.write(tmp_path, **arguments(fusion={**arguments()["fusion"], "svm": svm}))
+    assert ("the SVM with its C were chosen" in (tmp_path / "report.html").read_text()) == said
+
+
+def test_the_page_tells_where_and_how_a_stream_was_trained(tmp_path):
+    report.write(tmp_path, **arguments(curves={"spatial": {**CURVE, "device": "abacus", "precision": "bfloat16"}}))
+    assert "in bfloat16 on abacus." in (tmp_path / "report.html").read_text()
 
 
 def test_same_input_same_bytes(tmp_path):

@@ -245,6 +245,10 @@ def test_foreign_and_damaged_files_are_refused_with_what_to_do(tmp_path):
         pass
     with pytest.raises(ValueError, match="holds 'no format attribute', not 'two-stream-frames'; give the path"):
         store.open_frames(tmp_path / "foreign.h5")
+    with h5py.File(tmp_path / "foreign.h5", "r+") as file:
+        file.attrs["format"], file.attrs["format_version"] = "cells", "1.0"
+    with pytest.raises(ValueError, match="holds 'cells', not 'two-stream-frames'; give the path"):
+        store.open_frames(tmp_path / "foreign.h5")
     path = write_flow(tmp_path / "flow", smooth_flow(2))
     with pytest.raises(ValueError, match="holds 'two-stream-flow', not 'two-stream-frames'"):
         store.open_frames(path)

@@ -132,6 +132,16 @@ def test_the_page_shows_the_table_and_leads_to_the_reports(tmp_path):
         assert shown in text
 
 
+def test_the_page_claims_no_choice_that_was_not_made(tmp_path):
+    full = run()
+    weighted = Run(**{**vars(full), "fused": {"average": full.fused["average"], "weighted": full.fused["svm"]}})
+    alone = Run(**{**vars(full), "fused": {"average": full.fused["average"]}})
+    for of, chosen in ((weighted, True), (alone, False)):
+        summary.write(tmp_path, dataset="toy", runs=[of])
+        text = (tmp_path / "summary.html").read_text()
+        assert ("Everything was chosen on validation clips" in text) == chosen != ("Nothing was chosen" in text)
+
+
 def test_hostile_names_are_only_text(tmp_path):
     runs = [run(name, page="javascript:alert(1)") for name in HOSTILE]
     summary.write(tmp_path, dataset=HOSTILE[0], runs=runs)

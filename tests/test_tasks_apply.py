@@ -111,7 +111,7 @@ def carried_off(strangers, config, tmp_path):
     said = task.table.read_text()
     given = {"videos": strangers}
     for stream in ("spatial", "temporal"):
-        shutil.copy(fresh(TrainStream, stream=stream).checkpoint, tmp_path / f"{stream}.pt")
+        shutil.copy(fresh(TrainStream, stream=stream).weights, tmp_path / f"{stream}.pt")
         given[f"{stream}_checkpoint"] = str(tmp_path / f"{stream}.pt")
     shutil.rmtree(tmp_path / "artifacts")
     shutil.rmtree(tmp_path / "videos")
@@ -154,6 +154,11 @@ def test_what_cannot_be_scored_is_refused_before_any_training(strangers, tmp_pat
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="there is no video in '.*/empty' or below it"):
         fresh(ScoreVideos, videos=str(tmp_path / "empty")).complete()
+    message = (
+        "--fuse is 'svm', which was chosen for the streams trained here, not for --temporal-checkpoint; take the av"
+    )
+    with pytest.raises(ValueError, match=message):
+        fresh(ScoreVideos, videos=strangers, fuse="svm", temporal_checkpoint="other.pt").check()
     assert not (tmp_path / "artifacts").exists()
 
 

@@ -59,7 +59,7 @@ def test_who_starts_from_another_training_needs_no_imagenet_weights(monkeypatch,
 
 def test_damaged_weights_that_are_deleted_are_trained_anew(config):
     assert build(fresh(ScoreStream, stream="spatial", part="test"))
-    path = fresh(TrainStream, stream="spatial").checkpoint
+    path = fresh(TrainStream, stream="spatial").weights
     path.write_bytes(path.read_bytes()[:1000])
     scored = fresh(ScoreStream, stream="spatial", part="test").path
     scored.unlink()

@@ -38,7 +38,7 @@ def test_a_stream_is_trained_together_and_scored_on_its_own_classes(two, tmp_pat
     assert build(task)
     trained = fresh(TrainStream, stream="temporal")
     assert trained.folder.name.startswith(f"temporal-small-1-{how}-more-")
-    found = load_checkpoint(trained.checkpoint, classes=("down", "right"))
+    found = load_checkpoint(trained.weights, classes=("down", "right"))
     assert found.other_classes == others and found.spec.with_how == how
     scores = Scores.read(task.path)
     assert scores.classes == ("down", "right") and scores.video_ids == ("d",) and not scores.failed

@@ -249,16 +249,22 @@ def test_a_start_from_what_is_validated_or_tested_here_is_refused(sets):
     tested = next(clip for clip in own if clip.part == "test")
     trained = next(clip for clip in own if clip.part == "train")
 
-    def with_content(content):
-        clips = [replace(c, content=content if c.id == "right_1" else "f" * 16) for c in other.catalog.clips]
+    def with_content(content, part="train"):
+        clips = [
+            replace(c, content=content, part=part) if c.id == "right_1" else replace(c, content="f" * 16)
+            for c in other.catalog.clips
+        ]
         return other._replace(catalog=replace(other.catalog, clips=tuple(clips)))
 
     settings, catalog = spec(with_dataset="more", with_how="start"), replace(catalog, clips=tuple(own))
     message = (
-        r"with_how is start, but 1 training clips of more are validation or test clips of this set: 'right_1'; take"
+        r"with_how is start, but 1 training or validation clips of more are validation or test clips of this set: "
+        "'right_1'; take"
     )
-    with pytest.raises(ValueError, match=message):
-        refuse_overlap(settings, catalog, with_content(tested.content))
+    for part in ("train", "val"):  # by its validation clips that training chooses its weights
+        with pytest.raises(ValueError, match=message):
+            refuse_overlap(settings, catalog, with_content(tested.content, part))
+    refuse_overlap(settings, catalog, with_content(tested.content, "test"))
     for harmless in (trained.content, UNREADABLE):
         refuse_overlap(settings, catalog, with_content(harmless))
 

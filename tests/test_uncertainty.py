@@ -156,6 +156,18 @@ def test_a_difference_needs_five_groups_that_show_it():
     assert 0 < low < 0.25 < high
 
 
+def test_groups_of_one_clip_each_are_called_clips():
+    """Clips of a folder without a group pattern: nobody knows which belong together."""
+    table = answered([True, False] * 20, groups=[f"g{i}" for i in range(40)])
+    found = Bootstrap({"a": table}, table.groups)
+    assert found.as_dict()["unit"] == "clips" and found.units == 40
+    assert found.note.startswith("every clip is a group of its own, so clips are resampled as if each were independent")
+    assert found.top1("a") == Bootstrap({"a": table}, None).top1("a")
+    twice = answered([True, False] * 20, groups=[f"g{i % 20}" for i in range(40)])  # each clip with two seeds
+    found = Bootstrap({"a": twice}, twice.groups, clips=tuple(f"c{i % 20}" for i in range(40)))
+    assert (found.as_dict()["unit"], found.units) == ("clips", 20)
+
+
 def test_few_groups_are_not_resampled():
     table = answered([True, False] * 20, groups=[f"g{i % 4}" for i in range(40)])
     found = Bootstrap({"a": table}, table.groups)

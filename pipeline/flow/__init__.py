@@ -95,7 +95,7 @@ def estimate(frames: np.ndarray, spec: FlowSpec, *, device: str = "auto", direct
         return Download(estimate_on_device(frames, spec, device=device, direction=direction)).wait()[0]
     _check_frames(frames)
     flow = np.empty((len(frames) - 1, 2, *frames.shape[1:3]), np.float32)
-    pairs = pairs_of(flow[0, 0].shape, spec, device=device)
+    pairs = pairs_of(flow[0, 0].shape, spec, device=torch_device(spec.method, device))
     if on_cpu:
         pairs = max(pairs, threads())
     # the device holds two batches, never the whole clip: one is downloaded while the other is computed

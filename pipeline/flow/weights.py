@@ -35,7 +35,6 @@ def find(spec: FlowSpec) -> Path:
 
     Raises:
         FileNotFoundError: there is no such file, or it cannot be downloaded; the message says which file is wanted.
-        ValueError: torchvision's file is not what its name says.
     """
     if spec.weights_file is not None:
         if not spec.weights_file.is_file():

@@ -242,11 +242,12 @@ def _seeds(settings: Mapping) -> Iterator[tuple[str, int]]:
 
 
 def _best(curve: Mapping[str, Any]) -> dict[str, Any]:
-    """Steps trained, the step whose weights were kept, and its validation accuracy, as far as the curve knows."""
+    """What the curve knows: steps, the step whose weights were kept and its validation accuracy, where and how."""
     best = curve.get("best_step")
     at_best = [row["top1"] for row in curve.get("validation", ()) if row["step"] == best]
     last = [*curve.get("steps", ()), *(row["step"] for row in curve.get("validation", ()))]
-    return {"last_step": max(last, default=None), "best_step": best, "val_top1": at_best[0] if at_best else None}
+    how = {"device": curve.get("device", ""), "precision": curve.get("precision", "")}
+    return {"last_step": max(last, default=None), "best_step": best, "val_top1": at_best[0] if at_best else None, **how}
 
 
 def _without_matrices(value: Any) -> Any:

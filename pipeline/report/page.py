@@ -49,6 +49,7 @@ def render(tables: Mapping[str, Scores], numbers: Mapping, drawn: Mapping[str, F
             failures=metrics.failures(tables, context["failed"]),
             rows_shown=ROWS_SHOWN,
             fusion=_fusion_rows(numbers["fusion"]),
+            c_was_chosen="chosen_from" in numbers["fusion"].get("svm", {}).get("choice", {}),
             settings={stage: list(metrics.flattened(values)) for stage, values in context["settings"].items()},
             stage_columns=_columns(numbers["stages"]),
             count_columns=_columns(numbers["counts"].values()),

@@ -21,7 +21,7 @@ class Run:
     """The results of one run of the chain on its test part."""
 
     split: str
-    seed: int
+    seed: int | str
     streams: Mapping[str, Scores]
     """"spatial" and "temporal" -> table."""
     fused: Mapping[str, Scores]

@@ -22,7 +22,7 @@ class Trial:
     """The scores of a row for one split and seed on its test part."""
 
     split: str
-    seed: int
+    seed: int | str
     scores: Scores
     made: str = ""
     """Path of the scores file."""
@@ -230,5 +230,6 @@ def note(numbers: Mapping[str, Any]) -> str:
     of += f"; mean of seeds {', '.join(map(str, seeds))}" if len(seeds) > 1 else f"; seed {seeds[0]}"
     why = "; ".join(numbers["no_difference"])
     paper = f" The paper's figures are for orientation where no difference is given: {cell(why)}." if why else ""
-    more = f" {numbers['note']}" if numbers["note"] else ""
+    training = numbers["setup"].get("training", "")
+    more = "".join(f" {text}" for text in (training and f"Training: {cell(training)}.", numbers["note"]) if text)
     return f"Top-1 in per cent, {cell(of)}; a failed clip counts as wrong. Interval: {interval_text(how)}.{paper}{more}"

@@ -52,7 +52,7 @@ class Bootstrap:
     @property
     def by_group(self) -> bool:
         """Whether groups are resampled, not clips."""
-        return self.groups is not None and len(set(self.groups)) >= FEWEST
+        return self.groups is not None and FEWEST <= len(set(self.groups)) < self._different_clips
 
     @property
     def note(self) -> str:
@@ -61,10 +61,16 @@ class Bootstrap:
             return ""
         if self.groups is None:
             return "groups are unknown, so clips are resampled as if each were independent of all others"
+        if len(set(self.groups)) == self._different_clips:
+            return "every clip is a group of its own, so clips are resampled as if each were independent of all others"
         return (
             f"{len(set(self.groups))} of the groups are too few to resample (at least {FEWEST}), so clips are "
             "resampled; that takes them as independent, so the intervals are too narrow and say nothing of other groups"
         )
+
+    @property
+    def _different_clips(self) -> int:
+        return len(set(self.clips)) if self.clips else len(next(iter(self.tables.values())))
 
     @property
     def units(self) -> int:

@@ -50,6 +50,7 @@ class DatasetSpec(Spec):
     """Where a labelled video set lies and how it is read and split."""
 
     SECTION: ClassVar[str] = "dataset"
+    VERSION: ClassVar[int] = 2  # 2: groups that hold much of a class are drawn last
     layout: str = setting(
         "folder",
         "how videos and labels lie on disk; unlabelled ones go as far as Flow, and ScoreVideos scores them",
@@ -171,7 +172,7 @@ class FlowSpec(Spec):
 
     METHOD_CHANGES: ClassVar[dict[str, int]] = {
         "tvl1": 4,
-        "brox": 3,
+        "brox": 4,
         "farneback": 1,
         "dis_ultrafast": 1,
         "dis_fast": 1,

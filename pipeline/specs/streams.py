@@ -21,6 +21,7 @@ class StackSpec(Spec):
     """How consecutive flow fields become one network input (paper, section 3.1)."""
 
     SECTION: ClassVar[str] = "stack"
+    VERSION: ClassVar[int] = 2  # 2: the paths of trajectories are followed in double precision
     length: int = setting(10, "flow fields in a stack, L; the input has 2L channels", low=1, high=64)
     kind: str = setting(
         "stack", "fields at the same points, or along the path of each point", choices=("stack", "trajectory")
@@ -42,7 +43,9 @@ class StreamSpec(Spec):
     """One stream: its input, its network and its training. The streams share all code and differ in settings only."""
 
     SECTION: ClassVar[str] = "stream"
-    VERSION: ClassVar[int] = 2  # 2: a dropout layer is added before the head of networks that have none
+    # 2: a dropout layer is added before the head of networks that have none; 3: batch normalisation is over all
+    # processes on a CPU too, and float32 on a GPU is never TF32
+    VERSION: ClassVar[int] = 3
     stream: str = setting("spatial", "which stream", choices=STREAMS)
     network: str = setting("cnn_m_2048", "cnn_m_2048, small, or a torchvision classification model by name")
     start: str = setting("scratch", "scratch, imagenet (torchvision's weights), or the path of a weights file")
@@ -253,6 +256,15 @@ class ScoreSpec(Spec):
     )
     per_view: bool = setting(False, "keep the scores and features of every view besides their means")
     batch: int = setting(0, "views in one forward pass; 0 chooses by device", low=0, neutral=True)
+
+    def warning(self, stream: StreamSpec) -> str:
+        """Warning about views that a stream of these settings never saw in training; "" if there are none."""
+        if stream.flip or self.crops not in (2, 10):
+            return ""
+        return (
+            f"[score] crops is {self.crops}, half of which are mirror images, but [{stream.stream}] flip is false; if "
+            f"mirroring changes the class, set crops to {self.crops // 2}"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

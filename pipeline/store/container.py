@@ -45,7 +45,7 @@ def open_file(path: Path | str, kind: str | None) -> h5py.File:
             raise
         advice = _repair_of(path) or _deletion_of(path)
         raise DamagedFile(f"{path} is no HDF5 file, or a damaged one ({error}); {advice}") from None
-    found, version = file.attrs.get("format", "no format attribute"), int(file.attrs.get("format_version", 0))
+    found, version = file.attrs.get("format", "no format attribute"), file.attrs.get("format_version", 0)
     wanted = f"two-stream-{kind}" if kind else "two-stream-*"
     if not str(found).startswith(wanted.rstrip("*")) or (kind and found != wanted):
         file.close()
@@ -137,7 +137,7 @@ def read_arrays(path: Path | str, kind: str) -> tuple[dict[str, Any], dict[str, 
             for name, data in file.items()
             if isinstance(data, h5py.Dataset)
         }
-    return arrays, read_attrs(path)
+        return arrays, plain_attrs(file.attrs)
 
 
 _COLUMN_OF = {"part": "split"}  # fields of `Clip` that have another name in a file
