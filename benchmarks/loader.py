@@ -15,6 +15,7 @@ files compare as for UCF-101; that takes a minute. On a machine with CUDA, nvJPE
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import statistics
 import tempfile
 import time
@@ -32,7 +33,7 @@ from pipeline import jpeg, quantize, store
 from pipeline.catalog import Clip
 from pipeline.dataset import TrainingSet, stack_items
 from pipeline.inputs import to_inputs
-from pipeline.loading import loader
+from pipeline.loading import PRELOADED, loader
 from pipeline.specs import StackSpec, StreamSpec
 
 LENGTH, SIDE, BOUND_PX = 10, 224, 20.0
@@ -186,6 +187,7 @@ def report_nvjpeg(found: dict, planes: int, views: list[float], workers: int) ->
 
 
 def main() -> None:
+    multiprocessing.set_forkserver_preload(PRELOADED)  # before the usual reader starts the server
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--store", type=Path, help="a flow store whose short side is 256; else one is written")
     parser.add_argument("--clips", type=int, default=CLIPS, help="clips written, or taken from the store")

@@ -14,7 +14,7 @@ from pipeline.inputs import to_inputs
 from pipeline.loading import loader, loader_workers
 from pipeline.networks import Network
 from pipeline.progress import Progress
-from pipeline.recipe import true_float32
+from pipeline.tensors import true_float32
 
 _BATCH = {"cpu": 64, "cuda": 256}  # views in a forward pass
 

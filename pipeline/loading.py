@@ -18,7 +18,7 @@ from pipeline.progress import say
 
 _SHARED_MEMORY = "/dev/shm"  # where torch's loading processes put their batches, on Linux
 _MAX_WORKERS = 16
-_PRELOADED = ["pipeline.dataset", "pipeline.loading"]
+PRELOADED = ["pipeline.dataset", "pipeline.loading"]
 _BATCHES_AHEAD = 2  # per loading process; a batch of 256 temporal inputs is 250 MB even in bytes
 
 
@@ -51,7 +51,7 @@ def loader(
     parallel: dict[str, Any] = {}
     if workers:  # not forked: neither HDF5 nor CUDA survives a fork
         # the fork server has imported torch; else each process would import it again, for seconds
-        multiprocessing.set_forkserver_preload(_PRELOADED)
+        multiprocessing.set_forkserver_preload(PRELOADED)
         parallel = {
             "multiprocessing_context": "forkserver",
             "prefetch_factor": _BATCHES_AHEAD,

@@ -22,9 +22,10 @@ from pipeline.measure import timed
 from pipeline.networks import resolve_device
 from pipeline.parallel import process_count
 from pipeline.progress import say
-from pipeline.recipe import algorithms, true_float32
+from pipeline.recipe import algorithms
 from pipeline.resume import TrainingState
 from pipeline.specs import StreamSpec
+from pipeline.tensors import true_float32
 from pipeline.training import train_step
 
 STEP_SECONDS = 0.5  # after a step that long, no larger one is tried

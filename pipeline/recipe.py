@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from pipeline.specs import StreamSpec
+from pipeline.tensors import true_float32
 
 _PRECISIONS = {"float32": None, "bf16": torch.bfloat16, "float16": torch.float16}
 _REPEATABLE_CUBLAS = ":4096:8"  # without it cuBLAS raises an error if deterministic algorithms are required
@@ -55,17 +56,6 @@ def precision(spec: StreamSpec, device: torch.device) -> torch.dtype | None:
 def name_of(precision: torch.dtype | None) -> str:
     """The name of a data type that `precision` gives: float32, bfloat16 or float16."""
     return str(precision or torch.float32).removeprefix("torch.")
-
-
-@contextlib.contextmanager
-def true_float32() -> Iterator[None]:
-    """Within the block convolutions compute in true float32; by default torch lets GPUs use TF32 (10-bit mantissa)."""
-    cudnn = torch.backends.cudnn
-    before, cudnn.allow_tf32 = cudnn.allow_tf32, False
-    try:
-        yield
-    finally:
-        cudnn.allow_tf32 = before
 
 
 @contextlib.contextmanager

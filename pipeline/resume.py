@@ -64,6 +64,8 @@ class Curve:
     """Time in training steps."""
     seconds_waiting: float = 0.0
     """Time spent waiting for data."""
+    seconds_saving: float = 0.0
+    """Time spent writing `resume.pt`."""
 
     def record(self, loss: float, spec: StreamSpec, step: int) -> None:
         """Note the loss of the last of `step` steps; add a point once enough are pending (about 1000 a training)."""

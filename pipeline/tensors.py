@@ -1,8 +1,10 @@
-"""Files of tensors: written whole or not at all, and read without executing code that they may hold."""
+"""Files of tensors, written whole or not at all, and read without executing code that they may hold; true float32."""
 
 from __future__ import annotations
 
+import contextlib
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,3 +38,20 @@ def read_tensors(path: Path | str, *, mmap: bool = False) -> Any:
             f"{path} cannot be loaded with weights_only=True ({type(error).__name__}): it is damaged, or holds "
             "something else"
         ) from error
+
+
+@contextlib.contextmanager
+def true_float32() -> Iterator[None]:
+    """Within the block a GPU multiplies and convolves in true float32, not in TF32, which has a 10-bit mantissa.
+
+    torch uses TF32 for convolutions by default, and for matrices if the user, or an environment variable, asked for it.
+    """
+    libraries = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = [library.allow_tf32 for library in libraries]
+    try:
+        for library in libraries:
+            library.allow_tf32 = False
+        yield
+    finally:
+        for library, allowed in zip(libraries, before, strict=True):
+            library.allow_tf32 = allowed

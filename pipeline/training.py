@@ -38,6 +38,8 @@ from pipeline.together import OtherDataset, other_classes, training_set
 
 VALIDATION_FRAMES = 5  # per clip, centre crop only: cheap, and enough to compare one validation with another
 _LONG_S = 24 * 3600  # a longer training on a CPU gets a warning
+_QUICK_S = 1.0  # what saves faster is saved as often as the settings say
+_SHARE_OF_SAVING = 0.02  # of the time, at most, for `resume.pt`, if saving is not quick
 
 
 class TrainingDiverged(StageFailed):
@@ -111,7 +113,7 @@ def _own_random_state(device: torch.device) -> contextlib.AbstractContextManager
 
 
 def _take_steps(run: TrainingState, training: Dataset, validation: EvalSet, save: Callable[[], None]) -> None:
-    spec, began = run.spec, time.monotonic() - run.curve.seconds
+    spec, began, save = run.spec, time.monotonic() - run.curve.seconds, _Saving(save, run.curve)
     batches = loader(
         training,
         ItemSampler(spec, run.world, run.step),
@@ -136,6 +138,25 @@ def _take_steps(run: TrainingState, training: Dataset, validation: EvalSet, save
             if progress.done == 1:
                 _warn_of_days(run, progress)
     _say_speed(run)
+
+
+class _Saving:
+    """Saves `resume.pt` when called, but less often where that would take more than `_SHARE_OF_SAVING` of the time.
+
+    A gigabyte of weights and momentum takes seconds, in which a GPU waits; between two saves it may do 500 steps in 20.
+    """
+
+    def __init__(self, save: Callable[[], None], curve: Curve):
+        self._save, self._curve, self._took, self._ended = save, curve, 0.0, time.monotonic()
+
+    def __call__(self) -> None:
+        began = time.monotonic()
+        if self._took > max(_QUICK_S, _SHARE_OF_SAVING * (began - self._ended)):
+            return
+        self._save()
+        self._ended = time.monotonic()
+        self._took = self._ended - began
+        self._curve.seconds_saving += self._took
 
 
 def _warn_of_days(run: TrainingState, progress: Progress) -> None:
@@ -169,10 +190,11 @@ def _timed_step(run: TrainingState, inputs: torch.Tensor, labels: torch.Tensor) 
 
 
 def _say_speed(run: TrainingState) -> None:
-    waiting, stepping = run.curve.seconds_waiting, run.curve.seconds_stepping
-    if busy := waiting + stepping:
+    waiting, saving = run.curve.seconds_waiting, run.curve.seconds_saving
+    if busy := waiting + saving + run.curve.seconds_stepping:
         clips = run.spec.steps * run.spec.items_per_step
-        say(f"training, {run.spec.stream}: {clips / busy:.1f} clips/s, {waiting / busy:.1%} of it waiting for data")
+        told = f"{clips / busy:.1f} clips/s, {waiting / busy:.1%} of it waiting for data, {saving / busy:.1%} saving"
+        say(f"training, {run.spec.stream}: {told}")
 
 
 def train_step(run: TrainingState, inputs: ViewBatch | torch.Tensor, labels: torch.Tensor) -> float:

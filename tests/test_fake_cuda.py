@@ -84,7 +84,7 @@ def test_training_steps_stay_on_the_device(fake_cuda, monkeypatch, recipe):
 @pytest.mark.parametrize("method", ["tvl1", "brox"])
 @pytest.mark.parametrize("enlarge", [1, 2])
 def test_flow_and_its_bytes_stay_on_the_device(fake_cuda, monkeypatch, method, enlarge):
-    monkeypatch.setattr(tvl1, "_triton_works", lambda device: False)
+    monkeypatch.setattr(tvl1, "triton_works", lambda device: False)
     frames = np.zeros((5, 40, 48, 3), np.uint8)
     for direction in ("forward", "backward"):
         spec = FlowSpec(method=method, enlarge=enlarge, batch_pairs=2)
@@ -98,7 +98,8 @@ def test_flow_and_its_bytes_stay_on_the_device(fake_cuda, monkeypatch, method, e
     assert {array.device for array in made} == {CUDA}
 
 
-def test_triton_gets_what_is_on_the_device(fake_cuda, monkeypatch):
+@pytest.mark.parametrize(("method", "least"), [("tvl1", 101), ("brox", 8)])
+def test_triton_gets_what_is_on_the_device(fake_cuda, monkeypatch, method, least):
     tvl1_triton = pytest.importorskip("pipeline.flow.tvl1_triton")
     launched = []
 
@@ -107,9 +108,9 @@ def test_triton_gets_what_is_on_the_device(fake_cuda, monkeypatch):
         launched.append({tensor.device for tensor in tensors})
 
     monkeypatch.setattr(tvl1_triton, "_launch", launch)
-    monkeypatch.setattr(tvl1, "_triton_works", lambda device: True)
+    monkeypatch.setattr(tvl1, "triton_works", lambda device: True)
     for cache in (tvl1_triton._taps, tvl1_triton._offsets):  # fake tensors must not stay in them
         monkeypatch.setattr(tvl1_triton, cache.__name__, cache.__wrapped__)
-    found = flow.estimate_on_device(np.zeros((3, 64, 80), np.uint8), FlowSpec(), device="cuda:0")
+    found = flow.estimate_on_device(np.zeros((3, 64, 80), np.uint8), FlowSpec(method=method), device="cuda:0")
     assert (found.device, found.shape) == (CUDA, (2, 2, 64, 80))
-    assert len(launched) > 100 and all(devices == {CUDA} for devices in launched)
+    assert len(launched) >= least and all(devices == {CUDA} for devices in launched)

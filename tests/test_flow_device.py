@@ -38,19 +38,31 @@ def test_a_clip_of_one_frame_between_cuts_is_refused():
             estimate_on_device(frames, DIS, cuts=cuts)
 
 
-def test_batches_are_halved_until_they_fit():
+FULL = torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("Triton Error [CUDA]: out of memory")
+
+
+@pytest.mark.parametrize("full", FULL)
+def test_batches_are_halved_until_they_fit(full):
     given = []
 
     def between(first, second):
         given.append(len(first))
         if len(first) > 3:
-            raise torch.OutOfMemoryError("CUDA out of memory")
+            raise full
         return torch.from_numpy(np.stack([first, second], 1).astype(np.float32))
 
     first = np.arange(10 * 6, dtype=np.uint8).reshape(10, 2, 3)
     flow = in_halving_batches(between, first, first + 1, pairs=10)
     assert given == [10, 5, 3, 3, 3, 1]
     assert np.array_equal(flow.numpy(), np.stack([first, first + 1], 1))
+
+
+def test_full_memory_alone_is_ignored():
+    for full in FULL:
+        with device.ignoring_out_of_memory():
+            raise full
+    with pytest.raises(RuntimeError, match="a kernel failed"), device.ignoring_out_of_memory():
+        raise RuntimeError("a kernel failed")
 
 
 def test_a_pair_that_does_not_fit_and_other_errors_are_raised():

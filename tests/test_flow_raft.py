@@ -281,7 +281,7 @@ def test_cuda_agrees_with_the_cpu(spec):
     frames = moving_texture(4, height=130, width=170)
     on_cpu = estimate(frames, spec, device="cpu")
     difference = np.abs(estimate(frames, spec, device="cuda") - on_cpu).mean()
-    assert difference < 0.02 * np.abs(on_cpu).mean()  # convolutions on CUDA are rounded to TF32
+    assert difference < 1e-3 * np.abs(on_cpu).mean()  # true float32; TF32 was seen to be 0.005 px off
 
 
 def test_what_would_be_downloaded_is_known_without_torch(tmp_path, monkeypatch):

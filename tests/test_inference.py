@@ -125,10 +125,17 @@ def test_scores_are_true_float32_on_gpus_with_tf32(monkeypatch):
     use_store(monkeypatch, fake)
     network, seen = build(spec(), 2), []
     of_features = network.features
-    monkeypatch.setattr(network, "features", lambda x: seen.append(torch.backends.cudnn.allow_tf32) or of_features(x))
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    libraries = torch.backends.cudnn, torch.backends.cuda.matmul
+    monkeypatch.setattr(
+        network, "features", lambda x: seen.extend(each.allow_tf32 for each in libraries) or of_features(x)
+    )
+    before = [library.allow_tf32 for library in libraries]  # monkeypatch would try to delete what is in no __dict__
+    for library in libraries:
+        library.allow_tf32 = True
     evaluate(network, EvalSet(spec(), "i", catalog.part("test"), frames=1, crops=1), device=torch.device("cpu"))
-    assert seen and not any(seen) and torch.backends.cudnn.allow_tf32
+    assert seen and not any(seen) and all(library.allow_tf32 for library in libraries)
+    for library, allowed in zip(libraries, before, strict=True):
+        library.allow_tf32 = allowed
 
 
 def test_unlabelled_clips_get_the_classes_of_the_stream(monkeypatch, tmp_path, capsys):

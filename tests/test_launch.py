@@ -10,7 +10,6 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-import psutil
 import pytest
 import torch
 from fakes import second_set, two_classes, write_frames_store
@@ -108,6 +107,8 @@ def test_two_processes_end_as_one_does_with_two_data_sets(data, tmp_path):
 
 def child_of_rank(rank, parent=None):
     """The running training process of this rank, waited for."""
+    import psutil
+
     while True:
         for child in psutil.Process(parent).children(recursive=True):
             try:
@@ -130,6 +131,7 @@ def when(happened, then):
 
 
 def test_a_killed_process_ends_all_with_one_message_and_none_listened_to_others(data, tmp_path):
+    psutil = pytest.importorskip("psutil")
     listened, before = set(), set(psutil.Process().children())
 
     def look_and_kill():

@@ -3,6 +3,7 @@
 import re
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -138,7 +139,32 @@ def test_waiting_and_stepping_are_told_apart(data, tmp_path, capsys):
     _, curve = run(spec(), catalog, tmp_path)
     assert curve["seconds_waiting"] > 0 and curve["seconds_stepping"] > 0
     assert curve["seconds_waiting"] + curve["seconds_stepping"] < curve["seconds"]
-    assert re.search(r"training, spatial: [\d.]+ clips/s, [\d.]+% of it waiting for data", capsys.readouterr().err)
+    assert re.search(
+        r"training, spatial: [\d.]+ clips/s, [\d.]+% of it waiting for data, [\d.]+% saving", capsys.readouterr().err
+    )
+
+
+def test_slow_saving_takes_two_per_cent_of_the_time_at_most(monkeypatch):
+    now, saved, curve = [0.0], [], Curve()
+    monkeypatch.setattr(training, "time", SimpleNamespace(monotonic=lambda: now[0]))
+
+    def save(seconds):
+        def act():
+            saved.append(now[0])
+            now[0] += seconds
+
+        return training._Saving(act, curve)
+
+    for seconds, expected in ((0.5, list(range(10, 200, 10))), (4.0, [10])):
+        now[0], saved[:] = 0.0, []
+        keep = save(seconds)
+        for begun in range(10, 200, 10):
+            now[0] = max(now[0], float(begun))
+            keep()
+        assert saved == expected
+    now[0] = 215.0  # 4 s are 2 % of the 200 s since the first was done
+    keep()
+    assert saved == [10, 215] and curve.seconds_saving == pytest.approx(0.5 * 19 + 2 * 4)
 
 
 def test_a_training_of_days_on_a_cpu_says_so_at_once(data, tmp_path, monkeypatch, capsys):

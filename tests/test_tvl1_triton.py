@@ -12,7 +12,7 @@ import torch
 from conftest import moving_texture
 from test_flow import MOTIONS, moved
 
-from pipeline.flow import estimate, tvl1, tvl1_torch
+from pipeline.flow import estimate, tvl1, tvl1_torch, warp
 from pipeline.specs import FlowSpec
 
 CASES = {  # height, width, settings
@@ -42,7 +42,9 @@ for name in CASES:
 flows["tiles"], flows["alone"] = flow("three terms", 16, 16, first=1), flow("three terms", 32, 64, first=1)
 images = torch.from_numpy(cases["three terms"])
 still = tvl1_triton.flow_between(images[1:2], images[1:2], FlowSpec(tvl1_iterations=2))
-np.savez(sys.argv[2], still=still.numpy(), **flows)
+parts = (torch.from_numpy(cases[name]) for name in ("median flow", "median image", "median trust"))
+median = tvl1_triton.weighted_median(*parts, scale=0.6)
+np.savez(sys.argv[2], still=still.numpy(), median=median.numpy(), **flows)
 """
 
 
@@ -62,13 +64,22 @@ def clip(height, width, settings):
     return moving_texture(frames, height=height, width=width, dx=1.3, dy=-0.6, seed=height)[..., 0].copy()
 
 
+def median_fields():
+    """Flow, image and trust of two small pairs, in double precision."""
+    rng = np.random.default_rng(0)
+    shapes = {"flow": (2, 2, 11, 13), "image": (2, 1, 11, 13), "trust": (2, 1, 11, 13)}
+    fields = {f"median {name}": rng.random(shape) for name, shape in shapes.items()}
+    fields["median image"] *= 40
+    return fields
+
+
 @pytest.fixture(scope="module")
 def interpreted(tmp_path_factory):
     """What the kernels give for every case, run by Triton's interpreter in a process of its own."""
     if importlib.util.find_spec("triton") is None:
         pytest.skip("triton is not installed")
     folder = tmp_path_factory.mktemp("interpreted")
-    np.savez(folder / "images.npz", **{name: clip(*case) for name, case in CASES.items()})
+    np.savez(folder / "images.npz", **{name: clip(*case) for name, case in CASES.items()}, **median_fields())
     here = Path(__file__).parent
     environment = {"TRITON_INTERPRET": "1", "PYTHONPATH": f"{here.parent}:{here}", "PATH": "", "OMP_NUM_THREADS": "1"}
     arguments = [sys.executable, "-c", INTERPRET, folder / "images.npz", folder / "flows.npz"]
@@ -106,6 +117,12 @@ class FakeTriton:
         return torch.full((len(first), 2, *first.shape[1:]), 7.0)
 
 
+def test_the_weighted_median_alone_is_that_of_the_definition(interpreted):
+    """Brox takes it from here."""
+    fields = [torch.from_numpy(field) for field in median_fields().values()]
+    np.testing.assert_allclose(interpreted["median"], warp.weighted_median(*fields, scale=0.6).numpy(), atol=1e-12)
+
+
 @pytest.fixture
 def use_fake(monkeypatch):
     def use(fake):
@@ -113,9 +130,9 @@ def use_fake(monkeypatch):
         monkeypatch.setattr("pipeline.flow.tvl1_triton", fake, raising=False)
         return fake
 
-    tvl1._triton_works.cache_clear()
+    tvl1.triton_works.cache_clear()
     yield use
-    tvl1._triton_works.cache_clear()
+    tvl1.triton_works.cache_clear()
 
 
 def test_triton_that_works_is_used(use_fake, capsys):
@@ -133,21 +150,22 @@ def test_who_waits_for_the_compiler_is_told(use_fake, monkeypatch, capsys):
     fake = use_fake(FakeTriton())
     fake.flow_between = lambda first, *_: torch.full((1, 2, 80, 80), float(waited.wait(10)))
     assert tvl1._implementation("cpu:0") == fake.flow_between
-    assert capsys.readouterr().out == "tvl1: Triton compiles its kernels, which may take a minute, once\n"
+    assert capsys.readouterr().out == "flow: Triton compiles its kernels, which may take a minute, once\n"
 
 
 def test_triton_that_fails_is_said_once_and_plain_torch_computes(use_fake, capsys):
     use_fake(FakeTriton(RuntimeError("Failed to find C compiler")))
     assert tvl1._implementation("cpu:0") is tvl1._implementation("cpu:0") is tvl1._plain
     said = capsys.readouterr().err
-    assert said.count("tvl1: Triton fails on cpu:0, so plain torch computes, several times slower: RuntimeError") == 1
+    assert said.count("flow: Triton fails on cpu:0, so plain torch computes, several times slower: RuntimeError") == 1
     assert "Failed to find C compiler" in said
 
 
 def test_full_memory_is_no_failure_of_triton(use_fake):
-    use_fake(FakeTriton(torch.OutOfMemoryError("CUDA out of memory")))
-    with pytest.raises(torch.OutOfMemoryError, match="CUDA out of memory"):
-        tvl1._implementation("cpu:0")
+    for full in (torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("Triton Error [CUDA]: out of memory")):
+        use_fake(FakeTriton(full))
+        with pytest.raises(RuntimeError, match="out of memory"):
+            tvl1._implementation("cpu:0")
 
 
 def test_no_triton_is_plain_torch(monkeypatch):
@@ -168,7 +186,7 @@ def test_tensors_give_what_arrays_give(monkeypatch):
 @pytest.mark.parametrize("motion", MOTIONS)
 def test_compiled_kernels_agree_with_the_definition(motion, settings):
     frames, spec = moved(MOTIONS[motion])[0], FlowSpec(**settings)
-    assert tvl1._triton_works("cuda")
+    assert tvl1.triton_works("cuda")
     difference = np.abs(on_cuda(frames, spec) - reference(frames, spec))
     assert difference.mean() <= 1e-3 and difference.max() <= 0.02
 

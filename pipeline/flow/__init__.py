@@ -50,7 +50,13 @@ _OPENCV_CUDA = _OPENCV._replace(
     module="pipeline.flow.opencv_cuda", cuda=True, cpu=False, asks="pipeline.flow.opencv_cuda"
 )
 _RAFT = _Method(
-    "pipeline.flow.raft", "torchvision", "torchvision", cuda=True, colour=True, asks="pipeline.flow.weights"
+    "pipeline.flow.raft",
+    "torchvision",
+    "torchvision",
+    cuda=True,
+    colour=True,
+    asks="pipeline.flow.weights",
+    tensors=True,
 )
 _REGISTRY = {
     "tvl1": _Method("pipeline.flow.tvl1", "torch", "torch", cuda=True, tensors=True),

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from pipeline.flow import sor, warp
+from pipeline.flow import sor, tvl1, warp
 from pipeline.flow.device import as_tensor, has_numba
 from pipeline.flow.filters import pyramid_sizes
 from pipeline.specs import FlowSpec
@@ -103,6 +103,10 @@ def _coarse_to_fine(first: Tensor, second: Tensor, spec: FlowSpec) -> Tensor:
 
 
 def _weighted_median(flow: Tensor, image: Tensor, trust: Tensor, *, scale: float) -> Tensor:
+    if tvl1.triton_works(str(flow.device)):
+        from pipeline.flow import tvl1_triton
+
+        return tvl1_triton.weighted_median(flow, image, trust, scale=scale)
     if flow.device.type != "cpu" or not has_numba():
         return warp.weighted_median(flow, image, trust, scale=scale)
     from pipeline.flow import median_numba

@@ -12,8 +12,9 @@ from torch.nn import functional
 from torchvision.models import optical_flow
 
 from pipeline.flow import weights
+from pipeline.flow.device import as_tensor
 from pipeline.specs import FlowSpec
-from pipeline.tensors import read_tensors
+from pipeline.tensors import read_tensors, true_float32
 
 CELL_PX = 8  # the network works on cells of this side
 MIN_SIDE_PX = 128  # its coarsest correlations need two cells in a side
@@ -22,17 +23,20 @@ PIXEL_BYTES = 1200  # memory of an image pair per pixel: feature maps, and the f
 CELL_PAIR_BYTES = 6  # memory of an image pair per two cells: correlations, and their pyramid
 
 
-def between(first: np.ndarray, second: np.ndarray, spec: FlowSpec, *, device: str) -> np.ndarray:
+def between(
+    first: np.ndarray | Tensor, second: np.ndarray | Tensor, spec: FlowSpec, *, device: str
+) -> np.ndarray | Tensor:
     """Flow from each first image to its second image.
 
     Args:
-        first, second: (N, H, W, 3) uint8, RGB.
+        first, second: (N, H, W, 3) uint8, RGB; numpy arrays, or, for CUDA, tensors on the device.
         spec: its method names the network; also read are `raft_weights`, `raft_updates`, and `batch_pairs`, which on
             CUDA changes the rounding of the result.
         device: "cpu", "cuda" or "cuda:N".
 
     Returns:
-        (N, 2, H, W) float32, pixels; channel 0 is x (right positive), 1 is y (down positive).
+        (N, 2, H, W) float32, pixels; channel 0 is x (right positive), 1 is y (down positive). A numpy array from the
+        CPU, a torch tensor on the device from CUDA.
 
     Raises:
         FileNotFoundError, ValueError: as for `load`.
@@ -43,13 +47,12 @@ def between(first: np.ndarray, second: np.ndarray, spec: FlowSpec, *, device: st
     """
     count, height, width = first.shape[:3]
     network = _on_device(spec, weights.find(spec).stat().st_mtime_ns, device)
-    flow = np.empty((count, 2, height, width), np.float32)
+    flow = torch.empty(count, 2, height, width, device=device)
     pairs = _pairs_at_once(height, width, device, spec.batch_pairs)
     for start in range(0, count, pairs):
         part = slice(start, start + pairs)
-        batch = _flow(network, _images(first[part], device), _images(second[part], device), spec.raft_updates)
-        flow[part] = batch.cpu().numpy()
-    return flow
+        flow[part] = _flow(network, _images(first[part], device), _images(second[part], device), spec.raft_updates)
+    return flow if flow.is_cuda else flow.numpy()
 
 
 def _pairs_at_once(height: int, width: int, device: str, batch_pairs: int) -> int:
@@ -108,12 +111,13 @@ def _refuse_mismatch(wanted: dict[str, Tensor], found: dict[str, Tensor], path: 
         raise ValueError(f"the weights in {path} do not fit {method}: {', '.join(faults[:3])}{more}")
 
 
-def _images(frames: np.ndarray, device: str) -> Tensor:
+def _images(frames: np.ndarray | Tensor, device: str) -> Tensor:
     """(N, H, W, 3) uint8 -> (N, 3, H, W) float32, -1..1."""
-    images = torch.from_numpy(np.ascontiguousarray(frames)).to(device)
+    images = as_tensor(frames, device)
     return images.permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
 
 
+@true_float32()
 @torch.inference_mode()
 def _flow(network: nn.Module, first: Tensor, second: Tensor, updates: int) -> Tensor:
     """Flow (N, 2, H, W) between images (N, 3, H, W) of any size."""

@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from pipeline.flow.device import as_tensor, has_numba, pairs_at_once
+from pipeline.flow.device import as_tensor, has_numba, is_out_of_memory, pairs_at_once
 from pipeline.progress import say
 from pipeline.specs import FlowSpec
 
@@ -92,7 +92,7 @@ def _pairs_at_once(pixels: int, spec: FlowSpec, device: str) -> int:
 
 def _implementation(device: str) -> Callable[[Tensor, Tensor, FlowSpec], Tensor]:
     """The fastest implementation that works: maps (N, H, W) uint8 images on the device to (N, 2, H, W) flow there."""
-    if device != "cpu" and importlib.util.find_spec("triton") and _triton_works(device):
+    if triton_works(device):
         from pipeline.flow import tvl1_triton
 
         return tvl1_triton.flow_between
@@ -106,20 +106,26 @@ def _plain(first: Tensor, second: Tensor, spec: FlowSpec) -> Tensor:
 
 
 @functools.cache
-def _triton_works(device: str) -> bool:
-    """Try Triton once per process: it compiles at run time, and needs a C compiler and a driver that suit it."""
+def triton_works(device: str) -> bool:
+    """Whether Triton's kernels can be used on the device; once per process they are tried.
+
+    Triton compiles at run time, and needs a C compiler and a driver that suit it. If it is installed but fails, a line
+    says so.
+    """
+    if device == "cpu" or not importlib.util.find_spec("triton"):
+        return False
     import torch
 
     try:
-        with _patience("tvl1: Triton compiles its kernels, which may take a minute, once"):
+        with _patience("flow: Triton compiles its kernels, which may take a minute, once"):
             from pipeline.flow import tvl1_triton
 
             image = torch.zeros(1, 80, 80, dtype=torch.uint8, device=device)  # has levels of either precision
             tvl1_triton.flow_between(image, image, FlowSpec()).cpu()  # `cpu` waits: a kernel fails after its launch
-    except torch.OutOfMemoryError:
-        raise
     except Exception as error:  # whatever a compiler, a linker or a driver may raise
-        say(f"tvl1: Triton fails on {device}, so plain torch computes, several times slower: {error!r}")
+        if is_out_of_memory(error):
+            raise
+        say(f"flow: Triton fails on {device}, so plain torch computes, several times slower: {error!r}")
         return False
     return True
 

@@ -57,6 +57,17 @@ def flow_between(first: Tensor, second: Tensor, spec: FlowSpec) -> Tensor:
     return state.flow
 
 
+@torch.inference_mode()
+def weighted_median(flow: Tensor, image: Tensor, trust: Tensor, *, scale: float) -> Tensor:
+    """`warp.weighted_median` of tensors on a CUDA device, in one kernel; Brox uses it too."""
+    filtered = torch.empty_like(flow, memory_format=torch.contiguous_format)
+    flow, image, trust = flow.contiguous(), image.contiguous(), trust.contiguous()
+    fields = (flow, flow, image, trust, filtered, _offsets(scale, flow.device))  # nothing to limit: start is the flow
+    with torch.cuda.device_of(flow):
+        _launch(kernels.weighted_median, trust, *fields, FACTORS=MEDIAN_FACTORS)
+    return filtered
+
+
 class _State:
     """State that passes from level to level: flow (N, 2, H, W), duals (N, 4, H, W) and duals of the data (N, C, H, W).
 

@@ -37,7 +37,7 @@ def setting(default: Any, description: str, *, choices=None, low=None, high=None
         low, high: inclusive limits of a number.
         neutral: True if the setting cannot change the content of the artifact, so that it stays out of the digest.
             (Device and number of processes are neutral as well, although they change the rounding of sums.)
-        only_for: flow methods that read this setting; it is left out of the digest of other methods.
+        only_for: flow methods that read this setting (`FlowSpec.unread`).
     """
     about = {"description": description, "choices": choices, "low": low, "high": high}
     return dataclasses.field(default=default, metadata={**about, "neutral": neutral, "only_for": only_for})
@@ -96,16 +96,18 @@ class Spec:
         """Every field as plain JSON values, nested specs included."""
         return json.loads(json.dumps(dataclasses.asdict(self)))
 
+    def unread(self) -> set[str]:
+        """Names of settings that are not read, because of the values of others: a subclass knows them."""
+        return set()
+
     def identity(self) -> dict[str, Any]:
         """The part of `as_dict` that can change the result: what the digest covers."""
         kept: dict[str, Any] = {"version": self.VERSION}
-        method = getattr(self, "method", None)
+        unread = self.unread()
         for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if field.metadata.get("neutral") or (
-                field.metadata.get("only_for") and method not in field.metadata["only_for"]
-            ):
+            if field.metadata.get("neutral") or field.name in unread:
                 continue
+            value = getattr(self, field.name)
             kept[field.name] = value.identity() if isinstance(value, Spec) else value
         return json.loads(json.dumps(kept))
 

@@ -178,19 +178,22 @@ class FlowSpec(Spec):
         "dis_fast": 1,
     }  # how often a method's algorithm has changed
 
-    def identity(self):
-        """As for every spec, except for `version`, `enlarge`, `bound_px` and `raft_weights`.
+    def unread(self) -> set[str]:
+        """Settings of other methods; `bound_px` with min-max scaling; `enlarge = 1`, which changes nothing."""
+        limited = {name: field.metadata["only_for"] for name, field in self.settings().items()}
+        return {
+            *(name for name, methods in limited.items() if methods and self.method not in methods),
+            *(["bound_px"] if self.scaling == "minmax" else []),
+            *(["enlarge"] if self.enlarge == 1 else []),
+        }
 
-        The version counts the changes of this method only, so that other methods' stores are not made again.
-        `enlarge = 1` is left out: it gives the same flow as before that setting existed. Min-max scaling has no use for
-        `bound_px`, whose default then stands for any value. A file of weights counts by its content, which the stage
-        adds, not by its path.
+    def identity(self):
+        """As for every spec, except for `version` and `raft_weights`.
+
+        The version counts the changes of this method only, so that other methods' stores are not made again. A file of
+        weights counts by its content, which the stage adds, not by its path.
         """
         kept = super().identity()
-        if self.scaling == "minmax":
-            kept["bound_px"] = type(self).bound_px
-        if self.enlarge == 1:
-            del kept["enlarge"]
         if self.weights_file:
             kept["raft_weights"] = "a file"
         return {**kept, "version": self.VERSION + self.METHOD_CHANGES.get(self.method, 0)}

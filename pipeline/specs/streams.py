@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import re
 from dataclasses import dataclass
@@ -120,7 +119,12 @@ class StreamSpec(Spec):
         low=-1,
         neutral=True,
     )
-    save_every: int = setting(500, "steps between checkpoints for resuming", low=1, neutral=True)
+    save_every: int = setting(
+        500,
+        "steps between checkpoints for resuming; more if saving one takes a second and 2 % of the time",
+        low=1,
+        neutral=True,
+    )
     stack: StackSpec | None = None
 
     @property
@@ -194,25 +198,17 @@ class StreamSpec(Spec):
             )
 
     def identity(self) -> dict[str, Any]:
-        """As for every spec, but settings that are not read, because of others, count with their default values.
+        """As for every spec, but a file of weights counts by its content, which the stage adds, not by its path."""
+        return {**super().identity(), **({"start": "a file"} if self.start_file else {})}
 
-        A file of weights counts by its content, which the stage adds, not by its path.
-        """
-        kept = super().identity()
-        if self.start_file:
-            kept["start"] = "a file"
-        if self.with_how != "classes":
-            del kept["with_same"]
-        plain = json.loads(json.dumps({name: self.settings()[name].default for name in self._unread()}))
-        return {**kept, **plain}
-
-    def _unread(self) -> list[str]:
-        """Settings that cannot change the result, given the values of other settings."""
-        return [
+    def unread(self) -> set[str]:
+        """Settings that the schedule, the number of segments, the trained layers or `with_how` have no use for."""
+        return {
             "learning_rate_end" if self.schedule == "step" else "milestones",
             *(["consensus"] if self.segments == 1 else []),
             *(["partial_bn"] if self.train_layers == "last" else []),
-        ]
+            *(["with_same"] if self.with_how != "classes" else []),
+        }
 
     @property
     def start_file(self) -> Path | None:
@@ -280,12 +276,9 @@ class FusionSpec(Spec):
     svm_c_grid: tuple[float, ...] = setting((0.01, 0.1, 1.0, 10.0), "values of C that are tried if svm_c is 0")
     folds: int = setting(5, "folds of the cross-validation; a group is never split", low=2, high=100)
 
-    def identity(self) -> dict[str, Any]:
-        """As for every spec, but if C is given, the grid counts with its default values."""
-        kept = super().identity()
-        if self.svm_c:
-            kept["svm_c_grid"] = list(self.settings()["svm_c_grid"].default)
-        return kept
+    def unread(self) -> set[str]:
+        """The grid of C, if C is given."""
+        return {"svm_c_grid"} if self.svm_c else set()
 
     def check(self):
         """Check that C, if it is given, and every value of the grid are large enough for the solver."""
