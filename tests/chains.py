@@ -20,13 +20,13 @@ TINY = {
 }
 
 
-def write_four_clips(folder: Path) -> dict[str, str]:
+def write_four_clips(folder: Path, *, seed: int = 0) -> dict[str, str]:
     """Two classes, four clips, and the CSV that lists them. Returns the dataset's section."""
     rows = [("right", "a", "train"), ("down", "b", "train"), ("right", "c", "val"), ("down", "d", "test")]
     lines = ["path,label,group,split"]
     for i, (label, name, part) in enumerate(rows):
         motion = {"dx": 2.0} if label == "right" else {"dx": 0.0, "dy": 2.0}
-        write_video(folder / "videos" / f"{name}.avi", moving_texture(9, seed=i, **motion))
+        write_video(folder / "videos" / f"{name}.avi", moving_texture(9, seed=seed + i, **motion))
         lines.append(f"{name}.avi,{label},{name},{part}")
     (folder / "clips.csv").write_text("\n".join(lines) + "\n")
     return {"layout": "csv", "videos": str(folder / "videos"), "lists": str(folder / "clips.csv"), "split": "1"}

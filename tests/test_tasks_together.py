@@ -15,7 +15,7 @@ from tasks import Catalog, Flow, Frames, PaperTable, Report, ScoreStream, TrainS
 @pytest.fixture
 def two(config, tmp_path):
     """The four clips, and four more of which one class has the same name but for its case."""
-    section = write_four_clips(tmp_path / "more")
+    section = write_four_clips(tmp_path / "more", seed=20)
     listed = tmp_path / "more" / "clips.csv"
     listed.write_text(listed.read_text().replace(",right,", ",RIGHT,").replace(",down,", ",fall,"))
     config.read_dict({"dataset.more": section})
@@ -190,7 +190,7 @@ def test_a_start_from_test_clips_of_this_set_is_refused_before_flow(two, tmp_pat
     assert not fresh(TrainStream, stream="temporal").complete()
     assert build(fresh(Catalog), fresh(Catalog, dataset="more"))
     with pytest.raises(
-        ValueError, match=r"with_how is start, but 1 training clips of more are .* of this set: 'a'; take"
+        ValueError, match=r"with_how is start, but 1 training or validation clips of more are .* of this set: 'a'; take"
     ):
         fresh(TrainStream, stream="temporal").complete()
     assert not (tmp_path / "artifacts/more/frames").exists()
