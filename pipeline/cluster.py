@@ -87,11 +87,13 @@ class Workers:
     def __exit__(self, kind, error, trace) -> None:
         if self._held is None:
             return
-        if kind is not None:
-            self._await_running()
         if kind is None and not self.devices:  # idle workers would keep the memory of a GPU, which training wants next
             _KEPT.keep(self._held)
-        else:
+            return
+        try:
+            if kind is not None:
+                self._await_running()
+        finally:
             self._held.close()
 
     def _await_running(self) -> None:
@@ -103,8 +105,9 @@ class Workers:
 
         left = [future for future in self._running if not future.done()]
         if left and self.spec.kind == "address":
-            say(f"{len(left)} jobs are still running at {self.spec.address}; waiting for them to end")
-            wait(left)
+            say(f"jobs still running at {self.spec.address}: {len(left)}; waiting for them to end")
+            with contextlib.suppress(Exception):  # the scheduler may be gone; the error that led here is what counts
+                wait(left)
 
     def run(self, function: Callable[[Any], Any], jobs: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
         """Yield (job, result) as jobs end; the result of a job that raised is its exception.

@@ -145,7 +145,7 @@ def test_after_an_error_no_job_of_a_running_scheduler_writes_any_more(tmp_path, 
             for _, result in workers.run(fail_or_write_late, [Late(tmp_path / "late"), Late(None)]):
                 raise result
         assert (tmp_path / "late").exists()
-    assert f"1 jobs are still running at {spec.address}; waiting for them to end" in capsys.readouterr().err
+    assert f"jobs still running at {spec.address}: 1; waiting for them to end" in capsys.readouterr().err
 
 
 def test_workers_on_a_gpu_are_not_kept(tmp_path):

@@ -176,6 +176,7 @@ class FlowSpec(Spec):
         "farneback": 1,
         "dis_ultrafast": 1,
         "dis_fast": 1,
+        **dict.fromkeys(RAFT_WEIGHTS, 1),
     }  # how often a method's algorithm has changed
 
     def unread(self) -> set[str]:
