@@ -69,8 +69,8 @@ def read(spec: StreamSpec) -> dict[str, torch.Tensor]:
 
 
 def name_of(spec: StreamSpec) -> str:
-    """Name of the ImageNet weights of the stream's network, such as ResNet50_Weights.IMAGENET1K_V2."""
-    return str(_weights(spec))
+    """Name of the ImageNet weights that the stream starts from, as ResNet50_Weights.IMAGENET1K_V2; "" if from none."""
+    return str(_weights(spec)) if _wanted(spec) else ""
 
 
 def _wanted(spec: StreamSpec) -> bool:

@@ -117,7 +117,7 @@ class TrainingState:
         """What the settings leave open: the device, the precision, and the version of the ImageNet weights."""
         device = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
         found = {"device": device, "precision": recipe.name_of(self.precision)}
-        return found | ({"imagenet": imagenet.name_of(self.spec)} if self.spec.start == "imagenet" else {})
+        return found | ({"imagenet": name} if (name := imagenet.name_of(self.spec)) else {})
 
     def save(self, path: Path, identity: str) -> None:
         """Write `resume.pt`, with the training's `identity_of`."""

@@ -245,6 +245,17 @@ def test_what_identifies_the_defaults_is_every_setting_that_is_read():
     assert StreamSpec().identity() == json.loads(json.dumps({**plain, "version": 3, "stack": None}))
 
 
+def test_mirrored_views_of_a_stream_that_never_saw_any_are_warned_of():
+    unmirrored = StreamSpec(flip=False)
+    for crops in (2, 10):
+        said = ScoreSpec(crops=crops).warning(unmirrored)
+        assert said.startswith(
+            f"[score] crops is {crops}, half of which are mirror images, but [spatial] flip is false"
+        )
+        assert said.endswith(f"set crops to {crops // 2}") and not ScoreSpec(crops=crops).warning(StreamSpec())
+    assert not ScoreSpec(crops=5).warning(unmirrored) and not ScoreSpec(crops=1).warning(unmirrored)
+
+
 # --- a stream trained together with another data set
 
 HEADS = {"with_dataset": "more", "with_how": "heads"}

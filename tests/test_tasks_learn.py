@@ -55,6 +55,18 @@ def test_who_starts_from_another_training_needs_no_imagenet_weights(monkeypatch,
     imagenet.fetch(spec)
     imagenet.fetch(StreamSpec())
     assert imagenet.to_download(spec) == imagenet.to_download(StreamSpec()) == ""
+    assert imagenet.name_of(spec) == imagenet.name_of(StreamSpec()) == ""
+
+
+def test_the_weights_behind_imagenet_have_a_name():
+    assert imagenet.name_of(StreamSpec(network="resnet18", start="imagenet")) == "ResNet18_Weights.IMAGENET1K_V1"
+
+
+def test_mirrored_views_of_a_stream_that_never_saw_any_are_warned_of_once(config, capsys):
+    config.read_dict({"temporal": {"flip": "false"}, "score": {"crops": "10"}})
+    for part in ("val", "test"):
+        fresh(ScoreStream, stream="temporal", part=part).check()
+    assert capsys.readouterr().err.count("[temporal] flip is false") == 1
 
 
 def test_damaged_weights_that_are_deleted_are_trained_anew(config):
