@@ -259,8 +259,9 @@ def test_what_was_chosen_can_be_applied_to_other_clips(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "fusion.json is no JSON"),
-        ("[]", "is None version None, not two-stream-fusion version 1; run Fuse again"),
+        ("{", r"fusion.json is damaged \(Expecting .*\); delete it and run the same command again"),
+        ("[]", r"fusion.json is damaged \(it holds no mapping\)"),
+        ("{}", "is None version None, not two-stream-fusion version 1; run Fuse again"),
         ('{"format": "two-stream-fusion", "format_version": 2}', "is two-stream-fusion version 2, not"),
         ('{"format": "two-stream-fusion", "format_version": 1}', "no parameters of the fusions .* KeyError"),
         (
