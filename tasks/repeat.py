@@ -62,11 +62,11 @@ class Repeated(Stage):
 
     def record(self) -> None:
         """Write down all that its parts need, too: while a part is not made, its own record does not exist."""
-        waiting, found = self.before(), {}
+        waiting, found = self.before(), set()
         while waiting:
             task = waiting.pop()
             if isinstance(task, Stage) and task.folder not in found:
-                found[task.folder] = task
+                found |= {task.folder, *task.files_read()}
                 waiting += task.before()
         files.record_made_from(self.folder, Path(self.run_spec.artifacts), found)
 

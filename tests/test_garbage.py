@@ -189,6 +189,17 @@ def test_finished_seeds_are_kept_for_a_summary_under_way(tiny, config, tmp_path)
     assert garbage.find(tmp_path / "artifacts") == []
 
 
+def test_weights_that_its_trainings_start_from_are_written_down_for_a_summary_under_way(tiny, config, tmp_path):
+    start = tmp_path / "artifacts/tiny/train_stream/spatial-small-anna-aaaaaaaaaaaa/checkpoint.pt"
+    start.parent.mkdir(parents=True)
+    start.write_text("")
+    config.set("run", "artifacts", str(tmp_path / "artifacts"))
+    config.read_dict({"temporal": {"start": str(start)}})
+    table = fresh(AllSplits, dataset=tiny, splits="anna")
+    table.record()
+    assert "tiny/train_stream/spatial-small-anna-aaaaaaaaaaaa" in files.read_made_from(table.folder)
+
+
 def test_a_plan_writes_down_nothing(tiny, config, tmp_path):
     config.set("run", "artifacts", str(tmp_path / "artifacts"))
     with AllSplits.without_download():
