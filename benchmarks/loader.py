@@ -38,6 +38,8 @@ from pipeline.specs import StackSpec, StreamSpec
 
 LENGTH, SIDE, BOUND_PX = 10, 224, 20.0
 CLIPS, FIELDS, CLIPS_A_SHARD = 64, 185, 8  # written by default; a clip of UCF-101 has 186 frames on average
+ABOUT = {"class": "x", "group": "g", "fps": 25.0, "height": 256, "width": 340, "method": "none", "scaling": "bound"}
+ABOUT |= {"bound_px": BOUND_PX, "made_from": "0"}  # the attributes of a clip, as the Flow stage writes them
 ITEMS_A_PROCESS = 160  # in a round; with fewer, loading processes would have read all before the clock starts
 
 
@@ -51,8 +53,9 @@ def write_store(folder: Path, *, clips: int, fields: int, quality: int) -> None:
                 writer = shard.clip(f"clip{number:04}")
                 for plane in _planes(rng, fields):
                     writer.append(jpeg.encode(plane, quality=quality))
-                crc32 = writer.finish({"height": 256, "width": 340, "bound_px": BOUND_PX})
-                record = store.Record(writer.id, "x", number % 2, "g", fields + 1, "ok", "", crc32)
+                record = store.Record(writer.id, "x", number % 2, "g", fields + 1, "ok", "", 0)
+                crc32 = writer.finish({**ABOUT, "label": record.label, "source": f"{writer.id}.avi"})
+                record = record._replace(crc32=crc32)
                 shard.record(record)
                 records.append((record, name))
     store.write_index(folder / "index.h5", "flow", records, {}, {"digest": "d"})

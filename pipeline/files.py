@@ -32,8 +32,7 @@ def commit(path: Path | str) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # the machine too: containers on several machines often have the same process numbers
-    temporary = path.with_name(f".{path.stem}{_TEMPORARY}{plain_name(socket.gethostname())}-{os.getpid()}{path.suffix}")
+    temporary = _temporary_beside(path)
     try:
         yield temporary
         _flush(temporary)
@@ -42,6 +41,11 @@ def commit(path: Path | str) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
         error.add_note(f"while writing {path}")
         raise
+
+
+def _temporary_beside(path: Path) -> Path:
+    # the machine too: containers on several machines often have the same process numbers
+    return path.with_name(f".{path.stem}{_TEMPORARY}{plain_name(socket.gethostname())}-{os.getpid()}{path.suffix}")
 
 
 def write_text(path: Path | str, text: str) -> None:
@@ -201,11 +205,8 @@ def size_of(folder: Path) -> int:
 
 def file_hash(path: Path) -> str:
     """16 hex digits of BLAKE2b over the bytes of a file."""
-    digest = hashlib.blake2b(digest_size=8)
     with path.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=8)).hexdigest()
 
 
 def canonical_json(value) -> str:
@@ -220,7 +221,7 @@ def plain_name(text: str) -> str:
 
 def link(path: Path, target: Path) -> None:
     """Let the symbolic link `path` point to its sibling `target`, replacing an older link in one step."""
-    temporary = path.with_name(f".{path.name}{_TEMPORARY}{os.getpid()}")
+    temporary = _temporary_beside(path)
     temporary.unlink(missing_ok=True)
     temporary.symlink_to(target.name)
     temporary.replace(path)

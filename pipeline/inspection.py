@@ -190,7 +190,7 @@ def _damage(opened: store.Store) -> dict[str, str]:
     """Clip id -> fault, for the clips that are damaged and for all whose shard cannot be read."""
     shards = {path.stem: _what_raises(store.read_records, path, opened.kind) for path in opened.shard_paths()}
     faults = {video_id: shards[row["shard"]] for video_id, row in opened.rows.items()}
-    for video_id in opened:
+    for video_id in sorted(opened, key=lambda video_id: opened.rows[video_id]["shard"]):  # each is opened once
         faults[video_id] = faults[video_id] or _what_raises(_check, opened, video_id)
     opened.close()
     return {video_id: fault for video_id, fault in faults.items() if fault}

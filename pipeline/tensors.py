@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,12 +46,29 @@ def true_float32() -> Iterator[None]:
 
     torch uses TF32 for convolutions by default, and for matrices if the user, or an environment variable, asked for it.
     """
+    # torch has two ways to ask for it; both are set, because either may have been used, and the older one cannot be
+    # read while the two differ
     libraries = torch.backends.cudnn, torch.backends.cuda.matmul
-    before = [library.allow_tf32 for library in libraries]
+    operations = torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.cudnn.rnn
+    allowed = [_allows_tf32(library) for library in libraries]
+    precisions = [operation.fp32_precision for operation in operations]
     try:
-        for library in libraries:
-            library.allow_tf32 = False
+        _set("allow_tf32", libraries, [False, False])
+        _set("fp32_precision", operations, ["ieee"] * 3)
         yield
     finally:
-        for library, allowed in zip(libraries, before, strict=True):
-            library.allow_tf32 = allowed
+        _set("allow_tf32", libraries, allowed)
+        _set("fp32_precision", operations, precisions)
+
+
+def _allows_tf32(library: Any) -> bool | None:
+    try:
+        return library.allow_tf32
+    except RuntimeError:  # the newer way was used
+        return None
+
+
+def _set(name: str, holders: Sequence[Any], values: Sequence[Any]) -> None:
+    for holder, value in zip(holders, values, strict=True):
+        if value is not None:
+            setattr(holder, name, value)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -17,7 +18,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from pipeline.errors import ClipError
+from pipeline.errors import ClipError, MachineFault
 
 
 class VideoError(ClipError):
@@ -68,11 +69,13 @@ class Video:
         return "".join(chr(code >> shift & 255) for shift in (0, 8, 16, 24)).strip("\0 ").lower() or "unknown"
 
     def __iter__(self) -> Iterator[tuple[np.ndarray, float]]:
-        begun, size, last = time.monotonic(), None, -1.0
+        spent, size, last = 0.0, None, -1.0
         try:
             while True:
+                begun = time.monotonic()
                 read, image = self._capture.read()
-                if self.timeout_seconds and time.monotonic() - begun > self.timeout_seconds:
+                spent += time.monotonic() - begun  # what is done with a frame meanwhile is not the video's
+                if self.timeout_seconds and spent > self.timeout_seconds:
                     raise VideoError(f"decoding takes longer than {self.timeout_seconds:g} s")
                 if not read:
                     return
@@ -115,6 +118,7 @@ def try_decoding(path: Path | str, *, timeout_seconds: float) -> None:
 
     Raises:
         VideoError: the decoder crashed, or took longer than `timeout_seconds`.
+        MachineFault: the process was killed from outside, perhaps for want of memory, for which no video is to blame.
     """
     command = [
         sys.executable,
@@ -126,5 +130,7 @@ def try_decoding(path: Path | str, *, timeout_seconds: float) -> None:
         code = subprocess.run(command, timeout=timeout_seconds or None, capture_output=True).returncode
     except subprocess.TimeoutExpired:
         raise VideoError(f"decoding takes longer than {timeout_seconds:g} s") from None
+    if code == -signal.SIGKILL:
+        raise MachineFault(f"the process that decoded {path} was killed: too little memory, or somebody ended it")
     if code < 0:
         raise VideoError(f"the decoder crashed (signal {-code})")

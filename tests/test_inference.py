@@ -341,6 +341,19 @@ def test_views_of_a_clip_that_failed_are_nan(monkeypatch, tmp_path):
         _ = Scores.read(tmp_path / "s.h5").views
 
 
+def test_views_where_no_clip_could_be_scored(monkeypatch, tmp_path):
+    catalog, fake = two_classes("frames")
+    for clip in catalog.clips:
+        fail(fake, clip.id, "decodes no frame")
+    use_store(monkeypatch, fake)
+    save_untrained(tmp_path / "c.pt", spec(), catalog)
+    unlabelled = Catalog(tuple(replace(clip, label=-1, class_name="") for clip in catalog.clips), (), "1", ())
+    about = {"checkpoint": tmp_path / "c.pt", "store_path": "i", "catalog": unlabelled, "part": "test"}
+    score_to(tmp_path / "s.h5", {}, spec=ScoreSpec(frames=2, crops=1, per_view=True), **about)
+    with pytest.raises(ValueError, match="s.h5 holds no views, because none of its clips could be scored"):
+        _ = Scores.read(tmp_path / "s.h5").views
+
+
 def test_views_of_a_part_without_clips_are_none(monkeypatch, tmp_path):
     catalog, fake = two_classes("frames", val=0)
     use_store(monkeypatch, fake)

@@ -1,6 +1,7 @@
 """Learning rates against their equations, optimizers against theirs, and the algorithms that repeat their bits."""
 
 import math
+import multiprocessing
 import os
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 
 from pipeline.recipe import algorithms, learning_rate, make_optimizer, precision
 from pipeline.specs import StreamSpec
+from pipeline.tensors import true_float32
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -86,6 +88,33 @@ def test_deterministic_algorithms_are_for_the_training_only(monkeypatch, given):
         assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == (given or ":4096:8")
         raise ZeroDivisionError
     assert settings_of_torch() == before and torch.backends.cudnn.allow_tf32
+
+
+def _precisions_around_true_float32(asked_for):
+    exec(asked_for, {"torch": torch})
+    operations = torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.cudnn.rnn
+    before = [operation.fp32_precision for operation in operations]
+    with true_float32():
+        within = [operation.fp32_precision for operation in operations]
+        assert not torch.backends.cudnn.allow_tf32 and not torch.backends.cuda.matmul.allow_tf32
+    return before, within, [operation.fp32_precision for operation in operations]
+
+
+@pytest.mark.parametrize(
+    "asked_for",
+    [
+        "pass",
+        "torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True",
+        "torch.set_float32_matmul_precision('high')",
+        "torch.backends.fp32_precision = 'tf32'",
+        "torch.backends.cudnn.fp32_precision = 'tf32'",
+        "torch.backends.cuda.matmul.fp32_precision = 'tf32'",
+    ],
+)
+def test_true_float32_whatever_was_asked_for_and_by_which_of_torchs_ways(asked_for):
+    with multiprocessing.get_context("fork").Pool(1) as pool:  # torch cannot forget which way was used
+        before, within, after = pool.apply(_precisions_around_true_float32, (asked_for,))
+    assert within == ["ieee"] * 3 and after == before
 
 
 def test_the_choice_of_algorithms_names_no_other_result():

@@ -1,5 +1,6 @@
 """The files on disk, read back with bare h5py; the reader, lazy, picklable and never carried over a fork."""
 
+import contextlib
 import hashlib
 import multiprocessing
 import os
@@ -148,12 +149,64 @@ def test_a_shard_alone_can_be_opened(tmp_path):
 
 def test_a_long_clip_is_spooled_and_read_in_pieces(tmp_path, monkeypatch):
     monkeypatch.setattr("pipeline.store.writer._COPY_BYTES", 1000)
-    monkeypatch.setattr("pipeline.store.reader._READ_BYTES", 3000)
+    monkeypatch.setattr("pipeline.store.stored_clip._READ_BYTES", 3000)
     frames = moving_texture(9)
     clip = store.open_frames(write_frames(tmp_path, {"a": frames}))["a"]
     assert clip.nbytes > 9000
     assert np.abs(clip.frames(0, 9).astype(int) - frames).max() < 12
     assert os.listdir(tmp_path / "shards") == ["shard-all.h5"]
+
+
+def test_windows_are_read_without_opening_the_shard_again(tmp_path):
+    """With thousands of shards opening one takes as long as decoding; the bytes are the same."""
+    opened = store.open_flow(write_flow(tmp_path, smooth_flow(4), backward=-smooth_flow(4)))
+    expected = [opened["a"].flow(1, 3, backward=backward) for backward in (False, True)]
+    for file in opened._shards.values():
+        file.close()
+    opened._shards.clear()
+    found = [opened["a"].flow(1, 3, backward=backward) for backward in (False, True)]
+    assert not opened._shards and np.array_equal(found, expected)
+    with h5py.File(tmp_path / "shards/shard-all.h5") as file:
+        whole = file["clips/a/backward/jpeg"][()]
+    assert np.array_equal(np.concatenate(list(opened["a"].jpegs(direction="backward"))), whole)
+
+
+def test_a_shard_that_is_replaced_under_an_open_store_is_not_misread(tmp_path):
+    write_frames(tmp_path / "other", {"b": moving_texture(2), "a": moving_texture(3, seed=1)})
+    opened = store.open_frames(write_frames(tmp_path / "this", {"a": moving_texture(3)}))
+    clip, shard = opened["a"], tmp_path / "this/shards/shard-all.h5"
+    (tmp_path / "other/shards/shard-all.h5").replace(shard)
+    with pytest.raises(DamagedFile, match="shard-all.h5 has changed since clip 'a' was opened; open the store again"):
+        clip.frames(0, 1)
+    assert np.abs(store.open_frames(shard)["a"].frames(0, 3).astype(int) - moving_texture(3, seed=1)).max() < 12
+    shard.unlink()
+    opened.close()
+    with pytest.raises(FileNotFoundError, match="shard-all.h5 does not exist; .*repair"):
+        clip.frames(0, 1)
+
+
+def test_a_shard_that_a_tool_has_cut_into_chunks_is_read_too(tmp_path):
+    path = write_frames(tmp_path, {"a": moving_texture(3)})
+    with contextlib.closing(store.open_frames(path)) as opened:
+        expected = opened["a"].frames(0, 3)
+    with h5py.File(tmp_path / "shards/shard-all.h5", "r+") as file:
+        whole = file["clips/a/jpeg"][()]
+        del file["clips/a/jpeg"]
+        file["clips/a"].create_dataset("jpeg", data=whole, chunks=(1000,), compression="gzip")
+    assert np.array_equal(store.open_frames(path)["a"].frames(0, 3), expected)
+
+
+def test_damage_to_the_attributes_is_damage(tmp_path):
+    path = write_frames(tmp_path, {"a": moving_texture(3)})
+    shard = tmp_path / "shards/shard-all.h5"
+    assert store.shard_is_current(shard, "frames", digest=ATTRS["digest"], inputs=ATTRS["inputs"])
+    for file in (path, shard):
+        file.write_bytes(file.read_bytes().replace(b"GCOL", b"\0\0\0\0"))  # where HDF5 keeps texts
+    assert not store.shard_is_current(shard, "frames", digest=ATTRS["digest"], inputs=ATTRS["inputs"])
+    with pytest.raises(DamagedFile, match=r"shard-all.h5 is damaged \(.*\); `python -m pipeline repair"):
+        store.read_records(shard, "frames")
+    with pytest.raises(DamagedFile, match=r"index.h5 is damaged \(.*\); delete it and run its stage again"):
+        store.open_frames(path)
 
 
 def test_same_content_gives_same_bytes(tmp_path):

@@ -17,6 +17,8 @@ from pipeline.jobs.earlier import Earlier, copied
 from pipeline.specs import FrameSpec
 from pipeline.video import Video, VideoError, try_decoding
 
+_FRAMES_WATCHED = 256  # frames after which the time in which a decoder must not hang begins anew
+
 
 @dataclass(frozen=True)
 class FramesJob:
@@ -79,9 +81,9 @@ def _frames_clip(shard: store.ShardWriter, job: FramesJob, clip: Clip) -> store.
     """Decode one clip into the shard; a fault of the video is recorded as the reason of its failure."""
     spec, path = job.spec, job.videos / clip.path
     writer = shard.clip(clip.id)
-    # a decoder that hangs in native code cannot be interrupted, but its process can be ended
-    if job.watch and not job.careful:
-        faulthandler.dump_traceback_later(spec.timeout_seconds * 1.5 + 5, exit=True)
+    watched = job.watch and not job.careful
+    if watched:
+        _end_if_hanging(spec)
     try:
         if job.careful:
             try_decoding(path, timeout_seconds=spec.timeout_seconds)
@@ -92,6 +94,8 @@ def _frames_clip(shard: store.ShardWriter, job: FramesJob, clip: Clip) -> store.
                 writer.append(jpeg.encode(image, quality=spec.jpeg_quality))
                 seconds.append(pts_seconds)
                 shape = image.shape
+                if watched and len(seconds) % _FRAMES_WATCHED == 0:
+                    _end_if_hanging(spec)
         if len(seconds) < spec.min_frames:
             raise VideoError(_too_few(len(seconds), video))
     except BAD_CLIP as error:
@@ -102,6 +106,11 @@ def _frames_clip(shard: store.ShardWriter, job: FramesJob, clip: Clip) -> store.
     return store.Record(
         clip.id, clip.class_name, clip.label, clip.group, len(seconds), "ok", _oddity(len(seconds), video), crc32
     )
+
+
+def _end_if_hanging(spec: FrameSpec) -> None:
+    """End this process in a while, unless called again: a decoder that hangs in native code cannot be interrupted."""
+    faulthandler.dump_traceback_later(spec.timeout_seconds * 1.5 + 5, exit=True)
 
 
 def _too_few(frames: int, video: Video) -> str:

@@ -32,6 +32,24 @@ def create(path: Path | str, kind: str, attrs: Mapping[str, Any]) -> Iterator[h5
         yield file
 
 
+@contextlib.contextmanager
+def opened(path: Path | str, kind: str | None) -> Iterator[h5py.File]:
+    """`open_file` for the block; whatever h5py raises in it because of damage to the file becomes DamagedFile."""
+    with open_file(path, kind) as file, _damage_told(Path(path)):
+        yield file
+
+
+@contextlib.contextmanager
+def _damage_told(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, RuntimeError, TypeError, KeyError) as error:  # by what of HDF5's structures is damaged
+        if getattr(error, "errno", None):  # of the disk
+            raise
+        advice = _repair_of(path) or _deletion_of(path)
+        raise DamagedFile(f"{path} is damaged ({error}); {advice}") from error
+
+
 def open_file(path: Path | str, kind: str | None) -> h5py.File:
     """Open a file for reading; refuse a format that this code does not know, with a message that says what to do."""
     path = Path(path)
@@ -45,7 +63,12 @@ def open_file(path: Path | str, kind: str | None) -> h5py.File:
             raise
         advice = _repair_of(path) or _deletion_of(path)
         raise DamagedFile(f"{path} is no HDF5 file, or a damaged one ({error}); {advice}") from None
-    found, version = file.attrs.get("format", "no format attribute"), file.attrs.get("format_version", 0)
+    try:
+        with _damage_told(path):
+            found, version = file.attrs.get("format", "no format attribute"), file.attrs.get("format_version", 0)
+    except BaseException:
+        file.close()
+        raise
     wanted = f"two-stream-{kind}" if kind else "two-stream-*"
     if not str(found).startswith(wanted.rstrip("*")) or (kind and found != wanted):
         file.close()
@@ -90,7 +113,7 @@ def _deletion_of(path: Path) -> str:
 
 def read_attrs(path: Path | str) -> dict[str, Any]:
     """The root attributes of any file of the pipeline, as plain values."""
-    with open_file(path, None) as file:
+    with opened(path, None) as file:
         return plain_attrs(file.attrs)
 
 
@@ -131,7 +154,7 @@ def _arrays_hash(arrays: Mapping[str, Any]) -> str:
 
 def read_arrays(path: Path | str, kind: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """Read what `write_arrays` wrote: (arrays, attributes). Texts come back as lists of str; groups are not read."""
-    with open_file(path, kind) as file:
+    with opened(path, kind) as file:
         arrays = {
             name: list(data.asstr()[()]) if h5py.check_string_dtype(data.dtype) else data[()]
             for name, data in file.items()

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import h5py
 import numpy as np
 
-from pipeline.store.container import create, open_file, put_arrays
+from pipeline.store.container import create, opened, put_arrays
 
 _GROUP = "views"
 
@@ -45,7 +45,7 @@ class ViewWriter:
 @contextlib.contextmanager
 def create_scores(path: Path | str, attrs: Mapping[str, Any], *, clips: int, views: int) -> Iterator[ViewWriter]:
     """Create a scores file of `clips` rows with `views` views each; it exists only if the block ends without error."""
-    with create(path, "scores", attrs) as file:
+    with create(path, "scores", {**attrs, "views": views}) as file:
         yield ViewWriter(file, clips, views)
 
 
@@ -68,10 +68,12 @@ class Views(Mapping[str, ClipViews]):
             ValueError: the file holds clips, but no views.
         """
         self.path = Path(path)
-        with open_file(self.path, "scores") as file:
-            if _GROUP not in file and len(file["video_ids"]):
-                raise ValueError(f"{self.path} holds no views; score again with [score] per_view = true")
+        with opened(self.path, "scores") as file:
             self._rows = {video_id: row for row, video_id in enumerate(file["video_ids"].asstr()[()])}
+            if self._rows and _GROUP not in file:
+                if "views" in file.attrs:
+                    raise ValueError(f"{self.path} holds no views, because none of its clips could be scored")
+                raise ValueError(f"{self.path} holds no views; score again with [score] per_view = true")
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -81,5 +83,5 @@ class Views(Mapping[str, ClipViews]):
 
     def __getitem__(self, video_id: str) -> ClipViews:
         row = self._rows[video_id]
-        with open_file(self.path, "scores") as file:
+        with opened(self.path, "scores") as file:
             return ClipViews(*(file[f"{_GROUP}/{name}"][row] for name in ClipViews._fields))

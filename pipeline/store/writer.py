@@ -13,7 +13,7 @@ import h5py
 import numpy as np
 
 from pipeline.specs.base import digest_of
-from pipeline.store.container import TEXT, crc32_of_parts, create, open_file, read_attrs, text
+from pipeline.store.container import TEXT, crc32_of_parts, create, opened, read_attrs, text
 
 _COPY_BYTES = 8 << 20
 
@@ -143,7 +143,7 @@ def shard_is_current(path: Path, kind: str, *, digest: str, inputs: str) -> bool
 
 def read_records(path: Path, kind: str) -> list[Record]:
     """The outcome of each clip in a shard."""
-    with open_file(path, kind) as file:
+    with opened(path, kind) as file:
         return [Record(*map(text, row)) for row in file["table"][()].tolist()]
 
 

@@ -1,0 +1,213 @@
+"""One clip of a store: its windows of images are read with one read each, and decoded."""
+
+from __future__ import annotations
+
+import functools
+import os
+import zlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from pipeline import jpeg, quantize
+from pipeline.errors import ClipError, DamagedFile
+from pipeline.store.container import crc32_of_parts, plain_attrs, repair_advice
+
+if TYPE_CHECKING:
+    from pipeline.store.reader import Store
+
+_READ_BYTES = 8 << 20
+_PATHS = {"forward": "", "backward": "backward/"}  # where a clip's group holds the images of each direction
+
+
+class _Version(NamedTuple):
+    """What tells a file from another one that took its place."""
+
+    device: int
+    inode: int
+    size: int
+    changed_ns: int
+
+    @classmethod
+    def of(cls, file: int) -> _Version:
+        """The version of an open file, given its descriptor."""
+        about = os.fstat(file)
+        return cls(about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns)
+
+
+class StoredClip:
+    """One clip of a store. It reads only what is asked for: one read of the shard per window, then JPEG decoding.
+
+    HDF5 keeps the images of a clip in one piece of the shard, so their place is all that need be known of the file.
+    Later windows are read from there without HDF5: opening one of thousands of shards with it takes as long as
+    decoding a frame.
+    """
+
+    def __init__(self, store: Store, video_id: str):
+        self._store, self.id = store, video_id
+        with store._located(video_id) as group:
+            where = {direction: path for direction, path in _PATHS.items() if f"{path}offsets" in group}
+            self._offsets = {direction: group[f"{path}offsets"][()] for direction, path in where.items()}
+            self._begins = {direction: group[f"{path}jpeg"].id.get_offset() for direction, path in where.items()}
+            self._version = _Version.of(group.file.id.get_vfd_handle())
+            ranges = {direction: f"{path}range_px" for direction, path in where.items()}
+            self.ranges_px = {direction: group[name][()] for direction, name in ranges.items() if name in group}
+            """Direction -> (T - 1, 2, 2) float32, pixels: [field][x, y][minimum, maximum]; only if min-max scaled."""
+            self._bound_px = group.attrs.get("bound_px")
+
+    @functools.cached_property
+    def attrs(self) -> dict[str, Any]:
+        """The attributes of the clip, as plain values; read when first asked for, which a training never does."""
+        with self._store._located(self.id) as group:
+            return plain_attrs(group.attrs)
+
+    @property
+    def height(self) -> int:
+        """Height of the images in pixels."""
+        return int(self.attrs["height"])
+
+    @property
+    def width(self) -> int:
+        """Width of the images in pixels."""
+        return int(self.attrs["width"])
+
+    def __len__(self) -> int:
+        """Frames T in a frames store, fields T - 1 in a flow store."""
+        return (len(self._offsets["forward"]) - 1) // self._store.planes
+
+    def __repr__(self) -> str:
+        what = "frames" if self._store.kind == "frames" else "flow fields"
+        return f"StoredClip({self.id!r}, {len(self)} {what} of {self.height} x {self.width})"
+
+    @property
+    def seconds(self) -> np.ndarray:
+        """(T,) float64 presentation times in seconds (frames store)."""
+        with self._store._located(self.id) as group:
+            return group["seconds"][()]
+
+    @property
+    def has_backward(self) -> bool:
+        """Whether backward flow is stored."""
+        return "backward" in self._offsets
+
+    @property
+    def kind(self) -> str:
+        """Kind of the store: "frames" or "flow"."""
+        return self._store.kind
+
+    @property
+    def directions(self) -> list[str]:
+        """The clip's sequences of images: "forward" and, if backward flow is stored, "backward"."""
+        return list(self._offsets)
+
+    @property
+    def nbytes(self) -> int:
+        """Total number of JPEG bytes."""
+        return int(sum(offsets[-1] for offsets in self._offsets.values()))
+
+    def count(self, *, direction: str = "forward") -> int:
+        """Number of stored images of a direction: frames, or planes of flow (two per field)."""
+        return len(self._offsets[direction]) - 1
+
+    def jpegs(self, first: int = 0, last: int | None = None, *, direction: str = "forward") -> Iterator[np.ndarray]:
+        """JPEG bytes of images first..last-1, (n,) uint8 each; a read takes a few megabytes, so one reads a window."""
+        offsets = self._offsets[direction]
+        last = self.count(direction=direction) if last is None else last
+        while first < last:
+            until = max(first + 1, int(np.searchsorted(offsets, offsets[first] + _READ_BYTES, "right")) - 1)
+            until = min(until, last)
+            data = self._bytes(direction, int(offsets[first]), int(offsets[until]))
+            for image in range(first, until):
+                yield data[offsets[image] - offsets[first] : offsets[image + 1] - offsets[first]]
+            first = until
+
+    def _bytes(self, direction: str, begin: int, end: int) -> np.ndarray:
+        """Bytes begin..end-1 of a direction's images.
+
+        Raises:
+            DamagedFile: the shard is shorter than it was, or another file has taken its place.
+        """
+        start, path = self._begins[direction], self._store.shard_path(self.id)
+        if start is None or not path.is_file():  # a tool has cut it into chunks; or HDF5 is to say what is missing
+            with self._store._located(self.id) as group:
+                return group[f"{_PATHS[direction]}jpeg"][begin:end]
+        with self._store._noting(self.id), path.open("rb", buffering=0) as file:
+            if _Version.of(file.fileno()) != self._version:
+                raise DamagedFile(f"{path} has changed since clip {self.id!r} was opened; open the store again")
+            return np.frombuffer(os.pread(file.fileno(), end - begin, start + begin), np.uint8)
+
+    def checksum(self) -> int:
+        """CRC-32 over all images of the clip as they are now; `attrs["crc32"]` is that of the images as written."""
+        return crc32_of_parts(
+            functools.reduce(lambda crc32, data: zlib.crc32(data, crc32), self.jpegs(direction=direction), 0)
+            for direction in self.directions
+        )
+
+    def images(self, first: int, last: int, *, direction: str = "forward", gray: bool = False) -> np.ndarray:
+        """Stored images first..last-1, decoded: (n, H, W, 3) RGB; (n, H, W) if `gray` or planes of flow; uint8."""
+        return np.stack(self._decoded(first, last, direction=direction, gray=gray or self.kind == "flow"))
+
+    def _decoded(self, first: int, last: int, *, direction: str, gray: bool) -> list[np.ndarray]:
+        try:
+            return [jpeg.decode(data, gray=gray) for data in self.jpegs(first, last, direction=direction)]
+        except ClipError as error:
+            folder = self._store.folder
+            raise DamagedFile(
+                f"images {first} to {last - 1} of clip {self.id!r} of {folder}: {error}; {repair_advice(folder)}"
+            ) from error
+
+    def frames(self, first: int, last: int) -> np.ndarray:
+        """Frames first..last-1: (last-first, H, W, 3) uint8 RGB."""
+        self._check("frames", first, last)
+        return self.images(first, last)
+
+    def gray(self, first: int, last: int) -> np.ndarray:
+        """Luminance of frames first..last-1: (last-first, H, W) uint8.
+
+        JPEG stores luminance as a plane of its own. Reading that plane costs half as much as decoding colour and
+        converting it to gray, and it is rounded once less.
+        """
+        self._check("frames", first, last)
+        return self.images(first, last, gray=True)
+
+    def flow(self, first: int, last: int, *, backward: bool = False) -> np.ndarray:
+        """Flow fields first..last-1: (last-first, 2, H, W) float32 pixels per frame, x then y, whatever the scaling."""
+        direction = self._direction(first, last, backward)
+        planes = self.images(2 * first, 2 * last, direction=direction)
+        q = planes.reshape(last - first, 2, *planes.shape[1:])
+        if direction in self.ranges_px:
+            return quantize.minmax_to_pixels(q, self.ranges_px[direction][first:last])
+        return quantize.to_pixels(q, bound_px=float(self._bound_px))
+
+    def stored_flow(
+        self, first: int, last: int, *, backward: bool = False
+    ) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
+        """Flow fields first..last-1 as stored: planes x y x y ...; in pixels each is plane * scale + offset.
+
+        Returns:
+            A list of 2 (last-first) planes (H, W) uint8, and their scale and offset, one float64 per plane.
+        """
+        direction = self._direction(first, last, backward)
+        planes = self._decoded(2 * first, 2 * last, direction=direction, gray=True)
+        if direction in self.ranges_px:
+            low, high = self.ranges_px[direction][first:last].astype(np.float64).reshape(-1, 2).T
+            return planes, (high - low) / 255, low
+        bound = float(self._bound_px)
+        return planes, np.full(len(planes), 2 * bound / 255), np.full(len(planes), -bound)
+
+    def _direction(self, first: int, last: int, backward: bool) -> str:
+        """The name of the direction, once it is known that these fields are stored."""
+        self._check("flow", first, last)
+        direction = "backward" if backward else "forward"
+        if direction not in self._offsets:
+            raise ValueError(
+                f"{self._store.path} holds no backward flow; run the Flow stage with [flow] backward = true"
+            )
+        return direction
+
+    def _check(self, kind: str, first: int, last: int) -> None:
+        if self._store.kind != kind:
+            raise ValueError(f"{self._store.path} is a {self._store.kind} store; it has no .{kind}()")
+        if not 0 <= first < last <= len(self):
+            raise IndexError(f"{kind}({first}, {last}) of clip {self.id!r}: needs 0 <= first < last <= {len(self)}")
