@@ -22,6 +22,11 @@ def plain(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def one_line(text: str) -> str:
+    """A message of another program on one line: white space becomes a space, unprintable characters are escaped."""
+    return plain(" ".join(text.split()))
+
+
 def some(names: Sequence[str], most: int = 5) -> str:
     """The first few names, for a message: 'a', 'b', 'c', ..."""
     return ", ".join(map(repr, names[:most])) + (", ..." if len(names) > most else "")

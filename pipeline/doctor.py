@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import machine
+from pipeline.packages import PACKAGES
 from pipeline.specs import FLOW_METHODS, FlowSpec
 
 UCF101_PAIRS = 2_456_655  # pairs of consecutive frames in the 13,320 clips, forward
@@ -146,9 +147,7 @@ def _advice(found: dict[str, Any]) -> str:
     if found["broken"]:
         return f"mend the installation first: {found['broken'][0]}"
     missing = [
-        machine.PACKAGES[name]
-        for name, package in found["packages"].items()
-        if package["problem"].startswith("missing")
+        PACKAGES[name] for name, package in found["packages"].items() if package["problem"].startswith("missing")
     ]
     hours = {name: row["ucf101_hours"] for name, row in found["flow"].items() if row["ucf101_hours"] is not None}
     before = f"pip install {' '.join(missing)}; then " if missing else ""

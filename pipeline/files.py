@@ -209,11 +209,6 @@ def file_hash(path: Path) -> str:
         return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=8)).hexdigest()
 
 
-def canonical_json(value) -> str:
-    """JSON with sorted keys and no spaces, so that equal values give the same text."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"))
-
-
 def plain_name(text: str) -> str:
     """Make a text usable in a folder name: what is not a letter, digit, dot or underscore becomes a dash."""
     return "".join(c if c.isalnum() or c in "._" else "-" for c in text).strip("-.") or "x"

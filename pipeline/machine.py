@@ -6,7 +6,6 @@ Every package is imported inside a function; whatever is missing or broken becom
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 import importlib.util
 import os
 import shutil
@@ -15,21 +14,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-# import name -> what pip calls it
-PACKAGES = {
-    **{"numpy": "numpy", "cv2": "opencv-contrib-python", "torch": "torch", "torchvision": "torchvision"},
-    **{
-        "h5py": "h5py",
-        "dask": "dask",
-        "distributed": "distributed",
-        "luigi": "luigi",
-        "numba": "numba",
-        "sklearn": "scikit-learn",
-    },
-    **{"matplotlib": "matplotlib", "jinja2": "jinja2", "tqdm": "tqdm"},
-}
+from pipeline.console import one_line
+from pipeline.packages import OPENCVS, PACKAGES, version
+
 FILE_BACKENDS = ("GSTREAMER", "MSMF", "AVFOUNDATION", "CV_MJPEG")  # of OpenCV, besides FFMPEG; others are for cameras
-OPENCVS = ("opencv-contrib-python", "opencv-contrib-python-headless", "opencv-python", "opencv-python-headless")
 
 
 # --- what is installed
@@ -38,7 +26,7 @@ OPENCVS = ("opencv-contrib-python", "opencv-contrib-python-headless", "opencv-py
 def packages() -> dict[str, dict[str, str]]:
     """Import name -> {"version", "problem"}; a problem says what to do; it begins with "missing" if not installed."""
     report = {name: _package(name, pip) for name, pip in PACKAGES.items()}
-    installed = [name for name in OPENCVS if _version(name)]
+    installed = [name for name in OPENCVS if version(name)]
     if len(installed) > 1 and not report["cv2"]["problem"]:
         report["cv2"]["problem"] = (
             f"{' and '.join(installed)} overwrite each other's files; pip uninstall {' '.join(installed)}, "
@@ -53,20 +41,13 @@ def _package(name: str, pip: str) -> dict[str, str]:
     try:
         module = importlib.import_module(name)
     except Exception as error:  # a package may raise anything while it is imported
-        return {"version": _version(pip), "problem": f"cannot be imported: {cure(error)}"}
-    return {"version": str(getattr(module, "__version__", "")) or _version(pip), "problem": ""}
-
-
-def _version(pip: str) -> str:
-    try:
-        return importlib.metadata.version(pip)
-    except importlib.metadata.PackageNotFoundError:
-        return ""
+        return {"version": version(pip), "problem": f"cannot be imported: {cure(error)}"}
+    return {"version": str(getattr(module, "__version__", "")) or version(pip), "problem": ""}
 
 
 def cure(error: Exception) -> str:
     """The error in one line, with the cure if it is a known one."""
-    text = " ".join(f"{type(error).__name__}: {error}".split())
+    text = one_line(f"{type(error).__name__}: {error}")
     if "torchvision::nms" in text:
         return f"{text}; torch and torchvision are of different builds: pip install --force-reinstall torch torchvision"
     if "libGL" in text:

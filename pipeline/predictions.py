@@ -61,7 +61,7 @@ def shown(path: Path) -> str:
     with path.open(encoding="utf-8", newline="") as stream:
         rows = list(csv.DictReader(stream))
     scored, failed = ([row for row in rows if bool(row["reason"]) == wanted] for wanted in (False, True))
-    cells = [[plain(row["path"]), row["class"], row["probability"]] for row in scored[:_SHOWN]]
+    cells = [[plain(row["path"]), plain(row["class"]), row["probability"]] for row in scored[:_SHOWN]]
     widths = [max(len(cell) for cell in column) for column in zip(*cells, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in cells]
     lines += [f"... and {len(scored) - _SHOWN} more"] * (len(scored) > _SHOWN)

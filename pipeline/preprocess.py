@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from pipeline import flow, motion, store
 from pipeline.catalog import Catalog
 from pipeline.cluster import Workers, threads_each
+from pipeline.console import plain
 from pipeline.errors import StageFailed, WorkerDied
 from pipeline.files import remove_temporaries
 from pipeline.jobs.flow import FlowJob, flow_shard
@@ -264,7 +265,7 @@ def _units_of(kind: str, job: Any, result: Any) -> int:
 
 def _say_what_is_odd(records: list[store.Record]) -> None:
     """Report clips that are used although fewer frames decode than their video promises, as in half a download."""
-    odd = [f"{record.id}: {record.reason}" for record in records if record.status == "ok" and record.reason]
+    odd = [f"{plain(record.id)}: {record.reason}" for record in records if record.status == "ok" and record.reason]
     if odd:
         say(f"frames: {len(odd)} of {len(records)} clips are used but incomplete, such as {'; '.join(odd[:3])}")
 
@@ -272,11 +273,11 @@ def _say_what_is_odd(records: list[store.Record]) -> None:
 def _refuse_too_many_failures(folder: Path, kind: str, records: list[store.Record], max_bad_fraction: float) -> None:
     failed = [record for record in records if record.status != "ok"]
     for record in failed[:20]:
-        say(f"{kind}: {record.id} failed: {record.reason}")
+        say(f"{kind}: {plain(record.id)} failed: {record.reason}")
     if len(failed) > 20:
         say(f"{kind}: ... and {len(failed) - 20} more failed clips")
     if len(failed) > max_bad_fraction * len(records):
-        names = "; ".join(f"{record.id} ({record.reason})" for record in failed[:20])
+        names = "; ".join(f"{plain(record.id)} ({record.reason})" for record in failed[:20])
         raise StageFailed(
             f"{kind}: {len(failed)} of {len(records)} clips failed, more than [frames] max_bad_fraction = "
             f"{max_bad_fraction:g} allows: {names}. Mend or remove these videos, or allow a larger fraction; if the "

@@ -6,13 +6,16 @@ import contextlib
 import sys
 import time
 
+from pipeline.console import plain
+
 tqdm = None
 with contextlib.suppress(ImportError):  # without tqdm, lines are written in place of a bar
     from tqdm import tqdm
 
 
 def say(text: str) -> None:
-    """Print one line for the user, above any bar."""
+    """Print a message for the user, above any bar; unprintable characters, as of file names, are escaped."""
+    text = "\n".join(map(plain, text.split("\n")))
     if tqdm:
         tqdm.write(text, file=sys.stderr)
     else:

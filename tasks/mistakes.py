@@ -18,6 +18,7 @@ from luigi.retcodes import run_with_retcodes
 from luigi.task_register import TaskClassException
 
 from pipeline import files
+from pipeline.console import one_line
 from pipeline.errors import DamagedFile, MachineFault, StageFailed, WorkerDied
 from pipeline.progress import say
 from tasks import settings
@@ -55,7 +56,7 @@ def error_line(error: BaseException, folder: Path | None = None) -> str:
     """The message with its notes (such as the path), and with the free space if the disk may be full."""
     if isinstance(error, Refused):
         error = error.error
-    said = " ".join(str(error).split()) or type(error).__name__
+    said = one_line(str(error)) or type(error).__name__
     if getattr(error, "errno", None) == errno.ENOSPC:
         said = "no space left"  # HDF5 says the same in six lines
     elif _OF_TORCH in said:  # which does not say why
@@ -112,7 +113,7 @@ def _was_raised_on_purpose(error: BaseException) -> bool:
 def mistake_of_command(error: BaseException | None) -> str:
     """What is wrong with a task or a parameter of the command line, in one line; "" for any other error."""
     if isinstance(error, (ParameterException, TaskClassException)):
-        return re.sub(r"\[args=.*?\]:", "", " ".join(str(error).split()))
+        return re.sub(r"\[args=.*?\]:", "", one_line(str(error)))
     if isinstance(error, ValueError):
         for frame, _ in traceback.walk_tb(error.__traceback__):
             if frame.f_code.co_name == "_get_task_kwargs":  # Luigi's, whose message does not name the parameter

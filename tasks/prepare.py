@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from pipeline import files
+from pipeline.specs.base import canonical_json
 from tasks.base import Stage
 from tasks.listing import Catalog, OfVideos
 
@@ -21,7 +22,7 @@ class _Store(OfVideos):
 
     def shard_attrs(self, spec) -> dict[str, str]:
         """What every shard and the index record about how they were made."""
-        return {"digest": self.digest, "spec": files.canonical_json({**spec.identity(), **self.contents()})}
+        return {"digest": self.digest, "spec": canonical_json({**spec.identity(), **self.contents()})}
 
     def contents(self) -> dict[str, str]:
         """Name -> content hash of the files that settings name."""

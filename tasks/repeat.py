@@ -60,6 +60,14 @@ class Repeated(Stage):
                 raise ValueError(f"--seeds is {self.seeds!r}; {wrong[0]!r} is not a whole number from 0 up")
             return distinct("seeds", self.seeds, [int(text) for text in texts]) or [-1]
 
+    def record_ahead(self) -> None:
+        """Record before the first run or row: `gc` must keep finished ones for the unfinished table."""
+        use_artifacts(self.run_spec.artifacts, create=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with files.try_exclusive_lock(self.folder) as free:
+            if free:  # else another run is writing the table, and has recorded the same
+                self.record()
+
     def record(self) -> None:
         """Write down all that its parts need, too: while a part is not made, its own record does not exist."""
         waiting, found = self.before(), set()
@@ -116,8 +124,7 @@ class AllSplits(Repeated):
         self.check_splits("val", "test")
         self.check_seeds(STREAMS)
         if self.may_download:  # else it is a plan, which writes nothing
-            use_artifacts(self.run_spec.artifacts, create=True)
-            self.record()  # before the first run: `gc` must keep the finished ones for the unfinished table
+            self.record_ahead()
 
     def make(self) -> None:
         """Put all reports into one table, and let the link `latest` point to it."""

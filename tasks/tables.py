@@ -182,7 +182,7 @@ class PaperTable(Repeated, OnDevice):
     def run(self) -> None:
         """Make what the rows lack, then the table, and print it."""
         self.failures, broken = {}, {}
-        self.record()  # before the first row: `gc` must keep finished rows for the unfinished table
+        self.record_ahead()
         for planned in self.plan:
             for task in planned.tasks:
                 try:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.console import in_bytes, plain, print_table
+from pipeline.console import in_bytes, one_line, plain, print_table
 
 
 @pytest.mark.parametrize(
@@ -22,3 +22,4 @@ def test_a_table_is_as_wide_as_its_cells_and_ends_with_its_sentences(capsys):
 
 def test_names_hold_anything():
     assert plain("a\nb\x1b[2J ü") == "a\\nb\\x1b[2J ü"
+    assert one_line(" a\n  b\x1b[2J\n") == "a b\\x1b[2J"

@@ -15,6 +15,7 @@ import torch
 
 from pipeline import doctor, machine
 from pipeline.__main__ import main
+from pipeline.packages import PACKAGES
 from pipeline.specs import FLOW_METHODS
 
 ROOT = Path(__file__).parents[1]
@@ -133,7 +134,7 @@ def test_the_texture_moves_two_pixels_to_the_right():
 def report(**flow_hours):
     """A sound report with these methods and hours."""
     rows = {name: {"state": "available", "ucf101_hours": hours} for name, hours in flow_hours.items()}
-    packages = {name: {"version": "1", "problem": ""} for name in machine.PACKAGES}
+    packages = {name: {"version": "1", "problem": ""} for name in PACKAGES}
     return {"packages": packages, "decoders": {"ffmpeg": "works"}, "flow": rows, "broken": []}
 
 
@@ -210,11 +211,11 @@ def test_a_machine_without_a_screen(monkeypatch):
 
 
 def test_two_opencvs_overwrite_each_other(monkeypatch):
-    monkeypatch.setattr(machine, "_version", lambda pip: "5.0")
+    monkeypatch.setattr(machine, "version", lambda pip: "5.0")
     assert machine.packages()["cv2"]["problem"].startswith(
         "opencv-contrib-python and opencv-contrib-python-headless and "
     )
-    monkeypatch.setattr(machine, "_version", lambda pip: "5.0" if pip == "opencv-python" else "")
+    monkeypatch.setattr(machine, "version", lambda pip: "5.0" if pip == "opencv-python" else "")
     assert machine.packages()["cv2"]["problem"] == ""
 
 

@@ -54,6 +54,11 @@ def test_slow_work_is_told_in_seconds_each(capsys, monkeypatch):
     assert capsys.readouterr().err.splitlines()[1] == "training: 1/1001 steps, 80.0 s each, 22 h 13 min left loss 2.461"
 
 
+def test_a_message_cannot_steer_the_terminal(capsys):
+    say("two\nlines, and a name: \x1b]0;owned\x07\udcff")
+    assert capsys.readouterr().err == "two\nlines, and a name: \\x1b]0;owned\\x07\\udcff\n"
+
+
 def test_nothing_to_do_says_nothing(capsys):
     with Progress("flow", 0, "clips"):
         pass

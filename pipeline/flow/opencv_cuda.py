@@ -12,6 +12,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from pipeline.console import one_line
 from pipeline.flow.opencv import OfPair, extend
 from pipeline.specs import FlowSpec
 
@@ -115,7 +116,7 @@ def _hardware(classes: dict[str, Any], size: tuple[int, int], index: int) -> Any
         try:
             return kind.create(size[::-1], perfPreset=SLOW_PRESET, gpuId=index, **grid)
         except cv2.error as error:
-            refused = " ".join(str(error).split())
+            refused = one_line(str(error))
     raise ValueError(f"[flow] method nvidia_of is not available: the GPU or its driver refuses ({refused})")
 
 

@@ -6,6 +6,7 @@ import hashlib
 import os
 from pathlib import Path
 
+from pipeline.console import one_line
 from pipeline.specs import RAFT_WEIGHTS, FlowSpec
 
 SOURCE = "https://download.pytorch.org/models/"
@@ -71,7 +72,7 @@ def _download(spec: FlowSpec, path: Path) -> None:
         )
     except (OSError, RuntimeError) as error:
         raise FileNotFoundError(
-            f"{spec.method} needs weights that cannot be downloaded ({' '.join(str(error).split())}). {_cure(spec)}"
+            f"{spec.method} needs weights that cannot be downloaded ({one_line(str(error))}). {_cure(spec)}"
         ) from None
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import cv2
 
+from pipeline.console import one_line
 from pipeline.errors import ClipError, MachineFault
 
 BAD_CLIP = (ClipError, cv2.error)  # errors that are the clip's fault and become its reason; all others fail the shard
@@ -22,9 +23,4 @@ def machine_faults() -> Iterator[None]:
     except cv2.error as error:
         if getattr(error, "code", None) not in _OF_THE_MACHINE:
             raise
-        raise MachineFault(f"OpenCV on this machine: {printable(error)}") from error
-
-
-def printable(error: BaseException) -> str:
-    """The message of an error as one printable line; a damaged file may put any characters into it."""
-    return "".join(letter if letter.isprintable() else " " for letter in str(error)).strip()
+        raise MachineFault(f"OpenCV on this machine: {one_line(str(error))}") from error

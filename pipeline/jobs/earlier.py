@@ -14,6 +14,7 @@ import numpy as np
 
 from pipeline import store
 from pipeline.catalog import UNREADABLE
+from pipeline.console import plain
 from pipeline.progress import say
 
 
@@ -62,7 +63,8 @@ class Earlier:
                 if found := _unchanged(shard, video_id, made_from):
                     return found
             except Exception as error:  # as above
-                say(f"{shard.kind}: {video_id} is not copied from {shard.path}, where it cannot be read: {error!r}")
+                what = f"{shard.kind}: {plain(video_id)} is not copied from {shard.path}"
+                say(f"{what}, where it cannot be read: {error!r}")
         return None
 
 

@@ -12,7 +12,8 @@ import cv2
 
 from pipeline import jpeg, store
 from pipeline.catalog import Clip
-from pipeline.jobs import BAD_CLIP, machine_faults, printable
+from pipeline.console import one_line
+from pipeline.jobs import BAD_CLIP, machine_faults
 from pipeline.jobs.earlier import Earlier, copied
 from pipeline.specs import FrameSpec
 from pipeline.video import Video, VideoError, try_decoding
@@ -99,7 +100,7 @@ def _frames_clip(shard: store.ShardWriter, job: FramesJob, clip: Clip) -> store.
         if len(seconds) < spec.min_frames:
             raise VideoError(_too_few(len(seconds), video))
     except BAD_CLIP as error:
-        return store.Record(clip.id, clip.class_name, clip.label, clip.group, 0, "failed", printable(error), 0)
+        return store.Record(clip.id, clip.class_name, clip.label, clip.group, 0, "failed", one_line(str(error)), 0)
     finally:
         faulthandler.cancel_dump_traceback_later()
     crc32 = writer.finish(_attrs(clip, video.fps, shape[:2], video.promised_frames), seconds)

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from pipeline import store
+from pipeline.console import one_line
 from pipeline.errors import ClipError, DamagedFile
-from pipeline.jobs import BAD_CLIP, machine_faults, printable
+from pipeline.jobs import BAD_CLIP, machine_faults
 from pipeline.jobs.earlier import Earlier, copied
 from pipeline.specs import FlowSpec
 
@@ -104,7 +105,7 @@ class FlowClip:
             return self.record
         self._compare(self.stored.checksum())  # the clip may not have been read to its end
         _, error = min(self._errors, key=lambda failure: failure[0])
-        return self.record._replace(status="failed", reason=f"no flow: {printable(error)}", crc32=0)
+        return self.record._replace(status="failed", reason=f"no flow: {one_line(str(error))}", crc32=0)
 
 
 def write_complete(clips: deque[FlowClip], spec: FlowSpec) -> None:

@@ -204,5 +204,5 @@ def _name_cells(axes, names: list[str]) -> None:
 
 
 def _label(name: str, most: int = 28) -> str:
-    name = re.sub(r"\s+", " ", metrics.printable(name))
+    name = re.sub(r"\s+", " ", metrics.xml_text(name))
     return name if len(name) <= most else name[: most - 1] + "…"

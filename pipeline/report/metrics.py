@@ -2,32 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import platform
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from pipeline.packages import versions
 from pipeline.report import uncertainty
 from pipeline.report.uncertainty import Bootstrap
 from pipeline.scores import Scores
 from pipeline.specs import FUSIONS, STREAMS
-
-OPENCV = ("opencv-contrib-python", "opencv-python", "opencv-contrib-python-headless", "opencv-python-headless")
-PACKAGES = (
-    "two-stream-pipeline",
-    "torch",
-    "torchvision",
-    *OPENCV,
-    "numpy",
-    "h5py",
-    "dask",
-    "luigi",
-    "scikit-learn",
-    "matplotlib",
-)
 
 
 def headline_text(numbers: Mapping[str, Any]) -> str:
@@ -212,17 +197,6 @@ def failures(tables: Mapping[str, Scores], failed: Sequence[Mapping[str, str]]) 
     return sorted(rows, key=lambda row: (not row["test"], row["id"]))
 
 
-def versions() -> dict[str, str]:
-    """Versions of Python, the system and the packages; from package metadata, since importing torch takes seconds."""
-    found = {"python": platform.python_version(), "system": f"{platform.system()} {platform.machine()}"}
-    for name in PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue  # OpenCV comes under four names, of which one is installed
-    return found
-
-
 def flattened(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """('stack.length', 10) and so on: every value of a nested mapping, by its path."""
     for name, value in values.items():
@@ -232,7 +206,7 @@ def flattened(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str
             yield f"{prefix}{name}", value
 
 
-def printable(text: Any) -> str:
+def xml_text(text: Any) -> str:
     """Text that all our files can hold: control characters and undecodable bytes become U+FFFD."""
     return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]", "\ufffd", str(text))
 

@@ -132,7 +132,7 @@ def _environment() -> jinja2.Environment:
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
-        finalize=lambda value: metrics.printable(value) if type(value) is str else value,
+        finalize=lambda value: metrics.xml_text(value) if type(value) is str else value,
         trim_blocks=True,
         lstrip_blocks=True,
     )
@@ -140,7 +140,7 @@ def _environment() -> jinja2.Environment:
     environment.filters["points"] = lambda share: f"{100 * share:+.1f}".replace("-", "\u2212")
     environment.filters["p_value"] = _p_value
     environment.filters["verdict"] = verdict
-    environment.filters["address"] = lambda path: "./" + quote(metrics.printable(path))  # "./": never a scheme
+    environment.filters["address"] = lambda path: "./" + quote(metrics.xml_text(path))  # "./": never a scheme
     environment.filters["plain"] = _plain
     return environment
 

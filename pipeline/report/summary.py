@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from pipeline import files
+from pipeline.packages import versions
 from pipeline.report import metrics
 from pipeline.report.uncertainty import Bootstrap, interval_text
 from pipeline.scores import Scores
@@ -84,7 +85,7 @@ def collect(dataset: str, runs: Sequence[Run]) -> dict[str, Any]:
         "against_stream": {n: _comparison(n, bootstrap, repeated) for n in pooled if n not in STREAMS},
         "clips_tested_more_than_once": repeated,
         "intervals": bootstrap.as_dict(),
-        "versions": metrics.versions(),
+        "versions": versions(),
     }
 
 
@@ -189,5 +190,5 @@ def _comparison(name: str, bootstrap: Bootstrap, repeated: int) -> dict[str, Any
 
 def cell(text: str) -> str:
     """A name as a cell of a Markdown table, with all markup escaped."""
-    escaped = "".join(f"\\{c}" if c in "\\|`*_{}[]<>#!&~" else c for c in metrics.printable(text))
+    escaped = "".join(f"\\{c}" if c in "\\|`*_{}[]<>#!&~" else c for c in metrics.xml_text(text))
     return " ".join(escaped.split())

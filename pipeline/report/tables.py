@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from pipeline import files
-from pipeline.report import metrics
+from pipeline.packages import versions
 from pipeline.report.paper import SETS, TEST_CLIPS, Row, Table
 from pipeline.report.summary import cell, pool
 from pipeline.report.uncertainty import BCA, Bootstrap, interval_text
@@ -114,7 +114,7 @@ def collect(
         "note": table.note,
         "no_difference": list(dict.fromkeys(row["no_difference"] for row in measured if row["no_difference"])),
         "rows": rows,
-        "versions": metrics.versions(),
+        "versions": versions(),
     }
 
 

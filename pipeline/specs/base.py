@@ -23,8 +23,12 @@ from typing import Any, ClassVar
 
 def digest_of(*parts: Any) -> str:
     """First 12 hex digits of the SHA-256 of the canonical JSON of `parts` (plain values only)."""
-    text = json.dumps(parts, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+    return hashlib.sha256(canonical_json(parts).encode()).hexdigest()[:12]
+
+
+def canonical_json(value: Any) -> str:
+    """JSON with sorted keys and no spaces, so that equal values give the same text."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"))
 
 
 def setting(default: Any, description: str, *, choices=None, low=None, high=None, neutral=False, only_for=()):

@@ -1,0 +1,41 @@
+"""The packages that results depend on, and their versions from package metadata: importing torch takes seconds."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+
+# import name -> what pip calls it
+PACKAGES = {
+    "numpy": "numpy",
+    "cv2": "opencv-contrib-python",
+    "torch": "torch",
+    "torchvision": "torchvision",
+    "h5py": "h5py",
+    "dask": "dask",
+    "distributed": "distributed",
+    "luigi": "luigi",
+    "numba": "numba",
+    "sklearn": "scikit-learn",
+    "matplotlib": "matplotlib",
+    "jinja2": "jinja2",
+    "tqdm": "tqdm",
+}
+# OpenCV comes under four names, of which one should be installed
+OPENCVS = ("opencv-contrib-python", "opencv-contrib-python-headless", "opencv-python", "opencv-python-headless")
+_BESIDES = ("two-stream-pipeline", "triton")  # triton comes with torch's build for CUDA, and computes TV-L1 there
+
+
+def version(pip: str) -> str:
+    """Version of a package by pip's name; "" if it is not installed."""
+    try:
+        return importlib.metadata.version(pip)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python, the system and all packages that are installed, by pip's names."""
+    found = {"python": platform.python_version(), "system": f"{platform.system()} {platform.machine()}"}
+    names = dict.fromkeys([*_BESIDES, *PACKAGES.values(), *OPENCVS])
+    return found | {name: installed for name in names if (installed := version(name))}
