@@ -122,7 +122,7 @@ def _baseline(size: tuple[int, int]) -> _Runner | None:
 
 def _runner(lane: Lane, size: tuple[int, int], threads: int) -> _Runner:
     """A lane that has been warmed up. On CUDA a call also sends the frames, as many as the Flow stage sends at once."""
-    tensors_on = flow.torch_device(lane.method, lane.device)  # "cpu" for OpenCV, wherever it computes
+    tensors_on = flow.tensor_device(lane.method, lane.device)  # "cpu" for OpenCV, wherever it computes
     pairs = threads if lane.device == "cpu" else flow.pairs_of(size, lane.spec, device=tensors_on)
     clip = _clip(pairs + 1, size)
     clip = clip if flow.takes_colour(lane.method) else flow.to_gray(clip)

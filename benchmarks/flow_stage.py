@@ -26,11 +26,11 @@ from pipeline.cluster import threads_each
 from pipeline.flow import (
     cuda_devices,
     estimate_on_device,
+    method_device,
     pairs_of,
-    resolve_device,
     takes_colour,
+    tensor_device,
     to_gray,
-    torch_device,
 )
 from pipeline.flow.device import pinned_array
 from pipeline.preprocess import make_flow
@@ -68,7 +68,7 @@ def main() -> None:
             }
             for run in range(arguments.runs)
         ]
-    report(runs, vars(arguments), resolve_device(spec.method, arguments.device), cluster)
+    report(runs, vars(arguments), method_device(spec.method, arguments.device), cluster)
 
 
 def moving_textures(count: int, height: int, width: int) -> np.ndarray:
@@ -109,8 +109,8 @@ def write_frames(folder: Path, frames: np.ndarray, lengths: list[int]) -> None:
 
 def bare(frames: np.ndarray, spec: FlowSpec, device: str, pairs: int) -> float:
     """Pairs per second of the flow alone, over at least `pairs` pairs, in batches of the stage's size."""
-    device, images = resolve_device(spec.method, device), frames if takes_colour(spec.method) else to_gray(frames)
-    tensors_on = torch_device(spec.method, device)
+    device, images = method_device(spec.method, device), frames if takes_colour(spec.method) else to_gray(frames)
+    tensors_on = tensor_device(spec.method, device)
     batch = min(len(images) - 1, pairs_of(frames.shape[1:3], spec, device=tensors_on))
     images = _as_the_stage_has_them(images, tensors_on)
     begun, done, at = time.perf_counter(), 0, 0

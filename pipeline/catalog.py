@@ -19,7 +19,7 @@ from pipeline.files import file_hash
 from pipeline.layouts import Stat, list_files, match, read_layout, scan_videos
 from pipeline.parts import draw_parts
 from pipeline.progress import Progress, say
-from pipeline.rows import PARTS, Row
+from pipeline.rows import PARTS, ListedClip
 from pipeline.specs import DatasetSpec
 from pipeline.specs.base import digest_of
 
@@ -73,7 +73,7 @@ class Catalog:
         object.__setattr__(self, "clips", tuple(sorted(self.clips, key=lambda clip: clip.id)))
         _refuse_duplicates(self.clips)
         for clip in self.clips:
-            names = self.classes[clip.label : clip.label + 1] if clip.label != UNKNOWN else ("",)
+            names = self.classes[clip.label : clip.label + 1] if clip.label >= 0 else ("",) * (clip.label == UNKNOWN)
             if clip.part not in PARTS or names != (clip.class_name,):
                 raise ValueError(f"clip {clip.id!r}: no part {clip.part!r}, or {clip.class_name!r} not {clip.label}")
 
@@ -223,7 +223,7 @@ def _videos(spec: DatasetSpec, others: list[str] | None = None) -> dict[str, Sta
     return scan_videos(Path(spec.videos), others=others)
 
 
-def _classes(spec: DatasetSpec, rows: list[Row], listed: list[str], split: str) -> list[str]:
+def _classes(spec: DatasetSpec, rows: list[ListedClip], listed: list[str], split: str) -> list[str]:
     """Check that every class has clips and training clips; a partial set keeps the classes that have clips."""
     present = {row.class_name for row in rows} - {""}
     trained = {row.class_name for row in rows if row.part == "train"}
@@ -279,7 +279,7 @@ def _hash_file(file: Path) -> str:
         return UNREADABLE
 
 
-def _refuse_duplicates(rows: Iterable[Row | Clip]) -> None:
+def _refuse_duplicates(rows: Iterable[ListedClip | Clip]) -> None:
     paths: dict[str, str] = {}
     for row in rows:
         if row.id in paths:

@@ -28,7 +28,7 @@ from pipeline.catalog import UNREADABLE, Catalog, Clip
 from pipeline.files import read_json
 from pipeline.parts import draw_parts
 from pipeline.progress import Progress
-from pipeline.rows import Row
+from pipeline.rows import ListedClip
 from pipeline.specs import DatasetSpec, DemoSpec
 from pipeline.specs.base import unknown_name
 
@@ -126,7 +126,7 @@ def outline(spec: DemoSpec, dataset: DatasetSpec, split: str) -> Catalog:
     names, rows = class_names(), []
     for name, group, number in itertools.product(names, range(1, spec.groups + 1), range(1, spec.clips + 1)):
         path = _relative_path(name, group, number)
-        rows.append(Row(Path(path).stem, path, name, f"{name}_g{group:02d}", _part(group, int(split))))
+        rows.append(ListedClip(Path(path).stem, path, name, f"{name}_g{group:02d}", _part(group, int(split))))
     clips = (
         Clip(row.id, row.path, names.index(row.class_name), row.class_name, row.group, row.part, 0, 0, UNREADABLE)
         for row in draw_parts(dataset, rows, split)

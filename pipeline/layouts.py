@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 
 from pipeline.console import some
 from pipeline.official import read_hmdb51_lists, read_ucf101_classes, read_ucf101_lists, split_numbers
-from pipeline.rows import PARTS, Row, folded, safe_path
+from pipeline.rows import PARTS, ListedClip, folded, safe_path
 from pipeline.specs import DatasetSpec
 from pipeline.specs.base import unknown_name
 
@@ -97,7 +97,7 @@ def list_files(spec: DatasetSpec) -> list[Path]:
     return files
 
 
-def read_layout(spec: DatasetSpec, split: str, videos: Iterable[str]) -> tuple[list[Row], list[str]]:
+def read_layout(spec: DatasetSpec, split: str, videos: Iterable[str]) -> tuple[list[ListedClip], list[str]]:
     """Read any layout.
 
     Args:
@@ -122,7 +122,7 @@ def read_layout(spec: DatasetSpec, split: str, videos: Iterable[str]) -> tuple[l
         return rows, sorted({row.class_name for row in rows})
     if spec.layout == "unlabelled":
         ids = {path: path.replace("/", "__") for path in videos}  # with the suffix: two names may differ in it only
-        return [Row(ids[path], path, "", ids[path], "test") for path in videos], []
+        return [ListedClip(ids[path], path, "", ids[path], "test") for path in videos], []
     rows = _read_csv(lists, split) if spec.layout == "csv" else _read_folder(spec, list(videos))
     if any(not row.part for row in rows):
         rows = _hold_out(rows, split)
@@ -161,7 +161,7 @@ def split_names(spec: DatasetSpec) -> list[str]:
     return groups
 
 
-def _read_folder(spec: DatasetSpec, videos: list[str]) -> list[Row]:
+def _read_folder(spec: DatasetSpec, videos: list[str]) -> list[ListedClip]:
     """Rows of `<class>/<clip>`; the group is found in the path, and without a pattern each clip is its own group."""
     rows = []
     for path in videos:
@@ -171,11 +171,11 @@ def _read_folder(spec: DatasetSpec, videos: list[str]) -> list[Row]:
         if match is None or (spec.group_pattern and not match["group"]):
             raise ValueError(f"[dataset] group_pattern {spec.group_pattern!r} finds no group in {path!r}")
         group = match["group"] if spec.group_pattern else path_id(path)
-        rows.append(Row(path_id(path), path, path.split("/")[0], group, ""))
+        rows.append(ListedClip(path_id(path), path, path.split("/")[0], group, ""))
     return rows
 
 
-def _read_csv(file: Path, split: str) -> list[Row]:
+def _read_csv(file: Path, split: str) -> list[ListedClip]:
     """Rows of a CSV file with a header: path,label[,group][,split]; paths are relative to the folder of the videos."""
     with file.open(encoding="utf-8-sig", newline="") as stream:
         reader = csv.DictReader(stream)
@@ -190,7 +190,7 @@ def _read_csv(file: Path, split: str) -> list[Row]:
     return rows
 
 
-def _refuse_torn_groups(name: str, rows: list[Row]) -> None:
+def _refuse_torn_groups(name: str, rows: list[ListedClip]) -> None:
     parts: dict[str, set[str]] = {}
     for row in rows:
         parts.setdefault(row.group, set()).update({row.part} - {"unused"})
@@ -202,7 +202,7 @@ def _refuse_torn_groups(name: str, rows: list[Row]) -> None:
         )
 
 
-def _csv_row(record: dict, where: str) -> Row:
+def _csv_row(record: dict, where: str) -> ListedClip:
     if None in record or None in record.values():
         raise ValueError(f"{where}: the number of fields is not that of the header")
     path, part = safe_path(record["path"], where), record.get("split", "")
@@ -210,10 +210,10 @@ def _csv_row(record: dict, where: str) -> Row:
         raise ValueError(f"{where}: {path!r} has no label")
     if "split" in record and part not in PARTS:
         raise ValueError(f"{where}: split is {part!r}; allowed: {', '.join(PARTS)}")
-    return Row(path_id(path), path, record["label"], record.get("group") or path_id(path), part)
+    return ListedClip(path_id(path), path, record["label"], record.get("group") or path_id(path), part)
 
 
-def _hold_out(rows: list[Row], split: str) -> list[Row]:
+def _hold_out(rows: list[ListedClip], split: str) -> list[ListedClip]:
     """Make the group that `split` names the test part; if `split` is a number, the parts stay open, to be drawn."""
     groups = {row.group for row in rows}
     if split in groups:
@@ -228,7 +228,7 @@ def path_id(path: str) -> str:
     return str(PurePosixPath(path).with_suffix("")).replace("/", "__")
 
 
-def match(spec: DatasetSpec, rows: list[Row], videos: dict[str, Stat]) -> tuple[list[Row], list[str]]:
+def match(spec: DatasetSpec, rows: list[ListedClip], videos: dict[str, Stat]) -> tuple[list[ListedClip], list[str]]:
     """Match the rows with the videos on disk.
 
     Returns:

@@ -190,7 +190,7 @@ def pair(samples: Sequence[Sequence[bytes]], spec: FlowSpec, *, device: str) -> 
     Raises:
         ValueError: the device cannot be used here, or no sample has two frames.
     """
-    device = flow.resolve_device(spec.method, device)
+    device = flow.method_device(spec.method, device)
     say(f"plan: timing {spec.method} on {'the CPU' if device == 'cpu' else device}")
     with one_thread() if device == "cpu" else contextlib.nullcontext():
         costs = [_pair(images, spec, device) for images in samples if len(images) > 1]
@@ -214,7 +214,7 @@ def _motion(frames: np.ndarray, spec: FlowSpec, device: str) -> tuple[float, np.
     clock = _worked if device == "cpu" else timed
     flow.estimate(frames[:2], spec, device=device)  # in the first call a method may compile, or load weights
     seconds, motion = clock(flow.estimate, frames[:2], spec, device=device)
-    pairs = flow.pairs_of(frames.shape[1:3], spec, device=flow.torch_device(spec.method, device))
+    pairs = flow.pairs_of(frames.shape[1:3], spec, device=flow.tensor_device(spec.method, device))
     if device == "cpu":
         pairs = min(pairs, len(frames) - 1, int(FLOW_SECONDS / max(seconds, 1e-6)))
     else:  # a batch holds several clips: frames repeated to fill some, since one is fetched while the next is computed

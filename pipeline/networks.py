@@ -22,6 +22,7 @@ from pipeline.backbones import (
 )
 from pipeline.progress import say
 from pipeline.specs import StreamSpec
+from pipeline.specs.base import check_device
 from pipeline.tensors import read_tensors
 
 CHECKPOINT_FORMAT = "two-stream-checkpoint"
@@ -31,14 +32,12 @@ def resolve_device(device: str) -> torch.device:
     """The device meant by "auto" (CUDA if there is one), "cpu", "cuda" or "cuda:1".
 
     Raises:
-        ValueError: a device that torch does not know, or a CUDA device that this machine does not have.
+        ValueError: another text, or a CUDA device that this machine does not have.
     """
+    check_device("device", device)
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        found = torch.device(device)
-    except RuntimeError:
-        raise ValueError(f"device is {device!r}; allowed: auto, cpu, cuda, cuda:0 ...") from None
+    found = torch.device(device)
     if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
         count = torch.cuda.device_count()
         raise ValueError(f"device is {device!r}, but torch sees {count} CUDA devices here; use auto or cpu")

@@ -11,7 +11,7 @@ import re
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
-from pipeline.rows import Row, folded, safe_path
+from pipeline.rows import ListedClip, folded, safe_path
 from pipeline.specs.base import unknown_name
 
 HMDB51_PARTS = {"0": "unused", "1": "train", "2": "test"}
@@ -44,7 +44,7 @@ def read_ucf101_classes(folder: Path) -> list[str]:
     return names
 
 
-def read_ucf101_lists(folder: Path, split: str) -> list[Row]:
+def read_ucf101_lists(folder: Path, split: str) -> list[ListedClip]:
     """Read the official UCF-101 lists; no video is needed.
 
     Args:
@@ -62,7 +62,7 @@ def read_ucf101_lists(folder: Path, split: str) -> list[Row]:
     found = [re.fullmatch(r"(train|test)list(\d+)\.txt", file.name) for file in sorted(folder.iterdir())]
     files = [(match[0], match[1], str(int(match[2]))) for match in found if match]
     wanted = _wanted_split(split, {number for _, _, number in files})
-    rows: dict[str, Row] = {}
+    rows: dict[str, ListedClip] = {}
     for name, part, number in files:
         for line in _lines(folder / name):
             row = _ucf101_row(line, labels, name)
@@ -73,7 +73,7 @@ def read_ucf101_lists(folder: Path, split: str) -> list[Row]:
     return [rows[path] for path in sorted(rows)]
 
 
-def _ucf101_row(line: str, labels: dict[str, tuple[int, str]], where: str) -> Row:
+def _ucf101_row(line: str, labels: dict[str, tuple[int, str]], where: str) -> ListedClip:
     path, label = re.fullmatch(r"(.*?\S)(?:\s+(\d+))?", line).groups()
     path = safe_path(path, where)
     folder, _, file = path.partition("/")
@@ -88,10 +88,10 @@ def _ucf101_row(line: str, labels: dict[str, tuple[int, str]], where: str) -> Ro
     number = re.search(r"_g(\d+)_", file)
     if number is None:
         raise ValueError(f"{where}: {path!r} has no _gNN_, so its group is unknown; layout csv can name it")
-    return Row(PurePosixPath(file).stem, path, class_name, f"{class_name}_g{number[1]}", "unused")
+    return ListedClip(PurePosixPath(file).stem, path, class_name, f"{class_name}_g{number[1]}", "unused")
 
 
-def read_hmdb51_lists(folder: Path, split: str) -> list[Row]:
+def read_hmdb51_lists(folder: Path, split: str) -> list[ListedClip]:
     """Read the official HMDB-51 lists; no video is needed. The group of a clip is the video it was cut from.
 
     Args:
@@ -110,7 +110,7 @@ def read_hmdb51_lists(folder: Path, split: str) -> list[Row]:
         if match := re.fullmatch(r"(.+)_test_split(\d+)\.txt", file.name):
             files[match[1], match[2]] = file
     wanted = _wanted_split(split, {number for _, number in files})
-    rows: dict[str, Row] = {}
+    rows: dict[str, ListedClip] = {}
     for class_name in sorted({name for name, _ in files}):
         if (class_name, wanted) not in files:
             raise ValueError(f"split {wanted}: {class_name}_test_split{wanted}.txt is missing")
@@ -121,7 +121,7 @@ def read_hmdb51_lists(folder: Path, split: str) -> list[Row]:
     return [rows[path] for path in sorted(rows)]
 
 
-def _hmdb51_row(line: str, class_name: str, where: str) -> Row:
+def _hmdb51_row(line: str, class_name: str, where: str) -> ListedClip:
     match = re.fullmatch(r"(.*?\S)\s+([012])", line)
     if match is None:
         raise ValueError(f"{where}: {line!r} does not end in 0 (unused), 1 (train) or 2 (test)")
@@ -134,7 +134,7 @@ def _hmdb51_row(line: str, class_name: str, where: str) -> Row:
             f"{where}: {name!r} is not <source>_{class_name}_<visible>_<camera>_np<N>_<view>_<quality>_<n>, "
             "so its group is unknown; layout csv can name it"
         )
-    return Row(stem, path, class_name, source[1], HMDB51_PARTS[number])
+    return ListedClip(stem, path, class_name, source[1], HMDB51_PARTS[number])
 
 
 def _lines(file: Path) -> list[str]:
@@ -149,7 +149,7 @@ def _wanted_split(split: str, numbers: set[str]) -> str:
     return wanted
 
 
-def _add(rows: dict[str, Row], row: Row, where: str) -> None:
+def _add(rows: dict[str, ListedClip], row: ListedClip, where: str) -> None:
     """Add the row of one list to those of the other lists; at most one list may use a clip in the wanted split."""
     before = rows.get(row.path)
     if before and "unused" not in (before.part, row.part):

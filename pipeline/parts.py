@@ -10,11 +10,11 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from pipeline.rows import Row
+from pipeline.rows import ListedClip
 from pipeline.specs import DatasetSpec
 
 
-def draw_parts(spec: DatasetSpec, rows: list[Row], split: str) -> list[Row]:
+def draw_parts(spec: DatasetSpec, rows: list[ListedClip], split: str) -> list[ListedClip]:
     """Draw the test part if the layout leaves it open, then the validation part, unless the layout defines one."""
     if any(not row.part for row in rows):
         drawn = draw_groups(rows, spec.test_fraction, key=f"{spec.split_seed}/test/{split}")
@@ -26,7 +26,7 @@ def draw_parts(spec: DatasetSpec, rows: list[Row], split: str) -> list[Row]:
     return [replace(row, part="val") if row.part == "train" and row.group in drawn else row for row in rows]
 
 
-def draw_groups(rows: Iterable[Row], fraction: float, *, key: str) -> set[str]:
+def draw_groups(rows: Iterable[ListedClip], fraction: float, *, key: str) -> set[str]:
     """Draw whole groups at random, evenly over the classes, and never all groups of a class.
 
     From a class with n groups, n * fraction groups are wanted, rounded, and at least one if n >= 2 and fraction > 0.
@@ -67,7 +67,7 @@ def draw_groups(rows: Iterable[Row], fraction: float, *, key: str) -> set[str]:
     return set(drawn)
 
 
-def _heavy_groups(rows: list[Row], share: float) -> set[str]:
+def _heavy_groups(rows: list[ListedClip], share: float) -> set[str]:
     """Groups that hold more than this share of the clips of one of their classes."""
     clips = Counter(row.class_name for row in rows)
     counted = Counter((row.group, row.class_name) for row in rows)

@@ -9,7 +9,7 @@ PARTS = ("train", "val", "test", "unused")
 
 
 @dataclass(frozen=True)
-class Row:
+class ListedClip:
     """One clip as its layout describes it. `part` is one of PARTS, or "" if it is still to be drawn by group."""
 
     id: str

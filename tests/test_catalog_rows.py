@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.catalog import Catalog, Clip, changes
 from pipeline.parts import draw_groups
-from pipeline.rows import Row
+from pipeline.rows import ListedClip
 
 ROOT = Path(__file__).parents[1]
 
@@ -20,7 +20,7 @@ def clip(**changes):
 
 
 def rows(*pairs):
-    return [Row(f"{c}{g}{n}", "", c, g, "train") for n, (c, g) in enumerate(pairs)]
+    return [ListedClip(f"{c}{g}{n}", "", c, g, "train") for n, (c, g) in enumerate(pairs)]
 
 
 @pytest.mark.parametrize(
@@ -29,6 +29,11 @@ def rows(*pairs):
 def test_a_catalog_refuses_clips_that_do_not_fit(change):
     with pytest.raises(ValueError, match="clip 'a': no part"):
         Catalog((clip(**change),), ("x",), "1", ())
+
+
+def test_labels_do_not_count_from_the_end():
+    with pytest.raises(ValueError, match="clip 'a': no part 'train', or 'x' not -2"):
+        Catalog((clip(label=-2),), ("x", "y"), "1", ())
 
 
 def test_an_unlabelled_clip_has_no_class():

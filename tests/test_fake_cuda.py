@@ -27,7 +27,7 @@ def fake_cuda(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_of", lambda tensor: contextlib.nullcontext())
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True)
     monkeypatch.setattr(nn.Module, "to", moved)
-    monkeypatch.setattr(flow, "resolve_device", lambda method, device: device)
+    monkeypatch.setattr(flow, "method_device", lambda method, device: device)
     monkeypatch.setattr(flow_device, "_free_bytes", lambda device: 1 << 30)
     with FakeTensorMode(allow_non_fake_inputs=True):
         yield

@@ -146,7 +146,7 @@ def test_numbers_are_finite_and_have_one_form():
 
 def test_a_device_is_named_as_torch_names_it():
     assert RunSpec(device="cuda:1").device == "cuda:1"
-    with pytest.raises(ValueError, match=r"\[run\] device is 'gpu'; allowed: auto, cpu, cuda, cuda:N"):
+    with pytest.raises(ValueError, match=r"\[run\] device is 'gpu'; allowed: auto, cpu, cuda, cuda:0, cuda:1"):
         RunSpec(device="gpu")
 
 
@@ -215,6 +215,7 @@ def test_where_a_file_of_weights_lies_is_in_no_digest(one, other):
 def test_a_grid_that_is_not_searched_is_in_no_digest():
     assert FusionSpec(svm_c=1.0, svm_c_grid=(1.0,)).digest() == FusionSpec(svm_c=1.0).digest()
     assert FusionSpec(svm_c_grid=(1.0,)).digest() != FusionSpec().digest()
+    assert FusionSpec(svm_c_grid=(1, 0.5)) == FusionSpec(svm_c_grid=(1.0, 0.5))
 
 
 def test_milestones_beyond_the_steps_of_a_short_trial_run_are_allowed():

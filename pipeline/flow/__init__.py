@@ -12,7 +12,6 @@ import functools
 import importlib
 import importlib.util
 import itertools
-import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -29,6 +28,7 @@ from pipeline.flow.device import (
 )
 from pipeline.flow.enlarging import brought_back, enlarged
 from pipeline.specs import RAFT_WEIGHTS, FlowSpec
+from pipeline.specs.base import check_device
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -95,13 +95,13 @@ def estimate(frames: np.ndarray, spec: FlowSpec, *, device: str = "auto", direct
 
     Source: `between` of the method's module names its paper and what we do differently.
     """
-    device = resolve_device(spec.method, device)
-    on_cpu = torch_device(spec.method, device) == "cpu"
+    device = method_device(spec.method, device)
+    on_cpu = tensor_device(spec.method, device) == "cpu"
     if on_cpu and spec.enlarge == 1:  # the method itself computes in batches; enlarged flow would be held as a whole
         return Download(estimate_on_device(frames, spec, device=device, direction=direction)).wait()[0]
     _check_frames(frames)
     flow = np.empty((len(frames) - 1, 2, *frames.shape[1:3]), np.float32)
-    pairs = pairs_of(flow[0, 0].shape, spec, device=torch_device(spec.method, device))
+    pairs = pairs_of(flow[0, 0].shape, spec, device=tensor_device(spec.method, device))
     if on_cpu:
         pairs = max(pairs, threads())
     # the device holds two batches, never the whole clip: one is downloaded while the other is computed
@@ -148,9 +148,9 @@ def estimate_on_device(
     bounds = [0, *cuts, len(frames)]
     if min(np.diff(bounds)) < 2:
         raise ValueError(f"cuts are {list(cuts)} in {len(frames)} frames; every clip needs at least 2")
-    method, device = _REGISTRY[spec.method], resolve_device(spec.method, device)
+    method, device = _REGISTRY[spec.method], method_device(spec.method, device)
     between = importlib.import_module(method.module).between
-    with on_cuda_device(torch_device(spec.method, device)):
+    with on_cuda_device(tensor_device(spec.method, device)):
         images = np.ascontiguousarray(to_rgb(frames) if method.colour else to_gray(frames))
         images = enlarged(images, spec.enlarge)
         images = uploaded(images, device=device) if method.tensors else images
@@ -174,13 +174,13 @@ def cuda_devices(method: str, device: str) -> tuple[str, ...]:
     Raises:
         ValueError: the device is unknown or cannot be used, as for `estimate`.
     """
-    found = resolve_device(method, device)
+    found = method_device(method, device)
     if found == "cpu" or device != "auto":
         return () if found == "cpu" else (found,)
     return tuple(f"cuda:{k}" for k in range(_counted(_REGISTRY[method])[1]))
 
 
-def torch_device(method: str, device: str) -> str:
+def tensor_device(method: str, device: str) -> str:
     """Device of the torch tensors of a method that computes on `device`: `device`, or "cpu" if OpenCV does the work."""
     return "cpu" if _REGISTRY[method].needs == "cv2" else device
 
@@ -220,7 +220,7 @@ def check(spec: FlowSpec, *, device: str = "auto") -> None:
     elif why := _missing(spec.method):
         raise ValueError(f"[flow] method {spec.method} is not available: {why}")
     if device != "auto" or not _REGISTRY[spec.method].cpu:
-        resolve_device(spec.method, device)
+        method_device(spec.method, device)
 
 
 def to_download(spec: FlowSpec) -> str:
@@ -272,15 +272,14 @@ def _check_frames(frames: np.ndarray) -> None:
         raise ValueError(f"frames hold {len(frames)} frame; motion needs at least 2")
 
 
-def resolve_device(name: str, device: str) -> str:
+def method_device(name: str, device: str) -> str:
     """The device that method `name` computes on, "cpu", "cuda" or "cuda:N": "auto" is resolved, others are kept.
 
     Raises:
         ValueError: an unknown device, or one that this machine lacks or that the method cannot use.
     """
     method = _REGISTRY[name]
-    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device if isinstance(device, str) else ""):
-        raise ValueError(f"device is {device!r}; allowed: auto, cpu, cuda, cuda:0, cuda:1, ...")
+    check_device("device", device)
     if device == "cpu" and not method.cpu:
         raise ValueError(f"device is 'cpu', but method {name} computes on CUDA only; use device auto or cuda")
     if device == "cpu" or (device == "auto" and not method.cuda):

@@ -28,12 +28,12 @@ import numpy as np
 from pipeline import jpeg, quantize, store
 from pipeline.errors import ClipError
 from pipeline.flow import check as check_method
-from pipeline.flow import estimate_on_device, pairs_of, resolve_device, takes_colour, torch_device
+from pipeline.flow import estimate_on_device, method_device, pairs_of, takes_colour, tensor_device
 from pipeline.flow.device import Download, ignoring_out_of_memory, on_cuda_device, one_thread, pinned_array
 from pipeline.jobs import BAD_CLIP, machine_faults
+from pipeline.jobs.batches import Batch, FlowBytes, FlowClip, Span, write_complete
 from pipeline.jobs.earlier import Earlier
 from pipeline.jobs.helpers import Helpers, run_ahead
-from pipeline.jobs.pieces import Batch, FlowBytes, FlowClip, Piece, write_complete
 from pipeline.specs import FlowSpec
 
 _IMAGES = 8  # images that one helper decodes or encodes at a time; a batch keeps a dozen helpers busy
@@ -99,7 +99,7 @@ def flow_shard(job: FlowJob) -> int:
 def _compute(job: FlowJob, clips: deque[FlowClip]) -> None:
     """Compute the flow of the clips that are not complete, and write all clips into the shard."""
     device = _checked_device(job)
-    tensors_on = torch_device(job.spec.method, device)
+    tensors_on = tensor_device(job.spec.method, device)
     by_network_here = takes_colour(job.spec.method) and device == "cpu"  # rounding depends on the threads
     with (
         Helpers(job.threads or _share_of_cores(tensors_on)) as helpers,
@@ -111,7 +111,7 @@ def _compute(job: FlowJob, clips: deque[FlowClip]) -> None:
 
 def _checked_device(job: FlowJob) -> str:
     check_method(job.spec, device=job.device)  # a method that cannot work on this machine is no fault of the clips
-    return resolve_device(job.spec.method, job.device)
+    return method_device(job.spec.method, job.device)
 
 
 def _without_crashes(job: FlowJob) -> FlowJob:
@@ -166,7 +166,7 @@ class _Line:
 
     def __init__(self, spec: FlowSpec, device: str, clips: deque[FlowClip], helpers: Helpers):
         self.spec, self.device, self.clips, self.helpers = spec, device, clips, helpers
-        self.tensors_on = torch_device(spec.method, device)
+        self.tensors_on = tensor_device(spec.method, device)
         self.directions = ("forward", "backward") if self.spec.backward else ("forward",)
         self.gray = not takes_colour(self.spec.method)  # only luminance is decoded, a plane of its own in JPEG
         self._room: dict[tuple[int, int], int] = {}  # pairs in a batch, by size: free memory changes during the run
@@ -182,22 +182,22 @@ class _Line:
     # --- which pairs are computed together
 
     def _batches(self) -> Iterator[Batch]:
-        pieces, room = [], 0
+        spans, room = [], 0
         for clip in [clip for clip in self.clips if not clip.over]:
-            if pieces and pieces[0].clip.size != clip.size:
-                yield Batch(pieces)
-                pieces = []
+            if spans and spans[0].clip.size != clip.size:
+                yield Batch(spans)
+                spans = []
             first = 0
             while first < clip.pairs and not clip.failed:
-                room = room if pieces else self._room_of(clip.size)
-                pieces.append(Piece(clip, first, min(first + room, clip.pairs)))
-                room -= pieces[-1].last - first
-                first = pieces[-1].last
+                room = room if spans else self._room_of(clip.size)
+                spans.append(Span(clip, first, min(first + room, clip.pairs)))
+                room -= spans[-1].last - first
+                first = spans[-1].last
                 if not room:
-                    yield Batch(pieces)
-                    pieces = []
-        if pieces:
-            yield Batch(pieces)
+                    yield Batch(spans)
+                    spans = []
+        if spans:
+            yield Batch(spans)
 
     def _room_of(self, size: tuple[int, int]) -> int:
         if size not in self._room:
@@ -208,27 +208,27 @@ class _Line:
 
     def _read(self, batch: Batch) -> None:
         """Read the JPEG bytes, and start decoding them into one array."""
-        counts = [piece.last - piece.first + 1 for piece in batch.pieces]
-        shape = (sum(counts), *batch.pieces[0].clip.size, *(() if self.gray else (3,)))
+        counts = [span.last - span.first + 1 for span in batch.spans]
+        shape = (sum(counts), *batch.spans[0].clip.size, *(() if self.gray else (3,)))
         batch.frames, end = pinned_array(shape, device=self.tensors_on), 0
-        for piece, count in zip(batch.pieces, counts, strict=True):
-            piece.frames, end = batch.frames[end : end + count], end + count
-            with piece.recording_clip_errors():
-                images = piece.clip.read(piece.first, piece.last)
+        for span, count in zip(batch.spans, counts, strict=True):
+            span.frames, end = batch.frames[end : end + count], end + count
+            with span.recording_clip_errors():
+                images = span.clip.read(span.first, span.last)
                 for k in range(0, count, _IMAGES):
-                    target = piece.frames[k : k + _IMAGES]
-                    piece.decoding.append(self.helpers.start(_decode, images[k : k + _IMAGES], target, self.gray))
+                    target = span.frames[k : k + _IMAGES]
+                    span.decoding.append(self.helpers.start(_decode, images[k : k + _IMAGES], target, self.gray))
 
     def _move(self, batch: Batch) -> None:
         """Start to compute the flow and to quantise it to bytes."""
-        for piece in batch.pieces:
-            with piece.recording_clip_errors():
-                for wait in piece.decoding:
+        for span in batch.spans:
+            with span.recording_clip_errors():
+                for wait in span.decoding:
                     wait()
-            piece.decoding = []
+            span.decoding = []
         batch.motion = _no_flow
-        if not any(piece.failed for piece in batch.pieces):
-            ends = np.cumsum([len(piece.frames) for piece in batch.pieces])
+        if not any(span.failed for span in batch.spans):
+            ends = np.cumsum([len(span.frames) for span in batch.spans])
             with contextlib.suppress(*BAD_CLIP), ignoring_out_of_memory():
                 batch.motion = self._motion(batch.frames, ends[:-1].tolist(), check=False)
 
@@ -251,43 +251,43 @@ class _Line:
         return functools.partial(_arrived, under_way, minmax=self.spec.scaling == "minmax", checked_later=later)
 
     def _encode(self, batch: Batch) -> None:
-        """Wait for the bytes of the flow, and start to encode them; a batch without bytes is retried piece by piece."""
+        """Wait for the bytes of the flow, and start to encode them; a batch without bytes is retried span by span."""
         planes, end = batch.motion(), 0
-        for piece in batch.pieces:
-            count = piece.last - piece.first
+        for span in batch.spans:
+            count = span.last - span.first
             pairs, end = slice(end, end + count), end + count
-            with piece.recording_clip_errors():
+            with span.recording_clip_errors():
                 if planes is not None:
-                    self._start_encoding(piece, planes, pairs)
-                elif not piece.failed:
-                    self._start_encoding(piece, self._motion(piece.frames, [], check=True)(), slice(None))
-            piece.frames = None
+                    self._start_encoding(span, planes, pairs)
+                elif not span.failed:
+                    self._start_encoding(span, self._motion(span.frames, [], check=True)(), slice(None))
+            span.frames = None
         batch.frames = batch.motion = None
 
-    def _start_encoding(self, piece: Piece, planes: FlowBytes, pairs: slice) -> None:
+    def _start_encoding(self, span: Span, planes: FlowBytes, pairs: slice) -> None:
         for direction, (q, range_px) in planes.items():
             images = q[pairs].reshape(-1, *q.shape[2:])  # x0 y0 x1 y1 ...
-            piece.encoding[direction] = [
+            span.encoding[direction] = [
                 self.helpers.start(_encode, images[k : k + _IMAGES], self.spec.jpeg_quality)
                 for k in range(0, len(images), _IMAGES)
             ]
             if range_px is not None:
-                piece.ranges[direction] = range_px[pairs]
+                span.ranges[direction] = range_px[pairs]
 
     def _write(self, batch: Batch) -> None:
         """Wait for the JPEG bytes and append them to their clips."""
-        for piece in batch.pieces:
-            clip = piece.clip
-            with piece.recording_clip_errors():
-                for direction, waiting in piece.encoding.items():
+        for span in batch.spans:
+            clip = span.clip
+            with span.recording_clip_errors():
+                for direction, waiting in span.encoding.items():
                     for data in (data for wait in waiting for data in wait()):
                         if not clip.failed:
                             clip.writer.append(data, direction=direction)
-                for direction, range_px in () if clip.failed else piece.ranges.items():
+                for direction, range_px in () if clip.failed else span.ranges.items():
                     clip.writer.append_range(range_px, direction=direction)
             if clip.failed:
                 clip.writer = None  # frees all that it holds in memory
-            elif piece.last == clip.pairs:
+            elif span.last == clip.pairs:
                 clip.complete = True
 
 
@@ -304,7 +304,7 @@ def _encode(planes: np.ndarray, quality: int) -> list[bytes]:
 
 
 def _no_flow() -> None:
-    """What stands for the flow of a batch that could not be computed as a whole: its pieces are tried one by one."""
+    """What stands for the flow of a batch that could not be computed as a whole: its spans are tried one by one."""
 
 
 def _arrived(under_way: dict[str, Download], *, minmax: bool, checked_later: bool) -> FlowBytes | None:

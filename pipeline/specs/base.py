@@ -57,8 +57,9 @@ class Spec:
     def __post_init__(self):
         hints = _hints(type(self))
         for field in dataclasses.fields(self):
-            if hints[field.name] is float and type(getattr(self, field.name)) is int:
-                object.__setattr__(self, field.name, float(getattr(self, field.name)))  # 20 and 20.0 are one setting
+            given = getattr(self, field.name)
+            if (plain := _as_floats(hints[field.name], given)) is not given:  # 20 and 20.0 are one setting
+                object.__setattr__(self, field.name, plain)
             if field.metadata:
                 _check_value(self.section, field, hints[field.name], getattr(self, field.name))
         self.check()
@@ -120,6 +121,16 @@ class Spec:
         return digest_of(self.SECTION, self.identity(), list(upstream))
 
 
+def check_device(where: str, device: Any) -> None:
+    """Refuse what is no device of ours: auto, cpu, cuda or cuda:N.
+
+    Raises:
+        ValueError: another text; the message begins with `where`.
+    """
+    if not isinstance(device, str) or not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
+        raise ValueError(f"{where} is {device!r}; allowed: auto, cpu, cuda, cuda:0, cuda:1, ...")
+
+
 def unknown_name(what: str, name: str, allowed) -> str:
     """Error message for a name that is not among `allowed`; it suggests the most similar allowed name."""
     near = difflib.get_close_matches(name, list(allowed), 1)
@@ -133,6 +144,15 @@ def _hints(cls) -> dict[str, Any]:
     return typing.get_type_hints(cls)
 
 
+def _as_floats(hint: Any, value: Any) -> Any:
+    """The value, whole numbers turned into floats where the type is float; else the same object."""
+    if hint is float and type(value) is int:
+        return float(value)
+    if hint == tuple[float, ...] and type(value) is tuple and any(type(each) is int for each in value):
+        return tuple(_as_floats(float, each) for each in value)
+    return value
+
+
 def _check_value(section: str, field: dataclasses.Field, hint: Any, value: Any) -> None:
     where, about = f"[{section}] {field.name}", field.metadata
     if typing.get_origin(hint) is tuple:
@@ -144,8 +164,8 @@ def _check_value(section: str, field: dataclasses.Field, hint: Any, value: Any) 
     if about["choices"] and value not in about["choices"]:
         allowed = [str(choice) for choice in about["choices"]]
         near = difflib.get_close_matches(str(value).lower(), allowed, 1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"{where} is {value!r}; allowed: {', '.join(allowed)}{hint}")
+        suggestion = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"{where} is {value!r}; allowed: {', '.join(allowed)}{suggestion}")
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"{where} is {value}; it must be finite")
     if about["low"] is not None and value < about["low"]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from pipeline.specs.base import Spec, setting
+from pipeline.specs.base import Spec, check_device, setting
 
 FLOW_METHODS = (
     *("tvl1", "brox", "raft_small", "raft_large"),
@@ -41,8 +41,7 @@ class RunSpec(Spec):
 
     def check(self):
         """Check that the device is named as in torch."""
-        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
-            raise ValueError(f"[run] device is {self.device!r}; allowed: auto, cpu, cuda, cuda:N")
+        check_device("[run] device", self.device)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""The data that pass through the steps of the Flow stage: clips, pieces of clips, and batches of pieces."""
+"""The data that pass through the steps of the Flow stage: clips, spans of clips, and batches of spans."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ class FlowClip:
         self.writer = None
 
     def outcome(self) -> store.Record:
-        """The outcome of the clip; to be called when none of its pieces is in progress."""
+        """The outcome of the clip; to be called when none of its spans is in progress."""
         if not self.failed:
             return self.record
         self._compare(self.stored.checksum())  # the clip may not have been read to its end
@@ -117,7 +117,7 @@ def write_complete(clips: deque[FlowClip], spec: FlowSpec) -> None:
 
 
 @dataclass
-class Piece:
+class Span:
     """Pairs first..last-1 of a clip, which lie between its frames first..last, on their way through the steps."""
 
     clip: FlowClip
@@ -144,8 +144,6 @@ class Piece:
 class Batch:
     """Pieces of clips of one size that are computed together."""
 
-    pieces: list[Piece]
-    frames: np.ndarray | None = None  # of all pieces, concatenated
-    motion: Callable[[], FlowBytes | None] | None = (
-        None  # waits for the bytes; gives None if pieces must be tried alone
-    )
+    spans: list[Span]
+    frames: np.ndarray | None = None  # of all spans, concatenated
+    motion: Callable[[], FlowBytes | None] | None = None  # waits for the bytes; gives None if spans must be tried alone
