@@ -7,6 +7,7 @@ score and counts as wrong: the score of one stream is never passed off as that o
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from pipeline.scores import Scores
 from pipeline.specs import FusionSpec
 from pipeline.svm import LinearSVM, choose_c
 
-FORMAT, FORMAT_VERSION = "two-stream-fusion", 1
+FORMAT, FORMAT_VERSION = "two-stream-fusion", 2
 
 
 @dataclass(frozen=True)
@@ -132,10 +133,10 @@ def fuse(val: Mapping[str, Scores], test: Mapping[str, Scores], spec: FusionSpec
         raise ValueError(f"{len(both)} clips are in the validation and in the test tables, such as {both[0]!r}")
     val_pair, test_pair = ((part["spatial"], part["temporal"]) for part in (val, test))
     weight, why = choose_weight(*val_pair, step=spec.weight_step, folds=spec.folds)
-    c, why_c = spec.svm_c, {"note": "given by [fusion] svm_c"}
-    if not c:
-        c, why_c = choose_c(*val_pair, spec.svm_c_grid, folds=spec.folds)
-    svm = LinearSVM.fit(*val_pair, c=c)
+    c, why_c = choose_c(*val_pair, [spec.svm_c] if spec.svm_c else spec.svm_c_grid, folds=spec.folds)
+    svm = dataclasses.replace(LinearSVM.fit(*val_pair, c=c), temperature=why_c.pop("temperature"))
+    if spec.svm_c:
+        why_c = {"note": "given by [fusion] svm_c"}
     fusions = {"average": Weighted(0.5), "weighted": Weighted(weight), "svm": svm}
     on_val = {name: fusion.apply(*val_pair).top1() for name, fusion in fusions.items()}
     parameters = {

@@ -11,9 +11,11 @@ import numpy as np
 
 from pipeline.console import some
 from pipeline.folds import cut_folds, scored_pair
+from pipeline.progress import Progress
 from pipeline.scores import Scores
 
 DEFAULT_C = 1.0  # if there are too few clips for cross-validation
+_MANY = 20_000  # clips times classes from which on a fit takes so long that processes pay
 Hyperplanes = tuple[np.ndarray, np.ndarray]  # coefficients (K, 2K) and intercepts (K,)
 
 
@@ -40,6 +42,8 @@ class LinearSVM:
     c: float
     num_val: int
     """Number of clips that it was fitted on."""
+    temperature: float = 1.0
+    """Divisor of the margins before their softmax; `choose_c` finds it."""
 
     def __post_init__(self):
         k = len(self.classes)
@@ -50,6 +54,8 @@ class LinearSVM:
             )
         if not (np.isfinite(self.coefficients).all() and (self.intercepts < np.inf).all()):
             raise ValueError("the coefficients and intercepts of an SVM must be finite (or the class absent)")
+        if not 0 < self.temperature < np.inf:
+            raise ValueError(f"the temperature of an SVM is {self.temperature}; it must be above 0 and finite")
         if not (self.intercepts > -np.inf).any():
             raise ValueError("an SVM without a single class predicts nothing")
 
@@ -91,12 +97,10 @@ class LinearSVM:
     def apply(self, a: Scores, b: Scores) -> Scores:
         """Fused table in a's order of clips.
 
-        Its rows are the softmax of the margins: monotone within a clip, so the top class is the SVM's decision, but
-        they are not calibrated probabilities.
+        Its rows are the softmax of margins / temperature: monotone within a clip, so the top class is the SVM's
+        decision.
         """
-        margins = self.margins(a, b)
-        powers = np.exp(margins - margins.max(axis=1, keepdims=True))
-        return a.with_probabilities(powers / powers.sum(axis=1, keepdims=True))
+        return a.with_probabilities(np.exp(_log_softmax(self.margins(a, b) / self.temperature)))
 
     def as_dict(self) -> dict[str, Any]:
         """Everything as plain JSON values; the intercept of an absent class is None."""
@@ -104,6 +108,7 @@ class LinearSVM:
         return {
             "c": self.c,
             "num_val": self.num_val,
+            "temperature": self.temperature,
             "classes": list(self.classes),
             "absent": list(self.absent),
             "coefficients": self.coefficients.tolist(),
@@ -119,7 +124,8 @@ class LinearSVM:
         """
         intercepts = [-np.inf if bias is None else bias for bias in values["intercepts"]]
         coefficients, intercepts = np.array(values["coefficients"], np.float64), np.array(intercepts, np.float64)
-        return cls(tuple(values["classes"]), coefficients, intercepts, values["c"], values["num_val"])
+        numbers = (values[name] for name in ("c", "num_val", "temperature"))
+        return cls(tuple(values["classes"]), coefficients, intercepts, *numbers)
 
 
 def choose_c(val_a: Scores, val_b: Scores, grid: Sequence[float], *, folds: int = 5) -> tuple[float, dict[str, Any]]:
@@ -127,7 +133,9 @@ def choose_c(val_a: Scores, val_b: Scores, grid: Sequence[float], *, folds: int 
 
     For each fold and each C an SVM is fitted on the other folds and judged on this one; the C with the most correct
     clips over all folds wins, in a tie the smallest, which is the smoothest. If no cut into folds is usable (one clip
-    per class), C is `DEFAULT_C`. The SVM that is used is then fitted on all validation clips.
+    per class), C is `DEFAULT_C`, unless the grid has a single value. The SVM that is used is then fitted on all
+    validation clips. Its temperature is the best one for the margins of the held-out clips; without a cut for those of
+    the clips that it was fitted on.
 
     Args:
         val_a, val_b: tables of the validation clips.
@@ -137,7 +145,7 @@ def choose_c(val_a: Scores, val_b: Scores, grid: Sequence[float], *, folds: int 
     Returns:
         C, and the reasons as plain JSON values: the grid, the number of correct clips for each C, the cut, and
         "out_of_fold_top1": the accuracy of the chosen C on held-out folds, over all validation clips (failed ones are
-        wrong). It is a little too good, being the best of several C; None without a cut.
+        wrong). It is a little too good, being the best of several C; None without a cut. And "temperature".
 
     Raises:
         ValueError: the grid is empty or not above 0, or no validation clip is scored.
@@ -148,15 +156,72 @@ def choose_c(val_a: Scores, val_b: Scores, grid: Sequence[float], *, folds: int 
     folded, grid = cut_folds(a, folds), sorted(set(map(float, grid)))
     why = {"chosen_from": grid, **folded.as_dict()}
     if not len(folded):
-        return DEFAULT_C, {**why, "right": [], "out_of_fold_top1": None}
-    right = [sum(_right(a, b, fitted, held, c) for fitted, held in folded) for c in grid]
-    c = grid[int(np.argmax(right))]  # the first in a tie
-    return c, {**why, "right": right, "out_of_fold_top1": max(right) / len(val_a)}
+        c = grid[0] if len(grid) == 1 else DEFAULT_C
+        margins = LinearSVM.fit(a, b, c).margins(a, b)
+        return c, {**why, "right": [], "out_of_fold_top1": None, "temperature": _temperature(margins, a.labels)}
+    margins = _held_out_margins(a, b, list(folded), grid)
+    right = (margins.argmax(axis=2) == a.labels).sum(axis=1).tolist()
+    best = int(np.argmax(right))  # the first in a tie
+    found = {"out_of_fold_top1": right[best] / len(val_a), "temperature": _temperature(margins[best], a.labels)}
+    return grid[best], {**why, "right": right, **found}
 
 
-def _right(a: Scores, b: Scores, fitted: np.ndarray, held: np.ndarray, c: float) -> int:
-    svm = LinearSVM.fit(a.take(fitted), b.take(fitted), c)
-    return int((svm.margins(a.take(held), b.take(held)).argmax(axis=1) == a.labels[held]).sum())
+def _held_out_margins(
+    a: Scores, b: Scores, folds: list[tuple[np.ndarray, np.ndarray]], grid: list[float]
+) -> np.ndarray:
+    """(C, N, K) margins of every clip by the SVM that was not fitted on its fold. Many fits are done on all cores."""
+    trials = [(c, *fold) for c in reversed(grid) for fold in folds]  # a large C takes longest, so it comes first
+    if len(a) * len(a.classes) < _MANY:
+        found = [_margins(a, b, *trial) for trial in trials]
+    else:
+        from joblib import Parallel, delayed
+
+        found = []
+        # not threads: the solver draws random numbers from one generator for all of them
+        fits = Parallel(n_jobs=-1, return_as="generator")(delayed(_margins)(a, b, *trial) for trial in trials)
+        with Progress("fusion, choosing C", len(trials), "SVMs") as progress:
+            for margins in fits:
+                found.append(margins)
+                progress.advance()
+    margins = np.empty((len(grid), len(a), len(a.classes)))
+    for (c, _, held), values in zip(trials, found, strict=True):
+        margins[grid.index(c), held] = values
+    return margins
+
+
+def _margins(a: Scores, b: Scores, c: float, fitted: np.ndarray, held: np.ndarray) -> np.ndarray:
+    return LinearSVM.fit(a.take(fitted), b.take(fitted), c).margins(a.take(held), b.take(held))
+
+
+def _temperature(margins: np.ndarray, labels: np.ndarray) -> float:
+    """The divisor with which the softmax of the margins (N, K) has the least cross-entropy, within a hundredth.
+
+    The targets are (N + 1) / (N + K) for the true class and 1 / (N + K) for each other one, so that N clips that are
+    all correct do not give certainty. Clips of a class that the SVM does not know are left out.
+
+    Source: C. Guo et al., On Calibration of Modern Neural Networks, ICML 2017 (temperature scaling); J. Platt,
+    Probabilistic Outputs for Support Vector Machines, 1999 (the targets).
+    """
+    known = np.isfinite(margins[np.arange(len(labels)), labels])
+    margins, labels = margins[known], labels[known]
+    if not len(labels):
+        return 1.0
+    finite = np.isfinite(margins)
+    targets = finite / (len(labels) + finite.sum(axis=1, keepdims=True))
+    targets[np.arange(len(labels)), labels] *= len(labels) + 1
+
+    def cross_entropy(factor: float) -> float:
+        return -float((targets * np.where(finite, _log_softmax(margins * factor), 0.0)).sum())
+
+    best = 1.0
+    for reach in (1e4, 2.0, 1.06):  # convex in the factor, so that each search may be near the best of the one before
+        best = min(np.geomspace(best / reach, best * reach, 25), key=cross_entropy)
+    return float(1 / best)
+
+
+def _log_softmax(values: np.ndarray) -> np.ndarray:
+    shifted = values - values.max(axis=1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
 
 
 def _features(a: Scores, b: Scores) -> np.ndarray:

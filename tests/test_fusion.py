@@ -170,7 +170,9 @@ def test_fuse_gives_all_three_with_their_parameters():
     weight = choose_weight(*val, step=0.1)[0]
     assert parameters["weighted"]["weight"] == weight
     np.testing.assert_array_equal(fused["weighted"].probabilities, weighted(*test, weight).probabilities)
-    np.testing.assert_array_equal(fused["svm"].probabilities, LinearSVM.fit(*val, c=2.0).apply(*test).probabilities)
+    powers = np.exp(LinearSVM.fit(*val, c=2.0).margins(*test) / parameters["svm"]["temperature"])
+    np.testing.assert_allclose(fused["svm"].probabilities, powers / powers.sum(1, keepdims=True), rtol=1e-5)
+    assert parameters["svm"]["choice"] == {"note": "given by [fusion] svm_c"}
     assert parameters["average"] == {"weight": 0.5, "val_top1": average(*val).top1()}
     json.dumps(parameters, allow_nan=False)
 
@@ -261,11 +263,11 @@ def test_what_was_chosen_can_be_applied_to_other_clips(tmp_path):
     [
         ("{", r"fusion.json is damaged \(Expecting .*\); delete it and run the same command again"),
         ("[]", r"fusion.json is damaged \(it holds no mapping\)"),
-        ("{}", "is None version None, not two-stream-fusion version 1; run Fuse again"),
-        ('{"format": "two-stream-fusion", "format_version": 2}', "is two-stream-fusion version 2, not"),
-        ('{"format": "two-stream-fusion", "format_version": 1}', "no parameters of the fusions .* KeyError"),
+        ("{}", "is None version None, not two-stream-fusion version 2; run Fuse again"),
+        ('{"format": "two-stream-fusion", "format_version": 9}', "is two-stream-fusion version 9, not"),
+        ('{"format": "two-stream-fusion", "format_version": 2}', "no parameters of the fusions .* KeyError"),
         (
-            '{"format": "two-stream-fusion", "format_version": 1, "parameters": {"svm": 3}}',
+            '{"format": "two-stream-fusion", "format_version": 2, "parameters": {"svm": 3}}',
             "no parameters of .*TypeError",
         ),
     ],

@@ -1,6 +1,7 @@
 """The SVM against its formula, and the choice of its C against the same folds fitted one by one with scikit-learn."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -50,6 +51,50 @@ def test_right_clips_are_those_of_held_out_groups():
     assert json.loads(json.dumps(why)) == why
 
 
+def test_many_fits_on_all_cores_give_the_same(monkeypatch, capsys):
+    a, b = pair(0)
+    alone = choose_c(a, b, [10.0, 0.1], folds=3)
+    monkeypatch.setattr("pipeline.svm._MANY", 1)
+    assert choose_c(a, b, [10.0, 0.1], folds=3) == alone
+    assert "fusion, choosing C: 6 SVMs" in capsys.readouterr().err
+
+
+def platt_cross_entropy(margins, labels, temperature):
+    powers = np.exp(margins / temperature)
+    p, (n, k) = powers / powers.sum(1, keepdims=True), margins.shape
+    targets = np.where(np.eye(k, dtype=bool)[labels], (n + 1) / (n + k), 1 / (n + k))
+    return -(targets * np.log(p)).sum()
+
+
+@pytest.mark.parametrize("c", [0.01, 1.0, 100.0])
+def test_the_temperature_is_the_best_for_held_out_clips(c):
+    a, b = pair(0)
+    why, x, margins = choose_c(a, b, [c], folds=3)[1], stacked(a, b), np.empty((len(a), 3))
+    for fitted, held in cut_folds(a, 3):
+        svm = LinearSVC(C=c, multi_class="crammer_singer", random_state=0, max_iter=20_000)
+        margins[held] = svm.fit(x[fitted], a.labels[fitted]).decision_function(x[held])
+    best, *others = (platt_cross_entropy(margins, a.labels, why["temperature"] * k) for k in (1, 0.97, 1.03))
+    assert best < min(others)
+
+
+@pytest.mark.parametrize("c", [0.01, 10.0])
+def test_probabilities_of_the_svm_are_about_how_often_it_is_right(c):
+    """Without a temperature they were near chance for a small C, however right it was."""
+    a, b = pair(0)
+    svm = replace(LinearSVM.fit(a, b, c), temperature=choose_c(a, b, [c])[1]["temperature"])
+    fresh = [svm.apply(*pair(seed)) for seed in range(1, 6)]
+    said = np.concatenate([table.probabilities.max(1) for table in fresh]).mean()
+    assert said == pytest.approx(np.mean([table.top1() for table in fresh]), abs=0.06)
+
+
+def test_without_a_cut_the_temperature_is_that_of_the_fitted_clips():
+    a, b = (t.take([0, 4, 8]) for t in pair(0, lean=12))
+    c, why = choose_c(a, b, [5.0])
+    assert c == 5.0 and LinearSVM.fit(a, b, c).margins(a, b).argmax(1).tolist() == a.labels.tolist()
+    svm = replace(LinearSVM.fit(a, b, c), temperature=why["temperature"])
+    assert np.diag(svm.apply(a, b).probabilities[:, a.labels]) == pytest.approx(4 / 6, abs=0.02)  # Platt's target
+
+
 def test_of_equal_c_the_smallest_is_taken():
     c, why = choose_c(*pair(0, lean=12), [100.0, 0.5, 3.0])
     assert len(set(why["right"])) == 1 and c == 0.5
@@ -83,6 +128,7 @@ def test_a_wrong_grid_is_refused(grid):
         ({"intercepts": [0.0]}, r"an SVM of 3 classes has coefficients \(3, 6\) and intercepts \(3,\)"),
         ({"coefficients": [[float("nan")] * 6] * 3}, "must be finite"),
         ({"intercepts": [None] * 3}, "an SVM without a single class predicts nothing"),
+        ({"temperature": 0.0}, "the temperature of an SVM is 0.0; it must be above 0 and finite"),
     ],
 )
 def test_values_that_are_no_svm_are_refused(changes, message):

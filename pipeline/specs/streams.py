@@ -268,7 +268,7 @@ class FusionSpec(Spec):
     """How two score tables become one. Everything is chosen on validation clips, in folds by group."""
 
     SECTION: ClassVar[str] = "fusion"
-    VERSION: ClassVar[int] = 2
+    VERSION: ClassVar[int] = 3  # 3: the margins of the SVM are divided by a temperature
     weight_step: float = setting(
         0.05, "grid of the temporal stream's weight, searched on validation clips", low=0.001, high=0.5
     )
