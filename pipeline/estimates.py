@@ -166,7 +166,7 @@ def training_work(cost: StepCost, spec: StreamSpec, *, steps: int, validation_vi
     step = cost.step_seconds + cost.clip_seconds * spec.items_per_step / sharing
     validations = -(-steps // spec.validate_every)
     seconds = steps * step + validations * validation_views * cost.view_seconds / sharing
-    note = f"{steps} steps of {spec.batch} clips, without loading data"
+    note = f"{steps} steps of {spec.items_per_step} clips, without loading data"
     return Work(seconds, cost.weights_bytes, cost.resume_bytes, note)
 
 

@@ -5,24 +5,33 @@ from __future__ import annotations
 import pickle
 from pathlib import Path, PurePosixPath
 
+import numpy as np
 import torch
 import torchvision
 
 from pipeline.backbones import OWN
 from pipeline.progress import say
 from pipeline.specs import StreamSpec
+from pipeline.transforms import IMAGENET_MEAN, IMAGENET_STD
 
 
 def refuse(spec: StreamSpec) -> None:
-    """Refuse ImageNet weights for a network for which nobody has published any.
+    """Refuse ImageNet weights for a network for which nobody has published any, or that want other inputs.
 
     Raises:
-        ValueError: the network is one of `backbones.OWN`.
+        ValueError: the network is one of `backbones.OWN`, or its weights were trained with another mean and standard
+            deviation than those with which frames are normalised here.
     """
     if spec.network in OWN:
         raise ValueError(
             f"[{spec.stream}] start is imagenet, but {spec.network} has no ImageNet weights; "
             "allowed: scratch, or the path of a weights file"
+        )
+    wants = _weights(spec).transforms()
+    if not (np.allclose(wants.mean, IMAGENET_MEAN) and np.allclose(wants.std, IMAGENET_STD)):
+        raise ValueError(
+            f"[{spec.stream}] start is imagenet, but the weights of {spec.network} want frames of another mean and "
+            f"deviation ({wants.mean}, {wants.std}) than all others; choose another network, such as efficientnet_v2_m"
         )
 
 

@@ -115,7 +115,11 @@ class TrainingState:
 
     def how(self) -> dict[str, str]:
         """What the settings leave open: the device, the precision, and the version of the ImageNet weights."""
-        device = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
+        if self.device.type == "cuda":
+            device = torch.cuda.get_device_name(self.device)
+        else:  # their number changes the order of sums
+            threads = torch.get_num_threads()
+            device = f"{self.device.type}, {threads} thread{'s' * (threads != 1)}"
         found = {"device": device, "precision": recipe.name_of(self.precision)}
         return found | ({"imagenet": name} if (name := imagenet.name_of(self.spec)) else {})
 

@@ -17,7 +17,7 @@ import numpy as np
 from pipeline.specs import StreamSpec
 from pipeline.stored_stacks import Planes
 
-# mean and standard deviation of RGB in 0..1, with which all of torchvision's published weights were trained
+# mean and standard deviation of RGB in 0..1, with which torchvision's weights were trained; `imagenet` refuses others
 IMAGENET_MEAN = np.array([0.485, 0.456, 0.406], np.float32)
 IMAGENET_STD = np.array([0.229, 0.224, 0.225], np.float32)
 _GRAY = np.array([0.299, 0.587, 0.114], np.float32)

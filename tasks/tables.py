@@ -241,17 +241,34 @@ class PaperTable(Repeated, OnDevice):
             reason=failure or planned.reason,
             failed=bool(failure),
             changes=planned.changes,
+            setup=self._training_of(planned),
         )
+
+    @functools.cached_property
+    def _changed(self) -> set[str]:
+        """Names of the settings that any row changes."""
+        return {name for planned in self.plan for name in planned.changes}
+
+    def _training_of(self, planned: Planned) -> str:
+        """What the row's trainings start from and how many steps they take, as far as that differs between rows."""
+        told = []
+        for name in self.definition.streams:
+            s = settings.stream(name, self.dataset_name, 0, {**self.changes, **planned.changes})
+            start = "the second set's weights" if s.with_how == "start" else s.start
+            parts = {"start": f"starts from {start}", "with_how": f"starts from {start}", "steps": f"{s.steps} steps"}
+            words = dict.fromkeys(text for part, text in parts.items() if f"{name}_{part}" in self._changed)
+            if words and planned.row.score not in set(STREAMS) - {name}:
+                told.append(f"{name}: {', '.join(words)}")
+        return "; ".join(told)
 
     def _setup(self, catalog) -> dict[str, str]:
         """The settings that distinguish one table from another and that no row changes, and the clips of a training."""
         found = {"flow": self.spec("flow").method} if "temporal" in self.definition.streams else {}
-        changed = {name for planned in self.plan for name in planned.changes}
         for name in self.definition.streams:
             s = settings.stream(name, self.dataset_name, 0, self.changes)
             parts = {"": s.network, "start": f"starts from {s.start}", "steps": f"{s.steps} steps"}
-            told = [text for setting, text in parts.items() if f"{name}_{setting}" not in changed]
-            found[name] = ", ".join([*told, f"{s.batch} clips a step", f"precision {s.precision}"])
+            told = [text for setting, text in parts.items() if f"{name}_{setting}" not in self._changed]
+            found[name] = ", ".join([*told, f"batch {s.batch}", f"precision {s.precision}"])
         clips = {part: counts["clips"] for part, counts in catalog.counts().items()}
         found["training"] = f"{clips['train']} clips, and {clips.get('val', 0)} for validation"
         return {**found, "second data set": self.second or "none"}

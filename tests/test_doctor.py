@@ -5,6 +5,7 @@ import importlib.util
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -23,8 +24,9 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture
 def quick(monkeypatch):
-    """No timing: 50 pairs a second on the CPU, 2,000 on a GPU."""
+    """No timing: 50 pairs a second on the CPU, 2,000 on a GPU, 5 ms for the images of a pair."""
     monkeypatch.setattr(doctor, "pairs_per_second", lambda method, device, seconds: 50.0 if device == "cpu" else 2000.0)
+    monkeypatch.setattr(doctor, "code_seconds", lambda: 0.005)
     return monkeypatch
 
 
@@ -60,13 +62,13 @@ def test_the_report_is_json_and_a_sound_installation_exits_with_zero(quick, tmp_
     assert found["machine"]["memory_free"] > 1 << 20 and found["machine"]["cores"] >= 1
     assert set(found["devices"]) == {"torch", "opencv"} and found["decoders"]["ffmpeg"] == "works"
     cores = found["machine"]["cores"]
-    assert found["flow"]["farneback"]["ucf101_hours"] == pytest.approx(2_456_655 / (50 * cores) / 3600)
+    assert found["flow"]["farneback"]["ucf101_hours"] == pytest.approx(2_456_655 * (1 / 50 + 0.005) / cores / 3600)
 
 
 def test_the_text_ends_with_the_advice(quick, tmp_path, capsys):
     assert main(["doctor", "--artifacts", str(tmp_path)]) == 0
     printed = capsys.readouterr().out.splitlines()
-    assert printed[-1].startswith("use --flow-method tvl1: UCF-101's flow in about ")
+    assert printed[-1].startswith("use --flow-method tvl1: the Flow stage of UCF-101 in about ")
     assert any(line.startswith("flow, dis_fast") and "50 pairs/s a core; UCF-101 in" in line for line in printed)
     assert any(line.startswith("video, ffmpeg        works") for line in printed)
 
@@ -75,14 +77,25 @@ def test_hours_by_hand():
     # 2,456,655 pairs at 10 a second are 245,665.5 seconds, or 68 h 14 min 25.5 s
     assert doctor.ucf101_hours(10.0, 1) == pytest.approx(68 + 14 / 60 + 25.5 / 3600)
     assert doctor.ucf101_hours(10.0, 8) == pytest.approx(doctor.ucf101_hours(80.0, 1))
+    assert doctor.ucf101_hours(10.0, 1, code_seconds=0.3) == pytest.approx(4 * doctor.ucf101_hours(10.0, 1))
+
+
+def test_a_core_also_decodes_and_encodes():
+    cv2.setNumThreads(1)
+    frame, ways = doctor._moving_texture(1)[0], [cv2.IMWRITE_JPEG_QUALITY, 95]
+    begun = time.process_time()
+    for _ in range(30):
+        cv2.imencode(".jpg", frame, ways)
+    a_plane = (time.process_time() - begun) / 30
+    assert 1.2 * a_plane < doctor.code_seconds.__wrapped__() < 12 * a_plane  # two planes, and to decode a frame
 
 
 @pytest.mark.parametrize(
     ("method", "lanes", "device", "hours"),
     [
-        ("dis_fast", {"cpu": 4, "torch": 2, "opencv": 0}, "cpu", 2_456_655 / (50 * 4) / 3600),
+        ("dis_fast", {"cpu": 4, "torch": 2, "opencv": 0}, "cpu", 2_456_655 * (1 / 50 + 0.005) / 4 / 3600),
         ("tvl1", {"cpu": 4, "torch": 2, "opencv": 0}, "cuda", 2_456_655 / (2000 * 2) / 3600),
-        ("tvl1", {"cpu": 4, "torch": 0, "opencv": 3}, "cpu", 2_456_655 / (50 * 4) / 3600),
+        ("tvl1", {"cpu": 4, "torch": 0, "opencv": 3}, "cpu", 2_456_655 * (1 / 50 + 0.005) / 4 / 3600),
         ("nvidia_of", {"cpu": 4, "torch": 0, "opencv": 3}, "cuda", 2_456_655 / (2000 * 3) / 3600),
     ],
 )
@@ -110,7 +123,7 @@ def test_speed_by_a_clock_of_our_own(monkeypatch, device, call_seconds, rate):
     def estimate(frames, spec, *, device):
         assert cv2.getNumThreads() == 1 and torch.get_num_threads() == 1
         small = device == "cpu" and not calls  # the first call warms up
-        assert frames.shape[1:] == ((64, 64) if small else (240, 320)) and spec.method == "dis_fast"
+        assert frames.shape[1:] == ((64, 64) if small else (256, 341)) and spec.method == "dis_fast"
         calls.append(len(frames) - 1)
         now[0] += call_seconds
 
@@ -126,7 +139,7 @@ def test_speed_by_a_clock_of_our_own(monkeypatch, device, call_seconds, rate):
 
 def test_the_texture_moves_two_pixels_to_the_right():
     frames = doctor._moving_texture(5)
-    assert frames.shape == (5, 240, 320) and frames.dtype == np.uint8
+    assert frames.shape == (5, 256, 341) and frames.dtype == np.uint8
     for before, after in zip(frames, frames[1:], strict=False):
         np.testing.assert_array_equal(after[:, 2:], before[:, :-2])
 
@@ -139,7 +152,7 @@ def report(**flow_hours):
 
 
 def test_the_advice_is_the_most_accurate_within_a_day_or_else_the_quickest():
-    assert "--flow-method tvl1: UCF-101's flow in about 2.0 hours" in doctor._advice(
+    assert "--flow-method tvl1: the Flow stage of UCF-101 in about 2.0 hours" in doctor._advice(
         report(dis_fast=1, tvl1=2, deepflow=25)
     )
     assert "--flow-method dis_fast: " in doctor._advice(report(dis_fast=30, tvl1=90))

@@ -7,7 +7,7 @@ import torchvision
 from torch import nn
 from torch.nn.functional import conv2d
 
-from pipeline import backbones, networks
+from pipeline import backbones, imagenet, networks
 from pipeline.networks import build, build_untrained, resolve_device
 from pipeline.specs import StackSpec, StreamSpec
 
@@ -274,6 +274,9 @@ def test_code_in_a_weights_file_is_never_run(tmp_path):
 
 
 def test_imagenet_needs_published_weights_and_a_way_to_get_them(monkeypatch):
+    with pytest.raises(ValueError, match="weights of efficientnet_v2_l want frames of another mean and deviation"):
+        imagenet.refuse(StreamSpec(network="efficientnet_v2_l", start="imagenet"))
+    imagenet.refuse(StreamSpec(network="efficientnet_v2_m", start="imagenet"))
     with pytest.raises(ValueError, match="cnn_m_2048 has no ImageNet weights"):
         build(spec(network="cnn_m_2048", start="imagenet"), 4)
 

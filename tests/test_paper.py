@@ -112,6 +112,8 @@ def test_rows_of_table_1a_start_as_the_paper_says():
     for key in ("tuned-0.9", "last-0.5"):
         found = changes(row("1a", key), by_default, SCRATCH)
         assert (found["spatial_steps"], found["spatial_milestones"]) == ("20000", "14000")
+    for table, key, steps in [("3", "average", "20000"), ("4", "spatial", "20000"), ("4", "temporal", None)]:
+        assert changes(row(table, key), by_default, SCRATCH).get("spatial_steps") == steps  # as table 1a's
     assert tuned["spatial_partial_bn"] == "false"  # of a network that has learnt nothing no statistics are kept
 
 

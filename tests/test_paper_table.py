@@ -145,8 +145,16 @@ def test_what_all_rows_have_in_common_is_what_none_of_them_changes(config):
     config.read_dict({"spatial": {"start": "w.pth", "steps": "80", "milestones": "50"}})
     catalog = SimpleNamespace(counts=lambda: {"train": {"clips": 7}})
     found = fresh(PaperTable, table="1a")._setup(catalog)["spatial"]
-    assert "w.pth" not in found and "80" not in found and "clips a step" in found
+    assert "w.pth" not in found and "80" not in found and "batch 4" in found
     assert "80 steps" in fresh(PaperTable, table="3")._setup(catalog)["spatial"]
+
+
+def test_a_row_tells_what_distinguishes_its_training(config):
+    config.read_dict({"spatial": {"start": "w.pth", "steps": "80", "milestones": "50"}})
+    of = fresh(PaperTable, table="1a")
+    told = {planned.row.key: of._training_of(planned) for planned in of.plan}
+    assert told["scratch-0.5"] == "spatial: starts from scratch, 320 steps"
+    assert told["tuned-0.9"] == told["last-0.5"] == "spatial: starts from w.pth, 80 steps"
 
 
 def test_settings_that_cannot_be_trained_are_refused_before_any_work(config, tmp_path):

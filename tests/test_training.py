@@ -148,8 +148,12 @@ def test_waiting_and_stepping_are_told_apart(data, tmp_path, capsys):
 def test_it_is_recorded_where_and_how_a_stream_was_trained(data, tmp_path, asked, told):
     _, curve = run(spec(precision=asked, steps=2, milestones=(1,)), data("frames"), tmp_path)
     record = load_checkpoint(tmp_path / "checkpoint.pt").record
+    threads = torch.get_num_threads()
     for found in (curve, record):
-        assert (found["device"], found["precision"]) == ("cpu", told) and "imagenet" not in found
+        assert (found["device"], found["precision"]) == (
+            f"cpu, {threads} thread{'s' * (threads > 1)}",
+            told,
+        ) and "imagenet" not in found
 
 
 def test_slow_saving_takes_two_per_cent_of_the_time_at_most(monkeypatch):

@@ -207,7 +207,8 @@ def changes(row: Row, spatial: StreamSpec, temporal: StreamSpec, with_dataset: s
 
     Training from scratch takes four times the steps of fine-tuning (section 5: 80,000 and 20,000), so the steps are
     adapted if a row does the one and the user configured the other. The paper's schedule from scratch, which is the
-    default, counts as that even if `start` names weights: whoever gives only these has not configured fine-tuning. The
+    default, counts as that even if `start` names weights: whoever gives only these has not configured fine-tuning, and
+    every row whose spatial stream starts from them takes a quarter. The
     steps of a temporal stream that is configured with `with_how = start` are those of fine-tuning. A row without a
     second data set is trained without one, even if one is configured.
 
@@ -224,7 +225,7 @@ def changes(row: Row, spatial: StreamSpec, temporal: StreamSpec, with_dataset: s
         found |= {"spatial_start": "scratch", "spatial_partial_bn": "false"}  # random weights have nothing to keep
         if not from_scratch:
             found |= _steps("spatial", 4 * spatial.steps, 5 / 8, 7 / 8)
-    elif row.start == "weights" and from_scratch:
+    elif from_scratch and (row.start == "weights" or (spatial.start != "scratch" and row.score != "temporal")):
         found |= _steps("spatial", max(1, spatial.steps // 4), 7 / 10)
     for name, configured in (("spatial", spatial), ("temporal", temporal)):
         if configured.with_dataset:

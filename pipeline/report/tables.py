@@ -16,6 +16,8 @@ from pipeline.report.summary import cell, pool
 from pipeline.report.uncertainty import BCA, Bootstrap, interval_text
 from pipeline.scores import Scores
 
+MEAN_OVER_SPLITS = "mean over splits"
+
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Trial:
@@ -39,6 +41,8 @@ class Result:
     failed: bool = False
     changes: Mapping[str, str] = field(default_factory=dict)
     """The settings that the row changed."""
+    setup: str = ""
+    """What distinguishes its trainings from those of other rows, in words."""
 
     @property
     def state(self) -> str:
@@ -108,7 +112,7 @@ def collect(
         "compared_with": SETS[on] if any(row["difference"] is not None for row in measured) else "",
         "splits": list(dict.fromkeys(trial.split for trial in trials)),
         "seeds": list(dict.fromkeys(trial.seed for trial in trials)),
-        "accuracy": "of the clips of all splits" if pooled else "mean over splits",
+        "accuracy": "of the clips of all splits" if pooled else MEAN_OVER_SPLITS,
         "intervals": measured[0]["interval"] | {"top1": None, "method": BCA} if measured else None,
         "setup": dict(setup or {}),
         "note": table.note,
@@ -125,6 +129,7 @@ def _row(table: Table, result: Result, on: str, pooled: bool) -> dict[str, Any]:
         "words": row.words,
         "score": row.score,
         "changes": dict(result.changes),
+        "setup": result.setup,
         "state": result.state,
         "reason": result.reason,
         "paper": {name: round(figure / 100, 4) for name, figure in row.paper.items()},
@@ -204,7 +209,8 @@ def markdown(numbers: Mapping[str, Any]) -> str:
         cells = [cell(row["words"])]
         cells += [f"{100 * row['paper'][name]:.1f}" if name in row["paper"] else "-" for name in numbers["sets"]]
         cells += _figures(row, several)
-        told = {"measured": "", "published": row["reason"]}.get(row["state"], f"{row['state']}: {row['reason']}")
+        why = f"{row['state']}: {row['reason']}"
+        told = {"measured": row["setup"], "published": row["reason"]}.get(row["state"], why)
         lines.append([*cells, cell(told)])
     title = f"Table {numbers['table']}. {numbers['title']}: {cell(numbers['dataset'])}"
     body = "\n".join(f"| {' | '.join(line)} |" for line in lines)
@@ -227,6 +233,8 @@ def note(numbers: Mapping[str, Any]) -> str:
     if how is None:
         return "No row was measured."
     of = f"split {splits[0]}" if len(splits) == 1 else f"{numbers['accuracy']} {', '.join(splits)}"
+    if len(splits) > 1 and numbers["accuracy"] == MEAN_OVER_SPLITS:
+        of += " (the interval is that of all their clips together)"
     of += f"; mean of seeds {', '.join(map(str, seeds))}" if len(seeds) > 1 else f"; seed {seeds[0]}"
     why = "; ".join(numbers["no_difference"])
     paper = f" The paper's figures are for orientation where no difference is given: {cell(why)}." if why else ""
