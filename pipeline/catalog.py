@@ -16,7 +16,7 @@ from pathlib import Path
 from pipeline import remarks
 from pipeline.console import some
 from pipeline.files import file_hash
-from pipeline.layouts import Stat, list_files, match, read_layout, scan_videos
+from pipeline.layouts import Stat, list_files, match, read_layout, scan_videos, told_lost
 from pipeline.parts import draw_parts
 from pipeline.progress import Progress, say
 from pipeline.rows import PARTS, ListedClip
@@ -151,16 +151,19 @@ def read_dataset(spec: DatasetSpec, split: str, *, known: Iterable[Clip] = ()) -
             a split that does not exist.
     """
     others: list[str] = []
-    videos = _videos(spec, others)
+    lost: list[str] = []
+    videos = _videos(spec, others, lost)
     found = _outline(spec, split, videos)
     clips = len(found.clips)
-    remarks.on_files(spec, clips=clips, videos=len(videos), absent=found.absent, others=sorted(others))
+    remarks.on_files(spec, clips=clips, videos=len(videos), absent=found.absent, others=sorted(others), lost=lost)
     trained = {clip.class_name for clip in found.part("train")}
     remarks.on_classes(spec, found.classes, trained=trained, split=split)
     content = _hash_files(spec, found.clips, known)
+    found = replace(found, clips=tuple(replace(clip, content=content[clip.path]) for clip in found.clips))
     if found.classes:  # unlabelled videos are not meant for training
         remarks.on_parts(found.counts())
-    return replace(found, clips=tuple(replace(clip, content=content[clip.path]) for clip in found.clips))
+        remarks.on_copies(_copies(found))
+    return found
 
 
 def outline(spec: DatasetSpec, split: str, *, known: Iterable[Clip] = ()) -> Catalog:
@@ -217,10 +220,18 @@ def _outline(spec: DatasetSpec, split: str, videos: dict[str, Stat]) -> Catalog:
     return Catalog(tuple(clips), tuple(classes), split, tuple(absent))
 
 
-def _videos(spec: DatasetSpec, others: list[str] | None = None) -> dict[str, Stat]:
+def _videos(spec: DatasetSpec, others: list[str] | None = None, lost: list[str] | None = None) -> dict[str, Stat]:
     if not spec.videos:  # an empty path would mean the current folder
         raise ValueError("[dataset] videos is empty; give the folder of the videos")
-    return scan_videos(Path(spec.videos), others=others)
+    lost = [] if lost is None else lost
+    videos = scan_videos(Path(spec.videos), others=others, lost=lost)
+    # all that was made of videos on a disk that is not mounted would go; a set of unlabelled videos loses only those
+    if lost and not spec.partial and spec.layout != "unlabelled":
+        raise FileNotFoundError(
+            f"{told_lost(spec, lost)}; mount the disk that they lead to, remove the links, or, if the set is meant to "
+            "be partial, set [dataset] partial = true"
+        )
+    return videos
 
 
 def _classes(spec: DatasetSpec, rows: list[ListedClip], listed: list[str], split: str) -> list[str]:
@@ -238,6 +249,12 @@ def _classes(spec: DatasetSpec, rows: list[ListedClip], listed: list[str], split
             "partial = true to go on all the same"
         )
     return [name for name in listed if name in present]
+
+
+def _copies(catalog: Catalog) -> list[str]:
+    """Ids of validation and test clips that equal a training clip byte for byte."""
+    trained = {clip.content for clip in catalog.part("train")} - {UNREADABLE}
+    return [clip.id for part in ("val", "test") for clip in catalog.part(part) if clip.content in trained]
 
 
 def reading_threads() -> int:
@@ -283,6 +300,8 @@ def _refuse_duplicates(rows: Iterable[ListedClip | Clip]) -> None:
     paths: dict[str, str] = {}
     for row in rows:
         if row.id in paths:
+            if paths[row.id] == row.path:
+                raise ValueError(f"the video {row.path!r} is listed twice; take one line out")
             raise ValueError(f"two videos have the id {row.id!r}: {paths[row.id]!r} and {row.path!r}; rename one")
         paths[row.id] = row.path
     for path, times in Counter(paths.values()).items():

@@ -6,10 +6,11 @@ validation part.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
@@ -33,12 +34,13 @@ class Stat:
     mtime_ns: int
 
 
-def scan_videos(folder: Path, *, others: list[str] | None = None) -> dict[str, Stat]:
+def scan_videos(folder: Path, *, others: list[str] | None = None, lost: list[str] | None = None) -> dict[str, Stat]:
     """Find every video file below a folder by its suffix; links are followed, names with a leading dot are skipped.
 
     Args:
         folder: folder of the videos.
         others: if given, the paths of files with other suffixes are appended to it, in any order.
+        lost: if given, the paths of links that lead nowhere and may be videos or folders of them are appended to it.
 
     Returns:
         Path relative to the folder, with forward slashes -> size and time stamp, sorted by path.
@@ -55,7 +57,7 @@ def scan_videos(folder: Path, *, others: list[str] | None = None) -> dict[str, S
             "put the videos there, or name their folder (--data-videos; of ScoreVideos: --videos)"
         )
     found: dict[str, Stat] = {}
-    _scan(folder, "", (), found, [] if others is None else others)
+    _scan(folder, "", (), found, [] if others is None else others, [] if lost is None else lost)
     for path in found:
         if any("\ud800" <= letter <= "\udfff" for letter in path):  # surrogates stand for bytes that are not UTF-8
             raise ValueError(f"the name of the video {path!r} is not UTF-8; rename it")
@@ -63,17 +65,26 @@ def scan_videos(folder: Path, *, others: list[str] | None = None) -> dict[str, S
 
 
 def _scan(
-    folder: Path, prefix: str, above: tuple[tuple[int, int], ...], found: dict[str, Stat], others: list[str]
+    folder: Path,
+    prefix: str,
+    above: tuple[tuple[int, int], ...],
+    found: dict[str, Stat],
+    others: list[str],
+    lost: list[str],
 ) -> None:
     here = (folder.stat().st_dev, folder.stat().st_ino)
     if here in above:  # a link to a folder that contains the link
         return
     with os.scandir(folder) as entries:
         for entry in entries:
-            if entry.name.startswith(".") or (entry.is_symlink() and not Path(entry.path).exists()):  # broken link
+            if entry.name.startswith("."):
+                continue
+            if entry.is_symlink() and not Path(entry.path).exists():
+                if PurePosixPath(entry.name).suffix.lower() in ("", *VIDEO_SUFFIXES):
+                    lost.append(prefix + entry.name)
                 continue
             if entry.is_dir():
-                _scan(Path(entry.path), f"{prefix}{entry.name}/", (*above, here), found, others)
+                _scan(Path(entry.path), f"{prefix}{entry.name}/", (*above, here), found, others, lost)
             elif entry.is_file() and PurePosixPath(entry.name).suffix.lower() in VIDEO_SUFFIXES:
                 stat = entry.stat()
                 found[prefix + entry.name] = Stat(stat.st_size, stat.st_mtime_ns)
@@ -177,7 +188,7 @@ def _read_folder(spec: DatasetSpec, videos: list[str]) -> list[ListedClip]:
 
 def _read_csv(file: Path, split: str) -> list[ListedClip]:
     """Rows of a CSV file with a header: path,label[,group][,split]; paths are relative to the folder of the videos."""
-    with file.open(encoding="utf-8-sig", newline="") as stream:
+    with file.open(encoding="utf-8-sig", newline="") as stream, _told_if_unreadable(file):
         reader = csv.DictReader(stream)
         columns = reader.fieldnames or []
         if not {"path", "label"} <= set(columns) <= {"path", "label", "group", "split"}:
@@ -185,9 +196,21 @@ def _read_csv(file: Path, split: str) -> list[ListedClip]:
         if "split" in columns and split != "1":
             raise ValueError(f"split {split!r} does not exist; the split column of {file.name} is split 1")
         rows = [_csv_row(record, f"{file.name}, line {reader.line_num}") for record in reader]
+    if not rows:
+        raise ValueError(f"{file.name} lists no video")
     if {"group", "split"} <= set(columns):
         _refuse_torn_groups(file.name, rows)
     return rows
+
+
+@contextlib.contextmanager
+def _told_if_unreadable(file: Path) -> Iterator[None]:
+    try:
+        yield
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file.name} is not UTF-8 ({error.reason}, byte {error.start}); save it as UTF-8") from None
+    except csv.Error as error:
+        raise ValueError(f"{file.name} is no CSV file: {error}") from None
 
 
 def _refuse_torn_groups(name: str, rows: list[ListedClip]) -> None:
@@ -205,12 +228,14 @@ def _refuse_torn_groups(name: str, rows: list[ListedClip]) -> None:
 def _csv_row(record: dict, where: str) -> ListedClip:
     if None in record or None in record.values():
         raise ValueError(f"{where}: the number of fields is not that of the header")
-    path, part = safe_path(record["path"], where), record.get("split", "")
-    if not record["label"]:
+    path = safe_path(record["path"], where)
+    # a blank at the end is seen by nobody, and would be another class or another group
+    label, group, part = (record.get(name, "").strip() for name in ("label", "group", "split"))
+    if not label:
         raise ValueError(f"{where}: {path!r} has no label")
     if "split" in record and part not in PARTS:
         raise ValueError(f"{where}: split is {part!r}; allowed: {', '.join(PARTS)}")
-    return ListedClip(path_id(path), path, record["label"], record.get("group") or path_id(path), part)
+    return ListedClip(path_id(path), path, label, group or path_id(path), part)
 
 
 def _hold_out(rows: list[ListedClip], split: str) -> list[ListedClip]:
@@ -253,6 +278,11 @@ def match(spec: DatasetSpec, rows: list[ListedClip], videos: dict[str, Stat]) ->
 def told_absent(spec: DatasetSpec, absent: Sequence[str], present: int) -> str:
     """Message that tells how many listed videos are absent, and names some of them."""
     return f"{len(absent)} of {len(absent) + present} listed videos are absent from {spec.videos!r}: {some(absent)}"
+
+
+def told_lost(spec: DatasetSpec, lost: Sequence[str]) -> str:
+    """Message that tells how many links lead nowhere, and names some of them."""
+    return f"{len(lost)} links in {spec.videos!r} lead nowhere: {some(sorted(lost))}"
 
 
 def _find(path: str, videos: dict[str, Stat], by_folded: dict[str, str]) -> str | None:

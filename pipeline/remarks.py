@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 from pipeline.console import some
-from pipeline.layouts import told_absent
+from pipeline.layouts import told_absent, told_lost
 from pipeline.progress import say
 from pipeline.specs import DatasetSpec
 
 _NAMES_OF_PARTS = {"train", "training", "val", "valid", "validation", "dev", "test", "testing"}
 
 
-def on_files(spec: DatasetSpec, *, clips: int, videos: int, absent: Sequence[str], others: Sequence[str]) -> None:
+def on_files(
+    spec: DatasetSpec, *, clips: int, videos: int, absent: Sequence[str], others: Sequence[str], lost: Sequence[str]
+) -> None:
     """Print which files of the folder are ignored, and which videos of the lists are absent.
 
     Args:
@@ -21,7 +23,10 @@ def on_files(spec: DatasetSpec, *, clips: int, videos: int, absent: Sequence[str
         videos: number of videos in the folder.
         absent: paths that the lists name but that are not on disk.
         others: paths of files that are not videos.
+        lost: paths of links that lead nowhere.
     """
+    if lost:
+        say(f"catalog: {told_lost(spec, lost)}; they are ignored")
     if absent:
         say(f"catalog: {told_absent(spec, absent, clips)}")
     if ignored := videos - clips:
@@ -53,6 +58,12 @@ def on_parts(present: Collection[str]) -> None:
     for part, cure in cures.items():
         if part not in present:
             say(f"catalog: no {part} clips in this split: {cure}")
+
+
+def on_copies(ids: Sequence[str]) -> None:
+    """Print which validation and test clips equal a training clip byte for byte: accuracies on them mean nothing."""
+    if ids:
+        say(f"catalog: {len(ids)} validation or test clips are byte for byte training clips: {some(ids)}")
 
 
 def untrained(names: Sequence[str], split: str) -> str:

@@ -39,5 +39,5 @@ def safe_path(path: str, where: str) -> str:
     """
     parts = path.split("/")
     if ".." in parts or path.startswith("/") or not path.strip("/. "):
-        raise ValueError(f"{where}: {path!r} is not a path below the folder of the videos")
+        raise ValueError(f"{where}: {path!r} must be relative to the folder of the videos, and lie below it")
     return "/".join(part for part in parts if part not in ("", "."))

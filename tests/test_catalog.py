@@ -358,3 +358,36 @@ def test_an_outline_knows_the_content_of_files_that_were_read_before(tiny_datase
     blank = [clip.id for clip in after.clips if clip.content == UNREADABLE]
     assert blank == [before.clips[2].id]
     assert {clip.content for clip in outline(spec, "dan").clips} == {UNREADABLE}
+
+
+def test_links_that_lead_nowhere_are_no_reason_to_forget_their_videos(tmp_path, capsys):
+    """Their disk may not be mounted: without an error all that was made of these videos would go."""
+    spec = folder_spec(tmp_path / "v", *(f"{c}/{g}.avi" for c in ("run", "walk") for g in "abcd"))
+    for path in ("run/far.avi", "bend", "walk/notes.txt"):
+        (tmp_path / "v" / path).symlink_to(tmp_path / "not/mounted")
+    for read in (lambda: read_dataset(spec, "1"), lambda: outline(spec, "1"), lambda: files_fingerprint(spec)):
+        with pytest.raises(
+            FileNotFoundError, match=r"2 links in .* lead nowhere: 'bend', 'run/far.avi'; mount the disk"
+        ):
+            read()
+    assert len(read_dataset(replace(spec, partial=True), "1").clips) == 8
+    assert "2 links in" in (told := capsys.readouterr().err) and "; they are ignored" in told
+    assert len(read_dataset(DatasetSpec(layout="unlabelled", videos=spec.videos), "1").clips) == 8
+
+
+def test_a_video_that_is_listed_twice(tmp_path):
+    spec = csv_spec(tmp_path, "path,label\na.avi,x\na.avi,x\n", "a.avi")
+    with pytest.raises(ValueError, match="the video 'a.avi' is listed twice; take one line out"):
+        read_dataset(spec, "1")
+
+
+def test_test_clips_that_are_training_clips_are_told(tmp_path, capsys):
+    spec = folder_spec(
+        tmp_path, *(f"{c}/{g}_1.avi" for c in ("run", "walk") for g in "abcd"), group_pattern="/(?P<group>[a-z]+)_"
+    )
+    read_dataset(spec, "d")
+    assert "byte for byte" not in capsys.readouterr().err
+    (tmp_path / "run/d_1.avi").write_bytes((tmp_path / "run/a_1.avi").read_bytes())
+    found = read_dataset(replace(spec, val_fraction=0.0), "d")
+    assert found.part("test")[0].id == "run__d_1"
+    assert "1 validation or test clips are byte for byte training clips: 'run__d_1'" in capsys.readouterr().err

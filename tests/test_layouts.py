@@ -96,9 +96,9 @@ def test_csv_with_group_and_split_and_any_name(tmp_path):
         ("path,label\na.avi,\n", "1", "'a.avi' has no label"),
         ("path,label,split\na.avi,x,dev\n", "1", "split is 'dev'; allowed: train, val, test, unused"),
         ("path,label,split\na.avi,x,train\n", "2", "split '2' does not exist; the split column"),
-        ("path,label\n../a.avi,x\n", "1", r"'../a.avi' is not a path below"),
-        ("path,label\n/etc/a.avi,x\n", "1", "'/etc/a.avi' is not a path below"),
-        ("path,label\n,x\n", "1", "'' is not a path below"),
+        ("path,label\n../a.avi,x\n", "1", r"'../a.avi' must be relative to"),
+        ("path,label\n/etc/a.avi,x\n", "1", "'/etc/a.avi' must be relative to"),
+        ("path,label\n,x\n", "1", "'' must be relative to"),
         (
             "path,label,group,split\na.avi,x,eli,train\nb.avi,x,eli,test\nc.avi,x,ira,val\n",
             "1",
@@ -190,3 +190,26 @@ def test_clips_without_groups_are_not_left_out_one_by_one(tiny_dataset, tmp_path
     file.write_text("path,label,group\na.avi,x,g\nb.avi,y,g\n")
     with pytest.raises(ValueError, match="there are no two groups, .* by a group column in the CSV file"):
         split_names(DatasetSpec(layout="csv", lists=str(file)))
+
+
+def test_blanks_in_a_csv_file_make_no_other_class_or_group(tmp_path):
+    """A blank at the end is seen by nobody: with two groups of one person, half of the person would be trained on."""
+    touch(tmp_path, "a.avi", "b.avi")
+    spec = csv_spec(tmp_path, "path,label,group,split\na.avi,run,ido,train\nb.avi,run , ido ,train \n")
+    rows, classes = read_layout(spec, "1", scan_videos(tmp_path))
+    assert classes == ["run"] and {(row.group, row.part) for row in rows} == {("ido", "train")}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("path,label\nä.avi,x\n".encode("cp1252"), r"clips.csv is not UTF-8 \(invalid .*, byte 11\); save it as UTF-8"),
+        (b"path,label\n" + b"a" * 200_000 + b",x\n", "clips.csv is no CSV file: field larger than field limit"),
+        (b"path,label\n", "clips.csv lists no video"),
+    ],
+)
+def test_csv_files_that_cannot_be_read_are_named(tmp_path, content, message):
+    spec = csv_spec(tmp_path, "")
+    (tmp_path / "clips.csv").write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        read_layout(spec, "1", {})
