@@ -122,15 +122,39 @@ def _load(path: Path, *, mmap: bool = False) -> dict[str, Any]:
     return found
 
 
-def refuse_other_stream(path: Path, stream: str) -> None:
-    """Refuse a file that is not a checkpoint of this stream.
+def refuse_unfit(path: Path, stream: str, data_digest: str) -> None:
+    """Refuse a file that is not a checkpoint of this stream, or was trained on other data than it is to score.
 
     Raises:
-        FileNotFoundError, ValueError: as `load_checkpoint`, or the file is of the other stream.
+        FileNotFoundError, ValueError: as `load_checkpoint` or `refuse_other_data`, or the file is of the other stream.
     """
-    found = settings_in(path)["stream"]
+    values = _load(path, mmap=True)
+    found = values["stream_spec"]["stream"]
     if found != stream:
         raise ValueError(f"{path} is a trained {found} stream, and the {stream} one is wanted")
+    refuse_other_data(path, values.get("data_digest"), data_digest)
+
+
+def refuse_other_data(path: Path | str, trained_on: str | None, given: str) -> None:
+    """Refuse frames or flow that were made by other settings than those of a training; "" and None are unknown.
+
+    Raises:
+        ValueError: both digests are known, and they differ.
+    """
+    if trained_on and given and trained_on != given:
+        raise ValueError(
+            f"{path} was trained on data made by other settings (digest {trained_on}) than these ({given}); give "
+            "the preset and the flags for frames and flow that its training had"
+        )
+
+
+def classes_in(path: Path) -> tuple[str, ...]:
+    """The classes of a trained stream; its weights are not read.
+
+    Raises:
+        FileNotFoundError, ValueError: as `load_checkpoint`.
+    """
+    return tuple(_load(path, mmap=True)["classes"])
 
 
 def load_checkpoint(

@@ -105,7 +105,8 @@ def _reachable(artifacts: Path, rows: dict[str, dict[str, Any]], roots: Iterable
         except (OSError, ValueError, KeyError):
             raise ValueError(
                 f"{record} is missing or damaged, so that nobody knows what was used for it and nothing can safely be "
-                f"removed; delete the folder {record.parent}, which the next run that needs it makes anew"
+                "removed; run the command that made it again, which writes that file anew, or delete the folder "
+                f"{record.parent} if you can spare it"
             ) from None
     return kept
 

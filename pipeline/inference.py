@@ -10,7 +10,7 @@ import numpy as np
 
 from pipeline import store
 from pipeline.catalog import Catalog
-from pipeline.checkpoint import load_checkpoint
+from pipeline.checkpoint import load_checkpoint, refuse_other_data
 from pipeline.dataset import EvalSet
 from pipeline.evaluation import Evaluation, evaluate
 from pipeline.networks import resolve_device
@@ -75,7 +75,7 @@ def score(
         RuntimeError: every clip of a labelled part has failed in the store.
     """
     target, trained = resolve_device(device), load_checkpoint(checkpoint, classes=catalog.classes or None)
-    _refuse_other_data(checkpoint, trained.record.get("data_digest"), data_digest)
+    refuse_other_data(checkpoint, trained.record.get("data_digest"), data_digest)
     clips = catalog.part(part)
     test_set = EvalSet(trained.spec, store_path, clips, frames=spec.frames, crops=spec.crops)
     with Progress(f"scoring {part}, {trained.spec.stream}", len(test_set), "pictures") as progress:
@@ -97,14 +97,6 @@ def score(
         features=found.features,
         groups=tuple(clip.group for clip in clips),
     )
-
-
-def _refuse_other_data(checkpoint: Path | str, trained_on: str | None, given: str) -> None:
-    if trained_on and given and trained_on != given:
-        raise ValueError(
-            f"{checkpoint} was trained on data made by other settings (digest {trained_on}) than these ({given}); give "
-            "the preset and the flags for frames and flow that its training had"
-        )
 
 
 def _refuse_nonsense(checkpoint: Path | str, found: Evaluation, video_ids: Sequence[str]) -> None:

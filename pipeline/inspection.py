@@ -29,7 +29,13 @@ LAST_FILES = {
     "all_splits": "summary.json",
     "tables": "table.json",
 }
-_ALSO_NEEDED = {"train_stream": ("checkpoint.pt",), "score_videos": ("predictions.csv",)}
+ALSO_NEEDED = {
+    "train_stream": ("checkpoint.pt",),
+    "report": ("report.html",),
+    "score_videos": ("predictions.csv",),
+    "all_splits": ("summary.html", "summary.md"),
+    "tables": ("table.html", "table.md"),
+}
 
 # files of ours without checksums, by suffix
 _OTHER_FILES = {
@@ -301,7 +307,7 @@ def status(artifacts: Path) -> list[dict[str, Any]]:
         if latest or not folder.is_dir() or stage not in LAST_FILES:
             continue
         label, _, digest = folder.name.rpartition("-")
-        done = all((folder / name).is_file() for name in (LAST_FILES[stage], *_ALSO_NEEDED.get(stage, ())))
+        done = all((folder / name).is_file() for name in (LAST_FILES[stage], *ALSO_NEEDED.get(stage, ())))
         row = {"dataset": folder.parent.parent.name, "stage": stage, "label": label, "digest": digest}
         rows.append({**row, "state": "done" if done else "unfinished", "bytes": size_of(folder), "path": str(folder)})
     order = list(LAST_FILES)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import luigi
 
 from pipeline import files
+from pipeline.console import some
 from pipeline.progress import say
 from pipeline.specs import FUSIONS, STREAMS
 from pipeline.specs.base import digest_of
@@ -29,7 +32,8 @@ class ScoreVideos(OfVideos):
     )
     temporal_checkpoint = luigi.Parameter(default="", description="the same for the temporal stream")
     fuse = luigi.ChoiceParameter(choices=FUSIONS, default="average", description="how the streams become one")
-    file = "scores.h5"  # written after the predictions
+    file = "scores.h5"  # written last
+    beside = ("predictions.csv",)
 
     @property
     def label(self) -> str:
@@ -61,12 +65,8 @@ class ScoreVideos(OfVideos):
         """Path of `predictions.csv`."""
         return self.folder / "predictions.csv"
 
-    def is_current(self) -> bool:
-        """Whether `predictions.csv` is there as well."""
-        return self.table.is_file() and super().is_current()
-
     def check(self) -> None:
-        """Refuse a folder without videos, and a fusion that cannot be chosen."""
+        """Refuse a folder without videos, a fusion that cannot be chosen, and streams of different classes."""
         if not self.videos:
             raise ValueError("ScoreVideos needs --videos, the folder of the videos that are to be scored")
         self.clone(Catalog).outline()
@@ -81,6 +81,17 @@ class ScoreVideos(OfVideos):
                 f"--fuse is {self.fuse!r}, which is chosen on validation clips, and [dataset] val_fraction is 0; "
                 "raise it, or take the average"
             )
+
+        if self.spatial_checkpoint and self.temporal_checkpoint:
+            from pipeline.checkpoint import classes_in
+
+            paths = self.spatial_checkpoint, self.temporal_checkpoint
+            classes = [classes_in(Path(path)) for path in paths]
+            if classes[0] != classes[1]:
+                told = " and ".join(
+                    f"{path} knows {len(of)} classes ({some(of, 3)})" for path, of in zip(paths, classes, strict=True)
+                )
+                raise ValueError(f"{told}: streams of different classes cannot be fused")
 
     def make(self) -> None:
         """Fuse the scores of both streams, and write the predictions and the fused scores."""

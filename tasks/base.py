@@ -19,7 +19,7 @@ from pathlib import Path
 import luigi
 
 from pipeline import files
-from pipeline.files import one_writer, read_json, record_made_from
+from pipeline.files import one_writer, read_json, read_made_from, record_made_from, try_exclusive_lock
 from pipeline.progress import say
 from pipeline.specs.base import digest_of
 from tasks import mistakes, settings
@@ -63,6 +63,7 @@ class Stage(luigi.Task):
     )
 
     file = ""  # the file that is written last
+    beside: tuple[str, ...] = ()  # the other files of the artifact that a user or another stage may need
     keeps_old = False  # whether `make` reads the artifact that it replaces
     kind = ""  # name of the folder of such artifacts; "": from the name of the class
     reads: tuple[str, ...] = ()  # the sections that can change the artifact; (): any
@@ -174,9 +175,11 @@ class Stage(luigi.Task):
         return {"digest": self.digest, "inputs": self.inputs_key()}
 
     def is_current(self) -> bool:
-        """Whether the artifact is there and was made from the current inputs."""
+        """Whether the artifact is there with all its files, and was made from the current inputs."""
+        if not all((self.folder / name).is_file() for name in (self.file, *self.beside)):
+            return False
         with told_plainly():  # a damaged artifact, or one of another version, is refused with advice
-            return self.output().exists() and self.output().recorded().get("inputs") == self.inputs_key()
+            return self.output().recorded().get("inputs") == self.inputs_key()
 
     def complete(self) -> bool:
         """Whether all before is complete and the artifact is current. True is remembered; after False, `check` runs."""
@@ -186,6 +189,8 @@ class Stage(luigi.Task):
                 self._inputs_key = self.inputs_key()
         if self._inputs_key and not self._is_complete:
             self._is_complete = self.is_current()
+        if self._is_complete and self.may_download:  # else it is a plan, which writes nothing
+            self._record_if_lost()
         if not self._is_complete:  # Luigi asks every task before it runs any: the time to refuse what cannot succeed
             self.check_once()
         return self._is_complete
@@ -228,6 +233,15 @@ class Stage(luigi.Task):
         """Write down what the artifact is made from, for `python -m pipeline gc`."""
         before = [task.folder for task in self.before() if isinstance(task, Stage)]
         record_made_from(self.folder, Path(self.run_spec.artifacts), [*before, *self.files_read()])
+
+    def _record_if_lost(self) -> None:
+        """Write the record anew if it is missing or damaged, without which `gc` removes nothing at all."""
+        try:
+            read_made_from(self.folder)
+        except (OSError, ValueError, KeyError):
+            with contextlib.suppress(OSError), try_exclusive_lock(self.folder) as free:  # artifacts may be read-only
+                if free:
+                    self.record()
 
     def files_read(self) -> list[Path]:
         """Files that a setting names and that may be part of another artifact, such as weights to start from."""

@@ -11,6 +11,7 @@ from pipeline.specs.base import digest_of
 from tasks.base import Stage
 from tasks.learn import ScoreStream, TrainStream
 from tasks.listing import Catalog
+from tasks.mistakes import told_plainly
 from tasks.prepare import Flow, Frames
 
 
@@ -34,6 +35,15 @@ class Fuse(Stage):
     def requires(self) -> dict[str, dict[str, Stage]]:
         """Scores of both streams on the validation and the test part."""
         return {part: {s: self.clone(ScoreStream, stream=s, part=part) for s in STREAMS} for part in ("val", "test")}
+
+    def is_current(self) -> bool:
+        """Whether the scores of every fusion are there as well."""
+        from pipeline import fusion
+
+        if not super().is_current():
+            return False
+        with told_plainly():
+            return all(self.scores_path(name).is_file() for name in fusion.read_parameters(self.path))
 
     def check(self) -> None:
         """Refuse a split without validation or test clips."""
@@ -59,6 +69,7 @@ class Report(Stage):
     """`metrics.json` and one self-contained `report.html`."""
 
     file = "metrics.json"
+    beside = ("report.html",)
 
     @property
     def label(self) -> str:

@@ -36,7 +36,8 @@ class TrainStream(OnDevice):
 
     stream = luigi.ChoiceParameter(choices=STREAMS, description="which stream")
     alone = luigi.BoolParameter(default=False, description="ignore with_dataset; other trainings start from this one")
-    file = "curve.json"  # written after checkpoint.pt
+    file = "curve.json"  # written last
+    beside = ("checkpoint.pt",)
 
     @property
     def stream_spec(self):
@@ -82,10 +83,6 @@ class TrainStream(OnDevice):
     def files_read(self) -> list[Path]:
         """The weights that the stream starts from."""
         return [start] if (start := self.stream_spec.start_file) else []
-
-    def is_current(self) -> bool:
-        """Whether the weights are there as well: if damaged ones are deleted, they are made again."""
-        return self.weights.is_file() and super().is_current()
 
     def check(self) -> None:
         """Refuse a stream that cannot be built or trained on this machine."""
@@ -201,11 +198,11 @@ class ScoreStream(OfVideos, OnDevice):
         return Path(self.checkpoint) if self.checkpoint else self.trained[0].weights
 
     def check(self) -> None:
-        """Refuse a given file that holds no trained stream, or the other one."""
+        """Refuse a given file that holds no trained stream, or the other one, or one of other frames or flow."""
         if self.checkpoint:
             from pipeline import checkpoint
 
-            checkpoint.refuse_other_stream(self.weights, self.stream)
+            checkpoint.refuse_unfit(self.weights, self.stream, self.clone(data_of(self.stream)).digest)
         elif self.part == "test" and (warning := self.spec("score").warning(self.trained[0].stream_spec)):
             say(warning)
 

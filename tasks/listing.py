@@ -94,11 +94,15 @@ class Catalog(OfVideos):
         from pipeline import catalog
 
         dataset = self.spec("dataset")
-        if self.path.is_file() and not Path(dataset.videos).is_dir():
+        if self.outlives_its_videos():
             self._say_gone(dataset.videos)
             return self.output().recorded()["inputs"]
         with told_plainly():
             return self._inputs_key or catalog.files_fingerprint(dataset)
+
+    def outlives_its_videos(self) -> bool:
+        """Whether the catalog is there, and the folder of its videos no longer is."""
+        return self.path.is_file() and not Path(self.spec("dataset").videos).is_dir()
 
     @functools.cache  # noqa: B019  # tasks live as long as the program, and this is said once
     def _say_gone(self, videos: str) -> None:

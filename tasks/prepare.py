@@ -52,6 +52,20 @@ class Frames(_Store):
         """Content key of the videos and their labels; not of the split."""
         return self.requires()[0].videos_key()
 
+    def check(self) -> None:
+        """Refuse to make frames of other clips than those that are there, if the videos are gone.
+
+        An older catalog of another split may know fewer videos; the frames of the others could not be made again.
+        """
+        catalog = self.requires()[0]
+        if catalog.outlives_its_videos() and self.path.is_file():
+            videos = self.spec("dataset").videos
+            raise ValueError(
+                f"the videos are no longer at {videos}, and the frames in {self.folder} are of other videos than the "
+                f"catalog of split {self.split_name}, which is older; bring the videos back, or take a split with a "
+                "catalog of the same videos"
+            )
+
     def make(self) -> None:
         """Decode every clip, shard by shard."""
         from pipeline import preprocess, store

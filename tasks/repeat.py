@@ -105,6 +105,7 @@ class AllSplits(Repeated):
     """
 
     file = "summary.json"
+    beside = ("summary.html", "summary.md")
 
     @property
     def label(self) -> str:

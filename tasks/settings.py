@@ -2,13 +2,15 @@
 
 A setting is looked up in this order, and the first one found wins: what the task itself changes
 (`changes={"flow_method": ...}`, for a row of a table of the paper), the command line (`--flow-method`), the dataset's
-section (`[dataset.demo] flow_method`), the stage's section (`[flow] method`), the default in `pipeline/specs/`.
+section (`[dataset.demo] flow_method`), the stage's section (`[flow] method`; `[dataset]` for all datasets), the default
+in `pipeline/specs/`.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Collection, Mapping, Sequence
+from configparser import InterpolationError
 from pathlib import Path
 from types import MappingProxyType
 
@@ -17,6 +19,7 @@ from luigi.cmdline_parser import CmdlineParser
 from luigi.configuration import get_config
 
 from pipeline import specs
+from pipeline.console import one_line
 from pipeline.files import plain_name
 from pipeline.specs import STREAMS
 from pipeline.specs.base import Spec, digest_of, unknown_name
@@ -171,7 +174,8 @@ def check_dataset(name: str) -> None:
     overlay = os.environ.get("LUIGI_CONFIG_PATH", "")
     if overlay and not Path(overlay).is_file():
         raise FileNotFoundError(f"LUIGI_CONFIG_PATH is {overlay!r}, and there is no such file")
-    if not datasets():
+    # a preset alone leaves out the rest, such as the exit status of a task that failed
+    if not datasets() or (from_command_line() and not get_config().has_section("retcode")):
         raise FileNotFoundError(
             f"there is no luigi.cfg in {str(Path.cwd())!r}; run from the project's root, or give the path of the "
             "project's luigi.cfg as LUIGI_CONFIG_PATH"
@@ -198,7 +202,7 @@ def resolve(section: str, dataset: str = "", changes: Mapping[str, str] = NOTHIN
         ValueError: an unknown section, setting or value; the message names it.
     """
     _check_sections()
-    texts = {} if section == "dataset" else _items(section)
+    texts = _items(section)
     texts |= _of_dataset(section, dataset) | _of_command_line(section) | _of_section(section, changes)
     texts = {name: text for name, text in texts.items() if name not in values}
     if section == "dataset":
@@ -274,7 +278,11 @@ def _of_command_line(section: str) -> dict[str, str]:
 
 def _items(section: str) -> dict[str, str]:
     config = get_config()
-    return dict(config.items(section)) if config.has_section(section) else {}
+    try:
+        return dict(config.items(section)) if config.has_section(section) else {}
+    except InterpolationError as error:
+        what = f"[{section}] {one_line(str(error))}"
+        raise ValueError(f"{what}; a percent sign is written %%, a dollar sign $$") from None
 
 
 def _check_sections() -> None:
@@ -284,9 +292,18 @@ def _check_sections() -> None:
             for name in _items(section):
                 if not _stage_of(name) and name not in specs.DatasetSpec.settings():
                     raise ValueError(unknown_name(f"setting [{section}] {name}", name, specs.DatasetSpec.settings()))
-        elif (
-            section not in SECTIONS
-            and section not in _OF_LUIGI
-            and not luigi.task_register.Register.task_names().count(section)
-        ):
-            raise ValueError(unknown_name(f"section [{section}]", section, [*SECTIONS, "dataset.<name>"]))
+        elif section not in SECTIONS and section not in _OF_LUIGI:
+            task = _task_named(section)
+            if task is None:
+                raise ValueError(unknown_name(f"section [{section}]", section, [*SECTIONS, "dataset.<name>"]))
+            parameters = [name for name, _ in task.get_params()]
+            for name in _items(section):
+                if name.replace("-", "_") not in parameters:
+                    what = f"parameter {name} of task {section}, whose settings are in sections such as [flow],"
+                    raise ValueError(unknown_name(what, name, parameters))
+
+
+def _task_named(name: str) -> type[luigi.Task] | None:
+    """The task of this name; None if there is none. (`data` is the name of the flags of [dataset].)"""
+    register = luigi.task_register.Register
+    return register.get_task_cls(name) if name != "data" and name in register.task_names() else None

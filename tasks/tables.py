@@ -63,6 +63,7 @@ class PaperTable(Repeated, OnDevice):
     kind = "tables"
     failures: Mapping[str, str] = MappingProxyType({})  # of this run: short name of the row -> why
     file = "table.json"
+    beside = ("table.html", "table.md")
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)

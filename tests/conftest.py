@@ -130,6 +130,7 @@ def config(tmp_path):
             "score": {"frames": "2", "crops": "2"},
             "cluster": {"kind": "inline"},
             "worker": {"check_complete_on_run": "true"},
+            "retcode": {"task_failed": "30"},
         }
     )
     yield config

@@ -8,7 +8,7 @@ import torch
 from fakes import BrokenClip, FakeStore, two_classes, use_store
 
 from pipeline.catalog import Catalog
-from pipeline.checkpoint import load_checkpoint, refuse_other_stream, save_checkpoint, save_tensors
+from pipeline.checkpoint import load_checkpoint, refuse_unfit, save_checkpoint, save_tensors
 from pipeline.dataset import EvalSet
 from pipeline.evaluation import evaluate
 from pipeline.inference import score, score_to
@@ -195,11 +195,11 @@ def test_data_made_by_other_settings_than_those_of_the_training_is_refused(monke
 def test_a_checkpoint_of_the_other_stream_is_refused(tmp_path):
     catalog, _ = two_classes("frames")
     save_untrained(tmp_path / "c.pt", spec(), catalog)
-    refuse_other_stream(tmp_path / "c.pt", "spatial")
+    refuse_unfit(tmp_path / "c.pt", "spatial", "")
     with pytest.raises(ValueError, match="c.pt is a trained spatial stream, and the temporal one is wanted"):
-        refuse_other_stream(tmp_path / "c.pt", "temporal")
+        refuse_unfit(tmp_path / "c.pt", "temporal", "")
     with pytest.raises(FileNotFoundError, match="none.pt does not exist; train the stream first"):
-        refuse_other_stream(tmp_path / "none.pt", "temporal")
+        refuse_unfit(tmp_path / "none.pt", "temporal", "")
 
 
 def test_a_checkpoint_carries_its_settings(tmp_path):
@@ -266,7 +266,7 @@ def test_settings_and_weights_that_do_not_fit_are_refused(tmp_path):
 def test_a_checkpoint_that_lacks_a_part_is_refused(tmp_path, part):
     about = {"format": CHECKPOINT_FORMAT, "format_version": 1, "classes": ["left", "right"]}
     save_tensors(tmp_path / "c.pt", {**about, "stream_spec": spec().as_dict(), "state": {}, **part})
-    for read in (load_checkpoint, lambda path: refuse_other_stream(path, "spatial")):
+    for read in (load_checkpoint, lambda path: refuse_unfit(path, "spatial", "")):
         with pytest.raises(ValueError, match="lacks the settings, the classes or the weights of a trained stream"):
             read(tmp_path / "c.pt")
 

@@ -153,6 +153,15 @@ def test_the_command_knows_every_stage():
     assert set(inspection.LAST_FILES) == set(STAGES)
 
 
+def test_the_tasks_and_the_command_agree_on_what_belongs_to_an_artifact():
+    import tasks
+
+    kinds = [tasks.TrainStream, tasks.Report, tasks.ScoreVideos, tasks.AllSplits, tasks.PaperTable]
+    files = {name: (inspection.LAST_FILES[name], also) for name, also in inspection.ALSO_NEEDED.items()}
+    named = [task.kind or re.sub(r"(?<!^)(?=[A-Z])", "_", task.__name__).lower() for task in kinds]
+    assert dict(zip(named, ((task.file, task.beside) for task in kinds), strict=True)) == files
+
+
 # --- the command
 
 

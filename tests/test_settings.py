@@ -88,12 +88,34 @@ def test_a_dataset_overrides_stages_only(config, name):
         ({"flow": {"method": "x"}}, r"\[flow\] method is 'x'; allowed: "),
         ({"dataset.mine": {"vidoes": "x"}}, r"setting \[dataset.mine\] vidoes does not exist; did you mean 'videos'\?"),
         ({"dataset.mine": {"flow_metod": "x"}}, r"setting \[flow\] metod does not exist"),
+        ({"data": {"layout": "csv"}}, r"section \[data\] does not exist; did you mean 'dataset'\?"),
+        (
+            {"Flow": {"method": "tvl1"}},
+            r"parameter method of task Flow, whose settings are in sections such as \[flow\]",
+        ),
     ],
 )
 def test_what_does_not_exist_is_refused(config, content, message):
     config.read_dict(content)
     with pytest.raises(ValueError, match=message):
         settings.resolve("flow", "mine" if "dataset.mine" in content else "")
+
+
+def test_a_percent_sign_that_is_not_doubled(config):
+    config.read_string("[dataset.mine]\nvideos = a\n[dataset.other]\nvideos = 50%/v\n")
+    with pytest.raises(ValueError, match=r"\[dataset.other\] '%' must be followed by .*; a percent sign is written %%"):
+        settings.resolve("flow", "mine")
+
+
+def test_the_section_dataset_is_for_all_data_sets(config):
+    """Messages name settings by it, such as [dataset] partial."""
+    config.read_dict(
+        {"dataset": {"partial": "true", "split": "2"}, "dataset.mine": {"split": "3"}, "Flow": {"device": "cpu"}}
+    )
+    assert settings.resolve("dataset", "mine").partial and settings.resolve("dataset", "mine").split == "3"
+    config.read_dict({"dataset": {"partail": "true"}})
+    with pytest.raises(ValueError, match=r"setting \[dataset\] partail does not exist; did you mean 'partial'\?"):
+        settings.resolve("dataset", "mine")
 
 
 @pytest.mark.parametrize("flag", ["--data-videos", "--data-lists"])

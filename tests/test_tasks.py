@@ -293,6 +293,36 @@ def test_a_gpu_serves_one_training_at_a_time_and_cpus_many(config):
     assert Flow(changes={"flow_method": "tvl1"}, device="auto").resources == {}  # it is computed elsewhere
 
 
+def test_an_old_catalog_does_not_take_away_clips_whose_videos_are_gone(config, tmp_path):
+    assert build(fresh(Flow))
+    write_video(tmp_path / "videos/e.avi", moving_texture(9, seed=9))
+    with (tmp_path / "clips.csv").open("a") as lists:
+        lists.write("e.avi,down,e,train\n")
+    config.set("dataset.four", "val_fraction", "0.3")  # another catalog beside the old one
+    assert build(fresh(Flow))
+    shutil.move(tmp_path / "videos", tmp_path / "elsewhere")
+    shutil.move(tmp_path / "clips.csv", tmp_path / "clips.csv.away")
+    assert fresh(Flow).complete()
+    config.remove_option("dataset.four", "val_fraction")
+    with pytest.raises(
+        ValueError, match="the videos are no longer at .*, and the frames in .* are of other videos than"
+    ):
+        fresh(Frames).complete()
+    assert not build(fresh(Flow))
+    config.set("dataset.four", "val_fraction", "0.3")
+    assert fresh(Flow).complete() and len(store.open_flow(fresh(Flow).path)) == 5
+
+
+def test_a_page_that_is_lost_is_made_again(config):
+    assert build(fresh(FullPipeline))
+    page, table = fresh(Report).folder / "report.html", fresh(Fuse).scores_path("svm")
+    before = page.read_bytes(), table.read_bytes()
+    page.unlink()
+    assert not fresh(FullPipeline).complete() and build(fresh(FullPipeline)) and page.read_bytes() == before[0]
+    table.unlink()
+    assert not fresh(Fuse).complete() and build(fresh(FullPipeline)) and table.read_bytes() == before[1]
+
+
 def test_official_splits_are_numbers(config, tmp_path):
     config.read_dict({"dataset.u": {"layout": "ucf101", "videos": "v", "lists": "l"}})
     assert fresh(Catalog, dataset="u", split="01").path == fresh(Catalog, dataset="u", split="1").path
@@ -392,6 +422,11 @@ def test_a_command_whose_settings_are_not_found_is_refused(tmp_path):
     (tmp_path / "empty").mkdir()
     for cwd, environment, message in [
         (tmp_path / "empty", {}, f"error: there is no luigi.cfg in '{tmp_path / 'empty'}'; run from"),
+        (
+            tmp_path / "empty",
+            {"LUIGI_CONFIG_PATH": str(ROOT / "configs/weizmann.cfg")},
+            "error: there is no luigi.cfg in",
+        ),
         (ROOT, {"LUIGI_CONFIG_PATH": "none.cfg"}, "error: LUIGI_CONFIG_PATH is 'none.cfg', and there is no such file"),
     ]:
         refused = luigi_command("FullPipeline", cwd=cwd, PYTHONPATH=str(ROOT), **environment)

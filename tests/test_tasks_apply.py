@@ -134,16 +134,24 @@ def test_checkpoints_alone_are_enough_to_score_videos(carried_off, config, tmp_p
     assert not fresh(ScoreVideos, **{**given, "spatial_checkpoint": str(moved)}).complete()
 
 
-def test_checkpoints_that_do_not_fit_are_refused(carried_off, config, capsys):
+def test_checkpoints_that_do_not_fit_are_refused_before_any_work(carried_off, config, tmp_path):
     given, _ = carried_off
     with pytest.raises(FileNotFoundError, match="none.pt does not exist"):
         fresh(ScoreVideos, **{**given, "spatial_checkpoint": "none.pt"}).complete()
     with pytest.raises(ValueError, match="is a trained spatial stream, and the temporal one is wanted"):
         of = {"videos": given["videos"], "checkpoint": given["spatial_checkpoint"]}
         fresh(ScoreStream, stream="temporal", **of).complete()
+    other = load_tensors(Path(given["temporal_checkpoint"]), "two-stream-checkpoint", 1)
+    save_tensors(tmp_path / "other.pt", {**other, "classes": ["down", "left"]})
+    with pytest.raises(
+        ValueError, match=r"spatial.pt knows 2 classes .* and .*other.pt knows .*: streams of different cl"
+    ):
+        fresh(ScoreVideos, **{**given, "temporal_checkpoint": str(tmp_path / "other.pt")}).complete()
     config.set("flow", "bound_px", "15")
-    assert not build(fresh(ScoreVideos, **given))
-    assert "temporal.pt was trained on data made by other settings" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="temporal.pt was trained on data made by other settings"):
+        of = {"videos": given["videos"], "checkpoint": given["temporal_checkpoint"]}
+        fresh(ScoreStream, stream="temporal", **of).complete()
+    assert not (tmp_path / "artifacts").exists()
 
 
 def test_what_cannot_be_scored_is_refused_before_any_training(strangers, tmp_path):
