@@ -66,7 +66,7 @@ def platt_cross_entropy(margins, labels, temperature):
     return -(targets * np.log(p)).sum()
 
 
-@pytest.mark.parametrize("c", [0.01, 1.0, 100.0])
+@pytest.mark.parametrize("c", [0.01, 1.0, 10.0])
 def test_the_temperature_is_the_best_for_held_out_clips(c):
     a, b = pair(0)
     why, x, margins = choose_c(a, b, [c], folds=3)[1], stacked(a, b), np.empty((len(a), 3))
