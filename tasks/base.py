@@ -13,7 +13,7 @@ import contextlib
 import functools
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import luigi
@@ -63,7 +63,7 @@ class Stage(luigi.Task):
     )
 
     file = ""  # the file that is written last
-    beside: tuple[str, ...] = ()  # the other files of the artifact that a user or another stage may need
+    beside: tuple[str, ...] = ()  # the other files of the artifact, without which it is made again
     keeps_old = False  # whether `make` reads the artifact that it replaces
     kind = ""  # name of the folder of such artifacts; "": from the name of the class
     reads: tuple[str, ...] = ()  # the sections that can change the artifact; (): any
@@ -176,10 +176,16 @@ class Stage(luigi.Task):
 
     def is_current(self) -> bool:
         """Whether the artifact is there with all its files, and was made from the current inputs."""
-        if not all((self.folder / name).is_file() for name in (self.file, *self.beside)):
+        if not self.output().exists():
             return False
         with told_plainly():  # a damaged artifact, or one of another version, is refused with advice
-            return self.output().recorded().get("inputs") == self.inputs_key()
+            recorded = self.output().recorded()
+            others = [self.folder / name for name in self.files_beside(recorded)]
+            return recorded.get("inputs") == self.inputs_key() and all(path.is_file() for path in others)
+
+    def files_beside(self, recorded: dict) -> Iterable[str]:
+        """Names of the other files of the artifact that recorded this about itself."""
+        return self.beside
 
     def complete(self) -> bool:
         """Whether all before is complete and the artifact is current. True is remembered; after False, `check` runs."""
@@ -189,8 +195,8 @@ class Stage(luigi.Task):
                 self._inputs_key = self.inputs_key()
         if self._inputs_key and not self._is_complete:
             self._is_complete = self.is_current()
-        if self._is_complete and self.may_download:  # else it is a plan, which writes nothing
-            self._record_if_lost()
+            if self._is_complete and self.may_download:  # else it is a plan, which writes nothing
+                self._record_if_lost()
         if not self._is_complete:  # Luigi asks every task before it runs any: the time to refuse what cannot succeed
             self.check_once()
         return self._is_complete

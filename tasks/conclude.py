@@ -11,7 +11,6 @@ from pipeline.specs.base import digest_of
 from tasks.base import Stage
 from tasks.learn import ScoreStream, TrainStream
 from tasks.listing import Catalog
-from tasks.mistakes import told_plainly
 from tasks.prepare import Flow, Frames
 
 
@@ -36,14 +35,9 @@ class Fuse(Stage):
         """Scores of both streams on the validation and the test part."""
         return {part: {s: self.clone(ScoreStream, stream=s, part=part) for s in STREAMS} for part in ("val", "test")}
 
-    def is_current(self) -> bool:
-        """Whether the scores of every fusion are there as well."""
-        from pipeline import fusion
-
-        if not super().is_current():
-            return False
-        with told_plainly():
-            return all(self.scores_path(name).is_file() for name in fusion.read_parameters(self.path))
+    def files_beside(self, recorded: dict) -> list[str]:
+        """The scores of every fusion that was made."""
+        return [f"{name}/scores.h5" for name in recorded.get("parameters", ())]
 
     def check(self) -> None:
         """Refuse a split without validation or test clips."""

@@ -242,7 +242,7 @@ class PaperTable(Repeated, OnDevice):
             reason=failure or planned.reason,
             failed=bool(failure),
             changes=planned.changes,
-            setup=self._training_of(planned),
+            setup="" if failure or planned.reason else self._training_of(planned),
         )
 
     @functools.cached_property
