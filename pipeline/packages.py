@@ -17,6 +17,7 @@ PACKAGES = {
     "luigi": "luigi",
     "numba": "numba",
     "sklearn": "scikit-learn",
+    "joblib": "joblib",
     "matplotlib": "matplotlib",
     "jinja2": "jinja2",
     "tqdm": "tqdm",
