@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from pipeline.errors import WorkerDied
+from pipeline.interrupts import deaf_children
 from pipeline.progress import say
 from pipeline.specs import ClusterSpec
 
@@ -287,7 +288,8 @@ def _start_cluster(spec: ClusterSpec, workers: int, devices: tuple[str, ...], st
             "memory_limit": 0,
             "silence_logs": logging.CRITICAL,
         }
-        cluster = LocalCluster(n_workers=workers, threads_per_worker=1, **options)
+        with deaf_children():  # the workers, and those that replace one that died: all are started by its thread
+            cluster = LocalCluster(n_workers=workers, threads_per_worker=1, **options)
     stack.callback(cluster.close)
     return cluster
 

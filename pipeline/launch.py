@@ -23,6 +23,7 @@ from pipeline.catalog import Catalog
 from pipeline.checkpoint import spec_of
 from pipeline.errors import StageFailed
 from pipeline.files import read_json, write_json
+from pipeline.interrupts import deaf_children
 from pipeline.progress import say
 from pipeline.specs import StreamSpec
 from pipeline.together import OtherDataset
@@ -138,13 +139,14 @@ def _child(job: Job, arguments: list[str], environment: dict[str, str]) -> Itera
     shown = environment.get("RANK", "0") == "0"
     with ExitStack() as stack:
         output = None if shown else stack.enter_context((job.job_folder / f"output-{environment['RANK']}").open("wb"))
-        child = subprocess.Popen(
-            [sys.executable, "-m", *arguments],
-            env={**own, **path, **environment},
-            stdin=subprocess.PIPE,
-            stdout=output,
-            stderr=output,
-        )
+        with deaf_children():
+            child = subprocess.Popen(
+                [sys.executable, "-m", *arguments],
+                env={**own, **path, **environment},
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=output,
+            )
         try:
             yield child
         finally:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import multiprocessing
 import os
 import pickle
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing import forkserver
 from typing import Any
 
 import cv2
@@ -14,6 +16,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from pipeline.inputs import ViewBatch
+from pipeline.interrupts import deaf_children
 from pipeline.progress import say
 
 _SHARED_MEMORY = "/dev/shm"  # where torch's loading processes put their batches, on Linux
@@ -52,6 +55,8 @@ def loader(
     if workers:  # not forked: neither HDF5 nor CUDA survives a fork
         # the fork server has imported torch; else each process would import it again, for seconds
         multiprocessing.set_forkserver_preload(PRELOADED)
+        with deaf_children():
+            forkserver.ensure_running()
         parallel = {
             "multiprocessing_context": "forkserver",
             "prefetch_factor": _BATCHES_AHEAD,
@@ -137,3 +142,14 @@ def _ahead(batches: Iterable) -> Iterator:
 
 def _begin_worker(worker: int) -> None:
     cv2.setNumThreads(1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """End this process when the one that it loads for is gone, even if that was killed.
+
+    torch watches for another parent process. But the parent of a loading process is the fork server, which lives as
+    long as one of its children does.
+    """
+    multiprocessing.parent_process().join()
+    os._exit(1)

@@ -29,6 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
     if "RANK" not in os.environ:
         parser.error("no RANK in the environment; start it with torchrun")
     if given.watched:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears Ctrl-C too, and ends this process
         threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         job = Job.read(given.job)

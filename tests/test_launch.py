@@ -157,14 +157,23 @@ def test_a_training_goes_on_with_another_number_of_processes(data, alone, tmp_pa
     assert "spatial: training goes on from step 10 of 20" in capfd.readouterr().err
 
 
-def test_a_process_whose_parent_is_gone_ends(data, tmp_path):
+def test_a_process_whose_parent_is_gone_ends_and_ctrl_c_is_the_parents(data, tmp_path):
     job = Job(spec(processes=2), data[1], data[0], tmp_path, "in", "cpu")
     job.write()
     place = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
     command = [sys.executable, "-m", "pipeline.train", str(job.job_folder), "--watched"]  # waits for process 1, in vain
     child = subprocess.Popen(command, cwd=ROOT, env={**os.environ, **place}, stdin=subprocess.PIPE)
+    while not ignores(child, signal.SIGINT):  # the parent hears it too, and will end this process
+        assert child.poll() is None
+        time.sleep(0.05)
+    child.send_signal(signal.SIGINT)
     child.stdin.close()
     assert child.wait(60) == -signal.SIGKILL
+
+
+def ignores(process: subprocess.Popen, number: signal.Signals) -> bool:
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    return bool(int(status.split("SigIgn:")[1].split()[0], 16) & 1 << number - 1)
 
 
 def test_what_a_process_raises_is_said_by_the_one_that_waits(data, tmp_path, monkeypatch, capsys):

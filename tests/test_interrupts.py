@@ -1,0 +1,104 @@
+"""Ctrl-C ends the command that the user started, and what that has started, without a traceback of any of them."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import ROOT
+
+from pipeline.interrupts import deaf_children
+
+PATIENCE_S = 60
+SLEEP = [sys.executable, "-c", "import time; print('up', flush=True); time.sleep(60)"]
+
+
+def started() -> subprocess.Popen:
+    child = subprocess.Popen(SLEEP, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert child.stdout.readline() == "up\n"
+    return child
+
+
+def test_a_child_that_begins_within_the_block_does_not_hear_it():
+    with deaf_children():
+        deaf = started()
+    hears = started()
+    for child in (deaf, hears):
+        child.send_signal(signal.SIGINT)
+    assert hears.wait(PATIENCE_S) == -signal.SIGINT  # so a signal needs no longer than this to arrive
+    assert deaf.poll() is None
+    deaf.terminate()
+    assert deaf.wait(PATIENCE_S) == -signal.SIGTERM
+
+
+def test_the_caller_hears_it_at_the_end_of_the_block():
+    before, reached = signal.pthread_sigmask(signal.SIG_BLOCK, []), []
+    with pytest.raises(KeyboardInterrupt):
+        with deaf_children():
+            signal.raise_signal(signal.SIGINT)
+            reached.append("the end of the block")
+        time.sleep(PATIENCE_S)
+    assert reached and signal.pthread_sigmask(signal.SIG_BLOCK, []) == before
+
+
+WORKERS = """
+import time
+from pipeline.cluster import Workers
+from pipeline.specs import ClusterSpec
+
+with Workers(ClusterSpec(kind="local", workers=2), most=2) as workers:
+    print("up", flush=True)
+    list(workers.run(time.sleep, [60, 60]))
+"""
+LOADERS = """
+import time
+import numpy as np
+from pipeline.loading import loader
+
+for batch in loader(range(400), range(400), batch=1, workers=2, pin=False, collate=np.stack):
+    print("up", flush=True)
+    time.sleep(60)
+"""
+
+
+def group_of(script: str) -> subprocess.Popen:
+    """The script in a process group of its own, as a shell starts it."""
+    command = [sys.executable, "-c", script]
+    output = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    child = subprocess.Popen(command, **output, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, process_group=0)
+    assert child.stdout.readline() == "up\n", child.stderr.read()
+    return child
+
+
+def has_members(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def ends(group: int) -> bool:
+    patience = time.monotonic() + PATIENCE_S
+    while has_members(group) and time.monotonic() < patience:
+        time.sleep(0.05)
+    return not has_members(group)
+
+
+@pytest.mark.parametrize("script", [WORKERS, LOADERS], ids=["workers", "loading"])
+def test_all_processes_of_the_terminal_are_sent_it_and_one_tells_of_it(script):
+    command = group_of(script)
+    os.killpg(command.pid, signal.SIGINT)
+    _, said = command.communicate(timeout=PATIENCE_S)
+    assert command.returncode == -signal.SIGINT and ends(command.pid)
+    assert said.count("Traceback") == 1 and said.rstrip().endswith("KeyboardInterrupt")  # that of the script itself
+
+
+@pytest.mark.parametrize("script", [WORKERS, LOADERS], ids=["workers", "loading"])
+def test_nothing_is_left_of_a_command_that_was_killed(script):
+    command = group_of(script)
+    command.kill()
+    command.wait(PATIENCE_S)
+    assert ends(command.pid)
