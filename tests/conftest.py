@@ -85,6 +85,22 @@ def tiny_dataset(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
+def frames(tmp_path) -> Path:
+    """Index of a frames store of the dataset "demo": one clip of five frames, and one that failed."""
+    from stores import write_frames
+
+    return write_frames(tmp_path / "demo/frames/native-0123456789ab", {"a": moving_texture(5)}, failed={"b": "empty"})
+
+
+@pytest.fixture
+def flow(tmp_path) -> Path:
+    """Index of a flow store of the dataset "demo": one clip of four fields."""
+    from stores import write_flow
+
+    return write_flow(tmp_path / "demo/flow/dis-0123456789ab", np.full((4, 2, 48, 64), 3, np.float32))
+
+
+@pytest.fixture
 def data(monkeypatch):
     """A function that installs a store of one kind and returns its catalog."""
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import middlebury
-from test_flow import MOTIONS, error_px, moved, texture
+from motions import MOTIONS, error_px, moved, texture
 
 from pipeline.flow import brox, estimate, sor, warp
 from pipeline.specs import FlowSpec

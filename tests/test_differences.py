@@ -5,7 +5,7 @@ import json
 import shutil
 
 from conftest import moving_texture
-from test_store import ATTRS, write_frames
+from stores import ATTRS, write_frames
 from trainings import spec
 
 from pipeline import inspection, store

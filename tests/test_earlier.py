@@ -4,7 +4,7 @@ import h5py
 import numpy as np
 import pytest
 from conftest import moving_texture, write_video
-from test_preprocess import FLOW, FRAMES, INLINE, flow_of, sums
+from stages import FLOW, FRAMES, INLINE, flow_of, sums
 
 from pipeline import store
 from pipeline.catalog import UNREADABLE, read_dataset

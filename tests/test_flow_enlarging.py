@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import middlebury
-from test_flow import CLASSICAL, MOTIONS, error_px, moved
+from motions import CLASSICAL, MOTIONS, error_px, moved
 
 from pipeline.flow import device, enlarging, estimate, estimate_on_device, pairs_of
 from pipeline.specs import FlowSpec

@@ -4,27 +4,12 @@ import json
 
 import numpy as np
 import pytest
+from scored import CLASSES, appearance_and_motion, noisy, shuffled
 
 from pipeline import fusion
 from pipeline.fusion import LinearSVM, average, choose_weight, fuse, weighted
 from pipeline.scores import Scores
 from pipeline.specs import FusionSpec
-
-CLASSES = ("one", "two", "three")
-
-
-def noisy(labels, strength: float, seed: int, classes=CLASSES, prefix: str = "clip") -> Scores:
-    """Softmax scores that lean to the label by `strength`."""
-    labels = np.asarray(labels, int)
-    logits = np.random.default_rng(seed).normal(size=(len(labels), len(classes)))
-    logits[np.arange(len(labels)), labels] += strength
-    powers = np.exp(logits)
-    ids = [f"{prefix}{i:03d}" for i in range(len(labels))]
-    return Scores(ids, powers / powers.sum(axis=1, keepdims=True), labels, classes)
-
-
-def shuffled(scores: Scores, seed: int = 0) -> Scores:
-    return scores.take(np.random.default_rng(seed).permutation(len(scores)))
 
 
 def failing(scores: Scores, *rows: int) -> Scores:
@@ -144,18 +129,6 @@ def test_nothing_to_choose_on(choose, num_clips):
     empty = failing(noisy([0] * num_clips, 1, 0), *range(num_clips))
     with pytest.raises(ValueError, match=rf"none of the {num_clips} validation clips .* val_fraction"):
         choose(empty, empty)
-
-
-def appearance_and_motion(seed: int, n: int = 48, prefix: str = "clip") -> tuple[Scores, Scores]:
-    """Four classes texture x motion: one table knows only the texture, the other only the motion."""
-    labels, rng = np.arange(n) % 4, np.random.default_rng(seed)
-    ids = [f"{prefix}{i}" for i in range(n)]
-    tables = []
-    for of_class in (np.array([0, 0, 1, 1]), np.array([0, 1, 0, 1])):
-        logits = rng.normal(scale=0.3, size=(n, 4)) + 3 * (of_class[None] == of_class[labels][:, None])
-        powers = np.exp(logits)
-        tables.append(Scores(ids, powers / powers.sum(1, keepdims=True), labels, ["tl", "tr", "cl", "cr"]))
-    return tables[0], tables[1]
 
 
 def streams(pair) -> dict[str, Scores]:

@@ -8,22 +8,12 @@ import cv2
 import numpy as np
 import pytest
 from conftest import moving_texture
-from test_store import write_flow, write_frames
+from stores import write_frames
 
 from pipeline import garbage, inspection, pictures, store
 from pipeline.__main__ import STAGES, _answered, main
 from pipeline.catalog import Catalog, Clip
 from pipeline.scores import Scores
-
-
-@pytest.fixture
-def frames(tmp_path):
-    return write_frames(tmp_path / "demo/frames/native-0123456789ab", {"a": moving_texture(5)}, failed={"b": "empty"})
-
-
-@pytest.fixture
-def flow(tmp_path):
-    return write_flow(tmp_path / "demo/flow/dis-0123456789ab", np.full((4, 2, 48, 64), 3, np.float32))
 
 
 def test_a_store_is_summed_up_and_one_clip_shown(frames):

@@ -13,25 +13,17 @@ from pathlib import Path
 import pytest
 import torch
 from fakes import second_set, two_classes, write_frames_store
+from trainings import without_batch_norm as spec
 
 from pipeline import launch, training
 from pipeline.checkpoint import load_checkpoint
 from pipeline.launch import Job, TrainingFailed
 from pipeline.parallel import World
-from pipeline.specs import StreamSpec
 from pipeline.together import OtherDataset
 from pipeline.train import main
 from pipeline.training import train
 
 ROOT = Path(__file__).parents[1]
-
-
-def spec(**values):
-    """Small steps, so that rounding stays small; no batch normalisation, which `accumulate` would change."""
-    defaults = {"resize_px": 0, "crop_px": 40, "batch": 4, "steps": 20, "milestones": (15,), "learning_rate": 2e-5}
-    defaults |= {"dropout": 0.5, "validate_every": 10, "save_every": 5, "network": "squeezenet1_1"}
-    defaults |= {"jitter": 0.2} if values.get("stream") != "temporal" else {}
-    return StreamSpec(**{**defaults, **values})
 
 
 @pytest.fixture(scope="module")

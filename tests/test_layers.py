@@ -61,6 +61,11 @@ def test_a_module_imports_only_from_above(file):
     assert not below, f"{file} imports {sorted(below)}, which stand below it"
 
 
+def test_no_test_module_imports_another():
+    tests = sorted((ROOT / "tests").glob("*.py"))
+    assert not [file for file in tests if any(name.startswith("test_") for name in imported(file))]
+
+
 def test_luigi_stays_in_tasks():
     assert not [file for file in modules() if any(name.split(".")[0] in ("luigi", "tasks") for name in imported(file))]
 

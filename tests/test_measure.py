@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from chains import snapshot
 from conftest import moving_texture, write_video
-from test_preprocess import flow_of, frames_of
+from stages import flow_of, frames_of
 
 from pipeline import catalog, demo, jpeg, measure, store
 from pipeline.measure import cached, pair, timed, unwritten_demo, videos

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from test_store import write_flow
+from stores import write_flow
 
 from pipeline import inspection, motion, store
 

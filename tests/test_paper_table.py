@@ -7,7 +7,7 @@ import pytest
 from chains import build, fresh, luigi_command, snapshot
 from conftest import ROOT
 from luigi.cmdline_parser import CmdlineParser
-from test_report import Page
+from pages import Page
 
 from pipeline import garbage, inspection
 from pipeline.report import paper

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from test_catalog import csv_spec, folder_spec, make_ucf
+from trees import csv_spec, folder_spec, make_ucf
 
 from pipeline.catalog import outline, read_dataset
 from pipeline.parts import check_classes, check_parts

@@ -1,6 +1,5 @@
 """Videos to stores: every clip has an outcome, nothing is done twice, and the bytes depend on nothing but the input."""
 
-import hashlib
 import os
 import re
 import shutil
@@ -13,36 +12,16 @@ import h5py
 import numpy as np
 import pytest
 from conftest import moving_texture, write_video
+from stages import FLOW, FRAMES, GROUPS, INLINE, LOCAL, flow_of, frames_of, sums
 
 from pipeline import preprocess, store
 from pipeline.catalog import Clip, read_dataset
 from pipeline.errors import MachineFault, StageFailed, WorkerDied
 from pipeline.flow import estimate
 from pipeline.jobs import frames as frames_job
-from pipeline.preprocess import make_flow, make_frames
+from pipeline.preprocess import make_frames
 from pipeline.sharding import plan_shards
-from pipeline.specs import ClusterSpec, DatasetSpec, FlowSpec, FrameSpec
-
-INLINE, LOCAL = ClusterSpec(kind="inline"), ClusterSpec(kind="local", workers=2)
-FRAMES = FrameSpec(short_side_px=0, shard_clips=2)
-FLOW = FlowSpec(method="dis_medium")
-GROUPS = r"/(?P<group>[a-z]+)_"
-
-
-def frames_of(videos, folder, *, spec=FRAMES, cluster=INLINE, digest="f"):
-    catalog = read_dataset(DatasetSpec(videos=str(videos), group_pattern=GROUPS), "dan")
-    make_frames(folder, catalog, videos=videos, spec=spec, cluster=cluster, attrs={"digest": digest, "spec": "{}"})
-    return store.open_frames(folder)
-
-
-def flow_of(frames, folder, *, spec=FLOW, cluster=INLINE):
-    attrs = {"digest": "d", "spec": "{}"}
-    make_flow(folder, frames.path, spec=spec, cluster=cluster, device="cpu", attrs=attrs, max_bad_fraction=0.5)
-    return store.open_flow(folder)
-
-
-def sums(folder):
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in (folder / "shards").glob("*.h5")}
+from pipeline.specs import DatasetSpec, FlowSpec, FrameSpec
 
 
 def times(folder):

@@ -5,15 +5,14 @@ import json
 import h5py
 import numpy as np
 import pytest
-from test_inspection import flow, frames  # noqa: F401 (fixtures)
-from test_store import smooth_flow, write_flow, write_frames
+from stores import smooth_flow, write_flow, write_frames
 
 from pipeline import inspection, store
 from pipeline.__main__ import main
 from pipeline.scores import Scores
 
 
-def test_damage_is_found(frames, flow, tmp_path):  # noqa: F811
+def test_damage_is_found(frames, flow, tmp_path):
     assert inspection.verify(frames) == [] and inspection.verify(flow.parent) == []
     with h5py.File(frames.parent / "shards/shard-all.h5", "r+") as file:
         file["clips/a/jpeg"][100] ^= 255
@@ -60,7 +59,7 @@ def test_scores_and_catalogs_are_read_but_have_no_checksums_and_no_repair(tmp_pa
     assert "labels" in fault and fault.endswith("; delete it and run its stage again")
 
 
-def test_a_shard_that_is_cut_off_or_gone_is_repaired(frames, flow):  # noqa: F811
+def test_a_shard_that_is_cut_off_or_gone_is_repaired(frames, flow):
     shard = frames.parent / "shards/shard-all.h5"
     shard.write_bytes(shard.read_bytes()[:-100])
     fault, of_failed = inspection.verify(frames)
@@ -76,7 +75,7 @@ def test_a_shard_that_is_cut_off_or_gone_is_repaired(frames, flow):  # noqa: F81
         inspection.repair(flow.parent)
 
 
-def test_an_unfinished_store_is_repaired_too(frames):  # noqa: F811
+def test_an_unfinished_store_is_repaired_too(frames):
     """Its stage may have ended because too many clips failed, for a reason that is gone."""
     frames.unlink()
     shard = frames.parent / "shards/shard-all.h5"
@@ -84,7 +83,7 @@ def test_an_unfinished_store_is_repaired_too(frames):  # noqa: F811
     assert inspection.repair(shard, failed=True) == ("frames", ["shard-all"], []) and not shard.exists()
 
 
-def test_damage_in_an_unfinished_store_is_repaired(frames):  # noqa: F811
+def test_damage_in_an_unfinished_store_is_repaired(frames):
     frames.unlink()
     shard = frames.parent / "shards/shard-all.h5"
     whole = shard.read_bytes()
@@ -95,7 +94,7 @@ def test_damage_in_an_unfinished_store_is_repaired(frames):  # noqa: F811
     assert inspection.repair(frames.parent).shards == ["shard-all"] and not shard.exists()
 
 
-def test_a_shard_that_may_not_be_read_is_not_removed(frames, monkeypatch):  # noqa: F811
+def test_a_shard_that_may_not_be_read_is_not_removed(frames, monkeypatch):
     def refused(path, kind):
         raise PermissionError(13, "Permission denied")
 
@@ -113,7 +112,7 @@ def test_a_shard_of_clips_that_failed_is_looked_at_too(tmp_path):
     assert inspection.repair(path).shards == ["shard-all"] and not path.exists()
 
 
-def test_repair_removes_what_is_damaged_and_the_index(frames, flow, capsys):  # noqa: F811
+def test_repair_removes_what_is_damaged_and_the_index(frames, flow, capsys):
     assert inspection.repair(frames) == ("frames", [], []) and frames.exists()
     assert inspection.repair(frames.parent, failed=True) == ("frames", ["shard-all"], [])
     assert not frames.exists() and not (frames.parent / "shards/shard-all.h5").exists()
@@ -128,13 +127,13 @@ def test_repair_removes_what_is_damaged_and_the_index(frames, flow, capsys):  # 
     )
 
 
-def test_verify_tells_by_its_exit_status(frames, capsys):  # noqa: F811
+def test_verify_tells_by_its_exit_status(frames, capsys):
     with h5py.File(frames.parent / "shards/shard-all.h5", "r+") as file:
         file["clips/a/jpeg"][100] ^= 255
     assert main(["verify", str(frames)]) == 1 and "checksum" in capsys.readouterr().out
 
 
-def test_several_paths_are_looked_at_one_after_the_other(frames, flow, tmp_path, capsys):  # noqa: F811
+def test_several_paths_are_looked_at_one_after_the_other(frames, flow, tmp_path, capsys):
     (tmp_path / "curve.json").write_text("{}")
     paths = [str(frames.parent), str(tmp_path), str(flow.parent)]
     assert main(["verify", *paths[::2]]) == 0

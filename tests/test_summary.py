@@ -5,23 +5,13 @@ import re
 
 import numpy as np
 import pytest
-from test_report import HOSTILE, Page
+from pages import HOSTILE, Page
+from scored import table
 
 from pipeline.report import page, summary
 from pipeline.report.summary import Run
-from pipeline.scores import Scores
 
 CLASSES = ("x", "y")
-
-
-def table(right: str, ids, groups=None, classes=CLASSES) -> Scores:
-    """'1' right, '0' wrong, '-' failed; labels alternate."""
-    labels = np.arange(len(right)) % 2
-    rows = [
-        [np.nan] * 2 if r == "-" else np.eye(2)[label if r == "1" else 1 - label]
-        for r, label in zip(right, labels, strict=True)
-    ]
-    return Scores(ids, rows, labels, classes, groups=groups)
 
 
 def run(split="anna", seed=0, spatial="1100", temporal="1010", average="1110", **changes) -> Run:

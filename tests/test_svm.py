@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from scored import appearance_and_motion, noisy, shuffled
 from sklearn.svm import LinearSVC
-from test_fusion import appearance_and_motion, noisy, shuffled
 
 from pipeline.folds import cut_folds
 from pipeline.scores import Scores

@@ -6,8 +6,8 @@ import re
 
 import numpy as np
 import pytest
-from test_report import HOSTILE, Page
-from test_summary import table as scores
+from pages import HOSTILE, Page
+from scored import table as scores
 
 from pipeline.report import page, paper, tables
 from pipeline.report.paper import Row, Table

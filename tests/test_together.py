@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 import torch
 from fakes import FakeStore, second_set, two_classes
-from test_launch import spec as without_batch_norm
 from torch.nn.functional import cross_entropy
-from trainings import assert_same_weights, interrupt_after, scores_of_test_part, spec
+from trainings import assert_same_weights, interrupt_after, scores_of_test_part, spec, without_batch_norm
 
 from pipeline import training
 from pipeline.catalog import UNREADABLE, Catalog

@@ -6,27 +6,14 @@ import numpy as np
 import pytest
 import torch
 from conftest import moving_texture
-from test_flow import MOTIONS, error_px, moved
+from motions import MOTIONS, TERMS, error_px, moved, reference
 
 from pipeline.flow import estimate, tvl1, tvl1_torch, warp
 from pipeline.flow.filters import MEDIAN_FACTORS, median_offsets
 from pipeline.flow.tvl1_model import is_precise
 from pipeline.specs import FlowSpec
 
-TERMS = {
-    "gradient": {"tvl1_gradient_weight": 0.4, "tvl1_brightness_weight": 0.0},
-    "brightness": {"tvl1_gradient_weight": 0.0, "tvl1_brightness_weight": 0.2},
-    "both": {},
-}
-
-
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
-
-
-def reference(first, second, spec):
-    """The definition in float64, of (H, W) uint8 images."""
-    images = (torch.from_numpy(image).double()[None, None] for image in (first, second))
-    return tvl1_torch.flow_between(*images, spec)[0].numpy()
 
 
 def problem(height, width, channels, seed=0):

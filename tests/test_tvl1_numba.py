@@ -10,8 +10,7 @@ import numba
 import numpy as np
 import pytest
 import torch
-from test_flow import MOTIONS, moved
-from test_tvl1 import TERMS, reference
+from motions import MOTIONS, TERMS, moved, reference
 
 from pipeline.flow import compiled, estimate, median_numba, to_gray, tvl1, tvl1_numba, tvl1_rows, warp
 from pipeline.flow.filters import MEDIAN_FACTORS, median_offsets

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import moving_texture
-from test_flow import MOTIONS, moved
+from motions import MOTIONS, moved
 
 from pipeline.flow import estimate, tvl1, tvl1_torch, warp
 from pipeline.specs import FlowSpec
