@@ -17,6 +17,7 @@ from pipeline import remarks
 from pipeline.console import some
 from pipeline.files import file_hash
 from pipeline.layouts import Stat, list_files, match, read_layout, scan_videos, told_lost
+from pipeline.limits import usable_cores
 from pipeline.parts import draw_parts
 from pipeline.progress import Progress, say
 from pipeline.rows import PARTS, ListedClip
@@ -259,7 +260,7 @@ def _copies(catalog: Catalog) -> list[str]:
 
 def reading_threads() -> int:
     """Number of threads that read videos at full speed; twice as many are started, since some wait for the disk."""
-    return min(4, os.cpu_count() or 1)
+    return min(4, usable_cores())
 
 
 def _hash_files(spec: DatasetSpec, clips: Iterable[Clip], known: Iterable[Clip]) -> dict[str, str]:

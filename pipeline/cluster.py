@@ -15,6 +15,7 @@ from typing import Any
 
 from pipeline.errors import WorkerDied
 from pipeline.interrupts import deaf_children
+from pipeline.limits import usable_cores
 from pipeline.progress import say
 from pipeline.specs import ClusterSpec
 
@@ -41,7 +42,7 @@ def worker_count(spec: ClusterSpec, devices: tuple[str, ...] = ()) -> int:
     """Number of workers: `spec.workers`, or one per usable core; with devices here, at most one per device."""
     if devices and spec.kind in ("inline", "local"):
         return min(spec.workers or len(devices), len(devices))
-    return spec.workers or len(os.sched_getaffinity(0))
+    return spec.workers or usable_cores()
 
 
 def threads_each(spec: ClusterSpec, devices: tuple[str, ...]) -> int:
@@ -54,7 +55,7 @@ def threads_each(spec: ClusterSpec, devices: tuple[str, ...]) -> int:
     if spec.kind not in ("inline", "local"):
         return 0
     workers = 1 if spec.kind == "inline" else worker_count(spec, devices)
-    return max(1, len(os.sched_getaffinity(0)) // workers)
+    return max(1, usable_cores() // workers)
 
 
 def shared_by(spec: ClusterSpec, devices: tuple[str, ...] = (), *, most: int) -> int:

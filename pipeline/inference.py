@@ -17,6 +17,7 @@ from pipeline.networks import resolve_device
 from pipeline.progress import Progress, say
 from pipeline.scores import Scores
 from pipeline.specs import ScoreSpec
+from pipeline.tensors import limit_threads
 
 _SHOWN = 5  # failed clips in a message, at most
 
@@ -74,6 +75,7 @@ def score(
             clip that has not failed in the store cannot be read, or the network gives NaN for it.
         RuntimeError: every clip of a labelled part has failed in the store.
     """
+    limit_threads()
     target, trained = resolve_device(device), load_checkpoint(checkpoint, classes=catalog.classes or None)
     refuse_other_data(checkpoint, trained.record.get("data_digest"), data_digest)
     clips = catalog.part(part)

@@ -24,6 +24,7 @@ from pipeline.checkpoint import spec_of
 from pipeline.errors import StageFailed
 from pipeline.files import read_json, write_json
 from pipeline.interrupts import deaf_children
+from pipeline.limits import usable_cores
 from pipeline.progress import say
 from pipeline.specs import StreamSpec
 from pipeline.together import OtherDataset
@@ -124,7 +125,7 @@ def _commands(job: Job, count: int) -> Iterator[tuple[list[str], dict[str, str]]
         say(f"on each other machine, in the same folder, run: torchrun {shlex.join([*meet, *work])}")
         yield ["torch.distributed.run", *meet, *work, "--watched"], {}
         return
-    threads = {"OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // count))}
+    threads = {"OMP_NUM_THREADS": str(max(1, usable_cores() // count))}
     for rank in range(count):
         place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
         given = {name: os.environ.get(name, value) for name, value in {**_LOOPBACK, **threads}.items()}

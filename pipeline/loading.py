@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from pipeline.inputs import ViewBatch
 from pipeline.interrupts import deaf_children
+from pipeline.limits import usable_cores
 from pipeline.progress import say
 
 _SHARED_MEMORY = "/dev/shm"  # where torch's loading processes put their batches, on Linux
@@ -108,7 +109,7 @@ def loader_workers(wanted: int, device: torch.device, sharing: int = 1) -> int:
     """
     if wanted >= 0:
         return wanted
-    cores = max(1, len(os.sched_getaffinity(0)) // sharing)
+    cores = max(1, usable_cores() // sharing)
     return min(cores, _MAX_WORKERS) if device.type == "cuda" else 0
 
 

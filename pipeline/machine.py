@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.console import one_line
+from pipeline.limits import free_memory_bytes, usable_cores
 from pipeline.packages import OPENCVS, PACKAGES, version
 
 FILE_BACKENDS = ("GSTREAMER", "MSMF", "AVFOUNDATION", "CV_MJPEG")  # of OpenCV, besides FFMPEG; others are for cameras
@@ -62,8 +63,8 @@ def resources(artifacts: Path) -> dict[str, Any]:
     """Cores that this process may use, and bytes of free memory and of free disk space for artifacts."""
     folder = next(parent for parent in (artifacts.absolute(), *artifacts.absolute().parents) if parent.is_dir())
     return {
-        "cores": len(os.sched_getaffinity(0)),
-        "memory_free": _memory_free(),
+        "cores": usable_cores(),
+        "memory_free": free_memory_bytes(),
         "disk_free": shutil.disk_usage(folder).free,
         "artifacts": str(artifacts),
     }
@@ -77,16 +78,6 @@ def load() -> dict[str, Any]:
     """
     wanted, cores = os.getloadavg()[0], len(os.sched_getaffinity(0))
     return {"load": wanted, "cores": cores, "busy": wanted > cores}
-
-
-def _memory_free() -> int:
-    """Bytes of memory for new processes: what Linux calls available, else what is free."""
-    about = Path("/proc/meminfo")
-    if about.is_file():
-        sizes = dict(line.split(":") for line in about.read_text().splitlines())
-        if "MemAvailable" in sizes:
-            return int(sizes["MemAvailable"].split()[0]) * 1024
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def devices() -> dict[str, dict[str, Any]]:

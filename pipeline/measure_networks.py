@@ -25,7 +25,7 @@ from pipeline.progress import say
 from pipeline.recipe import algorithms
 from pipeline.resume import TrainingState
 from pipeline.specs import StreamSpec
-from pipeline.tensors import true_float32
+from pipeline.tensors import limit_threads, true_float32
 from pipeline.training import train_step
 
 STEP_SECONDS = 0.5  # after a step that long, no larger one is tried
@@ -44,6 +44,7 @@ def network(spec: StreamSpec, classes: int, *, device: str, one_thread: bool = F
         ValueError: an unknown device or network.
         RuntimeError: even these small steps do not fit into the memory of the device.
     """
+    limit_threads()
     target = resolve_device(device)
     say(f"plan: timing {spec.network}, {spec.stream} stream, on {'the CPU' if target.type == 'cpu' else target}")
     alone = one_thread and target.type == "cpu"

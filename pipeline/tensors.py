@@ -1,8 +1,9 @@
-"""Files of tensors, written whole or not at all, and read without executing code that they may hold; true float32."""
+"""Files of tensors, written whole or not at all, read without executing code in them; torch's threads, true float32."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 
 from pipeline.errors import DamagedFile
 from pipeline.files import commit, file_hash
+from pipeline.limits import usable_cores
 
 
 def save_tensors(path: Path, values: dict[str, Any]) -> None:
@@ -38,6 +40,15 @@ def read_tensors(path: Path | str, *, mmap: bool = False) -> Any:
             f"{path} cannot be loaded with weights_only=True ({type(error).__name__}): it is damaged, or holds "
             "something else"
         ) from error
+
+
+def limit_threads() -> None:
+    """Let torch use no more threads than `usable_cores`, unless OMP_NUM_THREADS says how many.
+
+    In a container it would start one for each core of the machine, and they would wait for one another.
+    """
+    if "OMP_NUM_THREADS" not in os.environ and torch.get_num_threads() > usable_cores():
+        torch.set_num_threads(usable_cores())
 
 
 @contextlib.contextmanager

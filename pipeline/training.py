@@ -34,6 +34,7 @@ from pipeline.progress import Progress, duration_text, say
 from pipeline.recipe import algorithms, learning_rate
 from pipeline.resume import UNUSABLE, Best, Curve, TrainingState, identity_of
 from pipeline.specs import StreamSpec
+from pipeline.tensors import limit_threads
 from pipeline.together import OtherDataset, other_classes, training_set
 
 VALIDATION_FRAMES = 5  # per clip, centre crop only: cheap, and enough to compare one validation with another
@@ -94,6 +95,7 @@ def train(
 
 def train_here(job: Job, world: World, device: torch.device) -> None:
     """Do the work of `train` in this process, one of `world`; process 0 writes the files."""
+    limit_threads()
     spec, catalog, resume = job.spec, job.catalog, job.folder / "resume.pt"
     others = other_classes(spec, catalog, job.other)
     identity = identity_of(spec, job.inputs_key, catalog.classes, others)

@@ -12,7 +12,6 @@ import contextlib
 import dataclasses
 import functools
 import json
-import os
 import signal as signals
 import subprocess
 import sys
@@ -34,6 +33,7 @@ from pipeline.jobs import BAD_CLIP, machine_faults
 from pipeline.jobs.batches import Batch, FlowBytes, FlowClip, Span, write_complete
 from pipeline.jobs.earlier import Earlier
 from pipeline.jobs.helpers import Helpers, run_ahead
+from pipeline.limits import usable_cores
 from pipeline.specs import FlowSpec
 
 _IMAGES = 8  # images that one helper decodes or encodes at a time; a batch keeps a dozen helpers busy
@@ -158,7 +158,7 @@ def _share_of_cores(device: str) -> int:
         return 1
     import torch
 
-    return max(1, len(os.sched_getaffinity(0)) // torch.cuda.device_count())
+    return max(1, usable_cores() // torch.cuda.device_count())
 
 
 class _Line:

@@ -1,0 +1,77 @@
+"""Cores and memory that this process may use: fewer than the machine has, where a container or a job limits them.
+
+In a container that is given the time of 2 cores of 64, the operating system counts 64; only the control groups tell.
+Source: the Linux kernel's documentation of cgroup v2 (cpu.max, memory.max) and v1 (cpu.cfs_quota_us,
+memory.limit_in_bytes).
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+_GROUPS = Path("/sys/fs/cgroup")  # where the control groups are mounted
+_OWN = Path("/proc/self/cgroup")  # those of this process
+_MEMORY = Path("/proc/meminfo")
+
+
+def usable_cores() -> int:
+    """Number of cores: those that this process may run on, or as many as it is given the time of, rounded up."""
+    shares = [quota / period for quota, period in map(_cpu_quota, _groups("cpu")) if quota > 0 and period > 0]
+    return max(1, min([len(os.sched_getaffinity(0)), *map(math.ceil, shares)]))
+
+
+def free_memory_bytes() -> int:
+    """Memory for new processes: what Linux calls available, or less if a control group has less left."""
+    return max(0, min([_available(), *(room for folder in _groups("memory") for room in _room(folder))]))
+
+
+def _groups(controller: str) -> Iterator[Path]:
+    """Folders of the control groups that limit this process, version 2 or 1, with all that they lie in.
+
+    A container may see its own group as the root, whatever path it is told.
+    """
+    for line in _lines(_OWN):
+        _, names, path = line.split(":", 2)  # a line of version 2 names no controllers
+        if not names or controller in names.split(","):
+            root = _GROUPS / controller if names else _GROUPS
+            inside = PurePosixPath(path.lstrip("/"))
+            yield from (root / part for part in (inside, *inside.parents))
+
+
+def _cpu_quota(folder: Path) -> tuple[float, float]:
+    """Microseconds of processor time in each period of so many microseconds; (0, 0) if there is no limit."""
+    if limit := _lines(folder / "cpu.max"):
+        quota, period = limit[0].split()
+        return (0, 0) if quota == "max" else (int(quota), int(period))
+    quota, period = (_lines(folder / f"cpu.cfs_{name}_us") for name in ("quota", "period"))
+    return (int(quota[0]), int(period[0])) if quota and period else (0, 0)
+
+
+def _room(folder: Path) -> Iterator[int]:
+    """Bytes that the group may still use, with those of files that are only cached; nothing if there is no limit."""
+    for limit, used, cached in (
+        ("memory.max", "memory.current", "inactive_file"),
+        ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    ):
+        most, now = _lines(folder / limit), _lines(folder / used)
+        if most and now and most != ["max"]:
+            about = dict(line.split(" ", 1) for line in _lines(folder / "memory.stat"))
+            yield int(most[0]) - int(now[0]) + int(about.get(cached, 0))
+
+
+def _available() -> int:
+    sizes = dict(line.split(":") for line in _lines(_MEMORY))
+    if "MemAvailable" in sizes:
+        return int(sizes["MemAvailable"].split()[0]) * 1024
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _lines(path: Path) -> list[str]:
+    """Lines of a file of the kernel; none if it is not there or must not be read."""
+    try:
+        return path.read_text().splitlines()
+    except OSError:
+        return []
