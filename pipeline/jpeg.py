@@ -7,6 +7,8 @@ import numpy as np
 
 from pipeline.errors import ClipError
 
+_LONGEST_PX = 65_500  # of libjpeg
+
 
 def encode(image: np.ndarray, *, quality: int) -> bytes:
     """JPEG bytes of one image, (H, W, 3) RGB or (H, W) gray, uint8.
@@ -16,7 +18,8 @@ def encode(image: np.ndarray, *, quality: int) -> bytes:
     """
     if image.ndim == 3:
         image = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
-    done, buffer = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])
+    fits = max(image.shape[:2]) <= _LONGEST_PX  # else some versions of OpenCV raise an error of their own
+    done, buffer = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality]) if fits else (False, None)
     if not done:
         raise ClipError(f"an image of shape {image.shape} cannot be written as JPEG; sides are 1 to 65,500 pixels")
     return buffer.tobytes()

@@ -47,7 +47,7 @@ def to_bytes(flow: np.ndarray | Tensor, *, bound_px: float = 20.0, check: bool =
     if not isinstance(flow, np.ndarray):
         scaled = _wide(flow) * float(np.float32(127.5 / bound_px))
         return scaled.clamp_(-127.5, 127.5).add_(127.5).round_().byte()
-    scaled = flow * np.float32(127.5 / bound_px)
+    scaled = _wide(flow) * np.float32(127.5 / bound_px)
     np.clip(scaled, -127.5, 127.5, out=scaled)
     scaled += np.float32(127.5)
     return np.rint(scaled, out=scaled).astype(np.uint8)
@@ -94,6 +94,7 @@ def minmax_to_bytes(
         raise ValueError(f"flow has shape {tuple(flow.shape)}; it must be (..., 2, H, W)")
     if not isinstance(flow, np.ndarray):
         return _minmax_of_tensor(_wide(flow))
+    flow = _wide(flow)
     low, high = (limit(axis=(-2, -1)).astype(np.float32) for limit in (flow.min, flow.max))
     span = high.astype(np.float64) - low
     scale = np.divide(255.0, span, out=np.zeros_like(span), where=span > 0)
@@ -165,8 +166,10 @@ def all_finite(flow: np.ndarray | Tensor) -> np.ndarray | Tensor:
     return np.isfinite(flow).all() if isinstance(flow, np.ndarray) else flow.isfinite().all()
 
 
-def _wide(flow: Tensor) -> Tensor:
-    """Convert half precision to float32, as numpy does before it computes; torch would compute in half precision."""
+def _wide(flow: np.ndarray | Tensor) -> np.ndarray | Tensor:
+    """Convert half precision to float32; torch, and numpy before version 2, would compute in half precision."""
+    if isinstance(flow, np.ndarray):
+        return flow.astype(np.float32) if flow.itemsize < 4 else flow
     return flow.float() if flow.element_size() < 4 else flow
 
 
