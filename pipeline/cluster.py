@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from pipeline.errors import WorkerDied
-from pipeline.interrupts import deaf_children
 from pipeline.limits import usable_cores
+from pipeline.processes import deaf_children
 from pipeline.progress import say
 from pipeline.specs import ClusterSpec
 

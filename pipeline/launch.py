@@ -23,8 +23,8 @@ from pipeline.catalog import Catalog
 from pipeline.checkpoint import spec_of
 from pipeline.errors import StageFailed
 from pipeline.files import read_json, write_json
-from pipeline.interrupts import deaf_children
 from pipeline.limits import usable_cores
+from pipeline.processes import deaf_children
 from pipeline.progress import say
 from pipeline.specs import StreamSpec
 from pipeline.together import OtherDataset

@@ -5,7 +5,6 @@ from __future__ import annotations
 import multiprocessing
 import os
 import pickle
-import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import forkserver
@@ -16,8 +15,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from pipeline.inputs import ViewBatch
-from pipeline.interrupts import deaf_children
 from pipeline.limits import usable_cores
+from pipeline.processes import deaf_children, end_with_parent
 from pipeline.progress import say
 
 _SHARED_MEMORY = "/dev/shm"  # where torch's loading processes put their batches, on Linux
@@ -143,14 +142,4 @@ def _ahead(batches: Iterable) -> Iterator:
 
 def _begin_worker(worker: int) -> None:
     cv2.setNumThreads(1)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """End this process when the one that it loads for is gone, even if that was killed.
-
-    torch watches for another parent process. But the parent of a loading process is the fork server, which lives as
-    long as one of its children does.
-    """
-    multiprocessing.parent_process().join()
-    os._exit(1)
+    end_with_parent()

@@ -11,6 +11,8 @@ import numpy as np
 
 from pipeline.console import some
 from pipeline.folds import cut_folds, scored_pair
+from pipeline.limits import usable_cores
+from pipeline.processes import end_with_parent
 from pipeline.progress import Progress
 from pipeline.scores import Scores
 
@@ -178,7 +180,8 @@ def _held_out_margins(
 
         found = []
         # not threads: the solver draws random numbers from one generator for all of them
-        fits = Parallel(n_jobs=-1, return_as="generator")(delayed(_margins)(a, b, *trial) for trial in trials)
+        pool = Parallel(usable_cores(), backend="loky", initializer=end_with_parent, return_as="generator")
+        fits = pool(delayed(_margins)(a, b, *trial) for trial in trials)
         with Progress("fusion, choosing C", len(trials), "SVMs") as progress:
             for margins in fits:
                 found.append(margins)

@@ -1,4 +1,4 @@
-"""Ctrl-C ends the command that the user started, and what that has started, without a traceback of any of them."""
+"""What a command has started ends with it, whether it is interrupted or killed, and prints no traceback of its own."""
 
 import os
 import signal
@@ -9,7 +9,7 @@ import time
 import pytest
 from conftest import ROOT
 
-from pipeline.interrupts import deaf_children
+from pipeline.processes import deaf_children
 
 PATIENCE_S = 60
 SLEEP = [sys.executable, "-c", "import time; print('up', flush=True); time.sleep(60)"]
@@ -61,6 +61,22 @@ for batch in loader(range(400), range(400), batch=1, workers=2, pin=False, colla
     print("up", flush=True)
     time.sleep(60)
 """
+SVMS = """
+import numpy as np
+from pipeline import svm
+from pipeline.scores import Scores
+
+class Shown(svm.Progress):
+    def advance(self):
+        print("up", flush=True)
+
+svm.Progress = Shown
+random, labels = np.random.default_rng(0), np.arange(800) % 40
+rows, ids = random.dirichlet(np.ones(40), (2, 800)), [f"v{i}" for i in range(800)]
+pair = [Scores(ids, row, labels, [f"c{k}" for k in range(40)], groups=[f"g{i // 40 % 10}" for i in range(800)]) for row in rows]
+svm.choose_c(*pair, [10.0] + [10.0 + k for k in range(20)], folds=5)
+"""
+SCRIPTS = pytest.mark.parametrize("script", [WORKERS, LOADERS, SVMS], ids=["workers", "loading", "svm"])
 
 
 def group_of(script: str) -> subprocess.Popen:
@@ -87,7 +103,7 @@ def ends(group: int) -> bool:
     return not has_members(group)
 
 
-@pytest.mark.parametrize("script", [WORKERS, LOADERS], ids=["workers", "loading"])
+@SCRIPTS
 def test_all_processes_of_the_terminal_are_sent_it_and_one_tells_of_it(script):
     command = group_of(script)
     os.killpg(command.pid, signal.SIGINT)
@@ -96,7 +112,7 @@ def test_all_processes_of_the_terminal_are_sent_it_and_one_tells_of_it(script):
     assert said.count("Traceback") == 1 and said.rstrip().endswith("KeyboardInterrupt")  # that of the script itself
 
 
-@pytest.mark.parametrize("script", [WORKERS, LOADERS], ids=["workers", "loading"])
+@SCRIPTS
 def test_nothing_is_left_of_a_command_that_was_killed(script):
     command = group_of(script)
     command.kill()

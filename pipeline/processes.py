@@ -1,0 +1,48 @@
+"""Processes that this one starts leave Ctrl-C to it, and end with it, however it ends."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from multiprocessing import connection, resource_tracker
+
+_LOOK_SECONDS = 1.0
+
+
+@contextlib.contextmanager
+def deaf_children() -> Iterator[None]:
+    """Processes and threads that begin within the block never hear Ctrl-C (SIGINT), nor do those that they start.
+
+    A terminal sends it to all of them; without this, a stage that is interrupted prints a traceback for every worker.
+    In the calling thread a Ctrl-C waits until the end of the block.
+    """
+    resource_tracker.ensure_running()  # else multiprocessing starts it within the block, and unblocks SIGINT then
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def end_with_parent() -> None:
+    """Called in a child of a pool: end it when the process that it works for is gone, even if that was killed.
+
+    The libraries do not see to it: torch looks whether its processes have another parent, but that is the fork server,
+    which lives as long as one of them does.
+    """
+    parent = multiprocessing.parent_process()
+    threading.Thread(target=_end_after, args=[parent and parent.sentinel, os.getppid()], daemon=True).start()
+
+
+def _end_after(sentinel: int | None, number: int) -> None:
+    """Wait for the parent, by its sentinel; joblib's processes have none, but its number as that of their parent."""
+    if sentinel is not None:
+        connection.wait([sentinel])
+    while sentinel is None and os.getppid() == number:
+        time.sleep(_LOOK_SECONDS)
+    os._exit(1)
