@@ -1,4 +1,4 @@
-"""One way to get dask workers: in this process, local processes, a running scheduler, or a job queue."""
+"""Jobs run by workers: in this process, or on dask workers, wherever `connect` finds them."""
 
 from __future__ import annotations
 
@@ -7,35 +7,22 @@ import contextlib
 import dataclasses
 import functools
 import itertools
-import logging
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import CancelledError
 from typing import Any
 
-from pipeline.errors import WorkerDied
+from pipeline.connect import connect
+from pipeline.errors import MachineFault, WorkerDied
 from pipeline.limits import usable_cores
-from pipeline.processes import deaf_children
+from pipeline.portable import carrier, packed
 from pipeline.progress import say
 from pipeline.specs import ClusterSpec
 
 LINGER_SECONDS = 3.0
-_ENVIRONMENT = {
-    **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), 1),
-    # the process keeps freed arrays for the next ones, up to its (bounded) peak; dask's default is to return each to
-    # the system, which made Flow 15 per cent slower
-    "MALLOC_TRIM_THRESHOLD_": 512 << 20,
-    "MALLOC_MMAP_THRESHOLD_": 32 << 20,
-}
-_DASK_SETTINGS = {
-    # a worker that dies loses all tasks that it held; another try tells the task that killed it from the others
-    "distributed.scheduler.allowed-failures": 1,
-    "distributed.worker.daemon": False,
-    "distributed.admin.tick.limit": "60s",
-    "distributed.nanny.pre-spawn-environ": _ENVIRONMENT,
-    # dask's profiler stops the worker a hundred times a second
-    "distributed.worker.profile.enabled": False,
-}
+_PATIENCE_SECONDS = 10.0  # after which the absence of workers is told
+_GIVE_UP_AFTER = 6  # times that long
 
 
 def worker_count(spec: ClusterSpec, devices: tuple[str, ...] = ()) -> int:
@@ -134,22 +121,24 @@ class Workers:
     def _run_on_dask(self, function: Callable[[Any], Any], jobs: Iterator[Any]) -> Iterator[tuple[Any, Any]]:
         from distributed import as_completed
 
-        client = self._held.client
+        client, elsewhere = self._held.client, self.spec.kind in ("address", "jobqueue")
         resources = {"GPU": 1} if self.devices and _offer_gpus(client) else None
-        ended = as_completed(loop=client.loop)
+        ended, carry = as_completed(loop=client.loop), carrier() if elsewhere else None
 
         def hand_out() -> None:
             for job in itertools.islice(jobs, max(0, self._width() - len(self._running))):
-                future = client.submit(function, job, pure=False, resources=resources)
+                work = (carry, packed(function, job)) if carry else (function, job)
+                future = client.submit(*work, pure=False, resources=resources)
                 self._running[future] = job
                 ended.add(future)
 
-        hand_out()
-        while self._running:
-            future = next(ended)
-            yield self._running.pop(future), _result_of(future)
-            future.release()
+        with _watching(client, self._running, give_up=not elsewhere):
             hand_out()
+            while self._running:
+                future = next(ended)
+                yield self._running.pop(future), _result_of(future, carried=elsewhere)
+                future.release()
+                hand_out()
 
 
 _Wanted = tuple[ClusterSpec, int, tuple[str, ...]]  # where, how many workers, on which devices
@@ -162,7 +151,7 @@ class _Held:
         self.key = (wanted, os.getpid())
         self._stack = contextlib.ExitStack()
         try:
-            self.client = _connect(*wanted, self._stack)
+            self.client = connect(*wanted, self._stack)
         except BaseException:
             self._stack.close()
             raise
@@ -253,63 +242,51 @@ def _outcome(function: Callable[[Any], Any], job: Any) -> Any:
         return error
 
 
-def _result_of(future: Any) -> Any:
+@contextlib.contextmanager
+def _watching(client: Any, running: dict[Any, Any], *, give_up: bool) -> Iterator[None]:
+    """Within the block, say so if no worker is there for a while: jobs wait for one without end.
+
+    Workers elsewhere may come at any time, and it is told when one comes. Those of this machine are started anew when
+    they die; if none has been for long (`give_up`), there is no memory or the like for them, and the jobs are dropped.
+    """
+    over = threading.Event()
+
+    def watch() -> None:
+        absent = 0
+        while not over.wait(_PATIENCE_SECONDS):
+            try:
+                count = len(client.nthreads())
+            except Exception:  # the scheduler is gone, which whoever waits for a job is told
+                return
+            if count and absent:
+                say(f"workers at {client.scheduler.address}: {count}; going on")
+            absent = 0 if count else absent + 1
+            if absent == 1:
+                say(f"no worker at {client.scheduler.address} (the logs of workers tell why); waiting for one")
+            if absent == _GIVE_UP_AFTER and give_up:
+                client.cancel(list(running), force=True)
+                return
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def _result_of(future: Any, *, carried: bool) -> Any:
     from distributed.scheduler import KilledWorker
 
-    error = future.exception()
-    if isinstance(error, KilledWorker):
+    try:
+        done, result = future.result() if carried else (True, future.result())
+    except KilledWorker:
         return WorkerDied(
             "its worker processes died, each time: a crash in native code, a kill from outside, or too little memory"
         )
-    return error if error is not None else future.result()
-
-
-def _connect(spec: ClusterSpec, workers: int, devices: tuple[str, ...], stack: contextlib.ExitStack) -> Any:
-    import dask
-    from distributed import Client
-
-    with dask.config.set(_DASK_SETTINGS):
-        where = spec.address if spec.kind == "address" else _start_cluster(spec, workers, devices, stack)
-        client = Client(where, timeout="30s")
-    stack.callback(client.close)  # not as a context manager: it may be closed by the thread of a timer
-    return client
-
-
-def _start_cluster(spec: ClusterSpec, workers: int, devices: tuple[str, ...], stack: contextlib.ExitStack) -> Any:
-    if spec.kind == "jobqueue":
-        cluster = _job_queue(spec, devices)
-        cluster.scale(jobs=workers)
-    else:
-        from distributed import LocalCluster
-
-        # all ports listen on loopback only; memory is bounded by the batches, not by killing workers
-        options = {
-            "host": "127.0.0.1",
-            "dashboard_address": "127.0.0.1:0",
-            "memory_limit": 0,
-            "silence_logs": logging.CRITICAL,
-        }
-        with deaf_children():  # the workers, and those that replace one that died: all are started by its thread
-            cluster = LocalCluster(n_workers=workers, threads_per_worker=1, **options)
-    stack.callback(cluster.close)
-    return cluster
-
-
-def _job_queue(spec: ClusterSpec, devices: tuple[str, ...]) -> Any:
-    try:
-        import dask_jobqueue
-    except ImportError:
-        raise ValueError("[cluster] kind = jobqueue needs dask-jobqueue: pip install dask-jobqueue") from None
-    name = {
-        "slurm": "SLURMCluster",
-        "pbs": "PBSCluster",
-        "sge": "SGECluster",
-        "lsf": "LSFCluster",
-        "htcondor": "HTCondorCluster",
-    }[spec.queue_system]
-    queue = {"queue": spec.queue} if spec.queue and spec.queue_system != "htcondor" else {}
-    walltime = {} if spec.queue_system == "htcondor" else {"walltime": spec.walltime}
-    # a worker with several cores would take several jobs at a time; its single GPU resource prevents that
-    several = {"worker_extra_args": ["--resources", "GPU=1"]} if devices else {}
-    cores = spec.threads if devices and spec.threads else 1
-    return getattr(dask_jobqueue, name)(cores=cores, processes=1, memory=spec.memory, **queue, **walltime, **several)
+    except CancelledError as error:
+        return MachineFault(f"its workers, or the dask scheduler, are gone and do not come back ({error})")
+    except Exception as error:
+        return error
+    return result if done else MachineFault(result)

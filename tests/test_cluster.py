@@ -3,16 +3,21 @@
 import dataclasses
 import itertools
 import os
+import re
+import shutil
+import subprocess
 import sys
+import threading
 import time
 import types
 from pathlib import Path
 
+import cloudpickle
 import pytest
 
-from pipeline import cluster
+from pipeline import cluster, connect, portable
 from pipeline.cluster import Workers, shared_by, threads_each, worker_count
-from pipeline.errors import WorkerDied
+from pipeline.errors import MachineFault, WorkerDied
 from pipeline.specs import ClusterSpec
 
 
@@ -174,6 +179,93 @@ def _installed(name):
     return importlib.util.find_spec(name) is not None
 
 
+# --- other machines
+
+
+def test_a_worker_elsewhere_runs_jobs_of_its_own_version_only(monkeypatch):
+    run = portable.carrier()
+    assert run(portable.packed(double, 3)) == (True, 6)
+    monkeypatch.setattr(portable, "code_key", lambda: "of another version")
+    done, why = run(portable.packed(double, 3))
+    assert not done and "another version of the project, at" in why and sys.executable in why
+
+
+def test_the_code_has_another_key_if_a_line_differs(tmp_path, monkeypatch):
+    key = portable.code_key()
+    shutil.copytree(portable._CODE, tmp_path / "copy", ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(portable, "_CODE", tmp_path / "copy")
+    assert portable.code_key.__wrapped__() == key
+    with (tmp_path / "copy/flow/tvl1.py").open("a") as file:
+        file.write("# changed")
+    assert portable.code_key.__wrapped__() != key
+
+
+def test_a_worker_without_the_project_says_so():
+    code = "import sys, pickle; sys.modules['pipeline'] = None; run = pickle.load(sys.stdin.buffer); print(run(b'')[1])"
+    sent = cloudpickle.dumps(portable.carrier())
+    said = subprocess.run([sys.executable, "-c", code], input=sent, capture_output=True, check=True).stdout.decode()
+    assert "has not this version of the project: ModuleNotFoundError: " in said
+
+
+@pytest.fixture
+def scheduler(monkeypatch):
+    """A dask cluster in this process that has no worker yet."""
+    from distributed import LocalCluster
+
+    monkeypatch.setattr(cluster, "_PATIENCE_SECONDS", 0.1)
+    options = {"n_workers": 0, "threads_per_worker": 1, "dashboard_address": None, "processes": False}
+    with LocalCluster(**options, host="127.0.0.1", protocol="tcp") as elsewhere:
+        yield elsewhere
+        cluster._KEPT.close()
+
+
+def test_that_no_worker_is_there_is_told_and_when_one_comes(scheduler, capsys):
+    come = threading.Timer(1.0, scheduler.scale, [1])
+    come.start()
+    with Workers(ClusterSpec(kind="address", address=scheduler.scheduler_address), most=2) as workers:
+        assert list(workers.run(slowly_double, [4])) == [(4, 8)]
+    come.join()
+    said = capsys.readouterr().err
+    assert said.count("no worker at tcp://127.0.0.1:") == 1
+    assert len(re.findall(r"workers at tcp://127.0.0.1:\d+: 1; going on", said)) == 1
+
+
+def slowly_double(job):
+    time.sleep(1)
+    return 2 * job
+
+
+def test_workers_of_this_machine_that_do_not_come_back_are_not_waited_for(scheduler):
+    from distributed import Client, as_completed
+
+    with Client(scheduler) as client:
+        running = {client.submit(double, number, pure=False): number for number in range(3)}
+        with cluster._watching(client, running, give_up=True):
+            results = [cluster._result_of(future, carried=False) for future in as_completed(running)]
+    assert [type(result) for result in results] == [MachineFault] * 3
+    assert all("are gone and do not come back" in str(result) for result in results)
+
+
+def test_a_job_that_a_worker_elsewhere_refuses_is_a_fault_of_the_machine(scheduler, monkeypatch):
+    monkeypatch.setattr(cluster, "carrier", lambda: lambda packed: (False, "it has another version"))
+    scheduler.scale(1)
+    with Workers(ClusterSpec(kind="address", address=scheduler.scheduler_address), most=2) as workers:
+        ((_, refused),) = workers.run(double, [4])
+    assert isinstance(refused, MachineFault) and str(refused) == "it has another version"
+
+
+def test_workers_that_cannot_be_started_are_a_fault_of_the_machine(monkeypatch):
+    def fail(**options):
+        try:
+            raise OSError(24, "Too many open files")
+        except OSError as error:
+            raise RuntimeError("Nanny failed to start.") from error
+
+    monkeypatch.setattr("distributed.LocalCluster", fail)
+    with pytest.raises(MachineFault, match="workers cannot be started on this machine: OSError: .* Too many open"):
+        Workers(ClusterSpec(workers=1), most=1).__enter__()
+
+
 # --- devices
 
 
@@ -270,8 +362,8 @@ def test_jobs_of_a_queue_take_one_gpu_and_its_threads(monkeypatch):
     given = []
     fake = types.SimpleNamespace(SLURMCluster=lambda **options: given.append(options))
     monkeypatch.setitem(sys.modules, "dask_jobqueue", fake)
-    cluster._job_queue(ClusterSpec(kind="jobqueue", threads=8), ())
-    cluster._job_queue(ClusterSpec(kind="jobqueue", threads=8), ("auto",))
+    connect._job_queue(ClusterSpec(kind="jobqueue", threads=8), ())
+    connect._job_queue(ClusterSpec(kind="jobqueue", threads=8), ("auto",))
     assert [options["cores"] for options in given] == [1, 8]
     assert "worker_extra_args" not in given[0] and given[1]["worker_extra_args"] == ["--resources", "GPU=1"]
 

@@ -75,9 +75,9 @@ def test_hdf5_lives_in_the_store():
     assert users == {"store"}
 
 
-def test_dask_lives_in_one_place():
+def test_dask_lives_in_two_places():
     users = {layer for file, layer in modules().items() if {"dask", "distributed"} & imported(file)}
-    assert users == {"cluster"}
+    assert users == {"connect", "cluster"}
 
 
 def test_tasks_import_no_arithmetic():

@@ -1,0 +1,102 @@
+"""How to get dask workers: processes or GPUs of this machine, those of a running scheduler, or jobs of a queue."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from typing import Any
+
+from pipeline.console import one_line
+from pipeline.errors import MachineFault
+from pipeline.processes import deaf_children
+from pipeline.specs import ClusterSpec
+
+_ENVIRONMENT = {
+    **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), 1),
+    # the process keeps freed arrays for the next ones, up to its (bounded) peak; dask's default is to return each to
+    # the system, which made Flow 15 per cent slower
+    "MALLOC_TRIM_THRESHOLD_": 512 << 20,
+    "MALLOC_MMAP_THRESHOLD_": 32 << 20,
+}
+_DASK_SETTINGS = {
+    # a worker that dies loses all tasks that it held; another try tells the task that killed it from the others
+    "distributed.scheduler.allowed-failures": 1,
+    "distributed.worker.daemon": False,
+    "distributed.admin.tick.limit": "60s",
+    "distributed.nanny.pre-spawn-environ": _ENVIRONMENT,
+    # dask's profiler stops the worker a hundred times a second
+    "distributed.worker.profile.enabled": False,
+}
+
+
+def connect(spec: ClusterSpec, workers: int, devices: tuple[str, ...], stack: contextlib.ExitStack) -> Any:
+    """A dask client of that many workers.
+
+    Args:
+        spec: where the workers are.
+        workers: how many are started; a running scheduler has as many as it has.
+        devices: CUDA devices that they will use; none for work on the CPU.
+        stack: gets what must be closed after use.
+
+    Raises:
+        ValueError: dask-jobqueue is not installed.
+        OSError: the scheduler does not answer.
+        MachineFault: no process can be started here, for want of memory, open files or the like.
+    """
+    import dask
+    from distributed import Client
+
+    with dask.config.set(_DASK_SETTINGS):
+        where = spec.address if spec.kind == "address" else _start_cluster(spec, workers, devices, stack)
+        client = Client(where, timeout="30s")
+    stack.callback(client.close)  # not as a context manager: it may be closed by the thread of a timer
+    return client
+
+
+def _start_cluster(spec: ClusterSpec, workers: int, devices: tuple[str, ...], stack: contextlib.ExitStack) -> Any:
+    if spec.kind == "jobqueue":
+        cluster = _job_queue(spec, devices)
+        cluster.scale(jobs=workers)
+    else:
+        from distributed import LocalCluster
+
+        # all ports listen on loopback only; memory is bounded by the batches, not by killing workers
+        options = {
+            "host": "127.0.0.1",
+            "dashboard_address": "127.0.0.1:0",
+            "memory_limit": 0,
+            "silence_logs": logging.CRITICAL,
+        }
+        try:
+            with deaf_children():  # the workers, and those that replace one that died: all are started by its thread
+                cluster = LocalCluster(n_workers=workers, threads_per_worker=1, **options)
+        except (RuntimeError, OSError) as error:
+            raise MachineFault(f"workers cannot be started on this machine: {_first_cause(error)}") from error
+    stack.callback(cluster.close)
+    return cluster
+
+
+def _first_cause(error: BaseException) -> str:
+    while cause := error.__cause__ or error.__context__:
+        error = cause
+    return one_line(f"{type(error).__name__}: {error}")
+
+
+def _job_queue(spec: ClusterSpec, devices: tuple[str, ...]) -> Any:
+    try:
+        import dask_jobqueue
+    except ImportError:
+        raise ValueError("[cluster] kind = jobqueue needs dask-jobqueue: pip install dask-jobqueue") from None
+    name = {
+        "slurm": "SLURMCluster",
+        "pbs": "PBSCluster",
+        "sge": "SGECluster",
+        "lsf": "LSFCluster",
+        "htcondor": "HTCondorCluster",
+    }[spec.queue_system]
+    queue = {"queue": spec.queue} if spec.queue and spec.queue_system != "htcondor" else {}
+    walltime = {} if spec.queue_system == "htcondor" else {"walltime": spec.walltime}
+    # a worker with several cores would take several jobs at a time; its single GPU resource prevents that
+    several = {"worker_extra_args": ["--resources", "GPU=1"]} if devices else {}
+    cores = spec.threads if devices and spec.threads else 1
+    return getattr(dask_jobqueue, name)(cores=cores, processes=1, memory=spec.memory, **queue, **walltime, **several)
