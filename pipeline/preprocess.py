@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -257,10 +258,16 @@ def _run_jobs(kind: str, function, jobs: list, cluster: ClusterSpec, devices: tu
 def _units_of(kind: str, job: Any, result: Any) -> int:
     if isinstance(result, BaseException):
         raise StageFailed(
-            f"{kind}: shard {job.path} could not be made: {type(result).__name__}: {result}. "
+            f"{kind}: shard {job.path} could not be made: {type(result).__name__}: {_said(result)}. "
             "Finished shards are kept; when the cause is mended, run the same command again and it goes on from there."
         ) from result
     return result
+
+
+def _said(error: BaseException) -> str:
+    """The error's message; of HDF5's about a failed write only the cause, because the rest is lines long."""
+    of_hdf5 = isinstance(error, OSError) and error.errno and error.filename is None
+    return os.strerror(error.errno) if of_hdf5 else str(error)
 
 
 def _say_what_is_odd(records: list[store.Record]) -> None:

@@ -9,6 +9,7 @@ in `pipeline/specs/`.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Collection, Mapping, Sequence
 from configparser import InterpolationError
 from pathlib import Path
@@ -169,11 +170,17 @@ def check_dataset(name: str) -> None:
 
     Raises:
         FileNotFoundError: LUIGI_CONFIG_PATH names no file, or there is no luigi.cfg.
-        ValueError: the dataset has no section.
+        PermissionError: one of them may not be read.
+        ValueError: the dataset has no section, or the file of LUIGI_CONFIG_PATH has none at all.
     """
     overlay = os.environ.get("LUIGI_CONFIG_PATH", "")
     if overlay and not Path(overlay).is_file():
         raise FileNotFoundError(f"LUIGI_CONFIG_PATH is {overlay!r}, and there is no such file")
+    for path in filter(None, ("luigi.cfg", overlay)):  # Luigi leaves out what it cannot open
+        if Path(path).is_file():
+            text = Path(path).read_text(errors="replace")
+            if path == overlay and not re.search(r"^\[", text, re.MULTILINE):
+                raise ValueError(f"LUIGI_CONFIG_PATH is {overlay!r}, which holds no settings")
     # a preset alone leaves out the rest, such as the exit status of a task that failed
     if not datasets() or (from_command_line() and not get_config().has_section("retcode")):
         raise FileNotFoundError(

@@ -238,6 +238,22 @@ def test_a_time_limit_is_a_reason(tiny_dataset, tmp_path):
     assert (record.status, record.reason) == ("failed", "decoding takes longer than 0.01 s")
 
 
+def test_a_video_that_is_replaced_while_frames_are_made_is_no_frame_of_the_former(tiny_dataset, tmp_path):
+    videos = shutil.copytree(tiny_dataset, tmp_path / "videos")
+    catalog = read_dataset(DatasetSpec(videos=str(videos), group_pattern=GROUPS), "dan")
+    about = {"videos": videos, "spec": FRAMES, "cluster": INLINE, "attrs": {"digest": "f", "spec": "{}"}}
+    one, other = videos / "right/anna_right.avi", videos / "down/ben_down.avi"
+    former = one.read_bytes()
+    one.write_bytes(other.read_bytes())
+    with pytest.raises(
+        StageFailed, match=r"MachineFault: .*anna_right.avi has changed since the catalog was read; run"
+    ):
+        make_frames(tmp_path / "frames", catalog, **about)
+    one.write_bytes(former)  # now it has only another time stamp
+    make_frames(tmp_path / "frames", catalog, **about)
+    assert not store.open_frames(tmp_path / "frames").failed
+
+
 def test_too_little_memory_is_no_fault_of_a_video(tiny_dataset, tmp_path, monkeypatch):
     catalog = read_dataset(DatasetSpec(videos=str(tiny_dataset), group_pattern=GROUPS), "dan")
     job = frames_job.FramesJob(tmp_path / "s.h5", tiny_dataset, catalog.clips, FrameSpec(), {"digest": "d"})

@@ -152,6 +152,25 @@ def test_settings_that_were_not_read_are_refused(config, tmp_path, monkeypatch):
     monkeypatch.setenv("LUIGI_CONFIG_PATH", "none.cfg")
     with pytest.raises(FileNotFoundError, match="LUIGI_CONFIG_PATH is 'none.cfg', and there is no such file"):
         settings.check_dataset("mine")
+    monkeypatch.setenv("LUIGI_CONFIG_PATH", "empty.cfg")
+    (tmp_path / "empty.cfg").write_text("# [run]\n")
+    with pytest.raises(ValueError, match="LUIGI_CONFIG_PATH is 'empty.cfg', which holds no settings"):
+        settings.check_dataset("mine")
+    (tmp_path / "empty.cfg").write_text("# mine\n[run]\n")
+    settings.check_dataset("mine")
+
+
+@pytest.mark.parametrize("name", ["luigi.cfg", "mine.cfg"])
+def test_settings_that_may_not_be_read_are_refused(config, tmp_path, monkeypatch, name):
+    config.read_dict({"dataset.mine": {}})
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LUIGI_CONFIG_PATH", "mine.cfg")
+    (tmp_path / "mine.cfg").write_text("[run]\n")
+    (tmp_path / "luigi.cfg").write_text("[run]\n")
+    real = Path.read_text
+    monkeypatch.setattr(Path, "read_text", lambda path, **how: 1 / 0 if path.name == name else real(path, **how))
+    with pytest.raises(ZeroDivisionError):  # root may read anything, so no file can be closed to it
+        settings.check_dataset("mine")
 
 
 def test_an_unknown_flag_is_refused(capsys):

@@ -5,13 +5,15 @@ import hashlib
 import multiprocessing
 import os
 import pickle
+import subprocess
+import sys
 import zlib
 
 import cv2
 import h5py
 import numpy as np
 import pytest
-from conftest import moving_texture
+from conftest import ROOT, moving_texture
 from stores import ATTRS, smooth_flow, write_flow, write_frames
 
 from pipeline import jpeg, store
@@ -382,3 +384,30 @@ def test_views_are_written_clip_by_clip_and_read_one_at_a_time(tmp_path):
     with h5py.File(tmp_path / "s.h5") as file:
         assert file["views/probabilities"].chunks == (1, 4, 2) and file["views/features"].dtype == np.float32
     assert store.read_arrays(tmp_path / "s.h5", "scores")[0] == {"video_ids": ["a", "b", "c"]}
+
+
+FULL = """
+import resource, sys
+from pathlib import Path
+import numpy as np
+from pipeline import store
+path, limit, size, clips = sys.argv[1], *map(int, sys.argv[2:])
+resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+with store.ShardWriter(Path(path), "frames", {"digest": "d"}) as shard:
+    for number in range(clips):
+        clip = shard.clip(f"c{number}")
+        for _ in range(5):
+            clip.append(np.random.default_rng(0).bytes(size))
+        crc32 = clip.finish({"label": 0, "class": "x", "group": "g"}, [0.0] * 5)
+        shard.record(store.Record(f"c{number}", "x", 0, "g", 5, "ok", "", crc32))
+"""
+
+
+@pytest.mark.parametrize(("limit", "size", "clips"), [(100_000, 9000, 8), (100_000, 900, 60), (3000, 10, 1)])
+def test_a_full_disk_is_one_error_and_leaves_nothing(tmp_path, limit, size, clips):
+    """A limit on the size of files stands for the full disk."""
+    command = [sys.executable, "-c", FULL, str(tmp_path / "shard.h5"), *map(str, (limit, size, clips))]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 1  # no crash at the end
+    assert done.stderr.count("Traceback") == 1 and "Exception ignored" not in done.stderr
+    assert "errno = 27" in done.stderr and not list(tmp_path.iterdir())

@@ -11,8 +11,10 @@ from typing import Any
 import cv2
 
 from pipeline import jpeg, store
-from pipeline.catalog import Clip
+from pipeline.catalog import UNREADABLE, Clip
 from pipeline.console import one_line
+from pipeline.errors import MachineFault
+from pipeline.files import file_hash
 from pipeline.jobs import BAD_CLIP, machine_faults
 from pipeline.jobs.earlier import Earlier, copied
 from pipeline.specs import FrameSpec
@@ -86,6 +88,7 @@ def _frames_clip(shard: store.ShardWriter, job: FramesJob, clip: Clip) -> store.
     if watched:
         _end_if_hanging(spec)
     try:
+        _refuse_changed(path, clip)
         if job.careful:
             try_decoding(path, timeout_seconds=spec.timeout_seconds)
         video = Video(path, short_side_px=spec.short_side_px, timeout_seconds=spec.timeout_seconds)
@@ -97,6 +100,7 @@ def _frames_clip(shard: store.ShardWriter, job: FramesJob, clip: Clip) -> store.
                 shape = image.shape
                 if watched and len(seconds) % _FRAMES_WATCHED == 0:
                     _end_if_hanging(spec)
+        _refuse_changed(path, clip)
         if len(seconds) < spec.min_frames:
             raise VideoError(_too_few(len(seconds), video))
     except BAD_CLIP as error:
@@ -107,6 +111,15 @@ def _frames_clip(shard: store.ShardWriter, job: FramesJob, clip: Clip) -> store.
     return store.Record(
         clip.id, clip.class_name, clip.label, clip.group, len(seconds), "ok", _oddity(len(seconds), video), crc32
     )
+
+
+def _refuse_changed(path: Path, clip: Clip) -> None:
+    """Refuse a video that is no longer what the catalog knows: its images would be kept as those of the former one."""
+    if clip.content == UNREADABLE or not path.is_file():  # whoever opens it tells why
+        return
+    about = path.stat()
+    if (about.st_size, about.st_mtime_ns) != (clip.bytes, clip.mtime_ns) and file_hash(path) != clip.content:
+        raise MachineFault(f"{path} has changed since the catalog was read; run the same command again, which reads it")
 
 
 def _end_if_hanging(spec: FrameSpec) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import shlex
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -20,16 +21,38 @@ from pipeline.files import commit
 
 FORMAT_VERSION = 1
 TEXT = h5py.string_dtype("utf-8")
+# HDF5's usual driver would gather small writes until an array is closed, where nobody is told that they fail
+_AT_ONCE = "two-stream-at-once"
+h5py.register_driver(_AT_ONCE, lambda access: access.set_sieve_buf_size(0))
 
 
 @contextlib.contextmanager
 def create(path: Path | str, kind: str, attrs: Mapping[str, Any]) -> Iterator[h5py.File]:
     """Create a file of format `two-stream-<kind>`; it exists only if the block ends without error."""
-    with commit(path) as temporary, h5py.File(temporary, "w") as file:
-        file.attrs["format"] = f"two-stream-{kind}"
-        file.attrs["format_version"] = FORMAT_VERSION
-        file.attrs.update(attrs)
-        yield file
+    with commit(path) as temporary:
+        file = h5py.File(temporary, "w", driver=_AT_ONCE)
+        try:
+            file.attrs["format"] = f"two-stream-{kind}"
+            file.attrs["format_version"] = FORMAT_VERSION
+            file.attrs.update(attrs)
+            yield file
+            file.flush()  # after this, closing writes nothing that could fail
+        except BaseException:
+            _give_up(file)
+            raise
+        file.close()
+
+
+def _give_up(file: h5py.File) -> None:
+    """Close a file whose content is not wanted any more; what HDF5 has not written yet goes nowhere.
+
+    On a full disk it could not be closed: every array would print a traceback, and the process crash when it ends.
+    """
+    nowhere = os.memfd_create("given-up")
+    os.dup2(nowhere, file.id.get_vfd_handle())
+    os.close(nowhere)
+    with contextlib.suppress(OSError, RuntimeError):
+        file.close()
 
 
 @contextlib.contextmanager
