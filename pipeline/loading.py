@@ -14,6 +14,8 @@ import cv2
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from pipeline.console import one_line
+from pipeline.errors import MachineFault
 from pipeline.inputs import ViewBatch
 from pipeline.limits import usable_cores
 from pipeline.processes import deaf_children, end_with_parent
@@ -62,10 +64,25 @@ def loader(
             "prefetch_factor": _BATCHES_AHEAD,
             "worker_init_fn": _begin_worker,
         }
-    batches = DataLoader(
+    batches = _Loader(
         dataset, batch_size=batch, sampler=numbers, num_workers=workers, pin_memory=pin, collate_fn=collate, **parallel
     )
     return batches if workers else _ahead(batches)
+
+
+class _Loader(DataLoader):
+    """torch's, but that a loading process dies, or cannot be started, is a fault of the machine."""
+
+    def __iter__(self) -> Iterator:
+        try:
+            yield from super().__iter__()
+        except (RuntimeError, ConnectionError) as error:
+            if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
+                raise
+            raise MachineFault(
+                f"a loading process has died, perhaps for want of memory ({one_line(str(error))}); the same command "
+                "goes on; fewer of them (loader_workers) need less"
+            ) from None
 
 
 def sent_ahead(batches: Iterable[tuple[ViewBatch, torch.Tensor]], device: torch.device) -> Iterator:

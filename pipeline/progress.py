@@ -11,16 +11,35 @@ from pipeline.console import plain
 tqdm = None
 with contextlib.suppress(ImportError):  # without tqdm, lines are written in place of a bar
     from tqdm import tqdm
+_last_said = ""
+
+
+def last_said() -> str:
+    """The last message of this process."""
+    return _last_said
 
 
 def say(text: str) -> None:
-    """Print a message for the user, above any bar; unprintable characters, as of file names, are escaped."""
-    text = "\n".join(map(plain, text.split("\n")))
-    if tqdm:
-        tqdm.write(text, file=sys.stderr)
-    else:
-        print(text, file=sys.stderr)
-    sys.stderr.flush()
+    """Print a message for the user, above any bar; unprintable characters, as of file names, are escaped.
+
+    That nobody can read it (a log that is closed, or on a full disk) does not end the work.
+    """
+    global _last_said
+    _last_said = text = "\n".join(map(plain, text.split("\n")))
+    if sys.stderr is None:
+        return
+    with contextlib.suppress(OSError, ValueError):
+        if tqdm:
+            tqdm.write(text, file=sys.stderr)
+        else:
+            print(text, file=sys.stderr)
+        sys.stderr.flush()
+
+
+def _on_terminal() -> bool:
+    with contextlib.suppress(OSError, ValueError):  # it is closed
+        return sys.stderr is not None and sys.stderr.isatty()
+    return False
 
 
 def duration_text(seconds: float) -> str:
@@ -44,7 +63,7 @@ class Progress:
         self.title, self.total, self.unit, self.line_seconds = title, total, unit, line_seconds
         self.done = 0
         self._begun = self._said = time.monotonic()
-        bar = tqdm and sys.stderr.isatty()
+        bar = tqdm and _on_terminal()
         self._bar = tqdm(total=total, unit=unit, desc=title, dynamic_ncols=True) if bar else None
         if self._bar is None and total:
             say(f"{title}: {total} {unit}")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -30,10 +31,25 @@ def identity_of(spec: StreamSpec, inputs_key: str, classes: Sequence[str], other
 def steps_done(path: Path, identity: str) -> int:
     """Steps done in `resume.pt` by a training of this identity; 0 if it would start anew."""
     try:
-        saved = load_tensors(path, _FORMAT, _VERSION, mmap=True)
+        saved = _read(path, mmap=True)
     except (FileNotFoundError, ValueError):
         return 0
     return saved["step"] if saved["identity"] == identity else 0
+
+
+def _read(path: Path, *, mmap: bool = False) -> dict[str, Any]:
+    """What `TrainingState.save` wrote.
+
+    Raises:
+        FileNotFoundError, OSError, MemoryError, ValueError: as `checkpoint.load_tensors`; a part is missing.
+    """
+    saved = load_tensors(path, _FORMAT, _VERSION, mmap=mmap)
+    parts = {"identity": str, "step": int, **dict.fromkeys(("network", "optimizer", "scaler", "best", "curve"), dict)}
+    whole = all(isinstance(saved.get(name), kind) for name, kind in parts.items())
+    kinds = {"curve": Curve, "best": Best} if whole and saved["best"] else {"curve": Curve}
+    if not whole or any(saved[name].keys() != {part.name for part in fields(of)} for name, of in kinds.items()):
+        raise ValueError(f"{path} does not hold the state of a training as this version of the code keeps it")
+    return saved
 
 
 @dataclass
@@ -149,7 +165,7 @@ class TrainingState:
 
     def _load(self, path: Path, identity: str) -> None:
         try:
-            saved = load_tensors(path, _FORMAT, _VERSION)
+            saved = _read(path)
         except FileNotFoundError:
             return
         except ValueError as error:

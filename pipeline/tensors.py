@@ -18,8 +18,9 @@ from pipeline.limits import usable_cores
 
 def save_tensors(path: Path, values: dict[str, Any]) -> None:
     """Write a dict of tensors and plain values, whole or not at all."""
-    with commit(path) as temporary:
-        torch.save(values, temporary)
+    # an open file, because torch writes a path's name into the file: equal values then give equal bytes
+    with commit(path) as temporary, temporary.open("wb") as file:
+        torch.save(values, file)
 
 
 def read_tensors(path: Path | str, *, mmap: bool = False) -> Any:

@@ -286,4 +286,4 @@ def _say_present(task: luigi.Task) -> None:
 
 @luigi.Task.event_handler(luigi.Event.FAILURE)
 def _say_failure(task: luigi.Task, error: BaseException) -> None:
-    say(f"{type(task).__name__} FAILED: {mistakes.error_line(error, getattr(task, 'folder', None))}")
+    mistakes.say_failure(f"{type(task).__name__} FAILED: {mistakes.error_line(error, getattr(task, 'folder', None))}")

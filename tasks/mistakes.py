@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import errno
 import linecache
 import logging
 import os
 import re
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,11 +23,12 @@ from luigi.task_register import TaskClassException
 from pipeline import files
 from pipeline.console import one_line
 from pipeline.errors import DamagedFile, MachineFault, StageFailed, WorkerDied
-from pipeline.progress import say
+from pipeline.progress import last_said, say
 from tasks import settings
 
 _OURS = Path(__file__).parents[1]
 _NOT_OURS = (WorkerDied, DamagedFile, MachineFault)
+_FAILURES: list[str] = []  # of this command, as they were said
 _OF_TORCH = "enforce fail at inline_container"  # torch's message if a file of weights could not be written
 
 
@@ -129,7 +133,10 @@ def plainly(error: BaseException) -> str:
 
 def _say_or_show(kind: type[BaseException], error: BaseException, trace) -> None:
     """Replaces `sys.excepthook`: an error that is no fault of the program is printed without its traceback."""
-    if isinstance(error, KeyboardInterrupt):
+    if isinstance(error, Ended):
+        say(f"ended by {error}; run the same command to resume")
+        os.kill(os.getpid(), error.number)  # so that whoever sent the signal sees by the exit status that it did it
+    elif isinstance(error, KeyboardInterrupt):
         say("interrupted; run the same command to resume")
     elif mistake := mistake_of_command(error):
         say(f"error: {mistake}")
@@ -137,8 +144,45 @@ def _say_or_show(kind: type[BaseException], error: BaseException, trace) -> None
         sys.__excepthook__(kind, error, trace)
 
 
+class Ended(KeyboardInterrupt):
+    """A signal asks the command to end (a closed terminal, a job that is out of time): it does so as after Ctrl-C."""
+
+    def __init__(self, number: int):
+        super().__init__(signal.Signals(number).name)
+        self.number = number
+
+
+def _end_as_after_ctrl_c() -> None:
+    """Let SIGTERM and SIGHUP raise `Ended` in this process, not in those that it forks; a second one kills it."""
+    own = os.getpid()
+
+    def end(number: int, frame) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        if os.getpid() == own:
+            raise Ended(number)
+        os.kill(os.getpid(), number)
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) == signal.SIG_DFL:  # nohup ignores one
+            signal.signal(number, end)
+
+
+def say_failure(line: str) -> None:
+    """Say that a task failed, and once more at the end of the command if others have gone on meanwhile."""
+    _FAILURES.append(line)
+    say(line)
+
+
+def _say_again() -> None:
+    if _FAILURES and last_said() != _FAILURES[-1]:
+        say("\n".join(["what failed:", *_FAILURES]))
+
+
 def install() -> None:
     """Report mistakes in one line from now on: in Luigi's log and, if its command runs, at the end of the program."""
     logging.getLogger("luigi-interface").addFilter(_WithoutTraceback())
     if any(frame.f_code is run_with_retcodes.__code__ for frame, _ in traceback.walk_stack(None)):
         sys.excepthook = _say_or_show
+        atexit.register(_say_again)
+        if threading.current_thread() is threading.main_thread():
+            _end_as_after_ctrl_c()

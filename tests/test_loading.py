@@ -1,7 +1,9 @@
 """How many processes load, and where shared memory does not hold what they would put there."""
 
 import contextlib
+import multiprocessing
 import os
+import signal
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,6 +12,7 @@ import pytest
 import torch
 
 from pipeline import loading
+from pipeline.errors import MachineFault
 from pipeline.inputs import stack_views, to_inputs
 from pipeline.loading import loader, loader_workers, sent_ahead
 from pipeline.transforms import View
@@ -158,3 +161,32 @@ def test_processes_are_forked_from_one_that_has_torch_and_none_is_idle():
     items = [item for batch in made for item in batch]
     assert os.getpid() not in {process for process, _ in items}
     assert all(has_torch for _, has_torch in items)
+
+
+class Killed:
+    """Its third item ends the process that makes it, as a want of memory would."""
+
+    def __getitem__(self, number):
+        if number == 2 and multiprocessing.parent_process():
+            os.kill(os.getpid(), signal.SIGKILL)
+        return np.zeros(1)
+
+
+def test_a_loading_process_that_is_killed_is_a_fault_of_the_machine():
+    batches = loader(Killed(), range(4), batch=1, workers=1, pin=False, collate=np.stack)
+    with pytest.raises(
+        MachineFault, match="a loading process has died, perhaps for want of memory .*DataLoader worker"
+    ):
+        list(batches)
+
+
+def test_what_a_dataset_raises_is_no_fault_of_the_machine():
+    def made(*_):
+        yield 1
+        raise RuntimeError("no such item")
+
+    batches = loader(range(4), range(4), batch=1, workers=1, pin=False, collate=np.stack)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.utils.data.DataLoader, "__iter__", made)
+        with pytest.raises(RuntimeError, match="^no such item$"):
+            list(batches)

@@ -2,6 +2,8 @@
 
 import linecache
 import logging
+import os
+import signal
 import subprocess
 import sys
 
@@ -149,3 +151,36 @@ def test_what_is_read_to_find_whether_a_stage_is_done_is_told_plainly(config, mo
     monkeypatch.setattr("tasks.settings.from_command_line", lambda: True)
     with pytest.raises(SystemExit, match="error: .* Permission denied: 'weights.pth'"):
         fresh(Catalog).complete()
+
+
+ENDS = """
+import os, sys, time
+from tasks import mistakes
+mistakes._end_as_after_ctrl_c()
+sys.excepthook = mistakes._say_or_show
+child = os.fork()
+if not child:
+    time.sleep(60)
+print(child, flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_that_ends_the_command_is_told_in_one_line(number):
+    command = [sys.executable, "-c", ENDS]
+    run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    child = int(run.stdout.readline())
+    os.kill(child, number)  # says nothing: it belongs to the command
+    run.send_signal(number)
+    assert run.wait(60) == -number
+    assert run.stderr.read() == f"ended by {number.name}; run the same command to resume\n"
+
+
+@pytest.mark.parametrize("others", [[], ["Other: done"]])
+def test_what_failed_is_the_last_word(others):
+    code = "import atexit; from tasks import mistakes; atexit.register(mistakes._say_again)"
+    code += f"; mistakes.say_failure('Flow FAILED: x'); [mistakes.say(text) for text in {others}]"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    again = ["what failed:", "Flow FAILED: x"] if others else []
+    assert done.stderr.splitlines() == ["Flow FAILED: x", *others, *again]

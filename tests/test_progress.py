@@ -1,10 +1,13 @@
 """A log gets plain lines, now and then and at the end; never a bar."""
 
+import contextlib
 import itertools
+import sys
+from pathlib import Path
 
 import pytest
 
-from pipeline.progress import Progress, duration_text, say
+from pipeline.progress import Progress, duration_text, last_said, say
 
 
 def test_a_log_gets_plain_lines(capsys):
@@ -26,6 +29,18 @@ def test_lines_are_rare_and_an_error_ends_without_one(capsys):
     except KeyError:
         pass
     assert capsys.readouterr().err == "flow: 4 clips\n"
+
+
+@pytest.mark.parametrize("stream", [None, "closed", "full"])
+def test_a_log_that_takes_nothing_does_not_end_the_work(monkeypatch, tmp_path, stream):
+    with contextlib.suppress(OSError), (Path("/dev/full") if stream == "full" else tmp_path / "log").open("w") as log:
+        if stream == "closed":
+            log.close()
+        monkeypatch.setattr(sys, "stderr", log if stream else None)
+        with Progress("flow", 4, "clips", line_seconds=0.0) as progress:
+            progress.advance(2)
+            say("a message")
+        assert progress.done == 2 and last_said().startswith("flow: 2 clips in ")
 
 
 @pytest.mark.parametrize(

@@ -69,7 +69,17 @@ def test_resuming_repeats_no_step(data, tmp_path, monkeypatch, capsys):
     assert "spatial: training goes on from step 10 of 12" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("change", ["spec", "inputs", "format", "damaged"])
+OTHERWISE = {
+    "no best": lambda saved: saved.pop("best"),
+    "no step": lambda saved: saved.pop("step"),
+    "no identity": lambda saved: saved.pop("identity"),
+    "text for a number": lambda saved: saved.update(step="9"),
+    "another curve": lambda saved: saved["curve"].update(x=1),
+    "another best": lambda saved: saved["best"].pop("top1"),
+}
+
+
+@pytest.mark.parametrize("change", ["spec", "inputs", "format", "damaged", *OTHERWISE])
 def test_the_resume_file_of_another_training_is_not_used(data, tmp_path, monkeypatch, capsys, change):
     catalog = data("frames")
     expected, _ = run(spec(seed=5), catalog, tmp_path / "expected")
@@ -86,12 +96,16 @@ def test_the_resume_file_of_another_training_is_not_used(data, tmp_path, monkeyp
         save_tensors(tmp_path / "resume.pt", {"format": "something", "format_version": 1})
     if change == "damaged":
         (tmp_path / "resume.pt").write_bytes(b"half")
+    if change in OTHERWISE:
+        saved = tensors.read_tensors(tmp_path / "resume.pt")
+        OTHERWISE[change](saved)
+        save_tensors(tmp_path / "resume.pt", saved)
     kept = []
     monkeypatch.setattr(
         training, "train_step", lambda now, *b: kept.extend(tmp_path.glob("*.unusable")) or real(now, *b)
     )
     found, _ = run(spec(seed=5), catalog, tmp_path)
-    assert bool(kept) == (change in ("format", "damaged")) and not list(tmp_path.glob("resume*"))
+    assert bool(kept) == (change not in ("spec", "inputs")) and not list(tmp_path.glob("resume*"))
     assert "spatial: training starts anew" in capsys.readouterr().err
     assert_same_weights(found.network.state_dict(), expected.network.state_dict())
 
@@ -155,3 +169,9 @@ def test_too_little_memory_is_no_damage(tmp_path, monkeypatch):
     monkeypatch.setattr(torch, "load", fail)
     with pytest.raises(MemoryError, match="there is not enough memory to read .*t.pt"):
         tensors.read_tensors(tmp_path / "t.pt")
+
+
+def test_equal_values_are_equal_bytes_whatever_the_file_is_called(tmp_path):
+    for name in ("a.pt", "another.pt"):
+        save_tensors(tmp_path / name, {"value": torch.arange(5), "text": "x"})
+    assert (tmp_path / "a.pt").read_bytes() == (tmp_path / "another.pt").read_bytes()
