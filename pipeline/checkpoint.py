@@ -15,6 +15,7 @@ import torch
 from pipeline.catalog import Catalog
 from pipeline.console import some
 from pipeline.errors import DamagedFile
+from pipeline.files import inside
 from pipeline.networks import CHECKPOINT_FORMAT, Network, build_untrained
 from pipeline.specs import StackSpec, StreamSpec
 from pipeline.tensors import read_tensors, save_tensors
@@ -166,7 +167,7 @@ def load_checkpoint(
     """Rebuild a trained stream.
 
     Args:
-        path: the checkpoint.
+        path: the checkpoint, or the folder of a stage that holds its `checkpoint.pt`.
         classes: the class names it must have been trained on, in order; None takes any.
         other_classes: the same for the other data set in the training.
 
@@ -175,7 +176,8 @@ def load_checkpoint(
         ValueError: a file of another format or version, other classes, or weights that do
             not fit the network; names what was given and what was expected.
     """
-    record = _load(Path(path))
+    path = inside(path, "checkpoint.pt")
+    record = _load(path)
     spec, found = spec_of(path, record.pop("stream_spec")), tuple(record.pop("classes"))
     others = tuple(record.pop("other_classes"))
     for names, wanted, which in ((found, classes, ""), (others, other_classes, " of another data set")):

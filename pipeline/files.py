@@ -59,6 +59,11 @@ def write_json(path: Path | str, value) -> None:
     write_text(path, json.dumps(value, indent=1, sort_keys=True) + "\n")
 
 
+def inside(path: Path | str, name: str) -> Path:
+    """The file of this name in `path` if that is a folder, else `path` itself."""
+    return Path(path) / name if Path(path).is_dir() else Path(path)
+
+
 def read_json(path: Path | str) -> dict:
     """Read a mapping that `write_json` wrote.
 

@@ -35,7 +35,7 @@ class Weighted:
             raise ValueError(f"weight is {self.weight}; it must be in 0..1 (the share of the second table)")
 
     def apply(self, a: Scores, b: Scores) -> Scores:
-        """Fused table in a's order of clips.
+        """Fused table in a's order of clips; a is the spatial stream's, b the temporal one's.
 
         Raises:
             ValueError: the tables do not join.
@@ -168,7 +168,7 @@ def write(path: Path | str, parameters: Mapping[str, Any], **attrs: str) -> None
 
 
 def read(path: Path | str) -> dict[str, Weighted | LinearSVM]:
-    """The fusions of a `fusion.json`, ready for other clips of the same classes.
+    """The fusions of a `fusion.json`, or of the folder that holds it, ready for other clips of the same classes.
 
         fusion.read("fusion.json")["svm"].apply(spatial, temporal)
 
@@ -185,6 +185,7 @@ def read_parameters(path: Path | str) -> dict[str, Any]:
     Raises:
         FileNotFoundError, ValueError: as `read`.
     """
+    path = files.inside(path, "fusion.json")
     found = files.read_json(path)
     said = (found.get("format"), found.get("format_version"))
     if said != (FORMAT, FORMAT_VERSION):

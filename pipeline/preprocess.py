@@ -34,7 +34,13 @@ MUCH_AT_BOUND = 0.005
 
 
 def make_frames(
-    folder: Path, catalog: Catalog, *, videos: Path, spec: FrameSpec, cluster: ClusterSpec, attrs: dict[str, Any]
+    folder: Path | str,
+    catalog: Catalog,
+    *,
+    videos: Path | str,
+    spec: FrameSpec,
+    cluster: ClusterSpec,
+    attrs: dict[str, Any],
 ) -> None:
     """Decode every clip of the catalog into the frames store at `folder`; shards that are up to date are kept.
 
@@ -42,14 +48,15 @@ def make_frames(
         folder: folder of the store.
         catalog: the clips to decode.
         videos: folder that the clips' paths are relative to.
-        spec, cluster: settings.
+        spec, cluster: settings. Local workers import the main module again: a script must guard what it does by
+            `if __name__ == "__main__":`, or take `ClusterSpec(kind="inline")`.
         attrs: root attributes of the files: at least `digest` and `spec`.
 
     Raises:
         StageFailed: more than `spec.max_bad_fraction` of the clips failed, or a shard could not be made at all.
     """
-    folder = folder.absolute()  # workers may have another working directory
-    jobs = frames_jobs(folder, catalog, videos=videos, spec=spec, cluster=cluster, attrs=attrs)
+    folder = Path(folder).absolute()  # workers may have another working directory
+    jobs = frames_jobs(folder, catalog, videos=Path(videos), spec=spec, cluster=cluster, attrs=attrs)
     attrs = {**attrs, "inputs": catalog.videos_key, "split_name": catalog.split_name}
     _make_store(
         folder,
@@ -89,8 +96,8 @@ def frames_jobs(
 
 
 def make_flow(
-    folder: Path,
-    frames: Path,
+    folder: Path | str,
+    frames: Path | str,
     *,
     spec: FlowSpec,
     cluster: ClusterSpec,
@@ -100,11 +107,13 @@ def make_flow(
 ) -> None:
     """Compute flow for every clip of the frames store at `frames`, shard by shard, into the flow store at `folder`.
 
+    The arguments are those of `make_frames`, the device as for `flow.estimate`, and the largest share of failed clips.
+
     Raises:
         ValueError: a device that the method cannot use, or that this machine lacks if the work is done here.
         StageFailed: more than `max_bad_fraction` of the clips have no flow, or a shard could not be made at all.
     """
-    folder, source = folder.absolute(), store.open_frames(frames.absolute())
+    folder, source = Path(folder).absolute(), store.open_frames(Path(frames).absolute())
     devices = devices_of(spec, cluster, device)
     threads = threads_each(cluster, devices)
     jobs = flow_jobs(folder, source.shard_paths(), spec=spec, device=device, attrs=attrs, threads=threads)

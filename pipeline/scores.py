@@ -16,6 +16,7 @@ import numpy as np
 from pipeline import store
 from pipeline.catalog import UNKNOWN
 from pipeline.console import some
+from pipeline.files import inside
 
 SUM_TOLERANCE = 1e-3  # a float32 softmax, averaged over 250 views, is within 1e-5
 
@@ -94,13 +95,14 @@ class Scores:
 
     @classmethod
     def read(cls, path: str | Path) -> Scores:
-        """Read a table written by `write`.
+        """Read a table written by `write`: the file, or the folder of a stage that holds its `scores.h5`.
 
         Raises:
             ValueError: if the file is of another kind or version.
         """
+        path = inside(path, "scores.h5")
         arrays, _ = store.read_arrays(path, "scores")
-        return cls(**arrays, source=Path(path))
+        return cls(**arrays, source=path)
 
     def write(self, path: str | Path, **attrs: str | int | float) -> None:
         """Write the table to an HDF5 file, atomically, with `attrs` as attributes of the file."""
@@ -176,9 +178,12 @@ class Scores:
         cells = self.labels[scored] * k + self.predictions()[scored]
         return np.bincount(cells, minlength=k * k).reshape(k, k)
 
-    def take(self, rows: Iterable[int]) -> Scores:
-        """The table of these rows, in this order."""
-        rows = np.asarray(list(rows), np.int64)
+    def take(self, rows: Iterable[int] | Iterable[bool]) -> Scores:
+        """The table of these rows, in this order: numbers, or a mask of all rows."""
+        rows = np.asarray(list(rows))
+        if rows.dtype == bool and len(rows) != len(self):
+            raise ValueError(f"the mask has {len(rows)} values; the table has {len(self)} rows")
+        rows = np.flatnonzero(rows) if rows.dtype == bool else rows.astype(np.int64)
         features = None if self.features is None else self.features[rows]
         groups = None if self.groups is None else tuple(self.groups[row] for row in rows)
         ids = tuple(self.video_ids[row] for row in rows)

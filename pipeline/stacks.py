@@ -141,7 +141,7 @@ def num_windows(num_fields: int, spec: StackSpec) -> int:
 
 
 def spaced(count: int, n: int) -> np.ndarray:
-    """n of the positions 0 ... count - 1 at equal spacing, first and last included, rounded to whole positions.
+    """n of the positions 0 ... count - 1 at equal spacing, first and last included, rounded, halves up.
 
     Examples: spaced(9, 3) is 0 4 8; spaced(90, 4) is 0 30 59 89; spaced(2, 4) is 0 0 1 1 (positions repeat where
     there are fewer than n); spaced(9, 1) is 4, the middle.
@@ -287,6 +287,9 @@ def _span(fields: tuple[int, ...]) -> tuple[int, int]:
 
 
 def _check_flow(name: str, flow: np.ndarray) -> None:
+    if not isinstance(flow, np.ndarray) or not np.issubdtype(flow.dtype, np.floating):
+        got = getattr(flow, "dtype", type(flow).__name__)
+        raise ValueError(f"{name} is {got}; it must be a numpy array, floating, in pixels (stored planes are bytes)")
     if flow.ndim != 4 or flow.shape[1] != 2:
         raise ValueError(f"{name} has shape {flow.shape}; it must be (N, 2, H, W)")
 

@@ -97,7 +97,7 @@ class LinearSVM:
         return _features(*a.join(b)) @ self.coefficients.T + self.intercepts
 
     def apply(self, a: Scores, b: Scores) -> Scores:
-        """Fused table in a's order of clips.
+        """Fused table in a's order of clips; a is the spatial stream's, b the temporal one's.
 
         Its rows are the softmax of margins / temperature: monotone within a clip, so the top class is the SVM's
         decision.

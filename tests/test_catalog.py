@@ -286,7 +286,7 @@ def test_unlabelled_videos(tmp_path, capsys):
     ]
     assert found.classes == () and "no " not in capsys.readouterr().err
     store.write_catalog(tmp_path / "catalog.h5", found)
-    assert store.read_catalog(tmp_path / "catalog.h5") == found
+    assert store.read_catalog(tmp_path / "catalog.h5") == store.read_catalog(tmp_path) == found
 
 
 def test_a_video_that_may_be_read_again_is_looked_at_again(tmp_path, monkeypatch):

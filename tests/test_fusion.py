@@ -223,7 +223,7 @@ def test_what_was_chosen_can_be_applied_to_other_clips(tmp_path):
     val, test = appearance_and_motion(0, prefix="val"), appearance_and_motion(1, prefix="test")
     fused, parameters = fuse(streams(val), streams(test), FusionSpec())
     fusion.write(tmp_path / "fusion.json", parameters, digest="d", inputs="i")
-    again = fusion.read(tmp_path / "fusion.json")
+    again = fusion.read(tmp_path)  # the folder stands for the file in it
     assert list(again) == list(fused)
     for name, table in fused.items():
         np.testing.assert_array_equal(again[name].apply(*test).probabilities, table.probabilities)

@@ -178,3 +178,19 @@ def test_a_wrong_table_is_refused(changes, message):
 def test_a_table_in_memory_has_no_views():
     with pytest.raises(ValueError, match="a table in memory has no views; read it from a file scored with"):
         _ = table().views
+
+
+def test_rows_are_taken_by_a_mask_too():
+    table = Scores(["a", "b", "c"], [[0.5, 0.5]] * 3, [0, 1, 0], ["x", "y"])
+    assert table.take(table.labels == 0).video_ids == ("a", "c")
+    assert table.take([False, True, False]).video_ids == ("b",)
+    assert table.take([]).video_ids == ()
+    with pytest.raises(ValueError, match="the mask has 2 values; the table has 3 rows"):
+        table.take([True, False])
+
+
+def test_a_folder_stands_for_the_file_in_it(tmp_path):
+    table = Scores(["a"], [[0.5, 0.5]], [0], ["x", "y"])
+    table.write(tmp_path / "scores.h5")
+    assert Scores.read(tmp_path).video_ids == ("a",)
+    assert Scores.read(tmp_path).source == tmp_path / "scores.h5"

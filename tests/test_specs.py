@@ -120,7 +120,10 @@ def test_wrong_lists_and_types_are_refused():
 
 
 def test_rules_between_settings():
-    with pytest.raises(ValueError, match=r"\[temporal\] stack is None; a temporal stream needs one"):
+    with pytest.raises(ValueError, match=r"\[temporal\] stack is {'length': 5}; a temporal stream needs a StackSpec"):
+        StreamSpec(stream="temporal", stack={"length": 5})
+    assert StreamSpec(milestones=[3, 4]) == StreamSpec(milestones=(3, 4))
+    with pytest.raises(ValueError, match=r"\[temporal\] stack is None; a temporal stream needs a StackSpec"):
         StreamSpec(stream="temporal")
     with pytest.raises(ValueError, match=r"\[spatial\] crop_px is 224; it must be at most resize_px \(128\)"):
         StreamSpec(resize_px=128)

@@ -226,3 +226,10 @@ def test_errors_of_the_helpers():
         make_stack(np.zeros((10, 2, 3, 3)), np.zeros((10, 2, 3, 3)), spec, where)
     with pytest.raises(ValueError, match=r"forward has shape \(10, 3, 3\)"):
         make_stack(np.zeros((10, 3, 3)), None, spec, where)
+
+
+@pytest.mark.parametrize(("flow", "got"), [(np.zeros((9, 2, 5, 6), np.uint8), "uint8"), ([[1.0]], "list")])
+def test_stored_bytes_are_no_flow(flow, got):
+    for stack in (flow_stack, trajectory_stack):
+        with pytest.raises(ValueError, match=f"flow is {got}; it must be a numpy array, floating, in pixels"):
+            stack(flow, 0, 2)

@@ -386,6 +386,23 @@ def test_views_are_written_clip_by_clip_and_read_one_at_a_time(tmp_path):
     assert store.read_arrays(tmp_path / "s.h5", "scores")[0] == {"video_ids": ["a", "b", "c"]}
 
 
+def test_images_are_asked_for_by_numbers_that_are_there(tmp_path):
+    path = write_frames(tmp_path / "frames", {"a": moving_texture(5)})
+    clip, flow = store.open_frames(path)["a"], store.open_flow(write_flow(tmp_path / "flow", smooth_flow(3)))["a"]
+    assert clip.images(2, 2).shape == (0, 48, 64, 3) and clip.images(1, 1, gray=True).shape == (0, 48, 64)
+    assert len(list(clip.jpegs())) == len(list(clip.jpegs(0, 5))) == 5
+    for first, last in [(-3, -1), (-2, 2), (0, 6), (3, 2)]:
+        with pytest.raises(IndexError, match=f"images {first} to {last} of clip 'a': needs 0 <= first <= last <= 5"):
+            clip.images(first, last)
+    for ask in (clip.count, clip.jpegs):
+        with pytest.raises(ValueError, match="direction is 'backward'; .*index.h5 has forward"):
+            list(ask(direction="backward"))
+    with pytest.raises(ValueError, match="direction is 'back'; .*index.h5 has forward"):
+        flow.count(direction="back")
+    with pytest.raises(ValueError, match=r"is a flow store; it has no \.seconds"):
+        _ = flow.seconds
+
+
 FULL = """
 import resource, sys
 from pathlib import Path

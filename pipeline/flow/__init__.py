@@ -12,8 +12,8 @@ import functools
 import importlib
 import importlib.util
 import itertools
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -95,6 +95,8 @@ def estimate(frames: np.ndarray, spec: FlowSpec, *, device: str = "auto", direct
 
     Source: `between` of the method's module names its paper and what we do differently.
     """
+    if not isinstance(spec, FlowSpec):
+        raise ValueError(f"spec is {spec!r}; it must be a FlowSpec, such as FlowSpec(method='tvl1')")
     device = method_device(spec.method, device)
     on_cpu = tensor_device(spec.method, device) == "cpu"
     if on_cpu and spec.enlarge == 1:  # the method itself computes in batches; enlarged flow would be held as a whole
@@ -159,8 +161,19 @@ def estimate_on_device(
         )
         if direction == "backward":
             first, second = second, first
-        flow = in_halving_batches(functools.partial(between, spec=spec, device=device), first, second, pairs=len(first))
+        compute = functools.partial(_between, between, spec=spec, device=device)
+        flow = in_halving_batches(compute, first, second, pairs=len(first))
         return brought_back(flow, spec.enlarge)
+
+
+def _between(between: Callable, first: np.ndarray | Tensor, second: np.ndarray | Tensor, **given: Any) -> Any:
+    """What the method returns; refused if it is no flow of these pairs, which would be stored all the same."""
+    flow, wanted = between(first, second, **given), (len(first), 2, *first.shape[1:3])
+    kind = str(getattr(flow, "dtype", type(flow).__name__)).removeprefix("torch.")
+    if kind != "float32" or tuple(flow.shape) != wanted:
+        got = f"{kind} of shape {tuple(flow.shape)}" if hasattr(flow, "shape") else kind
+        raise ValueError(f"method {given['spec'].method} returned {got}; it must return float32 of shape {wanted}")
+    return flow
 
 
 def pairs_of(size: tuple[int, int], spec: FlowSpec, *, device: str) -> int:

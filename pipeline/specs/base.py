@@ -58,6 +58,8 @@ class Spec:
         hints = _hints(type(self))
         for field in dataclasses.fields(self):
             given = getattr(self, field.name)
+            if isinstance(given, list):
+                object.__setattr__(self, field.name, given := tuple(given))
             if (plain := _as_floats(hints[field.name], given)) is not given:  # 20 and 20.0 are one setting
                 object.__setattr__(self, field.name, plain)
             if field.metadata:

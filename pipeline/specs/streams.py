@@ -134,9 +134,9 @@ class StreamSpec(Spec):
 
     def check(self):
         """Check that only a temporal stream has a stack, that crops fit into frames and parts divide the batch."""
-        if (self.stream == "temporal") != (self.stack is not None):
+        if not isinstance(self.stack, StackSpec if self.stream == "temporal" else type(None)):
             raise ValueError(
-                f"[{self.stream}] stack is {self.stack!r}; a temporal stream needs one, a spatial stream has none"
+                f"[{self.stream}] stack is {self.stack!r}; a temporal stream needs a StackSpec, a spatial one None"
             )
         if self.resize_px and self.crop_px > self.resize_px:
             raise ValueError(

@@ -17,7 +17,7 @@ import numpy as np
 
 from pipeline.catalog import Catalog, Clip
 from pipeline.errors import DamagedFile
-from pipeline.files import commit
+from pipeline.files import commit, inside
 
 FORMAT_VERSION = 1
 TEXT = h5py.string_dtype("utf-8")
@@ -202,8 +202,8 @@ def write_catalog(path: Path | str, catalog: Catalog, **attrs: Any) -> None:
 
 
 def read_catalog(path: Path | str) -> Catalog:
-    """Read the catalog in `path`."""
-    arrays, attrs = read_arrays(path, "catalog")
+    """Read the catalog in `path`, a file, or the folder of a stage that holds its `catalog.h5`."""
+    arrays, attrs = read_arrays(inside(path, "catalog.h5"), "catalog")
     classes, absent = tuple(arrays.pop("classes")), tuple(arrays.pop("absent"))
     columns = [values.tolist() if isinstance(values, np.ndarray) else values for values in arrays.values()]
     field_of = {column: field for field, column in _COLUMN_OF.items()}

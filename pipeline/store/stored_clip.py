@@ -83,6 +83,7 @@ class StoredClip:
     @property
     def seconds(self) -> np.ndarray:
         """(T,) float64 presentation times in seconds (frames store)."""
+        self._check_kind("frames", "seconds")
         with self._store._located(self.id) as group:
             return group["seconds"][()]
 
@@ -108,12 +109,14 @@ class StoredClip:
 
     def count(self, *, direction: str = "forward") -> int:
         """Number of stored images of a direction: frames, or planes of flow (two per field)."""
-        return len(self._offsets[direction]) - 1
+        return len(self._offsets[self._known(direction)]) - 1
 
     def jpegs(self, first: int = 0, last: int | None = None, *, direction: str = "forward") -> Iterator[np.ndarray]:
         """JPEG bytes of images first..last-1, (n,) uint8 each; a read takes a few megabytes, so one reads a window."""
-        offsets = self._offsets[direction]
-        last = self.count(direction=direction) if last is None else last
+        count = self.count(direction=direction)
+        offsets, last = self._offsets[direction], count if last is None else last
+        if not 0 <= first <= last <= count:
+            raise IndexError(f"images {first} to {last} of clip {self.id!r}: needs 0 <= first <= last <= {count}")
         while first < last:
             until = max(first + 1, int(np.searchsorted(offsets, offsets[first] + _READ_BYTES, "right")) - 1)
             until = min(until, last)
@@ -146,7 +149,9 @@ class StoredClip:
 
     def images(self, first: int, last: int, *, direction: str = "forward", gray: bool = False) -> np.ndarray:
         """Stored images first..last-1, decoded: (n, H, W, 3) RGB; (n, H, W) if `gray` or planes of flow; uint8."""
-        return np.stack(self._decoded(first, last, direction=direction, gray=gray or self.kind == "flow"))
+        gray = gray or self.kind == "flow"
+        found = self._decoded(first, last, direction=direction, gray=gray)
+        return np.stack(found) if found else np.empty((0, self.height, self.width, *(3,) * (not gray)), np.uint8)
 
     def _decoded(self, first: int, last: int, *, direction: str, gray: bool) -> list[np.ndarray]:
         try:
@@ -199,15 +204,22 @@ class StoredClip:
     def _direction(self, first: int, last: int, backward: bool) -> str:
         """The name of the direction, once it is known that these fields are stored."""
         self._check("flow", first, last)
-        direction = "backward" if backward else "forward"
-        if direction not in self._offsets:
+        return self._known("backward" if backward else "forward")
+
+    def _known(self, direction: str) -> str:
+        if direction in self._offsets:
+            return direction
+        if self.kind == "flow" and direction == "backward":
             raise ValueError(
                 f"{self._store.path} holds no backward flow; run the Flow stage with [flow] backward = true"
             )
-        return direction
+        raise ValueError(f"direction is {direction!r}; {self._store.path} has {', '.join(self.directions)}")
+
+    def _check_kind(self, kind: str, name: str) -> None:
+        if self._store.kind != kind:
+            raise ValueError(f"{self._store.path} is a {self._store.kind} store; it has no .{name}")
 
     def _check(self, kind: str, first: int, last: int) -> None:
-        if self._store.kind != kind:
-            raise ValueError(f"{self._store.path} is a {self._store.kind} store; it has no .{kind}()")
+        self._check_kind(kind, f"{kind}()")
         if not 0 <= first < last <= len(self):
             raise IndexError(f"{kind}({first}, {last}) of clip {self.id!r}: needs 0 <= first < last <= {len(self)}")
