@@ -270,7 +270,8 @@ def use_artifacts(artifacts: str, *, create: bool = False) -> None:
     """Hold `gc` off these artifacts until this command ends; a caller from Python must do that itself."""
     key = (artifacts, os.getpid())
     if settings.from_command_line() and _IN_USE.get(key, -1) < 0:
-        _IN_USE[key] = files.hold_shared_lock(Path(artifacts), create=create)
+        with told_plainly():
+            _IN_USE[key] = files.hold_shared_lock(Path(artifacts), create=create)
 
 
 def _snake(name: str) -> str:
