@@ -180,7 +180,8 @@ def _what_failed(job: Job, ended: list[int | None]) -> str:
     killed = [rank for rank, status in enumerate(ended) if status and status < 0]
     if killed:
         name = signal.Signals(-ended[killed[0]]).name
-        return f"{whose.format(killed[0])} was killed by {name}; unless someone did that, memory may have run out; the same command goes on"
+        cause = "unless someone did that, memory may have run out; the same command goes on"
+        return f"{whose.format(killed[0])} was killed by {name}; {cause}"
     errors = sorted(job.job_folder.glob("error-*"), key=lambda path: path.stat().st_mtime_ns)
     if said := [path for path in errors if path.stat().st_size]:
         return f"{whose.format(said[0].name.removeprefix('error-'))} failed: {said[0].read_text()}"
