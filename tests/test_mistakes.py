@@ -154,8 +154,10 @@ def test_what_is_read_to_find_whether_a_stage_is_done_is_told_plainly(config, mo
 
 
 ENDS = """
-import os, sys, time
+import os, signal, sys, time
 from tasks import mistakes
+for number in (signal.SIGTERM, signal.SIGHUP):  # nohup ignores one
+    signal.signal(number, signal.SIG_DFL)
 mistakes._end_as_after_ctrl_c()
 sys.excepthook = mistakes._say_or_show
 child = os.fork()

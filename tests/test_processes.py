@@ -12,7 +12,9 @@ from conftest import ROOT
 from pipeline.processes import deaf_children
 
 PATIENCE_S = 60
-SLEEP = [sys.executable, "-c", "import time; print('up', flush=True); time.sleep(60)"]
+# a shell has commands in the background ignore Ctrl-C, and so would all that these tests start
+HEAR = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+SLEEP = [sys.executable, "-c", HEAR + "import time; print('up', flush=True); time.sleep(60)"]
 
 
 def started() -> subprocess.Popen:
@@ -33,7 +35,14 @@ def test_a_child_that_begins_within_the_block_does_not_hear_it():
     assert deaf.wait(PATIENCE_S) == -signal.SIGTERM
 
 
-def test_the_caller_hears_it_at_the_end_of_the_block():
+@pytest.fixture
+def hears_ctrl_c():
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_the_caller_hears_it_at_the_end_of_the_block(hears_ctrl_c):
     before, reached = signal.pthread_sigmask(signal.SIG_BLOCK, []), []
     with pytest.raises(KeyboardInterrupt):
         with deaf_children():
@@ -81,7 +90,7 @@ SCRIPTS = pytest.mark.parametrize("script", [WORKERS, LOADERS, SVMS], ids=["work
 
 def group_of(script: str) -> subprocess.Popen:
     """The script in a process group of its own, as a shell starts it."""
-    command = [sys.executable, "-c", script]
+    command = [sys.executable, "-c", HEAR + script]
     output = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     child = subprocess.Popen(command, **output, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, process_group=0)
     assert child.stdout.readline() == "up\n", child.stderr.read()
