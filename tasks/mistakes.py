@@ -153,18 +153,25 @@ class Ended(KeyboardInterrupt):
 
 
 def _end_as_after_ctrl_c() -> None:
-    """Let SIGTERM and SIGHUP raise `Ended` in this process, not in those that it forks; a second one kills it."""
-    own = os.getpid()
+    """Let SIGTERM and SIGHUP raise `Ended` in this process; a second one kills it.
+
+    The processes that Luigi forks (`--workers 2`) leave Ctrl-C to this one, which ends them.
+    """
 
     def end(number: int, frame) -> None:
         signal.signal(number, signal.SIG_DFL)
-        if os.getpid() == own:
-            raise Ended(number)
-        os.kill(os.getpid(), number)
+        raise Ended(number)
 
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) == signal.SIG_DFL:  # nohup ignores one
-            signal.signal(number, end)
+    def as_a_child() -> None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        for number in taken:
+            signal.signal(number, signal.SIG_DFL)
+
+    # nohup ignores one
+    taken = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) == signal.SIG_DFL]
+    for number in taken:
+        signal.signal(number, end)
+    os.register_at_fork(after_in_child=as_a_child)
 
 
 def say_failure(line: str) -> None:

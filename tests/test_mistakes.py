@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -160,9 +161,13 @@ for number in (signal.SIGTERM, signal.SIGHUP):  # nohup ignores one
     signal.signal(number, signal.SIG_DFL)
 mistakes._end_as_after_ctrl_c()
 sys.excepthook = mistakes._say_or_show
+signal.signal(signal.SIGINT, signal.default_int_handler)
+ready, say = os.pipe()
 child = os.fork()
 if not child:
+    os.write(say, b".")
     time.sleep(60)
+os.read(ready, 1)
 print(child, flush=True)
 time.sleep(60)
 """
@@ -173,7 +178,9 @@ def test_a_signal_that_ends_the_command_is_told_in_one_line(number):
     command = [sys.executable, "-c", ENDS]
     run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
     child = int(run.stdout.readline())
-    os.kill(child, number)  # says nothing: it belongs to the command
+    os.kill(child, signal.SIGINT)  # the command hears that too, and would end it
+    time.sleep(0.2)
+    os.kill(child, number)  # ends it, and it says nothing
     run.send_signal(number)
     assert run.wait(60) == -number
     assert run.stderr.read() == f"ended by {number.name}; run the same command to resume\n"
