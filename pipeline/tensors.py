@@ -20,7 +20,14 @@ def save_tensors(path: Path, values: dict[str, Any]) -> None:
     """Write a dict of tensors and plain values, whole or not at all."""
     # an open file, because torch writes a path's name into the file: equal values then give equal bytes
     with commit(path) as temporary, temporary.open("wb") as file:
-        torch.save(values, file)
+        try:
+            torch.save(values, file)
+        except RuntimeError as error:
+            # what ends a write (Ctrl-C, a full disk) is hidden by torch's complaint that the file is too short then
+            hidden = error.__context__
+            while hidden is not None and not isinstance(hidden, (KeyboardInterrupt, OSError)):
+                hidden = hidden.__context__
+            raise hidden or error from None
 
 
 def read_tensors(path: Path | str, *, mmap: bool = False) -> Any:

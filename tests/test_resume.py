@@ -1,5 +1,7 @@
 """A training that was killed goes on, and ends with the same bits; the file of another one is not used."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from trainings import assert_same_weights, interrupt_after, run, spec
@@ -187,3 +189,32 @@ def test_equal_values_are_equal_bytes_whatever_the_file_is_called(tmp_path):
     for name in ("a.pt", "another.pt"):
         save_tensors(tmp_path / name, {"value": torch.arange(5), "text": "x"})
     assert (tmp_path / "a.pt").read_bytes() == (tmp_path / "another.pt").read_bytes()
+
+
+@pytest.mark.parametrize("ends", [KeyboardInterrupt(), OSError(28, "No space left on device")])
+def test_what_ends_the_writing_of_a_file_is_what_is_raised(tmp_path, monkeypatch, ends):
+    """torch would raise an error of its own in its place."""
+
+    class File:
+        def __init__(self):
+            self.left = 3
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error):
+            pass
+
+        def flush(self):
+            pass
+
+        def write(self, data):
+            self.left -= 1
+            if not self.left:
+                raise ends
+            return len(data)
+
+    monkeypatch.setattr(Path, "open", lambda path, mode: File())
+    with pytest.raises(type(ends)) as raised:
+        save_tensors(tmp_path / "t.pt", {"value": torch.ones(100_000)})
+    assert raised.value is ends and not list(tmp_path.iterdir())
