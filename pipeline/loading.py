@@ -24,6 +24,7 @@ from pipeline.progress import say
 _SHARED_MEMORY = "/dev/shm"  # where torch's loading processes put their batches, on Linux
 _MAX_WORKERS = 16
 PRELOADED = ["pipeline.dataset", "pipeline.loading"]
+_DEAD = "DataLoader worker (pid"  # how torch's message begins
 _BATCHES_AHEAD = 2  # per loading process; a batch of 256 temporal inputs is 250 MB even in bytes
 
 
@@ -76,11 +77,13 @@ class _Loader(DataLoader):
     def __iter__(self) -> Iterator:
         try:
             yield from super().__iter__()
-        except (RuntimeError, ConnectionError) as error:
-            if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
+        except (RuntimeError, ConnectionError, EOFError) as error:
+            text = str(error)
+            # an error of the dataset begins with "Caught ... in DataLoader worker process", whatever its type
+            if text.startswith("Caught ") or (isinstance(error, RuntimeError) and not text.startswith(_DEAD)):
                 raise
             raise MachineFault(
-                f"a loading process has died, perhaps for want of memory ({one_line(str(error))}); the same command "
+                f"a loading process has died, perhaps for want of memory ({one_line(text)}); the same command "
                 "goes on; fewer of them (loader_workers) need less"
             ) from None
 

@@ -181,13 +181,30 @@ def test_a_loading_process_that_is_killed_is_a_fault_of_the_machine():
         list(batches)
 
 
-def test_what_a_dataset_raises_is_no_fault_of_the_machine():
-    def made(*_):
-        yield 1
-        raise RuntimeError("no such item")
+class Refuses:
+    def __init__(self, error):
+        self.error = error
+
+    def __getitem__(self, number):
+        if multiprocessing.parent_process():
+            raise self.error("a mistake of ours")
+        return np.zeros(1)
+
+
+@pytest.mark.parametrize("error", [RuntimeError, ConnectionError])
+def test_what_a_dataset_raises_is_no_fault_of_the_machine(error):
+    batches = loader(Refuses(error), range(4), batch=1, workers=1, pin=False, collate=np.stack)
+    with pytest.raises(error, match="(?s)^Caught .*a mistake of ours") as raised:
+        list(batches)
+    assert not isinstance(raised.value, MachineFault)
+
+
+def test_a_fork_server_that_is_gone_is_a_fault_of_the_machine(monkeypatch):
+    def gone(*_):
+        raise ConnectionRefusedError(111, "Connection refused")
+        yield
 
     batches = loader(range(4), range(4), batch=1, workers=1, pin=False, collate=np.stack)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.utils.data.DataLoader, "__iter__", made)
-        with pytest.raises(RuntimeError, match="^no such item$"):
-            list(batches)
+    monkeypatch.setattr(torch.utils.data.DataLoader, "__iter__", gone)
+    with pytest.raises(MachineFault, match="a loading process has died, .*Connection refused"):
+        list(batches)
