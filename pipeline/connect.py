@@ -56,6 +56,7 @@ def connect(spec: ClusterSpec, workers: int, devices: tuple[str, ...], stack: co
 def _start_cluster(spec: ClusterSpec, workers: int, devices: tuple[str, ...], stack: contextlib.ExitStack) -> Any:
     if spec.kind == "jobqueue":
         cluster = _job_queue(spec, devices)
+        stack.callback(cluster.close)
         cluster.scale(jobs=workers)
     else:
         from distributed import LocalCluster
@@ -70,9 +71,9 @@ def _start_cluster(spec: ClusterSpec, workers: int, devices: tuple[str, ...], st
         try:
             with deaf_children():  # the workers, and those that replace one that died: all are started by its thread
                 cluster = LocalCluster(n_workers=workers, threads_per_worker=1, **options)
+                stack.callback(cluster.close)  # before a Ctrl-C is heard
         except (RuntimeError, OSError) as error:
             raise MachineFault(f"workers cannot be started on this machine: {_first_cause(error)}") from error
-    stack.callback(cluster.close)
     return cluster
 
 

@@ -148,10 +148,8 @@ def _child(job: Job, arguments: list[str], environment: dict[str, str]) -> Itera
                 stdout=output,
                 stderr=output,
             )
-        try:
-            yield child
-        finally:
-            _end(child)
+            stack.callback(_end, child)  # before a Ctrl-C is heard
+        yield child
 
 
 def _end(child: subprocess.Popen) -> None:

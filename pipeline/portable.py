@@ -37,6 +37,8 @@ def carrier() -> Callable[[bytes], tuple[bool, Any]]:
         import sys
 
         where = f"the worker on {socket.gethostname()} ({sys.executable})"
+        if "pipeline.portable" not in sys.modules and any(name.startswith("pipeline.") for name in sys.modules):
+            return False, f"{where} has loaded another version of the project, which had no such check; restart it"
         try:
             from pipeline import portable
         except ImportError as error:

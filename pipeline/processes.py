@@ -19,14 +19,32 @@ def deaf_children() -> Iterator[None]:
     """Processes and threads that begin within the block never hear Ctrl-C (SIGINT), nor do those that they start.
 
     A terminal sends it to all of them; without this, a stage that is interrupted prints a traceback for every worker.
-    In the calling thread a Ctrl-C waits until the end of the block.
+    The caller hears a Ctrl-C at the end of the block, so what it starts there can be made sure to end.
     """
     resource_tracker.ensure_running()  # else multiprocessing starts it within the block, and unblocks SIGINT then
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # of this thread, and so of what it starts
+    try:
+        with _later():
+            yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextlib.contextmanager
+def _later() -> Iterator[None]:
+    """Within the block only note a Ctrl-C, which another thread may take while it is blocked here; then raise it."""
+    handler = signal.getsignal(signal.SIGINT)
+    if handler is None or threading.current_thread() is not threading.main_thread():  # only that may change a handler
+        yield
+        return
+    heard: list[int] = []
+    signal.signal(signal.SIGINT, lambda number, frame: heard.append(number))
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.signal(signal.SIGINT, handler)
+        if heard:
+            signal.raise_signal(signal.SIGINT)  # waits until this thread no longer blocks it
 
 
 def end_with_parent() -> None:

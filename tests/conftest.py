@@ -1,6 +1,7 @@
 """What all tests share: the folder of real data, the GPU rule, one thread in cv2, no leaked random state."""
 
 import os
+import signal
 from pathlib import Path
 
 import cv2
@@ -26,6 +27,14 @@ def _one_thread_and_own_random_state():
     yield
     cv2.setNumThreads(threads)
     np.random.set_state(state)
+
+
+@pytest.fixture
+def hears_ctrl_c():
+    """This process hears Ctrl-C, even if it was started in the background, where shells have it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture

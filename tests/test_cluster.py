@@ -5,6 +5,7 @@ import itertools
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -205,6 +206,29 @@ def test_a_worker_without_the_project_says_so():
     sent = cloudpickle.dumps(portable.carrier())
     said = subprocess.run([sys.executable, "-c", code], input=sent, capture_output=True, check=True).stdout.decode()
     assert "has not this version of the project: ModuleNotFoundError: " in said
+
+
+def test_a_worker_that_has_loaded_code_without_this_check_is_refused():
+    code = "import sys, pickle; sys.modules['pipeline.jobs'] = None; run = pickle.load(sys.stdin.buffer); print(run(b'')[1])"
+    sent = cloudpickle.dumps(portable.carrier())
+    said = subprocess.run([sys.executable, "-c", code], input=sent, capture_output=True, check=True).stdout.decode()
+    assert "has loaded another version of the project, which had no such check; restart it" in said
+
+
+def test_workers_that_start_while_ctrl_c_is_pressed_are_closed(monkeypatch, hears_ctrl_c):
+    closed = []
+
+    class Started:
+        def __init__(self, **options):
+            signal.raise_signal(signal.SIGINT)
+
+        def close(self):
+            closed.append(self)
+
+    monkeypatch.setattr("distributed.LocalCluster", Started)
+    with pytest.raises(KeyboardInterrupt):
+        Workers(ClusterSpec(workers=1), most=1).__enter__()
+    assert len(closed) == 1
 
 
 @pytest.fixture

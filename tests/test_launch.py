@@ -287,3 +287,17 @@ def test_a_process_wants_a_place(tmp_path, capsys, monkeypatch):
         main([str(tmp_path)])
     assert "no RANK in the environment; start it with torchrun" in capsys.readouterr().err
     assert "RANK" not in os.environ
+
+
+def test_a_process_that_starts_while_ctrl_c_is_pressed_is_ended(data, tmp_path, monkeypatch, hears_ctrl_c):
+    real, begun = subprocess.Popen, []
+
+    def started(*arguments, **how):
+        begun.append(real(*arguments, **how))
+        signal.raise_signal(signal.SIGINT)
+        return begun[0]
+
+    monkeypatch.setattr(subprocess, "Popen", started)
+    with pytest.raises(KeyboardInterrupt):
+        launch.launch(Job(spec(processes=2), data[1], data[0], tmp_path, "in", "cpu"), 2)
+    assert len(begun) == 1 and begun[0].poll() == -signal.SIGTERM
