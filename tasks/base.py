@@ -288,3 +288,11 @@ def _say_present(task: luigi.Task) -> None:
 @luigi.Task.event_handler(luigi.Event.FAILURE)
 def _say_failure(task: luigi.Task, error: BaseException) -> None:
     mistakes.say_failure(f"{type(task).__name__} FAILED: {mistakes.error_line(error, getattr(task, 'folder', None))}")
+
+
+@luigi.Task.event_handler(luigi.Event.PROCESS_FAILURE)
+def _say_death(task: luigi.Task, message: str) -> None:
+    mistakes.say_failure(
+        f"{type(task).__name__} FAILED: its process has died, perhaps for want of memory ({message}); the same command "
+        "goes on"
+    )

@@ -21,14 +21,14 @@ from luigi.retcodes import run_with_retcodes
 from luigi.task_register import TaskClassException
 
 from pipeline import files
-from pipeline.console import one_line
+from pipeline.console import one_line, plain
 from pipeline.errors import DamagedFile, MachineFault, StageFailed, WorkerDied
 from pipeline.progress import last_said, say
 from tasks import settings
 
 _OURS = Path(__file__).parents[1]
 _NOT_OURS = (WorkerDied, DamagedFile, MachineFault)
-_FAILURES: list[str] = []  # of this command, as they were said
+_FAILURES = os.memfd_create("failures")  # a line each; Luigi's workers are forked, and share it with the command
 _OF_TORCH = "enforce fail at inline_container"  # torch's message if a file of weights could not be written
 
 
@@ -134,6 +134,7 @@ def plainly(error: BaseException) -> str:
 def _say_or_show(kind: type[BaseException], error: BaseException, trace) -> None:
     """Replaces `sys.excepthook`: an error that is no fault of the program is printed without its traceback."""
     if isinstance(error, Ended):
+        _say_again()
         say(f"ended by {error}; run the same command to resume")
         os.kill(os.getpid(), error.number)  # so that whoever sent the signal sees by the exit status that it did it
     elif isinstance(error, KeyboardInterrupt):
@@ -153,7 +154,7 @@ class Ended(KeyboardInterrupt):
 
 
 def _end_as_after_ctrl_c() -> None:
-    """Let SIGTERM and SIGHUP raise `Ended` in this process; a second one kills it.
+    """Let SIGTERM and SIGHUP raise `Ended` in this process; a second one kills it, once native code has returned.
 
     The processes that Luigi forks (`--workers 2`) leave Ctrl-C to this one, which ends them.
     """
@@ -176,13 +177,15 @@ def _end_as_after_ctrl_c() -> None:
 
 def say_failure(line: str) -> None:
     """Say that a task failed, and once more at the end of the command if others have gone on meanwhile."""
-    _FAILURES.append(line)
+    os.write(_FAILURES, f"{plain(line)}\n".encode())
     say(line)
 
 
 def _say_again() -> None:
-    if _FAILURES and last_said() != _FAILURES[-1]:
-        say("\n".join(["what failed:", *_FAILURES]))
+    lines = os.pread(_FAILURES, os.fstat(_FAILURES).st_size, 0).decode().splitlines()
+    os.ftruncate(_FAILURES, 0)
+    if lines and last_said() != lines[-1]:
+        say("\n".join(["what failed:", *lines]))
 
 
 def install() -> None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 
+import luigi
 import numpy as np
 import pytest
 import torch
@@ -186,10 +187,30 @@ def test_a_signal_that_ends_the_command_is_told_in_one_line(number):
     assert run.stderr.read() == f"ended by {number.name}; run the same command to resume\n"
 
 
-@pytest.mark.parametrize("others", [[], ["Other: done"]])
-def test_what_failed_is_the_last_word(others):
-    code = "import atexit; from tasks import mistakes; atexit.register(mistakes._say_again)"
-    code += f"; mistakes.say_failure('Flow FAILED: x'); [mistakes.say(text) for text in {others}]"
+@pytest.mark.parametrize(
+    ("rest", "said"),
+    [
+        ("pass", []),
+        ("mistakes.say('Other: done')", ["Other: done", "what failed:", "Flow FAILED: x"]),
+        ("os.kill(os.getpid(), signal.SIGTERM)", ["ended by SIGTERM; run the same command to resume"]),
+        ("mistakes.say('Other'); os.kill(os.getpid(), signal.SIGTERM)", ["Other", "what failed:", "Flow FAILED: x", "ended by SIGTERM; run the same command to resume"]),
+        ("os.fork() or (mistakes.say_failure('Fuse FAILED: y'), os._exit(0)); os.wait(); mistakes.say('Other')", ["Fuse FAILED: y", "Other", "what failed:", "Flow FAILED: x", "Fuse FAILED: y"]),
+    ],
+)  # fmt: skip
+def test_what_failed_is_said_again_at_the_end(rest, said):
+    code = "import atexit, os, signal, sys; from tasks import mistakes; atexit.register(mistakes._say_again)\n"
+    code += "mistakes._end_as_after_ctrl_c(); sys.excepthook = mistakes._say_or_show\n"
+    code += f"mistakes.say_failure('Flow FAILED: x'); {rest}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
-    again = ["what failed:", "Flow FAILED: x"] if others else []
-    assert done.stderr.splitlines() == ["Flow FAILED: x", *others, *again]
+    assert done.stderr.splitlines() == ["Flow FAILED: x", *said]
+
+
+def test_the_death_of_a_task_process_is_told(capsys):
+    task = Catalog(dataset="demo")
+    task.trigger_event(luigi.Event.PROCESS_FAILURE, task, "Task x died unexpectedly with exit code -9")
+    said = capsys.readouterr().err
+    assert (
+        said.startswith("Catalog FAILED: its process has died, perhaps for want of memory (Task x died")
+        and said.count("\n") == 1
+    )
+    mistakes._say_again()
