@@ -9,7 +9,6 @@ import argparse
 import contextlib
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -227,13 +226,8 @@ def _no_run_in(artifacts: Path) -> Iterator[None]:
 
 
 def _plan(argv: list[str]) -> int:
-    """Plan in a process of its own: the tasks need Luigi, which nothing in `pipeline` imports."""
-    process = subprocess.Popen([sys.executable, "-m", "tasks.plan", *argv])
-    while True:
-        try:
-            return process.wait()
-        except KeyboardInterrupt:  # the child was sent the same signal, and ends
-            continue
+    """Become the program that plans: it needs Luigi, which nothing in `pipeline` imports."""
+    os.execv(sys.executable, [sys.executable, "-m", "tasks.plan", *argv])
 
 
 def _invalidate(arguments: argparse.Namespace) -> int:

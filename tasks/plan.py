@@ -46,9 +46,12 @@ def main(argv: list[str]) -> int:
         raise SystemExit(f"error: {said}") from None
     try:
         print(json.dumps(found, indent=1)) if own.json else _print(found)
-        sys.stdout.flush()
-    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):  # else the reader, such as `head`, has seen enough
+            raise SystemExit(f"error: {error}") from None
     return 0
 
 

@@ -278,17 +278,19 @@ def test_the_command_is_a_process_of_its_own(overlay, tmp_path):
     assert snapshot(tmp_path) == before
 
 
-def test_an_interruption_is_left_to_the_process(monkeypatch):
-    class Process:
-        def __init__(self, command):
-            assert command[1:] == ["-m", "tasks.plan", "Flow", "--quick"]
-            self.answers = iter([KeyboardInterrupt(), 130])
+def test_the_command_becomes_that_process(monkeypatch):
+    """So signals reach it, and nothing is left of it."""
+    became = []
+    monkeypatch.setattr("os.execv", lambda path, command: became.append((path, command)))
+    pipeline_main(["plan", "Flow", "--quick"])
+    assert became == [(sys.executable, [sys.executable, "-m", "tasks.plan", "Flow", "--quick"])]
 
-        def wait(self):
-            answer = next(self.answers)
-            if isinstance(answer, KeyboardInterrupt):
-                raise answer
-            return answer
 
-    monkeypatch.setattr("subprocess.Popen", Process)
-    assert pipeline_main(["plan", "Flow", "--quick"]) == 130
+@pytest.mark.parametrize(
+    ("stdout", "status", "said"), [(">&-", 0, ""), (">/dev/full", 1, "error: [Errno 28] No space")]
+)
+def test_a_plan_that_nobody_can_read(overlay, stdout, status, said):
+    command = f"{sys.executable} -m pipeline plan Catalog --quick {stdout}"
+    env = {**os.environ, "PYTHONPATH": str(ROOT), **overlay}
+    done = subprocess.run(command, shell=True, cwd=ROOT, stderr=subprocess.PIPE, text=True, env=env)
+    assert done.returncode == status and done.stderr.startswith(said) and done.stderr.count("\n") == status
