@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import os
 import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -274,9 +275,9 @@ def _units_of(kind: str, job: Any, result: Any) -> int:
 
 
 def _said(error: BaseException) -> str:
-    """The error's message; of HDF5's about a failed write only the cause, because the rest is lines long."""
-    of_hdf5 = isinstance(error, OSError) and error.errno and error.filename is None
-    return os.strerror(error.errno) if of_hdf5 else str(error)
+    """The error's message; where a disk is full only that, because HDF5's is lines long."""
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    return os.strerror(error.errno) if full else str(error)
 
 
 def _say_what_is_odd(records: list[store.Record]) -> None:

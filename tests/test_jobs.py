@@ -1,5 +1,6 @@
 """The line of the Flow stage: any threads and any batches give the same bytes, and a clip's fault stays its own."""
 
+import faulthandler
 import gc
 import hashlib
 import json
@@ -21,9 +22,10 @@ from pipeline import jpeg, store
 from pipeline.errors import ClipError, DamagedFile, MachineFault
 from pipeline.flow import estimate_on_device
 from pipeline.jobs import flow as flow_job
+from pipeline.jobs import frames as frames_job
 from pipeline.jobs.flow import FlowJob, flow_shard, try_clip
 from pipeline.jobs.helpers import Helpers, run_ahead
-from pipeline.specs import FlowSpec
+from pipeline.specs import FlowSpec, FrameSpec
 
 DIS = FlowSpec(method="dis_fast")
 LENGTHS = {"a": 3, "b": 7, "c": 2, "d": 12, "e": 1, "f": 5, "g": 4}
@@ -313,3 +315,13 @@ def test_cuda_batches_and_threads_change_no_byte(frames, tmp_path):
         for threads in (0, 1, 4)
     }
     assert len(sums) == 1 and reasons(tmp_path / "s.h5") == ALWAYS
+
+
+def test_a_decoder_is_watched_where_there_is_no_standard_error(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", None)
+    frames_job._log.cache_clear()
+    try:
+        frames_job._end_if_hanging(FrameSpec())
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+        frames_job._log.cache_clear()

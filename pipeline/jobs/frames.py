@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import faulthandler
+import functools
+import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -124,7 +127,13 @@ def _refuse_changed(path: Path, clip: Clip) -> None:
 
 def _end_if_hanging(spec: FrameSpec) -> None:
     """End this process in a while, unless called again: a decoder that hangs in native code cannot be interrupted."""
-    faulthandler.dump_traceback_later(spec.timeout_seconds * 1.5 + 5, exit=True)
+    faulthandler.dump_traceback_later(spec.timeout_seconds * 1.5 + 5, exit=True, file=_log())
+
+
+@functools.cache
+def _log() -> Any:
+    """Standard error; where the command was started without one, nothing."""
+    return sys.stderr if sys.stderr is not None else Path(os.devnull).open("w")
 
 
 def _too_few(frames: int, video: Video) -> str:
