@@ -28,6 +28,7 @@ from tasks import settings
 
 _OURS = Path(__file__).parents[1]
 _NOT_OURS = (WorkerDied, DamagedFile, MachineFault)
+_FORKED = threading.Event()  # tasks run in processes of their own, whose last words are not known here
 _FAILURES = os.memfd_create("failures")  # a line each; Luigi's workers are forked, and share it with the command
 _OF_TORCH = "enforce fail at inline_container"  # torch's message if a file of weights could not be written
 
@@ -172,7 +173,7 @@ def _end_as_after_ctrl_c() -> None:
     taken = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) == signal.SIG_DFL]
     for number in taken:
         signal.signal(number, end)
-    os.register_at_fork(after_in_child=as_a_child)
+    os.register_at_fork(after_in_child=as_a_child, after_in_parent=_FORKED.set)
 
 
 def say_failure(line: str) -> None:
@@ -184,7 +185,7 @@ def say_failure(line: str) -> None:
 def _say_again() -> None:
     lines = os.pread(_FAILURES, os.fstat(_FAILURES).st_size, 0).decode().splitlines()
     os.ftruncate(_FAILURES, 0)
-    if lines and last_said() != lines[-1]:
+    if lines and (_FORKED.is_set() or last_said() != lines[-1]):
         say("\n".join(["what failed:", *lines]))
 
 
