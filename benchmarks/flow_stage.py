@@ -34,9 +34,8 @@ from pipeline.flow import (
 )
 from pipeline.flow.device import pinned_array
 from pipeline.preprocess import make_flow
-from pipeline.specs import ClusterSpec, FlowSpec
+from pipeline.specs import ClusterSpec, FlowSpec, FrameSpec
 
-CLIPS_A_SHARD = 8
 PARTS = ("decode", "flow", "encode")
 
 
@@ -45,6 +44,7 @@ def main() -> None:
     parser.add_argument("--method", default="tvl1")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--clips", type=int, default=64)
+    parser.add_argument("--shard-clips", type=int, default=FrameSpec().shard_clips, help="clips in each shard")
     parser.add_argument("--frames", type=int, nargs=2, default=(60, 300), help="of the shortest and the longest clip")
     parser.add_argument("--size", type=int, nargs=2, default=(256, 340), help="height and width")
     parser.add_argument("--threads", type=int, default=0, help="[cluster] threads")
@@ -58,7 +58,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         lengths = np.linspace(*arguments.frames, arguments.clips).round().astype(int).tolist()
         frames = moving_textures(max(lengths), *arguments.size)
-        write_frames(Path(scratch) / "frames", frames, lengths)
+        write_frames(Path(scratch) / "frames", frames, lengths, arguments.shard_clips)
         bare(frames, spec, arguments.device, 1)  # the first call compiles and warms up
         runs = [
             {
@@ -86,17 +86,17 @@ def moving_textures(count: int, height: int, width: int) -> np.ndarray:
     return frames
 
 
-def write_frames(folder: Path, frames: np.ndarray, lengths: list[int]) -> None:
+def write_frames(folder: Path, frames: np.ndarray, lengths: list[int], shard_clips: int) -> None:
     """Write a frames store of clips that begin with the first frame and have these lengths."""
     images = [jpeg.encode(frame, quality=95) for frame in frames]
     attrs = {"digest": "benchmark", "spec": "{}", "inputs": "", "split_name": "1"}
     about = {"label": 0, "class": "texture", "group": "g", "source": "none", "fps": 25.0, "promised_frames": 0}
     about |= {"height": frames.shape[1], "width": frames.shape[2]}
     found = []
-    for begin in range(0, len(lengths), CLIPS_A_SHARD):
+    for begin in range(0, len(lengths), shard_clips):
         name = f"shard-{begin:06}"
         with store.ShardWriter(folder / "shards" / f"{name}.h5", "frames", attrs) as shard:
-            for k, length in enumerate(lengths[begin : begin + CLIPS_A_SHARD], begin):
+            for k, length in enumerate(lengths[begin : begin + shard_clips], begin):
                 clip = shard.clip(f"clip{k:06}")
                 for image in images[:length]:
                     clip.append(image)
@@ -179,7 +179,11 @@ def report(runs: list[dict], settings: dict, device: str, cluster: ClusterSpec) 
     for part in PARTS:
         values = [100 * cost[part] / sum(cost[name] for name in PARTS) for cost in costs]
         rows.append((f"share of the work one after another, {part}, %", spread(values, 1)))
-    show("flow stage", rows, {"settings": settings, "device": device, "threads": threads, "runs": runs, "share": share})
+    show(
+        f"flow stage of {settings['shard_clips']} clips a shard",
+        rows,
+        {"settings": settings, "device": device, "threads": threads, "runs": runs, "share": share},
+    )
 
 
 if __name__ == "__main__":

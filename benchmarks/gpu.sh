@@ -50,14 +50,15 @@ step "shared memory" 10 df -h /dev/shm
 if group flow; then
     step "tests of TV-L1" 240 "${cuda_tests[@]}" tests/test_tvl1_triton.py
     step "rates of TV-L1" 120 "$python" benchmarks/tvl1_gpu.py rates
-    step "flow stage" 180 "$python" benchmarks/flow_stage.py
+    step "flow stage" 130 "$python" benchmarks/flow_stage.py
+    step "flow stage, larger shards" 90 "$python" benchmarks/flow_stage.py --shard-clips 32
 fi
 if group streams; then
-    training=("$python" benchmarks/training.py --stream temporal --network cnn_m_2048 --batch 256)
+    training=("$python" benchmarks/training.py --stream temporal --network cnn_m_2048 --batch 256 --rounds 2 --steps 24)
     step "training, float32 as in the paper's presets" 130 "${training[@]}" --precision float32
     step "training, bf16" 100 "${training[@]}" --precision bf16
     # so many items that 16 processes are at work for seconds, not only at their start
-    step "loader" 170 "$python" benchmarks/loader.py --workers 16 --items 8192 --rounds 3
+    step "loader" 170 "$python" benchmarks/loader.py --workers 16 --items 8192 --rounds 2
     step "tests of the streams" 140 "${cuda_tests[@]}" tests/test_{quantize,inputs,loading,training,together,launch}.py
 fi
 if group methods; then

@@ -146,7 +146,11 @@ def main() -> None:
         catalog = write_store(Path(scratch) / kind, kind, given.clips)
         run, data = TrainingState(spec, CLASSES, device), TrainingSet(spec, Path(scratch) / kind, catalog.part("train"))
         with algorithms(spec):
-            rounds = [(from_store(run, data, steps), on_device(run, data, steps)) for _ in range(given.rounds)]
+            rounds = []
+            for number in range(given.rounds):
+                rounds.append((from_store(run, data, steps), on_device(run, data, steps)))
+                told = ", ".join(f"{name} {seconds:.4f} s" for name, seconds in rounds[-1][0].items())
+                print(f"round {number + 1}: a step from the store {told}; on the device {rounds[-1][1]:.4f} s")
         differences = []
         if small:
             frames = write_store(Path(scratch) / "small", "frames", 2 * CLASSES)
