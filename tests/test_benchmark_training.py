@@ -18,6 +18,7 @@ def run(monkeypatch, tmp_path):
     def main(*arguments):
         module = importlib.import_module("training")
         monkeypatch.setattr(module, "COMPARED", 2)
+        monkeypatch.setattr(module, "COMPARED_RATES", (("small", 1e-2),))  # CNN-M's 90 million weights take a minute
         monkeypatch.setattr(importlib.import_module("common"), "ROOT", tmp_path)
         monkeypatch.setattr(sys, "argv", ["training.py", *arguments])
         module.main()
