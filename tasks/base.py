@@ -11,19 +11,18 @@ from __future__ import annotations
 import abc
 import contextlib
 import functools
-import os
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import luigi
 
-from pipeline import files
 from pipeline.files import one_writer, read_json, read_made_from, record_made_from, try_exclusive_lock
 from pipeline.progress import say
 from pipeline.specs.base import digest_of
 from tasks import mistakes, settings
 from tasks.mistakes import told_plainly
+from tasks.session import one_look, use_artifacts
 
 mistakes.install()
 
@@ -72,6 +71,7 @@ class Stage(luigi.Task):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self._inputs_key, self._is_complete, self._is_checked = "", False, False  # each is remembered once it is known
+        self._look: object = None  # in which the first two were found out
         with told_plainly():
             settings.check(self.dataset_name, self.changes)
 
@@ -190,6 +190,15 @@ class Stage(luigi.Task):
     def complete(self) -> bool:
         """Whether all before is complete and the artifact is current. True is remembered; after False, `check` runs."""
         use_artifacts(self.run_spec.artifacts)
+        with one_look() as look:
+            if self._look is not look:
+                self._look, self._inputs_key, self._is_complete = look, "", False
+            self._look_for_it()
+        if not self._is_complete:  # Luigi asks every task before it runs any: the time to refuse what cannot succeed
+            self.check_once()
+        return self._is_complete
+
+    def _look_for_it(self) -> None:
         if not self._inputs_key and all(task.complete() for task in self.before()):
             with told_plainly():
                 self._inputs_key = self.inputs_key()
@@ -197,9 +206,6 @@ class Stage(luigi.Task):
             self._is_complete = self.is_current()
             if self._is_complete and self.may_download:  # else it is a plan, which writes nothing
                 self._record_if_lost()
-        if not self._is_complete:  # Luigi asks every task before it runs any: the time to refuse what cannot succeed
-            self.check_once()
-        return self._is_complete
 
     def check_once(self) -> None:
         """`check`, unless it has passed already."""
@@ -263,17 +269,6 @@ class Stage(luigi.Task):
         return f"{type(self).__name__} {self.label}"
 
 
-_IN_USE: dict[tuple[str, int], int] = {}  # artifacts, process -> lock that holds `gc` off
-
-
-def use_artifacts(artifacts: str, *, create: bool = False) -> None:
-    """Hold `gc` off these artifacts until this command ends; a caller from Python must do that itself."""
-    key = (artifacts, os.getpid())
-    if settings.from_command_line() and _IN_USE.get(key, -1) < 0:
-        with told_plainly():
-            _IN_USE[key] = files.hold_shared_lock(Path(artifacts), create=create)
-
-
 def _snake(name: str) -> str:
     """Folder of a task class: `TrainStream` -> `train_stream`."""
     return "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in name).lstrip("_")
@@ -283,16 +278,3 @@ def _snake(name: str) -> str:
 def _say_present(task: luigi.Task) -> None:
     if hasattr(task, "say_present"):
         task.say_present()
-
-
-@luigi.Task.event_handler(luigi.Event.FAILURE)
-def _say_failure(task: luigi.Task, error: BaseException) -> None:
-    mistakes.say_failure(f"{type(task).__name__} FAILED: {mistakes.error_line(error, getattr(task, 'folder', None))}")
-
-
-@luigi.Task.event_handler(luigi.Event.PROCESS_FAILURE)
-def _say_death(task: luigi.Task, message: str) -> None:
-    mistakes.say_failure(
-        f"{type(task).__name__} FAILED: its process has died, perhaps for want of memory ({message}); the same command "
-        "goes on"
-    )

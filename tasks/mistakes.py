@@ -16,6 +16,7 @@ import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
+import luigi
 from luigi.parameter import ParameterException
 from luigi.retcodes import run_with_retcodes
 from luigi.task_register import TaskClassException
@@ -180,6 +181,19 @@ def say_failure(line: str) -> None:
     """Say that a task failed, and once more at the end of the command if others have gone on meanwhile."""
     os.write(_FAILURES, f"{plain(line)}\n".encode())
     say(line)
+
+
+@luigi.Task.event_handler(luigi.Event.FAILURE)
+def _say_what_failed(task: luigi.Task, error: BaseException) -> None:
+    say_failure(f"{type(task).__name__} FAILED: {error_line(error, getattr(task, 'folder', None))}")
+
+
+@luigi.Task.event_handler(luigi.Event.PROCESS_FAILURE)
+def _say_what_died(task: luigi.Task, message: str) -> None:
+    say_failure(
+        f"{type(task).__name__} FAILED: its process has died, perhaps for want of memory ({message}); the same command "
+        "goes on"
+    )
 
 
 def _say_again() -> None:

@@ -174,6 +174,16 @@ def test_a_changed_video_redoes_its_shard_and_what_follows(config, tmp_path, cap
     assert len(store.open_flow(fresh(Flow).path)["c"]) == 10
 
 
+def test_a_program_may_build_again_after_a_change(config, tmp_path):
+    """Luigi gives a program the same task for the same parameters, which must not keep what it found out earlier."""
+    assert build(Flow())
+    task = Flow()
+    write_video(tmp_path / "videos/c.avi", moving_texture(11, seed=99))
+    assert Flow() is task and not task.complete()
+    assert build(Flow()) and task.complete()
+    assert len(store.open_flow(task.path)["c"]) == 10
+
+
 def test_a_touched_video_is_looked_at_but_nothing_is_redone(config, tmp_path):
     assert build(fresh(Flow))
     before = snapshot(fresh(Frames).folder)
