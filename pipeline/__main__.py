@@ -174,7 +174,7 @@ def _verify(path: Path, arguments: argparse.Namespace) -> int:
 
 
 def _repair(path: Path, arguments: argparse.Namespace) -> int:
-    from pipeline import inspection
+    from pipeline import files, inspection
 
     folder = inspection.store_folder(path).absolute()
     # the folder of all artifacts is three levels up, whether the path is a link into it or a link leads out of it
@@ -182,6 +182,8 @@ def _repair(path: Path, arguments: argparse.Namespace) -> int:
     with contextlib.ExitStack() as stack:
         for artifacts in sorted(above):
             stack.enter_context(_no_run_in(artifacts))
+        if (folder / files.LOCK).exists() and not stack.enter_context(files.try_exclusive_lock(folder)):
+            raise ValueError(f"{folder} is being written; wait for that to end")
         kind, shards, damaged = inspection.repair(path, failed=arguments.failed)
     lines = [f"removed {name}; run the stage again" for name in shards] or ["nothing is damaged"]
     print("\n".join(f"{path}: {line}" for line in lines))

@@ -122,7 +122,8 @@ def invalidate(artifacts: Path, stage: str, *, dataset="", all_datasets=False, d
         digest: only the artifact whose digest, as `status` shows it, begins with this; "" for all.
 
     Raises:
-        ValueError: there is no such stage, dataset or digest, or it is ambiguous.
+        ValueError: there is no such stage, dataset or digest, or it is ambiguous; or another process, such as a program
+            that calls the stage's function, is writing one of the artifacts: then none is removed.
     """
     if stage not in LAST_FILES:
         raise ValueError(unknown_name(f"stage {stage!r}", stage, LAST_FILES))
@@ -142,6 +143,11 @@ def invalidate(artifacts: Path, stage: str, *, dataset="", all_datasets=False, d
         raise ValueError(unknown_name(f"digest {digest!r} of stage {stage}", digest, {row["digest"] for row in rows}))
     if digest and len(meant := {row["digest"] for row in wanted}) > 1:
         raise ValueError(f"{len(meant)} digests of stage {stage} begin with {digest!r}: {', '.join(sorted(meant))}")
-    for row in wanted:
-        files.remove_folder(Path(row["path"]), first=LAST_FILES[stage])
-    return [Path(row["path"]) for row in wanted]
+    folders = [Path(row["path"]) for row in wanted]
+    with contextlib.ExitStack() as locks:
+        for folder in folders:
+            if not locks.enter_context(files.try_exclusive_lock(folder)):
+                raise ValueError(f"{folder} is being written; wait for that to end")
+        for folder in folders:
+            files.remove_folder(folder, first=LAST_FILES[stage])
+    return folders

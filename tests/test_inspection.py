@@ -10,7 +10,7 @@ import pytest
 from conftest import moving_texture
 from stores import write_frames
 
-from pipeline import garbage, inspection, pictures, store
+from pipeline import files, garbage, inspection, pictures, store
 from pipeline.__main__ import STAGES, _answered, main
 from pipeline.catalog import Catalog, Clip
 from pipeline.scores import Scores
@@ -122,6 +122,8 @@ def test_invalidate_removes_a_stage(frames, flow, tmp_path):
         garbage.invalidate(tmp_path, "flow", digest="fedc")
     assert garbage.invalidate(tmp_path, "flow", digest="fedcb") == [other] and not other.exists()
     assert garbage.invalidate(tmp_path, "flow", digest="fedc") == [flow.parent.with_name("tvl1-fedc00000000")]
+    with files.one_writer(flow.parent), pytest.raises(ValueError, match=f"{flow.parent} is being written; wait for"):
+        garbage.invalidate(tmp_path, "flow")
     assert garbage.invalidate(tmp_path, "flow") == [flow.parent]
     assert not flow.parent.exists() and frames.exists()
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from stores import smooth_flow, write_flow, write_frames
 
-from pipeline import inspection, store
+from pipeline import files, inspection, store
 from pipeline.__main__ import main
 from pipeline.scores import Scores
 
@@ -125,6 +125,12 @@ def test_repair_removes_what_is_damaged_and_the_index(frames, flow, capsys):
     assert rest.startswith(
         "this does not remake trainings and scores made from 'a' after the damage; `python -m pipeline inv"
     )
+
+
+def test_what_is_being_written_is_not_repaired(flow, capsys):
+    with files.one_writer(flow.parent):
+        assert main(["repair", str(flow)]) == 2 and flow.exists()
+    assert f"{flow.parent} is being written; wait for that to end" in capsys.readouterr().err
 
 
 def test_verify_tells_by_its_exit_status(frames, capsys):
