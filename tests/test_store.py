@@ -324,6 +324,36 @@ def test_a_clip_that_lacks_a_part_is_damaged(tmp_path):
         store.open_frames(path)["a"].frames(0, 1)
 
 
+@pytest.mark.parametrize(
+    "change", [lambda offsets: offsets[::-1], lambda offsets: offsets * 2, lambda offsets: offsets + 1]
+)
+def test_offsets_that_cannot_be_are_damage(tmp_path, change):
+    path = write_frames(tmp_path, {"a": moving_texture(3)})
+    with h5py.File(tmp_path / "shards/shard-all.h5", "r+") as file:
+        file["clips/a/offsets"][...] = change(file["clips/a/offsets"][()])
+    with pytest.raises(
+        DamagedFile, match=f"clip 'a' of {tmp_path}: where its images begin and end makes no sense; `py"
+    ):
+        store.open_frames(path)["a"]
+
+
+def test_images_of_several_sizes_are_damage(tmp_path):
+    path = write_frames(tmp_path, {"a": [*moving_texture(2), moving_texture(1, height=32)[0]]})
+    with pytest.raises(DamagedFile, match=f"images 0 to 2 of clip 'a' of {tmp_path}: they differ in size; `python"):
+        store.open_frames(path)["a"].frames(0, 3)
+
+
+def test_an_error_of_hdf5_is_damage_and_one_of_the_disk_is_not(tmp_path):
+    opened = store.open_frames(write_frames(tmp_path, {"a": moving_texture(3)}))
+    with (
+        pytest.raises(DamagedFile, match=f"clip 'a' of {tmp_path}: bad heap; `python -m pipeline repair"),
+        opened._located("a"),
+    ):
+        raise OSError("bad heap")
+    with pytest.raises(OSError, match="Input/output error"), opened._located("a"):
+        raise OSError(5, "Input/output error")
+
+
 def test_an_interrupted_shard_leaves_nothing(tmp_path):
     with pytest.raises(KeyboardInterrupt), store.ShardWriter(tmp_path / "s.h5", "frames", ATTRS) as shard:
         shard.clip("a").append(jpeg.encode(moving_texture(1)[0], quality=95))

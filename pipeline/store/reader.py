@@ -94,13 +94,19 @@ class Store(Mapping[str, StoredClip]):
 
         Raises:
             DamagedFile: something is missing in the group, or h5py fails otherwise in the file's structures.
+            OSError: of the disk.
         """
         with self._noting(video_id):
+            shard = self._shard(self.rows[video_id]["shard"])
             try:
-                yield self._shard(self.rows[video_id]["shard"])[f"clips/{video_id}"]
-            except (KeyError, RuntimeError) as error:
-                what = f"clip {video_id!r} of {self.folder}: {error}"
-                raise DamagedFile(f"{what}; {repair_advice(self.folder)}") from error
+                yield shard[f"clips/{video_id}"]
+            except (OSError, KeyError, RuntimeError) as error:
+                if getattr(error, "errno", None):
+                    raise
+                raise self._damaged(f"clip {video_id!r}", error) from error
+
+    def _damaged(self, what: str, why: object) -> DamagedFile:
+        return DamagedFile(f"{what} of {self.folder}: {why}; {repair_advice(self.folder)}")
 
     @contextlib.contextmanager
     def _noting(self, video_id: str) -> Iterator[None]:

@@ -12,7 +12,7 @@ import numpy as np
 
 from pipeline import jpeg, quantize
 from pipeline.errors import ClipError, DamagedFile
-from pipeline.store.container import crc32_of_parts, plain_attrs, repair_advice
+from pipeline.store.container import crc32_of_parts, plain_attrs
 
 if TYPE_CHECKING:
     from pipeline.store.reader import Store
@@ -36,6 +36,11 @@ class _Version(NamedTuple):
         return cls(about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns)
 
 
+def _in_order(offsets: np.ndarray, nbytes: int) -> bool:
+    """Whether offsets of images can be those of this many bytes."""
+    return len(offsets) > 0 and offsets[0] == 0 and offsets[-1] <= nbytes and bool((offsets[1:] >= offsets[:-1]).all())
+
+
 class StoredClip:
     """One clip of a store. It reads only what is asked for: one read of the shard per window, then JPEG decoding.
 
@@ -49,7 +54,10 @@ class StoredClip:
         with store._located(video_id) as group:
             where = {direction: path for direction, path in _PATHS.items() if f"{path}offsets" in group}
             self._offsets = {direction: group[f"{path}offsets"][()] for direction, path in where.items()}
-            self._begins = {direction: group[f"{path}jpeg"].id.get_offset() for direction, path in where.items()}
+            images = {direction: group[f"{path}jpeg"] for direction, path in where.items()}
+            self._begins = {direction: data.id.get_offset() for direction, data in images.items()}
+            if not all(_in_order(self._offsets[direction], len(data)) for direction, data in images.items()):
+                raise store._damaged(f"clip {video_id!r}", "where its images begin and end makes no sense")
             self._version = _Version.of(group.file.id.get_vfd_handle())
             ranges = {direction: f"{path}range_px" for direction, path in where.items()}
             self.ranges_px = {direction: group[name][()] for direction, name in ranges.items() if name in group}
@@ -154,13 +162,14 @@ class StoredClip:
         return np.stack(found) if found else np.empty((0, self.height, self.width, *(3,) * (not gray)), np.uint8)
 
     def _decoded(self, first: int, last: int, *, direction: str, gray: bool) -> list[np.ndarray]:
+        what = f"images {first} to {last - 1} of clip {self.id!r}"
         try:
-            return [jpeg.decode(data, gray=gray) for data in self.jpegs(first, last, direction=direction)]
+            found = [jpeg.decode(data, gray=gray) for data in self.jpegs(first, last, direction=direction)]
         except ClipError as error:
-            folder = self._store.folder
-            raise DamagedFile(
-                f"images {first} to {last - 1} of clip {self.id!r} of {folder}: {error}; {repair_advice(folder)}"
-            ) from error
+            raise self._store._damaged(what, error) from error
+        if len({image.shape for image in found}) > 1:
+            raise self._store._damaged(what, "they differ in size")
+        return found
 
     def frames(self, first: int, last: int) -> np.ndarray:
         """Frames first..last-1: (last-first, H, W, 3) uint8 RGB."""
