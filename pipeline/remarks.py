@@ -48,6 +48,15 @@ def on_classes(spec: DatasetSpec, classes: Sequence[str], *, trained: Collection
         say(f"catalog: there is one class, {classes[0]!r}: frames and flow can be made, but nothing trained")
 
 
+def on_group(spec: DatasetSpec, split: str, tested: Collection[str]) -> None:
+    """Print that a number was taken for the name of a group, where it would else draw the test part."""
+    if split.isdecimal() and spec.layout in ("folder", "csv") and set(tested) == {split}:
+        say(
+            f"catalog: split {split} is the name of a group, which alone is the test part; a number that names no "
+            "group draws [dataset] test_fraction of the groups"
+        )
+
+
 def on_parts(present: Collection[str]) -> None:
     """Print which parts are empty: frames and flow need no parts, but fusion and report, hours later, do."""
     cures = {

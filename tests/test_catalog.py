@@ -309,6 +309,18 @@ def test_empty_parts_are_said_early(tmp_path, capsys):
     assert "no test clips in this split: nothing can be reported" in said
 
 
+@pytest.mark.parametrize(("split", "said"), [("1", True), ("7", False)])
+def test_a_number_that_is_a_group_is_said(tmp_path, capsys, split, said):
+    for name in ("walk", "run"):
+        for person in range(1, 6):
+            (tmp_path / name).mkdir(exist_ok=True)
+            (tmp_path / name / f"{person}_{name}.avi").write_bytes(f"{person}{name}".encode())
+    spec = DatasetSpec(layout="folder", videos=str(tmp_path), group_pattern=r"/(?P<group>\d+)_")
+    read_dataset(spec, split)
+    words = "catalog: split 1 is the name of a group, which alone is the test part; a number that names no group draws"
+    assert (words in capsys.readouterr().err) == said
+
+
 def test_an_outline_knows_the_content_of_files_that_were_read_before(tiny_dataset, tmp_path):
     folder = tmp_path / "videos"
     shutil.copytree(tiny_dataset, folder)
