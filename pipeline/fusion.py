@@ -7,7 +7,6 @@ score and counts as wrong: the score of one stream is never passed off as that o
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -134,7 +133,7 @@ def fuse(val: Mapping[str, Scores], test: Mapping[str, Scores], spec: FusionSpec
     val_pair, test_pair = ((part["spatial"], part["temporal"]) for part in (val, test))
     weight, why = choose_weight(*val_pair, step=spec.weight_step, folds=spec.folds)
     c, why_c = choose_c(*val_pair, [spec.svm_c] if spec.svm_c else spec.svm_c_grid, folds=spec.folds)
-    svm = dataclasses.replace(LinearSVM.fit(*val_pair, c=c), temperature=why_c.pop("temperature"))
+    svm = LinearSVM.fit(*val_pair, c=c, temperature=why_c.pop("temperature"))
     if spec.svm_c:
         why_c = {"note": "given by [fusion] svm_c"}
     fusions = {"average": Weighted(0.5), "weighted": Weighted(weight), "svm": svm}

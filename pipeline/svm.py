@@ -62,12 +62,13 @@ class LinearSVM:
             raise ValueError("an SVM without a single class predicts nothing")
 
     @classmethod
-    def fit(cls, val_a: Scores, val_b: Scores, c: float = DEFAULT_C) -> LinearSVM:
+    def fit(cls, val_a: Scores, val_b: Scores, *, c: float = DEFAULT_C, temperature: float = 1.0) -> LinearSVM:
         """Fit on validation clips. The order of the clips does not matter; failed clips are left out.
 
         Args:
             val_a, val_b: tables of the validation clips, the streams in the order that `apply` gets them.
             c: cost of a margin violation; smaller is smoother.
+            temperature: of `apply`; it does not change the margins. `choose_c` finds both.
 
         Raises:
             ValueError: if c is not positive, or there is no validation clip that both streams scored.
@@ -76,7 +77,7 @@ class LinearSVM:
             raise ValueError(f"c is {c}; it must be above 0 and finite")
         a, b = scored_pair(val_a, val_b)
         coefficients, intercepts = _crammer_singer(_features(a, b), a.labels, len(a.classes), c)
-        return cls(a.classes, coefficients, intercepts, float(c), len(a))
+        return cls(a.classes, coefficients, intercepts, float(c), len(a), temperature)
 
     @property
     def absent(self) -> tuple[str, ...]:
@@ -159,7 +160,7 @@ def choose_c(val_a: Scores, val_b: Scores, grid: Sequence[float], *, folds: int 
     why = {"chosen_from": grid, **folded.as_dict()}
     if not len(folded):
         c = grid[0] if len(grid) == 1 else DEFAULT_C
-        margins = LinearSVM.fit(a, b, c).margins(a, b)
+        margins = LinearSVM.fit(a, b, c=c).margins(a, b)
         return c, {**why, "right": [], "out_of_fold_top1": None, "temperature": _temperature(margins, a.labels)}
     margins = _held_out_margins(a, b, list(folded), grid)
     right = (margins.argmax(axis=2) == a.labels).sum(axis=1).tolist()
@@ -193,7 +194,7 @@ def _held_out_margins(
 
 
 def _margins(a: Scores, b: Scores, c: float, fitted: np.ndarray, held: np.ndarray) -> np.ndarray:
-    return LinearSVM.fit(a.take(fitted), b.take(fitted), c).margins(a.take(held), b.take(held))
+    return LinearSVM.fit(a.take(fitted), b.take(fitted), c=c).margins(a.take(held), b.take(held))
 
 
 def _temperature(margins: np.ndarray, labels: np.ndarray) -> float:

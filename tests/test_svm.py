@@ -1,7 +1,6 @@
 """The SVM against its formula, and the choice of its C against the same folds fitted one by one with scikit-learn."""
 
 import json
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -81,7 +80,7 @@ def test_the_temperature_is_the_best_for_held_out_clips(c):
 def test_probabilities_of_the_svm_are_about_how_often_it_is_right(c):
     """Without a temperature they were near chance for a small C, however right it was."""
     a, b = pair(0)
-    svm = replace(LinearSVM.fit(a, b, c), temperature=choose_c(a, b, [c])[1]["temperature"])
+    svm = LinearSVM.fit(a, b, c=c, temperature=choose_c(a, b, [c])[1]["temperature"])
     fresh = [svm.apply(*pair(seed)) for seed in range(1, 6)]
     said = np.concatenate([table.probabilities.max(1) for table in fresh]).mean()
     assert said == pytest.approx(np.mean([table.top1() for table in fresh]), abs=0.06)
@@ -90,8 +89,8 @@ def test_probabilities_of_the_svm_are_about_how_often_it_is_right(c):
 def test_without_a_cut_the_temperature_is_that_of_the_fitted_clips():
     a, b = (t.take([0, 4, 8]) for t in pair(0, lean=12))
     c, why = choose_c(a, b, [5.0])
-    assert c == 5.0 and LinearSVM.fit(a, b, c).margins(a, b).argmax(1).tolist() == a.labels.tolist()
-    svm = replace(LinearSVM.fit(a, b, c), temperature=why["temperature"])
+    assert c == 5.0 and LinearSVM.fit(a, b, c=c).margins(a, b).argmax(1).tolist() == a.labels.tolist()
+    svm = LinearSVM.fit(a, b, c=c, temperature=why["temperature"])
     assert np.diag(svm.apply(a, b).probabilities[:, a.labels]) == pytest.approx(4 / 6, abs=0.02)  # Platt's target
 
 
