@@ -79,6 +79,7 @@ class ClassUniform:
         for place, label in enumerate(labels):
             places[label].append(place)
         self.seed, self.members = seed, [places[label] for label in sorted(places)]
+        self._orders: dict[int, tuple[int, np.ndarray]] = {}  # class -> turn, order of its clips in that turn
 
     def __call__(self, n: int) -> int:
         """Index, in the sequence of labels, of the clip of item n."""
@@ -86,7 +87,15 @@ class ClassUniform:
         chosen = _generator(self.seed, _CLASS_ORDER, block).permutation(len(self.members))[rank]
         members = self.members[chosen]
         turn, rank = divmod(block, len(members))
-        return members[_generator(self.seed, _CLIP_ORDER, turn, int(chosen)).permutation(len(members))[rank]]
+        return members[self._order(int(chosen), turn)[rank]]
+
+    def _order(self, chosen: int, turn: int) -> np.ndarray:
+        """Order of a class's clips in a turn. It is kept: to draw it for every item is quadratic in a large class."""
+        known, order = self._orders.get(chosen, (-1, None))
+        if known != turn:
+            order = _generator(self.seed, _CLIP_ORDER, turn, chosen).permutation(len(self.members[chosen]))
+            self._orders[chosen] = turn, order
+        return order
 
 
 def snippet_positions(count: int, drawn: np.ndarray) -> list[int]:

@@ -20,7 +20,9 @@ def plan_shards(clips: Iterable[Clip], *, most_clips: int, most_bytes: int) -> d
     Extendible hashing: the bits of a clip's hashed id lead down a binary trie, and a leaf that is too full is split.
     A shard is named by its path: with one clip too many, shard 01 becomes 010 and 011, and no other changes.
     """
+    clips = list(clips)
     leaves: dict[str, tuple[Clip, ...]] = {}
+    bits = {clip.id: _hash_bits(clip.id) for clip in clips}
     waiting = [("", sorted(clips, key=lambda clip: clip.id))]
     while waiting:
         prefix, inside = waiting.pop()
@@ -29,8 +31,8 @@ def plan_shards(clips: Iterable[Clip], *, most_clips: int, most_bytes: int) -> d
             if inside:
                 leaves[f"shard-{prefix or 'all'}"] = tuple(inside)
             continue
-        for bit in "01":
-            waiting.append((prefix + bit, [clip for clip in inside if _hash_bits(clip.id)[len(prefix)] == bit]))
+        for way in "01":
+            waiting.append((prefix + way, [clip for clip in inside if bits[clip.id][len(prefix)] == way]))
     return dict(sorted(leaves.items()))
 
 

@@ -74,6 +74,14 @@ def test_every_block_has_one_clip_of_each_class_in_a_new_order():
     assert [choose(n) for n in range(50)] != [ClassUniform(labels, seed=2)(n) for n in range(50)]
 
 
+def test_which_clip_is_drawn_does_not_depend_on_what_was_drawn_before():
+    labels = [0] * 7 + [1] * 3
+    in_order, numbers = ClassUniform(labels, seed=4), np.random.default_rng(0).permutation(200)
+    drawn, anyhow = [in_order(n) for n in range(200)], ClassUniform(labels, seed=4)
+    assert [anyhow(int(n)) for n in numbers] == [drawn[n] for n in numbers]
+    assert [ClassUniform(labels, seed=4)(n) for n in range(0, 200, 17)] == drawn[::17]
+
+
 @pytest.mark.parametrize("stream", ["spatial", "temporal"])
 def test_items_depend_on_seed_step_and_place_only(monkeypatch, stream):
     catalog, fake = two_classes("frames" if stream == "spatial" else "flow")
