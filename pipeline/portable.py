@@ -54,3 +54,6 @@ def carrier() -> Callable[[bytes], tuple[bool, Any]]:
 def packed(function: Callable[[Any], Any], job: Any) -> bytes:
     """A function of a module and its job, as bytes."""
     return pickle.dumps((function, job))
+
+
+code_key()  # of the code as it is loaded: its files may be replaced before the first job comes

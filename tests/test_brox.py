@@ -120,7 +120,7 @@ def test_memory_is_bounded_by_batches(monkeypatch):
     monkeypatch.setattr(brox, "_coarse_to_fine", lambda a, b, spec: seen.append(len(a)) or original(a, b, spec))
     frames = np.zeros((8, 20, 20), np.uint8)
     flow = brox.between(frames[:-1], frames[1:], FlowSpec(method="brox", batch_pairs=3), device="cpu")
-    assert isinstance(flow, torch.Tensor) and flow.shape == (7, 2, 20, 20)
+    assert isinstance(flow, np.ndarray) and flow.shape == (7, 2, 20, 20)
     assert seen == [3, 3, 1]
     monkeypatch.setitem(brox.PIXELS_AT_ONCE, "cpu", 100)  # less than one frame: still a pair at a time
     flow_of(frames, QUICK)

@@ -1,5 +1,6 @@
 """Videos to stores: every clip has an outcome, nothing is done twice, and the bytes depend on nothing but the input."""
 
+import faulthandler
 import os
 import re
 import shutil
@@ -236,6 +237,14 @@ def test_a_time_limit_is_a_reason(tiny_dataset, tmp_path):
     frames_job.frames_shard(job)
     (record,) = store.read_records(tmp_path / "s.h5", "frames")
     assert (record.status, record.reason) == ("failed", "decoding takes longer than 0.01 s")
+
+
+def test_a_timer_of_the_caller_goes_on_where_no_decoder_is_watched(tiny_dataset, tmp_path, monkeypatch):
+    catalog = read_dataset(DatasetSpec(videos=str(tiny_dataset), group_pattern=GROUPS), "dan")
+    monkeypatch.setattr(faulthandler, "cancel_dump_traceback_later", lambda: pytest.fail("it was cancelled"))
+    frames_job.frames_shard(
+        frames_job.FramesJob(tmp_path / "s.h5", tiny_dataset, catalog.clips, FRAMES, {"digest": "d"})
+    )
 
 
 def test_a_video_that_is_replaced_while_frames_are_made_is_no_frame_of_the_former(tiny_dataset, tmp_path):

@@ -5,6 +5,7 @@ import json
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
 import pytest
 
 from pipeline import specs
@@ -145,6 +146,14 @@ def test_numbers_are_finite_and_have_one_form():
             FlowSpec(bound_px=value)
     assert FlowSpec(bound_px=20) == FlowSpec(bound_px=20.0)
     assert FlowSpec(bound_px=20).digest() == FlowSpec(bound_px=20.0).digest()
+
+
+def test_numbers_of_numpy_are_numbers():
+    spec = FrameSpec(short_side_px=np.int64(64), max_bad_fraction=np.float64(0.5))
+    assert spec == FrameSpec(short_side_px=64, max_bad_fraction=0.5) and type(spec.short_side_px) is int
+    assert StreamSpec(milestones=(np.int64(3),), steps=9).as_dict()["milestones"] == [3]
+    with pytest.raises(ValueError, match=r"short_side_px is np.float64\(64.0\), which is not a whole number"):
+        FrameSpec(short_side_px=np.float64(64))
 
 
 def test_a_device_is_named_as_torch_names_it():

@@ -34,7 +34,9 @@ class _Constraints(NamedTuple):
     c: Tensor
 
 
-def between(first: np.ndarray | Tensor, second: np.ndarray | Tensor, spec: FlowSpec, *, device: str) -> Tensor:
+def between(
+    first: np.ndarray | Tensor, second: np.ndarray | Tensor, spec: FlowSpec, *, device: str
+) -> np.ndarray | Tensor:
     """Flow from each first image to its second image.
 
     Args:
@@ -43,8 +45,9 @@ def between(first: np.ndarray | Tensor, second: np.ndarray | Tensor, spec: FlowS
         device: "cpu", "cuda" or "cuda:N".
 
     Returns:
-        (N, 2, H, W) float32 on `device`, pixels; channel 0 is x (right positive), 1 is y (down positive). Equal images
-        give exactly 0, and a pair gives the same bits alone as in a batch.
+        (N, 2, H, W) float32, pixels, a numpy array from the CPU and a tensor on the device from CUDA; channel 0 is x
+        (right positive), 1 is y (down positive). Equal images give exactly 0, and a pair gives the same bits alone as
+        in a batch.
 
     Source: Brox, Bruhn, Papenberg, Weickert, High accuracy optical flow estimation based on a theory for warping,
     ECCV 2004: the energy, the warping and the two nested fixed point iterations. We differ in that
@@ -66,7 +69,7 @@ def between(first: np.ndarray | Tensor, second: np.ndarray | Tensor, spec: FlowS
     for start in range(0, count, pairs):
         part = slice(start, start + pairs)
         flow[part] = _coarse_to_fine(_images(first[part], device), _images(second[part], device), spec)
-    return flow
+    return flow if flow.is_cuda else flow.numpy()
 
 
 def _images(gray: np.ndarray | Tensor, device: str) -> Tensor:

@@ -109,7 +109,8 @@ def _frames_clip(shard: store.ShardWriter, job: FramesJob, clip: Clip) -> store.
     except BAD_CLIP as error:
         return store.Record(clip.id, clip.class_name, clip.label, clip.group, 0, "failed", one_line(str(error)), 0)
     finally:
-        faulthandler.cancel_dump_traceback_later()
+        if watched:
+            faulthandler.cancel_dump_traceback_later()
     crc32 = writer.finish(_attrs(clip, video.fps, shape[:2], video.promised_frames), seconds)
     return store.Record(
         clip.id, clip.class_name, clip.label, clip.group, len(seconds), "ok", _oddity(len(seconds), video), crc32

@@ -14,6 +14,7 @@ import functools
 import hashlib
 import json
 import math
+import numbers
 import re
 import types
 import typing
@@ -60,7 +61,7 @@ class Spec:
             given = getattr(self, field.name)
             if isinstance(given, list):
                 object.__setattr__(self, field.name, given := tuple(given))
-            if (plain := _as_floats(hints[field.name], given)) is not given:  # 20 and 20.0 are one setting
+            if (plain := _as_plain(hints[field.name], given)) is not given:  # 20 and 20.0 are one setting
                 object.__setattr__(self, field.name, plain)
             if field.metadata:
                 _check_value(self.section, field, hints[field.name], getattr(self, field.name))
@@ -146,13 +147,13 @@ def _hints(cls) -> dict[str, Any]:
     return typing.get_type_hints(cls)
 
 
-def _as_floats(hint: Any, value: Any) -> Any:
-    """The value, whole numbers turned into floats where the type is float; else the same object."""
-    if hint is float and type(value) is int:
-        return float(value)
-    if hint == tuple[float, ...] and type(value) is tuple and any(type(each) is int for each in value):
-        return tuple(_as_floats(float, each) for each in value)
-    return value
+def _as_plain(hint: Any, value: Any) -> Any:
+    """The value; numpy's numbers as Python's, and whole numbers as floats where the type is float."""
+    if type(value) is tuple and typing.get_origin(hint) is tuple:
+        return tuple(_as_plain(typing.get_args(hint)[0], each) for each in value)
+    if isinstance(value, numbers.Integral) and type(value) is not bool and hint in (int, float):
+        return hint(value)
+    return float(value) if isinstance(value, numbers.Real) and hint is float and type(value) is not bool else value
 
 
 def _check_value(section: str, field: dataclasses.Field, hint: Any, value: Any) -> None:
