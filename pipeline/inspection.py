@@ -31,6 +31,7 @@ LAST_FILES = {
 }
 ALSO_NEEDED = {
     "train_stream": ("checkpoint.pt",),
+    "fuse": ("average/scores.h5",),  # and others, which depend on the validation clips
     "report": ("report.html",),
     "score_videos": ("predictions.csv",),
     "all_splits": ("summary.html", "summary.md"),

@@ -6,7 +6,6 @@ with a shard. A shard is the unit of work and of restart. The bytes of a shard d
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import errno
 import os
@@ -20,13 +19,13 @@ from pipeline.catalog import Catalog
 from pipeline.cluster import Workers, threads_each
 from pipeline.console import plain
 from pipeline.errors import StageFailed, WorkerDied
-from pipeline.files import remove_temporaries
+from pipeline.files import file_hash, remove_temporaries
 from pipeline.jobs.flow import FlowJob, flow_shard
 from pipeline.jobs.frames import FramesJob, frames_shard
 from pipeline.progress import Progress, say
 from pipeline.sharding import Shards, plan_shards
 from pipeline.specs import ClusterSpec, FlowSpec, FrameSpec
-from pipeline.specs.base import digest_of
+from pipeline.specs.base import canonical_json, digest_of
 
 MUCH_AT_BOUND = 0.005
 """Share of the flow's components clipped at `bound_px`, above which a warning is printed."""
@@ -41,7 +40,7 @@ def make_frames(
     videos: Path | str,
     spec: FrameSpec,
     cluster: ClusterSpec,
-    attrs: dict[str, Any],
+    attrs: Mapping[str, Any] | None = None,
 ) -> None:
     """Decode every clip of the catalog into the frames store at `folder`; shards that are up to date are kept.
 
@@ -51,12 +50,14 @@ def make_frames(
         videos: folder that the clips' paths are relative to.
         spec, cluster: settings. Local workers import the main module again: a script must guard what it does by
             `if __name__ == "__main__":`, or take `ClusterSpec(kind="inline")`.
-        attrs: root attributes of the files: at least `digest` and `spec`.
+        attrs: root attributes of the files; `digest` is that of the settings unless given. Shards of another digest are
+            made again.
 
     Raises:
         StageFailed: more than `spec.max_bad_fraction` of the clips failed, or a shard could not be made at all.
     """
     folder = Path(folder).absolute()  # workers may have another working directory
+    attrs = _about(spec, attrs)
     jobs = frames_jobs(folder, catalog, videos=Path(videos), spec=spec, cluster=cluster, attrs=attrs)
     attrs = {**attrs, "inputs": catalog.videos_key, "split_name": catalog.split_name}
     _make_store(
@@ -93,6 +94,11 @@ def frames_jobs(
     return jobs
 
 
+def _about(spec: FrameSpec | FlowSpec, attrs: Mapping[str, Any] | None, *upstream: str) -> dict[str, Any]:
+    """Root attributes of a store: those given, and what is missing from the settings and what is read."""
+    return {"digest": spec.digest(*upstream), "spec": canonical_json(spec.identity()), **(attrs or {})}
+
+
 # --- flow -------------------------------------------------------------------------------------------------------------
 
 
@@ -102,9 +108,9 @@ def make_flow(
     *,
     spec: FlowSpec,
     cluster: ClusterSpec,
-    device: str,
-    attrs: dict[str, Any],
-    max_bad_fraction: float,
+    device: str = "auto",
+    attrs: Mapping[str, Any] | None = None,
+    max_bad_fraction: float = FrameSpec.max_bad_fraction,
 ) -> None:
     """Compute flow for every clip of the frames store at `frames`, shard by shard, into the flow store at `folder`.
 
@@ -117,6 +123,8 @@ def make_flow(
     folder, source = Path(folder).absolute(), store.open_frames(Path(frames).absolute())
     devices = devices_of(spec, cluster, device)
     threads = threads_each(cluster, devices)
+    weights = [file_hash(spec.weights_file)] if spec.weights_file else []
+    attrs = _about(spec, attrs, source.attrs["digest"], *weights)
     jobs = flow_jobs(folder, source.shard_paths(), spec=spec, device=device, attrs=attrs, threads=threads)
     attrs = {**attrs, "inputs": source.key, "split_name": source.attrs["split_name"]}
     _make_store(
@@ -138,7 +146,7 @@ def _warn_of_a_bound(folder: Path, spec: FlowSpec) -> None:
     if spec.scaling != "bound":
         return
     try:
-        with contextlib.closing(store.open_flow(folder / "index.h5")) as made:
+        with store.open_flow(folder / "index.h5") as made:
             found = motion.sample(made)
     except (OSError, ValueError) as error:  # the store is complete: this is only advice
         say(f"flow: how much motion lies at [flow] bound_px is not known: {error}")

@@ -66,7 +66,7 @@ class Stage(luigi.Task):
     keeps_old = False  # whether `make` reads the artifact that it replaces
     kind = ""  # name of the folder of such artifacts; "": from the name of the class
     reads: tuple[str, ...] = ()  # the sections that can change the artifact; (): any
-    may_download = True
+    may_write = True  # a plan must not, nor download
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -204,7 +204,7 @@ class Stage(luigi.Task):
                 self._inputs_key = self.inputs_key()
         if self._inputs_key and not self._is_complete:
             self._is_complete = self.is_current()
-            if self._is_complete and self.may_download:  # else it is a plan, which writes nothing
+            if self._is_complete and self.may_write:  # else it is a plan, which writes nothing
                 self._record_if_lost()
 
     def check_once(self) -> None:
@@ -219,13 +219,13 @@ class Stage(luigi.Task):
 
     @staticmethod
     @contextlib.contextmanager
-    def without_download() -> Iterator[None]:
+    def writing_nothing() -> Iterator[None]:
         """Within the block no `check` downloads weights, not even to find out whether it can: a plan writes nothing."""
-        Stage.may_download = False
+        Stage.may_write = False
         try:
             yield
         finally:
-            Stage.may_download = True
+            Stage.may_write = True
 
     def run(self) -> None:
         """Make the artifact, with the folder locked; if another run has just made it, there is nothing left to do."""

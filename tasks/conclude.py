@@ -21,6 +21,7 @@ class Fuse(Stage):
     """
 
     file = "fusion.json"  # written after the scores
+    beside = ("average/scores.h5",)  # always; `files_beside` knows the others
 
     @property
     def label(self) -> str:

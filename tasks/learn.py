@@ -89,7 +89,7 @@ class TrainStream(OnDevice):
         from pipeline import imagenet, networks, parallel
 
         networks.check(self.stream_spec)
-        if self.may_download:
+        if self.may_write:
             imagenet.fetch(self.stream_spec)
         parallel.process_count(self.stream_spec, self.run_spec.device)
         self.clone(Catalog).check_classes()

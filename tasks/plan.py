@@ -38,7 +38,7 @@ def main(argv: list[str]) -> int:
     """
     own, of_luigi = _parser().parse_known_args(argv)
     try:
-        with CmdlineParser.global_instance(_with_task(of_luigi)) as parser, Stage.without_download():
+        with CmdlineParser.global_instance(_with_task(of_luigi)) as parser, Stage.writing_nothing():
             found = plan(parser.get_task_obj(), quick=own.quick)
     except Exception as error:
         if not (said := mistakes.plainly(error)):

@@ -110,7 +110,7 @@ class Flow(_Store):
 
     def check(self) -> None:
         """Refuse a method that cannot run on this machine, if it is to run here."""
-        if self.spec("cluster").kind in ("inline", "local") and (self.may_download or not self.to_download()):
+        if self.spec("cluster").kind in ("inline", "local") and (self.may_write or not self.to_download()):
             from pipeline import flow
 
             flow.check(self.spec("flow"), device=self.run_spec.device)

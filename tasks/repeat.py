@@ -124,7 +124,7 @@ class AllSplits(Repeated):
         """Check all splits before the first is run."""
         self.check_splits("val", "test")
         self.check_seeds(STREAMS)
-        if self.may_download:  # else it is a plan, which writes nothing
+        if self.may_write:  # else it is a plan, which writes nothing
             self.record_ahead()
 
     def make(self) -> None:

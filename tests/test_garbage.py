@@ -210,7 +210,7 @@ def test_weights_that_its_trainings_start_from_are_written_down_for_a_summary_un
 
 def test_a_plan_writes_down_nothing(tiny, config, tmp_path):
     config.set("run", "artifacts", str(tmp_path / "artifacts"))
-    with AllSplits.without_download():
+    with AllSplits.writing_nothing():
         assert not fresh(AllSplits, dataset=tiny, splits="anna").complete()
     assert not (tmp_path / "artifacts").exists()
 

@@ -96,13 +96,18 @@ def test_status_lists_artifacts_in_the_order_of_the_chain(frames, flow, tmp_path
 
 @pytest.mark.parametrize(
     ("stage", "last", "also"),
-    [("train_stream", "curve.json", "checkpoint.pt"), ("score_videos", "scores.h5", "predictions.csv")],
+    [
+        ("train_stream", "curve.json", "checkpoint.pt"),
+        ("fuse", "fusion.json", "average/scores.h5"),
+        ("score_videos", "scores.h5", "predictions.csv"),
+    ],
 )
 def test_what_lacks_the_other_half_of_a_result_is_not_done(tmp_path, stage, last, also):
     folder = tmp_path / f"demo/{stage}/x-0123456789ab"
     folder.mkdir(parents=True)
     (folder / last).write_text("{}")
     assert [row["state"] for row in inspection.status(tmp_path)] == ["unfinished"]
+    (folder / also).parent.mkdir(exist_ok=True)
     (folder / also).write_bytes(b"")
     assert [row["state"] for row in inspection.status(tmp_path)] == ["done"]
 
@@ -148,7 +153,7 @@ def test_the_command_knows_every_stage():
 def test_the_tasks_and_the_command_agree_on_what_belongs_to_an_artifact():
     import tasks
 
-    kinds = [tasks.TrainStream, tasks.Report, tasks.ScoreVideos, tasks.AllSplits, tasks.PaperTable]
+    kinds = [tasks.TrainStream, tasks.Fuse, tasks.Report, tasks.ScoreVideos, tasks.AllSplits, tasks.PaperTable]
     files = {name: (inspection.LAST_FILES[name], also) for name, also in inspection.ALSO_NEEDED.items()}
     named = [task.kind or re.sub(r"(?<!^)(?=[A-Z])", "_", task.__name__).lower() for task in kinds]
     assert dict(zip(named, ((task.file, task.beside) for task in kinds), strict=True)) == files

@@ -199,7 +199,7 @@ def test_weights_of_raft_are_not_downloaded(planned, config, monkeypatch, tmp_pa
     assert (
         planned("PaperTable", "--table", "1b", "--quick")["task"] == "PaperTable"
     )  # which looks at more than its rows
-    assert not (tmp_path / "torch").exists() and Stage.may_download
+    assert not (tmp_path / "torch").exists() and Stage.may_write
 
 
 def test_the_demo_is_planned_before_it_is_written(planned, config, tmp_path):

@@ -20,7 +20,7 @@ from pipeline.catalog import Clip, read_dataset
 from pipeline.errors import MachineFault, StageFailed, WorkerDied
 from pipeline.flow import estimate
 from pipeline.jobs import frames as frames_job
-from pipeline.preprocess import make_frames
+from pipeline.preprocess import make_flow, make_frames
 from pipeline.sharding import plan_shards
 from pipeline.specs import DatasetSpec, FlowSpec, FrameSpec
 
@@ -237,6 +237,19 @@ def test_a_time_limit_is_a_reason(tiny_dataset, tmp_path):
     frames_job.frames_shard(job)
     (record,) = store.read_records(tmp_path / "s.h5", "frames")
     assert (record.status, record.reason) == ("failed", "decoding takes longer than 0.01 s")
+
+
+def test_without_attributes_the_settings_tell_what_is_up_to_date(tiny_dataset, tmp_path):
+    catalog = read_dataset(DatasetSpec(videos=str(tiny_dataset), group_pattern=GROUPS), "dan")
+    folders, heights, keys = (tmp_path / "frames", tmp_path / "flow"), [], []
+    for side in (0, 32, 32):
+        make_frames(folders[0], catalog, videos=tiny_dataset, spec=FrameSpec(short_side_px=side), cluster=INLINE)
+        make_flow(folders[1], folders[0], spec=FLOW, cluster=INLINE, device="cpu")
+        with store.open_frames(folders[0]) as frames, store.open_flow(folders[1]) as flow:
+            heights.append((frames["right__anna_right"].height, flow["right__anna_right"].height))
+            keys.append((frames.attrs["digest"], flow.attrs["digest"], flow.key))
+    assert heights == [(48, 48), (32, 32), (32, 32)]
+    assert keys[0] != keys[1] == keys[2] and keys[0][1] != keys[1][1]
 
 
 def test_a_timer_of_the_caller_goes_on_where_no_decoder_is_watched(tiny_dataset, tmp_path, monkeypatch):

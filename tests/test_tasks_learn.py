@@ -30,7 +30,7 @@ def test_imagenet_weights_that_cannot_be_had_are_missed_before_any_work(config, 
     with pytest.raises(FileNotFoundError, match=r"\[spatial\] start is imagenet, but .*resnet18-\w+.pth cannot be"):
         fresh(FullPipeline).requires().complete()
     assert not fresh(Frames).folder.exists()
-    with Stage.without_download():
+    with Stage.writing_nothing():
         assert not fresh(TrainStream, stream="spatial").complete()
     assert imagenet.to_download(fresh(TrainStream, stream="spatial").stream_spec).startswith("resnet18-")
 

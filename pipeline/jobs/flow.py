@@ -78,7 +78,7 @@ def flow_shard(job: FlowJob) -> int:
     if job.careful:
         job = _without_crashes(job)
     with (
-        contextlib.closing(store.open_frames(job.frames)) as source,
+        store.open_frames(job.frames) as source,
         Earlier(job.earlier, "flow", job.attrs["digest"]) as earlier,
         store.ShardWriter(job.path, "flow", job.attrs) as shard,
     ):
@@ -144,7 +144,7 @@ def try_clip(frames: str, video_id: str, settings: str) -> None:
         settings: `FlowSpec.as_dict()` as JSON.
     """
     spec = FlowSpec(**json.loads(settings))
-    with contextlib.closing(store.open_frames(frames)) as source, one_thread():
+    with store.open_frames(frames) as source, one_thread():
         clip = source[video_id]
         room = pairs_of((clip.height, clip.width), spec, device="cpu")
         for first in range(0, len(clip) - 1, room):

@@ -134,6 +134,12 @@ class Store(Mapping[str, StoredClip]):
         self._shards: OrderedDict[str, h5py.File] = OrderedDict()
         self._clips: OrderedDict[str, StoredClip] = OrderedDict()
 
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
     def close(self) -> None:
         """Close the files; they are opened again when needed."""
         for file in self._shards.values():
