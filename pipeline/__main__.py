@@ -65,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--json", action="store_true", help="everything, as JSON; a line a path")
     command.set_defaults(run=_inspect)
 
-    command = commands.add_parser("summary", help="the table of accuracies of a report")
+    command = commands.add_parser("summary", help="the table of a report, of all splits or of the paper")
     command.add_argument("path", type=Path, help="folder of the report, such as data/artifacts/demo/report/latest")
     command.set_defaults(run=_summary)
 
@@ -155,6 +155,10 @@ def _summary(arguments: argparse.Namespace) -> int:
     from pipeline import files
     from pipeline.report import metrics
 
+    for table in (arguments.path / name for name in ("summary.md", "table.md")):  # of AllSplits, of PaperTable
+        if table.is_file():
+            print(table.read_text(encoding="utf-8"), end="")
+            return 0
     file = arguments.path / "metrics.json"
     if not file.is_file():
         raise FileNotFoundError(f"{file} does not exist; `luigi --module tasks FullPipeline` makes it")

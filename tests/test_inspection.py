@@ -225,6 +225,9 @@ def test_status_verify_invalidate_and_summary(frames, flow, tmp_path, capsys):
     (tmp_path / "metrics.json").write_text(json.dumps(numbers))
     assert main(["summary", str(tmp_path)]) == 0
     assert "fused, average     50.0%       25.0%" in capsys.readouterr().out
+    for name in ("table.md", "summary.md"):
+        (tmp_path / name).write_text(f"| of {name} |\n", encoding="utf-8")
+        assert main(["summary", str(tmp_path)]) == 0 and capsys.readouterr().out == f"| of {name} |\n"
 
 
 @pytest.mark.parametrize(
