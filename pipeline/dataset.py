@@ -19,7 +19,7 @@ from pipeline import stacks, store
 from pipeline.catalog import Clip
 from pipeline.console import some
 from pipeline.errors import DamagedFile
-from pipeline.inputs import ViewBatch, join_views, stack_views
+from pipeline.inputs import Room, ViewBatch, join_views, new_room, stack_views
 from pipeline.progress import say
 from pipeline.specs import StreamSpec
 from pipeline.stored_stacks import Planes, stored_stack
@@ -210,10 +210,10 @@ class EvalSet(Dataset):
             raise
 
 
-def stack_items(items: list[tuple[View, int]]) -> tuple[ViewBatch, torch.Tensor]:
-    """Training items -> their views and labels (N,) int64."""
+def stack_items(items: list[tuple[View, int]], *, room: Room = new_room) -> tuple[ViewBatch, torch.Tensor]:
+    """Training items -> their views, written to what `room` gives, and labels (N,) int64."""
     views, labels = zip(*items, strict=True)
-    return stack_views(views), torch.tensor(labels)
+    return stack_views(views, room=room), torch.tensor(labels)
 
 
 class EvalBatch(NamedTuple):
@@ -227,11 +227,13 @@ class EvalBatch(NamedTuple):
     """Number -> reason, of the items that could not be read."""
 
 
-def stack_test_items(items: list[EvalItem]) -> EvalBatch:
-    """Test items -> one batch of all their views."""
+def stack_test_items(items: list[EvalItem], *, room: Room = new_room) -> EvalBatch:
+    """Test items -> one batch of all their views, written to what `room` gives."""
     read = [item for item in items if item.views is not None]
     failed = {item.number: item.reason for item in items if item.views is None}
-    return EvalBatch([item.number for item in read], join_views([i.views for i in read]) if read else None, failed)
+    return EvalBatch(
+        [item.number for item in read], join_views([i.views for i in read], room=room) if read else None, failed
+    )
 
 
 def _generator(*key: int) -> np.random.Generator:

@@ -6,7 +6,7 @@ remaining arithmetic, a factor and an offset per channel, is done for a whole ba
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -55,17 +55,31 @@ class ViewBatch:
             part.record_stream(stream)
 
 
-def stack_views(views: Sequence[View]) -> ViewBatch:
-    """Views of equal shape -> one batch of them."""
-    # numpy's stack, because torch's would start a second set of OpenMP threads besides that of the training
-    values, scale, offset = (torch.from_numpy(np.stack(parts)) for parts in zip(*views, strict=True))
-    return ViewBatch(values, scale, offset)
+Room = Callable[[tuple[int, ...], np.dtype], torch.Tensor]
+"""Gives a tensor of this shape and type to write to."""
 
 
-def join_views(views: Sequence[View]) -> ViewBatch:
-    """Views of several crops each, (crops, C, H, W) -> one batch of all crops."""
-    values, scale, offset = (torch.from_numpy(np.concatenate(parts)) for parts in zip(*views, strict=True))
-    return ViewBatch(values, scale, offset)
+def new_room(shape: tuple[int, ...], dtype: np.dtype) -> torch.Tensor:
+    """A new tensor."""
+    return torch.from_numpy(np.empty(shape, dtype))
+
+
+def stack_views(views: Sequence[View], *, room: Room = new_room) -> ViewBatch:
+    """Views of equal shape -> one batch of them, whose values are written to what `room` gives."""
+    return _written(np.stack, views, room, (len(views), *views[0].values.shape))
+
+
+def join_views(views: Sequence[View], *, room: Room = new_room) -> ViewBatch:
+    """Views of several crops each, (crops, C, H, W) -> one batch of all crops; `room` as for `stack_views`."""
+    return _written(np.concatenate, views, room, (sum(len(view.values) for view in views), *views[0].values.shape[1:]))
+
+
+def _written(join: Callable, views: Sequence[View], room: Room, shape: tuple[int, ...]) -> ViewBatch:
+    # numpy's functions, because torch's would start a second set of OpenMP threads besides that of the training
+    values, scale, offset = zip(*views, strict=True)
+    there = room(shape, np.result_type(*(part.dtype for part in values)))
+    join(values, out=there.numpy())
+    return ViewBatch(there, torch.from_numpy(join(scale)), torch.from_numpy(join(offset)))
 
 
 def to_inputs(views: ViewBatch | torch.Tensor, device: torch.device) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import os
 import pickle
@@ -11,6 +12,7 @@ from multiprocessing import forkserver
 from typing import Any
 
 import cv2
+import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
@@ -47,7 +49,7 @@ def loader(
         workers: number of loading processes; 0 loads in a thread of this process. If shared memory cannot hold their
             batches, fewer are started, and a line says so.
         pin: whether batches go to page-locked memory, for a GPU.
-        collate: makes a batch from a list of items.
+        collate: makes a batch from a list of items; with `pin` it is also given `room`, as `inputs.stack_views` is.
         sharing: number of processes of this machine that load at the same time.
     """
     if workers and len(numbers):
@@ -65,10 +67,34 @@ def loader(
             "prefetch_factor": _BATCHES_AHEAD,
             "worker_init_fn": _begin_worker,
         }
+    if workers and pin and torch.accelerator.is_available():  # only then does torch pin
+        collate = _InReusedMemory(collate)
     batches = _Loader(
         dataset, batch_size=batch, sampler=numbers, num_workers=workers, pin_memory=pin, collate_fn=collate, **parallel
     )
     return batches if workers else _ahead(batches)
+
+
+class _InReusedMemory:
+    """Makes the batches of a loading process in shared memory that serves again and again.
+
+    In new memory 256 temporal inputs take 190 ms to write, in used memory 23 ms (2 cores, one busy with other work):
+    the system clears every page before it is used. A process has one piece of memory for each batch that it may be
+    ahead. torch asks it for a batch once it has taken, and thus pinned, the one that lies where this one will be.
+    """
+
+    def __init__(self, collate: Callable):
+        self.collate, self.pieces, self.batches = collate, [torch.empty(0, dtype=torch.uint8)] * _BATCHES_AHEAD, 0
+
+    def __call__(self, items: list) -> Any:
+        self.batches += 1
+        return self.collate(items, room=self._room)
+
+    def _room(self, shape: tuple[int, ...], dtype: np.dtype) -> torch.Tensor:
+        place, size = self.batches % _BATCHES_AHEAD, math.prod(shape) * dtype.itemsize
+        if len(self.pieces[place]) < size:
+            self.pieces[place] = torch.empty(size, dtype=torch.uint8).share_memory_()
+        return self.pieces[place][:size].view(torch.from_numpy(np.empty(0, dtype)).dtype).view(shape)
 
 
 class _Loader(DataLoader):

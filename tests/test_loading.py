@@ -4,6 +4,7 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from pipeline import loading
+from pipeline.dataset import stack_items
 from pipeline.errors import MachineFault
 from pipeline.inputs import stack_views, to_inputs
 from pipeline.loading import loader, loader_workers, sent_ahead
@@ -127,6 +129,40 @@ def test_the_next_batch_is_on_its_way_before_one_is_handed_out(monkeypatch):
         *("send 2", "wait for event send 1", "keep 1", "use 1"),
         *("wait for event send 2", "keep 2", "use 2"),
     ]
+
+
+class OfTheirNumber:
+    """Training items whose bytes are all their number, and whose label is that too."""
+
+    def __getitem__(self, number):
+        return View(np.full((2, 64, 64), number, np.uint8), *np.ones((2, 2), np.float32)), number
+
+
+def test_memory_is_used_again_as_soon_as_what_lies_there_may_be_gone():
+    make = loading._InReusedMemory(stack_items)
+    made = [make([OfTheirNumber()[number] for number in (k, k + 1)]) for k in range(5)]
+    places = [views.values.data_ptr() for views, _ in made]
+    assert len(set(places)) == loading._BATCHES_AHEAD == 2 and places[0] == places[2] != places[1]
+    assert all(views.values.is_shared() and views.values.dtype == torch.uint8 for views, _ in made)
+    assert [int(views.values[0, 0, 0, 0]) for views, _ in made[-2:]] == [3, 4]
+    floats = make([(View(np.full((2, 64, 64), 0.5, np.float32), *np.ones((2, 2), np.float32)), 7)] * 3)[0]
+    assert floats.values.shape == (3, 2, 64, 64) and torch.all(floats.values == 0.5) and floats.values.is_shared()
+
+
+@pytest.mark.parametrize(("workers", "slow"), [(1, False), (2, False), (2, True)])
+def test_batches_that_are_pinned_arrive_whole_though_memory_is_used_again(monkeypatch, workers, slow):
+    """Where there is no GPU, a copy stands for the pinned batch; torch makes it where it would pin, in a thread."""
+    for name, value in {"is_available": True, "current_device_index": 0, "set_device_index": None}.items():
+        monkeypatch.setattr(torch.accelerator, name, lambda *_, value=value: value)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda *_: torch.device("cuda"))
+    copied = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor, *_: copied.append(tensor.shape) or tensor.clone())
+    found = []
+    for views, labels in loader(OfTheirNumber(), range(250), batch=4, workers=workers, pin=True, collate=stack_items):
+        time.sleep(0.01 * slow * (len(found) % 3))
+        assert views.values.flatten(1).eq(labels[:, None]).all()
+        found += labels.tolist()
+    assert found == list(range(250)) and copied.count((4, 2, 64, 64)) == 62 and (2, 2, 64, 64) in copied
 
 
 @pytest.mark.needs_cuda
