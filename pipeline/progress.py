@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import threading
 import time
 
 from pipeline.console import plain
@@ -11,6 +12,7 @@ from pipeline.console import plain
 tqdm = None
 with contextlib.suppress(ImportError):  # without tqdm, lines are written in place of a bar
     from tqdm import tqdm
+_BAR_SECONDS = 2.0
 _last_said = ""
 
 
@@ -56,20 +58,35 @@ class Progress:
     """Counts units of work. A context manager; call `advance(n)` when n more units are done.
 
     On a terminal it shows a tqdm bar (units/s, time left). Otherwise it prints a line at the start, then at most one
-    line every `line_seconds`, so that the log of a night stays readable.
+    line every `line_seconds`, so that the log of a night stays readable; and one after `silence_seconds` without any,
+    since a shard of long videos may take that long.
     """
 
-    def __init__(self, title: str, total: int, unit: str, *, line_seconds: float = 30.0):
+    def __init__(
+        self, title: str, total: int, unit: str, *, line_seconds: float = 30.0, silence_seconds: float = 300.0
+    ):
         self.title, self.total, self.unit, self.line_seconds = title, total, unit, line_seconds
         self.done = 0
         self._begun = self._said = time.monotonic()
+        self._over = threading.Event()
+        self._waiting = threading.Thread(target=self._wait, args=[silence_seconds], daemon=True)
         bar = tqdm and _on_terminal()
         self._bar = tqdm(total=total, unit=unit, desc=title, dynamic_ncols=True) if bar else None
         if self._bar is None and total:
             say(f"{title}: {total} {unit}")
 
     def __enter__(self) -> Progress:
+        self._waiting.start()
         return self
+
+    def _wait(self, silence_seconds: float) -> None:
+        """Say now and then for how long nothing has been done, or let the bar show how time passes."""
+        while not self._over.wait(_BAR_SECONDS if self._bar is not None else silence_seconds):
+            if self._bar is not None:
+                self._bar.refresh()
+            elif (quiet := time.monotonic() - self._said) >= silence_seconds:
+                count = f"{self.title}: {self.done}/{self.total} {self.unit}"
+                say(f"{count}, waiting for the next for {duration_text(quiet)}")
 
     def advance(self, n: int = 1, note: str = "") -> None:
         """Say that n more units are done; `note` (such as a loss) is shown beside the count."""
@@ -93,6 +110,8 @@ class Progress:
         return self.done / max(time.monotonic() - self._begun, 1e-9)
 
     def __exit__(self, kind, error, trace) -> None:
+        self._over.set()
+        self._waiting.join()
         if self._bar is not None:
             self._bar.close()
         elif kind is None and self.done:

@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,24 @@ def test_slow_work_is_told_in_seconds_each(capsys, monkeypatch):
 def test_a_message_cannot_steer_the_terminal(capsys):
     say("two\nlines, and a name: \x1b]0;owned\x07\udcff")
     assert capsys.readouterr().err == "two\nlines, and a name: \\x1b]0;owned\\x07\\udcff\n"
+
+
+def test_a_long_silence_is_broken(capsys):
+    said, until = "", time.monotonic() + 30
+    with Progress("flow", 22, "clips", silence_seconds=0.01):
+        while said.count("\n") < 3 and time.monotonic() < until:
+            said += capsys.readouterr().err
+    assert said.startswith("flow: 22 clips\n" + 2 * "flow: 0/22 clips, waiting for the next for 0 s\n")
+
+
+def test_the_time_of_a_bar_goes_on(capsys, monkeypatch):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    monkeypatch.setattr("pipeline.progress._BAR_SECONDS", 0.01)
+    shown, until = "", time.monotonic() + 30
+    with Progress("flow", 22, "clips"):
+        while shown.count("0/22") < 3 and time.monotonic() < until:
+            shown += capsys.readouterr().err
+    assert shown.count("0/22") >= 3
 
 
 def test_nothing_to_do_says_nothing(capsys):
