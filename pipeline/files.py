@@ -10,6 +10,7 @@ import os
 import shutil
 import socket
 from collections.abc import Iterable, Iterator
+from contextvars import ContextVar
 from pathlib import Path
 
 from pipeline.progress import say
@@ -18,6 +19,7 @@ MADE_FROM = "made_from.json"
 LOCK = ".lock"  # in the folder of an artifact; held by the one run that writes there
 IN_USE = ".in_use"  # in the folder of all artifacts; shared by every run
 _TEMPORARY = ".tmp-"
+_HELD: ContextVar[frozenset[Path]] = ContextVar("held", default=frozenset())  # folders that this thread is writing
 
 
 @contextlib.contextmanager
@@ -122,7 +124,14 @@ def read_made_from(folder: Path) -> list[str]:
 
 @contextlib.contextmanager
 def one_writer(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock. A second run prints who holds it, and waits. The lock is freed when its holder dies."""
+    """Hold the folder's lock. A second run prints who holds it, and waits. The lock is freed when its holder dies.
+
+    Whoever holds it already may enter again.
+    """
+    place = folder.absolute()
+    if place in _HELD.get():
+        yield
+        return
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / LOCK).open("a+") as lock:
         try:
@@ -135,7 +144,11 @@ def one_writer(folder: Path) -> Iterator[None]:
         lock.write(f"process {os.getpid()} on {socket.gethostname()}")
         lock.flush()
         remove_temporaries(folder)
-        yield
+        before = _HELD.set(_HELD.get() | {place})
+        try:
+            yield
+        finally:
+            _HELD.reset(before)
 
 
 @contextlib.contextmanager

@@ -122,8 +122,8 @@ def invalidate(artifacts: Path, stage: str, *, dataset="", all_datasets=False, d
         digest: only the artifact whose digest, as `status` shows it, begins with this; "" for all.
 
     Raises:
-        ValueError: there is no such stage, dataset or digest, or it is ambiguous; or another process, such as a program
-            that calls the stage's function, is writing one of the artifacts: then none is removed.
+        ValueError: there is no such stage, dataset or digest, or it is ambiguous; or one of the artifacts is being
+            written, as by a program that calls the stage's function.
     """
     if stage not in LAST_FILES:
         raise ValueError(unknown_name(f"stage {stage!r}", stage, LAST_FILES))
@@ -144,10 +144,11 @@ def invalidate(artifacts: Path, stage: str, *, dataset="", all_datasets=False, d
     if digest and len(meant := {row["digest"] for row in wanted}) > 1:
         raise ValueError(f"{len(meant)} digests of stage {stage} begin with {digest!r}: {', '.join(sorted(meant))}")
     folders = [Path(row["path"]) for row in wanted]
-    with contextlib.ExitStack() as locks:
+    for remove in (False, True):  # if one cannot be removed, all stay
         for folder in folders:
-            if not locks.enter_context(files.try_exclusive_lock(folder)):
-                raise ValueError(f"{folder} is being written; wait for that to end")
-        for folder in folders:
-            files.remove_folder(folder, first=LAST_FILES[stage])
+            with files.try_exclusive_lock(folder) as alone:
+                if not alone:
+                    raise ValueError(f"{folder} is being written; wait for that to end")
+                if remove:
+                    files.remove_folder(folder, first=LAST_FILES[stage])
     return folders

@@ -19,7 +19,7 @@ from pipeline.catalog import Catalog
 from pipeline.cluster import Workers, threads_each
 from pipeline.console import plain
 from pipeline.errors import StageFailed, WorkerDied
-from pipeline.files import file_hash, remove_temporaries
+from pipeline.files import file_hash, one_writer, remove_temporaries
 from pipeline.jobs.flow import FlowJob, flow_shard
 from pipeline.jobs.frames import FramesJob, frames_shard
 from pipeline.progress import Progress, say
@@ -229,22 +229,23 @@ def _make_store(
     devices: tuple[str, ...] = (),
 ) -> None:
     """Make the shards that are missing or outdated, then the index, then remove shards that no longer belong to it."""
-    shards = folder / "shards"
-    shards.mkdir(parents=True, exist_ok=True)
-    remove_temporaries(shards)
-    there = Shards(shards.glob("*.h5"))
-    waiting = [dataclasses.replace(job, earlier=there.related(job.path)) for job in outdated(kind, jobs)]
-    if waiting and len(waiting) < len(jobs):
-        say(f"{kind}: {len(jobs) - len(waiting)} of {len(jobs)} shards are there already")
-    # the longest jobs first: the short ones at the end keep all workers busy
-    _run_jobs(kind, function, sorted(waiting, key=lambda job: -job.cost), cluster, devices)
-    found = [(record, job.path.stem) for job in jobs for record in store.read_records(job.path, kind)]
-    if kind == "frames":
-        _say_what_is_odd([record for record, _ in found])
-    _refuse_too_many_failures(folder, kind, [record for record, _ in found], max_bad_fraction)
-    store.write_index(folder / "index.h5", kind, found, parts, attrs)
-    for path in set(shards.glob("*.h5")) - {job.path for job in jobs}:
-        path.unlink()
+    with one_writer(folder):
+        shards = folder / "shards"
+        shards.mkdir(parents=True, exist_ok=True)
+        remove_temporaries(shards)
+        there = Shards(shards.glob("*.h5"))
+        waiting = [dataclasses.replace(job, earlier=there.related(job.path)) for job in outdated(kind, jobs)]
+        if waiting and len(waiting) < len(jobs):
+            say(f"{kind}: {len(jobs) - len(waiting)} of {len(jobs)} shards are there already")
+        # the longest jobs first: the short ones at the end keep all workers busy
+        _run_jobs(kind, function, sorted(waiting, key=lambda job: -job.cost), cluster, devices)
+        found = [(record, job.path.stem) for job in jobs for record in store.read_records(job.path, kind)]
+        if kind == "frames":
+            _say_what_is_odd([record for record, _ in found])
+        _refuse_too_many_failures(folder, kind, [record for record, _ in found], max_bad_fraction)
+        store.write_index(folder / "index.h5", kind, found, parts, attrs)
+        for path in set(shards.glob("*.h5")) - {job.path for job in jobs}:
+            path.unlink()
 
 
 def outdated(kind: str, jobs: Iterable[Any]) -> list[Any]:

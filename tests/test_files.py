@@ -55,6 +55,13 @@ def _hold(folder, entered, seconds):
         time.sleep(seconds)
 
 
+def test_who_writes_already_may_enter_again(tmp_path):
+    with files.one_writer(tmp_path), files.one_writer(tmp_path), files.try_exclusive_lock(tmp_path) as free:
+        assert not free
+    with files.try_exclusive_lock(tmp_path) as free:
+        assert free
+
+
 def test_a_second_writer_waits_and_says_for_whom(tmp_path, capsys):
     entered = multiprocessing.get_context("spawn").Event()
     holder = multiprocessing.get_context("spawn").Process(target=_hold, args=(tmp_path, entered, 1.0))

@@ -15,7 +15,7 @@ import pytest
 from conftest import moving_texture, write_video
 from stages import FLOW, FRAMES, GROUPS, INLINE, LOCAL, flow_of, frames_of, sums
 
-from pipeline import preprocess, store
+from pipeline import garbage, preprocess, store
 from pipeline.catalog import Clip, read_dataset
 from pipeline.errors import MachineFault, StageFailed, WorkerDied
 from pipeline.flow import estimate
@@ -250,6 +250,21 @@ def test_without_attributes_the_settings_tell_what_is_up_to_date(tiny_dataset, t
             keys.append((frames.attrs["digest"], flow.attrs["digest"], flow.key))
     assert heights == [(48, 48), (32, 32), (32, 32)]
     assert keys[0] != keys[1] == keys[2] and keys[0][1] != keys[1][1]
+
+
+def test_a_store_that_a_program_makes_is_not_removed_under_it(tiny_dataset, tmp_path, monkeypatch):
+    catalog = read_dataset(DatasetSpec(videos=str(tiny_dataset), group_pattern=GROUPS), "dan")
+    folder, tried = tmp_path / "demo/frames/native-0123456789ab", []
+
+    def removed(job):
+        with pytest.raises(ValueError, match=f"{folder} is being written; wait for that to end"):
+            garbage.invalidate(tmp_path, "frames")
+        tried.append(job)
+        return frames_job.frames_shard(job)
+
+    monkeypatch.setattr(preprocess, "frames_shard", removed)
+    make_frames(folder, catalog, videos=tiny_dataset, spec=FRAMES, cluster=INLINE)
+    assert tried and garbage.invalidate(tmp_path, "frames") == [folder]
 
 
 def test_a_timer_of_the_caller_goes_on_where_no_decoder_is_watched(tiny_dataset, tmp_path, monkeypatch):

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import h5py
+import luigi
 import numpy as np
 import pytest
 import torch
@@ -182,6 +183,26 @@ def test_a_program_may_build_again_after_a_change(config, tmp_path):
     assert Flow() is task and not task.complete()
     assert build(Flow()) and task.complete()
     assert len(store.open_flow(task.path)["c"]) == 10
+
+
+def test_a_video_that_changes_during_a_build_is_for_the_next_one(config, tmp_path, monkeypatch):
+    make = Frames.make
+
+    def slow(self):
+        make(self)
+        write_video(tmp_path / "videos/c.avi", moving_texture(11, seed=99))
+
+    monkeypatch.setattr(Frames, "make", slow)
+    assert build(Flow()) and len(store.open_flow(Flow().path)["c"]) == 8
+    monkeypatch.undo()
+    assert build(Flow()) and len(store.open_flow(Flow().path)["c"]) == 10
+
+
+def test_a_command_that_is_called_again_looks_again(config, tmp_path):
+    for frames in (9, 11):
+        write_video(tmp_path / "videos/c.avi", moving_texture(frames, seed=99))
+        assert luigi.run(["Flow", "--local-scheduler", "--no-lock", "--log-level", "ERROR"])
+        assert len(store.open_flow(Flow().path)["c"]) == frames - 1
 
 
 def test_a_touched_video_is_looked_at_but_nothing_is_redone(config, tmp_path):
