@@ -316,10 +316,11 @@ def test_what_a_store_holds_is_known_without_opening_a_shard(tmp_path):
     assert "a" in opened and "b" not in opened and list(opened) == ["a"]
 
 
-def test_a_clip_that_lacks_a_part_is_damaged(tmp_path):
+@pytest.mark.parametrize("part", ["jpeg", "offsets"])
+def test_a_clip_that_lacks_a_part_is_damaged(tmp_path, part):
     path = write_frames(tmp_path, {"a": moving_texture(3)})
     with h5py.File(tmp_path / "shards/shard-all.h5", "r+") as file:
-        del file["clips/a/jpeg"]
+        del file[f"clips/a/{part}"]
     with pytest.raises(DamagedFile, match=f"clip 'a' of {tmp_path}: .*; `python -m pipeline repair {tmp_path}`"):
         store.open_frames(path)["a"].frames(0, 1)
 

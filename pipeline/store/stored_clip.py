@@ -56,7 +56,8 @@ class StoredClip:
             self._offsets = {direction: group[f"{path}offsets"][()] for direction, path in where.items()}
             images = {direction: group[f"{path}jpeg"] for direction, path in where.items()}
             self._begins = {direction: data.id.get_offset() for direction, data in images.items()}
-            if not all(_in_order(self._offsets[direction], len(data)) for direction, data in images.items()):
+            ordered = (_in_order(self._offsets[direction], len(data)) for direction, data in images.items())
+            if "forward" not in images or not all(ordered):
                 raise store._damaged(f"clip {video_id!r}", "where its images begin and end makes no sense")
             self._version = _Version.of(group.file.id.get_vfd_handle())
             ranges = {direction: f"{path}range_px" for direction, path in where.items()}
