@@ -270,9 +270,8 @@ def test_a_store_that_a_program_makes_is_not_removed_under_it(tiny_dataset, tmp_
 def test_a_timer_of_the_caller_goes_on_where_no_decoder_is_watched(tiny_dataset, tmp_path, monkeypatch):
     catalog = read_dataset(DatasetSpec(videos=str(tiny_dataset), group_pattern=GROUPS), "dan")
     monkeypatch.setattr(faulthandler, "cancel_dump_traceback_later", lambda: pytest.fail("it was cancelled"))
-    frames_job.frames_shard(
-        frames_job.FramesJob(tmp_path / "s.h5", tiny_dataset, catalog.clips, FRAMES, {"digest": "d"})
-    )
+    job = frames_job.FramesJob(tmp_path / "s.h5", tiny_dataset, catalog.clips, FRAMES, {"digest": "d"})
+    assert frames_job.frames_shard(job) == len(store.read_records(tmp_path / "s.h5", "frames")) == 8
 
 
 def test_a_video_that_is_replaced_while_frames_are_made_is_no_frame_of_the_former(tiny_dataset, tmp_path):
