@@ -186,8 +186,8 @@ def _repair(path: Path, arguments: argparse.Namespace) -> int:
     with contextlib.ExitStack() as stack:
         for artifacts in sorted(above):
             stack.enter_context(_no_run_in(artifacts))
-        if (folder / files.LOCK).exists() and not stack.enter_context(files.try_exclusive_lock(folder)):
-            raise ValueError(f"{folder} is being written; wait for that to end")
+        if (folder / files.LOCK).exists():
+            stack.enter_context(files.no_writer(folder))
         kind, shards, damaged = inspection.repair(path, failed=arguments.failed)
     lines = [f"removed {name}; run the stage again" for name in shards] or ["nothing is damaged"]
     print("\n".join(f"{path}: {line}" for line in lines))

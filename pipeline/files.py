@@ -166,6 +166,19 @@ def try_exclusive_lock(folder: Path, lock: str = LOCK) -> Iterator[bool]:
             yield True
 
 
+@contextlib.contextmanager
+def no_writer(folder: Path) -> Iterator[None]:
+    """Keep writers out of an artifact's folder for the block.
+
+    Raises:
+        ValueError: somebody is writing there.
+    """
+    with try_exclusive_lock(folder) as free:
+        if not free:
+            raise ValueError(f"{folder} is being written; wait for that to end")
+        yield
+
+
 def hold_shared_lock(artifacts: Path, *, create: bool) -> int:
     """Hold a shared lock on the folder of all artifacts, so that `try_exclusive_lock` on it fails.
 

@@ -146,9 +146,7 @@ def invalidate(artifacts: Path, stage: str, *, dataset="", all_datasets=False, d
     folders = [Path(row["path"]) for row in wanted]
     for remove in (False, True):  # if one cannot be removed, all stay
         for folder in folders:
-            with files.try_exclusive_lock(folder) as alone:
-                if not alone:
-                    raise ValueError(f"{folder} is being written; wait for that to end")
+            with files.no_writer(folder):
                 if remove:
                     files.remove_folder(folder, first=LAST_FILES[stage])
     return folders
