@@ -54,12 +54,14 @@ if group flow; then
     step "flow stage, larger shards" 90 "$python" benchmarks/flow_stage.py --shard-clips 32
 fi
 if group streams; then
-    training=("$python" benchmarks/training.py --stream temporal --network cnn_m_2048 --batch 256 --rounds 2 --steps 24)
-    step "training, float32 as in the paper's presets" 130 "${training[@]}" --precision float32
-    step "training, bf16" 100 "${training[@]}" --precision bf16
+    training=("$python" benchmarks/training.py --stream temporal --network cnn_m_2048 --batch 256 --steps 24)
+    step "training, float32 as in the paper's presets" 130 "${training[@]}" --precision float32 --rounds 2
+    step "training, float32, the CPU decodes" 70 "${training[@]}" --precision float32 --rounds 1 --gpu-decoding 0
+    step "training, bf16" 100 "${training[@]}" --precision bf16 --rounds 2
     # so many items that 16 processes are at work for seconds, not only at their start
-    step "loader" 170 "$python" benchmarks/loader.py --workers 16 --items 8192 --rounds 2
-    step "tests of the streams" 140 "${cuda_tests[@]}" tests/test_{quantize,inputs,loading,training,together,launch}.py
+    step "loader" 130 "$python" benchmarks/loader.py --workers 16 --items 6144 --rounds 2
+    stream_tests=(tests/test_{quantize,inputs,encoded,loading,training,together,launch}.py)
+    step "tests of the streams" 140 "${cuda_tests[@]}" "${stream_tests[@]}"
 fi
 if group methods; then
     methods=(tvl1 brox raft_small raft_large)

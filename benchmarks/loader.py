@@ -5,8 +5,9 @@
 
 Both read the same JPEG bytes, with the same number of processes, in turn; items are stacks of L = 10, 224 x 224,
 cropped and mirrored at random. The usual reader is a torch Dataset that reads 2L gray images with cv2.imread, crops and
-mirrors in bytes, and normalises in numpy. Ours subtracts mean flow as well. It is measured twice: as batches of views,
-whose arithmetic is left to the device, and as inputs, with that arithmetic done on the CPU, in the first process.
+mirrors in bytes, and normalises in numpy. Ours subtracts mean flow as well. It is measured three times: as batches of
+views, whose arithmetic is left to the device; as inputs, with that arithmetic done on the CPU, in the first process;
+and as views whose decoding is left to a GPU as well.
 Without loading processes ours makes the next batch in a thread: pin both to one core (taskset -c 0) to compare. The
 store that it writes has clips of UCF-101's mean length, eight per shard as [frames] shard_clips, so that the numbers of
 files compare as for UCF-101; that takes a minute. On a machine with CUDA, nvJPEG decodes the same planes at the end.
@@ -24,14 +25,14 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-import torchvision
 from common import show, spread
 from torch.utils.data import DataLoader, Dataset
-from torchvision.io import ImageReadMode
 
 from pipeline import jpeg, quantize, store
 from pipeline.catalog import Clip
 from pipeline.dataset import TrainingSet, stack_items
+from pipeline.decoding import PartlyEncoded
+from pipeline.encoded import decode
 from pipeline.inputs import to_inputs
 from pipeline.loading import PRELOADED, loader
 from pipeline.specs import StackSpec, StreamSpec
@@ -137,14 +138,15 @@ def read_rates(flow: Path, files: Path, clips: list[Clip], arguments) -> dict[st
     if arguments.workers:
         parallel |= {"multiprocessing_context": "forkserver", "worker_init_fn": _begin_worker}
 
-    def batches():
+    def batches(items: Dataset):
         options = {"batch": arguments.batch, "workers": arguments.workers, "pin": False, "collate": stack_items}
-        return loader(ours, range(len(ours)), **options)
+        return loader(items, range(len(items)), **options)
 
     return {
         "usual": rate_of(DataLoader(usual, arguments.batch, **parallel)),
-        "views": rate_of(batches()),
-        "inputs": rate_of(batches(), lambda views: to_inputs(views, torch.device("cpu"))),
+        "views": rate_of(batches(ours)),
+        "inputs": rate_of(batches(ours), lambda views: to_inputs(views, torch.device("cpu"))),
+        "encoded": rate_of(batches(PartlyEncoded(ours, 1.0, batch=arguments.batch))),
     }
 
 
@@ -161,10 +163,10 @@ def by_torchvision(planes: list[np.ndarray], rounds: int, device: str = "cuda") 
         What torchvision decodes stays on the device, where a training would want it; copying the bytes there counts.
     """
     given, found = [torch.from_numpy(data) for data in planes], {"torchvision": [], "ours": []}
-    theirs = torchvision.io.decode_jpeg(given, mode=ImageReadMode.GRAY, device=device)  # sets up the decoder
+    theirs = decode(given, torch.device(device))  # sets up the decoder
     for _ in range(rounds):
         begun = time.perf_counter()
-        theirs = torchvision.io.decode_jpeg(given, mode=ImageReadMode.GRAY, device=device)
+        theirs = decode(given, torch.device(device))
         if device != "cpu":
             torch.cuda.synchronize(device)
         decoded = time.perf_counter()
@@ -232,6 +234,7 @@ def report(rounds: list[dict], sizes: dict, arguments) -> None:
         ("usual reader, items/s", spread(rates["usual"], 0)),
         ("store, views, items/s", spread(rates["views"], 0)),
         ("store, inputs, items/s", spread(rates["inputs"], 0)),
+        ("store, views left as JPEG for a GPU to decode, items/s", spread(rates["encoded"], 0)),
         ("store / usual, views", spread(ratios["views"])),
         ("store / usual, inputs", spread(ratios["inputs"])),
         ("JPEG files / HDF5 files", f"{sizes['files']} / {sizes['hdf5_files']}"),

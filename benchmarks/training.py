@@ -27,13 +27,13 @@ from pipeline import jpeg, quantize, store
 from pipeline.catalog import Catalog, Clip
 from pipeline.dataset import TrainingSet, stack_items
 from pipeline.inputs import to_inputs
-from pipeline.loading import loader, loader_workers, sent_ahead
+from pipeline.loading import loader_workers
 from pipeline.networks import resolve_device
 from pipeline.parallel import ItemSampler, World
 from pipeline.recipe import algorithms
 from pipeline.resume import TrainingState
 from pipeline.specs import STREAMS, StackSpec, StreamSpec
-from pipeline.training import train, train_step
+from pipeline.training import train, train_step, training_batches
 
 WIDTH_PX, HEIGHT_PX, FRAMES, CLASSES = 340, 256, 40, 8
 SKIPPED = 3  # first steps of a round: loading processes are still starting, and the GPU's algorithms are not chosen yet
@@ -83,11 +83,9 @@ def settings(stream: str, **values) -> StreamSpec:
 
 def from_store(run: TrainingState, data: TrainingSet, steps: int) -> dict[str, float]:
     """Mean seconds that a step waits and computes, once the loading processes are at work."""
-    workers = loader_workers(run.spec.loader_workers, run.device)
-    skipped = max(SKIPPED, 2 * workers)  # so many batches may be ready when the first step is done
-    options = {"batch": run.spec.batch, "workers": workers, "pin": run.device.type == "cuda", "collate": stack_items}
-    made = loader(data, ItemSampler(run.spec, World(), run.step), **options)
-    batches, waits, works = sent_ahead(made, run.device), [], []
+    # so many batches may be ready when the first step is done
+    skipped = max(SKIPPED, 2 * loader_workers(run.spec.loader_workers, run.device))
+    batches, waits, works = training_batches(data, ItemSampler(run.spec, World(), run.step), run.device), [], []
     for _ in range(skipped + steps):
         begun = time.perf_counter()
         batch = next(batches)
@@ -133,13 +131,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--clips", type=int, default=64)
     parser.add_argument("--loader-workers", type=int, default=-1)
+    parser.add_argument("--gpu-decoding", type=float, default=-1, help="share of the stacks that a GPU decodes")
     given = parser.parse_args()
     device = resolve_device(given.device)
     small = device.type == "cpu"
     cv2.setNumThreads(1)
     batch, steps = given.batch or (8 if small else 256), given.steps or (4 if small else 40)
     recipe = {"network": given.network, "batch": batch, "loader_workers": given.loader_workers}
-    recipe["precision"] = given.precision
+    recipe |= {"precision": given.precision, "gpu_decoding": given.gpu_decoding}
     spec = settings(given.stream, **recipe, learning_rate=1e-4, steps=100_000)
     with tempfile.TemporaryDirectory() as scratch:
         kind = "frames" if given.stream == "spatial" else "flow"
@@ -169,6 +168,7 @@ def report(spec: StreamSpec, device: torch.device, rounds: list, differences: li
         ("what", f"{spec.stream} {spec.network}, batch {spec.batch}, {spec.crop_px} px, on {device}"),
         ("precision", spec.precision),
         ("loading processes", str(loader_workers(spec.loader_workers, device))),
+        ("share that a GPU decodes", "measured" if spec.gpu_decoding < 0 else f"{spec.gpu_decoding:g}"),
         ("a step from the store waits for data, share of its time", spread(shares, 3)),
         ("from the store, clips/s", spread([spec.batch / total for total in totals], 1)),
         ("batch on the device already, clips/s", spread([spec.batch / ready for _, ready in rounds], 1)),
@@ -178,7 +178,8 @@ def report(spec: StreamSpec, device: torch.device, rounds: list, differences: li
         what = f"{network}, learning rate {rate:g}: largest difference of {COMPARED} losses, 1 process against 2"
         rows.append((what, f"{found:.1e}"))
     record = {"spec": spec.as_dict(), "rounds": rounds, "waiting": shares, "ratio": ratios, "differences": differences}
-    show(f"training {spec.stream} {spec.network} {spec.precision}", rows, record)
+    decoding = "" if spec.gpu_decoding < 0 else f" {spec.gpu_decoding:g} decoded there"
+    show(f"training {spec.stream} {spec.network} {spec.precision}{decoding}", rows, record)
 
 
 if __name__ == "__main__":

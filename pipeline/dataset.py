@@ -7,7 +7,8 @@ training depends neither on the number of loader processes nor on interruptions.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,12 +19,13 @@ from torch.utils.data import Dataset
 from pipeline import stacks, store
 from pipeline.catalog import Clip
 from pipeline.console import some
+from pipeline.encoded import EncodedBatch, stack_partly_encoded
 from pipeline.errors import DamagedFile
-from pipeline.inputs import Room, ViewBatch, join_views, new_room, stack_views
+from pipeline.inputs import Room, ViewBatch, join_views, new_room
 from pipeline.progress import say
-from pipeline.specs import StreamSpec
-from pipeline.stored_stacks import Planes, stored_stack
-from pipeline.transforms import EvalViews, TrainView, View
+from pipeline.specs import StackSpec, StreamSpec
+from pipeline.stored_stacks import EncodedStack, Planes, stored_stack
+from pipeline.transforms import EncodedView, EvalViews, TrainView, View
 
 _ITEM, _CLASS_ORDER, _CLIP_ORDER = range(3)  # purposes of random numbers: each has a sequence of its own
 
@@ -42,13 +44,22 @@ class Pictures:
 
     def read(self, video_id: str, position: int) -> np.ndarray | Planes:
         """One picture: a frame (H, W, 3) uint8, or a stack of 2L planes. Each direction is one read of the store."""
-        stored = self.store[video_id]
         if self.spec.stack is None:
-            return stored.frames(position, position + 1)[0]
-        where = stacks.window(len(stored), self.spec.stack, position)
-        forward = Planes(*stored.stored_flow(*where.forward))
-        backward = Planes(*stored.stored_flow(*where.backward, backward=True)) if where.backward else None
-        return stored_stack(forward, backward, self.spec.stack, where)
+            return self.store[video_id].frames(position, position + 1)[0]
+        return self._stack(video_id, position, self.spec.stack)
+
+    def read_encoded(self, video_id: str, position: int) -> EncodedStack:
+        """One stack of fields at the same points, not yet decoded."""
+        stored, spec = self.store[video_id], replace(self.spec.stack, subtract_mean=False)
+        planes = self._stack(video_id, position, spec, encoded=True)
+        return EncodedStack(planes, stored.height, stored.width, (video_id, self.store.folder))
+
+    def _stack(self, video_id: str, position: int, spec: StackSpec, **how: bool) -> Planes:
+        stored = self.store[video_id]
+        where = stacks.window(len(stored), spec, position)
+        forward = Planes(*stored.stored_flow(*where.forward, **how))
+        backward = Planes(*stored.stored_flow(*where.backward, backward=True, **how)) if where.backward else None
+        return stored_stack(forward, backward, spec, where)
 
     def usable(self, clips: Sequence[Clip], use: str) -> list[Clip]:
         """The clips that the store holds; prints how many it lacks. `use` names their purpose in that message."""
@@ -151,21 +162,34 @@ class TrainingSet(Dataset):
         The view is that of one picture, (C, crop_px, crop_px); with K > 1 segments of one picture in each segment,
         (K, C, crop_px, crop_px), all cropped, mirrored and jittered alike.
         """
+        clip, read, drawn = self._read(number, Pictures.read)
+        views = [self.view(picture, drawn) for picture in read]
+        if self.spec.segments == 1:
+            return views[0], clip.label
+        return View(*(np.stack(parts) for parts in zip(*views, strict=True))), clip.label
+
+    def encoded(self, number: int) -> tuple[list[EncodedView] | View, int]:
+        """The same item of a stream whose stacks hold fields at the same points, not yet decoded: its K views.
+
+        An item whose planes would be resized before the crop comes decoded, as from indexing.
+        """
+        clip, read, drawn = self._read(number, Pictures.read_encoded)
+        views = [self.view.encoded(stack, drawn) for stack in read]
+        return self[number] if None in views else (views, clip.label)
+
+    def _read(self, number: int, read: Callable) -> tuple[Clip, list, np.ndarray]:
+        """The clip of an item, what `read` (a method of `Pictures`) gives of it, and the numbers drawn for its view."""
         chosen = self.choose(number)
         clip, pictures = self.clips[chosen], self.pictures[chosen]
         rng = _generator(self.spec.seed, _ITEM, *divmod(number, self.spec.batch))
         where = rng.random(self.spec.segments)
         try:
             positions = snippet_positions(pictures.count(clip.id), where)
-            read = [pictures.read(clip.id, position) for position in positions]
+            found = [read(pictures, clip.id, position) for position in positions]
         except Exception as error:
             error.add_note(f"while reading training clip {clip.id!r}")
             raise
-        drawn = rng.random(TrainView.DRAWS)
-        views = [self.view(picture, drawn) for picture in read]
-        if self.spec.segments == 1:
-            return views[0], clip.label
-        return View(*(np.stack(parts) for parts in zip(*views, strict=True))), clip.label
+        return clip, found, rng.random(TrainView.DRAWS)
 
 
 class EvalItem(NamedTuple):
@@ -210,10 +234,12 @@ class EvalSet(Dataset):
             raise
 
 
-def stack_items(items: list[tuple[View, int]], *, room: Room = new_room) -> tuple[ViewBatch, torch.Tensor]:
+def stack_items(
+    items: list[tuple[View | list[EncodedView], int]], *, room: Room = new_room
+) -> tuple[ViewBatch | EncodedBatch, torch.Tensor]:
     """Training items -> their views, written to what `room` gives, and labels (N,) int64."""
     views, labels = zip(*items, strict=True)
-    return stack_views(views, room=room), torch.tensor(labels)
+    return stack_partly_encoded(views, room=room), torch.tensor(labels)
 
 
 class EvalBatch(NamedTuple):

@@ -203,7 +203,7 @@ def lines(found: dict[str, Any]) -> Iterator[str]:
         ]
         yield f"{f'CUDA, {name}':20} {', '.join(each) or len(seen['found']) or 'none: ' + seen['why_not']}"
     for name, outcome in found["decoders"].items():
-        yield f"{f'video, {name}':20} {outcome}"
+        yield f"{f'decoder, {name}':20} {outcome}"
     for name, row in found["flow"].items():
         yield f"{f'flow, {name}':20} {_speed(row) if row['pairs_per_second'] else row['state']}"
     yield ""

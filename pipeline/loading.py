@@ -17,6 +17,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from pipeline.console import one_line
+from pipeline.encoded import EncodedBatch
 from pipeline.errors import MachineFault
 from pipeline.inputs import ViewBatch
 from pipeline.limits import usable_cores
@@ -79,21 +80,25 @@ class _InReusedMemory:
     """Makes the batches of a loading process in shared memory that serves again and again.
 
     In new memory 256 temporal inputs take 190 ms to write, in used memory 23 ms (2 cores, one busy with other work):
-    the system clears every page before it is used. A process has one piece of memory for each batch that it may be
-    ahead. torch asks it for a batch once it has taken, and thus pinned, the one that lies where this one will be.
+    the system clears every page before it is used. A process has pieces of memory, as many as the parts of a batch, for
+    each batch that it may be ahead. torch asks it for a batch once it has taken, and thus pinned, the one that lies
+    where this one will be.
     """
 
     def __init__(self, collate: Callable):
-        self.collate, self.pieces, self.batches = collate, [torch.empty(0, dtype=torch.uint8)] * _BATCHES_AHEAD, 0
+        self.collate, self.batches, self.parts = collate, 0, 0
+        self.pieces: dict[tuple[int, int], torch.Tensor] = {}  # by batch and part
 
     def __call__(self, items: list) -> Any:
-        self.batches += 1
+        self.batches, self.parts = self.batches + 1, 0
         return self.collate(items, room=self._room)
 
     def _room(self, shape: tuple[int, ...], dtype: np.dtype) -> torch.Tensor:
-        place, size = self.batches % _BATCHES_AHEAD, math.prod(shape) * dtype.itemsize
-        if len(self.pieces[place]) < size:
-            self.pieces[place] = torch.empty(size, dtype=torch.uint8).share_memory_()
+        place, size = (self.batches % _BATCHES_AHEAD, self.parts), math.prod(shape) * dtype.itemsize
+        self.parts += 1
+        if place not in self.pieces or len(self.pieces[place]) < size:
+            # JPEG bytes are never as many twice: a tenth more, else nearly every batch would be written to new memory
+            self.pieces[place] = torch.empty(size + size // 10, dtype=torch.uint8).share_memory_()
         return self.pieces[place][:size].view(torch.from_numpy(np.empty(0, dtype)).dtype).view(shape)
 
 
@@ -114,11 +119,12 @@ class _Loader(DataLoader):
             ) from None
 
 
-def sent_ahead(batches: Iterable[tuple[ViewBatch, torch.Tensor]], device: torch.device) -> Iterator:
-    """The same batches; for CUDA each is copied to the device while the previous one is in use.
+def sent_ahead(batches: Iterable[tuple[ViewBatch | EncodedBatch, torch.Tensor]], device: torch.device) -> Iterator:
+    """The same batches; for CUDA each is copied to the device, and decoded there, while the previous one is in use.
 
     A training step waits for its loss before the weights change, so a copy that the step itself began would not overlap
-    with it. 250 MB take about 10 ms, which is a tenth of a step of 256 temporal inputs.
+    with it. 250 MB take about 10 ms, which is a tenth of a step of 256 temporal inputs. Decoding takes longer than that
+    and waits for the decoder, so a thread does both.
 
     Args:
         batches: (views, labels), in page-locked memory.
@@ -127,15 +133,14 @@ def sent_ahead(batches: Iterable[tuple[ViewBatch, torch.Tensor]], device: torch.
     if device.type != "cuda":
         yield from batches
         return
-    stream, before = torch.cuda.Stream(device), None
-    for batch in batches:
-        with torch.cuda.stream(stream):
-            coming = [part.to(device, non_blocking=True) for part in batch], stream.record_event()
-        if before:
-            yield _received(*before, device)
-        before = coming
-    if before:
-        yield _received(*before, device)
+    stream = torch.cuda.Stream(device)
+
+    def sent(batch: tuple) -> tuple[list[ViewBatch | torch.Tensor], torch.cuda.Event]:
+        with torch.cuda.stream(stream):  # a thread has a current stream of its own
+            return [part.to(device, non_blocking=True) for part in batch], stream.record_event()
+
+    for parts, event in _ahead(map(sent, batches)):
+        yield _received(parts, event, device)
 
 
 def _received(parts: list[ViewBatch | torch.Tensor], sent: torch.cuda.Event, device: torch.device) -> tuple:

@@ -115,7 +115,10 @@ def _opencv_devices() -> tuple[list[dict[str, Any]], str]:
 
 
 def decoders() -> dict[str, str]:
-    """Decoder -> "works", or why not: each decodes a clip of a few frames. The pipeline uses OpenCV's ffmpeg."""
+    """Decoder -> "works", or why not: each decodes a clip of a few frames. The pipeline uses OpenCV's ffmpeg.
+
+    nvJPEG decodes images: a part of the stored flow, when a temporal stream is trained on a GPU.
+    """
     try:
         import cv2
     except Exception as error:
@@ -130,7 +133,7 @@ def decoders() -> dict[str, str]:
             name = cv2.videoio_registry.getBackendName(backend)
             if name in FILE_BACKENDS:
                 tries[name.lower()] = lambda backend=backend: _count(cv2.VideoCapture(str(path), backend))
-        tries["torchcodec"] = lambda: _torchcodec(path)
+        tries |= {"torchcodec": lambda: _torchcodec(path), "nvjpeg": lambda: _nvjpeg(frames)}
         return {name: _outcome(count, frames) for name, count in tries.items()}
 
 
@@ -158,6 +161,18 @@ def _torchcodec(path: Path) -> int:
     from torchcodec.decoders import VideoDecoder
 
     return len(list(VideoDecoder(str(path))))
+
+
+def _nvjpeg(images: int) -> int:
+    import numpy as np
+    import torch
+
+    from pipeline import encoded, jpeg
+
+    if not torch.cuda.is_available():
+        raise RuntimeError("no CUDA device; only a training on one uses it")
+    data = np.frombuffer(jpeg.encode(np.zeros((48, 64), np.uint8), quality=95), np.uint8).copy()
+    return len(encoded.decode([torch.from_numpy(data)] * images, torch.device("cuda")))
 
 
 def _outcome(count: Callable[[], int], frames: int) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import cv2
@@ -19,7 +20,8 @@ class Planes(NamedTuple):
     """
 
     planes: Sequence[np.ndarray]
-    """Each (H, W) uint8 or float32; not copied into one array, since often only a crop of each is needed."""
+    """Each (H, W) uint8 or float32, or still JPEG, (n,) uint8; not copied into one array, since often only a crop of
+    each is needed."""
     scale: np.ndarray
     """Factor of each plane, (planes,) float64, pixels per unit of the plane."""
     offset: np.ndarray
@@ -30,12 +32,24 @@ class Planes(NamedTuple):
         return (np.stack(self.planes) * self.scale[:, None, None] + self.offset[:, None, None]).astype(np.float32)
 
 
+class EncodedStack(NamedTuple):
+    """The planes of a stack as JPEG, and what only their store knows of them."""
+
+    planes: Planes
+    """2L planes as JPEG, before any mean is subtracted."""
+    height: int
+    width: int
+    source: tuple[str, Path]
+    """Clip and folder of the store that the planes are of, for messages."""
+
+
 def stored_stack(forward: Planes, backward: Planes | None, spec: StackSpec, where: Window) -> Planes:
     """The network input of one window, from stored fields: what `make_stack` gives, to float32 rounding.
 
     A factor and an offset per plane turn bytes into pixels, and the mean vector of a field follows from the sum of its
     bytes, which is exact. So the caller can crop first and apply factor and offset last. Only a trajectory, which must
-    sample the fields, turns them into pixels here.
+    sample the fields, turns them into pixels here. Planes that are still JPEG are put into their order; that needs no
+    content as long as `spec` neither subtracts means nor follows trajectories.
 
     Args:
         forward: fields [i, j) = where.forward.

@@ -21,7 +21,7 @@ from pipeline.dataset import TrainingSet
 from pipeline.progress import say
 from pipeline.specs import StreamSpec
 from pipeline.specs.base import unknown_name
-from pipeline.transforms import View
+from pipeline.transforms import EncodedView, View
 
 _OTHER_SEED = 1  # second key of the other set's seed, so that its items are drawn independently of this set's
 
@@ -118,6 +118,10 @@ class TakingTurns(Dataset):
     def __getitem__(self, number: int) -> tuple[View, int]:
         """(view, label within its set) of one item."""
         return self.sets[number % 2][number // 2]
+
+    def encoded(self, number: int) -> tuple[list[EncodedView] | View, int]:
+        """The same of one item that is not decoded yet, as from a `TrainingSet`."""
+        return self.sets[number % 2].encoded(number // 2)
 
 
 def refuse_overlap(spec: StreamSpec, catalog: Catalog, other: OtherDataset) -> None:

@@ -22,6 +22,7 @@ from torch.utils.data import Dataset
 from pipeline.catalog import Catalog
 from pipeline.checkpoint import save_checkpoint, weights_hash
 from pipeline.dataset import EvalSet, stack_items
+from pipeline.decoding import partly_encoded
 from pipeline.errors import StageFailed
 from pipeline.evaluation import evaluate
 from pipeline.files import write_json
@@ -116,17 +117,9 @@ def _own_random_state(device: torch.device) -> contextlib.AbstractContextManager
 
 def _take_steps(run: TrainingState, training: Dataset, validation: EvalSet, save: Callable[[], None]) -> None:
     spec, began, save = run.spec, time.monotonic() - run.curve.seconds, _Saving(save, run.curve)
-    batches = loader(
-        training,
-        ItemSampler(spec, run.world, run.step),
-        batch=spec.items_per_step // run.world.size,
-        workers=loader_workers(spec.loader_workers, run.device, run.world.local_size),
-        pin=run.device.type == "cuda",
-        collate=stack_items,
-        sharing=run.world.local_size,
-    )
+    batches = training_batches(training, ItemSampler(spec, run.world, run.step), run.device)
     with Progress(f"training, {spec.stream}", spec.steps - run.step, "steps") as progress:
-        for inputs, labels in _waited_for(sent_ahead(batches, run.device), run.curve):
+        for inputs, labels in _waited_for(batches, run.curve):
             loss = _timed_step(run, inputs, labels)
             run.step += 1
             run.curve.record(loss, run.spec, run.step)
@@ -140,6 +133,25 @@ def _take_steps(run: TrainingState, training: Dataset, validation: EvalSet, save
             if progress.done == 1:
                 _warn_of_days(run, progress)
     _say_speed(run)
+
+
+def training_batches(training: Dataset, numbers: ItemSampler, device: torch.device) -> Iterator:
+    """(views, labels) of the training items with these numbers, batch by batch, made ahead and on the device.
+
+    On the CPU they come in host memory, as bytes where possible.
+    """
+    spec, world = numbers.spec, numbers.world
+    workers = loader_workers(spec.loader_workers, device, world.local_size)
+    batches = loader(
+        partly_encoded(spec, training, numbers, device, workers),
+        numbers,
+        batch=spec.items_per_step // world.size,
+        workers=workers,
+        pin=device.type == "cuda",
+        collate=stack_items,
+        sharing=world.local_size,
+    )
+    return sent_ahead(batches, device)
 
 
 class _Saving:

@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 
 from pipeline.specs import StreamSpec
-from pipeline.stored_stacks import Planes
+from pipeline.stored_stacks import EncodedStack, Planes
 
 # mean and standard deviation of RGB in 0..1, with which torchvision's weights were trained; `imagenet` refuses others
 IMAGENET_MEAN = np.array([0.485, 0.456, 0.406], np.float32)
@@ -50,6 +50,23 @@ class Box(NamedTuple):
     width: int
 
 
+class EncodedView(NamedTuple):
+    """One view of a flow stack whose planes are still JPEG, and what is left to do once they are decoded.
+
+    The decoded planes are cropped to `box`, resized to `side` and mirrored if `mirrored`; the network's input is then
+    `values * scale + offset`, as of a `View`.
+    """
+
+    stack: EncodedStack
+    box: Box
+    side: int
+    mirrored: bool
+    scale: np.ndarray
+    """(2L,) float64."""
+    offset: np.ndarray | None
+    """(2L,) float64; None stands for `-scale * mean`, with the mean of the whole plane: it is to be subtracted."""
+
+
 class TrainView:
     """One random view of a picture: resized, cropped, mirrored or not, its colours jittered."""
 
@@ -69,20 +86,33 @@ class TrainView:
         Returns:
             One view, (C, crop_px, crop_px).
         """
-        spec, (first, second, mirror, *colour) = self.spec, drawn
-        picture, side = resize(picture, spec), self.spec.crop_px
-        height, width = size_px(picture)
-        if spec.cropping == "corners":
-            box = corner_crops(height, width, *corner_sizes(min(height, width), side)[int(first * 10)])[
-                int(second * 13)
-            ]
+        picture = resize(picture, self.spec)
+        box, mirrored = self._chosen(*size_px(picture), drawn)
+        view = _rescaled(crop(picture, box), self.spec.crop_px, self.spec.crop_px)
+        if self.spec.stream == "temporal":
+            return _stack_view(view, self.spec, mirrored=mirrored)
+        return _frame_view(view, self.spec, mirrored=mirrored, colour=drawn[3:])
+
+    def encoded(self, stack: EncodedStack, drawn: Sequence[float]) -> EncodedView | None:
+        """The same view of a stack that is still JPEG; None if its planes would be resized before they are cropped."""
+        if resized_px(stack.height, stack.width, self.spec) != (stack.height, stack.width):
+            return None
+        (box, mirrored), side = self._chosen(stack.height, stack.width, drawn), self.spec.crop_px
+        _, scale, offset = stack.planes
+        factor = _stack_factors(len(scale), self.spec, mirrored=mirrored)
+        factor *= np.array([side / box.width, side / box.height] * (len(factor) // 2))
+        moved = None if self.spec.stack.subtract_mean else offset * factor
+        return EncodedView(stack, box, side, mirrored, scale * factor, moved)
+
+    def _chosen(self, height: int, width: int, drawn: Sequence[float]) -> tuple[Box, bool]:
+        """The crop of a picture of this size, and whether it is mirrored."""
+        (first, second, mirror), side = drawn[:3], self.spec.crop_px
+        if self.spec.cropping == "corners":
+            sizes = corner_sizes(min(height, width), side)[int(first * 10)]
+            box = corner_crops(height, width, *sizes)[int(second * 13)]
         else:
             box = Box(int(first * (height - side + 1)), int(second * (width - side + 1)), side, side)
-        view = _rescaled(crop(picture, box), side, side)
-        mirrored = spec.flip and mirror < 0.5
-        if spec.stream == "temporal":
-            return _stack_view(view, spec, mirrored=mirrored)
-        return _frame_view(view, spec, mirrored=mirrored, colour=colour)
+        return box, self.spec.flip and mirror < 0.5
 
 
 class EvalViews:
@@ -118,10 +148,19 @@ def resize(picture: np.ndarray | Planes, spec: StreamSpec) -> np.ndarray | Plane
     Shrinking averages areas, enlarging is bilinear. Flow values are scaled with the grid, x by the width's factor and y
     by the height's: they stay in pixels of the picture they belong to, as if flow had been computed at that size.
     """
-    height, width = size_px(picture)
+    return _rescaled(picture, *resized_px(*size_px(picture), spec))
+
+
+def resized_px(height: int, width: int, spec: StreamSpec) -> tuple[int, int]:
+    """The size to which `resize` brings a picture of this height and width."""
     short = max(spec.resize_px or min(height, width), spec.crop_px)
     factor = short / min(height, width)
-    return _rescaled(picture, *(max(short, round(side * factor)) for side in (height, width)))
+    return max(short, round(height * factor)), max(short, round(width * factor))
+
+
+def interpolation(height: int, width: int, to_height: int, to_width: int) -> int:
+    """How OpenCV resizes pictures here: shrinking averages areas, enlarging either side is bilinear."""
+    return cv2.INTER_AREA if to_height <= height and to_width <= width else cv2.INTER_LINEAR
 
 
 def _rescaled(picture: np.ndarray | Planes, to_height: int, to_width: int) -> np.ndarray | Planes:
@@ -129,7 +168,7 @@ def _rescaled(picture: np.ndarray | Planes, to_height: int, to_width: int) -> np
     height, width = size_px(picture)
     if (height, width) == (to_height, to_width):
         return picture
-    how = cv2.INTER_AREA if to_height <= height and to_width <= width else cv2.INTER_LINEAR
+    how = interpolation(height, width, to_height, to_width)
     if not isinstance(picture, Planes):
         return cv2.resize(picture, dsize=(to_width, to_height), interpolation=how)
     planes = [
@@ -199,12 +238,18 @@ def _frame_view(frame: np.ndarray, spec: StreamSpec, *, mirrored: bool, colour: 
     return View(values, 1 / (255 * IMAGENET_STD), -IMAGENET_MEAN / IMAGENET_STD)
 
 
-def _stack_view(stack: Planes, spec: StreamSpec, *, mirrored: bool) -> View:
-    """View of a cropped stack; its factors divide by `flow_unit_px` and, if it is mirrored, negate x."""
-    first, count = stack.planes[0], len(stack.planes)
-    values, factor = np.empty((count, *first.shape), first.dtype), np.full(count, 1 / spec.flow_unit_px)
+def _stack_factors(planes: int, spec: StreamSpec, *, mirrored: bool) -> np.ndarray:
+    """Factors of the planes that divide by `flow_unit_px` and, if the view is mirrored, negate x; float64."""
+    factor = np.full(planes, 1 / spec.flow_unit_px)
     if mirrored:
         factor[0::2] *= -1
+    return factor
+
+
+def _stack_view(stack: Planes, spec: StreamSpec, *, mirrored: bool) -> View:
+    """View of a cropped stack."""
+    first, count = stack.planes[0], len(stack.planes)
+    values, factor = np.empty((count, *first.shape), first.dtype), _stack_factors(count, spec, mirrored=mirrored)
     for plane, kept in zip(stack.planes, values, strict=True):
         if mirrored:
             cv2.flip(plane, 1, dst=kept)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -33,12 +34,22 @@ class FakeClip:
         assert self.kind == "flow" and 0 <= first < last <= len(self)
         return (self._backward if backward else self._forward)[first:last]
 
-    def stored_flow(self, first, last, *, backward=False):
+    @property
+    def height(self):
+        return self._forward.shape[2]
+
+    @property
+    def width(self):
+        return self._forward.shape[3]
+
+    def stored_flow(self, first, last, *, backward=False, encoded=False):
         flow = self.flow(first, last, backward=backward)
         planes = list(flow.reshape(-1, *flow.shape[2:]))
-        if self.bound_px:
-            planes = [quantize.to_bytes(plane, bound_px=self.bound_px) for plane in planes]
-            return planes, np.full(len(planes), 2 * self.bound_px / 255), np.full(len(planes), -self.bound_px)
+        if bound_px := self.bound_px or 20.0 * encoded:
+            planes = [quantize.to_bytes(plane, bound_px=bound_px) for plane in planes]
+            if encoded:
+                planes = [np.frombuffer(jpeg.encode(plane, quality=100), np.uint8) for plane in planes]
+            return planes, np.full(len(planes), 2 * bound_px / 255), np.full(len(planes), -bound_px)
         return planes, np.ones(len(planes)), np.zeros(len(planes))
 
 
@@ -52,7 +63,9 @@ class BrokenClip(FakeClip):
 
 
 class FakeStore(Mapping):
-    """Clips by id; `failed` as in a real store."""
+    """Clips by id; `failed` and `folder` as in a real store."""
+
+    folder = Path("in/memory")
 
     def __init__(self, clips, failed=None):
         self.clips, self.failed = clips, failed or {}

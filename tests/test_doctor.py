@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import doctor, machine
+from pipeline import doctor, encoded, machine
 from pipeline.__main__ import main
 from pipeline.packages import PACKAGES
 from pipeline.specs import FLOW_METHODS
@@ -70,7 +70,7 @@ def test_the_text_ends_with_the_advice(quick, tmp_path, capsys):
     printed = capsys.readouterr().out.splitlines()
     assert printed[-1].startswith("use --flow-method tvl1: the Flow stage of UCF-101 in about ")
     assert any(line.startswith("flow, dis_fast") and "50 pairs/s a core; UCF-101 in" in line for line in printed)
-    assert any(line.startswith("video, ffmpeg        works") for line in printed)
+    assert any(line.startswith("decoder, ffmpeg      works") for line in printed)
 
 
 def test_hours_by_hand():
@@ -290,6 +290,15 @@ def test_torchcodec_is_tried_where_it_is_installed(monkeypatch):
         )
         monkeypatch.setitem(sys.modules, "torchcodec", SimpleNamespace() if there else None)
         assert machine.decoders()["torchcodec"].startswith(outcome)
+
+
+def test_nvjpeg_is_tried_where_there_is_a_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert machine.decoders()["nvjpeg"] == "does not work: RuntimeError: no CUDA device; only a training on one uses it"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for found, outcome in ((5, "works"), (4, "does not work: 4 of 5 frames decode")):
+        monkeypatch.setattr(encoded, "decode", lambda data, device, found=found: data[:found])
+        assert machine.decoders()["nvjpeg"] == outcome
 
 
 @pytest.mark.parametrize(("wanted", "busy"), [(1.9, False), (2.1, True)])

@@ -4,6 +4,7 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -104,29 +105,33 @@ class Part:
     """Stands where a tensor would, and notes what is done with it."""
 
     def __init__(self, number, done):
-        self.number, self.done = number, done
+        self.number, self.done, self.is_sent = number, done, threading.Event()
 
     def to(self, device, *, non_blocking):
-        assert non_blocking
+        assert non_blocking and threading.current_thread() is not threading.main_thread()
         self.done.append(f"send {self.number}")
+        self.is_sent.set()
         return self
 
     def record_stream(self, stream):
         self.done.append(f"keep {self.number}")
 
 
-def test_the_next_batch_is_on_its_way_before_one_is_handed_out(monkeypatch):
+def test_the_next_batch_is_on_its_way_while_one_is_in_use(monkeypatch):
     done = []
     current = SimpleNamespace(wait_event=lambda event: done.append(f"wait for {event}"))
     own = SimpleNamespace(record_event=lambda: f"event {done[-1]}")
     monkeypatch.setattr(torch.cuda, "Stream", lambda device: own)
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: current)
-    for (part,) in sent_ahead([(Part(k, done),) for k in range(3)], SimpleNamespace(type="cuda")):
+    parts = [Part(k, done) for k in range(3)]
+    for (part,) in sent_ahead([(part,) for part in parts], SimpleNamespace(type="cuda")):
+        assert all(coming.is_sent.wait(10) for coming in parts[: part.number + 2])  # before this one is done with
         done.append(f"use {part.number}")
-    assert done == [
-        *("send 0", "send 1", "wait for event send 0", "keep 0", "use 0"),
-        *("send 2", "wait for event send 1", "keep 1", "use 1"),
+    assert [what for what in done if what.startswith("send")] == ["send 0", "send 1", "send 2"]
+    assert [what for what in done if not what.startswith("send")] == [
+        *("wait for event send 0", "keep 0", "use 0"),
+        *("wait for event send 1", "keep 1", "use 1"),
         *("wait for event send 2", "keep 2", "use 2"),
     ]
 

@@ -194,7 +194,7 @@ def test_luigi_cfg_holds_every_setting_and_nothing_unknown(config):
             missing = (
                 set(spec.settings())
                 - set(parser[section])
-                - {"stream", "seed" if section != "demo" else "", "jitter", "flow_unit_px"}
+                - {"stream", "seed" if section != "demo" else "", "jitter", "flow_unit_px", "gpu_decoding"}
             )
             assert not missing - ({"seed"} if section in ("spatial", "temporal") else set()), section
 

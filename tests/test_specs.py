@@ -192,6 +192,7 @@ TEMPORAL = {"stream": "temporal", "stack": StackSpec()}
             r"\[temporal\] jitter is 0.1; the temporal stream does not read it: leave it at 0$",
         ),
         ({"flow_unit_px": 2.0}, r"\[spatial\] flow_unit_px is 2; the spatial stream does not read it: leave it at 4$"),
+        ({"gpu_decoding": 0.5}, r"\[spatial\] gpu_decoding is 0.5; the spatial stream .* leave it at -1$"),
         (
             {"milestones": (7, 5)},
             r"\[spatial\] milestones is '7, 5'; it must hold ascending numbers of steps from 0 up",

@@ -119,6 +119,13 @@ class StreamSpec(Spec):
         low=-1,
         neutral=True,
     )
+    gpu_decoding: float = setting(
+        -1.0,
+        "temporal stream: share of a batch's stacks that a GPU decodes (nvJPEG) in training; -1 measures the best one",
+        low=-1.0,
+        high=1.0,
+        neutral=True,
+    )
     save_every: int = setting(
         500,
         "steps between checkpoints for resuming; more if saving one takes a second and 2 % of the time",
@@ -149,13 +156,13 @@ class StreamSpec(Spec):
 
     def _check_unread(self):
         """Refuse a changed setting that only the other stream reads."""
-        unread = {"spatial": "flow_unit_px", "temporal": "jitter"}[self.stream]
-        default = self.settings()[unread].default
-        if getattr(self, unread) != default:
-            raise ValueError(
-                f"[{self.stream}] {unread} is {getattr(self, unread):g}; the {self.stream} stream does not read it: "
-                f"leave it at {default:g}"
-            )
+        for unread in {"spatial": ("flow_unit_px", "gpu_decoding"), "temporal": ("jitter",)}[self.stream]:
+            default = self.settings()[unread].default
+            if getattr(self, unread) != default:
+                raise ValueError(
+                    f"[{self.stream}] {unread} is {getattr(self, unread):g}; the {self.stream} stream does not read "
+                    f"it: leave it at {default:g}"
+                )
 
     def _check_schedule(self):
         """Check the schedule. Milestones may lie beyond `steps`, so a short trial run need not change them."""

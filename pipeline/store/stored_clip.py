@@ -196,15 +196,19 @@ class StoredClip:
         return quantize.to_pixels(q, bound_px=float(self._bound_px))
 
     def stored_flow(
-        self, first: int, last: int, *, backward: bool = False
+        self, first: int, last: int, *, backward: bool = False, encoded: bool = False
     ) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
         """Flow fields first..last-1 as stored: planes x y x y ...; in pixels each is plane * scale + offset.
 
         Returns:
-            A list of 2 (last-first) planes (H, W) uint8, and their scale and offset, one float64 per plane.
+            A list of 2 (last-first) planes (H, W) uint8, and their scale and offset, one float64 per plane. If
+            `encoded`, the list holds the JPEG bytes of the planes instead, (n,) uint8 each.
         """
         direction = self._direction(first, last, backward)
-        planes = self._decoded(2 * first, 2 * last, direction=direction, gray=True)
+        if encoded:
+            planes = list(self.jpegs(2 * first, 2 * last, direction=direction))
+        else:
+            planes = self._decoded(2 * first, 2 * last, direction=direction, gray=True)
         if direction in self.ranges_px:
             low, high = self.ranges_px[direction][first:last].astype(np.float64).reshape(-1, 2).T
             return planes, (high - low) / 255, low
