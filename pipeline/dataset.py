@@ -49,9 +49,9 @@ class Pictures:
         return self._stack(video_id, position, self.spec.stack)
 
     def read_encoded(self, video_id: str, position: int) -> EncodedStack:
-        """One stack of fields at the same points, not yet decoded."""
-        stored, spec = self.store[video_id], replace(self.spec.stack, subtract_mean=False)
-        planes = self._stack(video_id, position, spec, encoded=True)
+        """The fields of one stack in their order, not yet decoded."""
+        stored, in_order = self.store[video_id], replace(self.spec.stack, kind="stack", subtract_mean=False)
+        planes = self._stack(video_id, position, in_order, encoded=True)
         return EncodedStack(planes, stored.height, stored.width, (video_id, self.store.folder))
 
     def _stack(self, video_id: str, position: int, spec: StackSpec, **how: bool) -> Planes:
@@ -169,7 +169,7 @@ class TrainingSet(Dataset):
         return View(*(np.stack(parts) for parts in zip(*views, strict=True))), clip.label
 
     def encoded(self, number: int) -> tuple[list[EncodedView] | View, int]:
-        """The same item of a stream whose stacks hold fields at the same points, not yet decoded: its K views.
+        """The same item of a temporal stream, not yet decoded: its K views.
 
         An item whose planes would be resized before the crop comes decoded, as from indexing.
         """

@@ -9,17 +9,17 @@ from collections.abc import Callable, Sequence
 import torch
 from torch.utils.data import Dataset
 
-from pipeline import jpeg
 from pipeline.console import one_line
-from pipeline.encoded import decode
+from pipeline.dataset import stack_items
+from pipeline.encoded import EncodedBatch, decode
+from pipeline.inputs import ViewBatch
 from pipeline.progress import say
 from pipeline.specs import StreamSpec
 from pipeline.transforms import EncodedView, View
 
-_TRIED = 16  # items, of whose planes the speeds are measured
+_TRIED = 32  # items by which the speeds are measured
 _ROUNDS = 3
-# of the speed that nvJPEG has alone; it shares the GPU's memory, and its host thread, with the training
-_SPEED_IN_TRAINING = 0.7
+_SPEED_IN_TRAINING = 0.7  # of the speed that the GPU decodes with alone
 _LEAST_SHARE = 0.1  # a smaller one gains less than what the extra copies may cost
 
 
@@ -54,24 +54,30 @@ def partly_encoded(
         device: where the network is trained.
         workers: number of loading processes.
     """
-    plain_stacks = spec.stack is not None and spec.stack.kind == "stack"
     measured = spec.gpu_decoding < 0
-    if device.type != "cuda" or not plain_stacks or spec.gpu_decoding == 0 or (measured and spec.deterministic):
+    if device.type != "cuda" or spec.stack is None or not spec.gpu_decoding or (measured and spec.deterministic):
         return items
-    views = [items.encoded(number)[0] for number in itertools.islice(numbers, _TRIED)]
-    planes = [plane for item in views if not isinstance(item, View) for view in item for plane in view.stack.planes[0]]
-    if not planes:
+    tried = list(itertools.islice(numbers, _TRIED))
+    encoded, _ = stack_items([items.encoded(number) for number in tried])
+    if isinstance(encoded, ViewBatch):
         return items
     try:
-        on_gpu = _rate(lambda: decode([torch.from_numpy(plane.copy()) for plane in planes], device), len(planes))
+        decode(encoded.data.split(encoded.sizes), device)  # which `encoded.to` would leave to the CPU if it fails
+        on_gpu = _rate(lambda: _finished(encoded, device), len(encoded))
     except (RuntimeError, ImportError) as error:
         say(f"{spec.stream}: torchvision cannot decode JPEG on this GPU, so the CPU does ({one_line(str(error))})")
         return items
-    on_cpu = max(1, workers) * _rate(lambda: [jpeg.decode(plane, gray=True) for plane in planes], len(planes))
+    on_cpu = max(1, workers) * _rate(lambda: [items[number] for number in tried], len(tried))
     share = _balanced(on_gpu, on_cpu) if measured else spec.gpu_decoding
-    told = f"nvJPEG {on_gpu:,.0f} planes/s, {max(1, workers)} loading processes {on_cpu:,.0f}"
+    told = f"alone it makes {on_gpu:,.0f} items/s, {max(1, workers)} loading processes {on_cpu:,.0f}"
     say(f"{spec.stream}: the GPU decodes {share:.0%} of the stacks ({told}; gpu_decoding changes it)")
     return PartlyEncoded(items, share, batch=spec.items_per_step) if share else items
+
+
+def _finished(encoded: EncodedBatch, device: torch.device) -> None:
+    encoded.to(device)
+    if device.type == "cuda":
+        torch.cuda.current_stream(device).synchronize()
 
 
 def _balanced(on_gpu: float, on_cpu: float) -> float:

@@ -7,7 +7,8 @@ fast as many cores, while its other units compute. So each decodes a part of eve
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -17,10 +18,11 @@ import torch
 from pipeline import jpeg
 from pipeline.errors import ClipError, DamagedFile
 from pipeline.inputs import Room, ViewBatch, new_room, stack_views
+from pipeline.stacks_torch import along_path
 from pipeline.store import repair_advice
 from pipeline.transforms import EncodedView, View, interpolation
 
-_AT_ONCE = 32  # stacks that are decoded in one call: 640 planes of 340 x 256 take 56 MB
+_AT_ONCE = 16  # stacks in one call: 320 planes of 340 x 256, 28 MB; twice 220 MB more in pixels, for trajectories
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,36 +59,62 @@ class EncodedBatch:
             DamagedFile: a plane cannot be decoded, or has another size than its clip.
         """
         flat = [view for item in self.views for view in item]
-        floats = any(map(_resizes, flat)) or (self.decoded and self.decoded.values.is_floating_point())
+        floats = any(map(_gives_floats, flat)) or (self.decoded and self.decoded.values.is_floating_point())
         values = torch.empty(self.shape, dtype=torch.float32 if floats else torch.uint8, device=device)
         factors = torch.empty((2, *self.shape[:-2]), dtype=torch.float32, device=device)  # scale and offset
         if self.decoded:
-            rest = [place for place in range(len(self)) if place not in set(self.places)]
-            rows = torch.tensor(rest, device=device)
+            rows = torch.tensor(sorted(set(range(len(self))) - set(self.places)), device=device)
             decoded = self.decoded.to(device, non_blocking=non_blocking)
             values.index_copy_(0, rows, decoded.values.to(values.dtype))
             factors.index_copy_(1, rows, torch.stack([decoded.scale, decoded.offset]))
-        rows = torch.tensor(self.places, device=device)
-        snippets = values.flatten(0, -4)  # (N K, C, H, W), the same memory
-        number = len(self.views[0])
-        into = [place * number + k for place in self.places for k in range(number)]
-        means = self._decode_into(snippets, into, flat, device)
-        factors.index_copy_(1, rows, _factors(flat, means).unflatten(1, (-1, *self.shape[1:-3])))
+        snippets, of_snippets = values.flatten(0, -4), factors.flatten(1, -2)  # (N K, ...), the same memory
+        each = len(self.views[0])
+        rows = [place * each + k for place in self.places for k in range(each)]
+        planes, per_view = self.data.split(self.sizes), self.shape[-3]
+        for some in _alike(flat):
+            views = [flat[k] for k in some]
+            data = [plane for k in some for plane in planes[k * per_view : (k + 1) * per_view]]
+            images = decoded_planes(data, views, device)
+            stacks, scale_offset = stacks_of(torch.cat(images).unflatten(0, (len(some), per_view)), views)
+            for k, view, stack in zip(some, views, stacks, strict=True):
+                snippets[rows[k]] = _finished(stack, view)
+            of_snippets.index_copy_(1, torch.tensor([rows[k] for k in some], device=device), scale_offset)
         return ViewBatch(values, *factors)
 
-    def _decode_into(
-        self, snippets: torch.Tensor, into: Sequence[int], views: Sequence[EncodedView], device: torch.device
-    ) -> torch.Tensor:
-        """Decode the views and write them to rows `into` of `snippets`; returns the means of their planes, (R, C)."""
-        means, planes, per_view = [], self.data.split(self.sizes), self.shape[-3]
-        for first in range(0, len(views), _AT_ONCE):
-            some = views[first : first + _AT_ONCE]
-            images = decoded_planes(planes[first * per_view : (first + len(some)) * per_view], some, device)
-            stacks = [torch.cat(images[k * per_view : (k + 1) * per_view]) for k in range(len(some))]
-            for row, view, stack in zip(into[first:], some, stacks, strict=False):
-                snippets[row] = _finished(stack, view)
-            means += [stack.sum((1, 2), dtype=torch.int64).double() / stack[0].numel() for stack in stacks]
-        return torch.stack(means)
+
+def _alike(views: Sequence[EncodedView]) -> Iterator[list[int]]:
+    """Numbers of views whose planes have one size, at most `_AT_ONCE` of them at a time."""
+    by_size = defaultdict(list)
+    for k, view in enumerate(views):
+        by_size[view.stack.height, view.stack.width].append(k)
+    for alike in by_size.values():
+        for first in range(0, len(alike), _AT_ONCE):
+            yield alike[first : first + _AT_ONCE]
+
+
+def stacks_of(planes: torch.Tensor, views: Sequence[EncodedView]) -> tuple[torch.Tensor, torch.Tensor]:
+    """The stacks of decoded planes: what `stored_stack` makes of one, for a batch on a device.
+
+    Args:
+        planes: (R, 2L, H, W) uint8, fields in the order of the stack.
+        views: R views, of one `spec`.
+
+    Returns:
+        (R, 2L, H, W): the planes, or for trajectories the vectors along the paths, float32; and what turns them into
+        the network's inputs, scale and offset, (2, R, 2L) float32.
+    """
+    given = np.stack([[view.stack.planes.scale, view.stack.planes.offset, view.factor] for view in views], axis=1)
+    scale, offset, factor = torch.from_numpy(given).to(planes.device)
+    spec = views[0].spec
+    if spec.kind == "trajectory":
+        fields = (planes * scale[..., None, None] + offset[..., None, None]).float().unflatten(1, (-1, 2))
+        halves = fields.chunk(2 if spec.direction == "bidirectional" else 1, dim=1)
+        planes = torch.cat([along_path(half) for half in halves], dim=1)
+        scale, offset = torch.ones_like(scale), torch.zeros_like(offset)
+    if spec.subtract_mean:  # of values q * s + o the mean is mean(q) * s + o
+        total = planes.sum((2, 3), dtype=torch.float64 if planes.is_floating_point() else torch.int64)
+        offset = -scale * (total.double() / planes[0, 0].numel())
+    return planes, torch.stack([scale * factor, offset * factor]).float()
 
 
 def decoded_planes(
@@ -149,8 +177,12 @@ def _resizes(view: EncodedView) -> bool:
     return (view.box.height, view.box.width) != (view.side, view.side)
 
 
+def _gives_floats(view: EncodedView) -> bool:
+    return _resizes(view) or view.spec.kind == "trajectory"
+
+
 def _finished(stack: torch.Tensor, view: EncodedView) -> torch.Tensor:
-    """A decoded stack, (C, H, W) uint8, cropped, resized and mirrored: (C, side, side)."""
+    """A stack, (C, H, W), cropped, resized and mirrored: (C, side, side)."""
     top, left, height, width = view.box
     part = stack[:, top : top + height, left : left + width]
     if _resizes(view):
@@ -167,14 +199,6 @@ def _resizing(length: int, side: int, how: int, device: torch.device) -> torch.T
     return torch.from_numpy(rows).to(device)
 
 
-def _factors(views: Sequence[EncodedView], means: torch.Tensor) -> torch.Tensor:
-    """Scale and offset of every plane, (2, R, C) float32, from the views and the means of their planes, (R, C)."""
-    scale = torch.from_numpy(np.stack([view.scale for view in views])).to(means.device)
-    if views[0].offset is None:
-        return torch.stack([scale, -scale * means]).float()
-    return torch.stack([scale, torch.from_numpy(np.stack([view.offset for view in views])).to(means.device)]).float()
-
-
 def stack_partly_encoded(
     items: Sequence[View | list[EncodedView]], *, room: Room = new_room
 ) -> ViewBatch | EncodedBatch:
@@ -188,7 +212,7 @@ def stack_partly_encoded(
     data = room((sum(map(len, planes)),), np.dtype(np.uint8))
     np.concatenate(planes, out=data.numpy())
     first, snippets = views[0][0], [len(views[0])] if len(views[0]) > 1 else []
-    shape = (len(items), *snippets, len(first.scale), first.side, first.side)
+    shape = (len(items), *snippets, len(first.factor), first.side, first.side)
     decoded = stack_views(ready, room=room) if ready else None
     without = [[_without_bytes(view) for view in item] for item in views]
     return EncodedBatch(shape, decoded, without, places, data, [len(plane) for plane in planes])

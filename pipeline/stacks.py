@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pipeline.flow.device import has_numba
 from pipeline.specs import StackSpec
 
 
@@ -241,6 +242,10 @@ def _same_points(fields: np.ndarray) -> np.ndarray:
 
 def _along_path(fields: np.ndarray) -> np.ndarray:
     """Sample fields (L, 2, H, W), in the order of the path, along the path of each point -> (2L, H, W)."""
+    if fields.dtype == np.float32 and has_numba():
+        from pipeline.stacks_numba import along_path  # numba takes half a second to import, and few streams need it
+
+        return along_path(fields)
     height, width = fields.shape[2:]
     stack = np.empty(fields.shape, np.float32)
     y, x = np.mgrid[:height, :width].astype(np.float64)  # errors grow at every step where neighbours move apart

@@ -12,6 +12,8 @@ import numpy as np
 from pipeline.specs import StackSpec
 from pipeline.stacks import Window, check_count, make_stack
 
+_BYTES = np.arange(256)
+
 
 class Planes(NamedTuple):
     """Components of flow fields, x and y in turn, as they are stored: in pixels each is `plane * scale + offset`.
@@ -29,7 +31,13 @@ class Planes(NamedTuple):
 
     def pixels(self) -> np.ndarray:
         """The planes in pixels, (planes, H, W) float32."""
-        return (np.stack(self.planes) * self.scale[:, None, None] + self.offset[:, None, None]).astype(np.float32)
+        found = np.empty((len(self.planes), *self.planes[0].shape), np.float32)
+        for plane, scale, offset, pixels in zip(*self, found, strict=True):
+            if plane.dtype == np.uint8:  # 256 values are converted, not all pixels
+                cv2.LUT(plane, (_BYTES * scale + offset).astype(np.float32), dst=pixels)
+            else:
+                pixels[:] = plane * scale + offset
+        return found
 
 
 class EncodedStack(NamedTuple):

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from pipeline.specs import StreamSpec
+from pipeline.specs import StackSpec, StreamSpec
 from pipeline.stored_stacks import EncodedStack, Planes
 
 # mean and standard deviation of RGB in 0..1, with which torchvision's weights were trained; `imagenet` refuses others
@@ -53,18 +53,17 @@ class Box(NamedTuple):
 class EncodedView(NamedTuple):
     """One view of a flow stack whose planes are still JPEG, and what is left to do once they are decoded.
 
-    The decoded planes are cropped to `box`, resized to `side` and mirrored if `mirrored`; the network's input is then
-    `values * scale + offset`, as of a `View`.
+    Fields become a stack as `spec` says. Its planes are cropped to `box`, resized to `side` and mirrored if `mirrored`;
+    the network's input is what they are in pixels, times `factor`.
     """
 
     stack: EncodedStack
+    spec: StackSpec
     box: Box
     side: int
     mirrored: bool
-    scale: np.ndarray
-    """(2L,) float64."""
-    offset: np.ndarray | None
-    """(2L,) float64; None stands for `-scale * mean`, with the mean of the whole plane: it is to be subtracted."""
+    factor: np.ndarray
+    """(2L,) float64: the unit, the sign of x, and what resizing does to motion."""
 
 
 class TrainView:
@@ -98,11 +97,9 @@ class TrainView:
         if resized_px(stack.height, stack.width, self.spec) != (stack.height, stack.width):
             return None
         (box, mirrored), side = self._chosen(stack.height, stack.width, drawn), self.spec.crop_px
-        _, scale, offset = stack.planes
-        factor = _stack_factors(len(scale), self.spec, mirrored=mirrored)
-        factor *= np.array([side / box.width, side / box.height] * (len(factor) // 2))
-        moved = None if self.spec.stack.subtract_mean else offset * factor
-        return EncodedView(stack, box, side, mirrored, scale * factor, moved)
+        factor = _stack_factors(self.spec.channels, self.spec, mirrored=mirrored)
+        factor *= np.array([side / box.width, side / box.height] * self.spec.stack.length)
+        return EncodedView(stack, self.spec.stack, box, side, mirrored, factor)
 
     def _chosen(self, height: int, width: int, drawn: Sequence[float]) -> tuple[Box, bool]:
         """The crop of a picture of this size, and whether it is mirrored."""

@@ -1,8 +1,11 @@
 import math
 
+import cv2
 import numpy as np
 import pytest
+import torch
 
+from pipeline import stacks, stacks_torch
 from pipeline.specs import StackSpec
 from pipeline.stacks import (
     bidirectional_stack,
@@ -15,6 +18,7 @@ from pipeline.stacks import (
     trajectory_stack,
     window,
 )
+from pipeline.stacks_numba import along_path
 
 
 def lookup(field, x, y):
@@ -233,3 +237,22 @@ def test_stored_bytes_are_no_flow(flow, got):
     for stack in (flow_stack, trajectory_stack):
         with pytest.raises(ValueError, match=f"flow is {got}; it must be a numpy array, floating, in pixels"):
             stack(flow, 0, 2)
+
+
+CONTENTS = {
+    "smooth": lambda rng, shape: cv2.GaussianBlur(rng.normal(size=shape).astype(np.float32), (0, 0), 3) * 30,
+    "noise": lambda rng, shape: rng.normal(0, 6, shape).astype(np.float32),
+    "far out of the image": lambda rng, shape: rng.normal(0, 500, shape).astype(np.float32),
+}
+
+
+@pytest.mark.parametrize("content", CONTENTS.values(), ids=CONTENTS)
+@pytest.mark.parametrize("size", [(40, 56), (1, 9), (9, 1), (1, 1), (17, 33)])
+def test_compiled_and_on_a_device_the_paths_are_bit_for_bit_the_same(monkeypatch, size, content):
+    rng = np.random.default_rng(3)
+    fields = np.stack([content(rng, size).reshape(size) for _ in range(2 * 2 * 6)]).reshape(2, 6, 2, *size)
+    by_numba, on_device = [along_path(each) for each in fields], stacks_torch.along_path(torch.from_numpy(fields))
+    monkeypatch.setattr(stacks, "has_numba", lambda: False)
+    for each, compiled, found in zip(fields, by_numba, on_device, strict=True):
+        expected = trajectory_stack(each, 0, 6)
+        assert np.array_equal(compiled, expected) and np.array_equal(found.numpy(), expected)

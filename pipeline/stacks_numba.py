@@ -1,0 +1,49 @@
+"""Trajectories compiled for the CPU: bit for bit those of `stacks.py`, which defines them, in half the time."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+
+from pipeline.flow.compiled import compiled, inlined
+
+_compiled, _inlined = partial(compiled, fastmath=False), partial(inlined, fastmath=False)  # rounded as by numpy
+
+
+def along_path(fields: np.ndarray) -> np.ndarray:
+    """Sample fields (L, 2, H, W) float32, in the order of the path, along the path of each point -> (2L, H, W)."""
+    stack = np.empty_like(fields)
+    _follow(fields, stack)
+    return stack.reshape(-1, *fields.shape[2:])
+
+
+@_inlined
+def _between(first, second, share):
+    first = np.float64(first)
+    return first + (np.float64(second) - first) * share
+
+
+@_compiled
+def _follow(fields, stack):
+    """Row by row, and field by field, so that the compiler has long loops over the points of a row."""
+    length, _, height, width = fields.shape
+    x, y = np.empty(width), np.empty(width)
+    for v in range(height):
+        x[:], y[:] = np.arange(width), v
+        for k in range(length):
+            for u in range(width):
+                inside_x, inside_y = min(max(x[u], 0.0), width - 1.0), min(max(y[u], 0.0), height - 1.0)
+                left, top = np.uint32(inside_x), np.uint32(inside_y)
+                right, below = np.uint32(min(left + 1, width - 1)), np.uint32(min(top + 1, height - 1))
+                right_share, down_share = inside_x - left, inside_y - top
+                for component in range(2):
+                    field = fields[k, component]
+                    upper = _between(field[top, left], field[top, right], right_share)
+                    lower = _between(field[below, left], field[below, right], right_share)
+                    motion = _between(upper, lower, down_share)
+                    stack[k, component, v, u] = motion
+                    if component == 0:
+                        x[u] += motion
+                    else:
+                        y[u] += motion
