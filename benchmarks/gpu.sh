@@ -70,7 +70,7 @@ if group methods; then
 fi
 if group tests; then
     step "other tests of flow" 300 "${cuda_tests[@]}" tests/test_flow*.py tests/test_brox.py
-    step "tests of the stages" 240 "${cuda_tests[@]}" tests/test_jobs.py tests/test_benchmark_flow.py
+    step "tests of the stages" 240 "${cuda_tests[@]}" tests/test_{jobs,preprocess,benchmark_flow}.py
 fi
 if group kernels; then
     step "kernels of TV-L1" 120 "$python" benchmarks/tvl1_gpu.py profile

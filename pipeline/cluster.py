@@ -10,7 +10,7 @@ import itertools
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import CancelledError
+from concurrent.futures import FIRST_COMPLETED, CancelledError, ThreadPoolExecutor, wait
 from typing import Any
 
 from pipeline.connect import connect
@@ -51,25 +51,27 @@ def shared_by(spec: ClusterSpec, devices: tuple[str, ...] = (), *, most: int) ->
 
 
 class Workers:
-    """Runs a function over jobs, one job at a time in each worker process, and at most one at a time on a device.
+    """Runs a function over jobs, `at_once` of them at a time in each worker process.
 
     Args:
         spec: where the workers are.
         most: number of workers that the work can occupy; no more are started.
+        at_once: jobs that a worker of this machine runs at the same time, in threads. Workers elsewhere decide that by
+            their threads and resources.
         devices: CUDA devices; none for work on the CPU. On this machine (`inline`, `local`) one worker is started per
             device, and the field `device` of each job is set to that of its worker. Elsewhere a job keeps its `device`,
             and is sent to workers that offer the dask resource GPU, if there are any.
     """
 
-    def __init__(self, spec: ClusterSpec, *, most: int, devices: tuple[str, ...] = ()):
-        self.spec, self.devices = spec, devices
+    def __init__(self, spec: ClusterSpec, *, most: int, devices: tuple[str, ...] = (), at_once: int = 1):
+        self.spec, self.devices, self.at_once = spec, devices, at_once
         self.count = min(worker_count(spec, devices), max(most, 1))
         self._held: _Held | None = None
         self._running: dict[Any, Any] = {}  # future -> job
 
     def __enter__(self) -> Workers:
         if self.spec.kind != "inline":
-            wanted = (self.spec, self.count, self.devices)
+            wanted = (self.spec, self.count, self.devices, self.at_once)
             self._held = _KEPT.take(wanted) or _Held(wanted)
         return self
 
@@ -90,13 +92,13 @@ class Workers:
 
         Closing our own workers ends them; those of a running scheduler go on with what they have begun.
         """
-        from distributed import wait
+        from distributed import wait as wait_for
 
         left = [future for future in self._running if not future.done()]
         if left and self.spec.kind == "address":
             say(f"jobs still running at {self.spec.address}: {len(left)}; waiting for them to end")
             with contextlib.suppress(Exception):  # the scheduler may be gone; the error that led here is what counts
-                wait(left)
+                wait_for(left)
 
     def run(self, function: Callable[[Any], Any], jobs: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
         """Yield (job, result) as jobs end; the result of a job that raised is its exception.
@@ -105,18 +107,32 @@ class Workers:
         The result of a job whose worker died is a `WorkerDied`.
         """
         if self._held is None:
-            for job in jobs:
-                yield job, _outcome(function, _on(self.devices[0], job) if self.devices else job)
+            yield from self._run_here(function, iter(jobs))
             return
         if self.devices and self.spec.kind == "local":
             function = functools.partial(_on_own_device, function, self.devices)
         yield from self._run_on_dask(function, iter(jobs))
 
+    def _run_here(self, function: Callable[[Any], Any], jobs: Iterator[Any]) -> Iterator[tuple[Any, Any]]:
+        device = self.devices[0] if self.devices else None
+        if self.at_once == 1:
+            yield from ((job, _outcome(function, _on(device, job) if device else job)) for job in jobs)
+            return
+        with ThreadPoolExecutor(self.at_once) as threads:
+            running: dict[Any, Any] = {}
+            while True:
+                for job in itertools.islice(jobs, self.at_once - len(running)):
+                    running[threads.submit(_outcome, function, _on(device, job) if device else job)] = job
+                if not running:
+                    return
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    yield running.pop(future), future.result()
+
     def _width(self) -> int:
         """Number of jobs that are handed out at the same time; workers may join a running scheduler at any moment."""
         elsewhere = self.spec.kind == "address"
         workers = sum(self._held.client.nthreads().values()) if elsewhere else self.count
-        return self.spec.in_flight * max(workers, 1)
+        return self.spec.in_flight * self.at_once * max(workers, 1)
 
     def _run_on_dask(self, function: Callable[[Any], Any], jobs: Iterator[Any]) -> Iterator[tuple[Any, Any]]:
         from distributed import as_completed
@@ -141,7 +157,7 @@ class Workers:
                 hand_out()
 
 
-_Wanted = tuple[ClusterSpec, int, tuple[str, ...]]  # where, how many workers, on which devices
+_Wanted = tuple[ClusterSpec, int, tuple[str, ...], int]  # where, how many workers, on which devices, jobs in each
 
 
 class _Held:

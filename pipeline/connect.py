@@ -29,13 +29,16 @@ _DASK_SETTINGS = {
 }
 
 
-def connect(spec: ClusterSpec, workers: int, devices: tuple[str, ...], stack: contextlib.ExitStack) -> Any:
+def connect(
+    spec: ClusterSpec, workers: int, devices: tuple[str, ...], at_once: int, stack: contextlib.ExitStack
+) -> Any:
     """A dask client of that many workers.
 
     Args:
         spec: where the workers are.
         workers: how many are started; a running scheduler has as many as it has.
         devices: CUDA devices that they will use; none for work on the CPU.
+        at_once: jobs that each of them runs at the same time, if they are started on this machine.
         stack: gets what must be closed after use.
 
     Raises:
@@ -47,13 +50,15 @@ def connect(spec: ClusterSpec, workers: int, devices: tuple[str, ...], stack: co
     from distributed import Client
 
     with dask.config.set(_DASK_SETTINGS):
-        where = spec.address if spec.kind == "address" else _start_cluster(spec, workers, devices, stack)
+        where = spec.address if spec.kind == "address" else _start_cluster(spec, workers, devices, at_once, stack)
         client = Client(where, timeout="30s")
     stack.callback(client.close)  # not as a context manager: it may be closed by the thread of a timer
     return client
 
 
-def _start_cluster(spec: ClusterSpec, workers: int, devices: tuple[str, ...], stack: contextlib.ExitStack) -> Any:
+def _start_cluster(
+    spec: ClusterSpec, workers: int, devices: tuple[str, ...], at_once: int, stack: contextlib.ExitStack
+) -> Any:
     if spec.kind == "jobqueue":
         cluster = _job_queue(spec, devices)
         stack.callback(cluster.close)
@@ -70,7 +75,7 @@ def _start_cluster(spec: ClusterSpec, workers: int, devices: tuple[str, ...], st
         }
         try:
             with deaf_children():  # the workers, and those that replace one that died: all are started by its thread
-                cluster = LocalCluster(n_workers=workers, threads_per_worker=1, **options)
+                cluster = LocalCluster(n_workers=workers, threads_per_worker=at_once, **options)
                 stack.callback(cluster.close)  # before a Ctrl-C is heard
         except (RuntimeError, OSError) as error:
             raise MachineFault(f"workers cannot be started on this machine: {_first_cause(error)}") from error

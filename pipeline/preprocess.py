@@ -137,8 +137,20 @@ def make_flow(
         attrs=attrs,
         max_bad_fraction=max_bad_fraction,
         devices=devices,
+        at_once=_shards_at_once(spec.method, devices),
     )
     _warn_of_a_bound(folder, spec)
+
+
+def _shards_at_once(method: str, devices: tuple[str, ...]) -> int:
+    """Shards that a worker makes at the same time.
+
+    On a GPU two: while one is opened, ends or is written, the other one computes. RAFT's network is so slow that this
+    matters little, takes as much memory as there is, and needs settings of torch that threads would change for one
+    another; OpenCV's CUDA computes one batch after another.
+    """
+    ours = devices and flow.tensor_device(method, devices[0]) != "cpu" and not flow.takes_colour(method)
+    return 2 if ours else 1
 
 
 def _warn_of_a_bound(folder: Path, spec: FlowSpec) -> None:
@@ -227,6 +239,7 @@ def _make_store(
     attrs: dict[str, Any],
     max_bad_fraction: float,
     devices: tuple[str, ...] = (),
+    at_once: int = 1,
 ) -> None:
     """Make the shards that are missing or outdated, then the index, then remove shards that no longer belong to it."""
     with one_writer(folder):
@@ -238,7 +251,7 @@ def _make_store(
         if waiting and len(waiting) < len(jobs):
             say(f"{kind}: {len(jobs) - len(waiting)} of {len(jobs)} shards are there already")
         # the longest jobs first: the short ones at the end keep all workers busy
-        _run_jobs(kind, function, sorted(waiting, key=lambda job: -job.cost), cluster, devices)
+        _run_jobs(kind, function, sorted(waiting, key=lambda job: -job.cost), cluster, devices, at_once)
         found = [(record, job.path.stem) for job in jobs for record in store.read_records(job.path, kind)]
         if kind == "frames":
             _say_what_is_odd([record for record, _ in found])
@@ -257,12 +270,12 @@ def outdated(kind: str, jobs: Iterable[Any]) -> list[Any]:
     ]
 
 
-def _run_jobs(kind: str, function, jobs: list, cluster: ClusterSpec, devices: tuple[str, ...]) -> None:
+def _run_jobs(kind: str, function, jobs: list, cluster: ClusterSpec, devices: tuple[str, ...], at_once: int) -> None:
     if not jobs:
         return
     with (
         Progress(kind, sum(job.units for job in jobs), "clips") as bar,
-        Workers(cluster, most=len(jobs), devices=devices) as workers,
+        Workers(cluster, most=len(jobs), devices=devices, at_once=at_once) as workers,
     ):
         again = []
         for job, result in workers.run(function, jobs):

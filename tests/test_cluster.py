@@ -335,6 +335,26 @@ def test_each_device_has_one_worker_and_one_job_at_a_time(tmp_path):
         assert not overlap([(begin, end) for device, _, begin, end in log if device == gpu])
 
 
+@pytest.mark.parametrize("kind", ["inline", "local"])
+def test_a_device_may_have_two_jobs_at_a_time_in_one_process(tmp_path, kind):
+    gpus = ("cuda:0", "cuda:1") if kind == "local" else ("cuda:0",)
+    with Workers(ClusterSpec(kind=kind), most=12, devices=gpus, at_once=2) as workers:
+        found = dict(workers.run(work_on_device, jobs_on(tmp_path, 12)))
+    log = log_of(tmp_path / "log")
+    assert sorted(found.values()) == list(range(12)) and len({pid for _, pid, *_ in log}) == len(gpus)
+    for gpu in gpus:
+        spans = sorted((begin, end) for device, _, begin, end in log if device == gpu)
+        assert overlap(spans)
+        assert all(third >= min(end for _, end in spans[k : k + 2]) for k, (third, _) in enumerate(spans[2:]))
+
+
+def test_a_job_that_raises_beside_another_gives_its_error():
+    with Workers(ClusterSpec(kind="inline"), most=9, at_once=2) as workers:
+        results = dict(workers.run(fail_on_three, range(7)))
+        assert list(workers.run(double, [])) == []
+    assert isinstance(results.pop(3), ValueError) and results == {n: n for n in range(7) if n != 3}
+
+
 def test_a_device_whose_worker_died_is_used_again(tmp_path):
     with Workers(ClusterSpec(), most=9, devices=("cuda:4",)) as workers:
         died = list(workers.run(end_the_process, jobs_on(tmp_path, 1)))

@@ -132,6 +132,33 @@ def test_bytes_do_not_depend_on_the_workers(tiny_dataset, tmp_path):
     assert sums(tmp_path / "c") == sums(tmp_path / "d")
 
 
+def test_a_gpu_makes_two_shards_of_our_own_methods_at_a_time():
+    at_once = preprocess._shards_at_once
+    assert [at_once(method, ("cuda:0", "cuda:1")) for method in ("tvl1", "brox")] == [2, 2]
+    assert [at_once(method, ("cuda:0",)) for method in ("raft_small", "opencv_cuda_tvl1", "nvidia_of")] == [1, 1, 1]
+    assert at_once("tvl1", ()) == 1
+
+
+@pytest.mark.parametrize("cluster", [INLINE, LOCAL], ids=["inline", "local"])
+def test_bytes_do_not_depend_on_how_many_shards_a_worker_makes_at_a_time(tiny_dataset, tmp_path, monkeypatch, cluster):
+    frames = frames_of(tiny_dataset, tmp_path / "frames")
+    flow_of(frames, tmp_path / "one")
+    monkeypatch.setattr(preprocess, "_shards_at_once", lambda method, devices: 3)
+    flow_of(frames, tmp_path / "three", cluster=cluster)
+    assert sums(tmp_path / "one") == sums(tmp_path / "three") and len(sums(tmp_path / "one")) > 3
+
+
+@pytest.mark.needs_cuda
+@pytest.mark.parametrize("cluster", [INLINE, LOCAL], ids=["inline", "local"])
+def test_bytes_on_cuda_do_not_depend_on_it_either(tiny_dataset, tmp_path, monkeypatch, cluster):
+    frames_of(tiny_dataset, tmp_path / "frames")
+    for name, count in {"one": 1, "two": 2}.items():
+        monkeypatch.setattr(preprocess, "_shards_at_once", lambda method, devices, count=count: count)
+        spec = FlowSpec(method="tvl1")
+        make_flow(tmp_path / name, tmp_path / "frames", spec=spec, cluster=cluster, device="cuda")
+    assert sums(tmp_path / "one") == sums(tmp_path / "two")
+
+
 def test_only_what_is_missing_or_changed_is_made_again(tiny_dataset, tmp_path):
     videos = shutil.copytree(tiny_dataset, tmp_path / "videos")
     frames = frames_of(videos, tmp_path / "frames")
