@@ -35,6 +35,7 @@ class Pictures:
 
     def __init__(self, spec: StreamSpec, store_path: Path | str):
         self.spec, self.path = spec, Path(store_path)
+        self._in_order = spec.stack and replace(spec.stack, kind="stack", subtract_mean=False)
         self.store = (store.open_frames if spec.stream == "spatial" else store.open_flow)(store_path)
 
     def count(self, video_id: str) -> int:
@@ -50,8 +51,7 @@ class Pictures:
 
     def read_encoded(self, video_id: str, position: int) -> EncodedStack:
         """The fields of one stack in their order, not yet decoded."""
-        stored, in_order = self.store[video_id], replace(self.spec.stack, kind="stack", subtract_mean=False)
-        planes = self._stack(video_id, position, in_order, encoded=True)
+        stored, planes = self.store[video_id], self._stack(video_id, position, self._in_order, encoded=True)
         return EncodedStack(planes, stored.height, stored.width, (video_id, self.store.folder))
 
     def _stack(self, video_id: str, position: int, spec: StackSpec, **how: bool) -> Planes:

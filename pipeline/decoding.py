@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch.utils.data import Dataset
@@ -13,65 +13,88 @@ from pipeline.console import one_line
 from pipeline.dataset import stack_items
 from pipeline.encoded import EncodedBatch, decode
 from pipeline.inputs import ViewBatch
+from pipeline.parallel import ItemSampler
 from pipeline.progress import say
-from pipeline.specs import StreamSpec
 from pipeline.transforms import EncodedView, View
 
 _TRIED = 32  # items by which the speeds are measured
 _ROUNDS = 3
-_SPEED_IN_TRAINING = 0.7  # of the speed that the GPU decodes with alone
 _LEAST_SHARE = 0.1  # a smaller one gains less than what the extra copies may cost
 
 
 class PartlyEncoded(Dataset):
     """The items of a training, of which a share is handed over as JPEG, spread evenly over each batch."""
 
-    def __init__(self, items: Dataset, share: float, *, batch: int):
-        """`items` is a `TrainingSet` or `TakingTurns`, whose batches hold `batch` items."""
-        self.items, self.share, self.batch = items, share, batch
+    def __init__(self, items: Dataset, share: float, *, batch: int, sets: int = 1):
+        """`items` is a `TrainingSet`, or `TakingTurns` of two `sets`, whose batches hold `batch` items."""
+        self.items, self.share, self.batch, self.sets = items, share, batch, sets
 
     def __len__(self) -> int:
         return len(self.items)
 
     def __getitem__(self, number: int) -> tuple[View | list[EncodedView], int]:
         """(view, label) of one item; which ones are encoded follows from their place in the batch alone."""
-        place = number % self.batch
-        encoded = int((place + 1) * self.share) > int(place * self.share)
-        return self.items.encoded(number) if encoded else self.items[number]
+        of_each = self.batch // self.sets
+        place, encoded = number % self.batch // self.sets, round(self.share * of_each)
+        now = (place + 1) * encoded // of_each > place * encoded // of_each
+        return self.items.encoded(number) if now else self.items[number]
 
 
-def partly_encoded(
-    spec: StreamSpec, items: Dataset, numbers: Sequence[int], device: torch.device, workers: int
-) -> Dataset:
+def partly_encoded(items: Dataset, numbers: ItemSampler, device: torch.device, workers: int) -> Dataset:
     """The same items; for CUDA some of them as JPEG, if nvJPEG works and the spec wants that or it saves time.
 
-    A share s for the GPU and 1 - s for the loading processes take equally long if s is the GPU's part of both speeds.
-
     Args:
-        spec: the stream, with `gpu_decoding`.
         items: a `TrainingSet` or `TakingTurns`.
         numbers: the items that will be read.
         device: where the network is trained.
         workers: number of loading processes.
     """
-    measured = spec.gpu_decoding < 0
-    if device.type != "cuda" or spec.stack is None or not spec.gpu_decoding or (measured and spec.deterministic):
+    spec, wanted = numbers.spec, numbers.spec.gpu_decoding
+    if device.type != "cuda" or spec.stack is None or wanted == 0 or spec.deterministic:
         return items
     tried = list(itertools.islice(numbers, _TRIED))
     encoded, _ = stack_items([items.encoded(number) for number in tried])
     if isinstance(encoded, ViewBatch):
+        _say(numbers, "planes that are resized before the crop are decoded by the CPU", only_if=wanted > 0)
         return items
     try:
         decode(encoded.data.split(encoded.sizes), device)  # which `encoded.to` would leave to the CPU if it fails
-        on_gpu = _rate(lambda: _finished(encoded, device), len(encoded))
+        alone = _seconds(lambda: _finished(encoded, device)) / len(tried)
     except (RuntimeError, ImportError) as error:
-        say(f"{spec.stream}: torchvision cannot decode JPEG on this GPU, so the CPU does ({one_line(str(error))})")
+        _say(numbers, f"torchvision cannot decode JPEG on this GPU, so the CPU does ({one_line(str(error))})")
         return items
-    on_cpu = max(1, workers) * _rate(lambda: [items[number] for number in tried], len(tried))
-    share = _balanced(on_gpu, on_cpu) if measured else spec.gpu_decoding
-    told = f"alone it makes {on_gpu:,.0f} items/s, {max(1, workers)} loading processes {on_cpu:,.0f}"
-    say(f"{spec.stream}: the GPU decodes {share:.0%} of the stacks ({told}; gpu_decoding changes it)")
-    return PartlyEncoded(items, share, batch=spec.items_per_step) if share else items
+    loading, leaving = (
+        _seconds(lambda make=make: [make(number) for number in tried]) / len(tried) / max(1, workers)
+        for make in (items.__getitem__, items.encoded)
+    )
+    share = wanted if wanted > 0 else balanced_share(alone, loading, leaving)
+    told = f"alone it makes {1 / alone:,.0f} items/s, {max(1, workers)} loading processes {1 / loading:,.0f}"
+    _say(numbers, f"the GPU decodes {share:.0%} of the stacks ({told}; gpu_decoding sets another share)")
+    sets = spec.items_per_step // spec.batch
+    return PartlyEncoded(items, share, batch=spec.items_per_step, sets=sets) if share else items
+
+
+def balanced_share(gpu: float, loading: float, leaving: float) -> float:
+    """The share s of the items with which the GPU, and the loading processes beside it, need equally long.
+
+    That is s * gpu = (1 - s) * loading + s * leaving.
+
+    Args:
+        gpu: seconds in which the GPU decodes and finishes an item.
+        loading: seconds in which all loading processes together make an item.
+        leaving: seconds in which they make one that is left encoded.
+
+    Returns:
+        0 to 1, in whole per cent; 0 if it would be too small to pay.
+    """
+    share = min(1.0, loading / (gpu + loading - leaving)) if loading > leaving else 0.0
+    return round(share, 2) if share >= _LEAST_SHARE else 0.0
+
+
+def _say(numbers: ItemSampler, text: str, *, only_if: bool = True) -> None:
+    """Say it once for all processes: each finds its own share, but they are alike."""
+    if only_if and numbers.world.rank == 0:
+        say(f"[{numbers.spec.stream}] {text}")
 
 
 def _finished(encoded: EncodedBatch, device: torch.device) -> None:
@@ -80,17 +103,12 @@ def _finished(encoded: EncodedBatch, device: torch.device) -> None:
         torch.cuda.current_stream(device).synchronize()
 
 
-def _balanced(on_gpu: float, on_cpu: float) -> float:
-    share = _SPEED_IN_TRAINING * on_gpu / (_SPEED_IN_TRAINING * on_gpu + on_cpu)
-    return round(share, 2) if share >= _LEAST_SHARE else 0.0
-
-
-def _rate(work: Callable[[], object], count: int) -> float:
-    """Pieces of work per second, the best of a few rounds; the first, in which a decoder is set up, does not count."""
+def _seconds(work: Callable[[], object]) -> float:
+    """Seconds of the fastest of a few rounds; the first, in which a decoder is set up, does not count."""
     work()
     seconds = []
     for _ in range(_ROUNDS):
         began = time.perf_counter()
         work()
         seconds.append(time.perf_counter() - began)
-    return count / min(seconds)
+    return min(seconds)

@@ -16,13 +16,15 @@ import numpy as np
 import torch
 
 from pipeline import jpeg
+from pipeline.console import one_line
 from pipeline.errors import ClipError, DamagedFile
 from pipeline.inputs import Room, ViewBatch, new_room, stack_views
+from pipeline.progress import say
 from pipeline.stacks_torch import along_path
 from pipeline.store import repair_advice
 from pipeline.transforms import EncodedView, View, interpolation
 
-_AT_ONCE = 16  # stacks in one call: 320 planes of 340 x 256, 28 MB; twice 220 MB more in pixels, for trajectories
+_AT_ONCE = 16  # most stacks in a call: twice 28 MB for planes of 340 x 256, and for trajectories 440 MB more
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,22 +53,15 @@ class EncodedBatch:
         return EncodedBatch(self.shape, decoded, self.views, self.places, self.data.pin_memory(), self.sizes)
 
     def to(self, device: torch.device, *, non_blocking: bool = False) -> ViewBatch:
-        """The whole batch, decoded, on a device.
-
-        It waits for nothing but the decoder; what it begins on a GPU is done on the current CUDA stream.
+        """The whole batch, decoded, on a device. On a GPU all that follows the decoding is left to the current stream.
 
         Raises:
-            DamagedFile: a plane cannot be decoded, or has another size than its clip.
+            DamagedFile: the decoders refuse a plane, or it has another size than its clip.
         """
         flat = [view for item in self.views for view in item]
         floats = any(map(_gives_floats, flat)) or (self.decoded and self.decoded.values.is_floating_point())
         values = torch.empty(self.shape, dtype=torch.float32 if floats else torch.uint8, device=device)
         factors = torch.empty((2, *self.shape[:-2]), dtype=torch.float32, device=device)  # scale and offset
-        if self.decoded:
-            rows = torch.tensor(sorted(set(range(len(self))) - set(self.places)), device=device)
-            decoded = self.decoded.to(device, non_blocking=non_blocking)
-            values.index_copy_(0, rows, decoded.values.to(values.dtype))
-            factors.index_copy_(1, rows, torch.stack([decoded.scale, decoded.offset]))
         snippets, of_snippets = values.flatten(0, -4), factors.flatten(1, -2)  # (N K, ...), the same memory
         each = len(self.views[0])
         rows = [place * each + k for place in self.places for k in range(each)]
@@ -79,17 +74,21 @@ class EncodedBatch:
             for k, view, stack in zip(some, views, stacks, strict=True):
                 snippets[rows[k]] = _finished(stack, view)
             of_snippets.index_copy_(1, torch.tensor([rows[k] for k in some], device=device), scale_offset)
+        if self.decoded:  # last, because the decoder would wait for this copy
+            rest = torch.tensor(sorted(set(range(len(self))) - set(self.places)), device=device)
+            decoded = self.decoded.to(device, non_blocking=non_blocking)
+            values.index_copy_(0, rest, decoded.values.to(values.dtype))
+            factors.index_copy_(1, rest, torch.stack([decoded.scale, decoded.offset]))
         return ViewBatch(values, *factors)
 
 
-def _alike(views: Sequence[EncodedView]) -> Iterator[list[int]]:
-    """Numbers of views whose planes have one size, at most `_AT_ONCE` of them at a time."""
+def _alike(views: Sequence[EncodedView]) -> Iterator[Sequence[int]]:
+    """Numbers of views whose planes have one size, in equal parts of at most `_AT_ONCE`."""
     by_size = defaultdict(list)
     for k, view in enumerate(views):
         by_size[view.stack.height, view.stack.width].append(k)
     for alike in by_size.values():
-        for first in range(0, len(alike), _AT_ONCE):
-            yield alike[first : first + _AT_ONCE]
+        yield from np.array_split(alike, -(-len(alike) // _AT_ONCE))
 
 
 def stacks_of(planes: torch.Tensor, views: Sequence[EncodedView]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -128,18 +127,29 @@ def decoded_planes(
         device: decodes, with nvJPEG on CUDA. What it cannot decode is decoded on the CPU.
 
     Raises:
-        DamagedFile: a plane cannot be decoded, or has another size than its clip.
+        DamagedFile: the decoders refuse a plane, or it has another size than its clip.
+        torch.OutOfMemoryError: the device has no room for the planes.
     """
     try:
         images = decode(data, device)
-    except RuntimeError:  # it names no plane; a kind of JPEG that it does not know is no damage
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:  # it names no plane, and may lack memory of its own, or not know a kind of JPEG
+        if device.type == "cuda":  # it may still be writing to memory that it has given back
+            torch.cuda.synchronize(device)
         images = _decoded_here(data, views, device)
+        _say_once(one_line(str(error)))
     per_view = len(data) // len(views)
     for k, image in enumerate(images):
         view = views[k // per_view]
         if image.shape[1:] != (view.stack.height, view.stack.width):
             raise _damaged(view, "its planes differ in size")
     return images
+
+
+@functools.cache
+def _say_once(reason: str) -> None:
+    say(f"the GPU did not decode some planes of flow, so the CPU does, which is slower ({reason})")
 
 
 def _decoded_here(

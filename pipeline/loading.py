@@ -53,10 +53,7 @@ def loader(
         collate: makes a batch from a list of items; with `pin` it is also given `room`, as `inputs.stack_views` is.
         sharing: number of processes of this machine that load at the same time.
     """
-    if workers and len(numbers):
-        some = {numbers[0], numbers[len(numbers) // 2], numbers[-1]}  # a single one may be empty: its clip failed
-        workers = min(workers, -(-len(numbers) // batch))
-        workers = _that_fit(workers, batch * max(len(pickle.dumps(dataset[k])) for k in some) * sharing)
+    workers = fitting_workers(dataset, numbers, batch=batch, workers=workers, sharing=sharing)
     parallel: dict[str, Any] = {}
     if workers:  # not forked: neither HDF5 nor CUDA survives a fork
         # the fork server has imported torch; else each process would import it again, for seconds
@@ -74,6 +71,18 @@ def loader(
         dataset, batch_size=batch, sampler=numbers, num_workers=workers, pin_memory=pin, collate_fn=collate, **parallel
     )
     return batches if workers else _ahead(batches)
+
+
+def fitting_workers(dataset: Dataset, numbers: Sequence[int], *, batch: int, workers: int, sharing: int = 1) -> int:
+    """As many of the wanted loading processes as have work, and batches that shared memory has room for.
+
+    The arguments are those of `loader`. The size of a batch is estimated by the largest of three items.
+    """
+    if not workers or not len(numbers):
+        return 0
+    some = {numbers[0], numbers[len(numbers) // 2], numbers[-1]}  # a single one may be empty: its clip failed
+    workers = min(workers, -(-len(numbers) // batch))
+    return _that_fit(workers, batch * max(len(pickle.dumps(dataset[k])) for k in some) * sharing)
 
 
 class _InReusedMemory:
@@ -98,7 +107,8 @@ class _InReusedMemory:
         self.parts += 1
         if place not in self.pieces or len(self.pieces[place]) < size:
             # JPEG bytes are never as many twice: a tenth more, else nearly every batch would be written to new memory
-            self.pieces[place] = torch.empty(size + size // 10, dtype=torch.uint8).share_memory_()
+            more = size // 10 if len(shape) == 1 else 0
+            self.pieces[place] = torch.empty(size + more, dtype=torch.uint8).share_memory_()
         return self.pieces[place][:size].view(torch.from_numpy(np.empty(0, dtype)).dtype).view(shape)
 
 
@@ -133,13 +143,13 @@ def sent_ahead(batches: Iterable[tuple[ViewBatch | EncodedBatch, torch.Tensor]],
     if device.type != "cuda":
         yield from batches
         return
-    stream = torch.cuda.Stream(device)
+    stream = torch.cuda.Stream(device, priority=-1)  # its small kernels need not wait for those of the training
 
     def sent(batch: tuple) -> tuple[list[ViewBatch | torch.Tensor], torch.cuda.Event]:
-        with torch.cuda.stream(stream):  # a thread has a current stream of its own
-            return [part.to(device, non_blocking=True) for part in batch], stream.record_event()
+        return [part.to(device, non_blocking=True) for part in batch], stream.record_event()
 
-    for parts, event in _ahead(map(sent, batches)):
+    # a thread begins on GPU 0, on its default stream
+    for parts, event in _ahead(map(sent, batches), begin=lambda: torch.cuda.set_stream(stream)):
         yield _received(parts, event, device)
 
 
@@ -181,10 +191,13 @@ def _that_fit(workers: int, batch_bytes: int) -> int:
     return found
 
 
-def _ahead(batches: Iterable) -> Iterator:
-    """The same batches; a thread makes the next one while one is in use (decoding and numpy release the GIL)."""
+def _ahead(batches: Iterable, begin: Callable[[], None] | None = None) -> Iterator:
+    """The same batches; a thread makes the next one while one is in use (decoding and numpy release the GIL).
+
+    `begin` is called in the thread first.
+    """
     rest = iter(batches)
-    with ThreadPoolExecutor(1) as thread:
+    with ThreadPoolExecutor(1, initializer=begin) as thread:
         coming = thread.submit(next, rest, None)
         while (batch := coming.result()) is not None:
             coming = thread.submit(next, rest, None)

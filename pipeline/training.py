@@ -28,7 +28,7 @@ from pipeline.evaluation import evaluate
 from pipeline.files import write_json
 from pipeline.inputs import ViewBatch, to_inputs
 from pipeline.launch import Job, launch
-from pipeline.loading import loader, loader_workers, sent_ahead
+from pipeline.loading import fitting_workers, loader, loader_workers, sent_ahead
 from pipeline.networks import resolve_device
 from pipeline.parallel import ItemSampler, World, process_count
 from pipeline.progress import Progress, duration_text, say
@@ -141,17 +141,12 @@ def training_batches(training: Dataset, numbers: ItemSampler, device: torch.devi
     On the CPU they come in host memory, as bytes where possible.
     """
     spec, world = numbers.spec, numbers.world
-    workers = loader_workers(spec.loader_workers, device, world.local_size)
-    batches = loader(
-        partly_encoded(spec, training, numbers, device, workers),
-        numbers,
-        batch=spec.items_per_step // world.size,
-        workers=workers,
-        pin=device.type == "cuda",
-        collate=stack_items,
-        sharing=world.local_size,
-    )
-    return sent_ahead(batches, device)
+    size = {"batch": spec.items_per_step // world.size, "sharing": world.local_size}
+    wanted = loader_workers(spec.loader_workers, device, world.local_size)
+    workers = fitting_workers(training, numbers, workers=wanted, **size)
+    items = partly_encoded(training, numbers, device, workers)
+    pin = device.type == "cuda"
+    return sent_ahead(loader(items, numbers, workers=workers, pin=pin, collate=stack_items, **size), device)
 
 
 class _Saving:

@@ -121,14 +121,18 @@ def test_the_next_batch_is_on_its_way_while_one_is_in_use(monkeypatch):
     done = []
     current = SimpleNamespace(wait_event=lambda event: done.append(f"wait for {event}"))
     own = SimpleNamespace(record_event=lambda: f"event {done[-1]}")
-    monkeypatch.setattr(torch.cuda, "Stream", lambda device: own)
-    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device, priority: own)
+    monkeypatch.setattr(
+        torch.cuda, "set_stream", lambda stream: done.append("send on its own stream" * (stream is own))
+    )
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: current)
     parts = [Part(k, done) for k in range(3)]
     for (part,) in sent_ahead([(part,) for part in parts], SimpleNamespace(type="cuda")):
         assert all(coming.is_sent.wait(10) for coming in parts[: part.number + 2])  # before this one is done with
         done.append(f"use {part.number}")
-    assert [what for what in done if what.startswith("send")] == ["send 0", "send 1", "send 2"]
+    assert [what for what in done if what.startswith("send")] == [
+        *("send on its own stream", "send 0", "send 1", "send 2"),
+    ]
     assert [what for what in done if not what.startswith("send")] == [
         *("wait for event send 0", "keep 0", "use 0"),
         *("wait for event send 1", "keep 1", "use 1"),

@@ -192,6 +192,11 @@ TEMPORAL = {"stream": "temporal", "stack": StackSpec()}
             r"\[temporal\] jitter is 0.1; the temporal stream does not read it: leave it at 0$",
         ),
         ({"flow_unit_px": 2.0}, r"\[spatial\] flow_unit_px is 2; the spatial stream does not read it: leave it at 4$"),
+        ({**TEMPORAL, "gpu_decoding": -0.3}, r"\[temporal\] gpu_decoding is -0.3; it must be -1, or from 0 to 1$"),
+        (
+            {**TEMPORAL, "gpu_decoding": 0.3, "deterministic": True},
+            r"\[temporal\] gpu_decoding is 0.3 and deterministic is true; .* set gpu_decoding to 0 or -1$",
+        ),
         ({"gpu_decoding": 0.5}, r"\[spatial\] gpu_decoding is 0.5; the spatial stream .* leave it at -1$"),
         (
             {"milestones": (7, 5)},

@@ -150,6 +150,7 @@ class StreamSpec(Spec):
                 f"[{self.stream}] crop_px is {self.crop_px}; it must be at most resize_px ({self.resize_px})"
             )
         self._check_unread()
+        self._check_decoding()
         self._check_schedule()
         self._check_parts()
         self._check_with()
@@ -163,6 +164,19 @@ class StreamSpec(Spec):
                     f"[{self.stream}] {unread} is {getattr(self, unread):g}; the {self.stream} stream does not read "
                     f"it: leave it at {default:g}"
                 )
+
+    def _check_decoding(self):
+        """Refuse a share that cannot be, and one for GPUs whose bits must repeat.
+
+        `deterministic` has torch fill the memory that nvJPEG writes to, and nvJPEG does not wait for that.
+        """
+        if -1 < self.gpu_decoding < 0:
+            raise ValueError(f"[{self.stream}] gpu_decoding is {self.gpu_decoding:g}; it must be -1, or from 0 to 1")
+        if self.deterministic and self.gpu_decoding > 0:
+            raise ValueError(
+                f"[{self.stream}] gpu_decoding is {self.gpu_decoding:g} and deterministic is true; a deterministic "
+                "training decodes on the CPU: set gpu_decoding to 0 or -1"
+            )
 
     def _check_schedule(self):
         """Check the schedule. Milestones may lie beyond `steps`, so a short trial run need not change them."""

@@ -67,7 +67,7 @@ class StoredClip:
 
     @functools.cached_property
     def attrs(self) -> dict[str, Any]:
-        """The attributes of the clip, as plain values; read when first asked for, which a training never does."""
+        """The attributes of the clip, as plain values; read when first asked for."""
         with self._store._located(self.id) as group:
             return plain_attrs(group.attrs)
 
