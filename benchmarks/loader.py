@@ -31,8 +31,8 @@ from torch.utils.data import DataLoader, Dataset
 from pipeline import jpeg, quantize, store
 from pipeline.catalog import Clip
 from pipeline.dataset import TrainingSet, stack_items
-from pipeline.decoding import PartlyEncoded
 from pipeline.encoded import decode
+from pipeline.feeding import PartlyEncoded
 from pipeline.inputs import to_inputs
 from pipeline.loading import PRELOADED, loader
 from pipeline.specs import StackSpec, StreamSpec

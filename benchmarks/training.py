@@ -26,6 +26,7 @@ from common import show, spread
 from pipeline import jpeg, quantize, store
 from pipeline.catalog import Catalog, Clip
 from pipeline.dataset import TrainingSet, stack_items
+from pipeline.feeding import training_batches
 from pipeline.inputs import to_inputs
 from pipeline.loading import loader_workers
 from pipeline.networks import resolve_device
@@ -33,7 +34,7 @@ from pipeline.parallel import ItemSampler, World
 from pipeline.recipe import algorithms
 from pipeline.resume import TrainingState
 from pipeline.specs import STREAMS, StackSpec, StreamSpec
-from pipeline.training import train, train_step, training_batches
+from pipeline.training import train, train_step
 
 WIDTH_PX, HEIGHT_PX, FRAMES, CLASSES = 340, 256, 40, 8
 SKIPPED = 3  # first steps of a round: loading processes are still starting, and the GPU's algorithms are not chosen yet

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from pipeline.whole_batch import Piece, draw_for_whole_batch
 
 _FORMAT, _VERSION = "two-stream-resume", 1
 _CURVE_POINTS = 1000
+_QUICK_S = 1.0  # what saves faster is saved as often as the settings say
+_SHARE_OF_SAVING = 0.02  # of the time, at most, for `resume.pt`, if saving is not quick
 UNUSABLE = ".unusable"  # ending of a state that could not be read; it is kept until the training is done
 
 
@@ -182,3 +185,23 @@ class TrainingState:
         self.step, self.curve = saved["step"], Curve(**saved["curve"])
         self.best = Best(**saved["best"]) if saved["best"] else None
         say(f"{self.spec.stream}: training goes on from step {self.step} of {self.spec.steps}")
+
+
+class Saving:
+    """Saves `resume.pt` when called, but less often where that would take more than `_SHARE_OF_SAVING` of the time.
+
+    A gigabyte of weights and momentum takes seconds, in which a GPU waits; between two saves it may do 500 steps in 20.
+    """
+
+    def __init__(self, save: Callable[[], None], curve: Curve):
+        self._save, self._curve, self._took, self._ended = save, curve, 0.0, time.monotonic()
+
+    def __call__(self) -> None:
+        """Save, unless the last time was too short a while ago."""
+        began = time.monotonic()
+        if self._took > max(_QUICK_S, _SHARE_OF_SAVING * (began - self._ended)):
+            return
+        self._save()
+        self._ended = time.monotonic()
+        self._took = self._ended - began
+        self._curve.seconds_saving += self._took

@@ -21,27 +21,25 @@ from torch.utils.data import Dataset
 
 from pipeline.catalog import Catalog
 from pipeline.checkpoint import save_checkpoint, weights_hash
-from pipeline.dataset import EvalSet, stack_items
-from pipeline.decoding import partly_encoded
+from pipeline.dataset import EvalSet
 from pipeline.errors import StageFailed
 from pipeline.evaluation import evaluate
+from pipeline.feeding import training_batches
 from pipeline.files import write_json
 from pipeline.inputs import ViewBatch, to_inputs
 from pipeline.launch import Job, launch
-from pipeline.loading import fitting_workers, loader, loader_workers, sent_ahead
+from pipeline.loading import loader_workers
 from pipeline.networks import resolve_device
 from pipeline.parallel import ItemSampler, World, process_count
 from pipeline.progress import Progress, duration_text, say
 from pipeline.recipe import algorithms, learning_rate
-from pipeline.resume import UNUSABLE, Best, Curve, TrainingState, identity_of
+from pipeline.resume import UNUSABLE, Best, Curve, Saving, TrainingState, identity_of
 from pipeline.specs import StreamSpec
 from pipeline.tensors import limit_threads
 from pipeline.together import OtherDataset, other_classes, training_set
 
 VALIDATION_FRAMES = 5  # per clip, centre crop only: cheap, and enough to compare one validation with another
 _LONG_S = 24 * 3600  # a longer training on a CPU gets a warning
-_QUICK_S = 1.0  # what saves faster is saved as often as the settings say
-_SHARE_OF_SAVING = 0.02  # of the time, at most, for `resume.pt`, if saving is not quick
 
 
 class TrainingDiverged(StageFailed):
@@ -116,7 +114,7 @@ def _own_random_state(device: torch.device) -> contextlib.AbstractContextManager
 
 
 def _take_steps(run: TrainingState, training: Dataset, validation: EvalSet, save: Callable[[], None]) -> None:
-    spec, began, save = run.spec, time.monotonic() - run.curve.seconds, _Saving(save, run.curve)
+    spec, began, save = run.spec, time.monotonic() - run.curve.seconds, Saving(save, run.curve)
     batches = training_batches(training, ItemSampler(spec, run.world, run.step), run.device)
     with Progress(f"training, {spec.stream}", spec.steps - run.step, "steps") as progress:
         for inputs, labels in _waited_for(batches, run.curve):
@@ -133,39 +131,6 @@ def _take_steps(run: TrainingState, training: Dataset, validation: EvalSet, save
             if progress.done == 1:
                 _warn_of_days(run, progress)
     _say_speed(run)
-
-
-def training_batches(training: Dataset, numbers: ItemSampler, device: torch.device) -> Iterator:
-    """(views, labels) of the training items with these numbers, batch by batch, made ahead and on the device.
-
-    On the CPU they come in host memory, as bytes where possible.
-    """
-    spec, world = numbers.spec, numbers.world
-    size = {"batch": spec.items_per_step // world.size, "sharing": world.local_size}
-    wanted = loader_workers(spec.loader_workers, device, world.local_size)
-    workers = fitting_workers(training, numbers, workers=wanted, **size)
-    items = partly_encoded(training, numbers, device, workers)
-    pin = device.type == "cuda"
-    return sent_ahead(loader(items, numbers, workers=workers, pin=pin, collate=stack_items, **size), device)
-
-
-class _Saving:
-    """Saves `resume.pt` when called, but less often where that would take more than `_SHARE_OF_SAVING` of the time.
-
-    A gigabyte of weights and momentum takes seconds, in which a GPU waits; between two saves it may do 500 steps in 20.
-    """
-
-    def __init__(self, save: Callable[[], None], curve: Curve):
-        self._save, self._curve, self._took, self._ended = save, curve, 0.0, time.monotonic()
-
-    def __call__(self) -> None:
-        began = time.monotonic()
-        if self._took > max(_QUICK_S, _SHARE_OF_SAVING * (began - self._ended)):
-            return
-        self._save()
-        self._ended = time.monotonic()
-        self._took = self._ended - began
-        self._curve.seconds_saving += self._took
 
 
 def _warn_of_days(run: TrainingState, progress: Progress) -> None:

@@ -13,12 +13,12 @@ import pytest
 import torch
 from stores import smooth_flow, write_flow
 
-from pipeline import decoding, encoded, jpeg, training
+from pipeline import encoded, feeding, jpeg
 from pipeline.catalog import Clip
 from pipeline.dataset import TrainingSet, stack_items
-from pipeline.decoding import PartlyEncoded, partly_encoded
 from pipeline.encoded import EncodedBatch, decode
 from pipeline.errors import DamagedFile
+from pipeline.feeding import PartlyEncoded, partly_encoded, training_batches
 from pipeline.inputs import ViewBatch, to_inputs
 from pipeline.loading import _InReusedMemory, loader, sent_ahead
 from pipeline.parallel import ItemSampler, World
@@ -238,14 +238,14 @@ def on_cuda(monkeypatch):
 
     def measured(gpu, loading, leaving=0.25e-3):
         seconds = iter((32 * gpu, 32 * loading, 32 * leaving))
-        monkeypatch.setattr(decoding, "decode", lambda data, device: decode(data, CPU))
-        monkeypatch.setattr(decoding, "_finished", lambda batch, device: batch.to(CPU))
+        monkeypatch.setattr(feeding, "decode", lambda data, device: decode(data, CPU))
+        monkeypatch.setattr(feeding, "_finished", lambda batch, device: batch.to(CPU))
 
         def timed(work):
             work()
             return next(seconds)
 
-        monkeypatch.setattr(decoding, "_seconds", timed)
+        monkeypatch.setattr(feeding, "_seconds", timed)
 
     return measured
 
@@ -292,14 +292,14 @@ def test_a_share_that_is_given_is_taken_of_both_sets(folder, on_cuda):
 )
 def test_where_the_cpu_decodes_nothing_is_measured(folder, monkeypatch, capsys, device, given, said):
     plain = items_of(spec(**given), folder())
-    monkeypatch.setattr(decoding, "_seconds", lambda work: pytest.fail("measured"))
+    monkeypatch.setattr(feeding, "_seconds", lambda work: pytest.fail("measured"))
     assert partly_encoded(plain, numbers_of(plain), device, 16) is plain
     assert capsys.readouterr().err.startswith(said) and (said or not capsys.readouterr().err)
 
 
 def test_without_nvjpeg_the_cpu_decodes_and_the_first_process_says_so(folder, monkeypatch, capsys):
     plain = items_of(spec(gpu_decoding=0.5), folder())
-    monkeypatch.setattr(decoding, "decode", Refusing())
+    monkeypatch.setattr(feeding, "decode", Refusing())
     for rank, said in (
         (0, "[temporal] torchvision cannot decode JPEG on this GPU, so the CPU does (Error whil"),
         (1, ""),
@@ -318,8 +318,8 @@ def test_speeds_are_measured_on_the_first_items(folder, monkeypatch):
         sent.append(to(batch, CPU, **how))
 
     monkeypatch.setattr(EncodedBatch, "to", on_cpu)
-    monkeypatch.setattr(decoding, "decode", lambda data, device: decode(data, CPU))
-    monkeypatch.setattr(decoding, "_LEAST_SHARE", 0.0)
+    monkeypatch.setattr(feeding, "decode", lambda data, device: decode(data, CPU))
+    monkeypatch.setattr(feeding, "_LEAST_SHARE", 0.0)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(synchronize=lambda: None))
     found = partly_encoded(plain, numbers_of(plain), CUDA, 1)
     assert found is plain or 0 < found.share <= 1
@@ -338,8 +338,8 @@ def test_a_training_reads_what_is_partly_encoded(folder, monkeypatch, heads):
         given.append((items, device, workers))
         return PartlyEncoded(items, 0.5, batch=settings.items_per_step, sets=1 + heads)
 
-    monkeypatch.setattr(training, "partly_encoded", partly)
-    batches = training.training_batches(plain, ItemSampler(settings, World(), 2), CPU)
+    monkeypatch.setattr(feeding, "partly_encoded", partly)
+    batches = training_batches(plain, ItemSampler(settings, World(), 2), CPU)
     made, labels = next(batches)
     size, first = settings.items_per_step, 2 * settings.items_per_step
     assert given == [(plain, CPU, 0)] and len(made) == len(labels) == size and len(made.places) == size // 2
@@ -375,7 +375,7 @@ def test_a_training_on_cuda_decodes_there_while_the_gpu_is_busy(folder, monkeypa
         return made
 
     monkeypatch.setattr(EncodedBatch, "to", slow)
-    batches = training.training_batches(plain, ItemSampler(settings, World(), 0), CUDA)
+    batches = training_batches(plain, ItemSampler(settings, World(), 0), CUDA)
     for first, (views, _) in zip(range(0, len(plain), 16), batches, strict=True):
         torch.cuda._sleep(20_000_000)
         found, more = to_inputs(views, CUDA), torch.rand_like(views.values, dtype=torch.float32)

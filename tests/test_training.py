@@ -11,7 +11,7 @@ import torch
 from fakes import FakeStore, use_store
 from trainings import assert_same_weights, interrupt_after, run, scores_of_test_part, spec
 
-from pipeline import training
+from pipeline import resume, training
 from pipeline.checkpoint import load_checkpoint
 from pipeline.dataset import EvalSet, TrainingSet
 from pipeline.networks import build
@@ -158,14 +158,14 @@ def test_it_is_recorded_where_and_how_a_stream_was_trained(data, tmp_path, asked
 
 def test_slow_saving_takes_two_per_cent_of_the_time_at_most(monkeypatch):
     now, saved, curve = [0.0], [], Curve()
-    monkeypatch.setattr(training, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(resume, "time", SimpleNamespace(monotonic=lambda: now[0]))
 
     def save(seconds):
         def act():
             saved.append(now[0])
             now[0] += seconds
 
-        return training._Saving(act, curve)
+        return resume.Saving(act, curve)
 
     for seconds, expected in ((0.5, list(range(10, 200, 10))), (4.0, [10])):
         now[0], saved[:] = 0.0, []

@@ -1,10 +1,13 @@
-"""Which share of the training items the GPU decodes: by how fast it and the loading processes are."""
+"""The batches of a training: made by loading processes, and on a GPU partly decoded by it.
+
+Which share the GPU decodes follows from how fast it and the loading processes are.
+"""
 
 from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch.utils.data import Dataset
@@ -13,6 +16,7 @@ from pipeline.console import one_line
 from pipeline.dataset import stack_items
 from pipeline.encoded import EncodedBatch, decode
 from pipeline.inputs import ViewBatch
+from pipeline.loading import fitting_workers, loader, loader_workers, sent_ahead
 from pipeline.parallel import ItemSampler
 from pipeline.progress import say
 from pipeline.transforms import EncodedView, View
@@ -20,6 +24,20 @@ from pipeline.transforms import EncodedView, View
 _TRIED = 32  # items by which the speeds are measured
 _ROUNDS = 3
 _LEAST_SHARE = 0.1  # a smaller one gains less than what the extra copies may cost
+
+
+def training_batches(training: Dataset, numbers: ItemSampler, device: torch.device) -> Iterator:
+    """(views, labels) of the training items with these numbers, batch by batch, made ahead and on the device.
+
+    On the CPU they come in host memory, as bytes where possible.
+    """
+    spec, world = numbers.spec, numbers.world
+    size = {"batch": spec.items_per_step // world.size, "sharing": world.local_size}
+    wanted = loader_workers(spec.loader_workers, device, world.local_size)
+    workers = fitting_workers(training, numbers, workers=wanted, **size)
+    items = partly_encoded(training, numbers, device, workers)
+    pin = device.type == "cuda"
+    return sent_ahead(loader(items, numbers, workers=workers, pin=pin, collate=stack_items, **size), device)
 
 
 class PartlyEncoded(Dataset):
