@@ -81,7 +81,7 @@ def test_a_pair_that_does_not_fit_and_other_errors_are_raised():
 
 def test_the_batch_fits_into_half_of_the_free_memory(monkeypatch):
     pixels, each = 320 * 240, 320 * 240 * device.CUDA_BYTES_PER_PIXEL
-    monkeypatch.setattr(device, "_free_bytes", lambda name: 2 * 7 * each)
+    monkeypatch.setattr(device, "_free_bytes", lambda name: 3 * 7 * each)
     assert pairs_at_once(pixels, device="cuda:1") == 7
     assert pairs_at_once(pixels, device="cuda:1", batch_pairs=33) == 33
     monkeypatch.setattr(device, "_free_bytes", lambda name: 1 << 40)

@@ -26,12 +26,13 @@ CUDA_BYTES_PER_PIXEL = 640  # memory that a method needs for each pixel of a pai
 def pairs_at_once(pixels: int, *, device: str, batch_pairs: int = 0) -> int:
     """Number of pairs to compute together, of frames of `pixels` pixels each; it does not change the result.
 
-    On CUDA it is `batch_pairs`, or, if that is 0, what half of the device's free memory holds, at most CUDA_PIXELS
-    pixels. On a CPU it is what HOST_PIXELS hold, whatever `batch_pairs` is: the method divides them further.
+    On CUDA it is `batch_pairs`, or, if that is 0, what a third of the device's free memory holds (another shard may be
+    about to take as much), at most CUDA_PIXELS pixels. On a CPU it is what HOST_PIXELS hold, whatever `batch_pairs` is:
+    the method divides them further.
     """
     if device == "cpu":
         return max(1, HOST_PIXELS // pixels)
-    return batch_pairs or max(1, min(CUDA_PIXELS, _free_bytes(device) // 2 // CUDA_BYTES_PER_PIXEL) // pixels)
+    return batch_pairs or max(1, min(CUDA_PIXELS, _free_bytes(device) // 3 // CUDA_BYTES_PER_PIXEL) // pixels)
 
 
 def has_numba() -> bool:
