@@ -60,7 +60,7 @@ def _start_cluster(
     spec: ClusterSpec, workers: int, devices: tuple[str, ...], at_once: int, stack: contextlib.ExitStack
 ) -> Any:
     if spec.kind == "jobqueue":
-        cluster = _job_queue(spec, devices)
+        cluster = _job_queue(spec, devices, at_once)
         stack.callback(cluster.close)
         cluster.scale(jobs=workers)
     else:
@@ -88,7 +88,7 @@ def _first_cause(error: BaseException) -> str:
     return one_line(f"{type(error).__name__}: {error}")
 
 
-def _job_queue(spec: ClusterSpec, devices: tuple[str, ...]) -> Any:
+def _job_queue(spec: ClusterSpec, devices: tuple[str, ...], at_once: int) -> Any:
     try:
         import dask_jobqueue
     except ImportError:
@@ -102,7 +102,7 @@ def _job_queue(spec: ClusterSpec, devices: tuple[str, ...]) -> Any:
     }[spec.queue_system]
     queue = {"queue": spec.queue} if spec.queue and spec.queue_system != "htcondor" else {}
     walltime = {} if spec.queue_system == "htcondor" else {"walltime": spec.walltime}
-    # a worker with several cores would take several jobs at a time; its single GPU resource prevents that
-    several = {"worker_extra_args": ["--resources", "GPU=1"]} if devices else {}
+    # a worker with several cores would take as many jobs at a time; the resource, of which each takes one, forbids that
+    several = {"worker_extra_args": ["--resources", f"GPU={at_once}"]} if devices else {}
     cores = spec.threads if devices and spec.threads else 1
     return getattr(dask_jobqueue, name)(cores=cores, processes=1, memory=spec.memory, **queue, **walltime, **several)

@@ -373,8 +373,8 @@ def test_in_this_process_one_device_is_used(tmp_path):
     assert {(device, pid) for device, pid, *_ in log_of(tmp_path / "log")} == {("cuda:3", os.getpid())}
 
 
-@pytest.mark.parametrize("resources", [{"GPU": 1}, {}])
-def test_workers_elsewhere_that_offer_a_gpu_get_one_job_at_a_time(tmp_path, monkeypatch, resources):
+@pytest.mark.parametrize("resources", [{"GPU": 1}, {"GPU": 2}, {}])
+def test_workers_elsewhere_get_as_many_jobs_at_a_time_as_they_offer_gpus(tmp_path, monkeypatch, resources):
     from distributed import LocalCluster
 
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
@@ -386,7 +386,7 @@ def test_workers_elsewhere_that_offer_a_gpu_get_one_job_at_a_time(tmp_path, monk
         cluster._KEPT.close()
     log = log_of(tmp_path / "log")
     assert {device for device, *_ in log} == {"auto"}  # the worker finds out
-    assert overlap([(begin, end) for *_, begin, end in log]) == (not resources)
+    assert overlap([(begin, end) for *_, begin, end in log]) == (resources != {"GPU": 1})
 
 
 def test_one_worker_a_device_and_its_share_of_the_cores(monkeypatch):
@@ -406,10 +406,10 @@ def test_jobs_of_a_queue_take_one_gpu_and_its_threads(monkeypatch):
     given = []
     fake = types.SimpleNamespace(SLURMCluster=lambda **options: given.append(options))
     monkeypatch.setitem(sys.modules, "dask_jobqueue", fake)
-    connect._job_queue(ClusterSpec(kind="jobqueue", threads=8), ())
-    connect._job_queue(ClusterSpec(kind="jobqueue", threads=8), ("auto",))
+    connect._job_queue(ClusterSpec(kind="jobqueue", threads=8), (), 1)
+    connect._job_queue(ClusterSpec(kind="jobqueue", threads=8), ("auto",), 2)
     assert [options["cores"] for options in given] == [1, 8]
-    assert "worker_extra_args" not in given[0] and given[1]["worker_extra_args"] == ["--resources", "GPU=1"]
+    assert "worker_extra_args" not in given[0] and given[1]["worker_extra_args"] == ["--resources", "GPU=2"]
 
 
 def test_work_is_shared_on_this_machine_alone():
