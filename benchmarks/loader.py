@@ -108,10 +108,10 @@ class UsualReader(Dataset):
         return torch.from_numpy((view.astype(np.float32) - 127.5) / 127.5), 0
 
 
-def stream(batch: int, items: int) -> StreamSpec:
+def stream(batch: int, items: int, kind: str) -> StreamSpec:
     """A temporal stream of the paper's inputs."""
-    steps = -(-items // batch)
-    return StreamSpec(stream="temporal", crop_px=SIDE, batch=batch, steps=steps, stack=StackSpec(length=LENGTH))
+    stack, steps = StackSpec(length=LENGTH, kind=kind), -(-items // batch)
+    return StreamSpec(stream="temporal", crop_px=SIDE, batch=batch, steps=steps, stack=stack)
 
 
 def _begin_worker(worker: int) -> None:
@@ -132,7 +132,7 @@ def rate_of(batches, use=lambda views: views) -> float:
 
 def read_rates(flow: Path, files: Path, clips: list[Clip], arguments) -> dict[str, float]:
     """Items per second of each reader, in one round each, in turn."""
-    ours = TrainingSet(stream(arguments.batch, arguments.items), flow, clips)
+    ours = TrainingSet(stream(arguments.batch, arguments.items, arguments.kind), flow, clips)
     usual = UsualReader(files, len(ours))
     parallel = {"num_workers": arguments.workers}
     if arguments.workers:
@@ -198,6 +198,9 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=CLIPS, help="clips written, or taken from the store")
     parser.add_argument("--fields", type=int, default=FIELDS, help="of each clip that is written")
     parser.add_argument("--quality", type=int, default=95, help="JPEG quality of the store that is written")
+    parser.add_argument(
+        "--kind", choices=("stack", "trajectory"), default="stack", help="what ours makes of the fields"
+    )
     parser.add_argument("--workers", type=int, default=0, help="loading processes; 0: this one")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--items", type=int, help=f"items in a round; {ITEMS_A_PROCESS} for each process")
@@ -243,7 +246,11 @@ def report(rounds: list[dict], sizes: dict, arguments) -> None:
         ("KB a plane", f"{sizes['jpeg_bytes'] / sizes['files'] / 1e3:.1f}"),
     ]
     medians = {name: statistics.median(values) for name, values in ratios.items()}
-    show("loader", rows, {"rounds": rounds, "ratios": medians, "sizes": sizes})
+    show(
+        "loader" if arguments.kind == "stack" else "loader, trajectories",
+        rows,
+        {"rounds": rounds, "ratios": medians, "sizes": sizes},
+    )
 
 
 if __name__ == "__main__":
