@@ -247,7 +247,7 @@ def report(rounds: list[dict], sizes: dict, arguments) -> None:
     ]
     medians = {name: statistics.median(values) for name, values in ratios.items()}
     show(
-        "loader" if arguments.kind == "stack" else "loader, trajectories",
+        "loader" if arguments.kind == "stack" else "loader of trajectories",
         rows,
         {"rounds": rounds, "ratios": medians, "sizes": sizes},
     )
