@@ -101,7 +101,7 @@ def to_inputs(views: ViewBatch | torch.Tensor, device: torch.device) -> torch.Te
     factor, shift = (part.flatten(0, -2)[..., None, None] for part in (views.scale, views.offset))
     bytes_or_floats = views.values.flatten(0, -4)
     images = bytes_or_floats.contiguous(memory_format=torch.channels_last)  # with bytes a quarter of the traffic
-    return images.to(torch.float32, copy=True).mul_(factor).add_(shift).unflatten(0, views.shape[:-3])
+    return (images * factor).add_(shift).unflatten(0, views.shape[:-3])  # bytes become floats as they are multiplied
 
 
 def _inputs_on_cpu(views: ViewBatch) -> torch.Tensor:
