@@ -63,11 +63,11 @@ def _flag_family(section: str) -> str:
 
 def _flags(section: str, spec: type[Spec]) -> type[luigi.Config]:
     """A Luigi config class whose only purpose is to give `--<section>-<setting>` to every command line."""
-    shown = {
-        name: luigi.Parameter(default="", description=f"{field.metadata['description']}; default: {field.default}")
-        for name, field in spec.settings().items()
-        if name != "stream"  # the section says which
-    }
+    shown = {}
+    for name, field in spec.settings().items():
+        if name != "stream":  # the section says which
+            text = f"{field.metadata['description']}; default: {field.default}"
+            shown[name] = luigi.Parameter(default="", description=text.replace("%", "%%"))  # argparse formats it
     return type(_flag_family(section), (luigi.Config,), {**shown, "__module__": __name__, "__doc__": spec.__doc__})
 
 

@@ -173,6 +173,20 @@ def test_settings_that_may_not_be_read_are_refused(config, tmp_path, monkeypatch
         settings.check_dataset("mine")
 
 
+@pytest.mark.parametrize("task", ["FullPipeline", "PaperTable", "ScoreVideos", "AllSplits", "DemoVideos"])
+@pytest.mark.parametrize("asked", ["--help", "--help-all"])
+def test_help_lists_the_flags(capsys, task, asked):
+    with pytest.raises(SystemExit) as ended, CmdlineParser.global_instance([task, asked], allow_override=True):
+        pass
+    assert not ended.value.code
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "--artifacts" in shown or task == "DemoVideos"
+    for section, spec in settings.SECTIONS.items():
+        for name in spec.settings() if asked == "--help-all" and section != "run" else ():
+            flag = f"--{settings._flag_family(section)}-{name.replace('_', '-')} "
+            assert flag in shown or name == "stream"
+
+
 def test_an_unknown_flag_is_refused(capsys):
     with pytest.raises(SystemExit), CmdlineParser.global_instance(["Flow", "--flow-metod", "x"], allow_override=True):
         pass
