@@ -56,8 +56,8 @@ class Workers:
     Args:
         spec: where the workers are.
         most: number of workers that the work can occupy; no more are started.
-        at_once: jobs that a worker of this machine runs at the same time, in threads. Workers elsewhere decide that by
-            their threads and resources.
+        at_once: jobs that a worker which is started here runs at the same time, in threads. Workers of a running
+            scheduler decide that by their threads and resources.
         devices: CUDA devices; none for work on the CPU. On this machine (`inline`, `local`) one worker is started per
             device, and the field `device` of each job is set to that of its worker. Elsewhere a job keeps its `device`,
             and is sent to workers that offer the dask resource GPU, if there are any.
@@ -118,8 +118,8 @@ class Workers:
         if self.at_once == 1:
             yield from ((job, _outcome(function, _on(device, job) if device else job)) for job in jobs)
             return
-        with ThreadPoolExecutor(self.at_once) as threads:
-            running: dict[Any, Any] = {}
+        running: dict[Any, Any] = {}
+        with ThreadPoolExecutor(self.at_once) as threads, _saying_what_is_waited_for(running):
             while True:
                 for job in itertools.islice(jobs, self.at_once - len(running)):
                     running[threads.submit(_outcome, function, _on(device, job) if device else job)] = job
@@ -131,8 +131,8 @@ class Workers:
     def _width(self) -> int:
         """Number of jobs that are handed out at the same time; workers may join a running scheduler at any moment."""
         elsewhere = self.spec.kind == "address"
-        workers = sum(self._held.client.nthreads().values()) if elsewhere else self.count
-        return self.spec.in_flight * self.at_once * max(workers, 1)
+        lanes = sum(self._held.client.nthreads().values()) if elsewhere else self.count * self.at_once
+        return self.spec.in_flight * max(lanes, 1)
 
     def _run_on_dask(self, function: Callable[[Any], Any], jobs: Iterator[Any]) -> Iterator[tuple[Any, Any]]:
         from distributed import as_completed
@@ -231,6 +231,16 @@ class _Kept:
 
 
 _KEPT = _Kept()
+
+
+@contextlib.contextmanager
+def _saying_what_is_waited_for(running: dict[Any, Any]) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:  # Ctrl-C, or the reader of the results gives up
+        if left := sum(not future.done() for future in running):
+            say(f"jobs still running in threads of this process: {left}; waiting for them to end")
+        raise
 
 
 def _on(device: str, job: Any) -> Any:

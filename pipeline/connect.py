@@ -38,7 +38,7 @@ def connect(
         spec: where the workers are.
         workers: how many are started; a running scheduler has as many as it has.
         devices: CUDA devices that they will use; none for work on the CPU.
-        at_once: jobs that each of them runs at the same time, if they are started on this machine.
+        at_once: jobs that each of those that are started runs at the same time; for a queue only with devices.
         stack: gets what must be closed after use.
 
     Raises:

@@ -1,7 +1,8 @@
 """torch datasets over a store: random training items, and the fixed test views of every clip.
 
 Item i of step s is a pure function of (seed, s, i): its clip, its place in the clip, its crop, flip and colours. So
-training depends neither on the number of loader processes nor on interruptions.
+training depends neither on the number of loader processes nor on interruptions. (Which items a GPU decodes may depend
+on them, and it may round differently: `feeding.py`.)
 """
 
 from __future__ import annotations

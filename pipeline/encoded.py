@@ -135,8 +135,6 @@ def decoded_planes(
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:  # it names no plane, and may lack memory of its own, or not know a kind of JPEG
-        if device.type == "cuda":  # it may still be writing to memory that it has given back
-            torch.cuda.synchronize(device)
         images = _decoded_here(data, views, device)
         _say_once(one_line(str(error)))
     per_view = len(data) // len(views)
@@ -172,10 +170,15 @@ def decode(data: Sequence[torch.Tensor], device: torch.device) -> list[torch.Ten
     """
     from torchvision.io import ImageReadMode, decode_jpeg  # takes a second, and loading processes import this module
 
-    if device.type == "cuda":
-        # nvJPEG does not wait for the stream: it would write to memory that was freed here and is still being read
-        torch.cuda.current_stream(device).synchronize()
-    return decode_jpeg(list(data), mode=ImageReadMode.GRAY, device=device)
+    if device.type != "cuda":
+        return decode_jpeg(list(data), mode=ImageReadMode.GRAY, device=device)
+    # nvJPEG does not wait for the stream: it would write to memory that was freed here and is still being read
+    torch.cuda.current_stream(device).synchronize()
+    try:
+        return decode_jpeg(list(data), mode=ImageReadMode.GRAY, device=device)
+    except RuntimeError:  # it may still be writing to memory that it has given back
+        torch.cuda.synchronize(device)
+        raise
 
 
 def _damaged(view: EncodedView, why: object) -> DamagedFile:

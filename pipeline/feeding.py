@@ -68,7 +68,7 @@ def partly_encoded(items: Dataset, numbers: ItemSampler, device: torch.device, w
         workers: number of loading processes.
     """
     spec, wanted = numbers.spec, numbers.spec.gpu_decoding
-    if device.type != "cuda" or spec.stack is None or wanted == 0 or spec.deterministic:
+    if device.type != "cuda" or spec.stack is None or wanted == 0 or spec.deterministic or not len(numbers):
         return items
     tried = list(itertools.islice(numbers, _TRIED))
     encoded, _ = stack_items([items.encoded(number) for number in tried])
@@ -79,7 +79,7 @@ def partly_encoded(items: Dataset, numbers: ItemSampler, device: torch.device, w
         decode(encoded.data.split(encoded.sizes), device)  # which `encoded.to` would leave to the CPU if it fails
         alone = _seconds(lambda: _finished(encoded, device)) / len(tried)
     except (RuntimeError, ImportError) as error:
-        _say(numbers, f"torchvision cannot decode JPEG on this GPU, so the CPU does ({one_line(str(error))})")
+        _say(numbers, f"JPEG is not decoded on this GPU, but on the CPU ({one_line(str(error))})")
         return items
     loading, leaving = (
         _seconds(lambda make=make: [make(number) for number in tried]) / len(tried) / max(1, workers)

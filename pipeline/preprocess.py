@@ -122,7 +122,9 @@ def make_flow(
     """
     folder, source = Path(folder).absolute(), store.open_frames(Path(frames).absolute())
     devices = devices_of(spec, cluster, device)
+    at_once = _shards_at_once(spec.method, devices)
     threads = threads_each(cluster, devices)
+    threads = max(1, threads // at_once) if threads else 0  # of a shard
     weights = [file_hash(spec.weights_file)] if spec.weights_file else []
     attrs = _about(spec, attrs, source.attrs["digest"], *weights)
     jobs = flow_jobs(folder, source.shard_paths(), spec=spec, device=device, attrs=attrs, threads=threads)
@@ -137,7 +139,7 @@ def make_flow(
         attrs=attrs,
         max_bad_fraction=max_bad_fraction,
         devices=devices,
-        at_once=_shards_at_once(spec.method, devices),
+        at_once=at_once,
     )
     _warn_of_a_bound(folder, spec)
 
@@ -283,8 +285,9 @@ def _run_jobs(kind: str, function, jobs: list, cluster: ClusterSpec, devices: tu
                 again.append(job.again())
                 continue
             bar.advance(_units_of(kind, job, result))
-        for job, result in workers.run(function, again):
-            bar.advance(_units_of(kind, job, result))
+        for suspect in again:  # one at a time, which tells the one that kills its worker from those beside it
+            for job, result in workers.run(function, [suspect]):
+                bar.advance(_units_of(kind, job, result))
 
 
 def _units_of(kind: str, job: Any, result: Any) -> int:

@@ -33,7 +33,8 @@ def _follow(fields, stack):
         x[:], y[:] = np.arange(width), v
         for k in range(length):
             for u in range(width):
-                inside_x, inside_y = min(max(x[u], 0.0), width - 1.0), min(max(y[u], 0.0), height - 1.0)
+                # in this order, because a number that is none must not become an index outside the image
+                inside_x, inside_y = max(0.0, min(width - 1.0, x[u])), max(0.0, min(height - 1.0, y[u]))
                 left, top = np.uint32(inside_x), np.uint32(inside_y)
                 right, below = np.uint32(min(left + 1, width - 1)), np.uint32(min(top + 1, height - 1))
                 right_share, down_share = inside_x - left, inside_y - top

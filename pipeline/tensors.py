@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -64,7 +65,33 @@ def true_float32() -> Iterator[None]:
     """Within the block a GPU multiplies and convolves in true float32, not in TF32, which has a 10-bit mantissa.
 
     torch uses TF32 for convolutions by default, and for matrices if the user, or an environment variable, asked for it.
+    These settings are the process's: of blocks in several threads, the last one to end restores them.
     """
+    with _IN_TRUE_FLOAT32.lock:
+        _IN_TRUE_FLOAT32.blocks += 1
+        if _IN_TRUE_FLOAT32.blocks == 1:
+            _IN_TRUE_FLOAT32.restore.enter_context(_without_tf32())
+    try:
+        yield
+    finally:
+        with _IN_TRUE_FLOAT32.lock:
+            _IN_TRUE_FLOAT32.blocks -= 1
+            if _IN_TRUE_FLOAT32.blocks == 0:
+                _IN_TRUE_FLOAT32.restore.close()
+
+
+class _Blocks:
+    """The blocks of `true_float32` that are open, and what restores the settings after them."""
+
+    def __init__(self):
+        self.lock, self.blocks, self.restore = threading.Lock(), 0, contextlib.ExitStack()
+
+
+_IN_TRUE_FLOAT32 = _Blocks()
+
+
+@contextlib.contextmanager
+def _without_tf32() -> Iterator[None]:
     # torch has two ways to ask for it; both are set, because either may have been used, and the older one cannot be
     # read while the two differ
     libraries = torch.backends.cudnn, torch.backends.cuda.matmul

@@ -355,6 +355,17 @@ def test_a_job_that_raises_beside_another_gives_its_error():
     assert isinstance(results.pop(3), ValueError) and results == {n: n for n in range(7) if n != 3}
 
 
+def test_it_is_said_for_what_is_waited_where_a_reader_gives_up(capsys):
+    results = Workers(ClusterSpec(kind="inline"), most=9, at_once=2).run(sleep_for, [0.0, 0.5, 0.5])
+    next(results)
+    results.close()
+    assert "jobs still running in threads of this process: 1; waiting for them to end" in capsys.readouterr().err
+
+
+def sleep_for(seconds):
+    time.sleep(seconds)
+
+
 def test_a_device_whose_worker_died_is_used_again(tmp_path):
     with Workers(ClusterSpec(), most=9, devices=("cuda:4",)) as workers:
         died = list(workers.run(end_the_process, jobs_on(tmp_path, 1)))

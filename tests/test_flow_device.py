@@ -1,6 +1,9 @@
 """What lies between a method and the device it computes on: batches, memory, the way there and back."""
 
 import builtins
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -79,7 +82,7 @@ def test_a_pair_that_does_not_fit_and_other_errors_are_raised():
         in_halving_batches(broken, images, images, pairs=4)
 
 
-def test_the_batch_fits_into_half_of_the_free_memory(monkeypatch):
+def test_the_batch_fits_into_a_third_of_the_free_memory(monkeypatch):
     pixels, each = 320 * 240, 320 * 240 * device.CUDA_BYTES_PER_PIXEL
     monkeypatch.setattr(device, "_free_bytes", lambda name: 3 * 7 * each)
     assert pairs_at_once(pixels, device="cuda:1") == 7
@@ -161,7 +164,27 @@ def test_a_numba_that_does_not_work_is_said_once_and_done_without(broken_numba, 
     found = estimate(frames, spec, device="cpu")
     assert np.isfinite(found).all() and found.any()
     estimate(frames, spec, device="cpu")
-    assert capsys.readouterr().err.count("numba does not work, so plain torch computes in its place") == 1
+    assert capsys.readouterr().err.count("numba does not work, so what it would compile is computed more slowly") == 1
+
+
+def test_threads_that_ask_at_the_same_time_have_it_computed_once():
+    begun, done = [], threading.Barrier(4)
+
+    @device.computed_once
+    def slow(name):
+        begun.append(name)
+        time.sleep(0.1)
+        return name
+
+    def ask():
+        done.wait()
+        return slow("a")
+
+    with ThreadPoolExecutor(4) as threads:
+        found = [wait.result() for wait in [threads.submit(ask) for _ in range(4)]]
+    assert found == ["a"] * 4 and begun == ["a"] and slow("b") == "b"
+    slow.cache_clear()
+    assert slow("a") == "a" and begun == ["a", "b", "a"]
 
 
 @pytest.mark.parametrize("method", ["tvl1", "brox"])

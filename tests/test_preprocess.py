@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from types import SimpleNamespace
 
 import cv2
@@ -22,7 +23,7 @@ from pipeline.flow import estimate
 from pipeline.jobs import frames as frames_job
 from pipeline.preprocess import make_flow, make_frames
 from pipeline.sharding import plan_shards
-from pipeline.specs import DatasetSpec, FlowSpec, FrameSpec
+from pipeline.specs import ClusterSpec, DatasetSpec, FlowSpec, FrameSpec
 
 
 def times(folder):
@@ -157,6 +158,35 @@ def test_bytes_on_cuda_do_not_depend_on_it_either(tiny_dataset, tmp_path, monkey
         spec = FlowSpec(method="tvl1")
         make_flow(tmp_path / name, tmp_path / "frames", spec=spec, cluster=cluster, device="cuda")
     assert sums(tmp_path / "one") == sums(tmp_path / "two")
+
+
+class Deadly:
+    """A job that kills its worker, or one that may be beside it."""
+
+    units, cost = 1, 0
+
+    def __init__(self, number, log, tries=1):
+        self.number, self.path, self.log, self.tries = number, f"shard {number}", log, tries
+
+    def again(self):
+        return Deadly(self.number, self.log, self.tries + 1)
+
+
+def end_third(job):
+    with job.log.open("a") as log:
+        log.write(f"{job.number} {job.tries}\n")
+    time.sleep(0.3)
+    if job.number == 3:
+        os._exit(1)
+    return 1
+
+
+def test_of_two_shards_at_a_time_the_one_that_kills_their_worker_is_named(tmp_path):
+    jobs = [Deadly(number, tmp_path / "log") for number in range(6)]
+    with pytest.raises(StageFailed, match="flow: shard shard 3 could not be made: WorkerDied"):
+        preprocess._run_jobs("flow", end_third, jobs, ClusterSpec(workers=1), (), 2)
+    tried = (tmp_path / "log").read_text().split("\n")
+    assert "3 2" in tried  # once more, by itself
 
 
 def test_only_what_is_missing_or_changed_is_made_again(tiny_dataset, tmp_path):

@@ -151,3 +151,13 @@ def test_recipes_that_make_no_sense_are_refused(values, message):
 def test_equal_rates_are_exact_without_warmup():
     spec = StreamSpec(learning_rate=0.05, milestones=(9,), steps=12)
     assert np.array_equal([learning_rate(spec, s) for s in range(12)], [0.05] * 9 + [0.05 * 0.1] * 3)
+
+
+def test_of_two_threads_in_true_float32_the_last_to_leave_restores():
+    inner, outer, before = true_float32(), true_float32(), torch.backends.cudnn.allow_tf32
+    outer.__enter__()
+    inner.__enter__()
+    outer.__exit__(None, None, None)  # as a thread would that began earlier and ends earlier
+    assert not torch.backends.cudnn.allow_tf32
+    inner.__exit__(None, None, None)
+    assert torch.backends.cudnn.allow_tf32 == before

@@ -239,6 +239,16 @@ def test_stored_bytes_are_no_flow(flow, got):
             stack(flow, 0, 2)
 
 
+@pytest.mark.parametrize("strange", [np.nan, np.inf, -np.inf, 3e38])
+def test_what_is_no_number_makes_no_index(strange):
+    fields = np.ones((4, 2, 9, 12), np.float32)
+    fields[0, :, 3, 4] = strange
+    fields[1, :, 6, 7] = -strange
+    stacked = along_path(fields), stacks_torch.along_path(torch.from_numpy(fields)[None])[0].numpy()
+    for found in stacked:
+        assert found.shape == (8, 9, 12) and np.all(found[:, 0, 0] == 1)
+
+
 CONTENTS = {
     "smooth": lambda rng, shape: cv2.GaussianBlur(rng.normal(size=shape).astype(np.float32), (0, 0), 3) * 30,
     "noise": lambda rng, shape: rng.normal(0, 6, shape).astype(np.float32),

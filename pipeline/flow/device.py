@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib.util
+import threading
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -35,17 +36,30 @@ def pairs_at_once(pixels: int, *, device: str, batch_pairs: int = 0) -> int:
     return batch_pairs or max(1, min(CUDA_PIXELS, _free_bytes(device) // 3 // CUDA_BYTES_PER_PIXEL) // pixels)
 
 
+def computed_once(function: Callable) -> Callable:
+    """`functools.cache` for threads: a second caller waits for the first, in place of computing the same."""
+    cached, lock = functools.cache(function), threading.RLock()
+
+    @functools.wraps(function)
+    def waiting(*arguments: Any) -> Any:
+        with lock:
+            return cached(*arguments)
+
+    waiting.cache_clear = cached.cache_clear
+    return waiting
+
+
 def has_numba() -> bool:
     """Whether numba is installed and works; prints a line if it is installed but fails, as with a too new numpy."""
     return importlib.util.find_spec("numba") is not None and _numba_works()
 
 
-@functools.cache
+@computed_once
 def _numba_works() -> bool:
     try:
         import numba  # noqa: F401
     except Exception as error:  # a broken numba may raise anything
-        say(f"numba does not work, so plain torch computes in its place, several times slower: {error!r}")
+        say(f"numba does not work, so what it would compile is computed more slowly: {error!r}")
         return False
     return True
 

@@ -8,13 +8,12 @@ installed but fails, a line says so.
 from __future__ import annotations
 
 import contextlib
-import functools
 import importlib.util
 import threading
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from pipeline.flow.device import as_tensor, has_numba, is_out_of_memory, pairs_at_once
+from pipeline.flow.device import as_tensor, computed_once, has_numba, is_out_of_memory, pairs_at_once
 from pipeline.progress import say
 from pipeline.specs import FlowSpec
 
@@ -105,7 +104,7 @@ def _plain(first: Tensor, second: Tensor, spec: FlowSpec) -> Tensor:
     return tvl1_torch.flow_between(first.unsqueeze(1).float(), second.unsqueeze(1).float(), spec)
 
 
-@functools.cache
+@computed_once
 def triton_works(device: str) -> bool:
     """Whether Triton's kernels can be used on the device; once per process they are tried.
 
@@ -130,7 +129,7 @@ def triton_works(device: str) -> bool:
     return True
 
 
-@functools.cache
+@computed_once
 def _compile_for_cpu() -> None:
     """Have numba compile its loops, or load what it has compiled before; this is done once per process."""
     import numpy as np

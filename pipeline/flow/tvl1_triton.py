@@ -12,6 +12,7 @@ more pairs of 340 x 256 at a time.
 from __future__ import annotations
 
 import functools
+import threading
 
 import torch
 import triton
@@ -166,9 +167,13 @@ def _solve(state: _State, linear: Tensor, spec: FlowSpec, terms: dict[str, float
     return flow
 
 
+_LAUNCHING = threading.Lock()  # two threads that launch a kernel for the first time would both compile it
+
+
 def _launch(kernel: triton.JITFunction, over: Tensor, *arguments, **constants) -> None:
     """Run a kernel for every pixel of every image of (M, 1, H, W) `over`."""
     count, _, height, width = over.shape
     tile = MEDIAN_TILE if kernel is kernels.weighted_median else TILE
     tiles = -(-width // tile["COLUMNS"]) * -(-height // tile["ROWS"])  # triton.cdiv takes a microsecond
-    kernel[(count * tiles,)](*arguments, height, width, **constants, **tile)
+    with _LAUNCHING:
+        kernel[(count * tiles,)](*arguments, height, width, **constants, **tile)
