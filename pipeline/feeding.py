@@ -16,6 +16,7 @@ from pipeline.console import one_line
 from pipeline.dataset import stack_items
 from pipeline.encoded import EncodedBatch, decode
 from pipeline.inputs import ViewBatch
+from pipeline.limits import speed_of
 from pipeline.loading import fitting_workers, loader, loader_workers, sent_ahead
 from pipeline.parallel import ItemSampler
 from pipeline.progress import say
@@ -81,8 +82,9 @@ def partly_encoded(items: Dataset, numbers: ItemSampler, device: torch.device, w
     except (RuntimeError, ImportError) as error:
         _say(numbers, f"JPEG is not decoded on this GPU, but on the CPU ({one_line(str(error))})")
         return items
+    makers = speed_of(max(1, workers))
     loading, leaving = (
-        _seconds(lambda make=make: [make(number) for number in tried]) / len(tried) / max(1, workers)
+        _seconds(lambda make=make: [make(number) for number in tried]) / len(tried) / makers
         for make in (items.__getitem__, items.encoded)
     )
     share = wanted if wanted > 0 else balanced_share(alone, loading, leaving)

@@ -15,12 +15,25 @@ from pathlib import Path, PurePosixPath
 _GROUPS = Path("/sys/fs/cgroup")  # where the control groups are mounted
 _OWN = Path("/proc/self/cgroup")  # those of this process
 _MEMORY = Path("/proc/meminfo")
+_PROCESSORS = Path("/sys/devices/system/cpu")
+_SECOND_THREAD = 0.3  # of a core's speed: what its second hardware thread is taken to add
 
 
 def usable_cores() -> int:
     """Number of cores: those that this process may run on, or as many as it is given the time of, rounded up."""
     shares = [quota / period for quota, period in map(_cpu_quota, _groups("cpu")) if quota > 0 and period > 0]
     return max(1, min([len(os.sched_getaffinity(0)), *map(math.ceil, shares)]))
+
+
+def speed_of(processes: int) -> float:
+    """How many times as fast so many busy processes are as one alone.
+
+    No more than the usable cores work at a time, and two hardware threads of one core do less than two cores.
+    """
+    working, processors = min(processes, usable_cores()), os.sched_getaffinity(0)
+    files = (_PROCESSORS / f"cpu{number}" / "topology" / "thread_siblings_list" for number in processors)
+    cores = len({tuple(_lines(file)) or file for file in files})
+    return min(working, cores) + _SECOND_THREAD * max(0, working - cores)
 
 
 def free_memory_bytes() -> int:

@@ -50,6 +50,29 @@ def test_cores_are_those_that_time_is_given_for(machine, own, files, cores):
 
 
 @pytest.mark.parametrize(
+    ("siblings", "processes", "speed"),
+    [
+        (["0,4", "1,5", "2,6", "3,7"] * 2, 3, 3),  # 4 cores of two threads each
+        (["0,4", "1,5", "2,6", "3,7"] * 2, 8, 4 + 4 * 0.3),
+        (["0,4", "1,5", "2,6", "3,7"] * 2, 20, 4 + 4 * 0.3),
+        (["0-1", "0-1", "2-3"], 3, 2.3),
+        ([str(number) for number in range(8)], 20, 8),
+        ([""] * 8, 7, 7),  # not told
+    ],
+)
+def test_hardware_threads_of_a_core_are_not_two_cores(machine, monkeypatch, tmp_path, siblings, processes, speed):
+    machine("", {})
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(len(siblings))))
+    monkeypatch.setattr(limits, "_PROCESSORS", tmp_path / "cpu")
+    for number, text in enumerate(siblings):
+        folder = tmp_path / "cpu" / f"cpu{number}" / "topology"
+        folder.mkdir(parents=True)
+        if text:
+            (folder / "thread_siblings_list").write_text(text + "\n")
+    assert limits.speed_of(processes) == pytest.approx(speed)
+
+
+@pytest.mark.parametrize(
     ("own", "files", "free"),
     [
         ("0::/\n", {"memory.max": "max", "memory.current": "5"}, 100 * GiB),
