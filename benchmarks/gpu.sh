@@ -60,7 +60,7 @@ if group streams; then
     step "training, bf16" 100 "${training[@]}" --precision bf16 --rounds 2
     # so many items that 16 processes are at work for seconds, not only at their start
     step "loader" 130 "$python" benchmarks/loader.py --workers 16 --items 6144 --rounds 2
-    stream_tests=(tests/test_{quantize,inputs,encoded,loading,training,together,launch}.py)
+    stream_tests=(tests/test_{quantize,inputs,encoded,feeding,loading,training,together,launch}.py)
     step "tests of the streams" 140 "${cuda_tests[@]}" "${stream_tests[@]}"
 fi
 if group methods; then

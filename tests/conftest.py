@@ -1,5 +1,6 @@
 """What all tests share: the folder of real data, the GPU rule, one thread in cv2, no leaked random state."""
 
+import functools
 import os
 import signal
 from pathlib import Path
@@ -182,3 +183,16 @@ def tiny(config, tiny_dataset):
     section = {"layout": "folder", "videos": str(tiny_dataset), "group_pattern": r"/(?P<group>[a-z]+)_", "split": "dan"}
     config.read_dict({"dataset.tiny": {**section, "spatial_steps": "2", "temporal_steps": "2"}})
     return "tiny"
+
+
+@pytest.fixture(scope="session")
+def flow_index(tmp_path_factory):
+    """A function that gives the index of a flow store of one clip, 11 fields of 48 x 64 in both directions."""
+    from stores import smooth_flow, write_flow
+
+    @functools.cache
+    def written(minmax=False):
+        place = tmp_path_factory.mktemp("flow")
+        return write_flow(place, smooth_flow(11), backward=smooth_flow(11, seed=1), minmax=minmax)
+
+    return written
