@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch.utils.data import Dataset
 
+from pipeline import jpeg
 from pipeline.console import one_line
 from pipeline.dataset import stack_items
 from pipeline.encoded import EncodedBatch, decode
@@ -24,6 +25,7 @@ from pipeline.transforms import EncodedView, View
 
 _TRIED = 32  # items by which the speeds are measured
 _ROUNDS = 3
+_MOST_ROUNDED = 3  # levels of 255; two decoders may round the transform, and then the pixel, otherwise
 _LEAST_SHARE = 0.1  # a smaller one gains less than what the extra copies may cost
 
 
@@ -77,9 +79,9 @@ def partly_encoded(items: Dataset, numbers: ItemSampler, device: torch.device, w
         _say(numbers, "planes that are resized before the crop are decoded by the CPU", only_if=wanted > 0)
         return items
     try:
-        decode(encoded.data.split(encoded.sizes), device)  # which `encoded.to` would leave to the CPU if it fails
+        _compare(encoded.data.split(encoded.sizes), device)
         alone = _seconds(lambda: _finished(encoded, device)) / len(tried)
-    except (RuntimeError, ImportError) as error:
+    except Exception as error:  # whatever a decoder, a driver or another version of torchvision may raise
         _say(numbers, f"JPEG is not decoded on this GPU, but on the CPU ({one_line(str(error))})")
         return items
     makers = speed_of(max(1, workers))
@@ -115,6 +117,19 @@ def _say(numbers: ItemSampler, text: str, *, only_if: bool = True) -> None:
     """Say it once for all processes: each finds its own share, but they are alike."""
     if only_if and numbers.world.rank == 0:
         say(f"[{numbers.spec.stream}] {text}")
+
+
+def _compare(planes: Sequence[torch.Tensor], device: torch.device) -> None:
+    """Decode planes on the device and on the CPU: the device must do it, and may only round otherwise.
+
+    Raises:
+        RuntimeError: of torchvision, or decoded planes that differ by more than rounding.
+    """
+    for plane, image in zip(planes, decode(planes, device), strict=True):
+        here = torch.from_numpy(jpeg.decode(plane.numpy(), gray=True))
+        found = int((image[0].cpu().int() - here.int()).abs().max())
+        if found > _MOST_ROUNDED:
+            raise RuntimeError(f"its planes differ from those of the CPU by up to {found} levels of 255")
 
 
 def _finished(encoded: EncodedBatch, device: torch.device) -> None:

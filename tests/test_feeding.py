@@ -118,6 +118,24 @@ def test_without_nvjpeg_the_cpu_decodes_and_the_first_process_says_so(flow_index
         assert capsys.readouterr().err.startswith(said) if said else not capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("wrong", "used"), [(0, True), (2, True), (9, False), (200, False)])
+def test_a_gpu_that_decodes_wrongly_is_not_used(flow_index, on_cuda, monkeypatch, capsys, wrong, used):
+    """Of all planes one pixel is wrong; rounding is not."""
+    plain = items_of(spec(), flow_index())
+    on_cuda(1 / 3500, 4e-3)
+
+    def almost(data, device):
+        planes = decode(data, CPU)
+        planes[7][0, 20, 30] = (int(planes[7][0, 20, 30]) + wrong) % 256
+        return planes
+
+    monkeypatch.setattr(feeding, "decode", almost)
+    found = partly_encoded(plain, numbers_of(plain), CUDA, 16)
+    assert isinstance(found, PartlyEncoded) if used else found is plain
+    said = capsys.readouterr().err
+    assert ("its planes differ from those of the CPU by up to " in said) != used
+
+
 def test_speeds_are_measured_on_the_first_items(flow_index, monkeypatch):
     plain, sent = items_of(spec(), flow_index()), []
     to, expected = EncodedBatch.to, stack_items([plain[number] for number in range(32)])[0]
