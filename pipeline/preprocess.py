@@ -122,7 +122,8 @@ def make_flow(
     """
     folder, source = Path(folder).absolute(), store.open_frames(Path(frames).absolute())
     devices = devices_of(spec, cluster, device)
-    at_once = _shards_at_once(spec.method, devices)
+    # the workers of a running scheduler decide by their threads and resources how many shards they make at a time
+    at_once = 1 if cluster.kind == "address" else _shards_at_once(spec.method, devices)
     threads = threads_each(cluster, devices)
     threads = max(1, threads // at_once) if threads else 0  # of a shard
     weights = [file_hash(spec.weights_file)] if spec.weights_file else []

@@ -140,6 +140,19 @@ def test_a_gpu_makes_two_shards_of_our_own_methods_at_a_time():
     assert at_once("tvl1", ()) == 1
 
 
+@pytest.mark.parametrize(
+    ("where", "threads"), [({"kind": "jobqueue"}, 4), ({"kind": "address", "address": "tcp://x:1"}, 8)]
+)
+def test_two_shards_at_a_time_share_the_threads_of_a_worker(tiny_dataset, tmp_path, monkeypatch, where, threads):
+    frames_of(tiny_dataset, tmp_path / "frames")
+    found = []
+    monkeypatch.setattr(preprocess, "_make_store", lambda folder, kind, function, jobs, **_: found.extend(jobs))
+    monkeypatch.setattr(preprocess, "_warn_of_a_bound", lambda folder, spec: None)
+    cluster = ClusterSpec(**where, threads=8)
+    make_flow(tmp_path / "flow", tmp_path / "frames", spec=FlowSpec(method="tvl1"), cluster=cluster)
+    assert found and {job.threads for job in found} == {threads}  # with an address, all are given to each shard
+
+
 @pytest.mark.parametrize("cluster", [INLINE, LOCAL], ids=["inline", "local"])
 def test_bytes_do_not_depend_on_how_many_shards_a_worker_makes_at_a_time(tiny_dataset, tmp_path, monkeypatch, cluster):
     frames = frames_of(tiny_dataset, tmp_path / "frames")
