@@ -1,7 +1,7 @@
 """Batches whose flow stacks are partly still JPEG: the network's device decodes those (nvJPEG).
 
-Decoding takes most of the time in which a loading process makes a temporal input. A GPU with a JPEG engine decodes as
-fast as many cores, while its other units compute. So each decodes a part of every batch (`feeding.py` chooses it).
+Decoding takes most of the time in which a loading process makes a temporal input. A GPU with a JPEG engine can decode
+while its other units compute. So each decodes a part of every batch (`feeding.py` chooses it).
 """
 
 from __future__ import annotations

@@ -146,11 +146,11 @@ def test_speeds_are_measured_on_the_first_items(flow_index, monkeypatch):
 
     monkeypatch.setattr(EncodedBatch, "to", on_cpu)
     monkeypatch.setattr(feeding, "decode", lambda data, device: decode(data, CPU))
-    monkeypatch.setattr(feeding, "_LEAST_SHARE", 0.0)
+    speeds = []
+    monkeypatch.setattr(feeding, "balanced_share", lambda *seconds: speeds.append(seconds) or 0.3)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(synchronize=lambda: None))
     found = partly_encoded(plain, numbers_of(plain), CUDA, 1)
-    assert found is plain or 0 < found.share <= 1
-    assert len(sent) == 4
+    assert found.share == 0.3 and len(sent) == 4 and all(0 < seconds < 10 for seconds in speeds[0])
     torch.testing.assert_close(to_inputs(sent[0], CPU), to_inputs(expected, CPU), rtol=1e-5, atol=2e-5)
 
 
