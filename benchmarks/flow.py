@@ -4,13 +4,15 @@
     python benchmarks/flow.py --methods tvl1 dis_medium --devices cpu    # some
     python benchmarks/flow.py --methods tvl1 --enlarge 1 2               # frames as they are, and enlarged twice
     python benchmarks/flow.py --sintel /data/MPI-Sintel --pairs 40       # beside Middlebury and what is drawn here
+    python benchmarks/flow.py --stereo FOLDER                            # two photographed scenes; see stereo.py
 
-*Error* is the mean end-point error over all pixels whose motion is known, on Middlebury's pairs, on MPI-Sintel's, and
-on those that `streets.py` and `scenes.py` draw, whose motion is known exactly; in brackets, over the points that stay
-visible. *Speed* is that of one process, all methods in turn, round after round, so that a machine that slows down slows
-all; the baseline is OpenCV's own TV-L1 with its defaults, the obvious alternative. *Agreement* is the distance of the
-compiled TV-L1 from its definition, `tvl1_torch.py` in float64 on the CPU. Only `pipeline.flow` is needed; luigi, dask,
-OpenCV's contrib modules and an installation of the project are not (PYTHONPATH=.).
+*Error* is the mean end-point error over all pixels whose motion is known, on Middlebury's pairs, on MPI-Sintel's, on
+stereo pairs, and on those that `streets.py` and `scenes.py` draw, whose motion is known exactly; in brackets, over
+the points that stay visible. *Speed* is that of one process, all methods in turn, round after round, so that a
+machine that slows down slows all; the baseline is OpenCV's own TV-L1 with its defaults, the obvious alternative.
+*Agreement* is the distance of the compiled TV-L1 from its definition, `tvl1_torch.py` in float64 on the CPU. Only
+`pipeline.flow` is needed; luigi, dask, OpenCV's contrib modules and an installation of the project are not
+(PYTHONPATH=.).
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ import cv2
 import flow_speed
 import numpy as np
 import scenes
+import stereo
 import streets
 from common import ROOT, machine, table, write
 from flow_speed import Lane
@@ -81,6 +84,7 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--middlebury", type=Path, default=ROOT.parent / "shared/data/middlebury")
     parser.add_argument("--sintel", type=Path, help="the folder that holds training/clean, final and flow")
+    parser.add_argument("--stereo", type=Path, help="the folder that holds the scenes of stereo.py")
     parser.add_argument("--pairs", type=int, default=20, help="of Sintel, in each pass")
     parser.add_argument("--threads", type=int, default=1, help="for every method")
     parser.add_argument("--seconds", type=float, default=3.0, help="for which a method is timed at one size, about")
@@ -117,6 +121,8 @@ def read(arguments: argparse.Namespace) -> list[Pair]:
         print(f"Middlebury is left out: {arguments.middlebury} holds no <name>/flow10.flo")
     if arguments.sintel:
         real += scenes.sintel(arguments.sintel, arguments.pairs)
+    if arguments.stereo:
+        real += stereo.stereo(arguments.stereo)
     real += [scenes.darkened(pair, DARKER) for pair in real if pair.group == "Middlebury"]
     drawn = [
         streets.street(kind, seed, reach_px=STREETS_REACH_PX, size=SIZES[0])

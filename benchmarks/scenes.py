@@ -186,13 +186,18 @@ def sintel(folder: Path, pairs: int) -> list[Pair]:
 def _pair(group: str, name: str, flo: Path, first: Path, second: Path) -> Pair:
     truth = read_flo(flo)
     known = (np.abs(truth) < UNKNOWN_PX).all(0)
-    frames = np.stack([_read_image(path) for path in (first, second)])
+    frames = np.stack([read_image(path) for path in (first, second)])
     if frames.shape[1:3] != known.shape:
         raise SystemExit(f"{flo} is {known.shape}, but its images are {frames.shape[1:3]}: (height, width)")
     return Pair(group, name, frames, truth, known, known)
 
 
-def _read_image(path: Path) -> np.ndarray:
+def read_image(path: Path) -> np.ndarray:
+    """(H, W, 3) uint8 RGB.
+
+    Raises:
+        SystemExit: there is no such image.
+    """
     image = cv2.imread(str(path))
     if image is None:
         raise SystemExit(f"{path} is missing, or no image")

@@ -232,3 +232,69 @@ def test_quick_runs_on_cuda(run):
     assert {"tvl1, cuda:0", "tvl1, cuda:0, not fetched"} <= {row["lane"] for row in found["speed"]}
     assert all(row["peak_bytes"] for row in found["speed"] if "cuda" in row["lane"])
     assert max(row["mean_px"] for row in found["agreement"]) < 0.01
+
+
+def write_stereo(folder, *, shift_px):
+    """Both scenes in one size: a plane that moves left by `shift_px`, a square of 40 px before it by 24 px more."""
+    rng = np.random.default_rng(5)
+    near, far = (cv2.GaussianBlur(rng.uniform(0, 255, (64, 400)), (0, 0), 3).astype(np.uint8) for _ in range(2))
+    disparity = np.full((64, 200), shift_px, np.uint8)
+    disparity[16:56, 96:136] += 24
+    left, right = (np.ascontiguousarray(far[:, start : start + 200]) for start in (100, 100 + shift_px))
+    left[16:56, 96:136] = near[16:56, 96:136]
+    right[16:56, 72 - shift_px : 112 - shift_px] = near[16:56, 96:136]
+    disparity[:, :8] = 0
+    for name in ("aloeL.jpg", "motorcycle_left.png"):
+        cv2.imwrite(str(folder / name), left)
+    for name in ("aloeR.jpg", "motorcycle_right.png"):
+        cv2.imwrite(str(folder / name), right)
+    cv2.imwrite(str(folder / "aloeGT.png"), disparity)
+    np.savez(folder / "motorcycle_disp.npz", np.where(disparity, disparity, np.inf).astype(np.float32))
+
+
+def test_stereo_moves_points_by_their_disparity(bench, tmp_path):
+    write_stereo(tmp_path, shift_px=34)
+    pairs = bench("stereo").stereo(tmp_path)
+    assert [(pair.group, pair.name, pair.known.shape) for pair in pairs] == [
+        ("stereo, up to 30 px", "aloe", (16, 27)),
+        ("stereo, up to 30 px", "motorcycle", (32, 85)),
+        ("stereo, up to 15 px", "aloe", (8, 13)),
+        ("stereo, up to 15 px", "motorcycle", (16, 42)),
+    ]
+    pair = pairs[1]  # half the size, without the 30 columns on the left; plane 4 px, square 28 px to the left, halved
+    inside = np.zeros(pair.known.shape, bool)
+    inside[8:28, 33:53] = True
+    assert pair.known.all() and not pair.truth[1].any()
+    assert set(pair.truth[0][inside]) == {-14} and set(pair.truth[0][~inside]) == {-2}
+    covered = np.zeros(pair.known.shape, bool)
+    covered[8:28, 21:33] = True  # the plane that the square comes to lie on
+    covered[:, :2] = True  # leaves the frame
+    assert (pair.visible == ~covered).all()
+    difference = np.abs(brought_back(pair) - pair.frames[0]).mean(-1)
+    assert np.median(difference[pair.visible]) < 1 and difference[covered[:, 2:].nonzero()].mean() > 5
+
+
+def test_unknown_disparities_stay_unknown(bench, tmp_path):
+    write_stereo(tmp_path, shift_px=34)
+    stereo = bench("stereo")
+    for name in ("aloeGT.png", "motorcycle_disp.npz"):
+        disparity = stereo.read_disparity(tmp_path / name)
+        assert np.isnan(disparity[:, :8]).all() and (disparity[:, 8:96] == 34).all() and disparity[20, 100] == 58
+    image = np.zeros((8, 16, 3), np.uint8)
+    disparity = np.full((8, 16), 4, np.float32)
+    disparity[:, :5] = np.nan
+    pair = stereo.pair("group", "name", [image, image], disparity, 0, 4)
+    assert pair.known.tolist() == [[False, True, True, True]] * 2 and set(pair.truth[0][pair.known]) == {-1}
+
+
+def test_stereo_folders_that_lack_something_are_refused(bench, tmp_path):
+    stereo = bench("stereo")
+    with pytest.raises(SystemExit, match="aloeL.jpg is missing, or no image"):
+        stereo.stereo(tmp_path)
+    write_stereo(tmp_path, shift_px=34)
+    cv2.imwrite(str(tmp_path / "aloeL.jpg"), np.zeros((8, 8), np.uint8))
+    with pytest.raises(SystemExit, match="aloe in .*: images and disparity are not of one size"):
+        stereo.stereo(tmp_path)
+    (tmp_path / "aloeGT.png").unlink()
+    with pytest.raises(SystemExit, match=r"aloeGT.png is missing; benchmarks/stereo.py says where to get it"):
+        stereo.stereo(tmp_path)
