@@ -56,3 +56,8 @@ def luigi_command(*arguments: str, cwd: Path, **environment: str) -> subprocess.
     command = [str(Path(sys.executable).with_name("luigi")), "--module", "tasks", *arguments]
     env = {**os.environ, **environment}
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, env=env, timeout=300)
+
+
+def shards_and_index(found: dict) -> dict:
+    """A snapshot without locks, which are taken to find that there is nothing to do."""
+    return {name: value for name, value in found.items() if not name.endswith(".lock")}

@@ -1,13 +1,11 @@
 """Videos to stores: every clip has an outcome, nothing is done twice, and the bytes depend on nothing but the input."""
 
-import faulthandler
 import os
 import re
 import shutil
 import subprocess
 import sys
 import time
-from types import SimpleNamespace
 
 import cv2
 import h5py
@@ -16,53 +14,17 @@ import pytest
 from conftest import moving_texture, write_video
 from stages import FLOW, FRAMES, GROUPS, INLINE, LOCAL, flow_of, frames_of, sums
 
-from pipeline import garbage, preprocess, store
-from pipeline.catalog import Clip, read_dataset
-from pipeline.errors import MachineFault, StageFailed, WorkerDied
+from pipeline import preprocess
+from pipeline.catalog import read_dataset
+from pipeline.errors import StageFailed
 from pipeline.flow import estimate
 from pipeline.jobs import frames as frames_job
-from pipeline.preprocess import make_flow, make_frames
-from pipeline.sharding import plan_shards
-from pipeline.specs import ClusterSpec, DatasetSpec, FlowSpec, FrameSpec
+from pipeline.preprocess import make_flow
+from pipeline.specs import ClusterSpec, DatasetSpec, FlowSpec
 
 
 def times(folder):
     return {path.name: path.stat().st_mtime_ns for path in (folder / "shards").glob("*.h5")}
-
-
-# --- shards
-
-
-def clips(n, *, size=100):
-    return [Clip(f"v{i:05}", f"{i}.avi", 0, "c", "g", "train", size, 0, "0" * 16) for i in range(n)]
-
-
-def test_every_clip_is_in_exactly_one_shard_within_bounds():
-    plan = plan_shards(clips(1000), most_clips=8, most_bytes=10**9)
-    assert sorted(c.id for shard in plan.values() for c in shard) == [c.id for c in clips(1000)]
-    assert max(map(len, plan.values())) <= 8
-    assert 1000 / len(plan) > 4  # not many small ones
-    by_size = plan_shards(clips(1000), most_clips=10**6, most_bytes=500)
-    assert max(map(len, by_size.values())) <= 5
-
-
-def test_one_clip_may_be_larger_than_a_shard():
-    assert len(plan_shards(clips(3, size=10**9), most_clips=8, most_bytes=1)) == 3
-
-
-def test_an_added_clip_touches_only_its_own_shard():
-    before = plan_shards(clips(500), most_clips=8, most_bytes=10**9)
-    after = plan_shards(clips(501), most_clips=8, most_bytes=10**9)
-    changed = {name for name in before | after if before.get(name) != after.get(name)}
-    home = {name for name, inside in after.items() if clips(501)[-1] in inside}
-    assert home <= changed and len(changed) <= 3  # its own, or the two that its own was split into
-
-
-def test_the_plan_does_not_depend_on_the_order():
-    assert plan_shards(clips(99)[::-1], most_clips=4, most_bytes=10**9) == plan_shards(
-        clips(99), most_clips=4, most_bytes=10**9
-    )
-    assert list(plan_shards(clips(2), most_clips=4, most_bytes=10**9)) == ["shard-all"]
 
 
 # --- frames and flow
@@ -249,225 +211,6 @@ def test_an_interrupted_stage_has_no_index_and_goes_on(tiny_dataset, tmp_path, m
     monkeypatch.setattr(frames_job, "_frames_clip", original)
     assert len(frames_of(tiny_dataset, tmp_path / "frames")) == 8
     assert kept.items() <= times(tmp_path / "frames").items()
-
-
-# --- when things go wrong
-
-
-def test_bad_clips_are_recorded_and_the_run_goes_on(tiny_dataset, tmp_path, capsys):
-    videos = shutil.copytree(tiny_dataset, tmp_path / "videos")
-    (videos / "right/ben_right.avi").write_bytes(b"")
-    write_video(videos / "down/ben_down.avi", moving_texture(1))
-    frames = frames_of(
-        videos, tmp_path / "frames", spec=FrameSpec(short_side_px=0, shard_clips=2, max_bad_fraction=0.5)
-    )
-    assert frames.failed == {
-        "right__ben_right": "the file is empty (0 bytes)",
-        "down__ben_down": "only 1 frame can be decoded",
-    }
-    assert "frames: right__ben_right failed: the file is empty" in capsys.readouterr().err
-    flow = flow_of(frames, tmp_path / "flow")
-    assert flow.failed == frames.failed and len(flow) == 6
-
-
-def test_clips_that_are_shorter_than_they_say_are_told_of(tiny_dataset, tmp_path, monkeypatch, capsys):
-    videos = shutil.copytree(tiny_dataset, tmp_path / "videos")
-    oddity = frames_job._oddity
-    monkeypatch.setattr(frames_job, "_oddity", lambda n, video: oddity(n, SimpleNamespace(promised_frames=20)))
-    frames_of(videos, tmp_path / "frames")
-    said = capsys.readouterr().err
-    assert (
-        "frames: 8 of 8 clips are used but incomplete, such as " in said and " of 20 promised frames decode; " in said
-    )
-
-
-def test_too_many_bad_clips_fail_the_stage_by_name(tiny_dataset, tmp_path):
-    videos = shutil.copytree(tiny_dataset, tmp_path / "videos")
-    (videos / "right/ben_right.avi").write_bytes(b"")
-    with pytest.raises(
-        StageFailed,
-        match=r"frames: 1 of 8 clips failed, more than \[frames\] max_bad_fraction = 0.05 allows: right__ben_right"
-        r".*`python -m pipeline repair .*frames --failed` has them tried again",
-    ):
-        frames_of(videos, tmp_path / "frames")
-    assert not (tmp_path / "frames/index.h5").exists()
-
-
-def test_a_single_frame_has_no_flow(tiny_dataset, tmp_path):
-    videos = shutil.copytree(tiny_dataset, tmp_path / "videos")
-    write_video(videos / "down/ben_down.avi", moving_texture(1))
-    frames = frames_of(videos, tmp_path / "frames", spec=FrameSpec(short_side_px=0, min_frames=1))
-    assert flow_of(frames, tmp_path / "flow").failed == {"down__ben_down": "no flow: one frame alone has no flow"}
-
-
-def test_a_time_limit_is_a_reason(tiny_dataset, tmp_path):
-    spec = FrameSpec(short_side_px=0, timeout_seconds=0.01, max_bad_fraction=1.0, min_frames=2)
-    catalog = read_dataset(DatasetSpec(videos=str(tiny_dataset), group_pattern=GROUPS), "dan")
-    job = frames_job.FramesJob(tmp_path / "s.h5", tiny_dataset, catalog.clips[:1], spec, {"digest": "d"}, careful=True)
-    frames_job.frames_shard(job)
-    (record,) = store.read_records(tmp_path / "s.h5", "frames")
-    assert (record.status, record.reason) == ("failed", "decoding takes longer than 0.01 s")
-
-
-def test_without_attributes_the_settings_tell_what_is_up_to_date(tiny_dataset, tmp_path):
-    catalog = read_dataset(DatasetSpec(videos=str(tiny_dataset), group_pattern=GROUPS), "dan")
-    folders, heights, keys = (tmp_path / "frames", tmp_path / "flow"), [], []
-    for side in (0, 32, 32):
-        make_frames(folders[0], catalog, videos=tiny_dataset, spec=FrameSpec(short_side_px=side), cluster=INLINE)
-        make_flow(folders[1], folders[0], spec=FLOW, cluster=INLINE, device="cpu")
-        with store.open_frames(folders[0]) as frames, store.open_flow(folders[1]) as flow:
-            heights.append((frames["right__anna_right"].height, flow["right__anna_right"].height))
-            keys.append((frames.attrs["digest"], flow.attrs["digest"], flow.key))
-    assert heights == [(48, 48), (32, 32), (32, 32)]
-    assert keys[0] != keys[1] == keys[2] and keys[0][1] != keys[1][1]
-
-
-def test_a_store_that_a_program_makes_is_not_removed_under_it(tiny_dataset, tmp_path, monkeypatch):
-    catalog = read_dataset(DatasetSpec(videos=str(tiny_dataset), group_pattern=GROUPS), "dan")
-    folder, tried = tmp_path / "demo/frames/native-0123456789ab", []
-
-    def removed(job):
-        with pytest.raises(ValueError, match=f"{folder} is being written; wait for that to end"):
-            garbage.invalidate(tmp_path, "frames")
-        tried.append(job)
-        return frames_job.frames_shard(job)
-
-    monkeypatch.setattr(preprocess, "frames_shard", removed)
-    make_frames(folder, catalog, videos=tiny_dataset, spec=FRAMES, cluster=INLINE)
-    assert tried and garbage.invalidate(tmp_path, "frames") == [folder]
-
-
-def test_a_timer_of_the_caller_goes_on_where_no_decoder_is_watched(tiny_dataset, tmp_path, monkeypatch):
-    catalog = read_dataset(DatasetSpec(videos=str(tiny_dataset), group_pattern=GROUPS), "dan")
-    monkeypatch.setattr(faulthandler, "cancel_dump_traceback_later", lambda: pytest.fail("it was cancelled"))
-    job = frames_job.FramesJob(tmp_path / "s.h5", tiny_dataset, catalog.clips, FRAMES, {"digest": "d"})
-    assert frames_job.frames_shard(job) == len(store.read_records(tmp_path / "s.h5", "frames")) == 8
-
-
-def test_a_video_that_is_replaced_while_frames_are_made_is_no_frame_of_the_former(tiny_dataset, tmp_path):
-    videos = shutil.copytree(tiny_dataset, tmp_path / "videos")
-    catalog = read_dataset(DatasetSpec(videos=str(videos), group_pattern=GROUPS), "dan")
-    about = {"videos": videos, "spec": FRAMES, "cluster": INLINE, "attrs": {"digest": "f", "spec": "{}"}}
-    one, other = videos / "right/anna_right.avi", videos / "down/ben_down.avi"
-    former = one.read_bytes()
-    one.write_bytes(other.read_bytes())
-    with pytest.raises(
-        StageFailed, match=r"MachineFault: .*anna_right.avi has changed since the catalog was read; run"
-    ):
-        make_frames(tmp_path / "frames", catalog, **about)
-    one.write_bytes(former)  # now it has only another time stamp
-    make_frames(tmp_path / "frames", catalog, **about)
-    assert not store.open_frames(tmp_path / "frames").failed
-
-
-def test_too_little_memory_is_no_fault_of_a_video(tiny_dataset, tmp_path, monkeypatch):
-    catalog = read_dataset(DatasetSpec(videos=str(tiny_dataset), group_pattern=GROUPS), "dan")
-    job = frames_job.FramesJob(tmp_path / "s.h5", tiny_dataset, catalog.clips, FrameSpec(), {"digest": "d"})
-
-    def fail(*arguments, **options):
-        error = cv2.error("Failed to allocate 9 bytes")
-        error.code = cv2.Error.StsNoMem
-        raise error
-
-    monkeypatch.setattr(frames_job.jpeg, "encode", fail)
-    with pytest.raises(MachineFault, match="OpenCV on this machine: Failed to allocate 9 bytes"):
-        frames_job.frames_shard(job)
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_shard_whose_worker_died_is_tried_with_care(tiny_dataset, tmp_path, monkeypatch):
-    """The first try ends in WorkerDied; the second one is careful, and its result stands."""
-    tried = []
-
-    class Dying(preprocess.Workers):
-        def run(self, function, jobs):
-            for job in jobs:
-                tried.append((job.path.stem, job.careful))
-                yield job, function(job) if job.careful else WorkerDied("its worker process died twice")
-
-    monkeypatch.setattr(preprocess, "Workers", Dying)
-    assert len(frames_of(tiny_dataset, tmp_path / "frames")) == 8
-    shards = {name for name, _ in tried}
-    assert all((name, True) in tried and (name, False) in tried for name in shards)
-
-
-def test_a_shard_that_cannot_be_made_fails_the_stage_and_says_what_to_do(tiny_dataset, tmp_path, monkeypatch):
-    def full(job):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(preprocess, "frames_shard", full)
-    with pytest.raises(
-        StageFailed,
-        match="shard .*shard-.* could not be made: OSError: .*No space left on device.*run the same command again",
-    ):
-        frames_of(tiny_dataset, tmp_path / "frames")
-
-
-def test_videos_that_are_away_fail_the_stage_and_no_clip(tiny_dataset, tmp_path):
-    """A disk that was not mounted: with it the same command goes on."""
-    videos = shutil.copytree(tiny_dataset, tmp_path / "videos")
-    away = (videos / "right").rename(tmp_path / "away")
-    catalog = read_dataset(DatasetSpec(videos=str(tiny_dataset), group_pattern=GROUPS), "dan")
-    given = {
-        "videos": videos,
-        "spec": FrameSpec(short_side_px=0, shard_clips=2, max_bad_fraction=1.0),
-        "cluster": INLINE,
-        "attrs": {"digest": "f", "spec": "{}"},
-    }
-    with pytest.raises(StageFailed, match="could not be made: FileNotFoundError: .*the video is not there any more"):
-        make_frames(tmp_path / "frames", catalog, **given)
-    away.rename(videos / "right")
-    make_frames(tmp_path / "frames", catalog, **given)
-    assert store.open_frames(tmp_path / "frames").failed == {}
-
-
-def test_a_fault_of_the_program_is_no_fault_of_the_clip(tiny_dataset, tmp_path, monkeypatch):
-    def with_a_bug(image, quality):
-        raise ValueError("zip() argument 2 is shorter than argument 1")
-
-    monkeypatch.setattr(frames_job.jpeg, "encode", with_a_bug)
-    with pytest.raises(StageFailed, match="could not be made: ValueError: zip"):
-        frames_of(tiny_dataset, tmp_path / "frames")
-
-
-def test_a_video_of_which_no_frame_decodes_says_so(tmp_path):
-    path = write_video(tmp_path / "videos/x/a.avi", moving_texture(5))
-    content = bytearray(path.read_bytes())
-    for found in re.finditer(b"00dc", content[: content.index(b"idx1")]):  # each frame, and the length of its JPEG
-        size = int.from_bytes(content[found.end() : found.end() + 4], "little")
-        content[found.end() + 4 : found.end() + 4 + size] = bytes(size)
-    path.write_bytes(content)
-    catalog = read_dataset(DatasetSpec(videos=str(tmp_path / "videos")), "1")
-    spec, attrs = FrameSpec(short_side_px=0, max_bad_fraction=1.0), {"digest": "f", "spec": "{}"}
-    make_frames(tmp_path / "frames", catalog, videos=tmp_path / "videos", spec=spec, cluster=INLINE, attrs=attrs)
-    reason = "it opens, but no frame decodes (codec mjpg); converting it to H.264 helps"
-    assert list(store.open_frames(tmp_path / "frames").failed.values()) == [reason]
-
-
-def test_odd_clips_all_have_an_outcome(shared, tmp_path):
-    """Files that break things: every one is in the table, as ok or with its reason."""
-    shutil.copytree(shared / "data/odd_clips", tmp_path / "videos/odd")
-    spec = DatasetSpec(videos=str(tmp_path / "videos"), test_fraction=0.3)
-    catalog = read_dataset(spec, "1")
-    options = {
-        "spec": FrameSpec(short_side_px=0, max_bad_fraction=0.5),
-        "cluster": LOCAL,
-        "attrs": {"digest": "f", "spec": "{}"},
-    }
-    make_frames(tmp_path / "frames", catalog, videos=tmp_path / "videos", **options)
-    frames = store.open_frames(tmp_path / "frames")
-    assert len(frames.rows) == 13
-    av1 = frames.rows["odd__av1"]  # OpenCV decodes it since 5.1
-    assert (av1["frames"], av1["status"]) in {(125, "ok"), (0, "failed")}
-    assert {i.removeprefix("odd__") for i in frames.failed} - {"av1"} == {"empty"}
-    assert frames.failed["odd__empty"] == "the file is empty (0 bytes)"
-    expected = {"truncated": 28, "cinepak_partial": 68, "one_pixel": 5, "-leading-dash-": 5, "h265_10bits": 30}
-    assert {name: frames.rows[f"odd__{name}"]["frames"] for name in expected} == expected
-    assert frames.odd["odd__truncated"] == "28 of 50 promised frames decode"
-    assert "odd__truncated" not in frames.failed and "odd__empty" not in frames.odd
-    flow = flow_of(frames, tmp_path / "flow", spec=FlowSpec(method="dis_ultrafast"), cluster=LOCAL)
-    assert set(flow.rows) == set(frames.rows)
-    assert all(len(flow[i]) == frames.rows[i]["frames"] - 1 for i in flow)
 
 
 def test_memory_does_not_grow_with_the_length_of_a_clip(tmp_path):

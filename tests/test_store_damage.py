@@ -1,0 +1,177 @@
+"""Stores that are damaged, foreign or cut off: each error says what it is and what to do."""
+
+import os
+import subprocess
+import sys
+
+import h5py
+import pytest
+from conftest import ROOT, moving_texture
+from stores import ATTRS, smooth_flow, write_flow, write_frames
+
+from pipeline import jpeg, store
+from pipeline.errors import DamagedFile
+
+
+def test_damage_to_the_attributes_is_damage(tmp_path):
+    path = write_frames(tmp_path, {"a": moving_texture(3)})
+    shard = tmp_path / "shards/shard-all.h5"
+    assert store.shard_is_current(shard, "frames", digest=ATTRS["digest"], inputs=ATTRS["inputs"])
+    for file in (path, shard):
+        file.write_bytes(file.read_bytes().replace(b"GCOL", b"\0\0\0\0"))  # where HDF5 keeps texts
+    assert not store.shard_is_current(shard, "frames", digest=ATTRS["digest"], inputs=ATTRS["inputs"])
+    with pytest.raises(DamagedFile, match=r"shard-all.h5 is damaged \(.*\); `python -m pipeline repair"):
+        store.read_records(shard, "frames")
+    with pytest.raises(DamagedFile, match=r"index.h5 is damaged \(.*\); delete it and run its stage again"):
+        store.open_frames(path)
+
+
+def test_foreign_and_damaged_files_are_refused_with_what_to_do(tmp_path):
+    with pytest.raises(FileNotFoundError, match="does not exist; `python -m pipeline status` shows"):
+        store.open_frames(tmp_path / "absent.h5")
+    (tmp_path / "text.h5").write_text("no HDF5")
+    with pytest.raises(ValueError, match="is no HDF5 file, or a damaged one .*; delete it and run its stage again"):
+        store.open_frames(tmp_path / "text.h5")
+    (tmp_path / "text.avi").write_text("no HDF5")
+    with pytest.raises(ValueError, match=r"is no HDF5 file, .*; HDF5 files of ours end in .h5"):
+        store.open_frames(tmp_path / "text.avi")
+    with h5py.File(tmp_path / "foreign.h5", "w"):
+        pass
+    with pytest.raises(ValueError, match="holds 'no format attribute', not 'two-stream-frames'; give the path"):
+        store.open_frames(tmp_path / "foreign.h5")
+    with h5py.File(tmp_path / "foreign.h5", "r+") as file:
+        file.attrs["format"], file.attrs["format_version"] = "cells", "1.0"
+    with pytest.raises(ValueError, match="holds 'cells', not 'two-stream-frames'; give the path"):
+        store.open_frames(tmp_path / "foreign.h5")
+    path = write_flow(tmp_path / "flow", smooth_flow(2))
+    with pytest.raises(ValueError, match="holds 'two-stream-flow', not 'two-stream-frames'"):
+        store.open_frames(path)
+    with h5py.File(path, "r+") as file:
+        file.attrs["format_version"] = 99
+    with pytest.raises(ValueError, match="has format version 99; this code reads 1: update the code"):
+        store.open_flow(path)
+
+
+def test_a_shard_is_not_to_be_deleted_but_repaired(tmp_path):
+    """The stage goes by the index, which would still be there."""
+    path = write_frames(tmp_path / "my store", {"a": moving_texture(3)})
+    shard = tmp_path / "my store/shards/shard-all.h5"
+    shard.write_bytes(shard.read_bytes()[:-100])
+    command = rf"`python -m pipeline repair '{tmp_path}/my store'` removes its shard; run the stage again"
+    with pytest.raises(ValueError, match=rf"is no HDF5 file, or a damaged one \(.*truncated.*\); {command}"):
+        store.open_frames(path)["a"]
+    shard.unlink()
+    with pytest.raises(FileNotFoundError, match=f"shard-all.h5 does not exist; {command}"):
+        store.read_records(shard, "frames")
+
+
+def test_fused_scores_are_made_again_with_their_folder(tmp_path):
+    (tmp_path / "1-d/average").mkdir(parents=True)
+    (tmp_path / "1-d/fusion.json").write_text("{}")
+    (tmp_path / "1-d/average/scores.h5").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"\); delete the folder .*/1-d and run Fuse again"):
+        store.read_arrays(tmp_path / "1-d/average/scores.h5", "scores")
+
+
+def test_a_file_that_may_not_be_read_is_not_called_damaged(tmp_path, monkeypatch):
+    path = write_frames(tmp_path, {"a": moving_texture(3)})
+
+    def refused(*arguments):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(h5py, "File", refused)
+    with pytest.raises(PermissionError, match="Permission denied"):
+        store.open_frames(path)
+
+
+def test_an_error_while_reading_says_where(tmp_path):
+    path = write_frames(tmp_path, {"a": moving_texture(3)})
+    opened = store.open_frames(path)
+    with h5py.File(tmp_path / "shards/shard-all.h5", "r+") as file:
+        file["clips/a/jpeg"][:40] = 0
+    where = f"images 0 to 0 of clip 'a' of {tmp_path}: .* bytes do not decode as JPEG"
+    with pytest.raises(ValueError, match=f"{where}; `python -m pipeline repair {tmp_path}`"):
+        opened["a"].frames(0, 1)
+    (tmp_path / "shards/shard-all.h5").unlink()
+    with pytest.raises(FileNotFoundError) as caught:
+        store.open_frames(path)["a"]
+    assert "while reading clip 'a'" in caught.value.__notes__[0]
+
+
+@pytest.mark.parametrize("part", ["jpeg", "offsets"])
+def test_a_clip_that_lacks_a_part_is_damaged(tmp_path, part):
+    path = write_frames(tmp_path, {"a": moving_texture(3)})
+    with h5py.File(tmp_path / "shards/shard-all.h5", "r+") as file:
+        del file[f"clips/a/{part}"]
+    with pytest.raises(DamagedFile, match=f"clip 'a' of {tmp_path}: .*; `python -m pipeline repair {tmp_path}`"):
+        store.open_frames(path)["a"].frames(0, 1)
+
+
+@pytest.mark.parametrize(
+    "change", [lambda offsets: offsets[::-1], lambda offsets: offsets * 2, lambda offsets: offsets + 1]
+)
+def test_offsets_that_cannot_be_are_damage(tmp_path, change):
+    path = write_frames(tmp_path, {"a": moving_texture(3)})
+    with h5py.File(tmp_path / "shards/shard-all.h5", "r+") as file:
+        file["clips/a/offsets"][...] = change(file["clips/a/offsets"][()])
+    with pytest.raises(
+        DamagedFile, match=f"clip 'a' of {tmp_path}: where its images begin and end makes no sense; `py"
+    ):
+        store.open_frames(path)["a"]
+
+
+def test_images_of_several_sizes_are_damage(tmp_path):
+    path = write_frames(tmp_path, {"a": [*moving_texture(2), moving_texture(1, height=32)[0]]})
+    with pytest.raises(DamagedFile, match=f"images 0 to 2 of clip 'a' of {tmp_path}: they differ in size; `python"):
+        store.open_frames(path)["a"].frames(0, 3)
+
+
+def test_an_error_of_hdf5_is_damage_and_one_of_the_disk_is_not(tmp_path):
+    opened = store.open_frames(write_frames(tmp_path, {"a": moving_texture(3)}))
+    with (
+        pytest.raises(DamagedFile, match=f"clip 'a' of {tmp_path}: bad heap; `python -m pipeline repair"),
+        opened._located("a"),
+    ):
+        raise OSError("bad heap")
+    with pytest.raises(OSError, match="Input/output error"), opened._located("a"):
+        raise OSError(5, "Input/output error")
+
+
+def test_an_interrupted_shard_leaves_nothing(tmp_path):
+    with pytest.raises(KeyboardInterrupt), store.ShardWriter(tmp_path / "s.h5", "frames", ATTRS) as shard:
+        shard.clip("a").append(jpeg.encode(moving_texture(1)[0], quality=95))
+        raise KeyboardInterrupt
+    assert os.listdir(tmp_path) == []
+
+
+FULL = """
+import resource, sys
+from pathlib import Path
+import numpy as np
+from pipeline import store
+from pipeline.store import container
+path, limit, size, clips = sys.argv[1], *map(int, sys.argv[2:])
+give_up, (_, most) = container._give_up, resource.getrlimit(resource.RLIMIT_FSIZE)
+def elsewhere_is_room(file):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+    give_up(file)
+container._give_up = elsewhere_is_room
+resource.setrlimit(resource.RLIMIT_FSIZE, (limit, most))
+with store.ShardWriter(Path(path), "frames", {"digest": "d"}) as shard:
+    for number in range(clips):
+        clip = shard.clip(f"c{number}")
+        for _ in range(5):
+            clip.append(np.random.default_rng(0).bytes(size))
+        crc32 = clip.finish({"label": 0, "class": "x", "group": "g"}, [0.0] * 5)
+        shard.record(store.Record(f"c{number}", "x", 0, "g", 5, "ok", "", crc32))
+"""
+
+
+@pytest.mark.parametrize(("limit", "size", "clips"), [(100_000, 9000, 8), (100_000, 900, 60), (3000, 10, 1)])
+def test_a_full_disk_is_one_error_and_leaves_nothing(tmp_path, limit, size, clips):
+    """A limit on the size of files stands for the full disk."""
+    command = [sys.executable, "-c", FULL, str(tmp_path / "shard.h5"), *map(str, (limit, size, clips))]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 1  # no crash at the end
+    assert done.stderr.count("Traceback") == 1 and "Exception ignored" not in done.stderr
+    assert "errno = 27" in done.stderr and not list(tmp_path.iterdir())

@@ -1,0 +1,215 @@
+"""What a change makes anew, and what it leaves alone."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import h5py
+import luigi
+import numpy as np
+import pytest
+import torch
+from chains import build, fresh, shards_and_index, snapshot
+from conftest import moving_texture, write_video
+from torchvision.models.optical_flow import raft_small
+
+from pipeline import inspection, store
+from pipeline.files import file_hash
+from pipeline.flow import estimate
+from pipeline.scores import Scores
+from tasks import Catalog, Flow, Frames, FullPipeline, Fuse, Report, ScoreStream, TrainStream
+from tasks.base import Stage
+
+
+def test_a_changed_flow_setting_redoes_flow_and_what_follows(config, tmp_path):
+    assert build(fresh(FullPipeline))
+    frames, spatial = fresh(Frames).path, fresh(TrainStream, stream="spatial").path
+    flow, temporal = fresh(Flow).path, fresh(TrainStream, stream="temporal").path
+    times = frames.stat().st_mtime_ns, spatial.stat().st_mtime_ns
+    config.set("flow", "bound_px", "10")
+    assert build(fresh(FullPipeline))
+    assert (fresh(Frames).path, fresh(TrainStream, stream="spatial").path) == (frames, spatial)
+    assert (frames.stat().st_mtime_ns, spatial.stat().st_mtime_ns) == times
+    assert fresh(Flow).path != flow and fresh(TrainStream, stream="temporal").path != temporal
+    assert flow.is_file()  # the old one stays
+
+
+def test_a_setting_that_cannot_change_the_result_redoes_nothing(config):
+    assert build(fresh(Frames))
+    for section, name, value in [
+        ("cluster", "workers", "1"),
+        ("frames", "timeout_seconds", "5"),
+        ("run", "device", "auto"),
+    ]:
+        config.set(section, name, value)
+    assert fresh(Frames).complete()
+
+
+def test_a_changed_video_redoes_its_shard_and_what_follows(config, tmp_path, capsys):
+    config.set("frames", "shard_clips", "1")
+    assert build(fresh(Flow))
+    folder = fresh(Frames).folder
+    before = {p.name: p.stat().st_mtime_ns for p in (folder / "shards").iterdir()}
+    write_video(tmp_path / "videos/c.avi", moving_texture(11, seed=99))
+    assert not fresh(Catalog).complete() and not fresh(Flow).complete()
+    assert build(fresh(Flow)) and fresh(Frames).folder == folder
+    changed = {p.name for p in (folder / "shards").iterdir() if before.get(p.name) != p.stat().st_mtime_ns}
+    assert changed == {store.open_frames(folder).rows["c"]["shard"] + ".h5"}
+    assert "Catalog: changed: 1 of 4 videos ('c')\n" in capsys.readouterr().err
+    assert len(store.open_flow(fresh(Flow).path)["c"]) == 10
+
+
+def test_a_program_may_build_again_after_a_change(config, tmp_path):
+    """Luigi gives a program the same task for the same parameters, which must not keep what it found out earlier."""
+    assert build(Flow())
+    task = Flow()
+    write_video(tmp_path / "videos/c.avi", moving_texture(11, seed=99))
+    assert Flow() is task and not task.complete()
+    assert build(Flow()) and task.complete()
+    assert len(store.open_flow(task.path)["c"]) == 10
+
+
+def test_a_video_that_changes_during_a_build_is_for_the_next_one(config, tmp_path, monkeypatch):
+    make = Frames.make
+
+    def slow(self):
+        make(self)
+        write_video(tmp_path / "videos/c.avi", moving_texture(11, seed=99))
+
+    monkeypatch.setattr(Frames, "make", slow)
+    assert build(Flow()) and len(store.open_flow(Flow().path)["c"]) == 8
+    monkeypatch.undo()
+    assert build(Flow()) and len(store.open_flow(Flow().path)["c"]) == 10
+
+
+def test_a_command_that_is_called_again_looks_again(config, tmp_path):
+    for frames in (9, 11):
+        write_video(tmp_path / "videos/c.avi", moving_texture(frames, seed=99))
+        assert luigi.run(["Flow", "--local-scheduler", "--no-lock", "--log-level", "ERROR"])
+        assert len(store.open_flow(Flow().path)["c"]) == frames - 1
+
+
+def test_a_touched_video_is_looked_at_but_nothing_is_redone(config, tmp_path):
+    assert build(fresh(Flow))
+    before = snapshot(fresh(Frames).folder)
+    os.utime(tmp_path / "videos/a.avi", (1, 1))
+    assert not fresh(Catalog).complete()
+    assert build(fresh(Flow)) and shards_and_index(snapshot(fresh(Frames).folder)) == shards_and_index(before)
+
+
+def test_other_weights_at_the_same_path_train_anew(config, tmp_path):
+    weights = tmp_path / "start.pth"
+    weights.write_bytes(b"one")
+    config.set("spatial", "start", str(weights))
+    folders = []
+    for content in (b"one", b"two", b"one"):
+        weights.write_bytes(content)
+        folders.append(fresh(TrainStream, stream="spatial").folder)
+    config.set("spatial", "start", str(weights.rename(tmp_path / "moved.pth")))
+    folders.append(fresh(TrainStream, stream="spatial").folder)
+    assert folders[0] == folders[2] == folders[3] != folders[1]
+
+
+def write_raft_weights(path: Path, seed: int) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        torch.save(raft_small(weights=None).state_dict(), path)
+
+
+def test_flow_of_raft_is_of_colour_frames_and_of_the_content_of_its_weights(config, tmp_path):
+    weights = tmp_path / "raft.pth"
+    config.read_dict({"flow": {"method": "raft_small", "raft_weights": str(weights), "raft_updates": "1"}})
+    folders = []
+    for seed in (1, 2):
+        write_raft_weights(weights, seed)
+        assert build(fresh(Flow))
+        folders.append(fresh(Flow).folder)
+    assert folders[0] != folders[1]
+    told = [json.loads(store.open_flow(folder).attrs["spec"])["raft_weights"] for folder in folders]
+    assert told[0] != told[1] == file_hash(weights)  # by which `status` tells them apart, wherever the file lies
+    write_raft_weights(weights, 1)
+    assert fresh(Flow).complete() and fresh(Flow).folder == folders[0]
+    frames, spec = store.open_frames(fresh(Frames).path)["a"], fresh(Flow).spec("flow")
+    flow = store.open_flow(folders[0] / "index.h5")["a"].flow(0, 8)
+    truth = estimate(frames.frames(0, 9), spec, device="cpu")
+    assert np.abs(flow - truth.clip(-20, 20)).mean() < 0.2  # bytes are 0.16 px apart
+
+
+def test_an_index_never_outlives_its_shards(config, tmp_path):
+    """A video breaks, the stage fails, the video is mended: the shard made meanwhile must not stay."""
+    assert build(fresh(Frames))
+    whole = (tmp_path / "videos/a.avi").read_bytes()
+    (tmp_path / "videos/a.avi").write_bytes(b"")
+    assert not build(fresh(Frames))
+    (tmp_path / "videos/a.avi").write_bytes(whole)
+    assert build(fresh(Frames))
+    assert inspection.verify(fresh(Frames).path) == [] and "a" in store.open_frames(fresh(Frames).path)
+
+
+def test_other_weights_of_the_same_settings_are_scored_anew(config):
+    task = fresh(ScoreStream, stream="spatial", part="test")
+    assert build(task)
+    curve = fresh(TrainStream, stream="spatial").path
+    curve.write_text(json.dumps({**json.loads(curve.read_text()), "weights": "0" * 16}))
+    assert fresh(TrainStream, stream="spatial").complete()
+    assert not fresh(ScoreStream, stream="spatial", part="test").complete()
+
+
+def test_scores_that_came_out_otherwise_are_fused_and_reported_anew(config):
+    assert build(fresh(FullPipeline))
+    task = fresh(ScoreStream, stream="temporal")
+    (scores, attrs), before = (Scores.read(task.path), task.output().recorded()), task.key()
+    scores.with_probabilities(scores.probabilities[:, ::-1]).write(task.path, **attrs)
+    assert fresh(ScoreStream, stream="temporal").complete() and fresh(ScoreStream, stream="temporal").key() != before
+    assert not fresh(Fuse).complete() and not fresh(Report).complete()
+    scores.write(task.path, **attrs)
+    assert fresh(ScoreStream, stream="temporal").key() == before and fresh(Report).complete()
+
+
+def test_scores_of_older_files_go_by_what_they_were_made_from(config):
+    task = fresh(ScoreStream, stream="spatial")
+    assert build(task)
+    by_content = task.key()
+    with h5py.File(task.path, "r+") as file:
+        del file.attrs["content"]
+    assert fresh(ScoreStream, stream="spatial").key() == Stage.key(task) != by_content
+
+
+def test_an_old_catalog_does_not_take_away_clips_whose_videos_are_gone(config, tmp_path):
+    assert build(fresh(Flow))
+    write_video(tmp_path / "videos/e.avi", moving_texture(9, seed=9))
+    with (tmp_path / "clips.csv").open("a") as lists:
+        lists.write("e.avi,down,e,train\n")
+    config.set("dataset.four", "val_fraction", "0.3")  # another catalog beside the old one
+    assert build(fresh(Flow))
+    shutil.move(tmp_path / "videos", tmp_path / "elsewhere")
+    shutil.move(tmp_path / "clips.csv", tmp_path / "clips.csv.away")
+    assert fresh(Flow).complete()
+    config.remove_option("dataset.four", "val_fraction")
+    with pytest.raises(
+        ValueError, match="the videos are no longer at .*, and the frames in .* are of other videos than"
+    ):
+        fresh(Frames).complete()
+    assert not build(fresh(Flow))
+    config.set("dataset.four", "val_fraction", "0.3")
+    assert fresh(Flow).complete() and len(store.open_flow(fresh(Flow).path)) == 5
+
+
+def test_a_page_that_is_lost_is_made_again(config):
+    assert build(fresh(FullPipeline))
+    page, table = fresh(Report).folder / "report.html", fresh(Fuse).scores_path("svm")
+    before = page.read_bytes(), table.read_bytes()
+    page.unlink()
+    assert not fresh(FullPipeline).complete() and build(fresh(FullPipeline)) and page.read_bytes() == before[0]
+    table.unlink()
+    assert not fresh(Fuse).complete() and build(fresh(FullPipeline)) and table.read_bytes() == before[1]
+
+
+def test_videos_that_were_taken_away_do_not_hold_up_what_was_made(config, tmp_path, capsys):
+    assert build(fresh(Frames))
+    shutil.move(tmp_path / "videos", tmp_path / "elsewhere")
+    assert build(fresh(Flow)) and fresh(Flow).complete()
+    flow = fresh(Flow)
+    assert flow.complete() and flow.inputs_key()
+    assert capsys.readouterr().err.count("the videos are no longer at") == 1
