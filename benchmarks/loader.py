@@ -34,7 +34,7 @@ from pipeline.dataset import TrainingSet, stack_items
 from pipeline.encoded import decode
 from pipeline.feeding import PartlyEncoded
 from pipeline.inputs import to_inputs
-from pipeline.loading import PRELOADED, loader
+from pipeline.loading import PRELOADED, fitting_workers, loader
 from pipeline.specs import StackSpec, StreamSpec
 
 LENGTH, SIDE, BOUND_PX = 10, 224, 20.0
@@ -139,8 +139,9 @@ def read_rates(flow: Path, files: Path, clips: list[Clip], arguments) -> dict[st
         parallel |= {"multiprocessing_context": "forkserver", "worker_init_fn": _begin_worker}
 
     def batches(items: Dataset):
-        options = {"batch": arguments.batch, "workers": arguments.workers, "pin": False, "collate": stack_items}
-        return loader(items, range(len(items)), **options)
+        given = {"numbers": range(len(items)), "batch": arguments.batch}
+        workers = fitting_workers(items, **given, workers=arguments.workers)
+        return loader(items, **given, workers=workers, pin=False, collate=stack_items)
 
     return {
         "usual": rate_of(DataLoader(usual, arguments.batch, **parallel)),

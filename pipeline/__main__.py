@@ -171,8 +171,8 @@ def _verify(path: Path, arguments: argparse.Namespace) -> int:
     from pipeline import inspection
 
     faults = inspection.verify(path)
-    sums = inspection.has_checksums(path)
-    well = "every clip is as it was written" if sums else "it can be read; this kind has no checksums"
+    what = "every clip" if inspection.is_store(path) else "its table"
+    well = f"{what} is as it was written"
     print("\n".join(f"{path}: {line}" for line in faults or [well]))
     return 1 if faults else 0
 

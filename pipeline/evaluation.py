@@ -11,7 +11,7 @@ import torch
 
 from pipeline.dataset import EvalBatch, EvalSet, stack_test_items
 from pipeline.inputs import to_inputs
-from pipeline.loading import loader, loader_workers
+from pipeline.loading import fitting_workers, loader, loader_workers
 from pipeline.networks import Network
 from pipeline.progress import Progress
 from pipeline.tensors import true_float32
@@ -37,6 +37,7 @@ def evaluate(
     device: torch.device,
     batch: int = 0,
     workers: int = -1,
+    sharing: int = 1,
     progress: Progress | None = None,
     keep: Callable[[int, int, np.ndarray, np.ndarray], None] | None = None,
 ) -> Evaluation:
@@ -49,6 +50,7 @@ def evaluate(
         batch: views in one forward pass, rounded down to whole pictures (all crops of a frame or a stack), at least one
             picture; 0 chooses by device.
         workers: loading processes; -1 chooses by device.
+        sharing: number of processes of this machine that score at the same time, and share its cores and memory.
         progress: advanced by the number of pictures done.
         keep: called for each picture with the index of its clip, the number of its first view within the clip,
             probabilities (crops, K) and features (crops, D) float32; not called for clips that failed.
@@ -62,14 +64,10 @@ def evaluate(
     """
     network.eval()
     batch = max(1, (batch or _BATCH.get(device.type, 64)) // test_set.views.crops)
-    batches = loader(
-        test_set,
-        range(len(test_set)),
-        batch=batch,
-        workers=loader_workers(workers, device),
-        pin=device.type == "cuda",
-        collate=stack_test_items,
-    )
+    numbers, wanted = range(len(test_set)), loader_workers(workers, device, sharing)
+    workers = fitting_workers(test_set, numbers, batch=batch, workers=wanted, sharing=sharing)
+    pin = device.type == "cuda"
+    batches = loader(test_set, numbers, batch=batch, workers=workers, pin=pin, collate=stack_test_items)
     classes, crops = network.num_classes, test_set.views.crops
     means = np.full((len(test_set.clips), classes + network.head.in_features), np.nan, np.float32)
     total, reasons = np.zeros(means.shape[1]), {}

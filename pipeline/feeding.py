@@ -35,12 +35,11 @@ def training_batches(training: Dataset, numbers: ItemSampler, device: torch.devi
     On the CPU they come in host memory, as bytes where possible.
     """
     spec, world = numbers.spec, numbers.world
-    size = {"batch": spec.items_per_step // world.size, "sharing": world.local_size}
+    batch, pin = spec.items_per_step // world.size, device.type == "cuda"
     wanted = loader_workers(spec.loader_workers, device, world.local_size)
-    workers = fitting_workers(training, numbers, workers=wanted, **size)
+    workers = fitting_workers(training, numbers, batch=batch, workers=wanted, sharing=world.local_size)
     items = partly_encoded(training, numbers, device, workers)
-    pin = device.type == "cuda"
-    return sent_ahead(loader(items, numbers, workers=workers, pin=pin, collate=stack_items, **size), device)
+    return sent_ahead(loader(items, numbers, batch=batch, workers=workers, pin=pin, collate=stack_items), device)
 
 
 class PartlyEncoded(Dataset):

@@ -172,8 +172,8 @@ def _kind(path: Path) -> str:
     return store.read_attrs(path)["format"].removeprefix("two-stream-")
 
 
-def has_checksums(path: Path) -> bool:
-    """Whether a file, or an artifact's folder, is a store; other kinds have no checksums, and can only be read.
+def is_store(path: Path) -> bool:
+    """Whether a file, or an artifact's folder, is a store of frames or flow, whose clips have checksums.
 
     Raises:
         FileNotFoundError, ValueError: no such file, not HDF5, or damaged.
@@ -184,12 +184,12 @@ def has_checksums(path: Path) -> bool:
 def verify(path: Path) -> list[str]:
     """Check every clip of a store: all bytes against their CRC-32, and that every image decodes. Returns the faults.
 
-    A catalog or scores file is only read. Raises as `has_checksums`.
+    A catalog or scores file is compared with the hash that was written with it. Raises as `is_store`.
     """
     path = file_of(path)
-    if not has_checksums(path):
+    if not is_store(path):
         fault = _what_raises(describe, path)
-        return [f"{fault}; delete it and run its stage again"] if fault else []
+        return [fault if "; delete " in fault else f"{fault}; delete it and run its stage again"] if fault else []
     return [f"{video_id}: {fault}" for video_id, fault in _damage(store.Store(path, _kind(path))).items()]
 
 
@@ -267,10 +267,10 @@ def repair(path: Path, *, failed: bool = False) -> Repaired:
     if any(_shards_in(folder)) and not (folder / "index.h5").is_file():
         return _repair_unfinished(folder, failed=failed)
     path = file_of(folder if path.parent.name == "shards" else path)
-    if not has_checksums(path):
+    if not is_store(path):
         raise ValueError(
-            f"{path} is a {_kind(path)} file, which has no checksums: only stores of frames and flow can be repaired; "
-            "`python -m pipeline invalidate` removes a stage, so that it is made again"
+            f"{path} is a {_kind(path)} file, of which no part can be made alone: only stores of frames and flow can "
+            "be repaired; `python -m pipeline invalidate` removes a stage, so that it is made again"
         )
     opened = store.Store(path, _kind(path))
     damaged = list(_damage(opened))

@@ -32,6 +32,7 @@ from pipeline.together import OtherDataset
 _ROOT = Path(__file__).parents[1]
 _POLL_SECONDS, _GRACE_SECONDS = 0.1, 10
 _LOOPBACK = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
+_KILLED_BY = (signal.SIGKILL, signal.SIGBUS, signal.SIGSEGV)
 _SHOWN_CHARACTERS = 2000  # shown of the end of a dead process's output
 
 
@@ -175,7 +176,8 @@ def _wait_for_all(job: Job, children: list[subprocess.Popen]) -> None:
 def _what_failed(job: Job, ended: list[int | None]) -> str:
     """The error of the process that failed first; the others failed only because they lost it."""
     whose = f"process {{}} of the {job.spec.stream} training"
-    killed = [rank for rank, status in enumerate(ended) if status and status < 0]
+    # a process that loses another may abort; what killed it from outside comes first
+    killed = [rank for rank, status in enumerate(ended) if status and -status in _KILLED_BY]
     if killed:
         name = signal.Signals(-ended[killed[0]]).name
         cause = "unless someone did that, memory may have run out; the same command goes on"

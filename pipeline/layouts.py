@@ -162,6 +162,8 @@ def split_names(spec: DatasetSpec) -> list[str]:
     rows = _read_csv(Path(spec.lists), "1") if csv_file else _read_folder(spec, list(scan_videos(Path(spec.videos))))
     if any(row.part for row in rows):
         return ["1"]
+    if csv_file and spec.partial:  # a group without a video cannot be tested
+        rows, _ = match(spec, rows, scan_videos(Path(spec.videos)))
     groups = sorted({row.group for row in rows})
     if len(groups) < 2 or len(groups) == len(rows):
         told = f"each of the {len(rows)} clips is a group of its own" if len(groups) > 1 else "there are no two groups"

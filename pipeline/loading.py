@@ -39,7 +39,6 @@ def loader(
     workers: int,
     pin: bool,
     collate: Callable,
-    sharing: int = 1,
 ) -> Iterable:
     """Batches of the items with these numbers, in this order, made ahead of their use.
 
@@ -47,13 +46,11 @@ def loader(
         dataset: picklable; its store is opened again in each process.
         numbers: numbers of the items.
         batch: items in a batch.
-        workers: number of loading processes; 0 loads in a thread of this process. If shared memory cannot hold their
-            batches, fewer are started, and a line says so.
+        workers: number of loading processes, as `fitting_workers` gives it; 0 loads in a thread of this process.
         pin: whether batches go to page-locked memory, for a GPU.
-        collate: makes a batch from a list of items; with `pin` it is also given `room`, as `inputs.stack_views` is.
-        sharing: number of processes of this machine that load at the same time.
+        collate: makes a batch from a list of items; with `pin`, a GPU and loading processes it is also given `room`, as
+            `inputs.stack_views` is.
     """
-    workers = fitting_workers(dataset, numbers, batch=batch, workers=workers, sharing=sharing)
     parallel: dict[str, Any] = {}
     if workers:  # not forked: neither HDF5 nor CUDA survives a fork
         # the fork server has imported torch; else each process would import it again, for seconds
@@ -76,7 +73,12 @@ def loader(
 def fitting_workers(dataset: Dataset, numbers: Sequence[int], *, batch: int, workers: int, sharing: int = 1) -> int:
     """As many of the wanted loading processes as have work, and batches that shared memory has room for.
 
-    The arguments are those of `loader`. The size of a batch is estimated by the largest of three items.
+    If that is fewer for want of memory, a line says so. The size of a batch is estimated by the largest of three items.
+
+    Args:
+        dataset, numbers, batch: as for `loader`.
+        workers: the wanted number.
+        sharing: number of processes of this machine that load at the same time.
     """
     if not workers or not len(numbers):
         return 0

@@ -50,7 +50,7 @@ def duration_text(seconds: float) -> str:
     for size, unit, smaller_size, smaller in ((86400, "days", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
         if seconds >= size:
             whole, rest = divmod(seconds, size)
-            return f"{whole} {unit} {rest // smaller_size} {smaller}"
+            return f"{whole} {'day' if whole == 1 and unit == 'days' else unit} {rest // smaller_size} {smaller}"
     return f"{seconds} s"
 
 

@@ -64,7 +64,8 @@ def other_classes(spec: StreamSpec, catalog: Catalog, other: OtherDataset | None
     """Classes of the other set for which the network has outputs, in their order there.
 
     Raises:
-        ValueError: `with_same` names a class that does not exist, or no class is left to be added.
+        ValueError: `with_same` names a class that does not exist, no class is left to be added, or none of those that
+            are has a training clip.
     """
     if other is None:
         return ()
@@ -74,6 +75,11 @@ def other_classes(spec: StreamSpec, catalog: Catalog, other: OtherDataset | None
     added = tuple(name for name in other.catalog.classes if name not in same)
     if not added:
         raise ValueError(f"[{spec.stream}] with_how is classes, but every class of {other.name} is a class of this set")
+    if not any(clip.class_name in added for clip in other.catalog.part("train")):
+        raise ValueError(
+            f"[{spec.stream}] with_how is classes, but {other.name} has no training clip of the classes that it would "
+            f"add: {some(added)}"
+        )
     return added
 
 

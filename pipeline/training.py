@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
@@ -28,7 +29,6 @@ from pipeline.feeding import training_batches
 from pipeline.files import write_json
 from pipeline.inputs import ViewBatch, to_inputs
 from pipeline.launch import Job, launch
-from pipeline.loading import loader_workers
 from pipeline.networks import resolve_device
 from pipeline.parallel import ItemSampler, World, process_count
 from pipeline.progress import Progress, duration_text, say
@@ -239,14 +239,14 @@ def validate(run: TrainingState, validation: EvalSet) -> None:
     """Score the validation clips, add the result to the curve, and keep the weights if they are the best so far.
 
     The best weights have the highest top-1, in a tie the lowest loss (mean over clips of -log of the mean softmax at
-    the label). Clips that failed in the store count as wrong and have no loss. Without validation clips nothing is
-    done. Each process scores its share of the clips.
+    the label). Clips that failed in the store count as wrong and have no loss; if all did, no weights are kept. Without
+    validation clips nothing is done. Each process scores its share of the clips.
     """
     labels = np.array([clip.label for clip in validation.clips], int)
     probabilities = np.empty((0, run.network.num_classes), np.float32)
     if len(labels):
-        workers = loader_workers(run.spec.loader_workers, run.device, run.world.local_size)
-        probabilities = evaluate(run.network, validation, device=run.device, workers=workers).probabilities
+        loading = {"workers": run.spec.loader_workers, "sharing": run.world.local_size}
+        probabilities = evaluate(run.network, validation, device=run.device, **loading).probabilities
     shares = run.world.gather((labels, probabilities))
     labels, probabilities = (np.concatenate(column) for column in zip(*shares, strict=True))
     if len(labels):
@@ -255,9 +255,11 @@ def validate(run: TrainingState, validation: EvalSet) -> None:
 
 def _note_validation(run: TrainingState, labels: np.ndarray, probabilities: np.ndarray) -> None:
     read = ~np.isnan(probabilities).any(1)
+    if not read.any():  # nothing to choose by
+        run.curve.validation.append({"step": run.step, "top1": 0.0, "loss": None})
+        return
     top1 = float((read & (probabilities.argmax(1) == labels)).mean())
-    chosen = probabilities[read, labels[read]].clip(1e-12)
-    loss = float(-np.log(chosen).mean()) if read.any() else math.inf
+    loss = float(-np.log(probabilities[read, labels[read]].clip(1e-12)).mean())
     run.curve.validation.append({"step": run.step, "top1": top1, "loss": loss})
     if not run.best or (-top1, loss) < (-run.best.top1, run.best.loss):
         state = {name: value.detach().cpu().clone() for name, value in run.network.state_dict().items()}
@@ -268,7 +270,8 @@ def _finish(run: TrainingState, job: Job, others: tuple[str, ...]) -> None:
     """Write the checkpoint, then the curve: once the curve exists, the result is complete."""
     best, folder = run.best, job.folder
     if best is None:
-        say(f"{run.spec.stream}: no validation clips, so the weights of the last step are kept")
+        why = "no validation clip can be read" if len(job.catalog.part("val")) else "no validation clips"
+        say(f"{run.spec.stream}: {why}, so the weights of the last step are kept")
         best = Best(run.step, run.network.cpu().state_dict())
     how = run.how()
     save_checkpoint(
@@ -290,6 +293,8 @@ def _finish(run: TrainingState, job: Job, others: tuple[str, ...]) -> None:
     write_json(folder / "curve.json", {**curve, **about, **how})
     for name in ("resume.pt", f"resume.pt{UNUSABLE}"):
         (folder / name).unlink(missing_ok=True)
+    if run.world.size == 1:  # of several processes that were killed; otherwise their parent removes it
+        shutil.rmtree(job.job_folder, ignore_errors=True)
 
 
 def _step_seed(seed: int, step: int) -> int:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import functools
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import MappingProxyType
 
 import luigi
@@ -62,6 +63,7 @@ class PaperTable(Repeated, OnDevice):
     )
     kind = "tables"
     failures: Mapping[str, str] = MappingProxyType({})  # of this run: short name of the row -> why
+    lost: Set[Path] = frozenset()  # folders of the scores that this run could not make
     file = "table.json"
     beside = ("table.html", "table.md")
 
@@ -182,7 +184,7 @@ class PaperTable(Repeated, OnDevice):
 
     def run(self) -> None:
         """Make what the rows lack, then the table, and print it."""
-        self.failures, broken = {}, {}
+        self.failures, self.lost, broken = {}, set(), {}
         self.record_ahead()
         for planned in self.plan:
             for task in planned.tasks:
@@ -192,6 +194,7 @@ class PaperTable(Repeated, OnDevice):
                     why = f"{task.title}: {error_line(error, task.folder)}"
                     say(f"Table {self.table}, row {planned.row.key}: FAILED: {why}")
                     self.failures.setdefault(planned.row.key, why)
+                    self.lost.add(task.folder)
         if self.failures:
             with files.one_writer(self.folder):
                 self.make()
@@ -230,7 +233,7 @@ class PaperTable(Repeated, OnDevice):
 
         trials, failure = [], self.failures.get(planned.row.key, "")
         for task in planned.tasks:
-            if failure and not task.output().exists():
+            if task.folder in self.lost:  # what lies there, if anything, is damaged or of former inputs
                 continue
             path = task.scores_path(planned.row.score) if isinstance(task, Fuse) else task.path
             seed = seed_of(task, [planned.row.score] if isinstance(task, ScoreStream) else STREAMS)

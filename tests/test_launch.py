@@ -177,6 +177,9 @@ def test_what_a_process_raises_is_said_by_the_one_that_waits(data, tmp_path, mon
     (job.job_folder / "error-0").write_text("RuntimeError: Connection closed by peer")
     said = launch._what_failed(job, [1, 1])
     assert said.startswith("process 1 of the spatial training failed: FileNotFoundError: ") and "no job.json" in said
+    aborted, killed = -signal.SIGABRT, -signal.SIGKILL
+    assert launch._what_failed(job, [aborted, 1]) == said  # it has lost the other one
+    assert "process 0 of the spatial training was killed by SIGKILL" in launch._what_failed(job, [killed, 1])
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Layouts "folder" and "csv", and the search for videos, against small trees made here."""
 
 import os
+from dataclasses import replace
 
 import pytest
 
@@ -181,6 +182,13 @@ def test_groups_are_left_out_in_turn(tiny_dataset, tmp_path):
     assert split_names(DatasetSpec(layout="csv", lists=str(file))) == ["one", "two"]
     file.write_text("path,label,group,split\na.avi,x,g,train\nb.avi,y,h,test\n")
     assert split_names(DatasetSpec(layout="csv", lists=str(file))) == ["1"]
+
+
+def test_a_group_without_videos_is_not_left_out(tmp_path):
+    touch(tmp_path, "a.avi", "b.avi", "c.avi")
+    spec = csv_spec(tmp_path, "path,label,group\na.avi,x,one\nb.avi,y,two\nc.avi,y,two\nd.avi,y,three\n")
+    assert split_names(spec) == ["one", "three", "two"]  # that a video is absent is refused later, by name
+    assert split_names(replace(spec, partial=True)) == ["one", "two"]
 
 
 def test_clips_without_groups_are_not_left_out_one_by_one(tiny_dataset, tmp_path):

@@ -17,7 +17,7 @@ from pipeline import loading
 from pipeline.dataset import stack_items
 from pipeline.errors import MachineFault
 from pipeline.inputs import stack_views, to_inputs
-from pipeline.loading import loader, loader_workers, sent_ahead
+from pipeline.loading import fitting_workers, loader, loader_workers, sent_ahead
 from pipeline.transforms import View
 
 
@@ -41,8 +41,9 @@ def shared_memory(monkeypatch):
     return free
 
 
-def firsts(workers, **given):
-    batches = loader(Squares(), range(3, 23), batch=4, workers=workers, pin=False, collate=np.stack, **given)
+def firsts(workers):
+    given = {"dataset": Squares(), "numbers": range(3, 23), "batch": 4}
+    batches = loader(**given, workers=fitting_workers(**given, workers=workers), pin=False, collate=np.stack)
     return [item[0] for batch in batches for item in batch]
 
 
@@ -82,7 +83,7 @@ def test_room_is_for_items_of_clips_that_did_not_fail(shared_memory, empty, monk
     whole = Squares.__getitem__
     monkeypatch.setattr(Squares, "__getitem__", lambda self, k: None if k == empty else whole(self, k))
     shared_memory(10_000)
-    loader(Squares(), range(3, 23), batch=4, workers=2, pin=False, collate=np.stack)
+    assert fitting_workers(Squares(), range(3, 23), batch=4, workers=2) == 0
     assert "0 loading processes instead of 2" in capsys.readouterr().err
 
 
@@ -201,9 +202,14 @@ class Whence:
         return os.getpid(), True
 
 
-def test_processes_are_forked_from_one_that_has_torch_and_none_is_idle():
-    made = loader(Whence(), range(4), batch=2, workers=8, pin=False, collate=list)
-    assert made.num_workers == 2
+def test_no_loading_process_is_idle():
+    assert fitting_workers(Squares(), range(4), batch=2, workers=8) == 2
+    assert fitting_workers(Squares(), range(5), batch=2, workers=8) == 3
+    assert fitting_workers(Squares(), range(0), batch=2, workers=8) == 0
+
+
+def test_processes_are_forked_from_one_that_has_torch():
+    made = loader(Whence(), range(4), batch=2, workers=2, pin=False, collate=list)
     items = [item for batch in made for item in batch]
     assert os.getpid() not in {process for process, _ in items}
     assert all(has_torch for _, has_torch in items)

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 from chains import build, fresh, luigi_command, snapshot
-from conftest import ROOT
+from conftest import ROOT, moving_texture, write_video
 from luigi.cmdline_parser import CmdlineParser
 from pages import Page
 
@@ -221,6 +221,25 @@ def test_a_row_that_fails_loses_no_other_and_is_made_on_the_next_run(config, mon
     assert build(fresh(PaperTable, **TWO_ROWS))
     assert tried == [1, 5, 1]
     assert states(of)["l1"] == "measured" and fresh(PaperTable, **TWO_ROWS).complete()
+
+
+def test_a_row_that_fails_shows_no_scores_that_lay_there_before(config, tmp_path, monkeypatch):
+    assert build(fresh(PaperTable, **TWO_ROWS))
+    of = fresh(PaperTable, **TWO_ROWS)
+    (l1,) = [planned.tasks[0] for planned in of.plan if planned.row.key == "l1"]
+    l1.path.write_bytes(l1.path.read_bytes()[:200])
+    of.path.unlink()
+    with pytest.raises(RowsFailed, match="rows that failed: l1"):
+        fresh(PaperTable, **TWO_ROWS).run()
+    rows = {row["key"]: row for row in table(of)["rows"]}
+    assert "is no HDF5 file, or a damaged one" in rows["l1"]["reason"] and not rows["l1"]["trials"]
+    assert rows["l5"]["state"] == "measured" and rows["l5"]["trials"]
+
+    write_video(tmp_path / "videos/b.avi", moving_texture(9, seed=77))  # the row that is there is out of date
+    monkeypatch.setattr(TrainStream, "make", lambda self: 1 / 0)
+    assert not build(fresh(PaperTable, **TWO_ROWS))
+    rows = {row["key"]: row for row in table(fresh(PaperTable, **TWO_ROWS))["rows"]}
+    assert rows["l5"]["state"] == "failed" and not rows["l5"]["trials"]
 
 
 def test_what_changes_while_it_is_read_fails_its_row(config, monkeypatch):

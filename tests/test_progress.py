@@ -55,6 +55,7 @@ def test_a_log_that_takes_nothing_does_not_end_the_work(monkeypatch, tmp_path, s
         (200.7, "3 min 21 s"),
         (3600, "1 h 0 min"),
         (18_700, "5 h 11 min"),
+        (90_000, "1 day 1 h"),
         (6_487_300, "75 days 2 h"),
     ],
 )

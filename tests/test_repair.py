@@ -46,15 +46,21 @@ def test_a_file_of_another_kind_is_named_and_not_called_damaged(tmp_path, capsys
         assert "delete" not in told and "damaged" not in told
 
 
-def test_scores_and_catalogs_are_read_but_have_no_checksums_and_no_repair(tmp_path, capsys):
+def test_scores_and_catalogs_are_checked_as_a_whole_and_not_repaired(tmp_path, capsys):
     path = tmp_path / "scores.h5"
     Scores(("a",), np.array([[1.0, 0.0]], np.float32), np.array([0]), ("x", "y")).write(path)
     assert main(["verify", str(path)]) == 0
-    assert capsys.readouterr().out == f"{path}: it can be read; this kind has no checksums\n"
-    with pytest.raises(ValueError, match="is a scores file, which has no checksums: only stores of frames and flow"):
+    assert capsys.readouterr().out == f"{path}: its table is as it was written\n"
+    with pytest.raises(
+        ValueError, match="is a scores file, of which no part can be made alone: only stores of frames and flow"
+    ):
         inspection.repair(path)
     with h5py.File(path, "r+") as file:
-        del file["labels"]
+        file["probabilities"][0, 0] = 0.5
+    (fault,) = inspection.verify(path)
+    assert fault == f"{path} is damaged (its arrays are not those that were written); delete it and run its stage again"
+    with h5py.File(path, "r+") as file:
+        del file["labels"], file.attrs["content"]
     (fault,) = inspection.verify(path)
     assert "labels" in fault and fault.endswith("; delete it and run its stage again")
 

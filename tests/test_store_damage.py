@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import h5py
+import numpy as np
 import pytest
 from conftest import ROOT, moving_texture
 from stores import ATTRS, smooth_flow, write_flow, write_frames
@@ -175,3 +176,18 @@ def test_a_full_disk_is_one_error_and_leaves_nothing(tmp_path, limit, size, clip
     assert done.returncode == 1  # no crash at the end
     assert done.stderr.count("Traceback") == 1 and "Exception ignored" not in done.stderr
     assert "errno = 27" in done.stderr and not list(tmp_path.iterdir())
+
+
+def test_arrays_that_are_not_those_that_were_written_are_damage(tmp_path):
+    """HDF5 itself does not notice: a flipped bit is another probability."""
+    path = tmp_path / "scores.h5"
+    store.write_arrays(path, "scores", {"numbers": np.arange(4.0), "names": ["a", "b"]}, {})
+    with h5py.File(path, "r+") as file:
+        file["numbers"][2] = 7
+    with pytest.raises(
+        DamagedFile, match=r"scores.h5 is damaged \(its arrays are not those that were written\); delete"
+    ):
+        store.read_arrays(path, "scores")
+    with h5py.File(path, "r+") as file:
+        del file.attrs["content"]  # as older versions wrote it
+    assert store.read_arrays(path, "scores")[0]["numbers"].tolist() == [0, 1, 7, 3]

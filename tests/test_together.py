@@ -222,6 +222,11 @@ def test_a_set_that_adds_nothing_is_refused(sets):
         ValueError, match=r"\[spatial\] with_how is classes, but every class of more is a class of this"
     ):
         other_classes(settings, catalog, other)
+    added = {clip.class_name for clip in other.catalog.clips} - set(catalog.classes)
+    tested = tuple(replace(clip, part="test") if clip.class_name in added else clip for clip in other.catalog.clips)
+    other = other._replace(catalog=replace(other.catalog, clips=tested))
+    with pytest.raises(ValueError, match=r"but more has no training clip of the classes that it would add: "):
+        other_classes(spec(**CLASSES), catalog, other)
 
 
 @pytest.mark.parametrize("how", [HEADS, CLASSES])

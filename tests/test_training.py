@@ -15,6 +15,7 @@ from pipeline import resume, training
 from pipeline.checkpoint import load_checkpoint
 from pipeline.dataset import EvalSet, TrainingSet
 from pipeline.networks import build
+from pipeline.parallel import World
 from pipeline.resume import Curve, TrainingState
 from pipeline.training import TrainingDiverged, train, train_step, validate
 
@@ -260,6 +261,32 @@ def test_without_validation_clips_the_last_weights_are_kept_and_it_is_said(data,
     found, curve = run(spec(), catalog, tmp_path)
     assert found.record["best_step"] == curve["best_step"] == 12 and curve["validation"] == []
     assert "no validation clips, so the weights of the last step are kept" in capsys.readouterr().err
+
+
+def test_validation_clips_that_cannot_be_read_choose_no_weights(data, tmp_path, monkeypatch, capsys):
+    nothing = training_evaluation(np.full((2, 2), np.nan))
+    monkeypatch.setattr(training, "evaluate", lambda *_, **__: nothing)
+    found, curve = run(spec(validate_every=5), data("frames"), tmp_path)
+    assert found.record["best_step"] == curve["best_step"] == 12
+    assert curve["validation"] == [{"step": step, "top1": 0.0, "loss": None} for step in (5, 10, 12)]
+    assert "no validation clip can be read, so the weights of the last step are kept" in capsys.readouterr().err
+
+
+def test_processes_that_validate_side_by_side_share_memory_and_cores(data, monkeypatch):
+    given = []
+    evaluation = training_evaluation(np.full((2, 2), 0.5))
+    monkeypatch.setattr(training, "evaluate", lambda *_, **values: given.append(values) or evaluation)
+    catalog = data("frames")
+    now = TrainingState(spec(loader_workers=3), 2, CPU, World(0, 1, 4))
+    validate(now, EvalSet(spec(), "i", catalog.part("val"), frames=1, crops=1))
+    assert [(values["workers"], values["sharing"]) for values in given] == [(3, 4)]
+
+
+def test_what_killed_processes_left_is_removed_at_the_end(data, tmp_path):
+    (tmp_path / "job").mkdir()
+    (tmp_path / "job" / "catalog.h5").write_bytes(b"of a training with two processes")
+    run(spec(), data("frames"), tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint.pt", "curve.json"]
 
 
 def test_a_loss_that_is_not_finite_stops_with_step_and_rate(data, tmp_path):

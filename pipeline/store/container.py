@@ -176,14 +176,22 @@ def _arrays_hash(arrays: Mapping[str, Any]) -> str:
 
 
 def read_arrays(path: Path | str, kind: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Read what `write_arrays` wrote: (arrays, attributes). Texts come back as lists of str; groups are not read."""
+    """Read what `write_arrays` wrote: (arrays, attributes). Texts come back as lists of str; groups are not read.
+
+    Raises:
+        DamagedFile: also if the arrays are not those of the hash that was written with them.
+    """
+    path = Path(path)
     with opened(path, kind) as file:
         arrays = {
             name: list(data.asstr()[()]) if h5py.check_string_dtype(data.dtype) else data[()]
             for name, data in file.items()
             if isinstance(data, h5py.Dataset)
         }
-        return arrays, plain_attrs(file.attrs)
+        attrs = plain_attrs(file.attrs)
+    if attrs.get("content", found := _arrays_hash(arrays)) != found:
+        raise DamagedFile(f"{path} is damaged (its arrays are not those that were written); {_deletion_of(path)}")
+    return arrays, attrs
 
 
 _COLUMN_OF = {"part": "split"}  # fields of `Clip` that have another name in a file
