@@ -8,20 +8,22 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import functools
 import os
 import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from pipeline import flow, motion, store
 from pipeline.catalog import Catalog
 from pipeline.cluster import Workers, threads_each
 from pipeline.console import plain
 from pipeline.errors import StageFailed, WorkerDied
-from pipeline.files import file_hash, one_writer, remove_temporaries
-from pipeline.jobs.flow import FlowJob, flow_shard
-from pipeline.jobs.frames import FramesJob, frames_shard
+from pipeline.files import file_hash, one_writer
+from pipeline.jobs import ShardJob, make_shard
+from pipeline.jobs.flow import FlowJob
+from pipeline.jobs.frames import FramesJob
 from pipeline.progress import Progress, say
 from pipeline.sharding import Shards, plan_shards
 from pipeline.specs import ClusterSpec, FlowSpec, FrameSpec
@@ -57,17 +59,14 @@ def make_frames(
         StageFailed: more than `spec.max_bad_fraction` of the clips failed, or a shard could not be made at all.
     """
     folder = Path(folder).absolute()  # workers may have another working directory
-    attrs = _about(spec, attrs)
-    jobs = frames_jobs(folder, catalog, videos=Path(videos), spec=spec, cluster=cluster, attrs=attrs)
-    attrs = {**attrs, "inputs": catalog.videos_key, "split_name": catalog.split_name}
+    about = _about(spec, attrs)
+    jobs = frames_jobs(folder, catalog, videos=Path(videos), spec=spec, cluster=cluster, attrs=about)
     _make_store(
         folder,
-        "frames",
-        frames_shard,
         jobs,
-        cluster=cluster,
+        functools.partial(Workers, cluster),
         parts={clip.id: clip.part for clip in catalog.clips},
-        attrs=attrs,
+        attrs={**about, "inputs": catalog.videos_key, "split_name": catalog.split_name},
         max_bad_fraction=spec.max_bad_fraction,
     )
 
@@ -80,14 +79,13 @@ def frames_jobs(
     jobs = []
     for name, clips in plan.items():
         inputs = digest_of([[clip.id, clip.label, clip.class_name, clip.group, clip.content] for clip in clips])
-        path = folder / "shards" / f"{name}.h5"
         jobs.append(
             FramesJob(
-                path,
-                videos.absolute(),
-                clips,
-                spec,
-                {**attrs, "inputs": inputs},
+                path=folder / "shards" / f"{name}.h5",
+                attrs={**attrs, "inputs": inputs},
+                videos=videos.absolute(),
+                clips=clips,
+                spec=spec,
                 watch=cluster.kind in ("local", "jobqueue"),
             )
         )
@@ -127,20 +125,15 @@ def make_flow(
     threads = threads_each(cluster, devices)
     threads = max(1, threads // at_once) if threads else 0  # of a shard
     weights = [file_hash(spec.weights_file)] if spec.weights_file else []
-    attrs = _about(spec, attrs, source.attrs["digest"], *weights)
-    jobs = flow_jobs(folder, source.shard_paths(), spec=spec, device=device, attrs=attrs, threads=threads)
-    attrs = {**attrs, "inputs": source.key, "split_name": source.attrs["split_name"]}
+    about = _about(spec, attrs, source.attrs["digest"], *weights)
+    jobs = flow_jobs(folder, source.shard_paths(), spec=spec, device=device, attrs=about, threads=threads)
     _make_store(
         folder,
-        "flow",
-        flow_shard,
         jobs,
-        cluster=cluster,
+        functools.partial(Workers, cluster, devices=devices, at_once=at_once),
         parts=source.parts(),
-        attrs=attrs,
+        attrs={**about, "inputs": source.key, "split_name": source.attrs["split_name"]},
         max_bad_fraction=max_bad_fraction,
-        devices=devices,
-        at_once=at_once,
     )
     _warn_of_a_bound(folder, spec)
 
@@ -179,8 +172,18 @@ def flow_jobs(
     jobs = []
     for path in shards:
         records = tuple(store.read_records(path, "frames"))
-        own = {**attrs, "inputs": digest_of([list(record) for record in records])}
-        jobs.append(FlowJob(folder / "shards" / path.name, path, records, spec, device, own, threads))
+        inputs = digest_of([list(record) for record in records])
+        jobs.append(
+            FlowJob(
+                path=folder / "shards" / path.name,
+                attrs={**attrs, "inputs": inputs},
+                frames=path,
+                records=records,
+                spec=spec,
+                device=device,
+                threads=threads,
+            )
+        )
     return jobs
 
 
@@ -191,69 +194,29 @@ def devices_of(spec: FlowSpec, cluster: ClusterSpec, device: str) -> tuple[str, 
     return (device,) if flow.may_use_cuda(spec.method, device) else ()
 
 
-# --- what is still to be made of a store ------------------------------------------------------------------------------
-
-
-class Left(NamedTuple):
-    """The part of a store that is still to be made."""
-
-    shards: int
-    """Number of shards to be made."""
-    all_shards: int
-    """Number of shards of the whole store."""
-    clips: int
-    """Number of clips in the shards to be made."""
-    share: float
-    """Share of these clips in the bytes of all videos, 0 to 1."""
-
-
-def frames_left(jobs: Sequence[FramesJob]) -> Left:
-    """What is left to make of a frames store with these shards; only the shards' attributes are read."""
-    return _left(jobs, outdated("frames", jobs))
-
-
-def flow_left(folder: Path, frames: Sequence[FramesJob], *, spec: FlowSpec, device: str, attrs: dict[str, Any]) -> Left:
-    """What is left to make of the flow store at `folder`, from the shards of `frames`, which may be unfinished too."""
-    missing = {job.path for job in outdated("frames", frames)}
-    there = [job.path for job in frames if job.path not in missing]
-    jobs = flow_jobs(folder.absolute(), there, spec=spec, device=device, attrs=attrs)
-    undone = {job.path.name for job in outdated("flow", jobs)}
-    return _left(frames, [job for job in frames if job.path in missing or job.path.name in undone])
-
-
-def _left(jobs: Sequence[FramesJob], waiting: Sequence[FramesJob]) -> Left:
-    # the videos of a demo that is not written yet have no bytes: its clips are counted instead
-    some, whole = (sum(job.cost or job.units for job in of) for of in (waiting, jobs))
-    return Left(len(waiting), len(jobs), sum(job.units for job in waiting), some / max(1, whole))
-
-
 # --- both -------------------------------------------------------------------------------------------------------------
 
 
 def _make_store(
     folder: Path,
-    kind: str,
-    function: Callable[[Any], int],
     jobs: Sequence[FramesJob] | Sequence[FlowJob],
+    workers: Callable[..., Workers],
     *,
-    cluster: ClusterSpec,
     parts: Mapping[str, str],
     attrs: dict[str, Any],
     max_bad_fraction: float,
-    devices: tuple[str, ...] = (),
-    at_once: int = 1,
 ) -> None:
     """Make the shards that are missing or outdated, then the index, then remove shards that no longer belong to it."""
+    kind = jobs[0].kind
     with one_writer(folder):
         shards = folder / "shards"
         shards.mkdir(parents=True, exist_ok=True)
-        remove_temporaries(shards)
         there = Shards(shards.glob("*.h5"))
-        waiting = [dataclasses.replace(job, earlier=there.related(job.path)) for job in outdated(kind, jobs)]
+        waiting = [dataclasses.replace(job, earlier=there.related(job.path)) for job in outdated(jobs)]
         if waiting and len(waiting) < len(jobs):
             say(f"{kind}: {len(jobs) - len(waiting)} of {len(jobs)} shards are there already")
         # the longest jobs first: the short ones at the end keep all workers busy
-        _run_jobs(kind, function, sorted(waiting, key=lambda job: -job.cost), cluster, devices, at_once)
+        _run_jobs(sorted(waiting, key=lambda job: -job.cost), workers)
         found = [(record, job.path.stem) for job in jobs for record in store.read_records(job.path, kind)]
         if kind == "frames":
             _say_what_is_odd([record for record, _ in found])
@@ -263,37 +226,33 @@ def _make_store(
             path.unlink()
 
 
-def outdated(kind: str, jobs: Iterable[Any]) -> list[Any]:
+def outdated(jobs: Iterable[ShardJob]) -> list[Any]:
     """The jobs whose shard is missing, or was made with other settings or from other inputs."""
-    return [
-        job
-        for job in jobs
-        if not store.shard_is_current(job.path, kind, digest=job.attrs["digest"], inputs=job.attrs["inputs"])
-    ]
+    return [job for job in jobs if not job.is_current()]
 
 
-def _run_jobs(kind: str, function, jobs: list, cluster: ClusterSpec, devices: tuple[str, ...], at_once: int) -> None:
+def _run_jobs(jobs: Sequence[FramesJob] | Sequence[FlowJob], start: Callable[..., Workers]) -> None:
     if not jobs:
         return
     with (
-        Progress(kind, sum(job.units for job in jobs), "clips") as bar,
-        Workers(cluster, most=len(jobs), devices=devices, at_once=at_once) as workers,
+        Progress(jobs[0].kind, sum(job.units for job in jobs), "clips") as bar,
+        start(most=len(jobs)) as workers,
     ):
         again = []
-        for job, result in workers.run(function, jobs):
+        for job, result in workers.run(make_shard, jobs):
             if isinstance(result, WorkerDied):
                 again.append(job.again())
                 continue
-            bar.advance(_units_of(kind, job, result))
+            bar.advance(_units_of(job, result))
         for suspect in again:  # one at a time, which tells the one that kills its worker from those beside it
-            for job, result in workers.run(function, [suspect]):
-                bar.advance(_units_of(kind, job, result))
+            for job, result in workers.run(make_shard, [suspect]):
+                bar.advance(_units_of(job, result))
 
 
-def _units_of(kind: str, job: Any, result: Any) -> int:
+def _units_of(job: ShardJob, result: Any) -> int:
     if isinstance(result, BaseException):
         raise StageFailed(
-            f"{kind}: shard {job.path} could not be made: {type(result).__name__}: {_said(result)}. "
+            f"{job.kind}: shard {job.path} could not be made: {type(result).__name__}: {_said(result)}. "
             "Finished shards are kept; when the cause is mended, run the same command again and it goes on from there."
         ) from result
     return result

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import luigi
 
-from pipeline import demo, preprocess
+from pipeline import demo, preprocess, remaining
 from pipeline.catalog import Catalog as Clips
 from pipeline.files import size_of
 from tasks import settings
@@ -131,7 +131,7 @@ class ArtifactStates:
         if not left.shards:
             found.notes = ["all shards are there; what is left is to look at them and at how many clips have failed"]
 
-    def _left(self, task: Frames | Flow, clips: Clips) -> preprocess.Left:
+    def _left(self, task: Frames | Flow, clips: Clips) -> remaining.Left:
         frames = task if isinstance(task, Frames) else task.requires()[0]
         spec = frames.spec("frames")
         jobs = preprocess.frames_jobs(
@@ -143,8 +143,8 @@ class ArtifactStates:
             attrs=frames.shard_attrs(spec),
         )
         if frames is task:
-            return preprocess.frames_left(jobs)
+            return remaining.frames_left(jobs)
         spec = task.spec("flow")
-        return preprocess.flow_left(
+        return remaining.flow_left(
             task.folder, jobs, spec=spec, device=task.run_spec.device, attrs=task.shard_attrs(spec)
         )

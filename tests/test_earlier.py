@@ -8,8 +8,8 @@ from stages import FLOW, FRAMES, INLINE, flow_of, sums
 
 from pipeline import store
 from pipeline.catalog import UNREADABLE, read_dataset
-from pipeline.jobs import flow as flow_job
 from pipeline.jobs import frames as frames_job
+from pipeline.jobs import line
 from pipeline.jobs.earlier import Earlier
 from pipeline.preprocess import make_frames
 from pipeline.specs import DatasetSpec, FlowSpec, FrameSpec
@@ -38,7 +38,7 @@ def videos(tmp_path):
 def work(monkeypatch):
     """Names of the videos that are decoded, and of whole clips whose flow is computed "flow", from now on."""
     done = []
-    video, estimate = frames_job.Video, flow_job.estimate_on_device
+    video, estimate = frames_job.Video, line.estimate_on_device
 
     def counting(frames, *given, **how):
         assert len(frames) % FRAMES_EACH == 0
@@ -46,7 +46,7 @@ def work(monkeypatch):
         return estimate(frames, *given, **how)
 
     monkeypatch.setattr(frames_job, "Video", lambda path, **how: done.append(path.name) or video(path, **how))
-    monkeypatch.setattr(flow_job, "estimate_on_device", counting)
+    monkeypatch.setattr(line, "estimate_on_device", counting)
     return done
 
 

@@ -21,9 +21,9 @@ from conftest import ROOT, moving_texture
 from pipeline import jpeg, store
 from pipeline.errors import ClipError, DamagedFile, MachineFault
 from pipeline.flow import estimate_on_device
-from pipeline.jobs import flow as flow_job
 from pipeline.jobs import frames as frames_job
-from pipeline.jobs.flow import FlowJob, flow_shard, try_clip
+from pipeline.jobs import line
+from pipeline.jobs.flow import FlowJob, try_clip
 from pipeline.jobs.helpers import Helpers, run_ahead
 from pipeline.specs import FlowSpec, FrameSpec
 
@@ -61,7 +61,8 @@ def add_clip(shard, name, images, *, height=0, damaged=-1):
 def make(frames, path, *, spec=DIS, threads=1, device="cpu"):
     records = tuple(store.read_records(frames, "frames"))
     path.parent.mkdir(parents=True, exist_ok=True)
-    assert flow_shard(FlowJob(path, frames, records, spec, device, {"digest": "d"}, threads)) == len(records)
+    given = {"path": path, "frames": frames, "records": records, "attrs": {"digest": "d"}}
+    assert FlowJob(**given, spec=spec, device=device, threads=threads).make() == len(records)
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
@@ -101,7 +102,7 @@ def test_threads_and_batches_change_no_byte(frames, tmp_path, monkeypatch, spec)
 
 
 @pytest.mark.parametrize("code", [cv2.Error.StsNoMem, cv2.Error.GpuApiCallError])
-@pytest.mark.parametrize("where", [(flow_job, "estimate_on_device"), (jpeg, "decode"), (jpeg, "encode")])
+@pytest.mark.parametrize("where", [(line, "estimate_on_device"), (jpeg, "decode"), (jpeg, "encode")])
 def test_a_fault_of_the_machine_is_no_clips(frames, tmp_path, monkeypatch, code, where):
     def fail(*arguments, **options):
         error = cv2.error("Failed to allocate 9 bytes")
@@ -130,7 +131,7 @@ def test_too_little_memory_for_a_batch_lets_its_pieces_be_tried_alone(frames, tm
             raise torch.OutOfMemoryError("CUDA out of memory")
         return estimate_on_device(images, spec, **options)
 
-    monkeypatch.setattr(flow_job, "estimate_on_device", only_alone)
+    monkeypatch.setattr(line, "estimate_on_device", only_alone)
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: given_back.append(1))
     assert make(frames, tmp_path / "s.h5") == expected and given_back
 
@@ -144,7 +145,7 @@ def test_flow_on_a_device_gives_the_same_bytes(frames, tmp_path, monkeypatch):
         seen.append(options["cuts"])
         return torch.from_numpy(estimate_on_device(images, spec, **options))
 
-    monkeypatch.setattr(flow_job, "estimate_on_device", as_tensor)
+    monkeypatch.setattr(line, "estimate_on_device", as_tensor)
     assert make(frames, tmp_path / "s.h5", threads=3) == expected
     assert [3, 10] in seen  # a, b and c, end to end
     ranges = FlowSpec(method="dis_fast", scaling="minmax")
@@ -166,7 +167,7 @@ def test_flow_that_is_not_finite_fails_its_own_clip_alone(frames, tmp_path, monk
                 flow[pair, 1, 2, 3] = np.nan
         return kind(flow)
 
-    monkeypatch.setattr(flow_job, "estimate_on_device", broken)
+    monkeypatch.setattr(line, "estimate_on_device", broken)
     make(frames, tmp_path / "s.h5", threads=threads)
     why = "no flow: flow holds 1 values that are NaN or infinite, the first at (4, 1, 2, 3); no byte means that"
     assert reasons(tmp_path / "s.h5") == {**ALWAYS, "b": why}
@@ -211,8 +212,8 @@ def test_after_its_worker_died_a_clip_that_crashes_is_recorded_and_the_others_ar
     python.chmod(0o755)
     monkeypatch.setattr("sys.executable", str(python))
     records = tuple(store.read_records(frames, "frames"))
-    job = FlowJob(tmp_path / "s.h5", frames, records, DIS, "cpu", {"digest": "d"})
-    assert flow_shard(job.again()) == len(records)
+    given = {"path": tmp_path / "s.h5", "frames": frames, "records": records, "attrs": {"digest": "d"}}
+    assert FlowJob(**given, spec=DIS, device="cpu").again().make() == len(records)
     assert reasons(tmp_path / "s.h5") == {**ALWAYS, "b": "no flow: dis_fast crashed (SIGSEGV)"}
     made, before = store.Store(tmp_path / "s.h5", "flow"), store.Store(whole, "flow")
     assert all(made[name].checksum() == before[name].checksum() for name in made)
@@ -252,7 +253,7 @@ def test_no_thread_outlives_its_shard(frames, tmp_path, monkeypatch, threads):
     def full(planes, quality):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(flow_job, "_encode", full)
+    monkeypatch.setattr(line, "_encode", full)
     with pytest.raises(OSError, match="No space left"):
         make(frames, tmp_path / "full.h5", threads=threads)
     assert threading.active_count() == before and not (tmp_path / "full.h5").exists()

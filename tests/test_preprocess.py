@@ -1,5 +1,6 @@
 """Videos to stores: every clip has an outcome, nothing is done twice, and the bytes depend on nothing but the input."""
 
+import functools
 import os
 import re
 import shutil
@@ -14,7 +15,7 @@ import pytest
 from conftest import moving_texture, write_video
 from stages import FLOW, FRAMES, GROUPS, INLINE, LOCAL, flow_of, frames_of, sums
 
-from pipeline import preprocess
+from pipeline import preprocess, remaining
 from pipeline.catalog import read_dataset
 from pipeline.errors import StageFailed
 from pipeline.flow import estimate
@@ -108,7 +109,7 @@ def test_a_gpu_makes_two_shards_of_our_own_methods_at_a_time():
 def test_two_shards_at_a_time_share_the_threads_of_a_worker(tiny_dataset, tmp_path, monkeypatch, where, threads):
     frames_of(tiny_dataset, tmp_path / "frames")
     found = []
-    monkeypatch.setattr(preprocess, "_make_store", lambda folder, kind, function, jobs, **_: found.extend(jobs))
+    monkeypatch.setattr(preprocess, "_make_store", lambda folder, jobs, workers, **_: found.extend(jobs))
     monkeypatch.setattr(preprocess, "_warn_of_a_bound", lambda folder, spec: None)
     cluster = ClusterSpec(**where, threads=8)
     make_flow(tmp_path / "flow", tmp_path / "frames", spec=FlowSpec(method="tvl1"), cluster=cluster)
@@ -138,7 +139,7 @@ def test_bytes_on_cuda_do_not_depend_on_it_either(tiny_dataset, tmp_path, monkey
 class Deadly:
     """A job that kills its worker, or one that may be beside it."""
 
-    units, cost = 1, 0
+    kind, units, cost = "flow", 1, 0
 
     def __init__(self, number, log, tries=1):
         self.number, self.path, self.log, self.tries = number, f"shard {number}", log, tries
@@ -146,20 +147,19 @@ class Deadly:
     def again(self):
         return Deadly(self.number, self.log, self.tries + 1)
 
-
-def end_third(job):
-    with job.log.open("a") as log:
-        log.write(f"{job.number} {job.tries}\n")
-    time.sleep(0.3)
-    if job.number == 3:
-        os._exit(1)
-    return 1
+    def make(self):
+        with self.log.open("a") as log:
+            log.write(f"{self.number} {self.tries}\n")
+        time.sleep(0.3)
+        if self.number == 3:
+            os._exit(1)
+        return 1
 
 
 def test_of_two_shards_at_a_time_the_one_that_kills_their_worker_is_named(tmp_path):
     jobs = [Deadly(number, tmp_path / "log") for number in range(6)]
     with pytest.raises(StageFailed, match="flow: shard shard 3 could not be made: WorkerDied"):
-        preprocess._run_jobs("flow", end_third, jobs, ClusterSpec(workers=1), (), 2)
+        preprocess._run_jobs(jobs, functools.partial(preprocess.Workers, ClusterSpec(workers=1), at_once=2))
     tried = (tmp_path / "log").read_text().split("\n")
     assert "3 2" in tried  # once more, by itself
 
@@ -225,10 +225,11 @@ def test_memory_does_not_grow_with_the_length_of_a_clip(tmp_path):
         "from pipeline.specs import *; from pipeline.catalog import Clip; from pipeline import store\n"
         "from pipeline.jobs.frames import *; from pipeline.jobs.flow import *\n"
         "root = Path(sys.argv[1]); clip = Clip('a', 'a.avi', 0, 'x', 'g', 'train', 1, 0, '0' * 16)\n"
-        "frames_shard(FramesJob(root / 'f.h5', root, (clip,), FrameSpec(short_side_px=0), {'digest': 'd'}))\n"
+        "spec, attrs = FrameSpec(short_side_px=0), {'digest': 'd'}\n"
+        "FramesJob(path=root / 'f.h5', videos=root, clips=(clip,), spec=spec, attrs=attrs).make()\n"
         "records = tuple(store.read_records(root / 'f.h5', 'frames'))\n"
-        "spec = FlowSpec(method='dis_ultrafast')\n"
-        "flow_shard(FlowJob(root / 'w.h5', root / 'f.h5', records, spec, 'cpu', {'digest': 'd'}))\n"
+        "made = {'path': root / 'w.h5', 'frames': root / 'f.h5', 'spec': FlowSpec(method='dis_ultrafast')}\n"
+        "FlowJob(**made, records=records, device='cpu', attrs=attrs).make()\n"
         "assert records[0].frames == 600\n"
         "print(next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')))"
     )
@@ -250,18 +251,18 @@ def test_all_of_a_store_is_left_until_it_is_made(tiny_dataset, tmp_path):
     jobs, catalog = jobs_of(tiny_dataset, tmp_path / "frames")
     flow = {"spec": FLOW, "device": "cpu", "attrs": {"digest": "d", "spec": "{}"}}
     everything = (len(jobs), len(jobs), 8, 1.0)
-    assert preprocess.frames_left(jobs) == everything
-    assert preprocess.flow_left(tmp_path / "flow", jobs, **flow) == everything
+    assert remaining.frames_left(jobs) == everything
+    assert remaining.flow_left(tmp_path / "flow", jobs, **flow) == everything
     frames = frames_of(tiny_dataset, tmp_path / "frames")
-    assert preprocess.frames_left(jobs) == (0, len(jobs), 0, 0.0)
+    assert remaining.frames_left(jobs) == (0, len(jobs), 0, 0.0)
     flow_of(frames, tmp_path / "flow")
-    assert preprocess.flow_left(tmp_path / "flow", jobs, **flow) == (0, len(jobs), 0, 0.0)
+    assert remaining.flow_left(tmp_path / "flow", jobs, **flow) == (0, len(jobs), 0, 0.0)
 
     (tmp_path / "flow/shards" / jobs[0].path.name).unlink()
     jobs[1].path.unlink()  # flow of frames that will come anew may be anything
     lost = [sum(clip.bytes for clip in job.clips) for job in jobs]
     clips = [len(job.clips) for job in jobs]
-    left = preprocess.frames_left(jobs)
+    left = remaining.frames_left(jobs)
     assert left[:3] == (1, len(jobs), clips[1]) and left.share == pytest.approx(lost[1] / sum(lost))
-    left = preprocess.flow_left(tmp_path / "flow", jobs, **flow)
+    left = remaining.flow_left(tmp_path / "flow", jobs, **flow)
     assert left[:3] == (2, len(jobs), sum(clips[:2])) and left.share == pytest.approx(sum(lost[:2]) / sum(lost))

@@ -3,6 +3,7 @@
 import faulthandler
 import re
 import shutil
+from dataclasses import replace
 from types import SimpleNamespace
 
 import cv2
@@ -16,6 +17,11 @@ from pipeline.errors import MachineFault, StageFailed, WorkerDied
 from pipeline.jobs import frames as frames_job
 from pipeline.preprocess import make_flow, make_frames
 from pipeline.specs import DatasetSpec, FlowSpec, FrameSpec
+
+
+def frames_shard_of(catalog, videos, folder):
+    given = {"path": folder / "s.h5", "attrs": {"digest": "d"}, "spec": FRAMES}
+    return frames_job.FramesJob(**given, videos=videos, clips=catalog.clips)
 
 
 def test_bad_clips_are_recorded_and_the_run_goes_on(tiny_dataset, tmp_path, capsys):
@@ -67,8 +73,7 @@ def test_a_single_frame_has_no_flow(tiny_dataset, tmp_path):
 def test_a_time_limit_is_a_reason(tiny_dataset, tmp_path):
     spec = FrameSpec(short_side_px=0, timeout_seconds=0.01, max_bad_fraction=1.0, min_frames=2)
     catalog = read_dataset(DatasetSpec(videos=str(tiny_dataset), group_pattern=GROUPS), "dan")
-    job = frames_job.FramesJob(tmp_path / "s.h5", tiny_dataset, catalog.clips[:1], spec, {"digest": "d"}, careful=True)
-    frames_job.frames_shard(job)
+    replace(frames_shard_of(catalog, tiny_dataset, tmp_path), clips=catalog.clips[:1], spec=spec, careful=True).make()
     (record,) = store.read_records(tmp_path / "s.h5", "frames")
     assert (record.status, record.reason) == ("failed", "decoding takes longer than 0.01 s")
 
@@ -94,9 +99,10 @@ def test_a_store_that_a_program_makes_is_not_removed_under_it(tiny_dataset, tmp_
         with pytest.raises(ValueError, match=f"{folder} is being written; wait for that to end"):
             garbage.invalidate(tmp_path, "frames")
         tried.append(job)
-        return frames_job.frames_shard(job)
+        return make(job)
 
-    monkeypatch.setattr(preprocess, "frames_shard", removed)
+    make = frames_job.FramesJob.make
+    monkeypatch.setattr(frames_job.FramesJob, "make", removed)
     make_frames(folder, catalog, videos=tiny_dataset, spec=FRAMES, cluster=INLINE)
     assert tried and garbage.invalidate(tmp_path, "frames") == [folder]
 
@@ -104,8 +110,8 @@ def test_a_store_that_a_program_makes_is_not_removed_under_it(tiny_dataset, tmp_
 def test_a_timer_of_the_caller_goes_on_where_no_decoder_is_watched(tiny_dataset, tmp_path, monkeypatch):
     catalog = read_dataset(DatasetSpec(videos=str(tiny_dataset), group_pattern=GROUPS), "dan")
     monkeypatch.setattr(faulthandler, "cancel_dump_traceback_later", lambda: pytest.fail("it was cancelled"))
-    job = frames_job.FramesJob(tmp_path / "s.h5", tiny_dataset, catalog.clips, FRAMES, {"digest": "d"})
-    assert frames_job.frames_shard(job) == len(store.read_records(tmp_path / "s.h5", "frames")) == 8
+    job = frames_shard_of(catalog, tiny_dataset, tmp_path)
+    assert job.make() == len(store.read_records(tmp_path / "s.h5", "frames")) == 8
 
 
 def test_a_video_that_is_replaced_while_frames_are_made_is_no_frame_of_the_former(tiny_dataset, tmp_path):
@@ -126,7 +132,7 @@ def test_a_video_that_is_replaced_while_frames_are_made_is_no_frame_of_the_forme
 
 def test_too_little_memory_is_no_fault_of_a_video(tiny_dataset, tmp_path, monkeypatch):
     catalog = read_dataset(DatasetSpec(videos=str(tiny_dataset), group_pattern=GROUPS), "dan")
-    job = frames_job.FramesJob(tmp_path / "s.h5", tiny_dataset, catalog.clips, FrameSpec(), {"digest": "d"})
+    job = replace(frames_shard_of(catalog, tiny_dataset, tmp_path), spec=FrameSpec())
 
     def fail(*arguments, **options):
         error = cv2.error("Failed to allocate 9 bytes")
@@ -135,7 +141,7 @@ def test_too_little_memory_is_no_fault_of_a_video(tiny_dataset, tmp_path, monkey
 
     monkeypatch.setattr(frames_job.jpeg, "encode", fail)
     with pytest.raises(MachineFault, match="OpenCV on this machine: Failed to allocate 9 bytes"):
-        frames_job.frames_shard(job)
+        job.make()
     assert not list(tmp_path.iterdir())
 
 
@@ -159,7 +165,7 @@ def test_a_shard_that_cannot_be_made_fails_the_stage_and_says_what_to_do(tiny_da
     def full(job):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(preprocess, "frames_shard", full)
+    monkeypatch.setattr(frames_job.FramesJob, "make", full)
     with pytest.raises(
         StageFailed,
         match="shard .*shard-.* could not be made: OSError: .*No space left on device.*run the same command again",

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import faulthandler
 import functools
 import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import cv2
 
@@ -18,7 +17,7 @@ from pipeline.catalog import UNREADABLE, Clip
 from pipeline.console import one_line
 from pipeline.errors import MachineFault
 from pipeline.files import file_hash
-from pipeline.jobs import BAD_CLIP, machine_faults
+from pipeline.jobs import BAD_CLIP, ShardJob, machine_faults
 from pipeline.jobs.earlier import Earlier, copied
 from pipeline.specs import FrameSpec
 from pipeline.video import Video, VideoError, try_decoding
@@ -26,44 +25,36 @@ from pipeline.video import Video, VideoError, try_decoding
 _FRAMES_WATCHED = 256  # frames after which the time in which a decoder must not hang begins anew
 
 
-@dataclass(frozen=True)
-class FramesJob:
-    """One frames shard to make: paths and settings, never arrays."""
+@dataclass(frozen=True, kw_only=True)
+class FramesJob(ShardJob):
+    """One frames shard, to be made from videos."""
 
-    path: Path
+    kind: ClassVar[str] = "frames"
     videos: Path
     clips: tuple[Clip, ...]
     spec: FrameSpec
-    attrs: dict[str, Any]
     watch: bool = False  # the process may be ended when a decoder hangs
-    careful: bool = False  # a decoder killed this shard's process before: first try each clip in another one
-    earlier: tuple[Path, ...] = ()  # earlier shards that may hold some of the clips
 
     @property
     def units(self) -> int:
         """Number of clips, for the progress bar."""
         return len(self.clips)
 
-    def again(self) -> FramesJob:
-        """The second try, after its worker died: slower, but no clip can end this one's process."""
-        return dataclasses.replace(self, careful=True, earlier=())
-
     @property
     def cost(self) -> int:
         """Estimate of the work, for the order of jobs: the bytes of video."""
         return sum(clip.bytes for clip in self.clips)
 
-
-def frames_shard(job: FramesJob) -> int:
-    """Make one frames shard; returns its number of clips."""
-    cv2.setNumThreads(1)
-    with (
-        Earlier(job.earlier, "frames", job.attrs["digest"]) as earlier,
-        store.ShardWriter(job.path, "frames", job.attrs) as shard,
-    ):
-        for clip in job.clips:
-            shard.record(_from_earlier(shard, earlier, clip) or _frames_clip(shard, job, clip))
-    return job.units
+    def make(self) -> int:
+        """Make the shard; returns its number of clips."""
+        cv2.setNumThreads(1)
+        with (
+            Earlier(self.earlier, "frames", self.attrs["digest"]) as earlier,
+            store.ShardWriter(self.path, "frames", self.attrs) as shard,
+        ):
+            for clip in self.clips:
+                shard.record(_from_earlier(shard, earlier, clip) or _frames_clip(shard, self, clip))
+        return self.units
 
 
 def _from_earlier(shard: store.ShardWriter, earlier: Earlier, clip: Clip) -> store.Record | None:
