@@ -1,9 +1,8 @@
-"""Optical flow of frames: `estimate` is the entry for all methods; `estimate_on_device` leaves the flow on the device.
+"""Optical flow of frames: `estimate` is the entry point; `estimate_on_device` leaves the flow on the device.
 
-A method is a module with `between(first, second, spec, *, device)`. It is imported when it is first used, so that
-nobody waits for torch without need. The images are (N, H, W) uint8, or (N, H, W, 3) uint8 for methods with `colour`:
-numpy arrays, or, for methods with `tensors` on CUDA, tensors there. The flow is (N, 2, H, W) float32, an array or a
-tensor.
+A method is a module with `between(first, second, spec, *, device)`, imported on first use, so nobody waits for torch
+needlessly. The images are (N, H, W) uint8, or (N, H, W, 3) uint8 for methods with `colour`: numpy arrays, or tensors on
+the device for methods with `tensors` on CUDA. The flow is (N, 2, H, W) float32, an array or a tensor.
 """
 
 from __future__ import annotations
@@ -37,12 +36,12 @@ if TYPE_CHECKING:
 class _Method(NamedTuple):
     module: str
     needs: str  # the package it computes with
-    package: str  # pip's name of that package
-    cuda: bool  # it computes on CUDA devices ...
+    package: str  # pip's name for that package
+    cuda: bool  # runs on CUDA devices ...
     cpu: bool = True  # ... and on the CPU
-    colour: bool = False  # it reads RGB, not gray
-    asks: str = ""  # a module, quick to import, whose `why_not(name)` tells what else is missing
-    tensors: bool = False  # on CUDA it takes tensors on the device, not numpy arrays
+    colour: bool = False  # reads RGB, not gray
+    asks: str = ""  # a module, quick to import, whose `why_not(name)` says what else is missing
+    tensors: bool = False  # on CUDA, takes tensors on the device, not numpy arrays
 
 
 _OPENCV = _Method("pipeline.flow.opencv", "cv2", "opencv-contrib-python", cuda=False, asks="pipeline.flow.opencv")
@@ -80,7 +79,7 @@ def estimate(frames: np.ndarray, spec: FlowSpec, *, device: str = "auto", direct
 
     Args:
         frames: (T, H, W, 3) uint8 RGB, or (T, H, W) uint8 gray, T >= 2.
-        spec: which estimator, and its settings. `spec.batch_pairs` changes no result but RAFT's on CUDA.
+        spec: the estimator and its settings. `spec.batch_pairs` affects only RAFT's results on CUDA.
         device: "cpu", "cuda", "cuda:N", or "auto": CUDA if it is available and the method can use it.
         direction: "forward" or "backward".
 
@@ -89,24 +88,24 @@ def estimate(frames: np.ndarray, spec: FlowSpec, *, device: str = "auto", direct
         Forward, flow[t] is the motion from frame t to frame t + 1; backward, the motion from frame t + 1 to frame t.
 
     Raises:
-        ValueError: frames of another type or shape or fewer than two, an unknown direction or device, a device that
-            this machine lacks or that the method cannot use, or weights that do not fit RAFT.
+        ValueError: frames of the wrong type or shape, fewer than two frames, an unknown direction or device, a device
+            that this machine lacks or the method cannot use, or weights that do not fit RAFT.
         OSError: RAFT's weights are not on this machine and cannot be downloaded.
 
-    Source: `between` of the method's module names its paper and what we do differently.
+    Source: `between` in the method's module cites its paper and says what we do differently.
     """
     if not isinstance(spec, FlowSpec):
         raise ValueError(f"spec is {spec!r}; it must be a FlowSpec, such as FlowSpec(method='tvl1')")
     device = method_device(spec.method, device)
     on_cpu = tensor_device(spec.method, device) == "cpu"
-    if on_cpu and spec.enlarge == 1:  # the method itself computes in batches; enlarged flow would be held as a whole
+    if on_cpu and spec.enlarge == 1:  # the method batches internally; enlarged flow would be held whole
         return Download(estimate_on_device(frames, spec, device=device, direction=direction)).wait()[0]
     _check_frames(frames)
     flow = np.empty((len(frames) - 1, 2, *frames.shape[1:3]), np.float32)
     pairs = pairs_of(flow[0, 0].shape, spec, device=tensor_device(spec.method, device))
     if on_cpu:
         pairs = max(pairs, threads())
-    # the device holds two batches, never the whole clip: one is downloaded while the other is computed
+    # the device holds two batches, never the whole clip: one downloads while the other is computed
     parts: list[tuple[slice, Download]] = []
     for k in range(0, len(flow), pairs):
         part = estimate_on_device(frames[k : k + pairs + 1], spec, device=device, direction=direction)
@@ -129,20 +128,20 @@ def estimate_on_device(
     direction: str = "forward",
     cuts: Sequence[int] = (),
 ) -> np.ndarray | Tensor:
-    """As `estimate`, but the flow stays where it was computed, and `frames` may hold several clips of one size.
+    """Like `estimate`, but the flow stays where it was computed, and `frames` may hold several clips of equal size.
 
     Args:
-        frames, spec, device, direction: as for `estimate`. Frames of `device.pinned_array` are sent asynchronously and
-            must not be changed before the flow has been read. All pairs are computed at once if memory allows.
-        cuts: index of the first frame of every clip but the first, ascending. The clips follow one another in `frames`;
+        frames, spec, device, direction: as for `estimate`. Frames in a `device.pinned_array` are sent asynchronously
+            and must not change before the flow has been read. All pairs are computed at once if memory allows.
+        cuts: index of the first frame of every clip but the first, ascending. The clips are concatenated in `frames`;
             no pair spans a cut.
 
     Returns:
-        (T - 1 - len(cuts), 2, H, W) float32, pixels per frame: a numpy array from the CPU; from CUDA a tensor that may
-        not be finished yet.
+        (T - 1 - len(cuts), 2, H, W) float32, pixels per frame: a numpy array from the CPU; from CUDA, a tensor that may
+        not be ready yet.
 
     Raises:
-        ValueError: as for `estimate`, and a clip of fewer than two frames between cuts.
+        ValueError: as for `estimate`, or cuts that leave a clip of fewer than two frames.
     """
     _check_frames(frames)
     if direction not in ("forward", "backward"):
@@ -167,7 +166,7 @@ def estimate_on_device(
 
 
 def _between(between: Callable, first: np.ndarray | Tensor, second: np.ndarray | Tensor, **given: Any) -> Any:
-    """What the method returns; refused if it is no flow of these pairs, which would be stored all the same."""
+    """The method's result, rejected if it cannot be the flow of these pairs; it would be stored all the same."""
     flow, wanted = between(first, second, **given), (len(first), 2, *first.shape[1:3])
     kind = str(getattr(flow, "dtype", type(flow).__name__)).removeprefix("torch.")
     if kind != "float32" or tuple(flow.shape) != wanted:
@@ -177,12 +176,12 @@ def _between(between: Callable, first: np.ndarray | Tensor, second: np.ndarray |
 
 
 def pairs_of(size: tuple[int, int], spec: FlowSpec, *, device: str) -> int:
-    """Number of pairs of frames of `size` (height, width) to compute together; see `device.pairs_at_once`."""
+    """Number of pairs of `size` (height, width) frames to compute together; see `device.pairs_at_once`."""
     return pairs_at_once(size[0] * size[1] * spec.enlarge**2, device=device, batch_pairs=spec.batch_pairs)
 
 
 def cuda_devices(method: str, device: str) -> tuple[str, ...]:
-    """The CUDA devices of this machine that a method would use: all for "auto", else the one named; none for the CPU.
+    """The CUDA devices that a method would use here: all for "auto", otherwise the one named; none for the CPU.
 
     Raises:
         ValueError: the device is unknown or cannot be used, as for `estimate`.
@@ -194,12 +193,12 @@ def cuda_devices(method: str, device: str) -> tuple[str, ...]:
 
 
 def tensor_device(method: str, device: str) -> str:
-    """Device of the torch tensors of a method that computes on `device`: `device`, or "cpu" if OpenCV does the work."""
+    """Device of the torch tensors of a method that runs on `device`: `device`, or "cpu" if OpenCV does the work."""
     return "cpu" if _REGISTRY[method].needs == "cv2" else device
 
 
 def may_use_cuda(method: str, device: str) -> bool:
-    """Whether a method would compute on CUDA if CUDA were available."""
+    """Whether a method would run on CUDA if CUDA were available."""
     return _REGISTRY[method].cuda and device != "cpu"
 
 
@@ -209,22 +208,22 @@ def takes_colour(method: str) -> bool:
 
 
 def devices(method: str) -> tuple[str, ...]:
-    """The kinds of device that the method computes on: "cpu", "cuda" or both."""
+    """The kinds of device that the method runs on: "cpu", "cuda" or both."""
     about = _REGISTRY[method]
     return ("cpu",) * about.cpu + ("cuda",) * about.cuda
 
 
 def methods() -> dict[str, str]:
-    """Name of each method -> "available", or why not and what to do; nothing is downloaded, torch is not imported."""
+    """Method name -> "available", or why it is not and what to do; downloads nothing and does not import torch."""
     missing = {name: _missing(name) for name in _REGISTRY}
     return {name: f"not available: {why}" if why else "available" for name, why in missing.items()}
 
 
 def check(spec: FlowSpec, *, device: str = "auto") -> None:
-    """Refuse, before any work, what this machine cannot compute; downloads RAFT's weights if they are missing.
+    """Reject up front what this machine cannot compute; downloads RAFT's weights if they are missing.
 
     Raises:
-        ValueError, OSError: as for `estimate`, and for a missing package or module.
+        ValueError, OSError: as for `estimate`, or a missing package or module.
     """
     if spec.method in RAFT_WEIGHTS and importlib.util.find_spec("torchvision"):
         from pipeline.flow import raft
@@ -237,7 +236,7 @@ def check(spec: FlowSpec, *, device: str = "auto") -> None:
 
 
 def to_download(spec: FlowSpec) -> str:
-    """Name of the file of RAFT's weights that `check` would have to download, "" if there is none."""
+    """Name of the RAFT weights file that `check` would have to download; "" if there is none."""
     if spec.method not in RAFT_WEIGHTS or spec.weights_file is not None:
         return ""
     from pipeline.flow import weights
@@ -249,7 +248,7 @@ def to_download(spec: FlowSpec) -> str:
 def to_gray(frames: np.ndarray) -> np.ndarray:
     """Gray values, the same for every method: (T, H, W, 3) uint8 RGB -> (T, H, W) uint8, by OpenCV's RGB2GRAY.
 
-    That is 0.299 R + 0.587 G + 0.114 B, rounded. Frames that are gray already are returned as they are.
+    That is 0.299 R + 0.587 G + 0.114 B, rounded. Frames that are already gray are returned unchanged.
     """
     if frames.ndim == 3:
         return frames
@@ -259,7 +258,7 @@ def to_gray(frames: np.ndarray) -> np.ndarray:
 
 
 def to_rgb(frames: np.ndarray) -> np.ndarray:
-    """(T, H, W) uint8 gray -> (T, H, W, 3) uint8 with three equal channels; RGB frames are returned as they are."""
+    """(T, H, W) uint8 gray -> (T, H, W, 3) uint8 with three equal channels; RGB frames are returned unchanged."""
     return frames if frames.ndim == 4 else np.repeat(frames[..., None], 3, axis=3)
 
 
@@ -286,7 +285,7 @@ def _check_frames(frames: np.ndarray) -> None:
 
 
 def method_device(name: str, device: str) -> str:
-    """The device that method `name` computes on, "cpu", "cuda" or "cuda:N": "auto" is resolved, others are kept.
+    """The device that method `name` runs on, "cpu", "cuda" or "cuda:N"; only "auto" needs resolving.
 
     Raises:
         ValueError: an unknown device, or one that this machine lacks or that the method cannot use.
@@ -309,7 +308,7 @@ def method_device(name: str, device: str) -> str:
 
 
 def _counted(method: _Method) -> tuple[str, int]:
-    """The library that counts the CUDA devices for the method, and the number of devices that it can use."""
+    """The library that counts CUDA devices for the method, and how many it can use."""
     if method.needs == "cv2":
         from pipeline.flow import opencv_cuda
 

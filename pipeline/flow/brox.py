@@ -14,20 +14,20 @@ from pipeline.flow.device import as_tensor, has_numba
 from pipeline.flow.filters import pyramid_sizes
 from pipeline.specs import FlowSpec
 
-MIN_SIDE_PX = 10  # of the coarsest pyramid level; with less, textures that repeat are lost, with more, large pans
+MIN_SIDE_PX = 10  # of the coarsest pyramid level; lower loses repeating textures, higher loses large pans
 PRESMOOTH_PX = 0.7
-DATA_EPSILON_PX = 0.2  # residuals well below it are penalised quadratically, well above it linearly
-SMOOTH_EPSILON = 0.001  # the same for differences of neighbouring vectors
+DATA_EPSILON_PX = 0.2  # residuals well below it are penalized quadratically, well above it linearly
+SMOOTH_EPSILON = 0.001  # the same for differences of neighboring vectors
 EDGE = 0.015  # smoothness between pixels whose gray values differ by d has weight exp(-EDGE d)
 STEEP = 1.5  # slope, gray values per pixel, well above which a residual is measured as a distance in pixels
-FAR_PX = 3.0  # a residual of this many pixels has half weight: so large a one is a change of light or an occlusion
+FAR_PX = 3.0  # a residual of this many pixels has half weight: one so large is a change of light or an occlusion
 DOUBT = 3.0  # violation of the constraints at which a pixel's flow has half weight in the weighted median
-PRECISE_SHARE = 0.45  # levels with less than this share of the pixels are computed in double precision
+PRECISE_SHARE = 0.45  # levels with less than this share of the image's pixels are computed in double precision
 PIXELS_AT_ONCE = {"cpu": 320 * 240, "cuda": 128 * 320 * 240}
 
 
 class _Constraints(NamedTuple):
-    """Linear constraints a u + b v + c = 0 at every pixel, (N, 3, H, W): for the gray value, its x and y derivative."""
+    """Linear constraints a u + b v + c = 0 at every pixel, (N, 3, H, W): gray value, its x and its y derivative."""
 
     a: Tensor
     b: Tensor
@@ -41,7 +41,7 @@ def between(
 
     Args:
         first, second: (N, H, W) uint8, gray; numpy arrays, or tensors on the device.
-        spec: weights and numbers of iterations (`brox_*`), and `batch_pairs`, which does not change the result.
+        spec: weights and iteration counts (`brox_*`), and `batch_pairs`, which does not change the result.
         device: "cpu", "cuda" or "cuda:N".
 
     Returns:
@@ -51,17 +51,17 @@ def between(
 
     Source: Brox, Bruhn, Papenberg, Weickert, High accuracy optical flow estimation based on a theory for warping,
     ECCV 2004: the energy, the warping and the two nested fixed point iterations. We differ in that
-    - gray value and gradient are penalised separately (Bruhn, Weickert, Towards ultimate motion estimation, ICCV 2005),
-    - every linearised constraint is divided by its slope, so that a steep edge weighs no more than its distance in
-      pixels (Zimmer, Bruhn, Weickert, Optic flow in harmony, IJCV 93(3), 2011), and has less weight the larger that is,
+    - gray value and gradient are penalized separately (Bruhn, Weickert, Towards ultimate motion estimation, ICCV 2005),
+    - every linearized constraint is divided by its slope, so a steep edge weighs no more than its distance in pixels
+      (Zimmer, Bruhn, Weickert, Optic flow in harmony, IJCV 93(3), 2011), and its weight falls as that distance grows,
     - smoothness has less weight across edges of the first image (Werlberger et al., Anisotropic Huber-L1 optical
-      flow, BMVC 2009; here whatever the direction of the edge),
-    - slopes are the mean of those of the first and the warped second image (Wedel et al., An improved algorithm for
-      TV-L1 optical flow, 2009),
+      flow, BMVC 2009; here regardless of the direction of the edge),
+    - slopes are averaged over the first and the warped second image (Wedel et al., An improved algorithm for TV-L1
+      optical flow, 2009),
     - the flow is median filtered after each warp (Wedel; Sun, Roth, Black, Secrets of optical flow estimation and their
-      principles, CVPR 2010): here twice by 3 x 3, and after the last warp of a level by `warp.weighted_median`, in
-      which pixels that violate the constraints have little weight,
-    - the numbers of iterations are fixed, and the unknowns are relaxed in red-black order.
+      principles, CVPR 2010): here twice by 3 x 3, or, after the last warp of a level, by `warp.weighted_median`, where
+      pixels that violate the constraints have little weight,
+    - iteration counts are fixed, and the unknowns are relaxed in red-black order.
     """
     count, height, width = first.shape
     flow = torch.empty(count, 2, height, width, device=device)
@@ -81,8 +81,8 @@ def _images(gray: np.ndarray | Tensor, device: str) -> Tensor:
 def _coarse_to_fine(first: Tensor, second: Tensor, spec: FlowSpec) -> Tensor:
     """Flow of images (N, 1, H, W) float64, coarse to fine.
 
-    Errors grow from level to level where matches are ambiguous: in single precision throughout the result was up to 8
-    px off in real frames, and at most 0.005 px with exact coarse levels (docs/results.md).
+    Where matches are ambiguous, errors grow from level to level: in single precision throughout, results on real frames
+    were up to 8 px off; with exact coarse levels, at most 0.005 px (docs/results.md).
     """
     sizes = pyramid_sizes(*first.shape[-2:], step=spec.brox_scale_step, min_side=MIN_SIDE_PX)
     levels = list(zip(warp.pyramid(first, sizes), warp.pyramid(second, sizes), strict=True))
@@ -119,7 +119,7 @@ def _weighted_median(flow: Tensor, image: Tensor, trust: Tensor, *, scale: float
 
 
 def _trust(flow: Tensor, constraints: _Constraints, spec: FlowSpec) -> Tensor:
-    """Confidence of the flow, (N, 1, H, W) in (0, 1]: low where it violates the constraints, as at occluded points."""
+    """Confidence in the flow, (N, 1, H, W) in (0, 1]: low where it violates the constraints, as at occluded points."""
     a, b, c = constraints
     distance = torch.addcmul(c, a, flow[:, :1]).addcmul_(b, flow[:, 1:]).abs_()
     cost = distance[:, :1] + spec.brox_gradient_weight * (distance[:, 1:2] + distance[:, 2:])
@@ -127,11 +127,11 @@ def _trust(flow: Tensor, constraints: _Constraints, spec: FlowSpec) -> Tensor:
 
 
 def _constraints(first: Tensor, second: Tensor, flow: Tensor) -> _Constraints:
-    """Constancy of gray value and gradient, linearised about the flow (paper, section 3.2); the unknown is the flow.
+    """Constancy of gray value and gradient, linearized about the flow (paper, section 3.2); the unknown is the flow.
 
-    Each constraint is divided by sqrt(a^2 + b^2 + STEEP^2), so that a residual is about the distance in pixels from the
-    constraint line. It has less weight where that distance is large: without that a fade, or the light of a lamp, moves
-    flat areas by hundreds of pixels. Where the flow leads out of the image there is no constraint.
+    Each constraint is divided by sqrt(a^2 + b^2 + STEEP^2), which makes a residual roughly the distance in pixels from
+    the constraint line. Its weight falls as that distance grows; otherwise a fade, or lamplight, would move flat areas
+    by hundreds of pixels. Where the flow leads out of the image, there is no constraint.
     """
     warped, inside = warp.warp(second, flow)
     still, moved = torch.cat(warp.gradient(first), 1), torch.cat(warp.gradient(warped), 1)
@@ -141,14 +141,14 @@ def _constraints(first: Tensor, second: Tensor, flow: Tensor) -> _Constraints:
     c = torch.cat((warped - first, moved - still), 1)
     scale = a.square().addcmul_(b, b).add_(STEEP**2).rsqrt_().mul_(inside)
     far = (c * scale).square_().div_(FAR_PX**2)
-    far[:, 1:] = far[:, 1:2] + far[:, 2:]  # those of the gradient together, as in their penalty
+    far[:, 1:] = far[:, 1:2] + far[:, 2:]  # the gradient's two together, as in their penalty
     scale = scale.div_(far.add_(1))
     a, b, c = a.mul_(scale), b.mul_(scale), c.mul_(scale)
     return _Constraints(a, b, c.addcmul_(a, flow[:, :1], value=-1).addcmul_(b, flow[:, 1:], value=-1))
 
 
 def _step(flow: Tensor, constraints: _Constraints, smoothness: tuple[Tensor, Tensor], spec: FlowSpec) -> Tensor:
-    """One inner fixed point iteration: compute the penalties at the present flow, then relax the linear system.
+    """One inner fixed point iteration: compute the penalties at the current flow, then relax the linear system.
 
     Source: paper, section 3.2; here the unknown is the flow, not its increment.
     """
@@ -158,7 +158,7 @@ def _step(flow: Tensor, constraints: _Constraints, smoothness: tuple[Tensor, Ten
 
 
 def _data_term(flow: Tensor, constraints: _Constraints, spec: FlowSpec) -> tuple[Tensor, Tensor]:
-    """Matrix (N, 3, H, W) and right-hand side (N, 2, H, W) of the data term, penalties fixed at the present flow."""
+    """Matrix (N, 3, H, W) and right-hand side (N, 2, H, W) of the data term, penalties fixed at the current flow."""
     a, b, c = constraints
     square = torch.addcmul(c, a, flow[:, :1]).addcmul_(b, flow[:, 1:]).square_()
     gray = (square[:, :1] + DATA_EPSILON_PX**2).rsqrt_()
@@ -171,17 +171,17 @@ def _data_term(flow: Tensor, constraints: _Constraints, spec: FlowSpec) -> tuple
 
 
 def _smoothness(first: Tensor, weight: float) -> tuple[Tensor, Tensor]:
-    """Weight of smoothness between neighbours along x, (N, 1, H, W - 1), and along y, (N, 1, H - 1, W)."""
+    """Weight of smoothness between neighbors along x, (N, 1, H, W - 1), and along y, (N, 1, H - 1, W)."""
     differences = first[..., 1:] - first[..., :-1], first[..., 1:, :] - first[..., :-1, :]
     across, down = (d.abs_().mul_(-EDGE).exp_().mul_(weight) for d in differences)
     return across, down
 
 
 def _smoothness_weights(flow: Tensor, smoothness: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """Diffusivity between neighbours, in the shapes of `smoothness`, penalties fixed at the present flow.
+    """Diffusivity between neighbors, in the shapes of `smoothness`, penalties fixed at the current flow.
 
-    It is smoothness / sqrt(|grad u|^2 + |grad v|^2 + epsilon^2) half way between two neighbours. The derivative along
-    the line that joins them is their difference. The square of the other derivative is the mean of the squares at both.
+    It is smoothness / sqrt(|grad u|^2 + |grad v|^2 + epsilon^2) halfway between two neighbors. The derivative along
+    the line joining them is their difference; the square of the other derivative is the mean of its squares at both.
     """
     across, down = flow[..., 1:] - flow[..., :-1], flow[..., 1:, :] - flow[..., :-1, :]
     return (
@@ -191,7 +191,7 @@ def _smoothness_weights(flow: Tensor, smoothness: tuple[Tensor, Tensor]) -> tupl
 
 
 def _diffusivity(along: Tensor, other: Tensor, smoothness: Tensor, *, dim: int) -> Tensor:
-    """Weights from the differences `along` dim, and the derivative in the `other` direction at every pixel."""
+    """Weights from the differences `along` dim and the derivative in the `other` direction at every pixel."""
     along, other = _square_length(along), _square_length(other)
     size = along.shape[dim]
     between = (other.narrow(dim, 0, size) + other.narrow(dim, 1, size)).mul_(0.5)
@@ -199,7 +199,7 @@ def _diffusivity(along: Tensor, other: Tensor, smoothness: Tensor, *, dim: int) 
 
 
 def _central(difference: Tensor, *, dim: int) -> Tensor:
-    """Central derivative at every pixel from the differences between neighbours; across the border they are zero."""
+    """Central derivative at every pixel, from the differences between neighbors, which are zero across the border."""
     padded = functional.pad(difference, (1, 1) if dim == -1 else (0, 0, 1, 1))
     size = difference.shape[dim] + 1
     return (padded.narrow(dim, 0, size) + padded.narrow(dim, 1, size)).mul_(0.5)

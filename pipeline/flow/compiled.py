@@ -1,4 +1,4 @@
-"""Compiles functions on numpy arrays with numba, which brings its own compiler to the user's machine."""
+"""Compile functions on numpy arrays with numba, which brings its own compiler."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ _OPTIONS = {"nogil": True, "error_model": "numpy", "fastmath": {"contract", "arc
 
 
 def compiled(function: Callable, **options: object) -> Callable:
-    """Compile a function at its first call; the machine code is cached beside its file or in the user's cache folder.
+    """Compile a function on its first call, caching the machine code beside its file or in the user's cache folder.
 
-    If neither can be written, each process compiles for itself. The function releases the GIL, so threads run it in
-    parallel. Sums are not reordered, so the result does not depend on vectorisation. Constants of other files must be
+    If neither is writable, each process compiles for itself. The function releases the GIL, so threads run it in
+    parallel. Sums are not reordered, so the result does not depend on vectorization. Constants from other files must be
     passed as arguments: the cache is renewed when the function's own file changes, not when an imported file does.
 
-    `options` replace those of numba that are chosen here; `fastmath=False` rounds every operation as numpy does.
+    `options` override the numba options chosen here; `fastmath=False` rounds every operation as numpy does.
     """
     options = {**_OPTIONS, **options}
     try:
@@ -26,5 +26,5 @@ def compiled(function: Callable, **options: object) -> Callable:
 
 
 def inlined(function: Callable, **options: object) -> Callable:
-    """Compile a helper of the same file's compiled functions; it is inlined at every call, so LLVM sees whole loops."""
+    """Compile a helper for compiled functions in the same file; it is always inlined, so LLVM sees whole loops."""
     return njit(forceinline=True, **{**_OPTIONS, **options})(function)

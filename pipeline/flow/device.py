@@ -1,6 +1,6 @@
-"""The device of a flow method: the size of a batch, and asynchronous copies to the device and back.
+"""The device of a flow method: batch sizes, and asynchronous copies to the device and back.
 
-Torch is imported only where it is needed, so that methods without torch do not wait for it.
+Torch is imported only where needed, so methods that do without it do not wait for it.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 HOST_PIXELS = 2 << 20  # in a batch of frames on a CPU: with more, frames and flow would not stay in its caches
-CUDA_PIXELS = 128 * 320 * 240  # in a batch of pairs at most: enough to occupy the largest device
-CUDA_BYTES_PER_PIXEL = 640  # memory that a method needs for each pixel of a pair: Brox, in plain torch, needs 480
+CUDA_PIXELS = 128 * 320 * 240  # in a batch of pairs, at most: enough to occupy the largest device
+CUDA_BYTES_PER_PIXEL = 640  # memory that a method needs per pixel of a pair; Brox, in plain torch, needs 480
 
 
 def pairs_at_once(pixels: int, *, device: str, batch_pairs: int = 0) -> int:
-    """Number of pairs to compute together, of frames of `pixels` pixels each; it does not change the result.
+    """Number of pairs of `pixels`-pixel frames to compute together; it affects only RAFT's results on CUDA.
 
-    On CUDA it is `batch_pairs`, or, if that is 0, what a third of the device's free memory holds (another shard may be
-    about to take as much), at most CUDA_PIXELS pixels. On a CPU it is what HOST_PIXELS hold, whatever `batch_pairs` is:
-    the method divides them further.
+    On CUDA, it is `batch_pairs`, or, if that is 0, as many as a third of the device's free memory holds (another shard
+    may be about to take as much), at most CUDA_PIXELS pixels. On a CPU, it is as many as fit in HOST_PIXELS, whatever
+    `batch_pairs` is: the method divides them further.
     """
     if device == "cpu":
         return max(1, HOST_PIXELS // pixels)
@@ -37,7 +37,7 @@ def pairs_at_once(pixels: int, *, device: str, batch_pairs: int = 0) -> int:
 
 
 def computed_once(function: Callable) -> Callable:
-    """`functools.cache` for threads: a second caller waits for the first, in place of computing the same."""
+    """`functools.cache` for threads: a second caller waits for the first instead of repeating the computation."""
     cached, lock = functools.cache(function), threading.RLock()
 
     @functools.wraps(function)
@@ -50,7 +50,7 @@ def computed_once(function: Callable) -> Callable:
 
 
 def has_numba() -> bool:
-    """Whether numba is installed and works; prints a line if it is installed but fails, as with a too new numpy."""
+    """Whether numba is installed and works; prints a line if it is installed but fails, as when numpy is too new."""
     return importlib.util.find_spec("numba") is not None and _numba_works()
 
 
@@ -65,7 +65,7 @@ def _numba_works() -> bool:
 
 
 def threads() -> int:
-    """Number of threads that a method may use on the CPU: OpenCV's, which `one_thread` and workers set."""
+    """Number of threads a method may use on the CPU: OpenCV's, which `one_thread` and workers set."""
     import cv2
 
     return max(1, cv2.getNumThreads())
@@ -73,7 +73,7 @@ def threads() -> int:
 
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
-    """Use one thread in OpenCV and torch for the block, as in worker processes; then restore the former numbers."""
+    """Use one thread in OpenCV and torch within the block, as worker processes do; then restore the old numbers."""
     import cv2
 
     with contextlib.ExitStack() as stack:
@@ -88,7 +88,7 @@ def one_thread() -> Iterator[None]:
 
 
 def _free_bytes(device: str) -> int:
-    """Free memory of a CUDA device in bytes, including what torch has reserved and does not use."""
+    """Free memory of a CUDA device in bytes, including what torch has reserved but does not use."""
     import torch
 
     free, _ = torch.cuda.mem_get_info(device)
@@ -96,7 +96,7 @@ def _free_bytes(device: str) -> int:
 
 
 def in_halving_batches(between: Callable[[Any, Any], Any], first: Any, second: Any, *, pairs: int) -> Any:
-    """Apply `between` to batches of at most `pairs` pairs, which are halved while the device's memory is too small.
+    """Apply `between` to batches of at most `pairs` pairs, halving them until they fit in the device's memory.
 
     Args:
         between: maps n first and n second images to their flow, (n, 2, H, W).
@@ -116,13 +116,13 @@ def in_halving_batches(between: Callable[[Any, Any], Any], first: Any, second: A
         except RuntimeError as error:
             if not is_out_of_memory(error) or pairs == 1:
                 raise
-        _give_back()  # outside of the handler, whose traceback would keep the tensors alive
+        _give_back()  # outside the handler, whose traceback would keep the tensors alive
         pairs = -(-min(pairs, len(first)) // 2)
 
 
 @contextlib.contextmanager
 def ignoring_out_of_memory() -> Iterator[None]:
-    """Suppress an error of too little device memory, and then free all device memory that is not in use."""
+    """Suppress an out-of-memory error of the device, then free all device memory that is not in use."""
     try:
         yield
         return
@@ -133,7 +133,7 @@ def ignoring_out_of_memory() -> Iterator[None]:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a device's memory is too small. torch has a type for that; Triton and CUDA only say so."""
+    """Whether the error means that a device ran out of memory. torch has a type for it; Triton and CUDA only say so."""
     return type(error).__name__ == "OutOfMemoryError" or "out of memory" in str(error)
 
 
@@ -144,7 +144,7 @@ def _give_back() -> None:
 
 
 def as_tensor(images: np.ndarray | Tensor, device: str) -> Tensor:
-    """The images on the device. Read-only arrays, of which torch would warn, are copied."""
+    """The images on the device. Read-only arrays, which torch would warn about, are copied."""
     import torch
 
     if isinstance(images, np.ndarray) and not images.flags.writeable:
@@ -153,7 +153,7 @@ def as_tensor(images: np.ndarray | Tensor, device: str) -> Tensor:
 
 
 def concatenated(parts: list[Any]) -> Any:
-    """Concatenate numpy arrays or tensors along the first axis; a single one is not copied."""
+    """Concatenate numpy arrays or tensors along the first axis; a single one is returned uncopied."""
     if len(parts) == 1:
         return parts[0]
     if isinstance(parts[0], np.ndarray):
@@ -165,7 +165,7 @@ def concatenated(parts: list[Any]) -> Any:
 
 @contextlib.contextmanager
 def on_cuda_device(device: str) -> Iterator[None]:
-    """Launch kernels on this CUDA device within the block; nothing is done for the CPU."""
+    """Launch kernels on this CUDA device within the block; does nothing for the CPU."""
     if device == "cpu":
         yield
         return
@@ -176,7 +176,7 @@ def on_cuda_device(device: str) -> Iterator[None]:
 
 
 def pinned_array(shape: tuple[int, ...], *, device: str) -> np.ndarray:
-    """An uninitialised uint8 array that can be sent to the device asynchronously: page-locked memory for CUDA."""
+    """An uninitialized uint8 array that can be sent to the device asynchronously: page-locked memory for CUDA."""
     if device == "cpu":
         return np.empty(shape, np.uint8)
     import torch
@@ -185,7 +185,7 @@ def pinned_array(shape: tuple[int, ...], *, device: str) -> np.ndarray:
 
 
 def uploaded(frames: np.ndarray, *, device: str) -> np.ndarray | Tensor:
-    """Copy frames to the device. From a `pinned_array` the copy is asynchronous; it must not be changed meanwhile."""
+    """Copy frames to the device; asynchronously from a `pinned_array`, which must not change in the meantime."""
     if device == "cpu":
         return frames
     import torch
@@ -194,7 +194,7 @@ def uploaded(frames: np.ndarray, *, device: str) -> np.ndarray | Tensor:
 
 
 class Download:
-    """An asynchronous copy of numpy arrays or tensors to the host, queued after what the device is still computing."""
+    """An asynchronous copy of numpy arrays or tensors to the host, queued behind the device's pending work."""
 
     def __init__(self, *arrays: np.ndarray | Tensor):
         self._arrays, self._event = [_on_host(array) for array in arrays], None
@@ -202,11 +202,11 @@ class Download:
         if on_cuda:
             import torch
 
-            self._event = torch.cuda.Event(blocking=True)  # a blocking wait leaves the core to JPEG threads
+            self._event = torch.cuda.Event(blocking=True)  # a blocking wait frees the core for JPEG threads
             self._event.record(torch.cuda.current_stream(on_cuda[0]))
 
     def wait(self) -> list[np.ndarray]:
-        """Wait for the arrays, and return them."""
+        """Wait for the arrays and return them."""
         if self._event is not None:
             self._event.synchronize()
         return self._arrays

@@ -1,4 +1,4 @@
-"""Flow of enlarged frames, brought back to the original size: it captures objects that are only a few pixels wide."""
+"""Flow of enlarged frames, brought back to the original size: it captures objects only a few pixels wide."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ if TYPE_CHECKING:
 
 
 def enlarged(images: np.ndarray, factor: int) -> np.ndarray:
-    """Enlarge (N, H, W) or (N, H, W, 3) uint8 images: sides `factor` times as long, by bicubic interpolation.
+    """Enlarge (N, H, W) or (N, H, W, 3) uint8 images `factor` times along each side, by bicubic interpolation.
 
-    This is always done by OpenCV on the CPU, so that the rounding does not depend on the device of the flow.
+    OpenCV always does this on the CPU, so the rounding does not depend on the device of the flow.
     """
     if factor == 1:
         return images

@@ -1,4 +1,4 @@
-"""Constants and sizes shared by all implementations of pyramids, derivatives and medians; no image is handled here."""
+"""Constants and sizes shared by all implementations of pyramids, derivatives and medians; no images here."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from itertools import pairwise
 
 COARSE_BLUR = 1.25  # see `shrinking_sigmas_px`
 DERIVATIVE = (1 / 12, -8 / 12, 0.0, 8 / 12, -1 / 12)
-MEDIAN_GRAY = 16.0  # difference of gray values at which a neighbour has half weight in the weighted median
-MEDIAN_FLOOR = 0.1  # least factor of a neighbour of another gray value; keeps the median well conditioned
+MEDIAN_GRAY = 16.0  # gray value difference at which a neighbor has half weight in the weighted median
+MEDIAN_FLOOR = 0.1  # least factor of a neighbor of another gray value; keeps the median well conditioned
 MEDIAN_SPREAD = 0.04  # the weighted median is the mean of the quantiles from 1/2 - this to 1/2 + this
-TRUST_FLOOR = 0.05  # least confidence of a neighbour in the weighted median
-MEDIAN_SPACING_PX = 3.0  # distance between the rings of neighbours at full size
+TRUST_FLOOR = 0.05  # least confidence in a neighbor in the weighted median
+MEDIAN_SPACING_PX = 3.0  # distance between the rings of neighbors at full size
 MEDIAN_RINGS = ((1, 6, 0.0), (2, 8, 0.5), (3, 8, 0.0))  # radius in spacings, points, turn as a share of their distance
-# weight factors of the pixel itself, which comes first, and of the neighbours on each ring
+# weight factors of the pixel itself, which comes first, and the neighbors on each ring
 MEDIAN_FACTORS = (1.0, *(math.exp(-0.5 * (ring / 3) ** 2) for ring, points, _ in MEDIAN_RINGS for _ in range(points)))
 
 
 def median_offsets(scale: float) -> list[tuple[int, int]]:
-    """Offsets (x, y) of the neighbours of the weighted median, the pixel itself first; see `warp.weighted_median`.
+    """Offsets (x, y) of the neighbors of the weighted median, the pixel itself first; see `warp.weighted_median`.
 
-    They lie on three rings, so that few points cover a wide area. On a smaller pyramid level, `scale` times the full
-    size, the rings are closer, by sqrt(scale) only. A coarse level finds motion that is too large for the next finer
-    one, and a wide median would remove small objects before that.
+    They lie on three rings, so a few points cover a wide area. On a smaller pyramid level, `scale` times the full size,
+    the spacing shrinks only by sqrt(scale). A coarse level finds motion that is too large for the next finer one; a
+    wide median would remove small objects before that.
     """
     spacing_px = max(1.0, MEDIAN_SPACING_PX * math.sqrt(scale))
     offsets = [(0, 0)]
@@ -36,14 +36,14 @@ def median_offsets(scale: float) -> list[tuple[int, int]]:
 
 
 def _whole(value: float) -> int:
-    """Round to an integer, halves away from zero, so that mirrored points stay mirrored despite rounding errors."""
+    """Round to an integer, halves away from zero, so mirrored points stay mirrored despite rounding errors."""
     return int(math.copysign(math.floor(abs(value) + 0.5 + 1e-9), value))
 
 
 def pyramid_sizes(height: int, width: int, *, step: float, min_side: int) -> list[tuple[int, int]]:
     """Sizes of the levels, finest first: each `step` times the one before, none with a side below `min_side`.
 
-    The finest level is always there, however small: (240, 320) with step 0.5 and min_side 12 gives
+    The finest level is always included, however small: (240, 320) with step 0.5 and min_side 12 gives
     [(240, 320), (120, 160), (60, 80), (30, 40), (15, 20)], and (16, 1) gives [(16, 1)].
     """
     sizes = [(height, width)]
@@ -56,10 +56,10 @@ def pyramid_sizes(height: int, width: int, *, step: float, min_side: int) -> lis
 
 
 def shrinking_sigmas_px(sizes: Sequence[tuple[int, int]]) -> list[float]:
-    """Sigma, in pixels, of the Gaussian before each step from a pyramid size to the next, against aliasing.
+    """Sigma, in pixels, of the antialiasing Gaussian before each step from one pyramid size to the next.
 
-    Below half the full size it is COARSE_BLUR times as large: what aliasing leaves of a texture that is too fine for a
-    level moves by another way there, and a flow that starts with that does not find back.
+    Below half the full size it is COARSE_BLUR times as large: what aliasing leaves of a texture too fine for a level
+    moves differently there, and a flow that starts from that does not recover.
     """
     sigmas = []
     for finer, coarser in pairwise(sizes):
@@ -70,7 +70,7 @@ def shrinking_sigmas_px(sizes: Sequence[tuple[int, int]]) -> list[float]:
 
 
 def gaussian_taps(sigma_px: float) -> list[float]:
-    """Weights of a Gaussian cut off at three sigma, odd in number, with sum 1; sigma 0 gives [1]."""
+    """Weights of a Gaussian cut off at three sigma: an odd number, summing to 1; sigma 0 gives [1]."""
     if sigma_px <= 0:
         return [1.0]
     radius = max(1, math.ceil(3 * sigma_px))

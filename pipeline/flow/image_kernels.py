@@ -1,7 +1,7 @@
-"""Triton kernels for images: the counterparts of module `warp`. Each program computes one tile of one image.
+"""Triton kernels for images, counterparts of those in `warp`. Each program computes one tile of one image.
 
 Images are contiguous (N, planes, H, W) float32 or float64; arithmetic has the precision of what is loaded. Coordinates
-are clamped, so that borders repeat and loads need no masks; only stores are masked.
+are clamped, so borders repeat and loads need no masks; only stores are masked.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pipeline.flow import filters
 
 _INNER = tl.constexpr(filters.DERIVATIVE[3])
 _OUTER = tl.constexpr(filters.DERIVATIVE[4])
-SIZE = ["height", "width"]  # other values of these do not make Triton compile a kernel again
+SIZE = ["height", "width"]  # new values of these do not make Triton recompile a kernel
 
 
 @triton.jit(do_not_specialize=SIZE)
@@ -28,7 +28,7 @@ def blur(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """Symmetric filter along one axis with taps (2 RADIUS + 1,), computed in float64. Images may be uint8."""
+    """Symmetric filter along one axis with (2 RADIUS + 1,) taps, computed in float64. Images may be uint8."""
     x, y, stored, image = tile(height, width, ROWS, COLUMNS)
     images += image * height * width
     here = y * width + x
@@ -55,10 +55,10 @@ def resize(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """Bilinear resizing in the precision of the images; with FLOW vectors are scaled with the grid; see `warp.resize`.
+    """Bilinear resizing in the images' precision; with FLOW, vectors are scaled with the grid; see `warp.resize`.
 
-    The position of a pixel in the source is a fraction with denominator 2 width. Integers keep it exact, whereas
-    floating point loses precision with the distance from the origin.
+    A pixel's position in the source is a fraction with denominator 2 width (or 2 height). Integers keep it exact,
+    whereas floating point loses precision with distance from the origin.
     """
     x, y, stored, image = tile(height, width, ROWS, COLUMNS)
     images += image * from_height * from_width
@@ -114,8 +114,8 @@ def _landing(start, motion, last):
 def tile(height, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     """Columns and rows of this program's pixels, clamped; whether each lies in the image; the image's index.
 
-    A tile is a flat range, row after row. For a tile with two axes Triton itself would choose which threads are
-    adjacent. Since clamping hides which pixels are contiguous, some versions (3.6) choose those of a column.
+    A tile is a flat range, row after row. For a tile with two axes, Triton would choose which threads are adjacent;
+    since clamping hides which pixels are contiguous, some versions (3.6) choose those of a column.
     """
     across, down = tl.cdiv(width, COLUMNS), tl.cdiv(height, ROWS)
     image, number = tl.program_id(0) // (across * down), tl.program_id(0) % (across * down)
@@ -140,7 +140,7 @@ def slopes(image, x, y, height, width):
 
 @triton.jit
 def _source(to, from_size, to_size):
-    """The source pixels before and after a pixel of the resized image, and how far it is from the first, in [0, 1)."""
+    """Source pixels before and after a pixel of the resized image, and its distance from the first, in [0, 1)."""
     position = tl.maximum((2 * to + 1) * from_size - to_size, 0)
     before = position // (2 * to_size)
     share = (position - before * 2 * to_size).to(tl.float64) / (2 * to_size).to(tl.float64)
@@ -149,7 +149,7 @@ def _source(to, from_size, to_size):
 
 @triton.jit
 def _cubic(t, k: tl.constexpr):
-    """Weight of the neighbour at k - 1 of a point at t in [0, 1); exactly 0, 1, 0, 0 for t = 0."""
+    """Weight of the neighbor at k - 1 of a point at t in [0, 1); exactly 0, 1, 0, 0 for t = 0."""
     if k == 0:
         return t * (t * (1 - 0.5 * t) - 0.5)
     if k == 1:

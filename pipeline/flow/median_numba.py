@@ -1,4 +1,4 @@
-"""The medians of `warp`, compiled for the CPU: the median of 3 x 3 pixels, and the weighted median."""
+"""The medians of `warp`, compiled for the CPU: the median of 3 x 3 pixels and the weighted median."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from pipeline.flow.compiled import compiled, inlined
 from pipeline.flow.filters import MEDIAN_FACTORS, MEDIAN_FLOOR, MEDIAN_GRAY, MEDIAN_SPREAD, median_offsets
 
 _f = np.float32
-# A table has _PLACES rows of _LANES values: a row for the pixel itself and for each of its neighbours (23 rows are
-# used), a lane for each of _LANES adjacent pixels of an image row. Both are constants, because LLVM vectorises a loop
-# over the lanes only if it knows the distance between the rows of a table.
+# A table has _PLACES rows of _LANES values: a row for the pixel itself and each of its neighbors (23 rows are used),
+# and a lane for each of _LANES adjacent pixels in an image row. Both are constants, because LLVM vectorizes a loop over
+# the lanes only if it knows the distance between a table's rows.
 _LANES, _PLACES = 64, 24
 _EIGHT = 8 * _LANES
 
 
 def median3(flow: np.ndarray) -> np.ndarray:
-    """Median of the 3 x 3 neighbourhood of each pixel of (2, H, W), borders repeated; see `warp.median3`."""
+    """Median of the 3 x 3 neighborhood of each pixel of (2, H, W), borders repeated; see `warp.median3`."""
     filtered = np.empty_like(flow)
     _median3(padded(flow, 1, 1), filtered)
     return filtered
@@ -47,7 +47,7 @@ def weighted_median(flow: np.ndarray, image: np.ndarray, trust: np.ndarray, *, s
 def padded(planes: np.ndarray, before: int, after: int) -> np.ndarray:
     """Pad (C, H, W) planes by `before` and `after` pixels along both image axes, borders repeated.
 
-    OpenCV does this in half the time of `numpy.pad`, and every pyramid level of a pair needs it several times.
+    OpenCV takes half as long as `numpy.pad`, and every pyramid level of a pair needs this several times.
     """
     count, height, width = planes.shape
     found = np.empty((count, height + before + after, width + before + after), planes.dtype)
@@ -85,7 +85,7 @@ def _rows(around, gray, trusted, filtered, offsets, factors, per_gray, floor, sp
     count, reach = len(offsets), (gray.shape[0] - height) // 2
     of_all, weights = np.zeros(_PLACES * _LANES, gray.dtype), np.zeros(_PLACES * _LANES, gray.dtype)
     values, total = np.zeros(_PLACES * _LANES, gray.dtype), np.zeros(_LANES, gray.dtype)
-    values[count * _LANES :] = np.inf  # unused places are sorted last and have zero weight
+    values[count * _LANES :] = np.inf  # unused places sort last and have zero weight
     for y in range(height):
         for left in range(0, width, _LANES):
             size = min(_LANES, width - left)
@@ -110,7 +110,7 @@ def _rows(around, gray, trusted, filtered, offsets, factors, per_gray, floor, sp
 
 @compiled
 def _weigh(there, middle, believed, factor, per_gray, floor, weight, total):
-    """Compute the weight of one neighbour of each pixel, and add it to the total of the pixel."""
+    """Compute the weight of one neighbor of each pixel, and add it to the pixel's total."""
     for x in range(len(there)):
         difference = (there[x] - middle[x]) * per_gray
         difference *= difference
@@ -135,7 +135,7 @@ def _middle_mean(values, weights, total, count, spread, mean):
 
 @compiled
 def _sort(values, weights):
-    """Sort 24 values in each lane, and their weights along: three groups of eight in registers, merged in pairs."""
+    """Sort 24 values in each lane along with their weights: three groups of eight in registers, merged in pairs."""
     for k in range(3):
         _sort_eight(values[k * _EIGHT :], weights[k * _EIGHT :])
     for k in (0, 1, 0):
@@ -144,7 +144,7 @@ def _sort(values, weights):
 
 @compiled
 def _merge(values, weights):
-    """Merge two adjacent sorted groups of eight: separate the smaller from the larger half, then sort each half."""
+    """Merge two adjacent sorted groups of eight: separate the smaller half from the larger, then sort each half."""
     for k in range(8):
         i, j = k * _LANES, (15 - k) * _LANES
         for x in range(_LANES):
@@ -192,7 +192,7 @@ def _put(v, w, x, eight):
 
 @inlined
 def _sorted(eight):
-    """Sort eight pairs in 19 comparisons, the fewest; Knuth, The art of computer programming, volume 3, 5.3.4."""
+    """Sort eight pairs in 19 comparisons, the minimum; Knuth, The art of computer programming, volume 3, 5.3.4."""
     a, b, c, d, e, f, g, h = eight
     (a, c), (b, d), (e, g), (f, h) = _ordered(a, c), _ordered(b, d), _ordered(e, g), _ordered(f, h)
     (a, e), (b, f), (c, g), (d, h) = _ordered(a, e), _ordered(b, f), _ordered(c, g), _ordered(d, h)
@@ -205,7 +205,7 @@ def _sorted(eight):
 
 @inlined
 def _sorted_bitonic(eight):
-    """Sort eight pairs whose values rise and then fall, or the other way round."""
+    """Sort eight pairs whose values rise and then fall, or vice versa."""
     a, b, c, d, e, f, g, h = eight
     (a, e), (b, f), (c, g), (d, h) = _ordered(a, e), _ordered(b, f), _ordered(c, g), _ordered(d, h)
     (a, c), (b, d), (e, g), (f, h) = _ordered(a, c), _ordered(b, d), _ordered(e, g), _ordered(f, h)

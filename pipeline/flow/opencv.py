@@ -1,6 +1,6 @@
 """OpenCV's flow estimators, pair by pair on the CPU.
 
-They use as many threads as `cv2.setNumThreads` allows (PCAFlow: one); a worker process sets that to 1.
+They use as many threads as `cv2.setNumThreads` allows (PCAFlow: one); worker processes set that to 1.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy as np
 
 from pipeline.specs import FlowSpec
 
-FARNEBACK_BORDER_PX = 16  # by which images are extended: OpenCV's own border lets identical frames move
+FARNEBACK_BORDER_PX = 16  # images are extended by this: with OpenCV's own border, identical frames seem to move
 FARNEBACK = {"pyr_scale": 0.5, "levels": 5, "winsize": 15, "iterations": 3, "poly_n": 5, "poly_sigma": 1.2, "flags": 0}
 PRESETS = {
     "dis_ultrafast": cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST,
@@ -20,19 +20,19 @@ PRESETS = {
     "dis_medium": cv2.DISOPTICAL_FLOW_PRESET_MEDIUM,
 }
 CONTRIB = {"deepflow": "createOptFlow_DeepFlow", "pcaflow": "createOptFlow_PCAFlow"}  # in cv2.optflow
-# (height, width) of the smallest image that an estimator takes. On smaller ones DIS chooses the coarsest scale by the
-# width alone, and reads beyond images that are less high
+# (height, width) of the smallest image that an estimator takes. On smaller ones, DIS chooses the coarsest scale by
+# width alone and reads past the end of images that are less high
 DIS_MIN_SIZE_PX = {"dis_ultrafast": (32, 32), "dis_fast": (32, 32), "dis_medium": (16, 16)}
-# PCAFlow writes 14 x 18 cosine coefficients into an image of (height // 8 * 2, width // 8 * 2), and past its end if
-# that is smaller
+# PCAFlow writes 14 x 18 cosine coefficients into an image of (height // 8 * 2, width // 8 * 2), overrunning it if it
+# is smaller
 PCAFLOW_MIN_SIZE_PX = (56, 72)
-_NOTHING_TRACKED = ("checkVector", "empty matrix")  # in the messages of PCAFlow where no point can be tracked
+_NOTHING_TRACKED = ("checkVector", "empty matrix")  # in PCAFlow's messages when no point can be tracked
 
 OfPair = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 def why_not(method: str) -> str:
-    """What this OpenCV lacks for the method and what to do, or ""."""
+    """What this OpenCV build lacks for the method and what to do, or ""."""
     if method in CONTRIB and not hasattr(getattr(cv2, "optflow", None), CONTRIB[method]):
         return (
             "this OpenCV has no contrib modules (cv2.optflow); pip uninstall opencv-python opencv-python-headless, "
@@ -42,12 +42,12 @@ def why_not(method: str) -> str:
 
 
 def between(first: np.ndarray, second: np.ndarray, spec: FlowSpec, *, device: str) -> np.ndarray:
-    """Flow from each first image to its second image; every pair is computed independently of the others.
+    """Flow from each first image to its second image; every pair is computed independently.
 
     Args:
         first, second: (N, H, W) uint8, gray.
         spec: its method names the estimator: a key of PRESETS or CONTRIB, or farneback.
-        device: "cpu"; the methods on CUDA are in `opencv_cuda.py`.
+        device: "cpu"; the CUDA methods are in `opencv_cuda.py`.
 
     Returns:
         (N, 2, H, W) float32, pixels; channel 0 is x (right positive), 1 is y (down positive).
@@ -57,9 +57,9 @@ def between(first: np.ndarray, second: np.ndarray, spec: FlowSpec, *, device: st
 
     Source: Kroeger et al., Fast optical flow using dense inverse search, ECCV 2016; Farneback, Two-frame motion
     estimation based on polynomial expansion, SCIA 2003; Weinzaepfel et al., DeepFlow, ICCV 2013 (OpenCV's has no deep
-    matching: it is the variational part alone); Wulff and Black, Efficient sparse-to-dense optical flow estimation
-    using a learned basis and layers, CVPR 2015 (OpenCV's without a learned basis: cosines). Images that are too small
-    for an estimator are extended by their border pixels and the flow is cropped back.
+    matching, only the variational part); Wulff and Black, Efficient sparse-to-dense optical flow estimation using a
+    learned basis and layers, CVPR 2015 (OpenCV's uses cosines instead of a learned basis). Images too small for an
+    estimator are extended by repeating their border pixels, and the flow is cropped back.
     """
     count, height, width = first.shape
     of_pair, min_size = _estimator(spec.method)
@@ -71,7 +71,7 @@ def between(first: np.ndarray, second: np.ndarray, spec: FlowSpec, *, device: st
 
 
 def extend(image: np.ndarray, min_size: tuple[int, int]) -> np.ndarray:
-    """The image with its last row and column repeated as often as (height, width) `min_size` asks for."""
+    """The image with its last row and column repeated until it is at least `min_size`, (height, width)."""
     height, width = image.shape
     if height >= min_size[0] and width >= min_size[1]:
         return image
@@ -104,8 +104,8 @@ def _farneback(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 def _pcaflow(estimator: cv2.DenseOpticalFlow, first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """Run PCAFlow with one thread and without OpenCL, because its bits depend on both.
 
-    The flow is 0 if no point at all can be tracked (a black frame): OpenCV refuses such a pair, and the damped least
-    squares fit to no points is 0.
+    The flow is 0 if no point can be tracked (a black frame): OpenCV rejects such a pair, and the damped least squares
+    fit to no points is 0.
     """
     threads, opencl = cv2.getNumThreads(), cv2.ocl.useOpenCL()
     cv2.setNumThreads(1)

@@ -1,4 +1,4 @@
-"""OpenCV's flow estimators on CUDA devices, for an OpenCV that was built with CUDA; the wheels of PyPI are not.
+"""OpenCV's flow estimators on CUDA devices, for an OpenCV built with CUDA; PyPI's wheels are not.
 
 Those wheels still have a `cv2.cuda` with some of its classes, so only the number of devices tells them apart.
 """
@@ -22,14 +22,14 @@ CLASSES = {
     "nvidia_of": ("NvidiaOpticalFlow_2_0", "NvidiaOpticalFlow_1_0"),  # the newer first
 }
 MIN_SIZE_PX = (16, 16)  # of the coarsest level of Brox's pyramid
-FIXED_POINT_STEPS = 32.0  # S10.5: a sign, ten bits of pixels, five bits of their fraction
+FIXED_POINT_STEPS = 32.0  # S10.5: a sign bit, ten integer bits (pixels), five fractional bits
 SLOW_PRESET = 5  # NV_OF_PERF_LEVEL_SLOW of both versions: the most accurate
-GRIDS_PX = (1, 2, 4)  # possible sides of the block of pixels that shares one vector
-NVIDIA_MIN_SIZE_PX = (128, 160)  # smaller images are extended: each hardware generation has a least size
+GRIDS_PX = (1, 2, 4)  # possible sides of a block of pixels that shares one vector
+NVIDIA_MIN_SIZE_PX = (128, 160)  # smaller images are extended: each hardware generation has a minimum size
 
 
 def device_count() -> int:
-    """CUDA devices that this OpenCV can use; 0 if it was built without CUDA or does not fit the driver."""
+    """Number of CUDA devices OpenCV can use; 0 if it was built without CUDA or does not match the driver."""
     try:
         return max(0, cv2.cuda.getCudaEnabledDeviceCount())
     except (AttributeError, cv2.error):
@@ -37,7 +37,7 @@ def device_count() -> int:
 
 
 def why_not(method: str) -> str:
-    """What this OpenCV lacks for the method and what to do, or ""."""
+    """What this OpenCV build lacks for the method and what to do, or ""."""
     if not device_count():
         return (
             "OpenCV sees no CUDA device (PyPI's wheels are built without CUDA); build OpenCV and contrib with WITH_CUDA"
@@ -48,23 +48,23 @@ def why_not(method: str) -> str:
 
 
 def between(first: np.ndarray, second: np.ndarray, spec: FlowSpec, *, device: str) -> np.ndarray:
-    """Flow from each first image to its second image; every pair is computed independently of the others.
+    """Flow from each first image to its second image; every pair is computed independently.
 
     Args:
         first, second: (N, H, W) uint8, gray.
-        spec: its method is a key of CLASSES. Settings are OpenCV's defaults, and the most accurate preset of the
-            hardware; no hints pass from pair to pair.
+        spec: its method is a key of CLASSES. Settings are OpenCV's defaults and the hardware's most accurate preset;
+            no hints pass from pair to pair.
         device: "cuda" or "cuda:N".
 
     Returns:
         (N, 2, H, W) float32, pixels; channel 0 is x (right positive), 1 is y (down positive).
 
     Raises:
-        ValueError: this OpenCV cannot do it, or the hardware's vectors have an unknown format.
+        ValueError: this OpenCV build lacks the method, or the hardware's vectors have an unknown format.
 
     Source: Zach, Pock, Bischof, A duality based approach for realtime TV-L1 optical flow, DAGM 2007; Brox et al.,
-    High accuracy optical flow estimation based on a theory for warping, ECCV 2004; NVIDIA Optical Flow SDK, whose
-    vectors are in 1/32 pixel, one for each square block of side 1, 2 or 4 pixels: we interpolate between the blocks.
+    High accuracy optical flow estimation based on a theory for warping, ECCV 2004; NVIDIA Optical Flow SDK, with one
+    vector, in units of 1/32 pixel, per square block of side 1, 2 or 4 pixels: we interpolate between the blocks.
     """
     if why := why_not(spec.method):
         raise ValueError(f"[flow] method {spec.method} is not available: {why}")
@@ -99,20 +99,20 @@ def _estimator(method: str, size: tuple[int, int], index: int) -> Iterator[tuple
 
 
 def _classes(method: str) -> dict[str, Any]:
-    """The classes of the method that this OpenCV has, by name."""
+    """The method's classes that this OpenCV build has, by name."""
     found = {name: _class(name) for name in CLASSES[method]}
     return {name: kind for name, kind in found.items() if kind is not None}
 
 
 def _class(name: str) -> Any:
-    """A class of cv2.cuda; older versions have it as cv2.cuda_<name>."""
+    """A class of cv2.cuda; older versions call it cv2.cuda_<name>."""
     return getattr(cv2.cuda, name, None) or getattr(cv2, f"cuda_{name}", None)
 
 
 def _hardware(classes: dict[str, Any], size: tuple[int, int], index: int) -> Any:
     """NVIDIA's estimator for images of (height, width) `size`, with the newest interface that the driver supports."""
     for name, kind in classes.items():
-        grid = {"outputGridSize": GRIDS_PX[0]} if name == "NvidiaOpticalFlow_2_0" else {}  # the older one has 4
+        grid = {"outputGridSize": GRIDS_PX[0]} if name == "NvidiaOpticalFlow_2_0" else {}  # the older one's is 4
         try:
             return kind.create(size[::-1], perfPreset=SLOW_PRESET, gpuId=index, **grid)
         except cv2.error as error:
@@ -125,14 +125,14 @@ def to_pixels(vectors: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
     Args:
         vectors: (h, w, 2) int16, 1/32 pixel of the image; each stands for a block of side 1, 2 or 4.
-        size: (H, W) of the image: the blocks fill it exactly.
+        size: (H, W) of the image, which the blocks fill exactly.
 
     Returns:
-        (H, W, 2) float32, pixels, interpolated between the centres of blocks. The values do not depend on the side of
-        the blocks, because the hardware counts in pixels of the image.
+        (H, W, 2) float32, pixels, interpolated between the centers of blocks. The values do not depend on the block
+        size, because the hardware counts in pixels of the image.
 
     Raises:
-        ValueError: vectors of another type, or blocks that do not fill the image.
+        ValueError: vectors of the wrong type, or blocks that do not fill the image.
     """
     grid = size[0] // vectors.shape[0]
     if vectors.dtype != np.int16 or grid not in GRIDS_PX or vectors.shape != (size[0] // grid, size[1] // grid, 2):

@@ -1,4 +1,4 @@
-"""RAFT, a trained network, through torchvision; on the CPU and on CUDA."""
+"""RAFT, a trained network, from torchvision; on the CPU and on CUDA."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from pipeline.specs import FlowSpec
 from pipeline.tensors import read_tensors, true_float32
 
 CELL_PX = 8  # the network works on cells of this side
-MIN_SIDE_PX = 128  # its coarsest correlations need two cells in a side
+MIN_SIDE_PX = 128  # its coarsest correlations need two cells per side
 MEMORY_BYTES = 4 << 30  # approximate memory of one batch on CUDA
-PIXEL_BYTES = 1200  # memory of an image pair per pixel: feature maps, and the flow of every update
-CELL_PAIR_BYTES = 6  # memory of an image pair per two cells: correlations, and their pyramid
+PIXEL_BYTES = 1200  # memory of an image pair per pixel: feature maps and the flow of every update
+CELL_PAIR_BYTES = 6  # memory of an image pair per pair of cells: correlations and their pyramid
 
 
 def between(
@@ -30,8 +30,8 @@ def between(
 
     Args:
         first, second: (N, H, W, 3) uint8, RGB; numpy arrays, or, for CUDA, tensors on the device.
-        spec: its method names the network; also read are `raft_weights`, `raft_updates`, and `batch_pairs`, which on
-            CUDA changes the rounding of the result.
+        spec: its method names the network; also reads `raft_weights`, `raft_updates`, and `batch_pairs`, which on CUDA
+            changes the rounding of the result.
         device: "cpu", "cuda" or "cuda:N".
 
     Returns:
@@ -42,8 +42,8 @@ def between(
         FileNotFoundError, ValueError: as for `load`.
 
     Source: Teed and Deng, RAFT: recurrent all pairs field transforms for optical flow, ECCV 2020, with torchvision's
-    networks and weights. Frames of any size are extended by their border pixels to whole cells, and to the smallest
-    size that the network takes, and the flow is cropped back.
+    networks and weights. Frames are extended by repeating their border pixels to whole cells and at least the smallest
+    size that the network takes; the flow is cropped back.
     """
     count, height, width = first.shape[:3]
     network = _on_device(spec, weights.find(spec).stat().st_mtime_ns, device)
@@ -58,8 +58,8 @@ def between(
 def _pairs_at_once(height: int, width: int, device: str, batch_pairs: int) -> int:
     """Number of pairs in a batch: on CUDA by the memory of one pair, since correlations grow with the size squared.
 
-    On the CPU it is one, which is as fast. The rounding of convolutions depends on the batch, and on the CPU the same
-    bytes are guaranteed.
+    On the CPU it is one, which is just as fast. The rounding of convolutions depends on the batch size, and the CPU
+    must always give the same bytes.
     """
     if device == "cpu" or batch_pairs:
         return 1 if device == "cpu" else batch_pairs
@@ -73,12 +73,12 @@ def load(spec: FlowSpec) -> nn.Module:
 
     Raises:
         FileNotFoundError: no such file, or it cannot be downloaded.
-        ValueError: the file is damaged, or holds the weights of something else.
+        ValueError: the file is damaged, or holds other weights.
     """
     path = weights.find(spec)
     weights.check_content(spec, path)
     state = _read(path)
-    with torch.random.fork_rng(devices=[]):  # the random start is overwritten; torch's global random state is kept
+    with torch.random.fork_rng(devices=[]):  # random weights are overwritten; keep torch's global random state
         network = getattr(optical_flow, spec.method)(weights=None)
     _refuse_mismatch(network.state_dict(), state, path, spec.method)
     network.load_state_dict(state)
@@ -87,7 +87,7 @@ def load(spec: FlowSpec) -> nn.Module:
 
 @functools.lru_cache(maxsize=2)
 def _on_device(spec: FlowSpec, changed_ns: int, device: str) -> nn.Module:
-    """The network on the device, cached for the next batch; a file that was replaced (`changed_ns`) is read again."""
+    """The network on the device, cached for the next batch; a replaced file (`changed_ns`) is read again."""
     return load(spec).to(device)
 
 
@@ -129,6 +129,6 @@ def _flow(network: nn.Module, first: Tensor, second: Tensor, updates: int) -> Te
 
 
 def border_px(side: int) -> tuple[int, int]:
-    """Padding before and after a side to whole cells, at least MIN_SIDE_PX: 250 gives (3, 3), 1 gives (63, 64)."""
+    """Padding of a side, before and after, to whole cells, at least MIN_SIDE_PX: 250 gives (3, 3), 1 gives (63, 64)."""
     missing = -(-max(side, MIN_SIDE_PX) // CELL_PX) * CELL_PX - side
     return missing // 2, missing - missing // 2

@@ -1,9 +1,9 @@
 """Red-black successive over-relaxation of two coupled fields on a grid, as batches of torch tensors.
 
-The pixels are coloured like a chessboard. All neighbours of a red pixel are black, so all red ones are updated at once,
-then all black ones. The colours are kept apart, each a packed image of half the width, and every step is elementwise
-over shifted views of it. There is no reduction, so an image gives the same bits alone and in any batch, and no pixel is
-computed needlessly.
+The pixels are colored like a chessboard. All neighbors of a red pixel are black, so all red ones are updated at once,
+then all black ones. The colors are stored apart, each as a packed image of half the width, and every step is
+elementwise over shifted views of it. There is no reduction, so an image gives the same bits alone and in any batch, and
+no pixel is computed needlessly.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from torch import Tensor
 from torch.nn import functional
 
 RELAXATION = 1.9  # over-relaxation; anything below 2 converges
-SINGULAR = 1e-12  # least determinant in a division; it is smaller only for a pixel with neither data nor neighbours
+SINGULAR = 1e-12  # least determinant to divide by; only a pixel with neither data nor neighbors has a smaller one
 
 
 class _Colour(NamedTuple):
-    """The linear system of the pixels of one colour; all but `padded` are (N, 1 or 2, H * half width)."""
+    """The linear system of the pixels of one color; all but `padded` are (N, 1 or 2, H * half width)."""
 
-    above: Tensor  # weight of the neighbour above; all neighbours are of the other colour
-    below: Tensor  # weight of the neighbour below
-    same: Tensor  # weight of the neighbour at the same column of the packed image
-    before: Tensor  # weight of the neighbour one packed column before; 0 for pixels of odd column
-    after: Tensor  # weight of the neighbour one packed column after; 0 for pixels of even column
+    above: Tensor  # weight of the neighbor above; all neighbors are of the other color
+    below: Tensor  # weight of the neighbor below
+    same: Tensor  # weight of the neighbor in the same column of the packed image
+    before: Tensor  # weight of the neighbor one packed column before; 0 for pixels in odd columns
+    after: Tensor  # weight of the neighbor one packed column after; 0 for pixels in even columns
     diagonal: Tensor  # diagonal of the inverse of the pixel's own 2 x 2 matrix, times RELAXATION
     off: Tensor  # off-diagonal element of that inverse, times RELAXATION
     right: Tensor  # right-hand side b
@@ -33,7 +33,7 @@ class _Colour(NamedTuple):
 
 
 def solve(flow: Tensor, across: Tensor, down: Tensor, matrix: Tensor, right: Tensor, *, sweeps: int) -> Tensor:
-    """Improve the solution U of  A_i U_i + sum over the four neighbours j of w_ij (U_i - U_j) = b_i  in every pixel i.
+    """Improve the solution U of  A_i U_i + sum over the four neighbors j of w_ij (U_i - U_j) = b_i  at every pixel i.
 
     Args:
         flow: (N, 2, H, W) float32 or float64, where to start; all arguments have its type.
@@ -41,7 +41,7 @@ def solve(flow: Tensor, across: Tensor, down: Tensor, matrix: Tensor, right: Ten
         down: (N, 1, H - 1, W) weights between each pixel and the one below.
         matrix: (N, 3, H, W), A11, A12 = A21 and A22 of the symmetric, positive semi-definite A.
         right: (N, 2, H, W), the right-hand side b.
-        sweeps: number of updates of every pixel; it is fixed, so that no image depends on the others in its batch.
+        sweeps: number of updates of every pixel; fixed, so no image depends on the others in its batch.
 
     Returns:
         (N, 2, H, W) of the same type.
@@ -65,7 +65,7 @@ def solve(flow: Tensor, across: Tensor, down: Tensor, matrix: Tensor, right: Ten
 
 
 def _coefficients(flow: Tensor, across: Tensor, down: Tensor, matrix: Tensor, right: Tensor) -> Tensor:
-    """All that a pixel's update needs, (N, 11, H, W): 4 weights, 3 elements of the inverse times RELAXATION, b, U."""
+    """What a pixel's update needs, (N, 11, H, W): 4 weights, 3 elements of the inverse times RELAXATION, b, U."""
     across, down = functional.pad(across, (1, 1)), functional.pad(down, (0, 0, 1, 1))
     weights = torch.cat((down[..., :-1, :], down[..., 1:, :], across[..., :-1], across[..., 1:]), 1)
     total = weights.sum(1, keepdim=True)
@@ -75,7 +75,7 @@ def _coefficients(flow: Tensor, across: Tensor, down: Tensor, matrix: Tensor, ri
 
 
 def _colour(coefficients: Tensor, colour: int) -> _Colour:
-    """Pick the pixels of one colour: in row y the columns 2 c + (y + colour) % 2, which are packed to columns c."""
+    """Pick the pixels of one color: in row y, the columns 2 c + (y + colour) % 2, which are packed into columns c."""
     pairs = coefficients.unflatten(-1, (-1, 2))
     packed = pairs[..., colour].clone()
     packed[..., 1::2, :] = pairs[..., 1::2, :, 1 - colour]
@@ -88,7 +88,7 @@ def _colour(coefficients: Tensor, colour: int) -> _Colour:
 
 
 def _update(own: _Colour, other: Tensor, sums: Tensor, height: int) -> None:
-    """Relax the pixels of one colour, given the padded unknowns of the other."""
+    """Relax the pixels of one color, given the padded unknowns of the other."""
     size = sums.shape[-1]
     row = size // height
     torch.addcmul(own.right, own.above, other[..., :size], out=sums)

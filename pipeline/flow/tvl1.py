@@ -1,8 +1,8 @@
 """TV-L1 optical flow of many image pairs at once, on the CPU and on CUDA.
 
 One model has three implementations: `tvl1_torch` defines it and runs anywhere, `tvl1_numba` is for the CPU, and
-`tvl1_triton` for CUDA. If numba or Triton is missing, `tvl1_torch` does the work, with the same constants. If Triton is
-installed but fails, a line says so.
+`tvl1_triton` for CUDA. If numba or Triton is missing, `tvl1_torch` does the work, with the same constants. If either is
+installed but fails, a message says so.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-_PATIENCE_S = 3.0  # seconds after which the first call prints what it waits for
+_PATIENCE_S = 3.0  # seconds after which the first call prints what it is waiting for
 CPU_PIXELS_AT_ONCE = 320 * 240  # without numba; on CUDA `device.pairs_at_once` decides
 
 
@@ -30,26 +30,26 @@ def between(
 ) -> np.ndarray | Tensor:
     """Flow from each first image to its second image.
 
-    On every pyramid level, several times: the second image is warped by the present flow u0, the constraints are
-    linearised, and, with differences between adjacent pixels,
+    On every pyramid level, several times: the second image is warped by the current flow u0, the constraints are
+    linearized, and, with differences between adjacent pixels,
 
         min over u of  sum over x of  |grad u(x)|  +  sum over c of  b_c m_c(x) |r_c(x) + s_c(x) . (u(x) - u0(x))|
 
-    is solved by a fixed number of primal-dual iterations, so that no pair waits for another.
+    is solved by a fixed number of primal-dual iterations, so no pair waits for another.
     - |grad u| is the length of the Jacobian, so edges of both components coincide.
     - c runs over both components of the image gradient and the gray value, each only if it has a weight b. r is the
       residual at u0. s is the mean of the slopes in the first and the warped second image.
-    - m = 1 / sqrt(1 + |s|^2 / SATURATION^2), so that the residual at a steep edge is measured in pixels and does not
-      outweigh weak textures, whose residual is measured in gray values. It is divided by 1 + (m r / (SATURATION
+    - m = 1 / sqrt(1 + |s|^2 / SATURATION^2), so the residual at a steep edge is measured in pixels and does not
+      outweigh weak textures, whose residual is measured in gray values. m is then divided by 1 + (m r / (SATURATION
       FAR_PX))^2: a residual that would take more than a few pixels of motion is a change of light or an occlusion.
     - Points that lead out of the image have no data term.
-    Then the flow is median filtered, after the last warping of a level by `warp.weighted_median`, in which pixels whose
-    residual remains, as where something is occluded or leads out of the image, have little weight. The coarse levels
-    are computed in double precision (`tvl1_model.is_precise`).
+    Then the flow is median filtered; after a level's last warping, by `warp.weighted_median`, where pixels with a
+    remaining residual (occluded, or leading out of the image) have little weight. The coarse levels are computed in
+    double precision (`tvl1_model.is_precise`).
 
     Args:
         first, second: (N, H, W) uint8, gray; numpy arrays, or, for CUDA, tensors on the device.
-        spec: weights and numbers of iterations (`tvl1_*`), and `batch_pairs`, which does not change the result.
+        spec: weights and iteration counts (`tvl1_*`), and `batch_pairs`, which does not change the result.
         device: "cpu", "cuda" or "cuda:N".
 
     Returns:
@@ -106,9 +106,9 @@ def _plain(first: Tensor, second: Tensor, spec: FlowSpec) -> Tensor:
 
 @computed_once
 def triton_works(device: str) -> bool:
-    """Whether Triton's kernels can be used on the device; once per process they are tried.
+    """Whether Triton's kernels can be used on the device, tried once per process and device.
 
-    Triton compiles at run time, and needs a C compiler and a driver that suit it. If it is installed but fails, a line
+    Triton compiles at run time, which takes a suitable C compiler and driver. If it is installed but fails, a message
     says so.
     """
     if device == "cpu" or not importlib.util.find_spec("triton"):
@@ -131,7 +131,7 @@ def triton_works(device: str) -> bool:
 
 @computed_once
 def _compile_for_cpu() -> None:
-    """Have numba compile its loops, or load what it has compiled before; this is done once per process."""
+    """Have numba compile its loops, or load what it compiled before; done once per process."""
     import numpy as np
 
     from pipeline.flow import tvl1_numba

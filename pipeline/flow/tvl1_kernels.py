@@ -30,7 +30,7 @@ def describe(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """Write the channels that stay constant along the motion: gradient, gray value or both, whichever has a weight."""
+    """Write the channels that stay constant along the motion: gradient, gray value or both, whichever have a weight."""
     x, y, stored, image = tile(height, width, ROWS, COLUMNS)
     plane, here = height * width, y * width + x
     images += image * plane
@@ -56,7 +56,7 @@ def linearise(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """Linearise the data term around the flow: slopes along x, along y, and constants, into `linear` (N, 3 C, H, W)."""
+    """Linearize the data term around the flow: slopes along x and y, then constants, into `linear` (N, 3 C, H, W)."""
     x, y, stored, image = tile(height, width, ROWS, COLUMNS)
     plane, here = height * width, y * width + x
     flow += image * 2 * plane
@@ -99,9 +99,9 @@ def iterate(
 ):
     """One primal-dual iteration. `before` is the flow one iteration earlier; in the first iteration it is `flow`.
 
-    GRADIENT and BRIGHTNESS are the weights of the two terms. They are compile-time constants, so that they are exact in
-    double precision too; an argument would be float32.
-    Neighbouring programs read the flows and duals that this one updates, so the updates are written to other buffers.
+    GRADIENT and BRIGHTNESS are the weights of the two terms. They are compile-time constants to be exact in double
+    precision too; an argument would be float32.
+    Neighboring programs read the flows and duals that this one updates, so the updates are written to other buffers.
     No other program reads the duals of the data term, so they are updated in place.
     """
     x, y, stored, image = tile(height, width, ROWS, COLUMNS)
@@ -155,7 +155,7 @@ def iterate(
 
 @triton.jit(do_not_specialize=SIZE)
 def median(flow, start, filtered, height, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """Median of the 3 x 3 neighbourhood of the limited flow; see `warp.median3`."""
+    """Median of the 3 x 3 neighborhood of the limited flow; see `warp.median3`."""
     x, y, stored, image = tile(height, width, ROWS, COLUMNS)
     plane = height * width
     left, right = tl.maximum(x - 1, 0), tl.minimum(x + 1, width - 1)
@@ -185,7 +185,7 @@ def trust(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """Confidence of the limited flow at each pixel; see `tvl1_torch._trust`."""
+    """Confidence in the limited flow at each pixel; see `tvl1_torch._trust`."""
     x, y, stored, image = tile(height, width, ROWS, COLUMNS)
     CHANNELS: tl.constexpr = 2 * (GRADIENT > 0) + (BRIGHTNESS > 0)
     plane, here = height * width, y * width + x
@@ -220,7 +220,7 @@ def weighted_median(
 ):
     """Weighted median of the limited flow; see `warp.weighted_median`.
 
-    The arguments that are no images: offsets (neighbours, 2) int32, x and y; FACTORS, the weight factor of each.
+    Arguments that are not images: offsets (neighbors, 2) int32, x and y; FACTORS, the weight factor of each.
     """
     x, y, stored, image = tile(height, width, ROWS, COLUMNS)
     plane, here = height * width, y * width + x
@@ -246,7 +246,7 @@ def weighted_median(
         for j in tl.static_range(len(FACTORS)):
             below = tl.zeros_like(middle)
             for i in tl.static_range(len(FACTORS)):
-                if i < j:  # of equal values the earlier one counts as below
+                if i < j:  # of equal values, the earlier counts as below
                     below += tl.where(values[i] <= values[j], weights[i], 0.0)
                 if i > j:
                     below += tl.where(values[i] < values[j], weights[i], 0.0)
@@ -275,21 +275,21 @@ def _ascend(duals, at, plane, u, v, u_right, v_right, u_below, v_below):
 
 @triton.jit
 def _limited(flow, start, at):
-    """The flow, limited to UPDATE_PX around its value at the start of the warping, where the linear model holds."""
+    """The flow, limited to within UPDATE_PX of its value before the warping, where the linear model holds."""
     begun = tl.load(start + at)
     return begun + tl.minimum(tl.maximum(tl.load(flow + at) - begun, -_UPDATE_PX), _UPDATE_PX)
 
 
 @triton.jit
 def _shifted(x, y, offsets, j: tl.constexpr, height, width):
-    """Index of neighbour j within its plane, borders repeated."""
+    """Index of neighbor j within its plane, borders repeated."""
     there_x = tl.minimum(tl.maximum(x + tl.load(offsets + 2 * j), 0), width - 1)
     return tl.minimum(tl.maximum(y + tl.load(offsets + 2 * j + 1), 0), height - 1) * width + there_x
 
 
 @triton.jit
 def _sorted(flow, start, above, here, below):
-    """The limited flow at three points, from the smallest to the largest."""
+    """The limited flow at three points, in ascending order."""
     a, b, c = _limited(flow, start, above), _limited(flow, start, here), _limited(flow, start, below)
     less, more = tl.minimum(a, b), tl.maximum(a, b)
     rest = tl.maximum(less, c)

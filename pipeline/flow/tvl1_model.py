@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from pipeline.specs import FlowSpec
 
-# of the coarsest pyramid level: with 12 a pan of 30 px is mostly lost in frames of 180 x 144, with 8 it never was; with
-# 6 textures of a single range of sizes are lost more often
+# of the coarsest pyramid level: with 12, a pan of 30 px is mostly lost in frames of 180 x 144; with 8, it never was;
+# with 6, textures with a single range of sizes are lost more often
 MIN_SIDE_PX = 8
 PRESMOOTH_PX = 0.9  # sigma of the Gaussian before everything else
 SATURATION = 3.0  # slope, gray values per pixel, well above which a residual is measured as a distance in pixels
-FAR_PX = 4.0  # a residual of this many pixels has half weight: so large a one is a change of light or an occlusion
+FAR_PX = 4.0  # a residual of this many pixels has half weight: one so large is a change of light or an occlusion
 FLAT = 1e-3  # keeps the step of the data term finite where the image is flat
-UPDATE_PX = 1.0  # a warping changes no component by more, because its linear model does not hold farther away
+UPDATE_PX = 1.0  # a warping changes no component by more, because its linear model does not hold beyond that
 DOUBT = 0.6  # remaining cost of the data term at which a pixel's flow has half weight in the weighted median
 PRECISE_SHARE = 0.06  # levels with less than this share of the image's pixels are computed in double precision
 
 
 def box_of(spec: FlowSpec) -> list[float]:
-    """Bound of the data term's dual variable in each channel, which is the weight of that channel's residual."""
+    """Bound of the data term's dual variable in each channel: the weight of that channel's residual."""
     gradient, brightness = spec.tvl1_gradient_weight, spec.tvl1_brightness_weight
     return [gradient] * 2 * (gradient > 0) + [brightness] * (brightness > 0)
 
@@ -25,8 +25,8 @@ def box_of(spec: FlowSpec) -> list[float]:
 def is_precise(size: tuple[int, int], full: tuple[int, int]) -> bool:
     """Whether the pyramid level of `size` (height, width) is computed in double precision; `full` is the image's size.
 
-    An error at a coarse level may grow from level to level, a hundred- or a thousandfold where matches are ambiguous.
-    The coarse levels cost almost nothing. If they are exact, the errors of single precision on the finer levels grew to
-    about a hundredth of a pixel at most in all images that were tried, except pure noise (docs/results.md).
+    An error at a coarse level may grow from level to level, a hundred- or thousandfold where matches are ambiguous.
+    The coarse levels cost almost nothing. With them exact, single precision on the finer levels led to errors of about
+    a hundredth of a pixel at most in all images tried, except pure noise (docs/results.md).
     """
     return size[0] * size[1] < PRECISE_SHARE * full[0] * full[1]

@@ -1,9 +1,9 @@
 """TV-L1 on the CPU, compiled: the iterations of `tvl1_torch`, an order of magnitude faster.
 
-Two things make it fast. First, the fields of an image row lie side by side in memory, and row y of iteration k is
-computed right after row y + 1 of iteration k - 1. So what an iteration reads is still in the cache, whereas separate
-iterations would fetch the whole image each time. The arithmetic is the same as for one iteration after the other.
-Second, whatever runs along a row is a plain loop, which LLVM turns into vector instructions.
+Two things make it fast. First, the fields of an image row are adjacent in memory, and row y of iteration k is computed
+right after row y + 1 of iteration k - 1. So what an iteration reads is still in the cache, whereas separate iterations
+would fetch the whole image each time. The arithmetic is that of one iteration after another. Second, work along a row
+is a plain loop, which LLVM turns into vector instructions.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from pipeline.flow.filters import (
 from pipeline.flow.median_numba import median3, padded, weighted_median
 from pipeline.specs import FlowSpec
 
-_THE_ONLY = np.array([0])  # index of the only field of an image
+_THE_ONLY = np.array([0])  # index of an image's only field
 _KEPT_BYTES = 31 << 20  # glibc adapts its threshold to freed blocks of no more than 32 MiB
 
 
@@ -38,7 +38,7 @@ def flow_between(first: np.ndarray, second: np.ndarray, spec: FlowSpec) -> np.nd
         spec: the `tvl1_*` settings.
 
     Returns:
-        (N, 2, H, W) float32, pixels; the same bits whatever the number of threads and the other pairs.
+        (N, 2, H, W) float32, pixels; the same bits regardless of the number of threads and the other pairs.
     """
     _keep_freed_memory()
     count = len(first)
@@ -59,10 +59,10 @@ def flow_between(first: np.ndarray, second: np.ndarray, spec: FlowSpec) -> np.nd
 
 @functools.cache
 def _keep_freed_memory() -> None:
-    """Make glibc keep the freed arrays of a pair for the next one; this is done once per process.
+    """Make glibc keep a pair's freed arrays for the next one; done once per process.
 
-    By default it returns blocks of this size to the system, and their pages are cleared again. That takes a seventh of
-    the time of a single pair of 320 x 240. Freeing a block raises glibc's threshold to its size (mallopt(3),
+    By default it returns blocks of their size to the system, which must then clear their pages again; that takes a
+    seventh of the time of a single pair of 320 x 240. Freeing a block raises glibc's threshold to its size (mallopt(3),
     M_MMAP_THRESHOLD). Nothing is written to the block, so it takes no memory.
     """
     np.empty(_KEPT_BYTES, np.uint8)
@@ -83,7 +83,7 @@ def _of_pair(first: np.ndarray, second: np.ndarray, spec: FlowSpec) -> np.ndarra
 
 
 def _improve(state: np.ndarray, first: np.ndarray, second: np.ndarray, spec: FlowSpec, *, scale: float) -> None:
-    """Improve the flow in the state at one size, `scale` times the full one: warp, solve, filter, several times."""
+    """Improve the flow in the state at one size, `scale` times the full size: warp, solve, filter, several times."""
     number = state.dtype.type
     box, derivative = np.array(model.box_of(spec), number), np.array(DERIVATIVE, number)
     still, moving = _channels(first, spec), padded(_channels(second, spec), 1, 2)

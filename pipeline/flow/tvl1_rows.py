@@ -1,7 +1,7 @@
 """The compiled loops of `tvl1_numba`, over the rows of an image and along them.
 
-The state is (H, fields, W), float32 or float64: all fields of a row side by side. What runs along a row is a plain
-loop, which LLVM turns into vector instructions. Constants are float32 (`_f`), all of them exact: they keep either
+The state is (H, fields, W), float32 or float64, with all fields of a row side by side. Work along a row is a plain
+loop, which LLVM turns into vector instructions. Constants are float32 (`_f`), and exact: they preserve either
 precision, whereas a Python number would turn float32 into float64.
 """
 
@@ -13,7 +13,7 @@ from pipeline.flow.compiled import compiled, inlined
 
 _f = np.float32
 # first fields, two each (x and y); from DATA on, five groups of one field per channel: the dual variable, then the
-# groups that are numbered in the second line
+# groups numbered in the second line
 FLOW, AHEAD, DUAL_X, DUAL_Y, STEP, DATA = 0, 2, 4, 6, 8, 10
 SLOPE_X, SLOPE_Y, CONSTANT, DATA_STEP, GROUPS = 1, 2, 3, 4, 5
 
@@ -29,7 +29,7 @@ def warp(moving, state, warped, inside):
         _land(state[y, FLOW], state[y, FLOW + 1], y, height, corners, across, down, inside[y])
         for x in range(width):
             along_x, along_y = _cubic_taps(across[x]), _cubic_taps(down[x])
-            for c in range(channels):  # unsigned indices: numba tests signed ones for counting from the end
+            for c in range(channels):  # unsigned indices: numba tests whether signed ones count from the end
                 first = corners[x] + np.uint64(c) * plane
                 second, third = first + stride, first + stride + stride
                 warped[c, y, x] = (
@@ -42,9 +42,9 @@ def warp(moving, state, warped, inside):
 
 @compiled
 def _land(flow_x, flow_y, y, height, corners, across, down, inside):
-    """Where the points of a row land: index of the first of 16 neighbours, fractions along x and y, and `inside`.
+    """Where the points of a row land: index of the first of 16 neighbors, fractions along x and y, and `inside`.
 
-    See `warp._landing`. Pixel positions are whole numbers in floating point, which is exact.
+    See `warp._landing`. Pixel positions are whole numbers, which floating point holds exactly.
     """
     width, zero, one = len(flow_x), _f(0), _f(1)
     last_x, last_y = _f(width - 1), _f(height - 1)
@@ -78,7 +78,7 @@ def _line(values, first, taps):
 
 @compiled
 def linearise(warped, still, inside, state, derivative, flat, per_slope, per_far):
-    """Write slopes, constants and step sizes of the data term, linearised around the present flow, into the state."""
+    """Write slopes, constants and step sizes of the data term, linearized around the current flow, into the state."""
     channels, height, width = warped.shape
     half, one = _f(0.5), _f(1)
     line = np.empty(width + 4, warped.dtype)
@@ -170,7 +170,7 @@ def _data_row(row, box):
 
 @compiled
 def _primal_row(state, y, channels, nothing):
-    """Gradient descent of the flow, then its extrapolation, whose fields (AHEAD) first serve as scratch memory."""
+    """Gradient descent of the flow, then its extrapolation, whose fields (AHEAD) first serve as scratch space."""
     row = state[y]
     for component in range(2):
         flow, ahead, step = row[FLOW + component], row[AHEAD + component], row[STEP + component]
@@ -201,7 +201,7 @@ def limit(state, start, most):
 
 @compiled
 def trust(state, box, per_cost, floor, trusted):
-    """Write the confidence of the flow at each pixel into `trusted` (H, W); see `tvl1_torch._trust`."""
+    """Write the confidence in the flow at each pixel into `trusted` (H, W); see `tvl1_torch._trust`."""
     channels, one = len(box), _f(1)
     for y in range(state.shape[0]):
         row, cost = state[y], trusted[y]
@@ -220,7 +220,7 @@ def trust(state, box, per_cost, floor, trusted):
 def resize(source, resized, fields):
     """Resize some fields of (H, fields, W) bilinearly, grids aligned at the outer pixel edges; see `warp.resize`.
 
-    The position of a pixel in the source is a fraction of whole numbers, so it is exact at any distance.
+    A pixel's position in the source is a ratio of whole numbers, so it is exact at any distance.
     """
     size, to_size = source.shape[2], resized.shape[2]
     left, right, share = np.empty(to_size, np.int64), np.empty(to_size, np.int64), np.empty(to_size, source.dtype)
@@ -239,7 +239,7 @@ def resize(source, resized, fields):
 
 @compiled
 def _between(to, size, to_size):
-    """The pixels of the source before and after a pixel of the resized image, and how far it is from the first."""
+    """Source pixels before and after a pixel of the resized image, and its distance from the first."""
     position = max((2 * to + 1) * size - to_size, 0)
     before = position // (2 * to_size)
     return before, min(before + 1, size - 1), (position - before * 2 * to_size) / (2 * to_size)

@@ -29,8 +29,8 @@ def flow_between(first: Tensor, second: Tensor, spec: FlowSpec) -> Tensor:
     """Flow of each pair, coarse to fine.
 
     Args:
-        first, second: (N, 1, H, W) floating point, gray values 0 to 255. Pyramids are made, and coarse levels
-            solved, in float64 whatever the type.
+        first, second: (N, 1, H, W) floating point, gray values 0 to 255. Pyramids are built and coarse levels solved
+            in float64, whatever the type.
         spec: the `tvl1_*` settings.
 
     Returns:
@@ -53,7 +53,7 @@ class _State:
     """State that passes from level to level: the flow (N, 2, H, W), and the duals of smoothness and of the data term.
 
     `dual_x` and `dual_y` (N, 2, H, W) belong to the forward differences of both flow components. They are zero in the
-    last column and row, where there is no such difference. `dual_data` is (N, C, H, W).
+    last column and row, which have no such difference. `dual_data` is (N, C, H, W).
     """
 
     def __init__(self, flow: Tensor, dual_x: Tensor, dual_y: Tensor, dual_data: Tensor):
@@ -78,7 +78,7 @@ class _State:
 
 
 def _improve(state: _State, first: Tensor, second: Tensor, spec: FlowSpec, *, scale: float) -> None:
-    """Improve the flow at one size, `scale` times the full one: warp, solve, filter, several times."""
+    """Improve the flow at one size, `scale` times the full size: warp, solve, filter, several times."""
     still, moving = _channels(first, spec), _channels(second, spec)
     still_x, still_y = warp.gradient(still)
     for turn in range(spec.tvl1_warps):
@@ -138,9 +138,9 @@ def _solve(state: _State, slope_x: Tensor, slope_y: Tensor, constant: Tensor, sp
 
 
 def _trust(flow: Tensor, slope_x: Tensor, slope_y: Tensor, constant: Tensor, spec: FlowSpec) -> Tensor:
-    """Confidence of the flow, (N, 1, H, W) in (0, 1]: low where a residual remains, as at occluded points.
+    """Confidence in the flow, (N, 1, H, W) in (0, 1]: low where a residual remains, as at occluded points.
 
-    Where the flow leads out of the image, the slopes are 0 and the constant is not, so confidence is low there too.
+    Where the flow leads out of the image, the slopes are 0 but the constant is not, so confidence is low there too.
     """
     residual = constant + slope_x * flow[:, :1] + slope_y * flow[:, 1:]
     cost = (residual.abs() * _box(constant, spec)).sum(1, keepdim=True)

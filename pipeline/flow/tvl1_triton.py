@@ -1,11 +1,11 @@
 """TV-L1 on CUDA in Triton: the iterations of `tvl1_torch`, each a single pass over memory.
 
 Memory traffic bounds the speed, so an iteration is one kernel that reads and writes every field once. The duals of the
-left and upper neighbours, which the divergence needs, are computed again instead of waited for. The extrapolated flow
-follows from the last two flows, which rotate through three buffers. The step sizes follow from the slopes. Every pixel
-is computed by the same instructions whatever the batch, so a pair gives the same bits alone as in a batch.
+left and upper neighbors, which the divergence needs, are recomputed rather than waited for. The extrapolated flow
+follows from the last two flows, which rotate through three buffers; the step sizes follow from the slopes. Every pixel
+is computed by the same instructions in any batch, so a pair gives the same bits alone as in a batch.
 
-There are many short kernel launches (about 50 per pyramid level), which cost the host a few milliseconds. So pass 16 or
+There are many short kernel launches (about 50 per pyramid level), which cost the host a few milliseconds, so pass 16 or
 more pairs of 340 x 256 at a time.
 """
 
@@ -60,7 +60,7 @@ def flow_between(first: Tensor, second: Tensor, spec: FlowSpec) -> Tensor:
 
 @torch.inference_mode()
 def weighted_median(flow: Tensor, image: Tensor, trust: Tensor, *, scale: float) -> Tensor:
-    """`warp.weighted_median` of tensors on a CUDA device, in one kernel; Brox uses it too."""
+    """`warp.weighted_median` for tensors on a CUDA device, in one kernel; Brox uses it too."""
     filtered = torch.empty_like(flow, memory_format=torch.contiguous_format)
     flow, image, trust = flow.contiguous(), image.contiguous(), trust.contiguous()
     fields = (flow, flow, image, trust, filtered, _offsets(scale, flow.device))  # nothing to limit: start is the flow
@@ -70,7 +70,7 @@ def weighted_median(flow: Tensor, image: Tensor, trust: Tensor, *, scale: float)
 
 
 class _State:
-    """State that passes from level to level: flow (N, 2, H, W), duals (N, 4, H, W) and duals of the data (N, C, H, W).
+    """State that passes from level to level: flow (N, 2, H, W), duals (N, 4, H, W) and data duals (N, C, H, W).
 
     The four duals belong to the forward differences of both components along x, then along y.
     """
@@ -112,7 +112,7 @@ def _blur(images: Tensor, sigma_px: float) -> Tensor:
     return images
 
 
-@functools.lru_cache(256)  # each upload, even of a few numbers, makes the host wait for all pending work of the device
+@functools.lru_cache(256)  # each upload, even of a few numbers, makes the host wait for all the device's pending work
 def _taps(sigma_px: float, device: torch.device) -> Tensor:
     return torch.tensor(gaussian_taps(sigma_px), dtype=torch.float64, device=device)
 
@@ -130,7 +130,7 @@ def _resize(images: Tensor, size: tuple[int, int], *, FLOW: bool = False) -> Ten
 
 
 def _improve(state: _State, images: Tensor, spec: FlowSpec, *, scale: float) -> None:
-    """Improve the flow at one size: warp, solve, filter, several times; `images` are all first, then all second."""
+    """Improve the flow at one size: warp, solve, filter, several times; `images` holds all first, then all second."""
     count, channels = len(state.flow), len(box_of(spec))
     terms = {"GRADIENT": spec.tvl1_gradient_weight, "BRIGHTNESS": spec.tvl1_brightness_weight}
     compared = images.new_empty(2 * count, channels, *images.shape[-2:])
@@ -167,7 +167,7 @@ def _solve(state: _State, linear: Tensor, spec: FlowSpec, terms: dict[str, float
     return flow
 
 
-_LAUNCHING = threading.Lock()  # two threads that launch a kernel for the first time would both compile it
+_LAUNCHING = threading.Lock()  # two threads launching a kernel for the first time would both compile it
 
 
 def _launch(kernel: triton.JITFunction, over: Tensor, *arguments, **constants) -> None:

@@ -1,8 +1,8 @@
 """Pyramids, warping and filtering of images and flow, as batches of torch tensors.
 
-Everything here acts on each image of a batch by itself, from shifted views and elementwise arithmetic (no convolution
-library, no reduction over the batch), so that an image gives the same bits alone and in any batch. Results have the
-type of the arguments, float32 or float64.
+Everything here acts on each image of a batch separately, by elementwise arithmetic on shifted views (no convolution
+library, no reduction over the batch), so an image gives the same bits alone and in any batch. Results have the type of
+the arguments, float32 or float64.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pipeline.flow.filters import (
 
 
 def pyramid(images: Tensor, sizes: list[tuple[int, int]]) -> list[Tensor]:
-    """The images at every size, each level blurred and resized from the one before.
+    """The images at every size, each level blurred and resized from the previous one.
 
     Args:
         images: (N, C, H, W) float.
@@ -56,7 +56,7 @@ def gradient(images: Tensor) -> tuple[Tensor, Tensor]:
 def warp(images: Tensor, flow: Tensor) -> tuple[Tensor, Tensor]:
     """Sample each image at the points that the flow leads to, by bicubic interpolation.
 
-    A zero flow gives the image back exactly. Points outside take the value of the nearest border point.
+    A zero flow returns the image exactly. Points outside take the value of the nearest border point.
 
     Args:
         images: (N, C, H, W) float.
@@ -90,12 +90,12 @@ def warp(images: Tensor, flow: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def resize(images: Tensor, size: tuple[int, int]) -> Tensor:
-    """(N, C, H, W) images at another size, bilinear, grids aligned at the outer edges of their pixels."""
+    """Resize (N, C, H, W) images bilinearly, with the grids aligned at the outer edges of their pixels."""
     return functional.interpolate(images, size, mode="bilinear", align_corners=False)
 
 
 def resize_flow(flow: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resize a flow field and rescale its vectors with the grid, so that they stay right in pixels.
+    """Resize a flow field and rescale its vectors with the grid, so they stay correct in pixels.
 
     Args:
         flow: (N, 2, H, W) float, pixels of its own grid.
@@ -112,10 +112,10 @@ def resize_flow(flow: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def median3(images: Tensor) -> Tensor:
-    """Median of the 3 x 3 neighbourhood of each pixel of (N, C, H, W) images, borders repeated.
+    """Median of the 3 x 3 neighborhood of each pixel of (N, C, H, W) images, borders repeated.
 
-    It sorts every column of three, then takes the median of (largest low, median of the middles, smallest high): 18
-    comparisons.
+    Sorts every column of three, then takes the median of (largest low, median of the middles, smallest high): 18
+    minima and maxima.
     """
     padded = functional.pad(images, (1, 1, 1, 1), mode="replicate")
     above, here, below = padded[..., :-2, :], padded[..., 1:-1, :], padded[..., 2:, :]
@@ -129,33 +129,32 @@ def median3(images: Tensor) -> Tensor:
 
 
 def weighted_median(flow: Tensor, image: Tensor, trust: Tensor, *, scale: float) -> Tensor:
-    """Weighted median of the flow around each pixel; neighbours of similar gray value and high trust have more weight.
+    """Weighted median of the flow around each pixel; neighbors of similar gray value and high trust weigh more.
 
-    Motion edges are where image edges are. At an edge this takes the flow of the side that has the pixel's gray value;
-    where a pixel is occluded in the second image, it takes the flow of neighbours that are not. The neighbours are
-    `median_offsets(scale)`, borders repeated. The weight of a neighbour is its factor (MEDIAN_FACTORS) times its trust
-    times floor + (1 - floor) / (1 + (difference of gray values / MEDIAN_GRAY)^4), floor being MEDIAN_FLOOR. The result
-    is the mean of all quantiles closer than MEDIAN_SPREAD to one half. So it depends continuously on its input, whereas
-    the median itself jumps when weights pass one half. No rounding is amplified: if the flow changes, the result never
-    changes by more.
+    Motion edges are where image edges are. At an edge, this takes the flow of the side that has the pixel's gray value;
+    where a pixel is occluded in the second image, it takes the flow of neighbors that are not. The neighbors are
+    `median_offsets(scale)`, borders repeated. The weight of a neighbor is its factor (MEDIAN_FACTORS) times its trust
+    times floor + (1 - floor) / (1 + (difference of gray values / MEDIAN_GRAY)^4), where floor is MEDIAN_FLOOR. The
+    result is the mean of all quantiles closer than MEDIAN_SPREAD to one half, so it depends continuously on its input,
+    whereas the median itself jumps when weights pass one half. No rounding error in the flow is amplified: the result
+    never changes by more than the flow does.
 
     Args:
         flow: (N, 2, H, W) float, pixels.
         image: (N, 1, H, W) float, gray values 0 to 255.
-        trust: (N, 1, H, W) float, above 0: confidence of the flow at each pixel.
+        trust: (N, 1, H, W) float, above 0: confidence in the flow at each pixel.
         scale: size of this pyramid level, 1 at full size.
 
     Returns:
         (N, 2, H, W) of the same type.
 
     Source: Sun, Roth, Black, Secrets of optical flow estimation and their principles, CVPR 2010 (there in a dense
-    window of 15 x 15, and with occlusion in the place of trust; the sparse rings are ours, as wide at a tenth of the
-    cost).
+    window of 15 x 15, with occlusion in place of trust; the sparse rings are ours: as wide, at a tenth of the cost).
     """
     values, weights = _neighbours(flow, image, trust, scale)
     below = [torch.zeros_like(flow) for _ in values]
     for later in range(len(values)):
-        for earlier in range(later):  # of equal values the earlier one counts as below
+        for earlier in range(later):  # of equal values, the earlier counts as below
             less = values[earlier] <= values[later]
             below[later] += weights[earlier] * less
             below[earlier] += weights[later] * ~less
@@ -168,7 +167,7 @@ def weighted_median(flow: Tensor, image: Tensor, trust: Tensor, *, scale: float)
 
 
 def trust(cost: Tensor, *, doubt: float) -> Tensor:
-    """Confidence of a flow in the weighted median, in (0, 1], from the remaining cost of its data term.
+    """Confidence in a flow in the weighted median, in (0, 1], from the remaining cost of its data term.
 
     It is about one half where the cost is `doubt`, and never below `TRUST_FLOOR`.
     """
@@ -176,7 +175,7 @@ def trust(cost: Tensor, *, doubt: float) -> Tensor:
 
 
 def _neighbours(flow: Tensor, image: Tensor, trust: Tensor, scale: float) -> tuple[list[Tensor], list[Tensor]]:
-    """Flow and weight of each neighbour in the weighted median."""
+    """Flow and weight of each neighbor in the weighted median."""
     height, width = flow.shape[-2:]
     offsets = median_offsets(scale)
     reach = max(abs(along) for offset in offsets for along in offset)
@@ -202,7 +201,7 @@ def _landing(motion: Tensor, start: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         start: the pixels 0 ... size - 1, in a shape that broadcasts.
 
     The fraction is taken from the motion alone. The fraction of start + motion would lose as many bits as `start` has:
-    at pixel 500 float32 rounds to 3e-5 px, which an ambiguous match amplifies a thousandfold.
+    at pixel 500, float32 rounds to 3e-5 px, which an ambiguous match amplifies a thousandfold.
     """
     last, whole = start.numel() - 1, motion.floor()
     fraction, before = motion - whole, start + whole
@@ -212,7 +211,7 @@ def _landing(motion: Tensor, start: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _cubic_taps(t: Tensor) -> list[Tensor]:
-    """Weights of the neighbours at -1, 0, 1, 2 of a point at t in [0, 1); exactly 0, 1, 0, 0 for t = 0."""
+    """Weights of the neighbors at -1, 0, 1, 2 of a point at t in [0, 1); exactly 0, 1, 0, 0 for t = 0."""
     return [
         t * (t * (1 - 0.5 * t) - 0.5),
         t * t * (1.5 * t - 2.5) + 1,

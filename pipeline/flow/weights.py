@@ -1,4 +1,4 @@
-"""Source of RAFT's weights: torchvision's, in torch hub's folder, or a file. Importing this does not import torch."""
+"""RAFT's weights: torchvision's, in torch hub's folder, or a file. Importing this does not import torch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def file_name(method: str, name: str) -> str:
 
 
 def folder() -> Path:
-    """The folder where torch hub keeps what it has downloaded, by torch's own rule."""
+    """The folder where torch hub keeps its downloads, by torch's own rule."""
     cache = os.environ.get("XDG_CACHE_HOME", "~/.cache")
     return Path(os.environ.get("TORCH_HOME", str(Path(cache) / "torch"))).expanduser() / "hub" / "checkpoints"
 
@@ -32,10 +32,10 @@ def why_not(method: str) -> str:
 
 
 def find(spec: FlowSpec) -> Path:
-    """The file with the weights that the settings ask for; torchvision's are downloaded if they are not here.
+    """The weights file that the settings ask for; torchvision's is downloaded if it is not here.
 
     Raises:
-        FileNotFoundError: there is no such file, or it cannot be downloaded; the message says which file is wanted.
+        FileNotFoundError: there is no such file, or it cannot be downloaded; the message names the file.
     """
     if spec.weights_file is not None:
         if not spec.weights_file.is_file():
@@ -48,7 +48,7 @@ def find(spec: FlowSpec) -> Path:
 
 
 def check_content(spec: FlowSpec, path: Path) -> None:
-    """Refuse a file of torchvision whose SHA-256 does not begin with the digits in its name.
+    """Reject a torchvision file whose SHA-256 does not begin with the digits in its name.
 
     Raises:
         ValueError: the file is damaged; the message says what to do.
