@@ -1,7 +1,7 @@
 """The settings of every stage, each a frozen dataclass. Other modules import them from here.
 
-`base.py` holds what they have in common, `data.py` the settings of the stages up to the flow, `streams.py` those of the
-streams and their fusion.
+`base.py` holds what they share, `data.py` the settings of the stages up to the flow, `streams.py` those of the streams
+and their fusion.
 """
 
 from pipeline.specs.data import (

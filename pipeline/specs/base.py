@@ -1,9 +1,9 @@
-"""Base of all settings: frozen dataclasses, checked when made, with one canonical text and a digest of it.
+"""Base of all settings: frozen dataclasses, validated on creation, with one canonical text and a digest of it.
 
 A spec holds only plain values, so it can be written into an artifact, printed, compared and hashed. Its digest names
 the artifact: two runs share an artifact if and only if everything that can change its content is the same. Settings
-that cannot change the result (time limits, views in a forward pass, workers) are marked *neutral* and are left out of
-the digest.
+that cannot change the result (time limits, views in a forward pass, workers) are marked *neutral* and left out of the
+digest.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def digest_of(*parts: Any) -> str:
 
 
 def canonical_json(value: Any) -> str:
-    """JSON with sorted keys and no spaces, so that equal values give the same text."""
+    """JSON with sorted keys and no spaces, so equal values give the same text."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"))
 
 
@@ -36,12 +36,12 @@ def setting(default: Any, description: str, *, choices=None, low=None, high=None
     """A dataclass field that knows its meaning and limits.
 
     Args:
-        default: value when nothing else is given.
+        default: value if none is given.
         description: one line, with unit; shown by `luigi --help-all`.
         choices: the allowed values, or None for any.
         low, high: inclusive limits of a number.
-        neutral: True if the setting cannot change the content of the artifact, so that it stays out of the digest.
-            (Device and number of processes are neutral as well, although they change the rounding of sums.)
+        neutral: True if the setting cannot change the artifact's content, so it stays out of the digest. (Device and
+            number of processes are neutral too, although they change the rounding of sums.)
         only_for: flow methods that read this setting (`FlowSpec.unread`).
     """
     about = {"description": description, "choices": choices, "low": low, "high": high}
@@ -53,7 +53,7 @@ class Spec:
     """Base of all settings. A subclass is a list of `setting` fields and, where needed, a `check`."""
 
     SECTION: ClassVar[str] = ""
-    VERSION: ClassVar[int] = 1  # of the algorithm: raise it when the same settings begin to give other bytes
+    VERSION: ClassVar[int] = 1  # of the algorithm: raise it when the same settings start to give other bytes
 
     def __post_init__(self):
         hints = _hints(type(self))
@@ -61,7 +61,7 @@ class Spec:
             given = getattr(self, field.name)
             if isinstance(given, list):
                 object.__setattr__(self, field.name, given := tuple(given))
-            if (plain := _as_plain(hints[field.name], given)) is not given:  # 20 and 20.0 are one setting
+            if (plain := _as_plain(hints[field.name], given)) is not given:  # 20 and 20.0 are the same setting
                 object.__setattr__(self, field.name, plain)
             if field.metadata:
                 _check_value(self.section, field, hints[field.name], getattr(self, field.name))
@@ -73,11 +73,11 @@ class Spec:
         return self.SECTION
 
     def check(self) -> None:
-        """Check rules that involve several settings; a subclass raises ValueError that names the setting."""
+        """Check rules that involve several settings; subclasses raise a ValueError that names the setting."""
 
     @classmethod
     def settings(cls) -> dict[str, dataclasses.Field]:
-        """Name -> field of every setting that a user may give as text."""
+        """Name -> field of every setting that a user can give as text."""
         return {field.name: field for field in dataclasses.fields(cls) if field.metadata}
 
     @classmethod
@@ -85,12 +85,12 @@ class Spec:
         """Make a spec from texts, as found in luigi.cfg or on a command line.
 
         Args:
-            texts: setting name -> text. An unknown name is refused, and the most similar name is suggested.
+            texts: setting name -> text. An unknown name is rejected, with the most similar name as a suggestion.
             section: where the texts come from, for messages.
-            values: fields that are given as values, not as text.
+            values: fields given as values, not as text.
 
         Raises:
-            ValueError: unknown name, or a text that is not of the setting's type; the message names the setting.
+            ValueError: an unknown name, or a text not of the setting's type; the message names the setting.
         """
         hints, section = _hints(cls), section or cls.SECTION
         parsed = {}
@@ -105,7 +105,7 @@ class Spec:
         return json.loads(json.dumps(dataclasses.asdict(self)))
 
     def unread(self) -> set[str]:
-        """Names of settings that are not read, because of the values of others: a subclass knows them."""
+        """Names of settings that are not read because of the values of others; defined by subclasses."""
         return set()
 
     def identity(self) -> dict[str, Any]:
@@ -125,10 +125,10 @@ class Spec:
 
 
 def check_device(where: str, device: Any) -> None:
-    """Refuse what is no device of ours: auto, cpu, cuda or cuda:N.
+    """Reject anything but a device of ours: auto, cpu, cuda or cuda:N.
 
     Raises:
-        ValueError: another text; the message begins with `where`.
+        ValueError: anything else; the message begins with `where`.
     """
     if not isinstance(device, str) or not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
         raise ValueError(f"{where} is {device!r}; allowed: auto, cpu, cuda, cuda:0, cuda:1, ...")
@@ -148,7 +148,7 @@ def _hints(cls) -> dict[str, Any]:
 
 
 def _as_plain(hint: Any, value: Any) -> Any:
-    """The value; numpy's numbers as Python's, and whole numbers as floats where the type is float."""
+    """The value, with numpy's numbers as Python's, and whole numbers as floats where the type is float."""
     if type(value) is tuple and typing.get_origin(hint) is tuple:
         return tuple(_as_plain(typing.get_args(hint)[0], each) for each in value)
     if isinstance(value, numbers.Integral) and type(value) is not bool and hint in (int, float):

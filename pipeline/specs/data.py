@@ -31,7 +31,7 @@ RAFT_WEIGHTS = {
 
 @dataclass(frozen=True, kw_only=True)
 class RunSpec(Spec):
-    """Defaults of a run if the command line names none, and the folder of its artifacts."""
+    """Defaults of a run where the command line gives none, and the folder of its artifacts."""
 
     SECTION: ClassVar[str] = "run"
     dataset: str = setting("demo", "dataset used when none is given", neutral=True)
@@ -46,7 +46,7 @@ class RunSpec(Spec):
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetSpec(Spec):
-    """Where a labelled video set lies and how it is read and split."""
+    """Where a video set lies and how it is read and split."""
 
     SECTION: ClassVar[str] = "dataset"
     VERSION: ClassVar[int] = 2  # 2: groups that hold much of a class are drawn last
@@ -82,13 +82,13 @@ class DatasetSpec(Spec):
                 raise ValueError(f"[dataset] group_pattern {self.group_pattern!r} has no (?P<group>...)")
 
     def unlabelled(self, videos: str) -> DatasetSpec:
-        """Settings for a folder `videos` of unlabelled videos, with the same default split."""
+        """Settings for a folder `videos` of unlabeled videos, with the same default split."""
         return DatasetSpec(layout="unlabelled", videos=videos, split=self.split)
 
 
 @dataclass(frozen=True, kw_only=True)
 class DemoSpec(Spec):
-    """The demo dataset: three textures times two motions, in the UCF-101 layout."""
+    """The demo dataset: three textures by two motions, in the UCF-101 layout."""
 
     SECTION: ClassVar[str] = "demo"
     groups: int = setting(12, "groups (backgrounds) a class; a third of them is tested", low=3, high=99)
@@ -190,8 +190,8 @@ class FlowSpec(Spec):
     def identity(self):
         """As for every spec, except for `version` and `raft_weights`.
 
-        The version counts the changes of this method only, so that other methods' stores are not made again. A file of
-        weights counts by its content, which the stage adds, not by its path.
+        The version counts only this method's changes, so other methods' stores are not remade. A weights file counts by
+        its content, which the stage adds, not by its path.
         """
         kept = super().identity()
         if self.weights_file:
@@ -201,23 +201,23 @@ class FlowSpec(Spec):
     def __post_init__(self):
         if self.method == "dis":  # the preset usually meant by DIS
             object.__setattr__(self, "method", "dis_medium")
-        if not self.raft_weights and self.method in RAFT_WEIGHTS:  # other torchvision versions may have another default
+        if not self.raft_weights and self.method in RAFT_WEIGHTS:  # torchvision's default may change with its version
             object.__setattr__(self, "raft_weights", next(iter(RAFT_WEIGHTS[self.method])))
         super().__post_init__()
 
     @property
     def weights_file(self) -> Path | None:
-        """The file of RAFT's weights; None for torchvision's weights, whose names hold no dot and no slash."""
+        """The file of RAFT's weights; None for torchvision's, whose names have no dot or slash."""
         is_path = self.method in RAFT_WEIGHTS and ("." in self.raft_weights or "/" in self.raft_weights)
         return Path(self.raft_weights) if is_path else None
 
     def with_absolute_paths(self) -> FlowSpec:
-        """The same settings with absolute paths, for workers that may have another working directory."""
+        """The same settings with absolute paths, for workers that may run in another directory."""
         path = self.weights_file
         return dataclasses.replace(self, raft_weights=str(path.absolute())) if path else self
 
     def check(self):
-        """Check that TV-L1 has a data term, and that RAFT's weights are a file or torchvision's for this network."""
+        """Check that TV-L1 has a data term and that RAFT's weights are a file or torchvision's for this network."""
         if not self.tvl1_gradient_weight + self.tvl1_brightness_weight:
             raise ValueError(
                 "[flow] tvl1_gradient_weight and tvl1_brightness_weight are both 0; at least one must be more"
@@ -260,7 +260,7 @@ class ClusterSpec(Spec):
     in_flight: int = setting(2, "shards handed out at once, a worker", low=1, neutral=True)
 
     def check(self):
-        """Check that `kind = address` has an address, and no number of workers, which it would not read."""
+        """Check that `kind = address` has an address and no number of workers, which it would not read."""
         if self.kind == "address" and self.workers:
             raise ValueError(
                 f"[cluster] workers is {self.workers}; kind = address uses all workers of the scheduler: leave it at 0"

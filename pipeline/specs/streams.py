@@ -20,7 +20,7 @@ class StackSpec(Spec):
     """How consecutive flow fields become one network input (paper, section 3.1)."""
 
     SECTION: ClassVar[str] = "stack"
-    VERSION: ClassVar[int] = 2  # 2: the paths of trajectories are followed in double precision
+    VERSION: ClassVar[int] = 2  # 2: trajectories are followed in double precision
     length: int = setting(10, "flow fields in a stack, L; the input has 2L channels", low=1, high=64)
     kind: str = setting(
         "stack", "fields at the same points, or along the path of each point", choices=("stack", "trajectory")
@@ -32,18 +32,18 @@ class StackSpec(Spec):
     short: str = setting("repeat_last", "clips shorter than the window", choices=("repeat_last", "wrap"))
 
     def check(self):
-        """Check that a bidirectional stack can be divided into two equal halves."""
+        """Check that a bidirectional stack splits into two equal halves."""
         if self.direction == "bidirectional" and self.length % 2:
             raise ValueError(f"[stack] length is {self.length}; a bidirectional stack needs an even number")
 
 
 @dataclass(frozen=True, kw_only=True)
 class StreamSpec(Spec):
-    """One stream: its input, its network and its training. The streams share all code and differ in settings only."""
+    """One stream: its input, network and training. The streams share all code and differ only in settings."""
 
     SECTION: ClassVar[str] = "stream"
-    # 2: a dropout layer is added before the head of networks that have none; 3: batch normalisation is over all
-    # processes on a CPU too, and float32 on a GPU is never TF32
+    # 2: networks without dropout get a dropout layer before the head; 3: batch normalization spans all processes on a
+    # CPU too, and float32 on a GPU is never TF32
     VERSION: ClassVar[int] = 3
     stream: str = setting("spatial", "which stream", choices=STREAMS)
     network: str = setting("cnn_m_2048", "cnn_m_2048, small, or a torchvision classification model by name")
@@ -140,7 +140,7 @@ class StreamSpec(Spec):
         return str(self.stream)
 
     def check(self):
-        """Check that only a temporal stream has a stack, that crops fit into frames and parts divide the batch."""
+        """Check that exactly the temporal stream has a stack, that crops fit in frames, that parts divide the batch."""
         if not isinstance(self.stack, StackSpec if self.stream == "temporal" else type(None)):
             raise ValueError(
                 f"[{self.stream}] stack is {self.stack!r}; a temporal stream needs a StackSpec, a spatial one None"
@@ -156,7 +156,7 @@ class StreamSpec(Spec):
         self._check_with()
 
     def _check_unread(self):
-        """Refuse a changed setting that only the other stream reads."""
+        """Reject a changed setting that only the other stream reads."""
         for unread in {"spatial": ("flow_unit_px", "gpu_decoding"), "temporal": ("jitter",)}[self.stream]:
             default = self.settings()[unread].default
             if getattr(self, unread) != default:
@@ -166,9 +166,9 @@ class StreamSpec(Spec):
                 )
 
     def _check_decoding(self):
-        """Refuse a share that cannot be, and one for GPUs whose bits must repeat.
+        """Reject an impossible share, and any GPU share if results must repeat bit for bit.
 
-        `deterministic` has torch fill the memory that nvJPEG writes to, and nvJPEG does not wait for that.
+        With `deterministic`, torch fills the memory that nvJPEG writes to, and nvJPEG does not wait for that.
         """
         if -1 < self.gpu_decoding < 0:
             raise ValueError(f"[{self.stream}] gpu_decoding is {self.gpu_decoding:g}; it must be -1, or from 0 to 1")
@@ -179,7 +179,7 @@ class StreamSpec(Spec):
             )
 
     def _check_schedule(self):
-        """Check the schedule. Milestones may lie beyond `steps`, so a short trial run need not change them."""
+        """Check the schedule. Milestones may lie beyond `steps`, so short trial runs need not change them."""
         falls = self.milestones
         if any(step < 0 for step in falls) or any(a >= b for a, b in zip(falls, falls[1:], strict=False)):
             raise ValueError(
@@ -219,11 +219,11 @@ class StreamSpec(Spec):
             )
 
     def identity(self) -> dict[str, Any]:
-        """As for every spec, but a file of weights counts by its content, which the stage adds, not by its path."""
+        """As for every spec, but a weights file counts by its content, which the stage adds, not by its path."""
         return {**super().identity(), **({"start": "a file"} if self.start_file else {})}
 
     def unread(self) -> set[str]:
-        """Settings that the schedule, the number of segments, the trained layers or `with_how` have no use for."""
+        """Settings that the schedule, the number of segments, the trained layers or `with_how` make irrelevant."""
         return {
             "learning_rate_end" if self.schedule == "step" else "milestones",
             *(["consensus"] if self.segments == 1 else []),
@@ -233,7 +233,7 @@ class StreamSpec(Spec):
 
     @property
     def start_file(self) -> Path | None:
-        """The file of weights that training starts from; None if it does not start from a file."""
+        """The weights file that training starts from; None if it does not start from a file."""
         return Path(self.start) if self.start not in ("scratch", "imagenet") else None
 
     def alone(self) -> StreamSpec:
@@ -242,7 +242,7 @@ class StreamSpec(Spec):
 
     @property
     def warning(self) -> str:
-        """Warning about settings that are allowed but likely a mistake; "" if there are none."""
+        """Warning about settings that are allowed but probably a mistake; "" if there are none."""
         if self.partial_bn and self.train_layers == "all" and self.start == "scratch" and self.with_how != "start":
             return (
                 f"[{self.stream}] partial_bn is true and start is scratch: normalisations that have learnt nothing are "
@@ -263,7 +263,7 @@ class StreamSpec(Spec):
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreSpec(Spec):
-    """Test views of a clip (paper, section 5: 25 frames, four corners and the centre and their mirror images)."""
+    """Test views of a clip (paper, section 5: 25 frames, four corners, the center, and their mirror images)."""
 
     SECTION: ClassVar[str] = "score"
     VERSION: ClassVar[int] = 2
@@ -275,7 +275,7 @@ class ScoreSpec(Spec):
     batch: int = setting(0, "views in one forward pass; 0 chooses by device", low=0, neutral=True)
 
     def warning(self, stream: StreamSpec) -> str:
-        """Warning about views that a stream of these settings never saw in training; "" if there are none."""
+        """Warning about views that a stream with these settings never saw in training; "" if there are none."""
         if stream.flip or self.crops not in (2, 10):
             return ""
         return (
@@ -286,7 +286,7 @@ class ScoreSpec(Spec):
 
 @dataclass(frozen=True, kw_only=True)
 class FusionSpec(Spec):
-    """How two score tables become one. Everything is chosen on validation clips, in folds by group."""
+    """How two score tables become one. All choices are made on validation clips, judged by folds of groups."""
 
     SECTION: ClassVar[str] = "fusion"
     VERSION: ClassVar[int] = 3  # 3: the margins of the SVM are divided by a temperature
@@ -302,7 +302,7 @@ class FusionSpec(Spec):
         return {"svm_c_grid"} if self.svm_c else set()
 
     def check(self):
-        """Check that C, if it is given, and every value of the grid are large enough for the solver."""
+        """Check that C, if given, and every value of the grid are large enough for the solver."""
         if 0 < self.svm_c < 1e-6:
             raise ValueError(f"[fusion] svm_c is {self.svm_c}; it must be 0 or at least 1e-06")
         if not self.svm_c_grid or not all(1e-6 <= c < math.inf for c in self.svm_c_grid):

@@ -1,7 +1,7 @@
-"""The only HDF5 code: what files look like, how they are committed and how they are read. See docs/format.md.
+"""All HDF5 code: the file formats, and how files are committed and read. See docs/format.md.
 
-A *store* is a folder: `index.h5` (one table row and one external link per clip) and `shards/*.h5` (JPEG bytes and their
-offsets). Other tables (catalog, scores) are plain named arrays. Every file carries its format's name and version.
+A *store* is a folder: `index.h5` (one table row per clip, one external link per usable clip) and `shards/*.h5` (JPEG
+bytes and offsets). Other tables (catalog, scores) are plain named arrays. Every file has its format's name and version.
 """
 
 from pipeline.store.container import (

@@ -1,4 +1,4 @@
-"""HDF5 files of the pipeline: format name and version, written whole or not at all; named arrays; the catalog."""
+"""The pipeline's HDF5 files: format name and version, written whole or not at all; named arrays; the catalog."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from pipeline.files import commit, inside
 
 FORMAT_VERSION = 1
 TEXT = h5py.string_dtype("utf-8")
-# HDF5's usual driver would gather small writes until an array is closed, where nobody is told that they fail
+# HDF5's usual driver would buffer small writes until an array is closed, where failures go unreported
 _AT_ONCE = "two-stream-at-once"
 h5py.register_driver(_AT_ONCE, lambda access: access.set_sieve_buf_size(0))
 
 
 @contextlib.contextmanager
 def create(path: Path | str, kind: str, attrs: Mapping[str, Any]) -> Iterator[h5py.File]:
-    """Create a file of format `two-stream-<kind>`; it exists only if the block ends without error."""
+    """Create a file of format `two-stream-<kind>`; it exists only if the block ends without an error."""
     with commit(path) as temporary:
         file = h5py.File(temporary, "w", driver=_AT_ONCE)
         try:
@@ -44,9 +44,9 @@ def create(path: Path | str, kind: str, attrs: Mapping[str, Any]) -> Iterator[h5
 
 
 def _give_up(file: h5py.File) -> None:
-    """Close a file whose content is not wanted any more; what HDF5 has not written yet goes nowhere.
+    """Close a file whose content is no longer wanted, discarding what HDF5 has not written yet.
 
-    On a full disk it could not be closed: every array would print a traceback, and the process crash when it ends.
+    On a full disk it could not be closed: every array would print a traceback, and the process would crash on exit.
     """
     nowhere = os.memfd_create("given-up")
     os.dup2(nowhere, file.id.get_vfd_handle())
@@ -57,7 +57,7 @@ def _give_up(file: h5py.File) -> None:
 
 @contextlib.contextmanager
 def opened(path: Path | str, kind: str | None) -> Iterator[h5py.File]:
-    """`open_file` for the block; whatever h5py raises in it because of damage to the file becomes DamagedFile."""
+    """`open_file` for the block; any error that h5py raises in it because the file is damaged becomes DamagedFile."""
     with open_file(path, kind) as file, _damage_told(Path(path)):
         yield file
 
@@ -66,15 +66,15 @@ def opened(path: Path | str, kind: str | None) -> Iterator[h5py.File]:
 def _damage_told(path: Path) -> Iterator[None]:
     try:
         yield
-    except (OSError, RuntimeError, TypeError, KeyError) as error:  # by what of HDF5's structures is damaged
-        if getattr(error, "errno", None):  # of the disk
+    except (OSError, RuntimeError, TypeError, KeyError) as error:  # depends on which HDF5 structure is damaged
+        if getattr(error, "errno", None):  # from the disk
             raise
         advice = _repair_of(path) or _deletion_of(path)
         raise DamagedFile(f"{path} is damaged ({error}); {advice}") from error
 
 
 def open_file(path: Path | str, kind: str | None) -> h5py.File:
-    """Open a file for reading; refuse a format that this code does not know, with a message that says what to do."""
+    """Open a file for reading; reject a format that this code does not know, with a message that says what to do."""
     path = Path(path)
     if not path.is_file():
         advice = _repair_of(path) or "`python -m pipeline status` shows what has been made"
@@ -111,7 +111,7 @@ def crc32_of_parts(sums: Iterable[int]) -> int:
 
 
 def repair_advice(folder: Path) -> str:
-    """What to do about damage in the store at `folder`, for messages."""
+    """What to do about damage to the store at `folder`, for messages."""
     command = f"python -m pipeline repair {shlex.quote(str(folder))}"
     return f"`{command}` removes its shard; run the stage again, which makes it anew"
 
@@ -119,7 +119,7 @@ def repair_advice(folder: Path) -> str:
 def _repair_of(path: Path) -> str:
     """What to do about a damaged or missing shard; "" for other files.
 
-    Deleting the shard alone does not help: the stage looks at the index only.
+    Deleting the shard alone does not help: the stage looks only at the index.
     """
     if path.parent.name != "shards":
         return ""
@@ -146,7 +146,7 @@ def plain_attrs(attrs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def text(value: Any) -> Any:
-    """Decode a cell of a table: h5py returns texts in compound rows as bytes."""
+    """Decode a table cell: h5py returns text in compound rows as bytes."""
     return value.decode() if isinstance(value, bytes) else value
 
 
@@ -157,7 +157,7 @@ def write_arrays(path: Path | str, kind: str, arrays: Mapping[str, Any], attrs: 
 
 
 def put_arrays(file: h5py.File, arrays: Mapping[str, Any]) -> None:
-    """Write named arrays (numpy, or lists of str) into an open file, and a hash of them as its attribute `content`."""
+    """Write named arrays (numpy, or lists of str) into an open file, and their hash as its attribute `content`."""
     file.attrs["content"] = _arrays_hash(arrays)
     for name, values in arrays.items():
         if isinstance(values, np.ndarray):
@@ -179,7 +179,7 @@ def read_arrays(path: Path | str, kind: str) -> tuple[dict[str, Any], dict[str, 
     """Read what `write_arrays` wrote: (arrays, attributes). Texts come back as lists of str; groups are not read.
 
     Raises:
-        DamagedFile: also if the arrays are not those of the hash that was written with them.
+        DamagedFile: also if the arrays do not match the hash written with them.
     """
     path = Path(path)
     with opened(path, kind) as file:
@@ -194,7 +194,7 @@ def read_arrays(path: Path | str, kind: str) -> tuple[dict[str, Any], dict[str, 
     return arrays, attrs
 
 
-_COLUMN_OF = {"part": "split"}  # fields of `Clip` that have another name in a file
+_COLUMN_OF = {"part": "split"}  # fields of `Clip` named differently in a file
 
 
 def write_catalog(path: Path | str, catalog: Catalog, **attrs: Any) -> None:
@@ -210,7 +210,7 @@ def write_catalog(path: Path | str, catalog: Catalog, **attrs: Any) -> None:
 
 
 def read_catalog(path: Path | str) -> Catalog:
-    """Read the catalog in `path`, a file, or the folder of a stage that holds its `catalog.h5`."""
+    """Read a catalog; `path` is the file, or the stage's folder that holds its `catalog.h5`."""
     arrays, attrs = read_arrays(inside(path, "catalog.h5"), "catalog")
     classes, absent = tuple(arrays.pop("classes")), tuple(arrays.pop("absent"))
     columns = [values.tolist() if isinstance(values, np.ndarray) else values for values in arrays.values()]

@@ -1,4 +1,4 @@
-"""Reading stores: a lazy, picklable view that reads only the windows asked for."""
+"""Reading stores: a lazy, picklable view that reads only the requested windows."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ _KNOWN_CLIPS = 16384
 class Store(Mapping[str, StoredClip]):
     """Read-only view of a frames or flow store, or of one shard: clip id -> StoredClip, for the clips that are ok.
 
-    Files are opened when first needed, once per process, at most 32 shards at a time. Open files are not shared with a
-    forked process and not pickled.
+    Each process opens files when first needed, at most 32 shards at a time. Open files are neither shared with a forked
+    process nor pickled.
     """
 
     def __init__(self, path: Path | str, kind: str):
@@ -57,7 +57,7 @@ class Store(Mapping[str, StoredClip]):
         return self._folder.parent
 
     def parts(self) -> dict[str, str]:
-        """Clip id -> part, in the split that the store was first made for."""
+        """Clip id -> part, in the split for which the store was first made."""
         return {video_id: row["split"] for video_id, row in self.rows.items()}
 
     @property
@@ -93,8 +93,8 @@ class Store(Mapping[str, StoredClip]):
         """The clip's group; an error raised while it is in use gets a note saying where.
 
         Raises:
-            DamagedFile: something is missing in the group, or h5py fails otherwise in the file's structures.
-            OSError: of the disk.
+            DamagedFile: something is missing from the group, or h5py fails otherwise on the file's structures.
+            OSError: from the disk.
         """
         with self._noting(video_id):
             shard = self._shard(self.rows[video_id]["shard"])
@@ -126,7 +126,7 @@ class Store(Mapping[str, StoredClip]):
         return self._shards[name]
 
     def _own_process(self) -> None:
-        if self._process != os.getpid():  # forked: the parent's handles share its file positions and locks
+        if self._process != os.getpid():  # forked: handles share the parent's file positions and locks
             self._forget()
 
     def _forget(self) -> None:
@@ -141,7 +141,7 @@ class Store(Mapping[str, StoredClip]):
         self.close()
 
     def close(self) -> None:
-        """Close the files; they are opened again when needed."""
+        """Close the files; they are reopened when needed."""
         for file in self._shards.values():
             file.close()
         self._forget()

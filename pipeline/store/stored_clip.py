@@ -1,4 +1,4 @@
-"""One clip of a store: its windows of images are read with one read each, and decoded."""
+"""One clip of a store; each window of its images is read with one read, then decoded."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _PATHS = {"forward": "", "backward": "backward/"}  # where a clip's group holds 
 
 
 class _Version(NamedTuple):
-    """What tells a file from another one that took its place."""
+    """What distinguishes a file from another that took its place."""
 
     device: int
     inode: int
@@ -37,16 +37,16 @@ class _Version(NamedTuple):
 
 
 def _in_order(offsets: np.ndarray, nbytes: int) -> bool:
-    """Whether offsets of images can be those of this many bytes."""
+    """Whether the offsets are valid for images of this many bytes in all."""
     return len(offsets) > 0 and offsets[0] == 0 and offsets[-1] <= nbytes and bool((offsets[1:] >= offsets[:-1]).all())
 
 
 class StoredClip:
     """One clip of a store. It reads only what is asked for: one read of the shard per window, then JPEG decoding.
 
-    HDF5 keeps the images of a clip in one piece of the shard, so their place is all that need be known of the file.
-    Later windows are read from there without HDF5: opening one of thousands of shards with it takes as long as
-    decoding a frame.
+    HDF5 keeps a clip's images in one contiguous piece of the shard, so their place is all one needs to know. Later
+    windows are read from there without HDF5, with which opening one of thousands of shards takes as long as decoding a
+    frame.
     """
 
     def __init__(self, store: Store, video_id: str):
@@ -67,7 +67,7 @@ class StoredClip:
 
     @functools.cached_property
     def attrs(self) -> dict[str, Any]:
-        """The attributes of the clip, as plain values; read when first asked for."""
+        """The clip's attributes as plain values, read on first access."""
         with self._store._located(self.id) as group:
             return plain_attrs(group.attrs)
 
@@ -121,7 +121,7 @@ class StoredClip:
         return len(self._offsets[self._known(direction)]) - 1
 
     def jpegs(self, first: int = 0, last: int | None = None, *, direction: str = "forward") -> Iterator[np.ndarray]:
-        """JPEG bytes of images first..last-1, (n,) uint8 each; a read takes a few megabytes, so one reads a window."""
+        """JPEG bytes of images first..last-1, (n,) uint8 each, in reads of up to 8 MiB: usually one per window."""
         count = self.count(direction=direction)
         offsets, last = self._offsets[direction], count if last is None else last
         if not 0 <= first <= last <= count:
@@ -138,10 +138,10 @@ class StoredClip:
         """Bytes begin..end-1 of a direction's images.
 
         Raises:
-            DamagedFile: the shard is shorter than it was, or another file has taken its place.
+            DamagedFile: the shard has changed, or another file has taken its place.
         """
         start, path = self._begins[direction], self._store.shard_path(self.id)
-        if start is None or not path.is_file():  # a tool has cut it into chunks; or HDF5 is to say what is missing
+        if start is None or not path.is_file():  # a tool has chunked it; or let HDF5 say what is missing
             with self._store._located(self.id) as group:
                 return group[f"{_PATHS[direction]}jpeg"][begin:end]
         with self._store._noting(self.id), path.open("rb", buffering=0) as file:
@@ -180,14 +180,14 @@ class StoredClip:
     def gray(self, first: int, last: int) -> np.ndarray:
         """Luminance of frames first..last-1: (last-first, H, W) uint8.
 
-        JPEG stores luminance as a plane of its own. Reading that plane costs half as much as decoding colour and
-        converting it to gray, and it is rounded once less.
+        JPEG stores luminance as a separate plane. Reading it costs half as much as decoding color and converting to
+        gray, and saves one rounding.
         """
         self._check("frames", first, last)
         return self.images(first, last, gray=True)
 
     def flow(self, first: int, last: int, *, backward: bool = False) -> np.ndarray:
-        """Flow fields first..last-1: (last-first, 2, H, W) float32 pixels per frame, x then y, whatever the scaling."""
+        """Flow fields first..last-1: (last-first, 2, H, W) float32 pixels per frame, x then y, for either scaling."""
         direction = self._direction(first, last, backward)
         planes = self.images(2 * first, 2 * last, direction=direction)
         q = planes.reshape(last - first, 2, *planes.shape[1:])
@@ -216,7 +216,7 @@ class StoredClip:
         return planes, np.full(len(planes), 2 * bound / 255), np.full(len(planes), -bound)
 
     def _direction(self, first: int, last: int, backward: bool) -> str:
-        """The name of the direction, once it is known that these fields are stored."""
+        """The name of the direction, after checking that these fields are stored."""
         self._check("flow", first, last)
         return self._known("backward" if backward else "forward")
 

@@ -26,7 +26,7 @@ class ViewWriter:
 
         Args:
             place: row of the clip in the table.
-            first: index of the first of these views among all views of the clip.
+            first: index of the first of these views among all the clip's views.
             probabilities, features: (n, K) and (n, D) float32, of n views.
         """
         for name, values in (("probabilities", probabilities), ("features", features)):
@@ -44,13 +44,13 @@ class ViewWriter:
 
 @contextlib.contextmanager
 def create_scores(path: Path | str, attrs: Mapping[str, Any], *, clips: int, views: int) -> Iterator[ViewWriter]:
-    """Create a scores file of `clips` rows with `views` views each; it exists only if the block ends without error."""
+    """Create a scores file of `clips` rows with `views` views each; it exists only if the block raises no error."""
     with create(path, "scores", {**attrs, "views": views}) as file:
         yield ViewWriter(file, clips, views)
 
 
 class ClipViews(NamedTuple):
-    """Scores and features of the views of one clip: frame by frame, and within a frame crop by crop."""
+    """Scores and features of one clip's views: frame by frame, and within a frame crop by crop."""
 
     probabilities: np.ndarray
     """(views, K) float32; a view that could not be read is NaN."""

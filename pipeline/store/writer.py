@@ -46,7 +46,7 @@ _ROW = np.dtype([*_COLUMNS.items(), ("split", TEXT), ("shard", TEXT)])  # a row 
 
 
 class _Spool:
-    """Encoded images, concatenated: in memory while they are few, in a file beside the shard when a clip is long."""
+    """Encoded images, concatenated: in memory while they are small, in a file beside the shard if a clip is long."""
 
     def __init__(self, folder: Path):
         self._file = tempfile.SpooledTemporaryFile(max_size=32 << 20, dir=folder, prefix=".spool.tmp-")  # noqa: SIM115
@@ -58,7 +58,7 @@ class _Spool:
         self.offsets.append(self.offsets[-1] + len(data))
 
     def store(self, group: h5py.Group) -> None:
-        """Write `jpeg` (contiguous, so that a window of planes is one read) and `offsets`, in bounded pieces."""
+        """Write `jpeg` (contiguous, so a window of planes is one read) in bounded pieces, and `offsets`."""
         jpeg_bytes = group.create_dataset("jpeg", shape=(self.offsets[-1],), dtype=np.uint8)
         self._file.seek(0)
         for begin in range(0, self.offsets[-1], _COPY_BYTES):
@@ -77,13 +77,13 @@ class ClipWriter:
         self._ranges: dict[str, list[np.ndarray]] = {}
 
     def append(self, data: bytes, *, direction: str = "forward") -> None:
-        """Add one encoded image; `direction` is "forward", which frames have as well, or "backward"."""
+        """Add one encoded image; `direction` is "forward" (also for frames) or "backward"."""
         if direction not in self._spools:
             self._spools[direction] = _Spool(self._folder)
         self._spools[direction].append(data)
 
     def append_range(self, range_px: np.ndarray, *, direction: str = "forward") -> None:
-        """Add the (n, 2, 2) float32 minimum and maximum of n fields, x then y (min-max scaling)."""
+        """Add the (n, 2, 2) float32 minima and maxima of n fields, x then y (min-max scaling)."""
         self._ranges.setdefault(direction, []).append(range_px)
 
     def finish(self, attrs: Mapping[str, Any], seconds: list[float] | None = None) -> int:
@@ -102,7 +102,7 @@ class ClipWriter:
 
 
 class ShardWriter:
-    """One shard being written; a context manager that commits the whole file at its end."""
+    """One shard being written: a context manager that commits the whole file at the end."""
 
     def __init__(self, path: Path, kind: str, attrs: Mapping[str, Any]):
         self._path, self._create = path, create(path, kind, {**attrs, "shard": path.stem})
@@ -113,7 +113,7 @@ class ShardWriter:
         return self
 
     def clip(self, video_id: str) -> ClipWriter:
-        """Begin a clip, and return its writer."""
+        """Begin a clip and return its writer."""
         return ClipWriter(self._file, self._path.parent, video_id)
 
     def record(self, record: Record) -> None:
@@ -136,7 +136,7 @@ def shard_is_current(path: Path, kind: str, *, digest: str, inputs: str) -> bool
         return False
     try:
         attrs = read_attrs(path)
-    except ValueError:  # damaged, or of another version: it is made again
+    except ValueError:  # damaged, or of another version: it is remade
         return False
     return (attrs["format"], attrs.get("digest"), attrs.get("inputs")) == (f"two-stream-{kind}", digest, inputs)
 
@@ -152,7 +152,7 @@ def write_index(
 ) -> None:
     """Write the index over finished shards; it exists only when the whole store does.
 
-    Its `key` attribute is the content key: equal keys mean that every clip has the same images and the same labels.
+    Its `key` attribute is the content key: equal keys mean that every clip has the same images and labels.
 
     Args:
         path: `<store>/index.h5`; the shards lie in `<store>/shards/`.
