@@ -1,6 +1,6 @@
-"""Bodies of the streams' networks: all layers but the last one, for any number of input channels.
+"""Bodies of the streams' networks: all layers but the last, for any number of input channels.
 
-CNN-M-2048 is the paper's; `small` is for the demo; any torchvision classification model serves as a body by its name.
+CNN-M-2048 is the paper's; `small` is for the demo; any torchvision classification model can serve as a body, by name.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ def cnn_m_2048(spec: StreamSpec) -> tuple[nn.Module, int, str]:
     """CNN-M-2048 without its last layer, for square inputs of `crop_px`.
 
     Source: Chatfield et al. 2014, table 2 (conv2 padded by 1, pooling rounds up, as in their Caffe model), and Simonyan
-    and Zisserman 2014, figure 1: the temporal network drops the second normalisation. Only the initialisation differs:
-    He et al.'s, with which eight layers train without pre-training a shallower network.
+    and Zisserman 2014, figure 1: the temporal network drops the second normalization. Only the initialization differs:
+    with He et al.'s, eight layers train without pre-training a shallower network.
     """
     side = _cnn_m_side(spec.crop_px)
     if side < 1:
@@ -58,9 +58,9 @@ def cnn_m_2048(spec: StreamSpec) -> tuple[nn.Module, int, str]:
 
 
 def without_second_norm(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Weights of a spatial CNN-M-2048 under the names of the temporal one; those of a temporal one stay as they are.
+    """Weights of a spatial CNN-M-2048 under the temporal one's names; a temporal one's are unchanged.
 
-    The temporal network lacks the second normalisation, so its layers from conv3 on count one less.
+    The temporal network lacks the second normalization, so its layers from conv3 on are numbered one lower.
     """
     if "body.8.weight" not in state or "body.7.weight" in state:
         return state
@@ -76,9 +76,9 @@ def _pool() -> nn.MaxPool2d:
 
 
 class LocalResponseNorm(nn.LocalResponseNorm):
-    """torch's layer for an odd `size`, computed by 2D instead of 3D pooling; on a CPU its bits are the same.
+    """torch's layer for an odd `size`, computed by 2D instead of 3D pooling, with the same bits on a CPU.
 
-    On CUDA torch has no deterministic backward pass of `avg_pool3d`. Channels-last inputs are pooled without a copy.
+    On CUDA, torch's `avg_pool3d` has no deterministic backward pass. Channels-last inputs are pooled without a copy.
     """
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
@@ -89,7 +89,7 @@ class LocalResponseNorm(nn.LocalResponseNorm):
 class _Normalised(torch.autograd.Function):
     """y = x s^-beta with s = k + alpha mean(x^2); automatic differentiation would move nearly twice as many bytes.
 
-    dL/dx = r - 2 alpha beta x mean(r x / s) with r = dL/dy s^-beta; the mean over neighbouring channels is its own
+    dL/dx = r - 2 alpha beta x mean(r x / s) with r = dL/dy s^-beta; the mean over neighboring channels is its own
     transpose. Half precision is computed in float32, also under autocast.
     """
 
@@ -125,7 +125,7 @@ def _wide(values: torch.Tensor) -> torch.Tensor:
 
 
 def _mean_over_channels(values: torch.Tensor, size: int) -> torch.Tensor:
-    """Mean of (N, C, ...) over `size` channels around each; beyond the ends there are zeros."""
+    """Mean of (N, C, ...) over `size` channels around each, with zeros beyond the ends."""
     rows = values.movedim(1, -1)
     flat = rows.flatten(1, -2).unsqueeze(1)  # (N, 1, H W, C)
     means = avg_pool2d(flat, (1, size), stride=1, padding=(0, size // 2)).squeeze(1)
@@ -171,13 +171,13 @@ OWN = {"cnn_m_2048": cnn_m_2048, "small": small}  # networks that are not torchv
 def torchvision_body(spec: StreamSpec) -> tuple[nn.Module, int, str]:
     """A torchvision model without its last layer: (body that gives (N, D) features, D, name of that layer).
 
-    If the classifier has no dropout (ResNet, DenseNet, Swin ...), a dropout layer takes the place of the last layer, so
-    that it acts on the head's input, as in Temporal Segment Networks (Wang et al. 2016). The weights keep their names.
+    If the classifier has no dropout (ResNet, DenseNet, Swin ...), a dropout layer replaces the last layer and so acts
+    on the head's input, as in Temporal Segment Networks (Wang et al. 2016). The weights keep their names.
 
-    SqueezeNet ends in a convolution, a ReLU and a spatial mean, and has no normalisation. The ReLU is left out, because
-    with few classes it soon sets every logit to 0 and nothing learns any more. What remains is a linear layer on the
-    mean, as in the other networks. The mean, whose values reach hundreds, is normalised to mean 0 and variance 1 over
-    its channels; otherwise a learning rate that suits the body makes the new head diverge.
+    SqueezeNet ends in a convolution, a ReLU and a spatial mean, without normalization. The ReLU is left out, because
+    with few classes it soon sets every logit to 0 and learning stops. What remains is a linear layer on the mean, as in
+    the other networks. The mean, whose values reach the hundreds, is normalized to mean 0 and variance 1 over its
+    channels; otherwise a learning rate that suits the body makes the new head diverge.
     """
     model = _torchvision_model(spec)
     _drop_auxiliary(model)
@@ -185,7 +185,7 @@ def torchvision_body(spec: StreamSpec) -> tuple[nn.Module, int, str]:
     for dropout in dropouts:
         dropout.p = spec.dropout
     if hasattr(model, "transform_input"):
-        model.transform_input = spec.stream == "spatial"  # converts ImageNet's normalisation to the model's own
+        model.transform_input = spec.stream == "spatial"  # converts ImageNet's normalization to the model's own
     if spec.stream == "temporal":
         _widen_first_convolution(model, spec)
     name = _last_layer(model)
@@ -226,7 +226,7 @@ def _classifier_dropouts(model: nn.Module) -> list[nn.Dropout]:
 
 
 def first_convolution(model: nn.Module) -> tuple[str, nn.Conv2d | None]:
-    """Name and module of the first convolution in the model, ("", None) if there is none."""
+    """Name and module of the model's first convolution; ("", None) if there is none."""
     return next(((name, module) for name, module in model.named_modules() if isinstance(module, nn.Conv2d)), ("", None))
 
 
@@ -249,7 +249,7 @@ def _widen_first_convolution(model: nn.Module, spec: StreamSpec) -> None:
 
 
 def _last_layer(model: nn.Module) -> str:
-    """Name of the layer that makes the logits: the last linear one, or SqueezeNet's last convolution."""
+    """Name of the layer that produces the logits: the last linear one, or SqueezeNet's last convolution."""
     kind = nn.Conv2d if isinstance(model, torchvision.models.SqueezeNet) else nn.Linear
     return [name for name, module in model.named_modules() if isinstance(module, kind)][-1]
 
@@ -263,7 +263,7 @@ def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
 
 
 def refuse_crop(body: nn.Module, spec: StreamSpec) -> None:
-    """Check a body on the meta device with one input, which takes no memory.
+    """Check a body on the meta device with one input, using no memory.
 
     Raises:
         ValueError: the body cannot take the stream's crops.

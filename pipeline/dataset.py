@@ -1,8 +1,8 @@
 """torch datasets over a store: random training items, and the fixed test views of every clip.
 
-Item i of step s is a pure function of (seed, s, i): its clip, its place in the clip, its crop, flip and colours. So
+Item i of step s is a pure function of (seed, s, i): its clip, its place in the clip, its crop, flip and colors. So
 training depends neither on the number of loader processes nor on interruptions. (Which items a GPU decodes may depend
-on them, and it may round differently: `feeding.py`.)
+on them, and the GPU may round differently: `feeding.py`.)
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from pipeline.specs import StackSpec, StreamSpec
 from pipeline.stored_stacks import EncodedStack, Planes, stored_stack
 from pipeline.transforms import EncodedView, EvalViews, TrainView, View
 
-_ITEM, _CLASS_ORDER, _CLIP_ORDER = range(3)  # purposes of random numbers: each has a sequence of its own
+_ITEM, _CLASS_ORDER, _CLIP_ORDER = range(3)  # purposes of random numbers: each has its own sequence
 
 
 class Pictures:
-    """The pictures of each clip for a stream: its frames or its flow stacks. Opens the store once per process."""
+    """A stream's pictures of each clip: its frames or flow stacks. Opens the store once per process."""
 
     def __init__(self, spec: StreamSpec, store_path: Path | str):
         self.spec, self.path = spec, Path(store_path)
@@ -45,7 +45,7 @@ class Pictures:
         return stacks.num_windows(len(stored), self.spec.stack) if self.spec.stack else len(stored)
 
     def read(self, video_id: str, position: int) -> np.ndarray | Planes:
-        """One picture: a frame (H, W, 3) uint8, or a stack of 2L planes. Each direction is one read of the store."""
+        """One picture: a frame (H, W, 3) uint8, or a stack of 2L planes. Each direction takes one read of the store."""
         if self.spec.stack is None:
             return self.store[video_id].frames(position, position + 1)[0]
         return self._stack(video_id, position, self.spec.stack)
@@ -76,10 +76,10 @@ class Pictures:
 
 
 class ClassUniform:
-    """Chooses the clip of the n-th training item: classes equally often, and within a class its clips equally often.
+    """Chooses the clip of the n-th training item: all classes equally often, and all clips of a class equally often.
 
-    Items come in blocks of one item per class, in a new random order per block. Each visit of a class takes its next
-    clip, in an order that is drawn again when all clips were taken. Example, classes A and B: A3 B1 B2 A1 A2 B3.
+    Items come in blocks of one per class, in a new random order per block. Each visit to a class takes its next clip,
+    in an order that is redrawn when all clips have been taken. Example, classes A and B: A3 B1 B2 A1 A2 B3.
 
     Source: paper, section 5 ("uniformly across the classes"). Drawing without replacement is ours: the same mean, less
     noise, and every clip is used.
@@ -94,7 +94,7 @@ class ClassUniform:
         self._orders: dict[int, tuple[int, np.ndarray]] = {}  # class -> turn, order of its clips in that turn
 
     def __call__(self, n: int) -> int:
-        """Index, in the sequence of labels, of the clip of item n."""
+        """Index in `labels` of the clip for item n."""
         block, rank = divmod(n, len(self.members))
         chosen = _generator(self.seed, _CLASS_ORDER, block).permutation(len(self.members))[rank]
         members = self.members[chosen]
@@ -102,7 +102,7 @@ class ClassUniform:
         return members[self._order(int(chosen), turn)[rank]]
 
     def _order(self, chosen: int, turn: int) -> np.ndarray:
-        """Order of a class's clips in a turn. It is kept: to draw it for every item is quadratic in a large class."""
+        """Order of a class's clips in a turn; cached, since drawing it per item would be quadratic in a large class."""
         known, order = self._orders.get(chosen, (-1, None))
         if known != turn:
             order = _generator(self.seed, _CLIP_ORDER, turn, chosen).permutation(len(self.members[chosen]))
@@ -113,18 +113,18 @@ class ClassUniform:
 def snippet_positions(count: int, drawn: np.ndarray) -> list[int]:
     """One random position in each of K equal parts of 0 ... count - 1; `drawn` holds K random numbers in [0, 1).
 
-    The parts are cut as real numbers, so that every position can be drawn, and a clip of fewer than K positions gives
-    each of them about equally often, in order. Example: 10 positions, drawn 0.5 0.5 0.99, are 1 5 9.
+    The parts are cut as real numbers, so every position can be drawn, and a clip of fewer than K positions gives each
+    of them about equally often, in order. Example: 10 positions, drawn 0.5 0.5 0.99, are 1 5 9.
 
     Source: Wang et al., Temporal Segment Networks, ECCV 2016, section 3.1. Their code rounds the length of a part down,
     so it never draws the last positions, and from a clip that is too short it takes the first position K times.
     """
     places = ((part + share) / len(drawn) * count for part, share in enumerate(drawn))
-    return [min(int(place), count - 1) for place in places]  # 63.999... of 64 may be rounded up
+    return [min(int(place), count - 1) for place in places]  # 63.999... of 64 may round up
 
 
 class TrainingSet(Dataset):
-    """Items of training by number: item i of step s has number s * batch + i."""
+    """Training items by number: item i of step s has number s * batch + i."""
 
     def __init__(
         self,
@@ -133,7 +133,7 @@ class TrainingSet(Dataset):
         clips: Sequence[Clip],
         *more: tuple[Path | str, Sequence[Clip]],
     ):
-        """`clips` are the training clips; those that are not in the store are left out, and a line says so.
+        """`clips` are the training clips; those not in the store are left out, and a message says so.
 
         `more` holds the stores of other datasets and the clips of each; their labels continue those of `clips`.
 
@@ -160,7 +160,7 @@ class TrainingSet(Dataset):
     def __getitem__(self, number: int) -> tuple[View, int]:
         """The view and the zero-based label of one item.
 
-        The view is that of one picture, (C, crop_px, crop_px); with K > 1 segments of one picture in each segment,
+        The view is of one picture, (C, crop_px, crop_px); with K > 1 segments, of one picture in each segment,
         (K, C, crop_px, crop_px), all cropped, mirrored and jittered alike.
         """
         clip, read, drawn = self._read(number, Pictures.read)
@@ -172,14 +172,14 @@ class TrainingSet(Dataset):
     def encoded(self, number: int) -> tuple[list[EncodedView] | View, int]:
         """The same item of a temporal stream, not yet decoded: its K views.
 
-        An item whose planes would be resized before the crop comes decoded, as from indexing.
+        An item whose planes would be resized before cropping comes decoded, as from indexing.
         """
         clip, read, drawn = self._read(number, Pictures.read_encoded)
         views = [self.view.encoded(stack, drawn) for stack in read]
         return self[number] if None in views else (views, clip.label)
 
     def _read(self, number: int, read: Callable) -> tuple[Clip, list, np.ndarray]:
-        """The clip of an item, what `read` (a method of `Pictures`) gives of it, and the numbers drawn for its view."""
+        """The clip of an item, what `read` (a method of `Pictures`) returns, and the numbers drawn for its view."""
         chosen = self.choose(number)
         clip, pictures = self.clips[chosen], self.pictures[chosen]
         rng = _generator(self.spec.seed, _ITEM, *divmod(number, self.spec.batch))
@@ -201,11 +201,11 @@ class EvalItem(NamedTuple):
     views: View | None
     """(crops, C, crop_px, crop_px), or None if the clip cannot be read."""
     reason: str
-    """Why the clip has failed in the store, or why it cannot be read now; "" if it can."""
+    """Why the clip failed in the store, or cannot be read now; "" if it can."""
 
 
 class EvalSet(Dataset):
-    """The test views of every clip, one picture per item, so that a batch is bounded however long a clip is."""
+    """The test views of every clip, one picture per item, so batches are bounded however many pictures a clip has."""
 
     def __init__(self, spec: StreamSpec, store_path: Path | str, clips: Sequence[Clip], *, frames: int, crops: int):
         """`frames` pictures of each clip at equal temporal spacing, `crops` views of each; failed clips stay in."""
@@ -218,7 +218,7 @@ class EvalSet(Dataset):
     def __getitem__(self, number: int) -> EvalItem:
         """Item number k * frames + j: picture j of clip k.
 
-        What keeps a clip from being read becomes the item's reason, which a loading process can hand over in one line;
+        Whatever keeps a clip from being read becomes the item's reason, which a loading process can pass on as a line;
         `evaluate` raises, unless the clip is recorded as failed in the store.
         """
         place, j = divmod(number, self.frames)
@@ -238,7 +238,7 @@ class EvalSet(Dataset):
 def stack_items(
     items: list[tuple[View | list[EncodedView], int]], *, room: Room = new_room
 ) -> tuple[ViewBatch | EncodedBatch, torch.Tensor]:
-    """Training items -> their views, written to what `room` gives, and labels (N,) int64."""
+    """Training items -> their views, written to what `room` returns, and labels (N,) int64."""
     views, labels = zip(*items, strict=True)
     return stack_partly_encoded(views, room=room), torch.tensor(labels)
 
@@ -249,13 +249,13 @@ class EvalBatch(NamedTuple):
     numbers: list[int]
     """Numbers of the items that could be read."""
     views: ViewBatch | None
-    """Their views, all crops of the first item, then of the second ...; None if there are none."""
+    """Their views: all crops of the first item, then of the second ...; None if there are none."""
     failed: dict[int, str]
-    """Number -> reason, of the items that could not be read."""
+    """Number -> reason, for the items that could not be read."""
 
 
 def stack_test_items(items: list[EvalItem], *, room: Room = new_room) -> EvalBatch:
-    """Test items -> one batch of all their views, written to what `room` gives."""
+    """Test items -> one batch of all their views, written to what `room` returns."""
     read = [item for item in items if item.views is not None]
     failed = {item.number: item.reason for item in items if item.views is None}
     return EvalBatch(
@@ -264,5 +264,5 @@ def stack_test_items(items: list[EvalItem], *, room: Room = new_room) -> EvalBat
 
 
 def _generator(*key: int) -> np.random.Generator:
-    """Random generator that depends on this key alone (Philox: similar keys give unrelated sequences)."""
+    """Random generator that depends only on this key (Philox: similar keys give unrelated sequences)."""
     return np.random.Generator(np.random.Philox(np.random.SeedSequence(key)))

@@ -1,7 +1,7 @@
-"""Batches whose flow stacks are partly still JPEG: the network's device decodes those (nvJPEG).
+"""Batches in which some flow stacks are still JPEG: the network's device decodes those (nvJPEG).
 
-Decoding takes most of the time in which a loading process makes a temporal input. A GPU with a JPEG engine can decode
-while its other units compute. So each decodes a part of every batch (`feeding.py` chooses it).
+Decoding takes most of a loading process's time for a temporal input. A GPU with a JPEG engine can decode while its
+other units compute. So both decode a part of every batch; `feeding.py` chooses the GPU's.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from pipeline.stacks_torch import along_path
 from pipeline.store import repair_advice
 from pipeline.transforms import EncodedView, View, interpolation
 
-_AT_ONCE = 16  # most stacks in a call: twice 28 MB for planes of 340 x 256, and for trajectories 440 MB more
+_AT_ONCE = 16  # most stacks per call: twice 28 MB for planes of 340 x 256, and 440 MB more for trajectories
 
 
 @dataclass(frozen=True, eq=False)
 class EncodedBatch:
-    """Views of N items (or of N items times K snippets) in host memory, of which some are still JPEG."""
+    """Views of N items (or of N items times K snippets) in host memory, some of them still JPEG."""
 
     shape: tuple[int, ...]
     """Shape of the network inputs: (N, C, H, W) or (N, K, C, H, W)."""
     decoded: ViewBatch | None
-    """The views of the items that are decoded, in order; None if there are none."""
+    """The views of the decoded items, in order; None if there are none."""
     views: list[list[EncodedView]]
-    """What is left to do for the K views of each item that is not; without their JPEG bytes."""
+    """What remains to be done for the K views of each other item, without their JPEG bytes."""
     places: list[int]
-    """Numbers, in the batch, of the items that are not decoded."""
+    """Indices in the batch of the items that are not decoded."""
     data: torch.Tensor
     """(bytes,) uint8: the JPEG bytes of all their planes, one after another."""
     sizes: list[int]
@@ -53,10 +53,10 @@ class EncodedBatch:
         return EncodedBatch(self.shape, decoded, self.views, self.places, self.data.pin_memory(), self.sizes)
 
     def to(self, device: torch.device, *, non_blocking: bool = False) -> ViewBatch:
-        """The whole batch, decoded, on a device. On a GPU all that follows the decoding is left to the current stream.
+        """The whole batch, decoded, on a device. On a GPU, all work after decoding is queued on the current stream.
 
         Raises:
-            DamagedFile: the decoders refuse a plane, or it has another size than its clip.
+            DamagedFile: the decoders reject a plane, or its size is not its clip's.
         """
         flat = [view for item in self.views for view in item]
         floats = any(map(_gives_floats, flat)) or (self.decoded and self.decoded.values.is_floating_point())
@@ -83,7 +83,7 @@ class EncodedBatch:
 
 
 def _alike(views: Sequence[EncodedView]) -> Iterator[Sequence[int]]:
-    """Numbers of views whose planes have one size, in equal parts of at most `_AT_ONCE`."""
+    """Indices of views whose planes have the same size, in equal parts of at most `_AT_ONCE`."""
     by_size = defaultdict(list)
     for k, view in enumerate(views):
         by_size[view.stack.height, view.stack.width].append(k)
@@ -92,15 +92,15 @@ def _alike(views: Sequence[EncodedView]) -> Iterator[Sequence[int]]:
 
 
 def stacks_of(planes: torch.Tensor, views: Sequence[EncodedView]) -> tuple[torch.Tensor, torch.Tensor]:
-    """The stacks of decoded planes: what `stored_stack` makes of one, for a batch on a device.
+    """Stacks from decoded planes: as `stored_stack` makes one, but for a batch on a device.
 
     Args:
         planes: (R, 2L, H, W) uint8, fields in the order of the stack.
-        views: R views, of one `spec`.
+        views: R views with the same `spec`.
 
     Returns:
-        (R, 2L, H, W): the planes, or for trajectories the vectors along the paths, float32; and what turns them into
-        the network's inputs, scale and offset, (2, R, 2L) float32.
+        (R, 2L, H, W): the planes, or, for trajectories, the vectors along the paths, float32; and the scale and offset
+        that turn them into the network's inputs, (2, R, 2L) float32.
     """
     given = np.stack([[view.stack.planes.scale, view.stack.planes.offset, view.factor] for view in views], axis=1)
     scale, offset, factor = torch.from_numpy(given).to(planes.device)
@@ -110,7 +110,7 @@ def stacks_of(planes: torch.Tensor, views: Sequence[EncodedView]) -> tuple[torch
         halves = fields.chunk(2 if spec.direction == "bidirectional" else 1, dim=1)
         planes = torch.cat([along_path(half) for half in halves], dim=1)
         scale, offset = torch.ones_like(scale), torch.zeros_like(offset)
-    if spec.subtract_mean:  # of values q * s + o the mean is mean(q) * s + o
+    if spec.subtract_mean:  # the mean of q * s + o is mean(q) * s + o
         total = planes.sum((2, 3), dtype=torch.float64 if planes.is_floating_point() else torch.int64)
         offset = -scale * (total.double() / planes[0, 0].numel())
     return planes, torch.stack([scale * factor, offset * factor]).float()
@@ -123,18 +123,18 @@ def decoded_planes(
 
     Args:
         data: JPEG bytes of every plane of every view, in host memory.
-        views: which clip each is of, for messages.
-        device: decodes, with nvJPEG on CUDA. What it cannot decode is decoded on the CPU.
+        views: their sizes, and their clips for messages.
+        device: decodes, with nvJPEG on CUDA. If it fails, the CPU decodes all of these planes.
 
     Raises:
-        DamagedFile: the decoders refuse a plane, or it has another size than its clip.
+        DamagedFile: the decoders reject a plane, or its size is not its clip's.
         torch.OutOfMemoryError: the device has no room for the planes.
     """
     try:
         images = decode(data, device)
     except torch.OutOfMemoryError:
         raise
-    except RuntimeError as error:  # it names no plane, and may lack memory of its own, or not know a kind of JPEG
+    except RuntimeError as error:  # it names no plane; nvJPEG may lack memory, or not support a kind of JPEG
         images = _decoded_here(data, views, device)
         _say_once(one_line(str(error)))
     per_view = len(data) // len(views)
@@ -166,13 +166,13 @@ def decode(data: Sequence[torch.Tensor], device: torch.device) -> list[torch.Ten
     """Gray JPEG images, (n,) uint8 bytes each in host memory -> (1, H, W) uint8 each, on the device.
 
     Raises:
-        RuntimeError: of torchvision.
+        RuntimeError: from torchvision.
     """
     from torchvision.io import ImageReadMode, decode_jpeg  # takes a second, and loading processes import this module
 
     if device.type != "cuda":
         return decode_jpeg(list(data), mode=ImageReadMode.GRAY, device=device)
-    # nvJPEG does not wait for the stream: it would write to memory that was freed here and is still being read
+    # nvJPEG does not wait for the stream: it would write to memory freed here that is still being read
     torch.cuda.current_stream(device).synchronize()
     try:
         return decode_jpeg(list(data), mode=ImageReadMode.GRAY, device=device)
@@ -195,7 +195,7 @@ def _gives_floats(view: EncodedView) -> bool:
 
 
 def _finished(stack: torch.Tensor, view: EncodedView) -> torch.Tensor:
-    """A stack, (C, H, W), cropped, resized and mirrored: (C, side, side)."""
+    """A stack (C, H, W), cropped, resized and mirrored: (C, side, side)."""
     top, left, height, width = view.box
     part = stack[:, top : top + height, left : left + width]
     if _resizes(view):
@@ -207,7 +207,7 @@ def _finished(stack: torch.Tensor, view: EncodedView) -> torch.Tensor:
 
 @functools.lru_cache(maxsize=64)
 def _resizing(length: int, side: int, how: int, device: torch.device) -> torch.Tensor:
-    """The matrix, (side, length) float32, by which OpenCV's resizing maps a column of pixels to another length."""
+    """The matrix (side, length) float32 by which OpenCV's resizing maps a column of pixels to another length."""
     rows = cv2.resize(np.eye(length, dtype=np.float32), dsize=(length, side), interpolation=how)
     return torch.from_numpy(rows).to(device)
 
@@ -215,7 +215,7 @@ def _resizing(length: int, side: int, how: int, device: torch.device) -> torch.T
 def stack_partly_encoded(
     items: Sequence[View | list[EncodedView]], *, room: Room = new_room
 ) -> ViewBatch | EncodedBatch:
-    """Views of equal shape, some of which may be still JPEG -> one batch, written to what `room` gives."""
+    """Views of equal shape, some perhaps still JPEG -> one batch, written to what `room` returns."""
     places = [place for place, item in enumerate(items) if not isinstance(item, View)]
     if not places:
         return stack_views(items, room=room)

@@ -20,7 +20,7 @@ _BATCH = {"cpu": 64, "cuda": 256}  # views in a forward pass
 
 
 class Evaluation(NamedTuple):
-    """A network's outputs for N clips; the rows of clips that failed in the store are NaN."""
+    """A network's outputs for N clips; rows of clips that failed in the store are NaN."""
 
     probabilities: np.ndarray
     """(N, K) float32, mean softmax."""
@@ -50,9 +50,9 @@ def evaluate(
         batch: views in one forward pass, rounded down to whole pictures (all crops of a frame or a stack), at least one
             picture; 0 chooses by device.
         workers: loading processes; -1 chooses by device.
-        sharing: number of processes of this machine that score at the same time, and share its cores and memory.
+        sharing: number of processes on this machine that score at the same time and share its cores and memory.
         progress: advanced by the number of pictures done.
-        keep: called for each picture with the index of its clip, the number of its first view within the clip,
+        keep: called for each picture with the index of its clip, the index of its first view within the clip,
             probabilities (crops, K) and features (crops, D) float32; not called for clips that failed.
 
     Returns:
@@ -60,7 +60,7 @@ def evaluate(
 
     Raises:
         ValueError: a clip that has not failed in the store cannot be read. The store is damaged or the disk fails; the
-            clip must not count as wrong for that, in scores that no later run would make again.
+            clip must not count as wrong for that, in scores that no later run would redo.
     """
     network.eval()
     batch = max(1, (batch or _BATCH.get(device.type, 64)) // test_set.views.crops)

@@ -1,8 +1,8 @@
-"""Validation clips cut into folds by group, so that a fusion's choices are judged on clips of other groups.
+"""Validation clips cut into folds by group, so a fusion's choices are judged on clips of other groups.
 
-Streams did not train on validation clips, so their scores there are those of unseen clips. A fusion that is fitted on
-all of them and judged on the same would look better than it is; judged on a fold that shares no group with the clips
-that it was fitted on, it does not.
+Streams do not train on validation clips, so their scores there are those of unseen clips. A fusion fitted on all of
+them and judged on the same clips would look better than it is; judged on a fold that shares no group with the clips it
+was fitted on, it does not.
 """
 
 from __future__ import annotations
@@ -18,32 +18,32 @@ from pipeline.scores import Scores
 
 @dataclass(frozen=True, eq=False)
 class Folds:
-    """N clips cut into folds; `for fitted, held in folds` gives the rows of each turn."""
+    """N clips cut into folds; `for fitted, held in folds` gives the rows for each fold."""
 
     of_row: np.ndarray
     """(N,) int64, the fold of each clip; all 0 if there is nothing to cut."""
     unit: str
     """What is never split: "groups", "clips" (no group is kept together), or "none" (no cut is possible)."""
     units: int
-    """How many units there are."""
+    """Number of units; 0 without a cut."""
     note: str
-    """Why the cut is not by group, in plain words; empty if it is."""
+    """Why the cut is not by group, in words; empty if it is."""
 
     def __len__(self) -> int:
         return int(self.of_row.max(initial=-1)) + 1 if self.unit != "none" else 0
 
     def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Rows to fit on, and rows to judge on, fold by fold."""
+        """Rows to fit on and rows to judge on, fold by fold."""
         for fold in range(len(self)):
             yield np.flatnonzero(self.of_row != fold), np.flatnonzero(self.of_row == fold)
 
     def as_dict(self) -> dict[str, Any]:
-        """What is recorded of the cut, as plain JSON values."""
+        """What is recorded about the cut, as plain JSON values."""
         return {"folds": len(self), "unit": self.unit, "units": self.units, "note": self.note}
 
 
 def scored_pair(val_a: Scores, val_b: Scores) -> tuple[Scores, Scores]:
-    """The labelled clips that both streams scored, joined, in the order of their ids: what a fusion is chosen on.
+    """The labeled clips that both streams scored, joined and sorted by id: what a fusion is chosen on.
 
     Raises:
         ValueError: the tables do not join, or there is no such clip.
@@ -62,19 +62,19 @@ def scored_pair(val_a: Scores, val_b: Scores) -> tuple[Scores, Scores]:
 def cut_folds(table: Scores, count: int, *, by_class: bool = True) -> Folds:
     """Cut the clips of a table into at most `count` folds; the order of its rows does not matter.
 
-    Whole groups are dealt out, the largest first, each to the fold with the fewest clips of its classes, then with the
-    fewest clips: folds are equally large, and their classes equally frequent, as far as whole groups allow. With fewer
-    groups than folds every group is a fold. If a cut by group is not usable (see `by_class`), clips are dealt out one
-    by one in the same way; if that is not usable either, there is no cut.
+    Whole groups are dealt out, largest first, each to the fold with the fewest clips of its classes, then with the
+    fewest clips: folds are as equal in size and class frequencies as whole groups allow. With fewer groups than folds,
+    every group is a fold. If a cut by group is not usable (see `by_class`), clips are dealt out one by one in the same
+    way; if that is not usable either, there is no cut.
 
     Args:
         table: the clips; their probabilities are not used.
         count: folds wanted, at least 2.
-        by_class: whether the method that is judged learns each class from the other folds. Then a cut is usable if at
-            least half of the clips find their class outside their own fold; otherwise two folds are enough.
+        by_class: whether the method being judged learns each class from the other folds. If so, a cut is usable if at
+            least half of the clips find their class outside their own fold; if not, two folds are enough.
 
     Raises:
-        ValueError: count is below 2, or the table has no clip.
+        ValueError: count is below 2, or the table has no clips.
     """
     if count < 2:
         raise ValueError(f"folds is {count}; it must be at least 2")
@@ -100,7 +100,7 @@ def _deal(names: Sequence[str], labels: np.ndarray, count: int) -> np.ndarray:
     np.add.at(clips, (unit_of_row, labels), 1)
     folds, fold_of_unit = np.zeros((min(count, len(units)), clips.shape[1])), np.zeros(len(units), np.int64)
     for unit in np.argsort(-clips.sum(axis=1), kind="stable"):
-        # an empty fold holds no clip of any class, so it is always taken first: no fold stays empty
+        # an empty fold has no clips of any class, so it is always taken first: no fold stays empty
         alike, full = folds @ clips[unit], folds.sum(axis=1)
         fold = np.lexsort((full, alike))[0]
         fold_of_unit[unit], folds[fold] = fold, folds[fold] + clips[unit]

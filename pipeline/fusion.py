@@ -1,8 +1,8 @@
 """Fuse two score tables into one by the mean, a weighted mean, or a linear SVM.
 
-Whatever is chosen here (the weight, the SVM and its C) is chosen on validation clips, which the streams did not train
-on, and judged by folds of groups. Tables are joined by clip id first. A clip that failed in either stream has no fused
-score and counts as wrong: the score of one stream is never passed off as that of both.
+Every choice here (the weight, the SVM and its C) is made on validation clips, which the streams did not train on, and
+judged by folds of groups. Tables are first joined by clip id. A clip that failed in either stream has no fused score
+and counts as wrong: one stream's score is never passed off as that of both.
 """
 
 from __future__ import annotations
@@ -59,22 +59,21 @@ def weighted(a: Scores, b: Scores, weight: float) -> Scores:
         weight: share of b, 0..1.
 
     Raises:
-        ValueError: if weight is outside 0..1, or the tables do not join.
+        ValueError: weight is outside 0..1, or the tables do not join.
     """
     return Weighted(weight).apply(a, b)
 
 
 def choose_weight(val_a: Scores, val_b: Scores, step: float = 0.05, *, folds: int = 5) -> tuple[float, dict[str, Any]]:
-    """The weight of b that is best on validation clips.
+    """The weight of b that does best on validation clips.
 
-    The weight with the most correct clips wins (a failed clip is wrong at every weight). With few clips many weights
-    tie: then the one nearest to 0.5, the plain average, wins; of two equally near, the one with the lower mean negative
-    log likelihood of the true class, then the smaller. (The likelihood does not decide first: if one stream is very
+    The weight with the most correct clips wins (a failed clip is wrong at every weight). With few clips, many weights
+    tie; then the one nearest to 0.5, the plain average, wins; of two equally near, the one with the lower mean negative
+    log likelihood of the true class, then the smaller. (The likelihood does not come first: if one stream is very
     confident, it prefers the edge of the range of tied weights, where unseen clips go wrong.)
 
     Nothing is fitted for a given weight, so its correct clips summed over held-out folds are those of all validation
-    clips, however these are cut. The folds show what the choice is worth: each judges the weight that the other folds
-    choose.
+    clips, whatever the cut. The folds show what the choice is worth: each judges the weight that the others choose.
 
     Args:
         val_a, val_b: tables of the validation clips.
@@ -84,10 +83,10 @@ def choose_weight(val_a: Scores, val_b: Scores, step: float = 0.05, *, folds: in
     Returns:
         The weight, and the reasons as plain JSON values: the weights tried, with the number of correct clips and the
         mean negative log likelihood of each; the cut, the weight chosen without each fold, and "out_of_fold_top1", the
-        accuracy of these weights on the folds left out (None without a cut).
+        accuracy of these weights on the held-out folds (None without a cut).
 
     Raises:
-        ValueError: if step is out of range, or there is no validation clip that both streams scored.
+        ValueError: step is out of range, or there is no labeled validation clip that both streams scored.
     """
     if not 0 < step <= 1:
         raise ValueError(f"step is {step}; it must be above 0 and at most 1")
@@ -114,15 +113,15 @@ def fuse(val: Mapping[str, Scores], test: Mapping[str, Scores], spec: FusionSpec
 
     Args:
         val, test: "spatial" and "temporal" -> table of that part.
-        spec: the grid of weights, C of the SVM or the grid it is chosen from, and the number of folds.
+        spec: the grid of weights, the SVM's C or the grid it is chosen from, and the number of folds.
 
     Returns:
         "average", "weighted", "svm" -> fused test table; and the parameters of each as plain JSON values, from which
-        `from_parameters` makes the fusions again. Each has its accuracy on the validation clips: "val_top1", or
-        "fitted_top1" for the SVM, which was fitted on them. Without validation clips there is only the average.
+        `from_parameters` recreates the fusions. Each has its accuracy on the validation clips: "val_top1", or
+        "fitted_top1" for the SVM, which was fitted on them. Without validation clips, there is only the average.
 
     Raises:
-        ValueError: if a clip is in both parts, or tables do not join, or no validation clip is scored.
+        ValueError: a clip is in both parts, tables do not join, or no validation clip is scored.
     """
     if not any(map(len, val.values())):
         only = Weighted(0.5).apply(test["spatial"], test["temporal"])
@@ -150,7 +149,7 @@ def from_parameters(parameters: Mapping[str, Any]) -> dict[str, Weighted | Linea
     """The fusions that `fuse` chose: name -> object whose `.apply(spatial, temporal)` fuses any two tables.
 
     Raises:
-        ValueError: parameters are missing or are not those of a fusion.
+        ValueError: parameters are missing or do not describe a fusion.
     """
     try:
         svm = {"svm": LinearSVM.from_dict(parameters["svm"])} if "svm" in parameters else {}
@@ -161,7 +160,7 @@ def from_parameters(parameters: Mapping[str, Any]) -> dict[str, Weighted | Linea
 
 
 def write(path: Path | str, parameters: Mapping[str, Any], **attrs: str) -> None:
-    """Write `fusion.json`: the parameters that `fuse` gave, and `attrs`."""
+    """Write `fusion.json`: the parameters that `fuse` returned, and `attrs`."""
     heading = {"format": FORMAT, "format_version": FORMAT_VERSION, "order": ["spatial", "temporal"]}
     files.write_json(path, {**heading, **attrs, "parameters": parameters})
 
@@ -173,7 +172,7 @@ def read(path: Path | str) -> dict[str, Weighted | LinearSVM]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no fusion.json, a damaged one, or one of another version.
+        ValueError: it is not a fusion.json, is damaged, or is of another version.
     """
     return from_parameters(read_parameters(path))
 
@@ -182,7 +181,7 @@ def read_parameters(path: Path | str) -> dict[str, Any]:
     """The parameters that `write` wrote: "average", and, if they were chosen, "weighted" and "svm".
 
     Raises:
-        FileNotFoundError, ValueError: as `read`.
+        FileNotFoundError, ValueError: as for `read`.
     """
     path = files.inside(path, "fusion.json")
     found = files.read_json(path)
@@ -199,7 +198,7 @@ def _mix(a: Scores, b: Scores, weight: float) -> np.ndarray:
 
 
 def _trial(a: Scores, b: Scores, weight: float) -> tuple[np.ndarray, np.ndarray]:
-    """For each clip, whether it is correct, and the negative log likelihood of its true class: two (N,) arrays."""
+    """Whether each clip is correct, and the negative log likelihood of its true class: two (N,) arrays."""
     probabilities = _mix(a, b, weight)
     of_truth = probabilities[np.arange(len(a)), a.labels]
     return probabilities.argmax(axis=1) == a.labels, -np.log(np.maximum(of_truth, 1e-12))
@@ -213,7 +212,7 @@ def _best(right: np.ndarray, nll: np.ndarray, grid: list[float]) -> int:
 
 
 def _without_each_fold(right: np.ndarray, nll: np.ndarray, grid: list[float], folds: Folds) -> tuple[list[float], int]:
-    """The weight chosen without each fold, and the total number of clips that these get right on their folds."""
+    """The weight chosen without each fold, and the total number of clips these get right on their folds."""
     best = [_best(right[:, fitted], nll[:, fitted], grid) for fitted, _ in folds]
     hits = sum(int(right[place, held].sum()) for place, (_, held) in zip(best, folds, strict=True))
     return [grid[place] for place in best], hits

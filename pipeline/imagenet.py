@@ -1,4 +1,4 @@
-"""torchvision's ImageNet weights: whether a network has any, whether they are on this machine, and their download."""
+"""torchvision's ImageNet weights: whether a network has any, whether they are here, and their download."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from pipeline.transforms import IMAGENET_MEAN, IMAGENET_STD
 
 
 def refuse(spec: StreamSpec) -> None:
-    """Refuse ImageNet weights for a network for which nobody has published any, or that want other inputs.
+    """Reject ImageNet weights that do not exist for the network, or that expect other inputs.
 
     Raises:
-        ValueError: the network is one of `backbones.OWN`, or its weights were trained with another mean and standard
-            deviation than those with which frames are normalised here.
+        ValueError: the network is one of `backbones.OWN`, or its weights were trained with a mean and standard
+            deviation other than those that frames are normalized with here.
     """
     if spec.network in OWN:
         raise ValueError(
@@ -36,10 +36,10 @@ def refuse(spec: StreamSpec) -> None:
 
 
 def to_download(spec: StreamSpec) -> str:
-    """Name of the ImageNet weights file that the stream starts from, if it is not on this machine yet; else "".
+    """Name of the ImageNet weights file that the stream starts from, if not on this machine yet; otherwise "".
 
     Raises:
-        ValueError: as `refuse`.
+        ValueError: as for `refuse`.
     """
     if not _wanted(spec):
         return ""
@@ -49,10 +49,10 @@ def to_download(spec: StreamSpec) -> str:
 
 
 def fetch(spec: StreamSpec) -> None:
-    """Download the ImageNet weights, if the stream starts from them, and check that they can be read.
+    """Download the ImageNet weights if the stream starts from them, and check that they can be read.
 
     Raises:
-        ValueError, FileNotFoundError: as `read`.
+        ValueError, FileNotFoundError: as for `read`.
     """
     if name := to_download(spec):
         say(f"{spec.stream}: fetching {name}")
@@ -64,7 +64,7 @@ def read(spec: StreamSpec) -> dict[str, torch.Tensor]:
     """The ImageNet weights, name -> tensor; downloaded into torch hub's folder if they are not there.
 
     Raises:
-        ValueError: as `refuse`.
+        ValueError: as for `refuse`.
         FileNotFoundError: they cannot be downloaded, or are damaged; the message says which file to put where.
     """
     refuse(spec)
@@ -78,7 +78,7 @@ def read(spec: StreamSpec) -> dict[str, torch.Tensor]:
 
 
 def name_of(spec: StreamSpec) -> str:
-    """Name of the ImageNet weights that the stream starts from, as ResNet50_Weights.IMAGENET1K_V2; "" if from none."""
+    """Name of the ImageNet weights the stream starts from, such as ResNet50_Weights.IMAGENET1K_V2; "" if none."""
     return str(_weights(spec)) if _wanted(spec) else ""
 
 

@@ -19,13 +19,13 @@ from pipeline.scores import Scores
 from pipeline.specs import ScoreSpec
 from pipeline.tensors import limit_threads
 
-_SHOWN = 5  # failed clips in a message, at most
+_SHOWN = 5  # most failed clips in a message
 
 
 def score_to(
     path: Path | str, attrs: dict[str, Any], *, catalog: Catalog, part: str, spec: ScoreSpec, **others: Any
 ) -> Scores:
-    """Run `score` and write a scores file; with `spec.per_view` also every view, with at most one batch in memory.
+    """Run `score` and write a scores file; with `spec.per_view`, also every view, with at most one batch in memory.
 
     Args:
         path: the file; it exists only once it is complete.
@@ -59,7 +59,7 @@ def score(
     Args:
         checkpoint: a trained stream's file.
         store_path: index of the frames store (spatial stream) or the flow store (temporal stream).
-        catalog: the clips, with the classes that the stream was trained on, or unlabelled.
+        catalog: the clips, unlabeled or with the classes that the stream was trained on.
         part: "val" or "test" (or "train").
         spec: number of frames and crops over which the softmax is averaged.
         device: "auto", "cpu", "cuda" ...
@@ -71,9 +71,9 @@ def score(
         NaN and is reported. A part without clips gives an empty table.
 
     Raises:
-        ValueError: a checkpoint of another format, of other classes, or trained on a store made by other settings; or a
-            clip that has not failed in the store cannot be read, or the network gives NaN for it.
-        RuntimeError: every clip of a labelled part has failed in the store.
+        ValueError: a checkpoint of another format, with other classes, or trained on a store made by other settings; or
+            a clip that has not failed in the store cannot be read, or the network gives NaN for it.
+        RuntimeError: every clip of a labeled part has failed in the store.
     """
     limit_threads()
     target, trained = resolve_device(device), load_checkpoint(checkpoint, classes=catalog.classes or None)
@@ -102,7 +102,7 @@ def score(
 
 
 def _refuse_nonsense(checkpoint: Path | str, found: Evaluation, video_ids: Sequence[str]) -> None:
-    """In a table of scores a row of NaN is a clip that failed, which is not to blame for what its network says."""
+    """Reject NaN from the network: in a table of scores, a row of NaN means that the clip itself failed."""
     wrong = ~np.isfinite(found.probabilities).all(1)
     nonsense = [name for name, is_wrong in zip(video_ids, wrong, strict=True) if is_wrong and name not in found.failed]
     if nonsense:

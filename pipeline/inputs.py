@@ -1,6 +1,6 @@
 """Batches of views: stacked on the CPU, as bytes if possible, and turned into inputs on the network's device.
 
-A temporal input of 224 x 224 x 20 is 1 MB in bytes and 4 MB in floats. Loading processes hand over the bytes. The
+A temporal input of 224 x 224 x 20 takes 1 MB as bytes and 4 MB as floats, so loading processes hand over bytes. The
 remaining arithmetic, a factor and an offset per channel, is done for a whole batch on the network's device.
 """
 
@@ -56,7 +56,7 @@ class ViewBatch:
 
 
 Room = Callable[[tuple[int, ...], np.dtype], torch.Tensor]
-"""Gives a tensor of this shape and type to write to."""
+"""Returns a tensor of this shape and type to write to."""
 
 
 def new_room(shape: tuple[int, ...], dtype: np.dtype) -> torch.Tensor:
@@ -65,7 +65,7 @@ def new_room(shape: tuple[int, ...], dtype: np.dtype) -> torch.Tensor:
 
 
 def stack_views(views: Sequence[View], *, room: Room = new_room) -> ViewBatch:
-    """Views of equal shape -> one batch of them, whose values are written to what `room` gives."""
+    """Views of equal shape -> one batch, its values written to the tensor that `room` returns."""
     return _written(np.stack, views, room, (len(views), *views[0].values.shape))
 
 
@@ -75,7 +75,7 @@ def join_views(views: Sequence[View], *, room: Room = new_room) -> ViewBatch:
 
 
 def _written(join: Callable, views: Sequence[View], room: Room, shape: tuple[int, ...]) -> ViewBatch:
-    # numpy's functions, because torch's would start a second set of OpenMP threads besides that of the training
+    # numpy's functions, because torch's would start a second set of OpenMP threads beside the training's
     values, scale, offset = zip(*views, strict=True)
     there = room(shape, np.result_type(*(part.dtype for part in values)))
     join(values, out=there.numpy())
@@ -86,7 +86,7 @@ def to_inputs(views: ViewBatch | torch.Tensor, device: torch.device) -> torch.Te
     """The network's inputs: `values * scale + offset`, channel by channel.
 
     Args:
-        views: a batch; or finished inputs, which are only moved to the device.
+        views: a batch, or finished inputs, which are only moved to the device.
         device: where the arithmetic is done.
 
     Returns:
@@ -100,12 +100,12 @@ def to_inputs(views: ViewBatch | torch.Tensor, device: torch.device) -> torch.Te
     views = views.to(device, non_blocking=True)
     factor, shift = (part.flatten(0, -2)[..., None, None] for part in (views.scale, views.offset))
     bytes_or_floats = views.values.flatten(0, -4)
-    images = bytes_or_floats.contiguous(memory_format=torch.channels_last)  # with bytes a quarter of the traffic
+    images = bytes_or_floats.contiguous(memory_format=torch.channels_last)  # as bytes, a quarter of the traffic
     return (images * factor).add_(shift).unflatten(0, views.shape[:-3])  # bytes become floats as they are multiplied
 
 
 def _inputs_on_cpu(views: ViewBatch) -> torch.Tensor:
-    """The same inputs, bit for bit, from bytes on a CPU; image by image, so that each stays in the CPU's cache."""
+    """The same inputs, bit for bit, from bytes on a CPU; image by image, so each stays in the CPU's cache."""
     count, (channels, height, width) = views.values[..., 0, 0, 0].numel(), views.values.shape[-3:]
     values = views.values.reshape(count, channels, height, width).numpy()
     scale, offset = (np.tile(part.reshape(count, channels).numpy(), width) for part in (views.scale, views.offset))

@@ -14,7 +14,7 @@ def encode(image: np.ndarray, *, quality: int) -> bytes:
     """JPEG bytes of one image, (H, W, 3) RGB or (H, W) gray, uint8.
 
     Raises:
-        ClipError: if a side is longer than 65,500 pixels.
+        ClipError: a side is longer than 65,500 pixels.
     """
     if image.ndim == 3:
         image = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
@@ -29,7 +29,7 @@ def decode(data: np.ndarray, *, gray: bool) -> np.ndarray:
     """The image in (n,) uint8 JPEG bytes: (H, W) uint8 if `gray`, else (H, W, 3) uint8 RGB.
 
     Raises:
-        ClipError: if the bytes are no image.
+        ClipError: the bytes are not an image.
     """
     # ignore orientation tags: JPEG bytes from elsewhere may carry one, ours never do
     flag = (cv2.IMREAD_GRAYSCALE if gray else cv2.IMREAD_COLOR) | cv2.IMREAD_IGNORE_ORIENTATION

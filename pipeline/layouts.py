@@ -1,7 +1,6 @@
 """How datasets are laid out on disk: five layouts, each read into the same rows.
 
-The set of clips and classes never depends on the split. This module decodes and hashes nothing, and it draws no
-validation part.
+The set of clips and classes never depends on the split. This module decodes and hashes nothing, and draws no parts.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ VIDEO_SUFFIXES = (
 
 @dataclass(frozen=True)
 class Stat:
-    """Size and time stamp of a file: a cheap way to detect that it changed."""
+    """Size and timestamp of a file: a cheap way to detect that it changed."""
 
     bytes: int
     mtime_ns: int
@@ -40,14 +39,14 @@ def scan_videos(folder: Path, *, others: list[str] | None = None, lost: list[str
     Args:
         folder: folder of the videos.
         others: if given, the paths of files with other suffixes are appended to it, in any order.
-        lost: if given, the paths of links that lead nowhere and may be videos or folders of them are appended to it.
+        lost: if given, the paths of broken links that may be videos or folders of them are appended to it.
 
     Returns:
-        Path relative to the folder, with forward slashes -> size and time stamp, sorted by path.
+        Path relative to the folder, with forward slashes -> size and timestamp, sorted by path.
 
     Raises:
         FileNotFoundError, NotADirectoryError: the folder does not exist, or is a file.
-        ValueError: a path is not UTF-8, so that it cannot be written to an artifact.
+        ValueError: a path is not UTF-8, so it cannot be written to an artifact.
     """
     if folder.is_file():
         raise NotADirectoryError(f"[dataset] videos: {str(folder)!r} is a file; give the folder that it lies in")
@@ -113,15 +112,15 @@ def read_layout(spec: DatasetSpec, split: str, videos: Iterable[str]) -> tuple[l
 
     Args:
         spec: the dataset.
-        split: a number, or (layouts "folder" and "csv") the name of the group that is tested.
-        videos: paths of the videos on disk, as `scan_videos` gives them.
+        split: a number, or (layouts "folder" and "csv") the name of the test group.
+        videos: paths of the videos on disk, as from `scan_videos`.
 
     Returns:
-        One row for each clip that the layout names, whether its video is present or not; and the class names in the
-        order of their labels. Layout "unlabelled" has no class names, and all its clips are test clips.
+        One row for each clip that the layout names, whether or not its video is present; and the class names in label
+        order. Layout "unlabelled" has no class names, and all its clips are test clips.
 
     Raises:
-        FileNotFoundError: a list is not there.
+        FileNotFoundError: a list is missing.
         ValueError: a list contradicts itself or the layout, or the split does not exist.
     """
     list_files(spec)
@@ -132,13 +131,13 @@ def read_layout(spec: DatasetSpec, split: str, videos: Iterable[str]) -> tuple[l
         rows = read_hmdb51_lists(lists, split)
         return rows, sorted({row.class_name for row in rows})
     if spec.layout == "unlabelled":
-        ids = {path: path.replace("/", "__") for path in videos}  # with the suffix: two names may differ in it only
+        ids = {path: path.replace("/", "__") for path in videos}  # keep the suffix: names may differ only in it
         return [ListedClip(ids[path], path, "", ids[path], "test") for path in videos], []
     rows = _read_csv(lists, split) if spec.layout == "csv" else _read_folder(spec, list(videos))
     if any(not row.part for row in rows):
         rows = _hold_out(rows, split)
     classes = {row.class_name for row in rows}
-    if spec.layout == "folder":  # a class folder without videos is a class too, so that the catalog can refuse it
+    if spec.layout == "folder":  # a class folder without videos is a class too, so the catalog can reject it
         classes |= {file.name for file in Path(spec.videos).iterdir() if file.is_dir() and file.name[0] != "."}
     return rows, sorted(classes)
 
@@ -146,12 +145,12 @@ def read_layout(spec: DatasetSpec, split: str, videos: Iterable[str]) -> tuple[l
 def split_names(spec: DatasetSpec) -> list[str]:
     """Every split of a dataset: the numbers of the official lists, or every group left out in turn.
 
-    A CSV file with a split column and unlabelled videos have one split.
+    A CSV file with a split column has one split, as have unlabeled videos.
 
     Raises:
-        FileNotFoundError: a list, or the folder of the videos, is not there.
-        ValueError: each clip is a group of its own, so leaving out each group would need one training per clip; or all
-            clips are of one group.
+        FileNotFoundError: a list, or the folder of the videos, is missing.
+        ValueError: each clip is its own group, so leaving out each group would take one training per clip; or all clips
+            are in one group.
     """
     if spec.layout == "unlabelled":
         return [spec.split]
@@ -175,7 +174,7 @@ def split_names(spec: DatasetSpec) -> list[str]:
 
 
 def _read_folder(spec: DatasetSpec, videos: list[str]) -> list[ListedClip]:
-    """Rows of `<class>/<clip>`; the group is found in the path, and without a pattern each clip is its own group."""
+    """Rows of `<class>/<clip>`; the pattern finds the group in the path, and without one each clip is its own group."""
     rows = []
     for path in videos:
         if "/" not in path:
@@ -231,7 +230,7 @@ def _csv_row(record: dict, where: str) -> ListedClip:
     if None in record or None in record.values():
         raise ValueError(f"{where}: the number of fields is not that of the header")
     path = safe_path(record["path"], where)
-    # a blank at the end is seen by nobody, and would be another class or another group
+    # nobody sees a trailing blank, which would make another class or group
     label, group, part = (record.get(name, "").strip() for name in ("label", "group", "split"))
     if not label:
         raise ValueError(f"{where}: {path!r} has no label")
@@ -241,7 +240,7 @@ def _csv_row(record: dict, where: str) -> ListedClip:
 
 
 def _hold_out(rows: list[ListedClip], split: str) -> list[ListedClip]:
-    """Make the group that `split` names the test part; if `split` is a number, the parts stay open, to be drawn."""
+    """Make the group named `split` the test part; if there is none and `split` is a number, leave the parts open."""
     groups = {row.group for row in rows}
     if split in groups:
         return [replace(row, part="test" if row.group == split else "train") for row in rows]
@@ -278,15 +277,15 @@ def match(spec: DatasetSpec, rows: list[ListedClip], videos: dict[str, Stat]) ->
 
 
 def told_absent(spec: DatasetSpec, absent: Sequence[str], present: int) -> str:
-    """Message that tells how many listed videos are absent, and names some of them."""
+    """Message saying how many listed videos are absent, and naming some."""
     return f"{len(absent)} of {len(absent) + present} listed videos are absent from {spec.videos!r}: {some(absent)}"
 
 
 def told_lost(spec: DatasetSpec, lost: Sequence[str]) -> str:
-    """Message that tells how many links lead nowhere, and names some of them."""
+    """Message saying how many links are broken, and naming some."""
     return f"{len(lost)} links in {spec.videos!r} lead nowhere: {some(sorted(lost))}"
 
 
 def _find(path: str, videos: dict[str, Stat], by_folded: dict[str, str]) -> str | None:
-    """Path on disk of a listed clip: as it is written, else regardless of case and of how accents are composed."""
+    """Path on disk of a listed clip: as written, or else regardless of case and how accents are composed."""
     return path if path in videos else by_folded.get(folded(path))

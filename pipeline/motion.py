@@ -1,4 +1,4 @@
-"""Statistics of the motion in a flow store, by which its scaling and the temporal stream's input can be judged."""
+"""Statistics of the motion in a flow store, for judging its scaling and the temporal stream's input."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import numpy as np
 from pipeline.store import Store, StoredClip
 
 CLIPS, FIELDS = 128, 2
-"""Size of the sample: at most so many clips, and fields of each clip."""
-_VECTORS = 1 << 15  # about so many vectors of a field enter the percentile, since fields may be large
+"""Size of the sample: at most this many clips, and fields of each clip."""
+_VECTORS = 1 << 15  # about this many vectors per field enter the percentile, since fields may be large
 
 
 class Motion(NamedTuple):
@@ -19,13 +19,13 @@ class Motion(NamedTuple):
     fields: int
     """Number of fields in the sample."""
     rms_px: float
-    """Root mean square of the components, still background included."""
+    """Root mean square of the components, including static background."""
     p99_px: float
     """Speed that 99 of 100 vectors do not exceed."""
     max_px: float
     """Highest speed."""
     at_bound: float
-    """Share of the components at `bound_px`, beyond which motion is clipped; 0 with `scaling = minmax`."""
+    """Share of the components at `bound_px`, where motion is clipped; 0 with `scaling = minmax`."""
 
 
 def sample(store: Store) -> Motion | None:

@@ -1,4 +1,4 @@
-"""The networks of the streams: a body turns inputs into features, and a linear head turns features into logits.
+"""The streams' networks: a body turns inputs into features, and a linear head turns features into logits.
 
 Weights published for RGB are inflated to the 2L channels of the temporal stream: each gets the mean over RGB.
 """
@@ -32,7 +32,7 @@ def resolve_device(device: str) -> torch.device:
     """The device meant by "auto" (CUDA if there is one), "cpu", "cuda" or "cuda:1".
 
     Raises:
-        ValueError: another text, or a CUDA device that this machine does not have.
+        ValueError: any other text, or a CUDA device that this machine does not have.
     """
     check_device("device", device)
     if device == "auto":
@@ -51,11 +51,11 @@ class Network(nn.Module):
     dropout stays active in training (the paper's "last layer" rows differ by dropout). `replaces` is the name, in
     published weights, of the layer that the head replaces.
 
-    `other_head` is the last layer for another data set, which shares the body (paper, section 5, multi-task learning).
+    `other_head` is the last layer for another data set that shares the body (paper, section 5, multi-task learning).
     The first `num_classes` outputs of `head` are this set's classes; any others are classes added from another set.
 
-    With `partial_bn` every batch normalisation layer but the first keeps its weights and statistics. `consensus` says
-    how the logits of a clip's snippets are combined. Both: Wang et al., Temporal Segment Networks, 2016, section 3.
+    With `partial_bn`, every batch normalization layer but the first keeps its weights and statistics. `consensus` says
+    how a clip's snippet logits are combined. Both: Wang et al., Temporal Segment Networks, 2016, section 3.
     """
 
     def __init__(
@@ -79,12 +79,12 @@ class Network(nn.Module):
             norm.requires_grad_(False)
 
     def kept_norms(self) -> list[nn.Module]:
-        """The batch normalisation layers that `partial_bn` keeps unchanged: all but the first."""
+        """The batch normalization layers that `partial_bn` freezes: all but the first."""
         norms = [module for module in self.body.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
         return norms[1:] if self.partial_bn else []
 
     def train(self, mode: bool = True) -> Network:
-        """Set training mode; `kept_norms` and a body that does not learn (except dropout) stay in evaluation mode."""
+        """Set training mode; `kept_norms` and a frozen body (except its dropout) stay in evaluation mode."""
         super().train(mode)
         if not self.train_body:
             for module in self.body.modules():
@@ -94,21 +94,21 @@ class Network(nn.Module):
         return self
 
     def features(self, inputs: torch.Tensor) -> torch.Tensor:
-        """(N, C, H, W) float32 normalised inputs -> (N, D) penultimate features."""
+        """(N, C, H, W) float32 normalized inputs -> (N, D) penultimate features."""
         return self.body(inputs)
 
     def probabilities(self, features: torch.Tensor) -> torch.Tensor:
         """(N, D) features -> (N, num_classes): softmax over this set's own classes.
 
-        This equals the softmax over all outputs of `head`, renormalised over these classes.
+        This equals the softmax over all outputs of `head`, renormalized over these classes.
         """
         return self.head(features)[:, : self.num_classes].softmax(1)
 
     def forward(self, inputs: torch.Tensor, *, both: bool = False) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-        """(N, C, H, W) or (N, S, C, H, W) float32 normalised inputs -> (N, K) logits, the consensus of S snippets.
+        """(N, C, H, W) or (N, S, C, H, W) float32 normalized inputs -> (N, K) logits, the consensus of S snippets.
 
-        With `both`, inputs of two data sets alternate: those at even indices go to `head`, the others to `other_head`.
-        The result is the logits of both sets, (N / 2, K) and (N / 2, K of the other set).
+        With `both`, inputs of two data sets alternate: even indices go to `head`, odd ones to `other_head`. The result
+        is the logits of both sets, (N / 2, K) and (N / 2, K of the other set).
         """
         if not both:
             return self._logits(self.head, self.features(inputs.flatten(0, -4)), inputs.shape[:-3])
@@ -132,10 +132,9 @@ def build(spec: StreamSpec, num_classes: int, other_classes: int = 0, *, start: 
     """The network of a stream, with its starting weights.
 
     Args:
-        spec: the stream; its network, start, dropout, trained layers, consensus, crop and channels are used.
+        spec: the stream; reads network, start, dropout, train_layers, partial_bn, consensus, with_how, crop, channels.
         num_classes: K.
-        other_classes: number of another set's classes, which get a head of their own or are added, as `spec.with_how`
-            says.
+        other_classes: number of another set's classes, which get their own head or are added, as `spec.with_how` says.
         start: weights file that the body starts from instead of `spec.start`.
 
     Returns:
@@ -143,7 +142,7 @@ def build(spec: StreamSpec, num_classes: int, other_classes: int = 0, *, start: 
 
     Raises:
         ValueError: unknown network or start, or weights that do not belong to the network.
-        FileNotFoundError: ImageNet weights that are not on this machine and cannot be downloaded.
+        FileNotFoundError: the ImageNet weights are damaged or cannot be downloaded.
     """
     network, start = build_untrained(spec, num_classes, other_classes), start or spec.start
     if spec.partial_bn and not network.kept_norms():
@@ -154,12 +153,12 @@ def build(spec: StreamSpec, num_classes: int, other_classes: int = 0, *, start: 
 
 
 def check(spec: StreamSpec) -> None:
-    """Refuse stream settings that `build` would refuse, without allocating memory or downloading.
+    """Reject stream settings that `build` would reject, without downloading, or allocating memory (but for RegNet).
 
     Raises:
         FileNotFoundError: the weights file of `start` does not exist.
         ValueError: unknown network, one without ImageNet weights, a crop or channels that it cannot take, or a file
-            with the weights of another network.
+            with another network's weights.
     """
     if spec.start == "imagenet":
         imagenet.refuse(spec)
@@ -174,10 +173,10 @@ def check(spec: StreamSpec) -> None:
 
 
 def check_deterministic(spec: StreamSpec) -> None:
-    """Refuse a network that cannot be trained on CUDA with `deterministic`.
+    """Reject a network that cannot be trained on CUDA with `deterministic`.
 
     Raises:
-        ValueError: a layer that learns has no deterministic backward pass on CUDA.
+        ValueError: a layer being trained has no deterministic backward pass on CUDA.
     """
     if spec.deterministic and spec.train_layers == "all":
         refuse_unrepeatable(_on_meta(spec).body, spec)
@@ -192,10 +191,11 @@ def _on_meta(spec: StreamSpec) -> Network:
 
 
 def build_untrained(spec: StreamSpec, num_classes: int, other_classes: int = 0) -> Network:
-    """The network of a stream with random weights, into which starting weights or a checkpoint are loaded.
+    """The network of a stream with random weights, into which starting weights or a checkpoint can be loaded.
 
     Raises:
-        ValueError: unknown network, a crop too small for it, or no layer that could take the stream's channels.
+        ValueError: fewer than two classes, an unknown network, a crop too small for CNN-M-2048, or no layer that could
+            take the stream's channels.
     """
     if num_classes < 2:
         raise ValueError(f"num_classes is {num_classes}; a network needs at least 2 classes")
@@ -216,7 +216,7 @@ def build_untrained(spec: StreamSpec, num_classes: int, other_classes: int = 0) 
 
 
 def new_head(width: int, num_classes: int) -> nn.Linear:
-    """A last layer that begins with nearly equal probabilities: small Gaussian weights, zero bias."""
+    """A last layer that starts with nearly equal probabilities: small Gaussian weights, zero bias."""
     head = nn.Linear(width, num_classes)
     nn.init.normal_(head.weight, std=0.01)
     nn.init.zeros_(head.bias)
@@ -227,7 +227,7 @@ def new_head(width: int, num_classes: int) -> nn.Linear:
 
 
 def _start_from(network: Network, spec: StreamSpec, start: str | Path) -> None:
-    """Load the body's weights: torchvision's by their published names, or those of one of our checkpoints."""
+    """Load the body's weights: torchvision's by their published names, or those from one of our checkpoints."""
     read = imagenet.read(spec) if start == "imagenet" else read_weights(start)
     state = _of_body(network, read, spec, start)
     name = _first_layer(network)
@@ -242,12 +242,12 @@ def _start_from(network: Network, spec: StreamSpec, start: str | Path) -> None:
 def _of_body(
     network: Network, state: dict[str, torch.Tensor], spec: StreamSpec, start: str | Path
 ) -> dict[str, torch.Tensor]:
-    """The weights in a file as those of the network's body, by name.
+    """The weights in a file, renamed to match the network's body.
 
     A first layer made for RGB is inflated to the stream's channels: each gets the mean over RGB of its weights.
 
     Raises:
-        ValueError: they are the weights of another network.
+        ValueError: they are another network's weights.
 
     Source: Wang et al., Temporal Segment Networks, 2016, section 3.1 (cross-modality pre-training).
     """
@@ -272,7 +272,7 @@ def _first_layer(network: Network) -> str:
 def read_weights(path: str | Path, *, mmap: bool = False) -> dict[str, torch.Tensor]:
     """The tensors in a weights file, by name: a plain state dict, or the state in one of our checkpoints.
 
-    With `mmap` a tensor is read when it is used.
+    With `mmap`, tensors are read on use.
 
     Raises:
         ValueError: no such file, or one with other content (code in a file is never executed).
@@ -290,7 +290,7 @@ def read_weights(path: str | Path, *, mmap: bool = False) -> dict[str, torch.Ten
 
 
 def _refuse_mismatch(wanted: dict, given: dict, spec: StreamSpec, start: str | Path) -> None:
-    """Refuse weights whose names or shapes differ from the network's, before any is loaded."""
+    """Reject weights whose names or shapes differ from the network's, before any are loaded."""
     differ = [name for name, value in wanted.items() if name not in given or given[name].shape != value.shape]
     unknown = [name for name in given if name not in wanted]
     if not differ and not unknown:

@@ -1,8 +1,7 @@
 """The official split lists of UCF-101 and HMDB-51, read without any video.
 
-Both are read into rows: path, class, group, and the part of the data that the clip belongs to in the wanted split. A
-clip that only other splits name is a row too, with part "unused". So the set of clips and classes never depends on the
-split.
+Both are read into rows: path, class, group, and the clip's part of the data in the requested split. A clip that only
+other splits name is a row too, with part "unused". So the set of clips and classes never depends on the split.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ HMDB51_TAIL = r"_[a-z]_[a-z]+_np\d+_[a-z]+_[a-z]+_\d+"
 
 
 def split_numbers(folder: Path) -> list[str]:
-    """Numbers of the splits in a folder of official lists of either dataset: "1", "2", "3"."""
+    """Numbers of the splits in a folder of either dataset's official lists: "1", "2", "3"."""
     matches = (re.fullmatch(r"(?:trainlist|.+_test_split)(\d+)\.txt", file.name) for file in folder.iterdir())
     return [str(number) for number in sorted({int(match[1]) for match in matches if match})]
 
@@ -52,11 +51,11 @@ def read_ucf101_lists(folder: Path, split: str) -> list[ListedClip]:
         split: number of the split, such as "1" or "01".
 
     Returns:
-        One row for every clip that any list names, sorted by path; its part is "unused" outside the wanted split.
+        One row for every clip that any list names, sorted by path; its part is "unused" outside the requested split.
 
     Raises:
-        FileNotFoundError: `classInd.txt` is not there.
-        ValueError: no such split, an unknown label, a clip in both lists, or a path that is not `<Class>/<video>`.
+        FileNotFoundError: `classInd.txt` is missing.
+        ValueError: no such split, a wrong class or label, a clip in both lists, or a path not `<Class>/<..._gNN_...>`.
     """
     labels = {folded(name): (label, name) for label, name in enumerate(read_ucf101_classes(folder))}
     found = [re.fullmatch(r"(train|test)list(\d+)\.txt", file.name) for file in sorted(folder.iterdir())]
@@ -102,8 +101,7 @@ def read_hmdb51_lists(folder: Path, split: str) -> list[ListedClip]:
         One row for every clip that any list names, sorted by path.
 
     Raises:
-        ValueError: no such split, a class without a list for the split, a number other than 0, 1 and 2, a clip listed
-            twice.
+        ValueError: no such split, a class without a list for it, a line or name of another form, or a clip used twice.
     """
     files: dict[tuple[str, str], Path] = {}
     for file in sorted(folder.iterdir()):
@@ -150,7 +148,7 @@ def _wanted_split(split: str, numbers: set[str]) -> str:
 
 
 def _add(rows: dict[str, ListedClip], row: ListedClip, where: str) -> None:
-    """Add the row of one list to those of the other lists; at most one list may use a clip in the wanted split."""
+    """Add a list's row to those of the other lists; at most one list may use a clip in the requested split."""
     before = rows.get(row.path)
     if before and "unused" not in (before.part, row.part):
         raise ValueError(f"{where}: {row.path!r} is listed twice in one split, as {before.part} and as {row.part}")

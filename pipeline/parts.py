@@ -1,4 +1,4 @@
-"""Draw the training, validation and test parts where the layout does not define them. Whole groups are drawn.
+"""Draw the training, validation and test parts that the layout does not define. Whole groups are drawn.
 
 The clips of a group stay together, so no source video is in two parts.
 """
@@ -15,7 +15,7 @@ from pipeline.specs import DatasetSpec
 
 
 def draw_parts(spec: DatasetSpec, rows: list[ListedClip], split: str) -> list[ListedClip]:
-    """Draw the test part if the layout leaves it open, then the validation part, unless the layout defines one."""
+    """Draw the test part if the layout leaves it open, then the validation part unless the layout defines one."""
     if any(not row.part for row in rows):
         drawn = draw_groups(rows, spec.test_fraction, key=f"{spec.split_seed}/test/{split}")
         rows = [replace(row, part="test" if row.group in drawn else "train") for row in rows]
@@ -30,18 +30,18 @@ def draw_groups(rows: Iterable[ListedClip], fraction: float, *, key: str) -> set
     """Draw whole groups at random, evenly over the classes, and never all groups of a class.
 
     From a class with n groups, n * fraction groups are wanted, rounded, and at least one if n >= 2 and fraction > 0.
-    The order of the groups depends only on `key` and their names, but groups that hold more than twice the wanted share
-    of the clips of a class come last: one long source video may hold half of a class. The first pass takes a group if
-    none of its classes gets more groups than wanted. The second pass is for groups that span several classes: it takes
-    a group if one of its classes has got none so far.
-    Worked example: one class, groups a b c d, fraction 0.25: one group is drawn. Eight persons who each show all ten
-    classes, fraction 0.15: one person is drawn, and is in every class.
+    The order of the groups depends only on `key` and their names, but groups with more than twice the wanted share of a
+    class's clips come last: one long source video may hold half of a class. The first pass takes a group if none of its
+    classes gets more groups than wanted. The second pass is for groups that span several classes: it takes a group if
+    one of its classes still has none, unless that would take the last group of a class.
+    Examples: one class, groups a b c d, fraction 0.25: one group is drawn. Eight people who each show all ten classes,
+    fraction 0.15: one person is drawn, and is in every class.
 
     Args:
         rows: any order; only class and group are read.
         fraction: share of the groups, 0 to 1.
         key: seed of the order. The class name is removed from a group's name before hashing, so g03 of one class is
-            drawn together with g03 of another. If both share a background, it is in one part only.
+            drawn together with g03 of another: a background that both share is in one part only.
 
     Returns:
         Names of the drawn groups. Empty if each class has a single group.
@@ -68,14 +68,14 @@ def draw_groups(rows: Iterable[ListedClip], fraction: float, *, key: str) -> set
 
 
 def _heavy_groups(rows: list[ListedClip], share: float) -> set[str]:
-    """Groups that hold more than this share of the clips of one of their classes."""
+    """Groups with more than this share of the clips of one of their classes."""
     clips = Counter(row.class_name for row in rows)
     counted = Counter((row.group, row.class_name) for row in rows)
     return {group for (group, name), n in counted.items() if n > share * clips[name]}
 
 
 def _share(fraction: float, groups: int) -> int:
-    """Number of groups wanted from a class of `groups` groups: the rounded share, but neither none nor all."""
+    """Number of groups wanted from a class of `groups` groups: the rounded share, at least one but not all."""
     return min(max(int(fraction * groups + 0.5), 1), groups - 1) if fraction > 0 else 0
 
 
@@ -86,10 +86,10 @@ def _order_key(key: str, group: str, classes: set[str]) -> bytes:
 
 
 def check_parts(found: Mapping[str, Mapping[str, int]], needed: Iterable[str], spec: DatasetSpec, split: str) -> None:
-    """Refuse a split in which a needed part has no clips; with `val_fraction = 0`, "val" may be empty.
+    """Reject a split in which a needed part has no clips; with `val_fraction = 0`, "val" may be empty.
 
     Args:
-        found: part -> its counts, as `Catalog.counts` returns them: at least the number of groups.
+        found: part -> its counts, as from `Catalog.counts`; at least the number of groups.
         needed: parts that must have clips: "val", "test" or both.
         spec: the dataset.
         split: name of the split, for the message.
@@ -126,7 +126,7 @@ def check_classes(classes: Sequence[str]) -> None:
 
 
 def _why_empty(part: str, groups: int, spec: DatasetSpec) -> str:
-    """Message that tells why a part is empty and what to do; `groups` is the number of groups in the training part."""
+    """Say why a part is empty and what to do; `groups` is the number of groups in the training part."""
     if part == "test" and spec.layout in ("ucf101", "hmdb51"):
         return "its lists name none that is there"
     if part == "test" and spec.layout == "csv":
@@ -137,7 +137,7 @@ def _why_empty(part: str, groups: int, spec: DatasetSpec) -> str:
     named = ", or name some in the split column of the CSV file" if spec.layout == "csv" else ""
     if part == "test" and not spec.test_fraction:
         return "[dataset] test_fraction is 0; raise it"
-    # without a pattern each clip is its own group, so there cannot be more groups
+    # without a pattern, each clip is its own group, so there cannot be more groups
     pattern = ", or change [dataset] group_pattern so that there are more" if spec.group_pattern else ""
     return (
         f"too few groups: {groups}; whole groups are drawn from the training part, and never all groups of a class; "

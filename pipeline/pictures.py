@@ -1,4 +1,4 @@
-"""Pictures of what is in a store: frames, or flow in colours."""
+"""Pictures of a store's content: frames, or flow in colors."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def picture(path: Path, out: Path, *, clip: str = "", images: int = 8) -> str:
 
     Raises:
         FileNotFoundError: the folder of the picture does not exist.
-        ValueError: the file is not a store, or holds no clip, or the picture has no name of a PNG.
+        ValueError: the file is not a store, or holds no clips, or `out` does not end in .png.
     """
     if out.suffix.lower() != ".png":
         raise ValueError(f"the picture is to be {str(out)!r}; give a path that ends in .png")
@@ -45,7 +45,7 @@ def picture(path: Path, out: Path, *, clip: str = "", images: int = 8) -> str:
 def flow_colours(flow: np.ndarray, *, full_px: float) -> np.ndarray:
     """(2, H, W) float32 flow in pixels -> (H, W, 3) uint8 RGB: hue is direction (red right, cyan left), value is speed.
 
-    `full_px` is the speed, in pixels, with full brightness.
+    `full_px` is the speed, in pixels, shown at full brightness.
     """
     speed, angle = cv2.cartToPolar(flow[0], flow[1], angleInDegrees=True)
     value = np.clip(speed / full_px * 255, 0, 255)

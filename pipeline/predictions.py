@@ -1,4 +1,4 @@
-"""The predictions of trained streams for unlabelled videos, as a CSV file with one row per video."""
+"""Predictions of trained streams for unlabeled videos, as a CSV file with one row per video."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _SHOWN = 20  # rows that are printed
 
 
 def write(path: Path, tables: Mapping[str, Scores], catalog: Catalog, reasons: Mapping[str, str]) -> None:
-    """Write `predictions.csv`: for each video the likeliest classes, and the prediction of each stream alone.
+    """Write `predictions.csv`: for each video, the likeliest classes and the prediction of each stream alone.
 
     Columns: `path` (relative to the videos' folder); `class`, `probability`, `class_2`, `probability_2` and so on, for
     at most five classes; the likeliest class of each stream and its probability; `reason`, why the video failed. If it
@@ -32,7 +32,7 @@ def write(path: Path, tables: Mapping[str, Scores], catalog: Catalog, reasons: M
         reasons: clip id -> why it has no score, for clips that failed in an earlier stage.
 
     Raises:
-        ValueError: tables that do not join, or of other clips than the catalog's.
+        ValueError: the tables do not join, or their clips are not the catalog's.
     """
     fused = tables["fused"]
     streams = {name: fused.join(table)[1] for name, table in tables.items() if name != "fused"}
@@ -52,7 +52,7 @@ def write(path: Path, tables: Mapping[str, Scores], catalog: Catalog, reasons: M
 
 
 def reasons(*stores: store.Store) -> dict[str, str]:
-    """Clip id -> why it failed, according to the first of the stores in which it failed."""
+    """Clip id -> why it failed, according to the first store in which it failed."""
     return {video_id: reason for opened in reversed(stores) for video_id, reason in opened.failed.items()}
 
 

@@ -1,15 +1,15 @@
 """Motion in pixels <-> bytes, and the flip rule.
 
-There are two scalings. *Bound* maps [-b, b] to [0, 255] for every field, so bytes can be compared between fields.
-*Min-max* (the paper's) stretches each field to 0..255 by its own minimum and maximum, which are kept beside it.
+There are two scalings. *Bound* maps [-b, b] to [0, 255] for every field, so bytes are comparable between fields.
+*Min-max* (the paper's) stretches each field to 0..255 by its own minimum and maximum, which are stored with it.
 
-Zero motion lies at 127.5 under a fixed bound, between two bytes: it becomes 128, and byte 128 becomes +b/255 pixels
+Under a fixed bound, zero motion lies at 127.5, between two bytes: it becomes 128, and byte 128 becomes +b/255 pixels
 (0.078 for b = 20), not 0. Mean subtraction removes that offset. Both mappings restore a value to within half a step:
 b/255 pixels under a bound, (max - min)/510 under min-max.
 
-Flow may also be a torch tensor on any device; it gives the same bytes as a numpy array. Every step is one operation of
-IEEE 754 with a rounding and a kernel of its own, in the same order, so that no compiler can fuse a product and a sum
-into one rounding. So never compile one of these functions as a whole.
+Flow may also be a torch tensor on any device; it gives the same bytes as a numpy array. Every step is one IEEE 754
+operation with its own rounding and kernel, in the same order, so no compiler can fuse a product and a sum into one
+rounding. So never compile these functions as a whole.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ _LARGEST = float(np.finfo(np.float32).max)
 
 
 def to_bytes(flow: np.ndarray | Tensor, *, bound_px: float = 20.0, check: bool = True) -> np.ndarray | Tensor:
-    """Quantise by a fixed bound: round((clip(v, -b, b) + b) * 255 / (2b)).
+    """Quantize by a fixed bound: round((clip(v, -b, b) + b) * 255 / (2b)).
 
     Args:
         flow: any shape, floating, pixels, a numpy array or a tensor. Values beyond the bound are clipped to it.
-        bound_px: b, above 0.
-        check: refuse NaN and infinity, for which the device must be waited for. Without it, bytes of such values mean
-            nothing, and the caller must use `all_finite`.
+        bound_px: b, above 0 and finite.
+        check: reject NaN and infinity, which means waiting for the device. Without it, the bytes of such values are
+            meaningless, and the caller must use `all_finite`.
 
     Returns:
         The same shape, uint8, on the device of the flow; -b becomes 0, zero becomes 128, +b becomes 255.
 
     Raises:
-        ValueError: flow that is not floating, or a bound that is not above 0.
-        ClipError: flow holds NaN or infinity.
+        ValueError: flow that is not floating, or a bound out of range.
+        ClipError: flow holds NaN or infinity, and `check` is true.
     """
     _check_flow(flow, finite=check)
     _check_bound(bound_px)
@@ -54,17 +54,17 @@ def to_bytes(flow: np.ndarray | Tensor, *, bound_px: float = 20.0, check: bool =
 
 
 def to_pixels(q: np.ndarray, *, bound_px: float = 20.0) -> np.ndarray:
-    """Inverse of `to_bytes` to half a step: q * 2b / 255 - b.
+    """Inverse of `to_bytes` to within half a step: q * 2b / 255 - b.
 
     Args:
         q: any shape, uint8.
-        bound_px: the b it was quantised with.
+        bound_px: the b it was quantized with.
 
     Returns:
         The same shape, float32, pixels. No byte means exactly 0: 127 and 128 are -b/255 and +b/255.
 
     Raises:
-        ValueError: q that is not uint8, or a bound that is not above 0.
+        ValueError: q that is not uint8, or a bound out of range.
     """
     _check_bytes(q)
     _check_bound(bound_px)
@@ -83,11 +83,11 @@ def minmax_to_bytes(
 
     Returns:
         (..., 2, H, W) uint8, and the range (..., 2, 2) float32 in pixels: [channel][minimum, maximum], both on the
-        device of the flow. A field that is the same everywhere becomes 0 and is restored exactly.
+        device of the flow. A constant field becomes 0 and is restored exactly.
 
     Raises:
         ValueError: flow of another shape, or not floating.
-        ClipError: flow holds NaN or infinity.
+        ClipError: flow holds NaN or infinity, and `check` is true.
     """
     _check_flow(flow, finite=check)
     if flow.ndim < 3 or flow.shape[-3] != 2:
@@ -116,7 +116,7 @@ def _minmax_of_tensor(flow: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def minmax_to_pixels(q: np.ndarray, range_px: np.ndarray) -> np.ndarray:
-    """Inverse of `minmax_to_bytes` to half a step: minimum + q * (maximum - minimum) / 255.
+    """Inverse of `minmax_to_bytes` to within half a step: minimum + q * (maximum - minimum) / 255.
 
     Args:
         q: (..., 2, H, W) uint8.
@@ -136,14 +136,14 @@ def minmax_to_pixels(q: np.ndarray, range_px: np.ndarray) -> np.ndarray:
 
 
 def flip(flow: np.ndarray) -> np.ndarray:
-    """Mirror flow left to right: the picture is mirrored, and x changes its sign.
+    """Mirror flow left to right: the picture is mirrored and x is negated.
 
     Args:
         flow: (..., 2L, H, W), channels x y x y ...: one field (L = 1) or a stack. Floating means pixels, uint8 means
-            bytes under a fixed bound, where -x is 255 - q. Min-max bytes must be restored to pixels before.
+            bytes under a fixed bound, where -x is 255 - q. Min-max bytes must be restored to pixels first.
 
     Returns:
-        A new array of the same shape and dtype; flipping it again gives the flow back.
+        A new array of the same shape and dtype; flipping it again restores the flow.
 
     Raises:
         ValueError: an odd number of channels, or a type that is neither floating nor uint8.
@@ -162,7 +162,7 @@ def flip(flow: np.ndarray) -> np.ndarray:
 
 
 def all_finite(flow: np.ndarray | Tensor) -> np.ndarray | Tensor:
-    """Whether flow holds neither NaN nor infinity: one bool on the flow's device, so that nobody waits for it."""
+    """Whether flow holds neither NaN nor infinity: one bool on the flow's device, so nobody waits for it."""
     return np.isfinite(flow).all() if isinstance(flow, np.ndarray) else flow.isfinite().all()
 
 

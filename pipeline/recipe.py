@@ -1,4 +1,4 @@
-"""What a training step computes with: learning rate, optimizer, precision, (deterministic) algorithms."""
+"""What a training step uses: learning rate, optimizer, precision, (deterministic) algorithms."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from pipeline.specs import StreamSpec
 from pipeline.tensors import true_float32
 
 _PRECISIONS = {"float32": None, "bf16": torch.bfloat16, "float16": torch.float16}
-_REPEATABLE_CUBLAS = ":4096:8"  # without it cuBLAS raises an error if deterministic algorithms are required
+_REPEATABLE_CUBLAS = ":4096:8"  # without it, cuBLAS raises an error if deterministic algorithms are required
 
 
 def learning_rate(spec: StreamSpec, step: int) -> float:
-    """The learning rate of a step; the first step is 0.
+    """The learning rate of a step, counting from 0.
 
     Schedule `step`: divided by 10 at each milestone; with milestone 3, steps 0, 1 and 2 have the full rate and step 3 a
     tenth. Schedule `cosine`: half a wave from `learning_rate` at the end of the warm-up to `learning_rate_end` after
-    the last step. Warm-up of w steps: step i has (i + 1) / w of the rate.
+    the last step. With a warm-up of w steps, step i < w has (i + 1) / w of the rate.
 
     Source: paper, section 5; Loshchilov and Hutter 2017 (SGDR), equation 5, one period; Goyal et al. 2017, section 2.2.
     """
@@ -36,7 +36,7 @@ def learning_rate(spec: StreamSpec, step: int) -> float:
 
 
 def make_optimizer(spec: StreamSpec, network: nn.Module) -> torch.optim.Optimizer:
-    """SGD with momentum, or AdamW, over the weights that learn; every training step sets the learning rate."""
+    """SGD with momentum, or AdamW, over the trainable weights; every training step sets the learning rate."""
     learning = [weight for weight in network.parameters() if weight.requires_grad]
     if spec.optimizer == "adamw":
         betas = (spec.momentum, 0.999)
@@ -45,7 +45,7 @@ def make_optimizer(spec: StreamSpec, network: nn.Module) -> torch.optim.Optimize
 
 
 def precision(spec: StreamSpec, device: torch.device) -> torch.dtype | None:
-    """Data type of autocast, None for plain float32; on a GPU, auto is bfloat16 if the GPU has it, else float16."""
+    """Data type of autocast, None for plain float32; on a GPU, auto is bfloat16 if the GPU has it, or else float16."""
     if spec.precision != "auto":
         return _PRECISIONS[spec.precision]
     if device.type != "cuda":
@@ -54,7 +54,7 @@ def precision(spec: StreamSpec, device: torch.device) -> torch.dtype | None:
 
 
 def name_of(precision: torch.dtype | None) -> str:
-    """The name of a data type that `precision` gives: float32, bfloat16 or float16."""
+    """The name of a data type that `precision` returns: float32, bfloat16 or float16."""
     return str(precision or torch.float32).removeprefix("torch.")
 
 
@@ -63,7 +63,7 @@ def algorithms(spec: StreamSpec) -> Iterator[None]:
     """Within the block, compute in true float32 and, if `spec.deterministic`, with deterministic algorithms only.
 
     An operation without a deterministic algorithm raises a RuntimeError that names it. CUBLAS_WORKSPACE_CONFIG is set
-    if it is not set yet; cuBLAS reads it when it is first used in a process. Afterwards everything is restored.
+    if it is not set already; cuBLAS reads it on first use in a process. Afterwards everything is restored.
     """
     cudnn, variable = torch.backends.cudnn, "CUBLAS_WORKSPACE_CONFIG"
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()

@@ -10,7 +10,7 @@ PARTS = ("train", "val", "test", "unused")
 
 @dataclass(frozen=True)
 class ListedClip:
-    """One clip as its layout describes it. `part` is one of PARTS, or "" if it is still to be drawn by group."""
+    """One clip as its layout describes it. `part` is one of PARTS, or "" if it is yet to be drawn by group."""
 
     id: str
     path: str
@@ -20,7 +20,7 @@ class ListedClip:
 
 
 def folded(text: str) -> str:
-    """Normalise a text, so that letter case and the Unicode composition of accents do not matter."""
+    """Normalize a text so that letter case and the Unicode composition of accents do not matter."""
     return unicodedata.normalize("NFC", text).casefold()
 
 

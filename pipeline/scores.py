@@ -1,7 +1,7 @@
 """A table of class probabilities keyed by clip id: the output of a stream, or of a fusion of streams.
 
-A clip that could not be scored keeps its row, as NaN, and counts as wrong: an accuracy is always over every clip of the
-part. Two tables are joined by clip id, never by the order of their rows.
+A clip that could not be scored keeps its row, as NaN, and counts as wrong: an accuracy always covers every labeled
+clip of the part. Two tables are joined by clip id, never by row order.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Scores:
     probabilities: np.ndarray
     """(N, K) float32; each row sums to 1, or is all NaN where the clip failed."""
     labels: np.ndarray
-    """(N,) int64, zero-based index of the true class; -1 if it is unknown: such a clip counts in no accuracy."""
+    """(N,) int64, zero-based index of the true class; -1 if unknown: such a clip counts in no accuracy."""
     classes: tuple[str, ...]
     """K different class names, in the order of the columns."""
     features: np.ndarray | None = None
@@ -38,7 +38,7 @@ class Scores:
     groups: tuple[str, ...] | None = None
     """N group names (source video, person), or None."""
     source: Path | None = None
-    """The file that the table was read from, where `views` reads; None for a table in memory."""
+    """The file that the table was read from, and `views` reads from; None for a table in memory."""
 
     def __post_init__(self):
         for name in ("video_ids", "classes", "groups"):
@@ -72,7 +72,7 @@ class Scores:
                 f"the first is {self.labels[first]} of {self.video_ids[first]!r}"
             )
         p = self.probabilities
-        with np.errstate(invalid="ignore"):  # infinities of both signs: a row that is refused below
+        with np.errstate(invalid="ignore"):  # infinities of both signs: a row that is rejected below
             sums = p.sum(axis=1)
         whole = (p >= 0).all(axis=1) & (abs(sums - 1) <= SUM_TOLERANCE)
         wrong = np.flatnonzero(~whole & ~np.isnan(p).all(axis=1))
@@ -95,10 +95,10 @@ class Scores:
 
     @classmethod
     def read(cls, path: str | Path) -> Scores:
-        """Read a table written by `write`: the file, or the folder of a stage that holds its `scores.h5`.
+        """Read a table written by `write`: the file, or the stage's folder that holds its `scores.h5`.
 
         Raises:
-            ValueError: if the file is of another kind or version.
+            ValueError: the file is damaged, or of another kind or version.
         """
         path = inside(path, "scores.h5")
         arrays, _ = store.read_arrays(path, "scores")
@@ -127,7 +127,7 @@ class Scores:
         """Clip id -> probabilities and features of each of its views, read from the table's file on access.
 
         Raises:
-            ValueError: a table that was not read from a file, or whose file holds no views.
+            ValueError: the table was not read from a file, or its file holds no views.
         """
         if self.source is None:
             raise ValueError("a table in memory has no views; read it from a file scored with [score] per_view = true")
@@ -153,27 +153,27 @@ class Scores:
         return np.where(self.failed_rows, -1, np.argmax(self.probabilities, axis=1)) if len(self) else self.labels
 
     def correct(self) -> np.ndarray:
-        """(N,) bool, true where the prediction is the label; false for failed and for unlabelled clips."""
+        """(N,) bool, true where the prediction is the label; false for failed and for unlabeled clips."""
         return (self.predictions() == self.labels) & self.labelled
 
     def top1(self) -> float:
-        """Share of the labelled clips that are classified correctly, 0..1; NaN if there are none."""
+        """Share of the labeled clips that are classified correctly, 0..1; NaN if there are none."""
         return float(self.correct()[self.labelled].mean()) if self.labelled.any() else float("nan")
 
     def per_class(self) -> tuple[np.ndarray, np.ndarray]:
-        """Number of correct clips, and of all clips, of each true class: two (K,) int64 arrays."""
+        """Number of correct clips and of all clips of each true class: two (K,) int64 arrays."""
         k = len(self.classes)
         right, labelled = self.labels[self.correct()], self.labels[self.labelled]
         return np.bincount(right, minlength=k), np.bincount(labelled, minlength=k)
 
     def mean_class_accuracy(self) -> float:
-        """Mean of the classes' accuracies, 0..1, over the classes that have clips; NaN for a table without clips."""
+        """Mean of the classes' accuracies, 0..1, over the classes that have clips; NaN if none has."""
         right, clips = self.per_class()
         present = clips > 0
         return float((right[present] / clips[present]).mean()) if present.any() else float("nan")
 
     def confusion(self) -> np.ndarray:
-        """(K, K) int64 number of clips by [true class, predicted class], without failed and unlabelled clips."""
+        """(K, K) int64 number of clips by [true class, predicted class], without failed or unlabeled clips."""
         k, scored = len(self.classes), ~self.failed_rows & self.labelled
         cells = self.labels[scored] * k + self.predictions()[scored]
         return np.bincount(cells, minlength=k * k).reshape(k, k)
@@ -194,10 +194,10 @@ class Scores:
         return Scores(self.video_ids, probabilities, self.labels, self.classes, groups=self.groups)
 
     def join(self, other: Scores) -> tuple[Scores, Scores]:
-        """Both tables with the same clip in each row: this one as it is, the other in this one's order.
+        """Both tables with the same clip in each row: this one unchanged, the other in this one's order.
 
         Raises:
-            ValueError: if classes, clip ids, or the label of a clip differ; names how many and which.
+            ValueError: classes, clip ids, or labels differ; the message says how many and which.
         """
         if self.classes != other.classes:
             raise ValueError(_class_difference(self.classes, other.classes))
@@ -217,7 +217,7 @@ class Scores:
 
 
 def _read_only(name: str, value, dtype) -> np.ndarray:
-    array = np.array(value, dtype)  # a copy: the caller may go on changing its own array
+    array = np.array(value, dtype)  # a copy: the caller may still change its own array
     if dtype is np.int64 and not np.array_equal(array, np.asarray(value)):
         raise ValueError(f"{name} holds values that are no whole numbers")
     array.setflags(write=False)

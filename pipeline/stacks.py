@@ -1,11 +1,11 @@
 """Flow fields -> the temporal stream's input: windows, trajectories, both directions, mean subtraction (paper, 3.1).
 
-A clip of T frames has F = T - 1 forward fields, field t from frame t to t + 1, and, when asked for, F backward ones,
-field t from frame t + 1 to t. A *window* is the L fields s ... s + L - 1 that an input is made of; s is its start:
+A clip of T frames has F = T - 1 forward fields, field t from frame t to t + 1, and, if requested, F backward ones,
+field t from frame t + 1 to t. A *window* is the L fields s ... s + L - 1 that make up an input; s is its start:
 
     num_windows(F, spec)      how many starts there are
     window(F, spec, s)        which fields to read: one contiguous range per direction
-    make_stack(fw, bw, ...)   fields that were read -> (2L, H, W)
+    make_stack(fw, bw, ...)   the fields read -> (2L, H, W)
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pipeline.specs import StackSpec
 
 
 def flow_stack(flow: np.ndarray, start: int, length: int) -> np.ndarray:
-    """Displacement fields start ... start + length - 1 one after the other, at the same points.
+    """Displacement fields start ... start + length - 1 one after another, at the same points.
 
     Args:
         flow: (N, 2, H, W) floating, pixels.
@@ -42,8 +42,8 @@ def trajectory_stack(flow: np.ndarray, start: int, length: int) -> np.ndarray:
     """Displacement vectors sampled along the path of each point.
 
     The path is p_1 = (u, v), p_k = p_{k-1} + d_{start+k-2}(p_{k-1}); channels 2k-1 and 2k hold d_{start+k-1}(p_k).
-    Between pixels d is interpolated bilinearly; outside the image it has the value of the nearest border point, and
-    the path goes on from where it is, so that a point may come back.
+    Between pixels, d is interpolated bilinearly; outside the image it has the value of the nearest border point, and
+    the path continues from where it is, so a point may come back.
 
     Args:
         flow: (N, 2, H, W) floating, pixels.
@@ -56,7 +56,7 @@ def trajectory_stack(flow: np.ndarray, start: int, length: int) -> np.ndarray:
     Raises:
         ValueError: flow of another shape, or a window that does not lie inside it.
 
-    Source: paper, equation 2. Interpolation and borders are ours; the paper names none.
+    Source: paper, equation 2. Interpolation and borders are ours; the paper specifies neither.
     """
     _check_window(flow, start, length)
     return _along_path(flow[start : start + length])
@@ -82,7 +82,7 @@ def bidirectional_stack(
     Raises:
         ValueError: shapes that differ, an odd length, an unknown kind, or a window that does not lie inside.
 
-    Source: paper, section 3.1; it does not say in which order the backward fields come.
+    Source: paper, section 3.1, which does not give the order of the backward fields.
     """
     _check_flow("forward", forward)
     if backward.shape != forward.shape:
@@ -99,13 +99,13 @@ def bidirectional_stack(
 
 
 def subtract_mean(stack: np.ndarray) -> np.ndarray:
-    """Subtract from each displacement field its own mean vector, a cheap stand-in for camera motion compensation.
+    """Subtract its mean vector from each displacement field, a cheap stand-in for camera motion compensation.
 
     Args:
         stack: (..., H, W) floating, pixels; each channel is one component of one field.
 
     Returns:
-        The same shape, float32: every channel has mean zero. For trajectories, the mean is that of the vectors sampled
+        The same shape, float32; every channel has mean zero. For trajectories, the mean is that of the vectors sampled
         along the paths; the paths themselves follow the flow before subtraction.
 
     Source: paper, section 3.1.
@@ -118,8 +118,8 @@ def subtract_mean(stack: np.ndarray) -> np.ndarray:
 class Window:
     """The fields of one input. Read the ranges [i, j) `forward` and `backward`, and pass both to `make_stack`.
 
-    `ahead` and `behind` are the fields in the order in which they are stacked, as indices into the clip. A range is
-    None where that direction is not needed.
+    `ahead` and `behind` are the fields in stacking order, as indices into the clip. `backward` is None where that
+    direction is not needed.
     """
 
     forward: tuple[int, int]
@@ -129,12 +129,12 @@ class Window:
 
 
 def num_windows(num_fields: int, spec: StackSpec) -> int:
-    """How many windows a clip has: F - L + 1, or 1 for a clip shorter than the window.
+    """Number of windows in a clip: F - L + 1, or 1 for a clip shorter than the window.
 
     Example: 99 fields and L = 10 give 90, starts 0 ... 89; 10 fields give 1; 4 fields give 1, filled by `spec.short`.
 
     Raises:
-        ValueError: a clip without any field.
+        ValueError: a clip without fields.
     """
     if num_fields < 1:
         raise ValueError(f"num_fields is {num_fields}; a stack needs a clip of at least 1 flow field (2 frames)")
@@ -142,10 +142,10 @@ def num_windows(num_fields: int, spec: StackSpec) -> int:
 
 
 def spaced(count: int, n: int) -> np.ndarray:
-    """n of the positions 0 ... count - 1 at equal spacing, first and last included, rounded, halves up.
+    """n equally spaced positions among 0 ... count - 1, first and last included, rounded, halves up.
 
-    Examples: spaced(9, 3) is 0 4 8; spaced(90, 4) is 0 30 59 89; spaced(2, 4) is 0 0 1 1 (positions repeat where
-    there are fewer than n); spaced(9, 1) is 4, the middle.
+    Examples: spaced(9, 3) is 0 4 8; spaced(90, 4) is 0 30 59 89; spaced(2, 4) is 0 0 1 1 (positions repeat if there
+    are fewer than n); spaced(9, 1) is 4, the middle.
 
     Raises:
         ValueError: count or n below 1.
@@ -158,19 +158,19 @@ def spaced(count: int, n: int) -> np.ndarray:
 
 
 def window(num_fields: int, spec: StackSpec, start: int) -> Window:
-    """Which fields the input that starts at field `start` is made of.
+    """The fields that make up the input starting at field `start`.
 
     The middle frame of a bidirectional stack is start + L/2. Example: 99 fields, L = 4, start 3: fields 3, 4 backward
     and 5, 6 forward; ahead (5, 6), behind (4, 3), forward [5, 7), backward [3, 5). A clip shorter than the window is
-    taken from its start (bidirectional: from its middle frame) and filled by `fill`.
+    taken from its start (bidirectional: from its middle frame) and extended by `fill`.
 
     Args:
-        num_fields: F, flow fields of the clip, in one direction.
+        num_fields: F, the clip's flow fields in one direction.
         spec: length, direction and the policy for short clips.
         start: 0 <= start < num_windows(num_fields, spec).
 
     Raises:
-        ValueError: a start outside that range, or a clip without any field.
+        ValueError: a start outside that range, or a clip without fields.
     """
     count = num_windows(num_fields, spec)
     if not 0 <= start < count:
@@ -188,7 +188,7 @@ def window(num_fields: int, spec: StackSpec, start: int) -> Window:
 def fill(first: int, stop: int, num_fields: int, *, short: str) -> tuple[int, ...]:
     """Indices of fields first ... stop - 1; those outside the clip are replaced by fields of the clip, never by zeros.
 
-    Examples with 3 fields: fill(0, 5, 3) is 0 1 2 2 2 by `repeat_last` and 0 1 2 0 1 by `wrap`; fill(-2, 1, 3) is
+    Examples with 3 fields: fill(0, 5, 3) is 0 1 2 2 2 with `repeat_last` and 0 1 2 0 1 with `wrap`; fill(-2, 1, 3) is
     0 0 0 and 1 2 0.
 
     Raises:
@@ -203,7 +203,7 @@ def fill(first: int, stop: int, num_fields: int, *, short: str) -> tuple[int, ..
 
 
 def make_stack(forward: np.ndarray, backward: np.ndarray | None, spec: StackSpec, where: Window) -> np.ndarray:
-    """The network input of one window, from the fields that the window asks for.
+    """The network input of one window, from the fields it asks for.
 
     Args:
         forward: (j - i, 2, H, W) floating, pixels: forward fields [i, j) = where.forward.
@@ -215,7 +215,7 @@ def make_stack(forward: np.ndarray, backward: np.ndarray | None, spec: StackSpec
         (2L, H, W) float32, pixels.
 
     Raises:
-        ValueError: other fields than the window asked for.
+        ValueError: the wrong number of fields, or of the wrong type or shape.
     """
     arrange = _arrangement(spec.kind)
     halves = [("forward", forward, where.forward, where.ahead), ("backward", backward, where.backward, where.behind)]
@@ -230,7 +230,7 @@ def make_stack(forward: np.ndarray, backward: np.ndarray | None, spec: StackSpec
 
 
 def check_count(name: str, fields: int | None, span: tuple[int, int] | None) -> None:
-    """Refuse a number of fields other than that of the range [i, j) = span; None stands for no fields."""
+    """Reject a number of fields other than that of the range [i, j) = span; None means no fields."""
     needed = None if span is None else span[1] - span[0]
     if fields != needed:
         raise ValueError(f"{name} holds {fields} fields; the window asks for {needed}, those of [i, j) = {span}")
@@ -248,7 +248,7 @@ def _along_path(fields: np.ndarray) -> np.ndarray:
         return along_path(fields)
     height, width = fields.shape[2:]
     stack = np.empty(fields.shape, np.float32)
-    y, x = np.mgrid[:height, :width].astype(np.float64)  # errors grow at every step where neighbours move apart
+    y, x = np.mgrid[:height, :width].astype(np.float64)  # errors grow with each step where neighbors move apart
     for k, field in enumerate(fields):
         motion_x, motion_y = field if k == 0 else _bilinear(field, x, y)
         stack[k, 0], stack[k, 1] = motion_x, motion_y
@@ -261,7 +261,7 @@ def _bilinear(field: np.ndarray, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarr
     """Both components (H, W) float64 of a field (2, H, W) at the points (x, y), clamped to the image."""
     # a vector is one complex number, x + iy: one gather from memory, the main cost, serves both components
     height, width = field.shape[1:]
-    vectors = np.empty((height + 1, width + 1), np.complex128)  # border repeated: every point has a right neighbour
+    vectors = np.empty((height + 1, width + 1), np.complex128)  # border repeated: every point has a right neighbor
     vectors.real[:-1, :-1], vectors.imag[:-1, :-1] = field
     vectors[-1], vectors[:, -1] = vectors[-2], vectors[:, -2]
     x, y = x.clip(0, width - 1), y.clip(0, height - 1)

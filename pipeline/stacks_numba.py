@@ -26,14 +26,14 @@ def _between(first, second, share):
 
 @_compiled
 def _follow(fields, stack):
-    """Row by row, and field by field, so that the compiler has long loops over the points of a row."""
+    """Go row by row, then field by field, so the compiler gets long loops over the points of a row."""
     length, _, height, width = fields.shape
     x, y = np.empty(width), np.empty(width)
     for v in range(height):
         x[:], y[:] = np.arange(width), v
         for k in range(length):
             for u in range(width):
-                # in this order, because a number that is none must not become an index outside the image
+                # in this order, because a NaN must not become an index outside the image
                 inside_x, inside_y = max(0.0, min(width - 1.0, x[u])), max(0.0, min(height - 1.0, y[u]))
                 left, top = np.uint32(inside_x), np.uint32(inside_y)
                 right, below = np.uint32(min(left + 1, width - 1)), np.uint32(min(top + 1, height - 1))

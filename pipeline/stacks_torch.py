@@ -26,7 +26,7 @@ def along_path(fields: torch.Tensor) -> torch.Tensor:
 def _bilinear(field: torch.Tensor, x: torch.Tensor, y: torch.Tensor, height: int, width: int) -> torch.Tensor:
     """Both components, (N, 2, P) float64, of fields (N, 2, P) at P points (N, P), clamped to the image."""
     x, y = x.clamp(0, width - 1), y.clamp(0, height - 1)
-    left, top = x.long().clamp_(0, width - 1), y.long().clamp_(0, height - 1)  # again: some numbers may be none
+    left, top = x.long().clamp_(0, width - 1), y.long().clamp_(0, height - 1)  # again: there may be NaNs
     right, below = (left + 1).clamp_(max=width - 1), (top + 1).clamp_(max=height - 1)
     right_share, down_share = ((inside - whole)[:, None] for inside, whole in ((x, left), (y, top)))
     upper, lower = (
@@ -40,4 +40,4 @@ def _at(field: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
 
 
 def _between(first: torch.Tensor, second: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
-    return first + (second - first) * share  # not torch.lerp, which rounds otherwise
+    return first + (second - first) * share  # not torch.lerp, which rounds differently

@@ -16,14 +16,14 @@ _BYTES = np.arange(256)
 
 
 class Planes(NamedTuple):
-    """Components of flow fields, x and y in turn, as they are stored: in pixels each is `plane * scale + offset`.
+    """Components of flow fields, alternately x and y, as stored: in pixels, each is `plane * scale + offset`.
 
     As read, they are consecutive fields of a clip; as a network's input, the 2L channels of a stack.
     """
 
     planes: Sequence[np.ndarray]
-    """Each (H, W) uint8 or float32, or still JPEG, (n,) uint8; not copied into one array, since often only a crop of
-    each is needed."""
+    """Each (H, W) uint8 or float32, or still JPEG, (n,) uint8; not copied into one array, since often only a crop is
+    needed."""
     scale: np.ndarray
     """Factor of each plane, (planes,) float64, pixels per unit of the plane."""
     offset: np.ndarray
@@ -33,7 +33,7 @@ class Planes(NamedTuple):
         """The planes in pixels, (planes, H, W) float32."""
         found = np.empty((len(self.planes), *self.planes[0].shape), np.float32)
         for plane, scale, offset, pixels in zip(*self, found, strict=True):
-            if plane.dtype == np.uint8:  # 256 values are converted, not all pixels
+            if plane.dtype == np.uint8:  # converts 256 values, not all pixels
                 cv2.LUT(plane, (_BYTES * scale + offset).astype(np.float32), dst=pixels)
             else:
                 pixels[:] = plane * scale + offset
@@ -41,23 +41,23 @@ class Planes(NamedTuple):
 
 
 class EncodedStack(NamedTuple):
-    """The planes of a stack as JPEG, and what only their store knows of them."""
+    """The planes of a stack as JPEG, and what only their store knows about them."""
 
     planes: Planes
     """2L planes as JPEG, before any mean is subtracted."""
     height: int
     width: int
     source: tuple[str, Path]
-    """Clip and folder of the store that the planes are of, for messages."""
+    """Clip and store folder that the planes come from, for messages."""
 
 
 def stored_stack(forward: Planes, backward: Planes | None, spec: StackSpec, where: Window) -> Planes:
-    """The network input of one window, from stored fields: what `make_stack` gives, to float32 rounding.
+    """The network input of one window, from stored fields: what `make_stack` gives, to within float32 rounding.
 
     A factor and an offset per plane turn bytes into pixels, and the mean vector of a field follows from the sum of its
-    bytes, which is exact. So the caller can crop first and apply factor and offset last. Only a trajectory, which must
-    sample the fields, turns them into pixels here. Planes that are still JPEG are put into their order; that needs no
-    content as long as `spec` neither subtracts means nor follows trajectories.
+    bytes, which is exact. So the caller can crop first and apply factor and offset last. Only trajectories, which must
+    sample the fields, convert them to pixels here. Planes that are still JPEG are only put in order, which works if
+    `spec` neither subtracts means nor follows trajectories.
 
     Args:
         forward: fields [i, j) = where.forward.
@@ -69,7 +69,7 @@ def stored_stack(forward: Planes, backward: Planes | None, spec: StackSpec, wher
         2L planes, channels x1 y1 x2 y2 ... xL yL.
 
     Raises:
-        ValueError: other fields than the window asked for.
+        ValueError: the wrong number of fields.
     """
     if spec.kind == "trajectory":
         stack = make_stack(_fields(forward), backward and _fields(backward), spec, where)
@@ -84,7 +84,7 @@ def stored_stack(forward: Planes, backward: Planes | None, spec: StackSpec, wher
             planes.append(given.planes[place])
             scale.append(given.scale[place])
             offset.append(given.offset[place])
-    if spec.subtract_mean:  # of values q * s + o the mean is mean(q) * s + o
+    if spec.subtract_mean:  # the mean of q * s + o is mean(q) * s + o
         offset = [-s * cv2.mean(plane)[0] for plane, s in zip(planes, scale, strict=True)]
     return Planes(planes, np.array(scale), np.array(offset))
 

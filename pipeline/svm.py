@@ -17,7 +17,7 @@ from pipeline.progress import Progress
 from pipeline.scores import Scores
 
 DEFAULT_C = 1.0  # if there are too few clips for cross-validation
-_MANY = 20_000  # clips times classes from which on a fit takes so long that processes pay
+_MANY = 20_000  # clips times classes from which a fit takes long enough for processes to pay off
 Hyperplanes = tuple[np.ndarray, np.ndarray]  # coefficients (K, 2K) and intercepts (K,)
 
 
@@ -30,10 +30,10 @@ class LinearSVM:
     comparable.
 
     A class without a scored validation clip cannot be learned: it is never predicted and gets probability 0. `absent`
-    names such classes, which otherwise only the confusion matrix would show.
+    names such classes, which otherwise only the confusion matrix would reveal.
 
     Source: paper, section 5, "fusion by SVM"; K. Crammer and Y. Singer, JMLR 2 (2001). The paper leaves open whether
-    the scores are normalised before or after stacking; here before, so that neither stream outweighs the other.
+    scores are normalized before or after stacking; here before, so neither stream outweighs the other.
     """
 
     classes: tuple[str, ...]
@@ -43,7 +43,7 @@ class LinearSVM:
     """(K,) float64; -inf for absent classes."""
     c: float
     num_val: int
-    """Number of clips that it was fitted on."""
+    """Number of clips it was fitted on."""
     temperature: float = 1.0
     """Divisor of the margins before their softmax; `choose_c` finds it."""
 
@@ -66,12 +66,12 @@ class LinearSVM:
         """Fit on validation clips. The order of the clips does not matter; failed clips are left out.
 
         Args:
-            val_a, val_b: tables of the validation clips, the streams in the order that `apply` gets them.
+            val_a, val_b: tables of the validation clips, the streams in the same order as for `apply`.
             c: cost of a margin violation; smaller is smoother.
             temperature: of `apply`; it does not change the margins. `choose_c` finds both.
 
         Raises:
-            ValueError: if c is not positive, or there is no validation clip that both streams scored.
+            ValueError: c is not positive and finite, or there is no labeled validation clip that both streams scored.
         """
         if not 0 < c < np.inf:
             raise ValueError(f"c is {c}; it must be above 0 and finite")
@@ -88,7 +88,7 @@ class LinearSVM:
         """(N, K) float64 decision values in a's order of clips; NaN rows for failed clips, -inf for absent classes.
 
         Raises:
-            ValueError: if the tables have other classes than those of the fit, or do not join.
+            ValueError: the tables' classes are not those of the fit, or the tables do not join.
         """
         if a.classes != self.classes:
             raise ValueError(
@@ -132,13 +132,13 @@ class LinearSVM:
 
 
 def choose_c(val_a: Scores, val_b: Scores, grid: Sequence[float], *, folds: int = 5) -> tuple[float, dict[str, Any]]:
-    """The C that is best on clips of groups that the SVM was not fitted on.
+    """The C that does best on clips from groups that the SVM was not fitted on.
 
-    For each fold and each C an SVM is fitted on the other folds and judged on this one; the C with the most correct
-    clips over all folds wins, in a tie the smallest, which is the smoothest. If no cut into folds is usable (one clip
-    per class), C is `DEFAULT_C`, unless the grid has a single value. The SVM that is used is then fitted on all
-    validation clips. Its temperature is the best one for the margins of the held-out clips; without a cut for those of
-    the clips that it was fitted on.
+    For each fold and each C, an SVM is fitted on the other folds and judged on this one; the C with the most correct
+    clips over all folds wins; in a tie, the smallest, which is the smoothest. If no cut into folds is usable (one clip
+    per class), C is `DEFAULT_C`, unless the grid has a single value. The final SVM is to be fitted on all validation
+    clips. Its temperature is the best one for the margins of held-out clips; without a cut, for those of the clips it
+    was fitted on.
 
     Args:
         val_a, val_b: tables of the validation clips.
@@ -146,9 +146,9 @@ def choose_c(val_a: Scores, val_b: Scores, grid: Sequence[float], *, folds: int 
         folds: number of folds wanted, as for `cut_folds`.
 
     Returns:
-        C, and the reasons as plain JSON values: the grid, the number of correct clips for each C, the cut, and
+        C, and the reasons as plain JSON values: the grid, the number of correct clips for each C, the cut,
         "out_of_fold_top1": the accuracy of the chosen C on held-out folds, over all validation clips (failed ones are
-        wrong). It is a little too good, being the best of several C; None without a cut. And "temperature".
+        wrong), slightly optimistic as the best of several C, None without a cut; and "temperature".
 
     Raises:
         ValueError: the grid is empty or not above 0, or no validation clip is scored.
@@ -172,15 +172,15 @@ def choose_c(val_a: Scores, val_b: Scores, grid: Sequence[float], *, folds: int 
 def _held_out_margins(
     a: Scores, b: Scores, folds: list[tuple[np.ndarray, np.ndarray]], grid: list[float]
 ) -> np.ndarray:
-    """(C, N, K) margins of every clip by the SVM that was not fitted on its fold. Many fits are done on all cores."""
-    trials = [(c, *fold) for c in reversed(grid) for fold in folds]  # a large C takes longest, so it comes first
+    """(C, N, K) margins of every clip by the SVM that was not fitted on its fold. Large fits run on all cores."""
+    trials = [(c, *fold) for c in reversed(grid) for fold in folds]  # large C takes longest, so it comes first
     if len(a) * len(a.classes) < _MANY:
         found = [_margins(a, b, *trial) for trial in trials]
     else:
         from joblib import Parallel, delayed
 
         found = []
-        # not threads: the solver draws random numbers from one generator for all of them
+        # not threads: they would share the solver's random number generator
         pool = Parallel(usable_cores(), backend="loky", initializer=end_with_parent, return_as="generator")
         fits = pool(delayed(_margins)(a, b, *trial) for trial in trials)
         with Progress("fusion, choosing C", len(trials), "SVMs") as progress:
@@ -198,10 +198,10 @@ def _margins(a: Scores, b: Scores, c: float, fitted: np.ndarray, held: np.ndarra
 
 
 def _temperature(margins: np.ndarray, labels: np.ndarray) -> float:
-    """The divisor with which the softmax of the margins (N, K) has the least cross-entropy, within a hundredth.
+    """The divisor with which the softmax of the margins (N, K) has the least cross-entropy, to within 1 %.
 
-    The targets are (N + 1) / (N + K) for the true class and 1 / (N + K) for each other one, so that N clips that are
-    all correct do not give certainty. Clips of a class that the SVM does not know are left out.
+    The targets are (N + 1) / (N + K) for the true class and 1 / (N + K) for each other one, so N clips that are all
+    correct do not give certainty. Clips of a class that the SVM does not know are left out.
 
     Source: C. Guo et al., On Calibration of Modern Neural Networks, ICML 2017 (temperature scaling); J. Platt,
     Probabilistic Outputs for Support Vector Machines, 1999 (the targets).
@@ -218,7 +218,7 @@ def _temperature(margins: np.ndarray, labels: np.ndarray) -> float:
         return -float((targets * np.where(finite, _log_softmax(margins * factor), 0.0)).sum())
 
     best = 1.0
-    for reach in (1e4, 2.2, 1.07):  # convex in the factor: the best lies between the neighbours of the best so far
+    for reach in (1e4, 2.2, 1.07):  # convex in the factor: the best lies between the neighbors of the best so far
         best = min(np.geomspace(best / reach, best * reach, 25), key=cross_entropy)
     return float(1 / best)
 
@@ -238,23 +238,23 @@ def _crammer_singer(features: np.ndarray, labels: np.ndarray, num_classes: int, 
     """Coefficients (K, 2K) and intercepts (K,); rows of classes absent from labels are 0 and -inf."""
     coefficients, intercepts = np.zeros((num_classes, features.shape[1])), np.full(num_classes, -np.inf)
     present = np.unique(labels)
-    if len(present) == 1:  # nothing to separate: the one class that is known is always predicted
+    if len(present) == 1:  # nothing to separate: the only known class is always predicted
         intercepts[present] = 0.0
         return coefficients, intercepts
     rows, biases = _solve(features, labels, c)
-    if len(present) == 2:  # scikit-learn gives one row, the second class against the first
+    if len(present) == 2:  # scikit-learn returns one row, the second class against the first
         rows, biases = np.concatenate([-rows, rows]) / 2, np.concatenate([-biases, biases]) / 2
     coefficients[present], intercepts[present] = rows, biases
     return coefficients, intercepts
 
 
 def _solve(features: np.ndarray, labels: np.ndarray, c: float) -> Hyperplanes:
-    from sklearn.exceptions import ConvergenceWarning  # importing takes most of a second, and only a fit needs it
+    from sklearn.exceptions import ConvergenceWarning  # importing takes most of a second, and only fits need it
     from sklearn.svm import LinearSVC
 
     svm = LinearSVC(C=c, multi_class="crammer_singer", random_state=0, max_iter=20_000)
     with warnings.catch_warnings():
-        # on separable scores the solver may stop at max_iter, long after the decisions have settled
+        # on separable scores, the solver may stop at max_iter, long after the decisions have settled
         warnings.simplefilter("ignore", ConvergenceWarning)
         svm.fit(features, labels)
     return svm.coef_, svm.intercept_

@@ -1,9 +1,9 @@
 """Train and test views of each stream, side by side: from a cached frame or a flow stack to the network's input.
 
-A *picture* is the input of a stream at one moment, before augmentation: a frame (H, W, 3) uint8 RGB, or the `Planes` of
-a flow stack. A *view* is a crop of a picture, possibly mirrored and jittered, and otherwise with its values as stored.
-The remaining step from bytes to normalised floats is a factor and an offset per channel; `inputs.py` applies them on
-the network's device.
+A *picture* is a stream's input at one moment, before augmentation: a frame (H, W, 3) uint8 RGB, or the `Planes` of a
+flow stack. A *view* is a crop of a picture, perhaps resized, mirrored or jittered, otherwise with its values as stored.
+All that remains from bytes to normalized floats is a factor and an offset per channel, which `inputs.py` applies on the
+network's device.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 from pipeline.specs import StackSpec, StreamSpec
 from pipeline.stored_stacks import EncodedStack, Planes
 
-# mean and standard deviation of RGB in 0..1, with which torchvision's weights were trained; `imagenet` refuses others
+# mean and standard deviation of RGB in 0..1 that torchvision's weights were trained with; `imagenet` rejects others
 IMAGENET_MEAN = np.array([0.485, 0.456, 0.406], np.float32)
 IMAGENET_STD = np.array([0.229, 0.224, 0.225], np.float32)
 _GRAY = np.array([0.299, 0.587, 0.114], np.float32)
@@ -51,10 +51,10 @@ class Box(NamedTuple):
 
 
 class EncodedView(NamedTuple):
-    """One view of a flow stack whose planes are still JPEG, and what is left to do once they are decoded.
+    """One view of a flow stack whose planes are still JPEG, and what remains to be done once they are decoded.
 
     Fields become a stack as `spec` says. Its planes are cropped to `box`, resized to `side` and mirrored if `mirrored`;
-    the network's input is what they are in pixels, times `factor`.
+    the network's input is their values in pixels times `factor`.
     """
 
     stack: EncodedStack
@@ -67,9 +67,9 @@ class EncodedView(NamedTuple):
 
 
 class TrainView:
-    """One random view of a picture: resized, cropped, mirrored or not, its colours jittered."""
+    """One random view of a picture: resized, cropped, mirrored or not, its colors jittered."""
 
-    DRAWS = 6  # random numbers per view, whatever the settings, so that no setting changes what another one draws
+    DRAWS = 6  # random numbers per view, whatever the settings, so no setting changes what another draws
 
     def __init__(self, spec: StreamSpec):
         self.spec = spec
@@ -79,8 +79,8 @@ class TrainView:
 
         Args:
             picture: a frame or a stack.
-            drawn: six numbers in [0, 1): vertical and horizontal place of the crop (`cropping = corners`: its size and
-                its place), whether it is mirrored, and brightness, contrast and saturation.
+            drawn: six numbers in [0, 1): vertical and horizontal position of the crop (`cropping = corners`: its size
+                and position), whether it is mirrored, and brightness, contrast and saturation.
 
         Returns:
             One view, (C, crop_px, crop_px).
@@ -93,7 +93,7 @@ class TrainView:
         return _frame_view(view, self.spec, mirrored=mirrored, colour=drawn[3:])
 
     def encoded(self, stack: EncodedStack, drawn: Sequence[float]) -> EncodedView | None:
-        """The same view of a stack that is still JPEG; None if its planes would be resized before they are cropped."""
+        """The same view of a stack that is still JPEG; None if its planes would be resized before cropping."""
         if resized_px(stack.height, stack.width, self.spec) != (stack.height, stack.width):
             return None
         (box, mirrored), side = self._chosen(stack.height, stack.width, drawn), self.spec.crop_px
@@ -116,7 +116,7 @@ class EvalViews:
     """The fixed views of a picture whose scores are averaged (paper, section 5)."""
 
     def __init__(self, spec: StreamSpec, *, crops: int):
-        """`crops` is 1: the centre; 2: also its mirror image; 5: corners and centre; 10: also their mirror images."""
+        """`crops` is 1: the center; 2: also its mirror image; 5: corners and center; 10: also their mirror images."""
         if crops not in (1, 2, 5, 10):
             raise ValueError(f"crops is {crops}; allowed: 1, 2, 5, 10")
         self.spec, self.crops = spec, crops
@@ -140,16 +140,16 @@ def size_px(picture: np.ndarray | Planes) -> tuple[int, int]:
 
 
 def resize(picture: np.ndarray | Planes, spec: StreamSpec) -> np.ndarray | Planes:
-    """Bring the short side to `resize_px` (0: as it is), and to no less than `crop_px`, keeping the aspect ratio.
+    """Bring the short side to `resize_px` (0: unchanged), but at least `crop_px`, keeping the aspect ratio.
 
     Shrinking averages areas, enlarging is bilinear. Flow values are scaled with the grid, x by the width's factor and y
-    by the height's: they stay in pixels of the picture they belong to, as if flow had been computed at that size.
+    by the height's: they stay in pixels of their picture, as if flow had been computed at that size.
     """
     return _rescaled(picture, *resized_px(*size_px(picture), spec))
 
 
 def resized_px(height: int, width: int, spec: StreamSpec) -> tuple[int, int]:
-    """The size to which `resize` brings a picture of this height and width."""
+    """The size that `resize` gives a picture of this height and width."""
     short = max(spec.resize_px or min(height, width), spec.crop_px)
     factor = short / min(height, width)
     return max(short, round(height * factor)), max(short, round(width * factor))
@@ -161,7 +161,7 @@ def interpolation(height: int, width: int, to_height: int, to_width: int) -> int
 
 
 def _rescaled(picture: np.ndarray | Planes, to_height: int, to_width: int) -> np.ndarray | Planes:
-    """Resize a picture, unless it has that size. Planes become float32, because bytes would be rounded once more."""
+    """Resize a picture unless it has that size. Planes become float32, because bytes would be rounded once more."""
     height, width = size_px(picture)
     if (height, width) == (to_height, to_width):
         return picture
@@ -187,7 +187,7 @@ def corner_sizes(short: int, side: int) -> list[tuple[int, int]]:
     """The ten sizes (height, width) of multi-scale crops of a picture whose short side is `short`.
 
     Height and width are taken from {1, .875, .75, .66} x short, at most one step apart; a size within 2 px of `side`
-    becomes `side`, which spares a resizing. Example, 256 and 224: 256, 224, 192 and 168. Both streams here use all four
+    becomes `side`, which saves resizing. Example, 256 and 224: 256, 224, 192 and 168. Both streams here use all four
     scales; TSN's flow stream does not use the smallest.
 
     Source: Wang et al., Towards Good Practices for Very Deep Two-Stream ConvNets, 2015, section 3, and TSN's code.
@@ -198,9 +198,9 @@ def corner_sizes(short: int, side: int) -> list[tuple[int, int]]:
 
 
 def corner_crops(height: int, width: int, crop_height: int, crop_width: int) -> list[Box]:
-    """The thirteen places of a crop, on a grid of quarters of its free range: corners, centre, edges, inner four.
+    """The thirteen positions of a crop, on a grid of quarters of its free range: corners, center, edges, inner four.
 
-    Source: as for `corner_sizes`; the quarters are rounded down to whole pixels, as there.
+    Source: as for `corner_sizes`; as there, quarters are rounded down to whole pixels.
     """
     down, right = (height - crop_height) // 4, (width - crop_width) // 4
     corners, centre = [(0, 0), (0, 4), (4, 0), (4, 4)], [(2, 2)]
@@ -213,8 +213,8 @@ def jitter(frame: np.ndarray, factors: np.ndarray) -> np.ndarray:
 
     Args:
         frame: (H, W, 3) uint8 RGB.
-        factors: (3,) float; 1 leaves as is. Contrast is around the mean grey of the crop, saturation around the grey
-            of each pixel.
+        factors: (3,) float; 1 changes nothing. Contrast is relative to the crop's mean gray, saturation to each
+            pixel's gray.
 
     Returns:
         (H, W, 3) uint8 RGB, clipped to 0..255.

@@ -1,7 +1,7 @@
-"""Layers that treat a piece of a batch as its part of the whole: dropout, stochastic depth, batch normalisation.
+"""Layers that treat a piece of a batch as part of the whole: dropout, stochastic depth, batch normalization.
 
 If a batch is cut into pieces (`parallel`), these layers compute for each piece what they would have computed for its
-rows in the whole batch. Hence the result of a training does not depend on the number of its processes.
+rows in the whole batch. So, up to rounding, training results do not depend on the number of processes.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ class Piece:
 
 
 def draw_for_whole_batch(network: nn.Module, piece: Piece) -> None:
-    """Let dropout and stochastic depth draw for the whole batch and keep the rows of the piece.
+    """Make dropout and stochastic depth draw for the whole batch and keep the piece's rows.
 
-    If batches are not cut (`piece.count` is 1), the network stays as it is. Each piece must begin from the same random
+    If batches are not cut (`piece.count` is 1), the network is unchanged. Each piece must start from the same random
     state.
     """
     if piece.count == 1:
@@ -43,7 +43,7 @@ def draw_for_whole_batch(network: nn.Module, piece: Piece) -> None:
 
 
 def normalise_over_processes(network: nn.Module, device: torch.device) -> None:
-    """Let batch normalisation use the statistics of the pieces of all processes, which have equally many items.
+    """Make batch normalization use statistics over all processes' pieces, which have equally many items.
 
     Layers keep their weights, their buffers, and the names of both.
     """
@@ -90,7 +90,7 @@ def _own_rows(whole: torch.Tensor, piece: Piece) -> torch.Tensor:
 
 
 class _SyncBatchNorm(_BatchNorm):
-    """Batch normalisation over the pieces of all processes, in plain torch: the mean, then the variance about it."""
+    """Batch normalization over all processes' pieces, in plain torch: the mean, then the variance about it."""
 
     def __init__(self, layer: _BatchNorm):
         super().__init__(layer.num_features, layer.eps, layer.momentum, layer.affine, layer.track_running_stats)
@@ -115,7 +115,7 @@ class _SyncBatchNorm(_BatchNorm):
         return torch.addcmul(bias, centred, scale).to(inputs.dtype)
 
     def _note(self, mean: torch.Tensor, variance: torch.Tensor, values: int) -> None:
-        """Update the running statistics, as torch does: the running variance is the unbiased one."""
+        """Update the running statistics as torch does: the running variance is the unbiased one."""
         if not self.track_running_stats:
             return
         self.num_batches_tracked += 1
@@ -124,7 +124,7 @@ class _SyncBatchNorm(_BatchNorm):
         self.running_var.lerp_((variance * (values / (values - 1))).to(self.running_var.dtype), share)
 
     def _check_input_dim(self, inputs: torch.Tensor) -> None:
-        """Any number of dimensions will do; the layer that this one replaces knew its own."""
+        """Accept any number of dimensions; the layer that this one replaces checked its own."""
 
 
 def _along_channels(values: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
