@@ -162,7 +162,7 @@ def flip(flow: np.ndarray) -> np.ndarray:
 
 
 def all_finite(flow: np.ndarray | Tensor) -> np.ndarray | Tensor:
-    """Whether flow holds neither NaN nor infinity: one bool on the flow's device, so nobody waits for it."""
+    """Whether flow holds neither NaN nor infinity: one bool on the flow's device, without waiting for it."""
     return np.isfinite(flow).all() if isinstance(flow, np.ndarray) else flow.isfinite().all()
 
 

@@ -161,7 +161,7 @@ def interpolation(height: int, width: int, to_height: int, to_width: int) -> int
 
 
 def _rescaled(picture: np.ndarray | Planes, to_height: int, to_width: int) -> np.ndarray | Planes:
-    """Resize a picture unless it has that size. Planes become float32, because bytes would be rounded once more."""
+    """Resize a picture unless it has that size. Planes become float32, because bytes would be rounded again."""
     height, width = size_px(picture)
     if (height, width) == (to_height, to_width):
         return picture

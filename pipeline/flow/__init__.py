@@ -1,6 +1,6 @@
 """Optical flow of frames: `estimate` is the entry point; `estimate_on_device` leaves the flow on the device.
 
-A method is a module with `between(first, second, spec, *, device)`, imported on first use, so nobody waits for torch
+A method is a module with `between(first, second, spec, *, device)`, imported on first use, so torch is not loaded
 needlessly. The images are (N, H, W) uint8, or (N, H, W, 3) uint8 for methods with `colour`: numpy arrays, or tensors on
 the device for methods with `tensors` on CUDA. The flow is (N, 2, H, W) float32, an array or a tensor.
 """

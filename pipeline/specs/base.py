@@ -125,7 +125,7 @@ class Spec:
 
 
 def check_device(where: str, device: Any) -> None:
-    """Reject anything but a device of ours: auto, cpu, cuda or cuda:N.
+    """Reject any device name but auto, cpu, cuda or cuda:N.
 
     Raises:
         ValueError: anything else; the message begins with `where`.
