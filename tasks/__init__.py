@@ -1,21 +1,22 @@
 """The chain, as Luigi tasks; each calls one function of `pipeline`.
 
 `Catalog` lists the clips of a dataset with their labels, groups and parts. `Frames` decodes every clip into HDF5
-shards, `Flow` computes optical flow from them; both are shared by all splits. `TrainStream(stream)` trains the spatial
-stream on frames or the temporal one on stacks of flow. `ScoreStream(stream, part)` gives each clip its probabilities
-and features. `Fuse` joins both streams, `Report` writes `metrics.json` and `report.html`. `FullPipeline` requires all:
+shards, and `Flow` computes optical flow from them; all splits share both. `TrainStream(stream)` trains the spatial
+stream on frames or the temporal one on stacks of flow. `ScoreStream(stream, part)` computes the probabilities and
+features of each clip. `Fuse` combines both streams, and `Report` writes `metrics.json` and `report.html`.
+`FullPipeline` requires them all:
 
     luigi --module tasks FullPipeline --dataset ucf101 --split 1
 
-`AllSplits` requires the reports of all splits of a dataset, and of several seeds, and puts them into one table.
+`AllSplits` requires the reports of all splits of a dataset, for one or more seeds, and puts them into one table.
 `PaperTable` runs the rows of a table of the paper and puts their figures beside the published ones. `ScoreVideos`
 applies the trained streams to other, unlabelled videos.
 """
 
 import os
 
-# The threads of a step wait for one another by spinning: if other programs use the cores too, that takes CPU time
-# from the threads waited for. So let them sleep soon. Read when torch is first loaded (docs/scaling.md has the gain).
+# The threads of a step spin while they wait for one another. If other programs use the cores too, spinning takes CPU
+# time from the late threads, so make them sleep soon. Read when torch is first loaded (docs/scaling.md has the gain).
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "40000")
 

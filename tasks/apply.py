@@ -23,8 +23,8 @@ class ScoreVideos(OfVideos):
 
         luigi --module tasks ScoreVideos --dataset ucf101 --split 1 --videos /path/to/videos
 
-    The streams are those of the dataset, the split and the settings; they are trained first if necessary. If both
-    checkpoints are given, nothing else of the dataset is needed, not even its videos.
+    The streams are those of the given dataset, split and settings; they are trained first if necessary. With both
+    checkpoints given, nothing else of the dataset is needed, not even its videos.
     """
 
     spatial_checkpoint = luigi.Parameter(
@@ -41,11 +41,11 @@ class ScoreVideos(OfVideos):
         return files.plain_name(f"{self.fuse}-{self.split_name}")
 
     def own_digest(self) -> str:
-        """Digest of the fusion and of all that is read."""
+        """Digest of the fusion and of everything it reads."""
         return digest_of("score_videos", self.fuse, [task.digest for task in self.before()])
 
     def requires(self) -> dict[str, Stage]:
-        """The scores of both streams, the clips, the stores with their failed clips, and `Fuse` unless by average."""
+        """The scores of both streams, the catalog, the stores (for failed clips), and `Fuse` unless by average."""
         given = {"spatial": self.spatial_checkpoint, "temporal": self.temporal_checkpoint}
         return {
             **{s: self.clone(ScoreStream, stream=s, part="test", checkpoint=given[s]) for s in STREAMS},
@@ -56,7 +56,7 @@ class ScoreVideos(OfVideos):
         }
 
     def keys_read(self) -> list[str]:
-        """The paths of the videos as well, since a video that is only renamed keeps its frames and flow."""
+        """Also the ids and paths of the videos: a file that is moved but keeps its id keeps its frames and flow."""
         names = [[clip.id, clip.path] for clip in self.clone(Catalog).read().clips]
         return [*super().keys_read(), digest_of(names)]
 
@@ -66,7 +66,7 @@ class ScoreVideos(OfVideos):
         return self.folder / "predictions.csv"
 
     def check(self) -> None:
-        """Refuse a folder without videos, a fusion that cannot be chosen, and streams of different classes."""
+        """Refuse a folder without videos, a fusion that cannot be chosen, and streams with different classes."""
         if not self.videos:
             raise ValueError("ScoreVideos needs --videos, the folder of the videos that are to be scored")
         self.clone(Catalog).outline()
@@ -112,7 +112,7 @@ class ScoreVideos(OfVideos):
         self._show()
 
     def say_present(self) -> None:
-        """Print the predictions that are there already."""
+        """Print the existing predictions."""
         super().say_present()
         self._show()
 

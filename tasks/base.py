@@ -1,9 +1,9 @@
-"""The base of all stages. It owns every path, and it alone decides whether an artifact is up to date.
+"""The base of all stages. It alone builds paths and decides whether an artifact is up to date.
 
 An artifact lies at `<artifacts>/<dataset>/<stage>/<label>-<digest>/`. The digest covers the settings of the stage and
-of all before it, so a changed setting makes a new artifact. What the artifact was made *from* (a changed or added
-video) is recorded in it as `inputs`: when that no longer equals the keys of what the stage reads, the artifact is made
-again in place, and the stage's function keeps the parts that are still valid.
+of the stages it reads (for `Frames`, its own settings alone), so a changed setting makes a new artifact. The content
+that the artifact was made *from* is recorded in it as `inputs`. When this no longer matches what the stage reads (a
+video was changed or added), the artifact is remade in place, and the stage's function keeps the parts still valid.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ mistakes.install()
 
 
 class Artifact(luigi.Target):
-    """One artifact on disk, given by the file that its stage writes last; `Stage.is_current` checks its inputs."""
+    """One artifact on disk, identified by the file that its stage writes last; `Stage.is_current` checks its inputs."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -62,23 +62,23 @@ class Stage(luigi.Task):
     )
 
     file = ""  # the file that is written last
-    beside: tuple[str, ...] = ()  # the other files of the artifact, without which it is made again
+    beside: tuple[str, ...] = ()  # the artifact's other files; it is remade if one is missing
     keeps_old = False  # whether `make` reads the artifact that it replaces
-    kind = ""  # name of the folder of such artifacts; "": from the name of the class
+    kind = ""  # name of the folder of such artifacts; "": derived from the class name
     reads: tuple[str, ...] = ()  # the sections that can change the artifact; (): any
-    may_write = True  # a plan must not, nor download
+    may_write = True  # False for a plan, which must not write or download
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        self._inputs_key, self._is_complete, self._is_checked = "", False, False  # each is remembered once it is known
-        self._look: object = None  # in which the first two were found out
+        self._inputs_key, self._is_complete, self._is_checked = "", False, False  # each is kept once known
+        self._look: object = None  # the look in which the first two were determined
         with told_plainly():
             settings.check(self.dataset_name, self.changes)
 
     def clone(self, cls=None, **kwargs):
         """A task with the same parameters, except those given; of `changes` and `seed` it gets only what it reads.
 
-        So what several rows of a table or several seeds share is a single task, and is checked once.
+        What several rows of a table or several seeds share is thus a single task, checked once.
         """
         reads = getattr(cls or type(self), "reads", ())
         if reads:  # none of these reads the seed
@@ -94,7 +94,7 @@ class Stage(luigi.Task):
 
     @functools.cached_property
     def dataset_name(self) -> str:
-        """Name of the dataset; refused if luigi.cfg has no section for it."""
+        """Name of the dataset, which must have a section in luigi.cfg."""
         settings.check_dataset(self.run_spec.dataset)
         return self.run_spec.dataset
 
@@ -108,7 +108,7 @@ class Stage(luigi.Task):
         return self.named_split(self.split or self.spec("dataset").split)
 
     def named_split(self, name: str) -> str:
-        """The canonical name of a split: those of official lists are numbers, so that 01 is 1."""
+        """The canonical name of a split: splits of official lists are numbers, so 01 becomes 1."""
         official = settings.has_official_splits(self.dataset_name)
         return str(int(name)) if official and name.isdecimal() else name
 
@@ -127,7 +127,7 @@ class Stage(luigi.Task):
     def make(self) -> None:
         """Make the artifact by one call of a function of `pipeline`."""
 
-    # --- what follows from that
+    # --- derived from that
 
     @functools.cached_property
     def digest(self) -> str:
@@ -142,7 +142,7 @@ class Stage(luigi.Task):
 
     @property
     def dataset_folder(self) -> str:
-        """The dataset's name; videos named on the command line are a dataset of their own."""
+        """The dataset's name; videos named on the command line form a dataset of their own."""
         return self.dataset_name + settings.mark_of(settings.videos_on_command_line())
 
     def output(self) -> Artifact:
@@ -151,15 +151,15 @@ class Stage(luigi.Task):
 
     @property
     def path(self) -> Path:
-        """Path of the artifact's file, which is written last."""
+        """Path of the file that is written last."""
         return self.output().path
 
     def key(self) -> str:
-        """Content key of the artifact: what the stages that read it record as their inputs."""
+        """Content key of the artifact, which the stages that read it record as their inputs."""
         return digest_of(self.digest, self.inputs_key())
 
     def inputs_key(self) -> str:
-        """Content key of all that this stage reads; remembered once all of it is complete."""
+        """Content key of everything this stage reads; remembered once all of it is complete."""
         return self._inputs_key or digest_of(self.keys_read())
 
     def keys_read(self) -> list[str]:
@@ -171,11 +171,11 @@ class Stage(luigi.Task):
         return luigi.task.flatten(self.requires())
 
     def attrs(self) -> dict[str, str]:
-        """What every artifact records about how it was made; nothing of the machine or the time."""
+        """What every artifact records about how it was made; nothing about the machine or the time."""
         return {"digest": self.digest, "inputs": self.inputs_key()}
 
     def is_current(self) -> bool:
-        """Whether the artifact is there with all its files, and was made from the current inputs."""
+        """Whether the artifact exists with all its files and was made from the current inputs."""
         if not self.output().exists():
             return False
         with told_plainly():  # a damaged artifact, or one of another version, is refused with advice
@@ -184,17 +184,17 @@ class Stage(luigi.Task):
             return recorded.get("inputs") == self.inputs_key() and all(path.is_file() for path in others)
 
     def files_beside(self, recorded: dict) -> Iterable[str]:
-        """Names of the other files of the artifact that recorded this about itself."""
+        """Names of the other files of an artifact, given what it records about itself."""
         return self.beside
 
     def complete(self) -> bool:
-        """Whether all before is complete and the artifact is current. True is remembered; after False, `check` runs."""
+        """Whether the artifact and all it needs are current. True is remembered; if False, `check` runs once."""
         use_artifacts(self.run_spec.artifacts)
         with one_look() as look:
             if self._look is not look:
                 self._look, self._inputs_key, self._is_complete = look, "", False
             self._look_for_it()
-        if not self._is_complete:  # Luigi asks every task before it runs any: the time to refuse what cannot succeed
+        if not self._is_complete:  # Luigi calls this for every task before it runs any: the time to refuse
             self.check_once()
         return self._is_complete
 
@@ -204,23 +204,23 @@ class Stage(luigi.Task):
                 self._inputs_key = self.inputs_key()
         if self._inputs_key and not self._is_complete:
             self._is_complete = self.is_current()
-            if self._is_complete and self.may_write:  # else it is a plan, which writes nothing
+            if self._is_complete and self.may_write:  # a plan writes nothing
                 self._record_if_lost()
 
     def check_once(self) -> None:
-        """`check`, unless it has passed already."""
+        """Call `check`, unless it has already passed."""
         if not self._is_checked:
             with told_plainly():
                 self.check()
             self._is_checked = True
 
     def check(self) -> None:
-        """Refuse what cannot succeed, before anything is made for it. Only downloaded weights may be written."""
+        """Refuse what cannot succeed, before anything is made. May write only weights and `made_from.json`."""
 
     @staticmethod
     @contextlib.contextmanager
     def writing_nothing() -> Iterator[None]:
-        """Within the block no `check` downloads weights, not even to find out whether it can: a plan writes nothing."""
+        """Within the block no `check` writes or downloads anything, not even to see whether a download works."""
         Stage.may_write = False
         try:
             yield
@@ -228,7 +228,7 @@ class Stage(luigi.Task):
             Stage.may_write = True
 
     def run(self) -> None:
-        """Make the artifact, with the folder locked; if another run has just made it, there is nothing left to do."""
+        """Make the artifact with its folder locked; do nothing if another run has just made it."""
         use_artifacts(self.run_spec.artifacts, create=True)
         with one_writer(self.folder):
             if self.is_current():
@@ -242,12 +242,12 @@ class Stage(luigi.Task):
             say(f"{self.title}: done in {time.monotonic() - begun:.1f} s")
 
     def record(self) -> None:
-        """Write down what the artifact is made from, for `python -m pipeline gc`."""
+        """Record what the artifact is made from, for `python -m pipeline gc`."""
         before = [task.folder for task in self.before() if isinstance(task, Stage)]
         record_made_from(self.folder, Path(self.run_spec.artifacts), [*before, *self.files_read()])
 
     def _record_if_lost(self) -> None:
-        """Write the record anew if it is missing or damaged, without which `gc` removes nothing at all."""
+        """Rewrite the record if it is missing or damaged; without it, `gc` would remove nothing at all."""
         try:
             read_made_from(self.folder)
         except (OSError, ValueError, KeyError):
@@ -256,7 +256,7 @@ class Stage(luigi.Task):
                     self.record()
 
     def files_read(self) -> list[Path]:
-        """Files that a setting names and that may be part of another artifact, such as weights to start from."""
+        """Files named by settings that may belong to another artifact, such as weights to start from."""
         return []
 
     def say_present(self) -> None:

@@ -1,4 +1,4 @@
-"""Fuse the scores of both streams, and report everything."""
+"""Fuse the scores of both streams and report everything."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Fuse(Stage):
     """
 
     file = "fusion.json"  # written after the scores
-    beside = ("average/scores.h5",)  # always; `files_beside` knows the others
+    beside = ("average/scores.h5",)  # always made; `files_beside` names the others too
 
     @property
     def label(self) -> str:
@@ -33,7 +33,7 @@ class Fuse(Stage):
         return self.spec("fusion").digest(*[task.digest for task in luigi.task.flatten(self.requires())])
 
     def requires(self) -> dict[str, dict[str, Stage]]:
-        """Scores of both streams on the validation and the test part."""
+        """Scores of both streams on the validation and test parts."""
         return {part: {s: self.clone(ScoreStream, stream=s, part=part) for s in STREAMS} for part in ("val", "test")}
 
     def files_beside(self, recorded: dict) -> list[str]:
@@ -41,15 +41,15 @@ class Fuse(Stage):
         return [f"{name}/scores.h5" for name in recorded.get("parameters", ())]
 
     def check(self) -> None:
-        """Refuse a split without validation or test clips."""
+        """Refuse a split that lacks validation or test clips."""
         self.clone(Catalog).check_parts("val", "test")
 
     def scores_path(self, name: str):
-        """Path of the fused scores of one way: `average/scores.h5` and so on."""
+        """Path of the scores fused in one way: `average/scores.h5` and so on."""
         return self.folder / name / "scores.h5"
 
     def make(self) -> None:
-        """Fuse the test scores, as chosen on the validation scores; write a table for each way, then `fusion.json`."""
+        """Fuse the test scores as chosen on the validation scores; write a table for each way, then `fusion.json`."""
         from pipeline import fusion
         from pipeline.scores import Scores
 
@@ -72,11 +72,11 @@ class Report(Stage):
         return files.plain_name(self.split_name)
 
     def own_digest(self) -> str:
-        """Digest of all that is reported."""
+        """Digest of everything that is reported."""
         return digest_of("report", 3, [task.digest for task in self.before()])
 
     def requires(self) -> dict[str, Stage]:
-        """Everything above: the fusion, the trainings with their curves, the stores with their failed clips."""
+        """The fusion, the trainings (for their curves), the stores (for failed clips) and the catalog."""
         return {
             "fuse": self.clone(Fuse),
             **{stream: self.clone(TrainStream, stream=stream) for stream in STREAMS},
@@ -86,7 +86,7 @@ class Report(Stage):
         }
 
     def tables(self) -> dict[str, dict]:
-        """`streams` and `fused`: the score tables of the test part by name."""
+        """`streams` and `fused`: the score tables of the test part, by name."""
         from pipeline.scores import Scores
 
         fuse = self.requires()["fuse"]
@@ -103,7 +103,7 @@ class Report(Stage):
         return fusion.read_parameters(self.requires()["fuse"].path)
 
     def make(self) -> None:
-        """Write the report, and let the link `latest` point to it."""
+        """Write the report and point the link `latest` at it."""
         from pipeline import report, store
         from pipeline.report import metrics
 
@@ -145,7 +145,7 @@ class FullPipeline(luigi.WrapperTask):
     artifacts, device, changes = Stage.artifacts, Stage.device, Stage.changes
 
     def requires(self) -> Stage:
-        """The report, which requires all the rest."""
+        """The report, which requires everything else."""
         return self.clone(Report)
 
     def run(self) -> None:
@@ -156,6 +156,6 @@ class FullPipeline(luigi.WrapperTask):
         say(f"{metrics.headline_text(report.output().recorded())}\n{report.folder / 'report.html'}")
 
     def say_present(self) -> None:
-        """Print the table that is there already."""
+        """Print the existing table."""
         say("FullPipeline: everything is there")
         self.run()

@@ -1,4 +1,4 @@
-"""The cost of each artifact of a plan: which measurement belongs to which task. Each measurement is made once."""
+"""The cost of each artifact in a plan: maps tasks to measurements, each of which is made once."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ class Costs:
     """The costs of the tasks of one plan."""
 
     def __init__(self, state_of: Callable[[luigi.Task], ArtifactState], *, one_thread: bool = False):
-        """`state_of` gives the state of a task's artifact; `one_thread`: time networks on one thread of the CPU."""
+        """`state_of` gives the state of a task's artifact; `one_thread` times networks on one CPU thread."""
         self._state_of, self._one_thread, self._known, self._read = state_of, one_thread, {}, set()
 
     def of(self, task: luigi.Task) -> Work:
-        """The cost of what is left to do for a task; if it cannot be measured, why not."""
+        """The cost of what is left to do for a task or, if it cannot be measured, the reason."""
         how = {
             DemoVideos: self._demo,
             Catalog: self._catalog,
@@ -60,7 +60,7 @@ class Costs:
     def _catalog(self, task: Catalog) -> Work:
         clips = self._state_of(task).catalog.clips
         new = sum(clip.bytes for clip in clips if clip.content == catalog.UNREADABLE)
-        if not new or task.dataset_folder in self._read:  # read for one split, a video is known to the others
+        if not new or task.dataset_folder in self._read:  # one split's reading serves all splits
             return MOMENTS
         self._read.add(task.dataset_folder)
         videos = self._videos(task.clone(Frames))
@@ -103,7 +103,7 @@ class Costs:
         if task.checkpoint:
             found = checkpoint.load_checkpoint(task.weights)
             cost, classes = self._timed(found.spec, len(found.classes), task.run_spec.device), len(found.classes)
-        else:  # the classes are those of the training: other videos, which are scored here, have none
+        else:  # the classes are the training's: other videos that are scored here have none
             trained = task.trained[0]
             cost, classes = self._network(trained), len(self._state_of(trained).catalog.classes)
         return estimates.scoring_work(cost, task.spec("score"), clips=self._state_of(task).clips, classes=classes)
@@ -129,7 +129,7 @@ class Costs:
         return self._once(("demo", spec, task.spec("frames")), measure.unwritten_demo, spec, clips, task.spec("frames"))
 
     def _cached(self, task: Frames) -> Cached:
-        """The frames themselves if they are made, else as estimated from the videos."""
+        """The frames themselves if they exist, else an estimate from the videos."""
         if self._state_of(task).state == IS_THERE:
             return self._once(("cached", task.folder), measure.cached, task.path)
         return self._videos(task).cached

@@ -22,7 +22,7 @@ class OnDevice(Stage):
 
     @property
     def resources(self) -> dict[str, int]:
-        """A GPU serves one such stage at a time; on CPUs alone `luigi --workers 4` runs four of them side by side."""
+        """One such stage at a time, unless the device is `cpu`: then `luigi --workers 4` runs four at once."""
         return {} if self.run_spec.device == "cpu" else {"gpu": 1}
 
 
@@ -32,7 +32,10 @@ def data_of(stream: str) -> type[Stage]:
 
 
 class TrainStream(OnDevice):
-    """One stream, trained on the training part; the weights that did best on the validation part are kept."""
+    """One stream, trained on the training part; the weights that did best on the validation part are kept.
+
+    Without validation clips the last weights are kept.
+    """
 
     stream = luigi.ChoiceParameter(choices=STREAMS, description="which stream")
     alone = luigi.BoolParameter(default=False, description="ignore with_dataset; other trainings start from this one")
@@ -54,18 +57,18 @@ class TrainStream(OnDevice):
         return files.plain_name("-".join([self.stream, spec.network, self.split_name, *together]))
 
     def own_digest(self) -> str:
-        """Digest of the settings of the stream and of what it reads, and of the content of the file it starts from."""
+        """Digest of the settings of the stream and of what it reads, and of the file of weights it starts from."""
         start = self.stream_spec.start_file
         content = [files.file_hash(start)] if start and start.is_file() else []
         return self.stream_spec.digest(*[task.digest for task in self.requires()], *content)
 
     def requires(self) -> list[Stage]:
-        """The frames for the spatial stream or the flow for the temporal one, the catalog, and `of_other`."""
+        """The frames (spatial stream) or the flow (temporal stream), the catalog, and `of_other`."""
         return [self.clone(data_of(self.stream)), self.clone(Catalog), *self.of_other]
 
     @functools.cached_property
     def of_other(self) -> list[Stage]:
-        """What is read of the other data set in the training, if any: its store and its catalog, or its training."""
+        """What the training reads of the other data set, if any: its store and catalog, or its training."""
         spec = self.stream_spec
         if not spec.with_dataset:
             return []
@@ -74,7 +77,7 @@ class TrainStream(OnDevice):
             official = all(settings.has_official_splits(name) for name in (self.dataset_name, spec.with_dataset))
         other = {"dataset": spec.with_dataset, "split": self.split_name if official else ""}
         if spec.with_how == "start":
-            # changed steps apply to the training on its own set only: fine-tuning takes fewer
+            # changed steps apply only to fine-tuning on this set, which takes fewer than the other set's training
             own = {f"{self.stream}_steps", f"{self.stream}_milestones"}
             changes = {name: text for name, text in self.changes.items() if name not in own}
             return [self.clone(TrainStream, alone=True, changes=changes, **other)]
@@ -98,7 +101,7 @@ class TrainStream(OnDevice):
             say(warning)
 
     def _check_other(self) -> None:
-        """Refuse classes or clips in conflict with the other set's once both catalogs are known: flow may take days."""
+        """Refuse conflicts with the other set's classes or clips as soon as both catalogs exist: flow may take days."""
         spec, own = self.stream_spec, self.clone(Catalog)
         if spec.with_how in ("classes", "start") and own.complete() and self._catalog_of_other().complete():
             from pipeline import together
@@ -107,12 +110,12 @@ class TrainStream(OnDevice):
             check(spec, own.read(), self._other())
 
     def _catalog_of_other(self) -> Catalog:
-        """The catalog of the other data set, which this one is trained together with or starts from."""
+        """The catalog of the other data set, which the stream is trained together with or starts from."""
         last = self.of_other[-1]
         return last if isinstance(last, Catalog) else last.clone(Catalog)
 
     def _other(self):
-        """The data set that this one is trained together with."""
+        """The other data set in the training."""
         from pipeline.together import OtherDataset
 
         data = self.of_other[0]
@@ -129,7 +132,7 @@ class TrainStream(OnDevice):
         return self.folder / "checkpoint.pt"
 
     def steps_done(self) -> int:
-        """Steps that an interrupted run of the same inputs has done; everything before must be complete."""
+        """Steps done by an interrupted run with the same inputs; everything this stage reads must be complete."""
         from pipeline import resume, together
 
         spec, catalog = self.stream_spec, self.clone(Catalog).read()
@@ -139,7 +142,7 @@ class TrainStream(OnDevice):
         return resume.steps_done(self.folder / "resume.pt", identity)
 
     def make(self) -> None:
-        """Train, from where an interrupted run of the same inputs stopped, in as many processes as the stream says."""
+        """Train in as many processes as the stream's settings say, resuming an interrupted run with the same inputs."""
         from pipeline import training
 
         spec, (data, catalog, *_) = self.stream_spec, self.requires()
@@ -158,7 +161,7 @@ class TrainStream(OnDevice):
 
 
 class ScoreStream(OfVideos, OnDevice):
-    """Probabilities and features of every clip of one part, from one trained stream; other videos are all `test`."""
+    """Probabilities and features of every clip of one part from one trained stream; other videos are all `test`."""
 
     stream = luigi.ChoiceParameter(choices=STREAMS, description="which stream")
     part = luigi.ChoiceParameter(choices=("train", "val", "test"), default="test", description="which clips")
@@ -171,16 +174,16 @@ class ScoreStream(OfVideos, OnDevice):
         return files.plain_name(f"{self.stream}-{self.part}-{self.split_name}")
 
     def own_digest(self) -> str:
-        """Digest of the settings of the test views and of the training, or of the content of given weights."""
+        """Digest of the settings of the test views and of all it reads, and of the content of given weights."""
         given = [files.file_hash(self.weights)] if self.checkpoint else []
         return self.spec("score").digest(self.part, *given, *[task.digest for task in self.requires()])
 
     def requires(self) -> list[Stage]:
-        """The trained stream, unless weights are given; the frames or the flow; the catalog."""
+        """The trained stream unless weights are given, the frames or the flow, and the catalog."""
         return [*self.trained, self.clone(data_of(self.stream)), self.clone(Catalog)]
 
     def key(self) -> str:
-        """Content key of the scores: made again, they may differ (another device, or a clip that can be read again)."""
+        """Content key of the scores: if remade they may differ (another device, or a clip that is readable again)."""
         return self.output().recorded().get("content") or super().key()  # older files have none
 
     @property
@@ -198,7 +201,7 @@ class ScoreStream(OfVideos, OnDevice):
         return Path(self.checkpoint) if self.checkpoint else self.trained[0].weights
 
     def check(self) -> None:
-        """Refuse a given file that holds no trained stream, or the other one, or one of other frames or flow."""
+        """Refuse a given file that is no checkpoint, or one of the other stream, or trained on other frames or flow."""
         if self.checkpoint:
             from pipeline import checkpoint
 
@@ -225,7 +228,7 @@ class ScoreStream(OfVideos, OnDevice):
 
 
 class ExtractFeatures(luigi.WrapperTask):
-    """Scores and features of every part from both streams: what other classifiers train on."""
+    """Scores and features of every part from both streams, for training other classifiers."""
 
     dataset, split, seed = Stage.dataset, Stage.split, Stage.seed
     artifacts, device, changes = Stage.artifacts, Stage.device, Stage.changes

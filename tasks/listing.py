@@ -38,15 +38,15 @@ class DemoVideos(luigi.Task):
         from pipeline.demo import write_demo
 
         folder = Path(self.folder)
-        # the lock has a folder of its own: the user's videos may lie beside the demo, and must not be touched
+        # the lock has a folder of its own: the user's videos may lie beside the demo and must not be touched
         with files.one_writer(folder.with_name(f".{folder.name}-lock")):
             write_demo(folder, self.spec)
 
 
 class OfVideos(Stage):
-    """A stage that can also process a folder of other, unlabelled videos, for which it makes an artifact of their own.
+    """A stage that can also process a folder of other, unlabelled videos, into a separate artifact.
 
-    They are processed as the dataset is, so that a stream trained on the dataset can score them.
+    They are processed like the dataset, so a stream trained on the dataset can score them.
     """
 
     videos = luigi.Parameter(
@@ -54,7 +54,7 @@ class OfVideos(Stage):
     )
 
     def spec(self, section: str):
-        """The settings of the dataset; any number of other videos may fail, since each failure is reported."""
+        """The settings of a section; any number of other videos may fail, since each failure is reported."""
         found = super().spec(section)
         if self.videos and section == "dataset":
             return found.unlabelled(str(Path(self.videos).expanduser()))
@@ -69,11 +69,11 @@ class OfVideos(Stage):
 
 
 class Catalog(OfVideos):
-    """One row per clip: its path, its label, its group, its part of the split. Complete as long as no video changes."""
+    """One row per clip: path, label, group, part of the split. Complete until a video or a list changes."""
 
     file = "catalog.h5"
     reads = ("dataset",)
-    keeps_old = True  # its clips need not be hashed again
+    keeps_old = True  # so that known clips are not hashed again
 
     @property
     def label(self) -> str:
@@ -85,12 +85,12 @@ class Catalog(OfVideos):
         return self.spec("dataset").digest(self.split_name)
 
     def requires(self) -> list[luigi.Task]:
-        """The demo's videos; those of any other dataset are there already."""
+        """The demo's videos; other datasets' videos already exist."""
         dataset = self.spec("dataset")
         return [DemoVideos(str(Path(dataset.videos).parent), self.dataset_name)] if dataset.generator else []
 
     def inputs_key(self) -> str:
-        """Key from a quick look at the folder: names, sizes and time stamps of videos and lists."""
+        """Key from a quick look at the files: names, sizes and time stamps of videos and lists."""
         from pipeline import catalog
 
         dataset = self.spec("dataset")
@@ -101,10 +101,10 @@ class Catalog(OfVideos):
             return self._inputs_key or catalog.files_fingerprint(dataset)
 
     def outlives_its_videos(self) -> bool:
-        """Whether the catalog is there, and the folder of its videos no longer is."""
+        """Whether the catalog exists but the folder of its videos does not."""
         return self.path.is_file() and not Path(self.spec("dataset").videos).is_dir()
 
-    @functools.cache  # noqa: B019  # tasks live as long as the program, and this is said once
+    @functools.cache  # noqa: B019  # tasks live as long as the program; say it once
     def _say_gone(self, videos: str) -> None:
         say(f"Catalog: the videos are no longer at {videos}; going on with what was made from them")
 
@@ -119,7 +119,7 @@ class Catalog(OfVideos):
         return store.read_catalog(self.path)
 
     def check_parts(self, *needed: str) -> None:
-        """Refuse a split that is not there or lacks clips of these parts, before anything is made."""
+        """Refuse a split that does not exist or lacks clips of these parts, before anything is made."""
         from pipeline import demo, parts
 
         dataset, split = self.spec("dataset"), self.split_name
@@ -145,9 +145,9 @@ class Catalog(OfVideos):
             parts.check_classes(found.classes)
 
     def outline(self, *, contents: bool = False):
-        """The clips as they are now; None for a demo that is not written yet.
+        """The clips as they are now; None for a demo not yet written.
 
-        Until the catalog is made, the content hashes are blank; with `contents`, those known from older catalogs are
+        Until the catalog is made, the content hashes are blank; with `contents`, hashes known from older catalogs are
         filled in.
         """
         from pipeline import catalog
@@ -160,15 +160,15 @@ class Catalog(OfVideos):
         return catalog.outline(self.spec("dataset"), self.split_name, known=known)
 
     def older(self) -> dict:
-        """Path -> catalog, for all catalogs of this dataset, whatever their split."""
+        """Path -> catalog, for all readable catalogs of this dataset, of any split."""
         return {path: found for path in self.folder.parent.glob("*/catalog.h5") if (found := _if_readable(path))}
 
     def videos_key(self) -> str:
-        """Content key of the videos, whatever the split: all that frames depend on."""
+        """Content key of the videos, independent of the split: all that frames depend on."""
         return self.output().recorded()["videos_key"]
 
     def make(self) -> None:
-        """Read the folder and the lists; files that an older catalog of this split knows are not hashed again."""
+        """Read the folder and the lists; files known from an older catalog of any split are not hashed again."""
         from pipeline import catalog, store
 
         old = self.older()
@@ -181,7 +181,7 @@ class Catalog(OfVideos):
 
 
 def _if_readable(path: Path):
-    """A catalog; None if it is of another version, or damaged: then its videos are hashed again."""
+    """A catalog; None if it is damaged or of another version, in which case its videos are hashed again."""
     from pipeline import store
 
     try:

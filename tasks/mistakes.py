@@ -1,4 +1,4 @@
-"""How mistakes are reported: in one line to the user of a command, as an exception to a caller from Python."""
+"""How mistakes are reported: as one line to the user of a command, as an exception to a Python caller."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ from tasks import settings
 
 _OURS = Path(__file__).parents[1]
 _NOT_OURS = (WorkerDied, DamagedFile, MachineFault)
-_FORKED = threading.Event()  # tasks run in processes of their own, whose last words are not known here
-_FAILURES = os.memfd_create("failures")  # a line each; Luigi's workers are forked, and share it with the command
+_FORKED = threading.Event()  # tasks run in their own processes, whose last message is not known here
+_FAILURES = os.memfd_create("failures")  # a line each; shared with Luigi's workers, which are forked
 _OF_TORCH = "enforce fail at inline_container"  # torch's message if a file of weights could not be written
 
 
 class Refused(SystemExit):
-    """A mistake that ends Luigi's command with one line, not with a traceback and a summary of tasks.
+    """A mistake that ends Luigi's command with one line instead of a traceback and a summary of tasks.
 
-    Luigi asks tasks whether they are complete before it runs any. An `Exception` raised there becomes an entry of its
-    log, and the run goes on without the task; a `SystemExit` ends the run.
+    Before it runs any task, Luigi asks all of them whether they are complete. An `Exception` raised there only becomes
+    a log entry, and the run continues without that task; a `SystemExit` ends the run.
     """
 
     def __init__(self, error: Exception):
@@ -49,7 +49,7 @@ class Refused(SystemExit):
 
 @contextlib.contextmanager
 def told_plainly() -> Iterator[None]:
-    """Turn a mistake into one line for the user of a command (`Refused`); a caller from Python gets the exception."""
+    """Turn a mistake into one line for the user of a command (`Refused`); a Python caller gets the exception."""
     try:
         yield
     except (ValueError, OSError) as error:
@@ -59,7 +59,7 @@ def told_plainly() -> Iterator[None]:
 
 
 def error_line(error: BaseException, folder: Path | None = None) -> str:
-    """The message with its notes (such as the path), and with the free space if the disk may be full."""
+    """The error's message with its notes (such as the path), and the free space if the disk may be full."""
     if isinstance(error, Refused):
         error = error.error
     said = one_line(str(error)) or type(error).__name__
@@ -81,9 +81,9 @@ def _is_full(error: BaseException | None) -> bool:
 
 
 class _WithoutTraceback(logging.Filter):
-    """Keeps tracebacks of errors that are no fault of the program out of Luigi's log: one line reports such an error.
+    """Keeps tracebacks out of Luigi's log for errors that are not bugs; one line reports such an error.
 
-    For a task that failed, the task prints the line; for an error that ends the program, it is printed here.
+    If a task failed, its failure handler prints the line; if the error ends the program, it is printed here.
     """
 
     def filter(self, record: logging.LogRecord) -> bool:
@@ -96,7 +96,7 @@ class _WithoutTraceback(logging.Filter):
 
 
 def _is_plain(error: BaseException | None) -> bool:
-    """Whether the message is enough: a file cannot be read or written, or our own code raised the error on purpose."""
+    """Whether the message suffices: a fault of files or the machine, or an error our code raised on purpose."""
     if isinstance(error, OSError) or _is_full(error):
         return True
     if isinstance(error, _NOT_OURS) or type(error).__name__ == "OutOfMemoryError":  # torch's
@@ -107,7 +107,7 @@ def _is_plain(error: BaseException | None) -> bool:
 
 
 def _was_raised_on_purpose(error: BaseException) -> bool:
-    """Whether it came from a `raise` statement of ours: numpy or `zip` may raise a ValueError in our lines as well."""
+    """Whether one of our `raise` statements raised it: numpy or `zip` may also raise a ValueError in our lines."""
     if error.__traceback__ is None:
         return False
     *_, (innermost, line) = traceback.walk_tb(error.__traceback__)
@@ -117,7 +117,7 @@ def _was_raised_on_purpose(error: BaseException) -> bool:
 
 
 def mistake_of_command(error: BaseException | None) -> str:
-    """What is wrong with a task or a parameter of the command line, in one line; "" for any other error."""
+    """What is wrong with a task or parameter on the command line, in one line; "" for any other error."""
     if isinstance(error, (ParameterException, TaskClassException)):
         return re.sub(r"\[args=.*?\]:", "", one_line(str(error)))
     if isinstance(error, ValueError):
@@ -129,16 +129,16 @@ def mistake_of_command(error: BaseException | None) -> str:
 
 
 def plainly(error: BaseException) -> str:
-    """The error in one line, if it is no fault of the program; else ""."""
+    """The error in one line if it is not a bug, else ""."""
     return mistake_of_command(error) or (error_line(error) if isinstance(error, Refused) or _is_plain(error) else "")
 
 
 def _say_or_show(kind: type[BaseException], error: BaseException, trace) -> None:
-    """Replaces `sys.excepthook`: an error that is no fault of the program is printed without its traceback."""
+    """Replaces `sys.excepthook`: prints a signal, Ctrl-C or a mistake in the command without a traceback."""
     if isinstance(error, Ended):
         _say_again()
         say(f"ended by {error}; run the same command to resume")
-        os.kill(os.getpid(), error.number)  # so that whoever sent the signal sees by the exit status that it did it
+        os.kill(os.getpid(), error.number)  # so that the exit status shows which signal ended it
     elif isinstance(error, KeyboardInterrupt):
         say("interrupted; run the same command to resume")
     elif mistake := mistake_of_command(error):
@@ -148,7 +148,7 @@ def _say_or_show(kind: type[BaseException], error: BaseException, trace) -> None
 
 
 class Ended(KeyboardInterrupt):
-    """A signal asks the command to end (a closed terminal, a job that is out of time): it does so as after Ctrl-C."""
+    """A signal asked the command to end (a closed terminal, a job out of time); handled like Ctrl-C."""
 
     def __init__(self, number: int):
         super().__init__(signal.Signals(number).name)
@@ -156,9 +156,9 @@ class Ended(KeyboardInterrupt):
 
 
 def _end_as_after_ctrl_c() -> None:
-    """Let SIGTERM and SIGHUP raise `Ended` in this process; a second one kills it, once native code has returned.
+    """Make SIGTERM and SIGHUP raise `Ended` in this process once native code returns; a later second one kills it.
 
-    The processes that Luigi forks (`--workers 2`) leave Ctrl-C to this one, which ends them.
+    The processes that Luigi forks (`--workers 2`) ignore Ctrl-C; this process ends them.
     """
 
     def end(number: int, frame) -> None:
@@ -170,7 +170,7 @@ def _end_as_after_ctrl_c() -> None:
         for number in taken:
             signal.signal(number, signal.SIG_DFL)
 
-    # nohup ignores one
+    # under nohup, SIGHUP is ignored already
     taken = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) == signal.SIG_DFL]
     for number in taken:
         signal.signal(number, end)
@@ -178,7 +178,7 @@ def _end_as_after_ctrl_c() -> None:
 
 
 def say_failure(line: str) -> None:
-    """Say that a task failed, and once more at the end of the command if others have gone on meanwhile."""
+    """Say that a task failed, and repeat it at the end of the command if other messages followed."""
     os.write(_FAILURES, f"{plain(line)}\n".encode())
     say(line)
 
@@ -204,7 +204,7 @@ def _say_again() -> None:
 
 
 def install() -> None:
-    """Report mistakes in one line from now on: in Luigi's log and, if its command runs, at the end of the program."""
+    """From now on report mistakes in one line: in Luigi's log and, under its command, at the end of the program."""
     logging.getLogger("luigi-interface").addFilter(_WithoutTraceback())
     if any(frame.f_code is run_with_retcodes.__code__ for frame, _ in traceback.walk_stack(None)):
         sys.excepthook = _say_or_show

@@ -1,7 +1,7 @@
 """`python -m pipeline plan [TASK] [flags]`: what a run would do and cost, without running anything.
 
-The arguments are those of `luigi --module tasks`, and Luigi itself parses them, so that every flag acts as it does
-there. The tasks are visited as Luigi would visit them, but none is run: only `requires` and `complete` are called.
+The arguments are those of `luigi --module tasks`, and Luigi itself parses them, so every flag acts as it does there.
+Tasks are visited as Luigi would visit them, but none is run.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def main(argv: list[str]) -> int:
     """Print the plan; returns the exit status.
 
     Raises:
-        SystemExit: a mistake in the command line or in luigi.cfg, in one line, as Luigi reports it.
+        SystemExit: a mistake on the command line or in luigi.cfg, as one line; or the plan cannot be printed.
     """
     own, of_luigi = _parser().parse_known_args(argv)
     try:
@@ -50,7 +50,7 @@ def main(argv: list[str]) -> int:
             sys.stdout.flush()
     except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if not isinstance(error, BrokenPipeError):  # else the reader, such as `head`, has seen enough
+        if not isinstance(error, BrokenPipeError):  # a broken pipe: the reader, such as `head`, has seen enough
             raise SystemExit(f"error: {error}") from None
     return 0
 
@@ -62,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
         description="What a run would make, how long it would take and how much disk it would fill, measured on a few "
         f"of your own videos. TASK is {DEFAULT} unless given. Nothing is made or written.",
         epilog="`luigi --module tasks TASK --help-all` lists all other flags.",
-        allow_abbrev=False,  # else Luigi's flags that begin like ours (--js) would be taken for ours
+        allow_abbrev=False,  # else abbreviations (--js) would be taken for our flags
     )
     parser.add_argument("--quick", action="store_true", help="measure nothing: only what there is and what is missing")
     parser.add_argument("--json", action="store_true", help="everything, for programs")
@@ -70,8 +70,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _with_task(argv: list[str]) -> list[str]:
-    """The arguments, with the default task if they name none. A first word that is no flag is taken for a task."""
-    # not all names that Luigi knows: settings are tasks to it, and `--dataset demo` does not name a task [demo]
+    """The arguments, with the default task if they name none. A first word that is not a flag counts as a task."""
+    # not every name that Luigi knows: it treats settings as tasks, but `--dataset demo` does not name a task [demo]
     named = set(argv) & set(tasks.__all__) or (argv and not argv[0].startswith("-"))
     return argv if named else [DEFAULT, *argv]
 
@@ -80,17 +80,17 @@ def _with_task(argv: list[str]) -> list[str]:
 
 
 def plan(root: luigi.Task, *, quick: bool = False) -> dict[str, Any]:
-    """Every artifact that a task needs, in the order in which they are made, as plain JSON values.
+    """Every artifact that a task needs, in the order they are made, as plain JSON values.
 
     Args:
         root: a stage, or a task that requires stages.
-        quick: whether to measure nothing.
+        quick: measure nothing.
 
     Returns:
-        {"task", "rows", "total", "artifacts", "disk_free", "enough", "refused", "load", "cores", "busy"}; if quick,
-        total and enough are None; "refused" lists the missing files that keep Luigi from starting.
+        {"task", "rows", "total", "artifacts", "disk_free", "enough", "refused", "load", "cores", "busy"}. If quick,
+        "total" and "enough" are None. "refused" lists the missing files that keep Luigi from starting.
     """
-    at_first = machine.load()  # before anything here adds to it
+    at_first = machine.load()  # before this command adds to it
     states, walked = ArtifactStates(), artifacts_of(root)
     apart = _told_apart(walked)
     rows = [_row(task, states.of(task), changes) for task, changes in zip(walked, apart, strict=True)]
@@ -110,14 +110,14 @@ def plan(root: luigi.Task, *, quick: bool = False) -> dict[str, Any]:
 
 
 def artifacts_of(root: luigi.Task) -> list[luigi.Task]:
-    """One task per artifact, in the order of a run: after what it reads, and stores as early as possible."""
+    """One task per artifact, in the order of a run: each after what it reads, stores as early as possible."""
     waiting: dict[Path, luigi.Task] = {}
     reads: dict[Path, set[Path]] = {}
     _collect(root, waiting, reads, set())
     order: list[luigi.Task] = []
     while waiting:
         ready = [folder for folder in waiting if waiting.keys().isdisjoint(reads[folder])]
-        first = max(ready, key=lambda folder: waiting[folder].priority)  # in a tie the one that was met first
+        first = max(ready, key=lambda folder: waiting[folder].priority)  # in a tie, the one found first
         order.append(waiting.pop(first))
     return order
 
@@ -125,7 +125,7 @@ def artifacts_of(root: luigi.Task) -> list[luigi.Task]:
 def _collect(
     task: luigi.Task, found: dict[Path, luigi.Task], reads: dict[Path, set[Path]], seen: set[luigi.Task]
 ) -> None:
-    """Add to `found` the tasks with an artifact, each after what it reads; add to `reads` the folders of the latter."""
+    """Add the tasks with an artifact to `found`, each after what it reads, and the folders they read to `reads`."""
     if task in seen:
         return
     seen.add(task)
@@ -156,7 +156,7 @@ def _row(task: luigi.Task, found: ArtifactState, changes: str) -> dict[str, Any]
 
 
 def _told_apart(walked: list[luigi.Task]) -> list[str]:
-    """For each task, those `changes` of its row of a table that distinguish artifacts of the same name."""
+    """For each task, those of its table row's `changes` that distinguish artifacts of the same name."""
     names = [(type(task).__name__, getattr(task, "label", "")) for task in walked]
     changes = [dict(getattr(task, "changes", {})) for task in walked]
     values: dict[tuple, set] = defaultdict(set)
@@ -171,7 +171,7 @@ def _told_apart(walked: list[luigi.Task]) -> list[str]:
 
 def _estimate(walked: list[luigi.Task], rows: list[dict[str, Any]], states: ArtifactStates, *, busy: bool) -> Total:
     """Fill in the cost of each row; return the sum."""
-    from tasks.costs import Costs  # imported late: it measures, and imports much
+    from tasks.costs import Costs  # imported late: it imports much, and only estimates need it
 
     costs, works = Costs(states.of, one_thread=busy), []
     for task, row in zip(walked, rows, strict=True):
@@ -220,7 +220,7 @@ def _disk(count: float) -> str:
 
 
 def _closing(found: dict[str, Any]) -> list[str]:
-    """The last lines: how many artifacts are there, free space, and the totals."""
+    """The last lines: how many artifacts exist, free space, and the totals."""
     there, rows = sum(row["state"] == IS_THERE for row in found["rows"]), len(found["rows"])
     lines = ["", f"{found['task']}: {there} of {rows} artifacts are there"]
     free = f"{in_bytes(found['disk_free'])} are free for {found['artifacts']}"
@@ -254,7 +254,7 @@ def _busy(found: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    sys.argv[0] = "plan"  # the name that Luigi's parser prints for itself
+    sys.argv[0] = "plan"  # the program name that Luigi's parser prints
     try:
         sys.exit(main(sys.argv[1:]))
     except KeyboardInterrupt:

@@ -1,4 +1,4 @@
-"""Make frames and flow of the clips in the catalog."""
+"""Make the frames and flow of the clips in the catalog."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from tasks.listing import Catalog, OfVideos
 
 
 class _Store(OfVideos):
-    """What Frames and Flow share: an index over shards, shared by all splits of the dataset."""
+    """What Frames and Flow have in common: an index over shards, used by all splits of the dataset."""
 
     file = "index.h5"
-    priority = 1  # before any training: the workers of one store are still there for the next
+    priority = 1  # before any training: the workers of one store are kept for the next
 
     def key(self) -> str:
         """Content key of all clips."""
@@ -25,7 +25,7 @@ class _Store(OfVideos):
         return {"digest": self.digest, "spec": canonical_json({**spec.identity(), **self.contents()})}
 
     def contents(self) -> dict[str, str]:
-        """Name -> content hash of the files that settings name."""
+        """Name -> content hash, for the files named by settings."""
         return {}
 
 
@@ -41,7 +41,7 @@ class Frames(_Store):
         return f"short{side}" if side else "native"
 
     def own_digest(self) -> str:
-        """Digest of the settings of the frames alone: the videos are recorded as inputs."""
+        """Digest of the frames' own settings; the videos are recorded as inputs."""
         return self.spec("frames").digest()
 
     def requires(self) -> list[Stage]:
@@ -49,13 +49,13 @@ class Frames(_Store):
         return [self.clone(Catalog)]
 
     def inputs_key(self) -> str:
-        """Content key of the videos and their labels; not of the split."""
+        """Content key of the videos and their labels, but not of the split."""
         return self.requires()[0].videos_key()
 
     def check(self) -> None:
-        """Refuse to make frames of other clips than those that are there, if the videos are gone.
+        """If the videos are gone, refuse to replace the existing frames by those of other clips.
 
-        An older catalog of another split may know fewer videos; the frames of the others could not be made again.
+        An older catalog of another split may list fewer videos; the frames of the rest could not be made again.
         """
         catalog = self.requires()[0]
         if catalog.outlives_its_videos() and self.path.is_file():
@@ -82,7 +82,7 @@ class Frames(_Store):
 
 
 class Flow(_Store):
-    """The optical flow of every clip, computed from the cached frames, as JPEG planes in HDF5 shards."""
+    """The optical flow of every clip, computed from the cached frames and stored as JPEG planes in HDF5 shards."""
 
     reads = (*Frames.reads, "flow")
 
@@ -92,7 +92,7 @@ class Flow(_Store):
         return self.spec("flow").method
 
     def own_digest(self) -> str:
-        """Digest of the settings of flow and frames, and of the content of RAFT's weights if they come from a file."""
+        """Digest of the settings of flow and frames, and of RAFT's weights if they come from a file."""
         return self.spec("flow").digest(self.requires()[0].digest, *self.contents().values())
 
     def contents(self) -> dict[str, str]:
@@ -109,7 +109,7 @@ class Flow(_Store):
         return self.requires()[0].key()
 
     def check(self) -> None:
-        """Refuse a method that cannot run on this machine, if it is to run here."""
+        """Refuse a method that cannot run on this machine, if flow is computed here."""
         if self.spec("cluster").kind in ("inline", "local") and (self.may_write or not self.to_download()):
             from pipeline import flow
 
@@ -117,14 +117,14 @@ class Flow(_Store):
 
     @property
     def resources(self) -> dict[str, int]:
-        """A GPU, if the flow may be computed on one of this machine: no training should run there at the same time."""
+        """A GPU, if flow may be computed on one of this machine's: no training should use it at the same time."""
         from pipeline import flow
 
         here = self.spec("cluster").kind in ("inline", "local")
         return {"gpu": 1} if here and flow.may_use_cuda(self.spec("flow").method, self.run_spec.device) else {}
 
     def to_download(self) -> str:
-        """The file of weights that `check` would fetch; "" if there is none to fetch."""
+        """The weights file that `check` would download; "" if none."""
         from pipeline import flow
 
         return flow.to_download(self.spec("flow"))

@@ -1,4 +1,4 @@
-"""Run the whole chain for every split and several seeds, and put all results into one table."""
+"""Run the whole chain for every split and several seeds, and collect all results in one table."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class Repeated(Stage):
 
     splits = luigi.Parameter(default="", description="which, such as 1,2 or daria,denis; default: all of the dataset")
     seeds = luigi.Parameter(default="", description="seeds of the trainings, such as 0,1,2; default: [run] seed")
-    split, seed = "", -1  # those of each run, not of the table
+    split, seed = "", -1  # not parameters of the table; each run has its own
 
     def all_splits(self) -> list[str]:
-        """Every split of the dataset; the demo has three, which need not be written yet."""
+        """Every split of the dataset; the demo's three are known before it is written."""
         from pipeline import demo, layouts
 
         dataset = self.spec("dataset")
@@ -41,19 +41,19 @@ class Repeated(Stage):
             return self._listed_splits() or self.all_splits()
 
     def _listed_splits(self) -> list[str]:
-        """The splits that were named, by their canonical names: with official lists, 01 is 1."""
+        """The named splits, by canonical name: with official lists, 01 becomes 1."""
         named = [self.named_split(text) for text in listed("splits", self.splits)]
         return distinct("splits", self.splits, named)
 
     def check_splits(self, *parts: str) -> None:
-        """Refuse a split that is not there or lacks clips of these parts, before any split is run."""
+        """Refuse a split that does not exist or lacks clips of these parts, before any split is run."""
         with told_plainly():
             for split in self.split_list:
                 self.clone(Catalog, split=split).check_parts(*parts)
 
     @functools.cached_property
     def seed_list(self) -> list[int]:
-        """The seeds, in order; -1 stands for that of [run]."""
+        """The seeds, in order; -1 stands for the seed of [run]."""
         with told_plainly():
             texts = listed("seeds", self.seeds)
             if wrong := [text for text in texts if not text.isdecimal()]:
@@ -61,15 +61,15 @@ class Repeated(Stage):
             return distinct("seeds", self.seeds, [int(text) for text in texts]) or [-1]
 
     def record_ahead(self) -> None:
-        """Record before the first run or row: `gc` must keep finished ones for the unfinished table."""
+        """Record what the table needs before its first run or row, so that `gc` keeps those finished so far."""
         use_artifacts(self.run_spec.artifacts, create=True)
         self.folder.mkdir(parents=True, exist_ok=True)
         with files.try_exclusive_lock(self.folder) as free:
-            if free:  # else another run is writing the table, and has recorded the same
+            if free:  # else another run is writing the table and has recorded the same
                 self.record()
 
     def record(self) -> None:
-        """Write down all that its parts need, too: while a part is not made, its own record does not exist."""
+        """Also record everything its parts need: a part that is not made yet has no record of its own."""
         waiting, found = self.before(), set()
         while waiting:
             task = waiting.pop()
@@ -79,7 +79,7 @@ class Repeated(Stage):
         files.record_made_from(self.folder, Path(self.run_spec.artifacts), found)
 
     def check_seeds(self, streams: Iterable[str]) -> None:
-        """Refuse several seeds if a stream has one of its own: a single training would be shown as several."""
+        """Refuse several seeds if a stream has its own seed: a single training would be shown as several."""
         with told_plainly():
             for stream in streams:
                 runs = [
@@ -93,15 +93,16 @@ class Repeated(Stage):
 
 
 def seed_of(task: Stage, streams: Iterable[str] = STREAMS) -> int | str:
-    """The seed of the trainings behind a report, a fusion or scores; "7 and 0" if the streams have different ones."""
+    """The seed of the trainings behind a report, fusion or scores; "7 and 0" if the streams' seeds differ."""
     seeds = dict.fromkeys(task.clone(TrainStream, stream=stream).stream_spec.seed for stream in streams)
     return next(iter(seeds)) if len(seeds) == 1 else " and ".join(map(str, seeds))
 
 
 class AllSplits(Repeated):
-    """`summary.json`, `summary.md` and `summary.html`: one row per split and seed, their mean, the pooled clips.
+    """`summary.json`, `summary.md` and `summary.html`: one row per split and seed, their mean, all clips pooled.
 
-    The splits are those of the official lists; in a folder or a CSV file with groups, every group is left out in turn.
+    The splits are those of the official lists. In a folder, or a CSV file without a split column, every group is left
+    out in turn.
     """
 
     file = "summary.json"
@@ -109,7 +110,7 @@ class AllSplits(Repeated):
 
     @property
     def label(self) -> str:
-        """How many splits and seeds."""
+        """The number of splits and seeds."""
         return f"{len(self.split_list)}splits-{len(self.seed_list)}seeds"
 
     def own_digest(self) -> str:
@@ -121,14 +122,14 @@ class AllSplits(Repeated):
         return [self.clone(Report, split=split, seed=seed) for split in self.split_list for seed in self.seed_list]
 
     def check(self) -> None:
-        """Check all splits before the first is run."""
+        """Check all splits and seeds before the first is run."""
         self.check_splits("val", "test")
         self.check_seeds(STREAMS)
-        if self.may_write:  # else it is a plan, which writes nothing
+        if self.may_write:  # a plan writes nothing
             self.record_ahead()
 
     def make(self) -> None:
-        """Put all reports into one table, and let the link `latest` point to it."""
+        """Put all reports into one table and point the link `latest` at it."""
         from pipeline.report import summary
 
         runs = [
@@ -155,13 +156,13 @@ class AllSplits(Repeated):
 
 
 def listed(name: str, text: str) -> list[str]:
-    """The parts of a comma-separated list; refused if one is there twice or empty."""
+    """The parts of a comma-separated list; an empty or repeated one is refused."""
     parts = [part.strip() for part in text.split(",")] if text else []
     return distinct(name, text, parts)
 
 
 def distinct(name: str, text: str, values: list) -> list:
-    """The `values` that were read from `text`; refused if one is there twice or empty (1 and 01 are one seed)."""
+    """The `values` read from `text`; an empty or repeated one is refused (1 and 01 are the same seed)."""
     if "" in values or len(set(values)) < len(values):
         raise ValueError(f"--{name} is {text!r}; it must be different names, separated by commas")
     return values

@@ -1,4 +1,4 @@
-"""What lasts as long as a command or a build of a program: what tasks have found out, and the lock against `gc`."""
+"""What lasts as long as a command or a `luigi.build`: what tasks remember, and the lock that keeps `gc` off."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from tasks.mistakes import told_plainly
 
 _QUESTION: ContextVar[object] = ContextVar("question", default=None)
 _OF_WORKERS = {Worker.add.__code__, Worker.run.__code__}
-_IN_USE: dict[tuple[str, int], int] = {}  # artifacts, process -> lock that holds `gc` off
+_IN_USE: dict[tuple[str, int], int] = {}  # (artifacts, process) -> lock that keeps `gc` off
 
 
 def use_artifacts(artifacts: str, *, create: bool = False) -> None:
-    """Hold `gc` off these artifacts until this command ends; a caller from Python must do that itself."""
+    """Keep `gc` off these artifacts until this command ends; a Python caller must do that itself."""
     key = (artifacts, os.getpid())
     if settings.from_command_line() and _IN_USE.get(key, -1) < 0:
         with told_plainly():
@@ -31,10 +31,10 @@ def use_artifacts(artifacts: str, *, create: bool = False) -> None:
 
 @contextlib.contextmanager
 def one_look() -> Iterator[object]:
-    """What tells how long an answer is remembered: the same object as long as it holds.
+    """Scope of remembered answers: yields the same object for as long as they remain valid.
 
-    It is Luigi's command, or the worker of `luigi.build`. A program may build again a day later, and Luigi would give
-    it the same tasks. A program that only asks a task has another look each time, which includes what that task asks.
+    It is Luigi's command, or the worker of `luigi.build`: a program may build again a day later, and Luigi would give
+    it the same task objects. If a program only queries a task, each query, with those it makes in turn, is a new scope.
     """
     if of_luigi := CmdlineParser.get_instance() or _worker():
         yield of_luigi
@@ -48,7 +48,7 @@ def one_look() -> Iterator[object]:
 
 
 def _worker() -> Worker | None:
-    """The worker that has called us, directly or not."""
+    """The worker that called us, directly or indirectly."""
     for frame, _ in traceback.walk_stack(None):
         if frame.f_code in _OF_WORKERS:
             return frame.f_locals["self"]

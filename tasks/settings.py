@@ -1,4 +1,4 @@
-"""Turn luigi.cfg and the command line into specs. Only this module knows both.
+"""Turn luigi.cfg and the command line into specs. Only this module knows about both.
 
 A setting is looked up in this order, and the first one found wins: what the task itself changes
 (`changes={"flow_method": ...}`, for a row of a table of the paper), the command line (`--flow-method`), the dataset's
@@ -40,7 +40,7 @@ SECTIONS: dict[str, type[Spec]] = {
 }
 PATHS = ("videos", "lists")  # settings of a dataset
 NOTHING: Mapping[str, str] = MappingProxyType({})
-# Luigi's own sections, of which luigi.cfg may hold any.
+# Luigi's own sections; luigi.cfg may contain any of them.
 _OF_LUIGI = [
     "core",
     "worker",
@@ -57,29 +57,29 @@ _OF_LUIGI = [
 
 
 def _flag_family(section: str) -> str:
-    """First word of a section's flags: `--flow-method`; for a dataset `--data-videos`, because `--dataset` names it."""
+    """First word of a section's flags (`--flow-method`); "data" for a dataset, because `--dataset` names it."""
     return "data" if section == "dataset" else section
 
 
 def _flags(section: str, spec: type[Spec]) -> type[luigi.Config]:
-    """A Luigi config class whose only purpose is to give `--<section>-<setting>` to every command line."""
+    """A Luigi config class whose only purpose is to add `--<section>-<setting>` to every command line."""
     shown = {}
     for name, field in spec.settings().items():
-        if name != "stream":  # the section says which
+        if name != "stream":  # implied by the section
             text = f"{field.metadata['description']}; default: {field.default}"
             shown[name] = luigi.Parameter(default="", description=text.replace("%", "%%"))  # argparse formats it
     return type(_flag_family(section), (luigi.Config,), {**shown, "__module__": __name__, "__doc__": spec.__doc__})
 
 
-# [run] has no flags: --dataset, --device and --seed are parameters of every task
+# [run] has no flags: --dataset, --artifacts, --device and --seed are parameters of the tasks
 _FLAGS = [_flags(section, spec) for section, spec in SECTIONS.items() if section != "run"]
 
 
 def check(dataset: str, changes: Mapping[str, str] = NOTHING) -> None:
-    """Refuse any unknown section, setting or value that a run of this dataset would use, before any work is done.
+    """Refuse unknown or conflicting settings that a run of this dataset would use, before any work is done.
 
     Raises:
-        ValueError: there is one; the message names it.
+        ValueError: an unknown section, setting or value, or settings in conflict; the message names it.
     """
     for name in changes:
         if name not in (names := _changeable(_stage_of(name))):
@@ -100,11 +100,11 @@ def check(dataset: str, changes: Mapping[str, str] = NOTHING) -> None:
 
 
 def check_together(name: str, dataset: str, changes: Mapping[str, str] = NOTHING) -> None:
-    """Refuse a data set that this one's stream cannot be trained together with.
+    """Refuse another data set that this one's stream cannot be trained together with.
 
     Raises:
-        ValueError: it is this data set itself, the command line names videos (of which of the two?), or settings differ
-            that both must share.
+        ValueError: it is this data set itself, the command line names videos (which would apply to both), or settings
+            that must be equal differ.
     """
     own = stream(name, dataset, 0, changes)
     other, where = own.with_dataset, f"[{name}] with_dataset is {own.with_dataset!r}"
@@ -126,7 +126,7 @@ def check_together(name: str, dataset: str, changes: Mapping[str, str] = NOTHING
 
 
 def _refuse_difference(section: str, dataset: str, other: str, one: Spec, two: Spec, names: tuple[str, ...] = ()):
-    """Refuse settings that differ between two data sets: those in `names`, or all that can change a result."""
+    """Refuse settings that differ between two data sets: those in `names`, or all that can affect a result."""
     for name in names or [name for name in one.settings() if name in one.identity()]:
         here, there = getattr(one, name), getattr(two, name)
         if here != there:
@@ -154,34 +154,34 @@ def _absolute(path: str) -> str:
 
 
 def from_command_line() -> bool:
-    """Whether `luigi` was called as a command, whose user reads a line better than a traceback."""
+    """Whether `luigi` runs as a command, whose user wants one line rather than a traceback."""
     return CmdlineParser.get_instance() is not None
 
 
 def datasets() -> list[str]:
-    """Names of the datasets that have a section."""
+    """Names of the datasets with a section in the settings."""
     return sorted(
         section.removeprefix("dataset.") for section in get_config().sections() if section.startswith("dataset.")
     )
 
 
 def check_dataset(name: str) -> None:
-    """Refuse a dataset without a section, and a missing file of settings: other settings would be used silently.
+    """Refuse a dataset without a section, and a missing settings file: other settings would silently be used.
 
     Raises:
         FileNotFoundError: LUIGI_CONFIG_PATH names no file, or there is no luigi.cfg.
-        PermissionError: one of them may not be read.
-        ValueError: the dataset has no section, or the file of LUIGI_CONFIG_PATH has none at all.
+        PermissionError: one of them cannot be read.
+        ValueError: the dataset has no section, or the file of LUIGI_CONFIG_PATH has no sections at all.
     """
     overlay = os.environ.get("LUIGI_CONFIG_PATH", "")
     if overlay and not Path(overlay).is_file():
         raise FileNotFoundError(f"LUIGI_CONFIG_PATH is {overlay!r}, and there is no such file")
-    for path in filter(None, ("luigi.cfg", overlay)):  # Luigi leaves out what it cannot open
+    for path in filter(None, ("luigi.cfg", overlay)):  # Luigi silently skips what it cannot open
         if Path(path).is_file():
             text = Path(path).read_text(errors="replace")
             if path == overlay and not re.search(r"^\[", text, re.MULTILINE):
                 raise ValueError(f"LUIGI_CONFIG_PATH is {overlay!r}, which holds no settings")
-    # a preset alone leaves out the rest, such as the exit status of a task that failed
+    # a preset alone lacks the rest, such as the exit status for failed tasks
     if not datasets() or (from_command_line() and not get_config().has_section("retcode")):
         raise FileNotFoundError(
             f"there is no luigi.cfg in {str(Path.cwd())!r}; run from the project's root, or give the path of the "
@@ -192,7 +192,7 @@ def check_dataset(name: str) -> None:
 
 
 def has_official_splits(dataset: str) -> bool:
-    """Whether the dataset's splits are those of official lists, by number."""
+    """Whether the dataset's splits are those of official lists, named by number."""
     return resolve("dataset", dataset).layout in ("ucf101", "hmdb51")
 
 
@@ -203,7 +203,7 @@ def resolve(section: str, dataset: str = "", changes: Mapping[str, str] = NOTHIN
         section: a key of SECTIONS.
         dataset: name of the dataset, whose section overrides the stage's; "" for none.
         changes: settings that override all others, named as in a dataset's section.
-        values: fields that are not text (the stack of a temporal stream), or that the task itself sets.
+        values: fields that are not text (the stack of a temporal stream) or that the caller sets.
 
     Raises:
         ValueError: an unknown section, setting or value; the message names it.
@@ -225,9 +225,9 @@ def stream(
     Args:
         name: "spatial" or "temporal".
         dataset: name of the dataset.
-        seed: used unless the stream has a seed of its own in the settings.
+        seed: used unless the stream has its own seed in the settings.
         changes: settings that override all others, named as in a dataset's section.
-        asked: whether the seed was given (`--seed`); then it overrides the seeds in the sections.
+        asked: whether the user gave the seed (`--seed`), which then overrides those in luigi.cfg.
     """
     stack = resolve("stack", dataset, changes) if name == "temporal" else None
     first = _of_command_line(name) | _of_section(name, changes)
@@ -237,12 +237,12 @@ def stream(
 
 
 def of_sections(changes: Mapping[str, str], sections: Collection[str]) -> dict[str, str]:
-    """The part of `changes` that belongs to some sections, sorted by name."""
+    """The part of `changes` that belongs to the given sections, sorted by name."""
     return {name: changes[name] for name in sorted(changes) if (_stage_of(name) or "dataset") in sections}
 
 
 def _changeable(stage: str) -> list[str]:
-    """The names that `changes` may have for one stage; "" for the dataset. All tasks share one demo."""
+    """The names allowed in `changes` for one stage; "" is the dataset. The demo's are not: all tasks share it."""
     if stage in ("", "demo"):
         return list(specs.DatasetSpec.settings())
     return [f"{stage}_{name}" for name in SECTIONS[stage].settings() if name != "stream"]
@@ -254,7 +254,7 @@ def _of_dataset(section: str, dataset: str) -> dict[str, str]:
 
 
 def _of_section(section: str, found: Mapping[str, str]) -> dict[str, str]:
-    """The settings of `section` in `found`; a dataset's own have no prefix, those of a stage have the stage's name."""
+    """The settings of `section` in `found`; a stage's have its name as prefix, the dataset's own have none."""
     if section == "dataset":
         return {name: str(text) for name, text in found.items() if not _stage_of(name)}
     return {name.removeprefix(f"{section}_"): str(text) for name, text in found.items() if _stage_of(name) == section}
@@ -269,7 +269,7 @@ def _stage_of(name: str) -> str:
 
 
 def _with_home(texts: Mapping[str, str]) -> dict[str, str]:
-    """The settings of a dataset with a leading ~/ of paths expanded, which in luigi.cfg no shell does."""
+    """The settings of a dataset with a leading ~/ in paths expanded: no shell does that in luigi.cfg."""
     paths = {name: text for name, text in texts.items() if name in PATHS and text.startswith("~/")}
     return {**texts, **{name: str(Path(text).expanduser()) for name, text in paths.items()}}
 
@@ -293,7 +293,7 @@ def _items(section: str) -> dict[str, str]:
 
 
 def _check_sections() -> None:
-    """Refuse unknown sections and unknown settings of datasets: a misspelt name would be ignored silently."""
+    """Refuse unknown sections and unknown settings of datasets: a misspelled name would be silently ignored."""
     for section in get_config().sections():
         if section.startswith("dataset."):
             for name in _items(section):
@@ -311,6 +311,6 @@ def _check_sections() -> None:
 
 
 def _task_named(name: str) -> type[luigi.Task] | None:
-    """The task of this name; None if there is none. (`data` is the name of the flags of [dataset].)"""
+    """The task of this name, or None. (`data` is not one: it is the prefix of [dataset]'s flags.)"""
     register = luigi.task_register.Register
     return register.get_task_cls(name) if name != "data" and name in register.task_names() else None

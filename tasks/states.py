@@ -1,4 +1,4 @@
-"""The state of a task's artifact: whether it or parts of it are there, and what is left to make. Nothing is written."""
+"""The state of a task's artifact: whether it, or parts of it, exist and what is left to make. Writes nothing."""
 
 from __future__ import annotations
 
@@ -28,23 +28,23 @@ class ArtifactState:
     state: str = TO_MAKE
     """One of IS_THERE, TO_MAKE, GOES_ON, ANEW, UNKNOWN."""
     bytes: int = 0
-    """Its size on the disk."""
+    """Its size on disk."""
     notes: list[str] = field(default_factory=list)
     refused: bool = False
     """Whether Luigi would refuse to begin because a file is missing; a note says which."""
     catalog: Clips | None = None
     """The clips as they are now, or will be."""
     clips: int | None = None
-    """Number of clips that it covers; for an unfinished store, those in shards that are not current."""
+    """Number of clips that it covers; for an unfinished store, those still to be made or copied."""
     share: float = 1.0
-    """Share of these clips in the bytes of all videos, 0 to 1."""
+    """These clips' share of the bytes of all videos, 0 to 1."""
     shards_left: int = 1
     steps_done: int = 0
-    """Number of steps that an interrupted training has done."""
+    """Steps that an interrupted training has done."""
 
 
 def before_of(task: luigi.Task) -> list[luigi.Task]:
-    """The tasks that a task reads: those that it requires, and those that a table runs itself."""
+    """The tasks that a task reads: those it requires and, for a table, those it runs itself."""
     more = task.before() if isinstance(task, Stage) else []
     return list(dict.fromkeys([*luigi.task.flatten(task.requires()), *more]))
 
@@ -61,10 +61,10 @@ class ArtifactStates:
         self._found: dict[Path, ArtifactState] = {}
 
     def of(self, task: luigi.Task) -> ArtifactState:
-        """The state of a task's artifact; all that the task reads is examined first.
+        """The state of a task's artifact; everything the task reads is examined first.
 
         Raises:
-            Refused: a wrong setting, reported in one line as by Luigi's command.
+            Refused: a wrong setting, reported in one line as Luigi's command does.
         """
         folder = folder_of(task)
         if folder not in self._found:
@@ -83,7 +83,7 @@ class ArtifactStates:
                 self._count(task, found)
         except (Refused, OSError) as refusal:
             if isinstance(refusal, Refused) and not isinstance(refusal.error, OSError):
-                raise  # but a file that is missing today may be there tomorrow
+                raise  # a missing file is only noted: it may exist tomorrow
             found.state, found.refused = UNKNOWN, True
             found.notes.append(error_line(refusal))
         if found.state == TO_MAKE:

@@ -26,16 +26,16 @@ from tasks.mistakes import Refused, error_line, plainly, told_plainly
 from tasks.prepare import Flow, Frames
 from tasks.repeat import Repeated, listed, seed_of
 
-PARTIAL = "partial"  # recorded as the inputs of a table that lacks a row
+PARTIAL = "partial"  # recorded as the inputs of a table with failed rows
 
 
 class RowsFailed(StageFailed):
-    """Some rows of a table could not be made; the table has the others."""
+    """Some rows of a table could not be made; the table contains the others."""
 
 
 @dataclass
 class Planned:
-    """A row of the table: its tasks, one per split and seed, or why it has none."""
+    """A row of the table: its tasks, one per split and seed, or the reason it has none."""
 
     row: paper.Row
     changes: dict[str, str]
@@ -47,8 +47,8 @@ class PaperTable(Repeated, OnDevice):
     """`table.json`, `table.md` and `table.html`: each figure of a table beside the paper's.
 
     A row that fails does not stop the others: the table is written with the reason, the command fails, and running it
-    again goes on with what is missing. Therefore the rows are run here, one after another, since Luigi gives up every
-    task that depends on a failed one; the stores that the rows share are required as usual.
+    again continues with what is missing. Luigi gives up every task that depends on a failed one, so the rows are run
+    here, one after another; only the stores that the rows share are required as usual.
     """
 
     table = luigi.ChoiceParameter(choices=tuple(paper.TABLES), description="which table of the paper")
@@ -62,7 +62,7 @@ class PaperTable(Repeated, OnDevice):
         "the one that the temporal stream is configured with",
     )
     kind = "tables"
-    failures: Mapping[str, str] = MappingProxyType({})  # of this run: short name of the row -> why
+    failures: Mapping[str, str] = MappingProxyType({})  # of this run: short name of the row -> reason
     lost: Set[Path] = frozenset()  # folders of the scores that this run could not make
     file = "table.json"
     beside = ("table.html", "table.md")
@@ -83,7 +83,7 @@ class PaperTable(Repeated, OnDevice):
 
     @property
     def definition(self) -> paper.Table:
-        """The rows, and the published figures."""
+        """The rows and the published figures."""
         return paper.TABLES[self.table]
 
     @property
@@ -93,7 +93,7 @@ class PaperTable(Repeated, OnDevice):
 
     @functools.cached_property
     def split_list(self) -> list[str]:
-        """The splits: all of them for table 4 or if asked for, else the dataset's own."""
+        """The named splits; all of them for table 4 or with `all`; else the dataset's own."""
         with told_plainly():
             if (self.splits or self.definition.split) == "all":
                 return self.all_splits()
@@ -101,14 +101,14 @@ class PaperTable(Repeated, OnDevice):
 
     @property
     def second(self) -> str:
-        """The second data set; "" for none. Rows that do not use one are trained without, even if one is configured."""
+        """The second data set; "" for none. Rows that do not use it are trained without it, even if configured."""
         return self.with_dataset or settings.stream("temporal", self.dataset_name, 0, self.changes).with_dataset
 
     # --- rows
 
     @functools.cached_property
     def plan(self) -> list[Planned]:
-        """Every row, with its tasks or the reason why it is not run."""
+        """Every row, with its tasks or the reason it is not run."""
         planned = [self._planned(row) for row in self.definition.rows]
         run = [p for p in planned if not p.reason]
         # one store serves all rows: if one of them needs backward flow, it is computed for all
@@ -136,9 +136,9 @@ class PaperTable(Repeated, OnDevice):
         runs = [{"split": split, "seed": seed} for split in self.split_list for seed in self.seed_list]
         try:
             tasks = [self.clone(task, **run, **of) for run in runs]
-            _ = [task.digest for task in tasks]  # raises what only an earlier stage refuses
+            _ = [task.digest for task in tasks]  # raises what only an earlier stage would refuse
         except (ValueError, Refused) as error:
-            if self.with_dataset and planned.row.with_how:  # asked for: then it is a mistake, and no row to leave out
+            if self.with_dataset and planned.row.with_how:  # asked for, so a mistake, not a row to skip
                 raise
             planned.reason, planned.changes = error_line(error), {}
         else:
@@ -148,11 +148,11 @@ class PaperTable(Repeated, OnDevice):
 
     @property
     def left_out(self) -> list[str]:
-        """Row by row, why it is not run."""
+        """A line for each row that is not run, with the reason."""
         return [f"row {p.row.key} is not run: {p.reason}" for p in self.plan if p.reason]
 
     def own_digest(self) -> str:
-        """Digest of the table and, for each row, of what it is made from or of the reason why it is not run."""
+        """Digest of the table and, for each row, of what it is made from or of the reason it is not run."""
         rows = [[p.row.key, p.reason, p.changes, [task.digest for task in p.tasks]] for p in self.plan]
         return digest_of("tables", 2, self.table, rows)
 
@@ -167,7 +167,7 @@ class PaperTable(Repeated, OnDevice):
         return [task for planned in self.plan for task in planned.tasks]
 
     def complete(self) -> bool:
-        """Whether the table is done. If it lacks a row, its rows are not asked: a refused row is no reason to stop."""
+        """Whether the table is done. If rows are missing, they are not queried: a refused row must not end the run."""
         whole = self.output().exists() and self.output().recorded().get("inputs") != PARTIAL
         done = whole and super().complete()
         if not done:
@@ -175,7 +175,7 @@ class PaperTable(Repeated, OnDevice):
         return done
 
     def check(self) -> None:
-        """Refuse settings that no row could be trained with."""
+        """Refuse splits, seeds and settings that no row could be trained with."""
         fused = all(isinstance(task, Fuse) for task in self.before())
         self.check_splits(*(["val", "test"] if fused else ["test"]))
         self.check_seeds(self.definition.streams)
@@ -183,7 +183,7 @@ class PaperTable(Repeated, OnDevice):
             self.clone(TrainStream, stream=stream, split=self.split_list[0], seed=self.seed_list[0]).check_once()
 
     def run(self) -> None:
-        """Make what the rows lack, then the table, and print it."""
+        """Make what the rows lack, then make and print the table."""
         self.failures, self.lost, broken = {}, set(), {}
         self.record_ahead()
         for planned in self.plan:
@@ -205,11 +205,11 @@ class PaperTable(Repeated, OnDevice):
             raise RowsFailed(f"rows that failed: {', '.join(self.failures)}; run the command again to go on with them")
 
     def attrs(self) -> dict[str, str]:
-        """As of any stage, but with PARTIAL as inputs if a row failed, so that the table is not taken for complete."""
+        """As for any stage, but with PARTIAL as inputs if a row failed, so that the table counts as incomplete."""
         return {"digest": self.digest, "inputs": PARTIAL if self.failures else self.inputs_key()}
 
     def make(self) -> None:
-        """Put all rows into one table, and let the link `latest-<table>` point to it."""
+        """Put all rows into one table and point the link `latest-<table>` at it."""
         from pipeline import store
         from pipeline.report import tables
 
@@ -233,7 +233,7 @@ class PaperTable(Repeated, OnDevice):
 
         trials, failure = [], self.failures.get(planned.row.key, "")
         for task in planned.tasks:
-            if task.folder in self.lost:  # what lies there, if anything, is damaged or of former inputs
+            if task.folder in self.lost:  # anything there is damaged or of former inputs
                 continue
             path = task.scores_path(planned.row.score) if isinstance(task, Fuse) else task.path
             seed = seed_of(task, [planned.row.score] if isinstance(task, ScoreStream) else STREAMS)
@@ -254,7 +254,7 @@ class PaperTable(Repeated, OnDevice):
         return {name for planned in self.plan for name in planned.changes}
 
     def _training_of(self, planned: Planned) -> str:
-        """What the row's trainings start from and how many steps they take, as far as that differs between rows."""
+        """What the row's trainings start from and how many steps they take, where that differs between rows."""
         told = []
         for name in self.definition.streams:
             s = settings.stream(name, self.dataset_name, 0, {**self.changes, **planned.changes})
@@ -266,7 +266,7 @@ class PaperTable(Repeated, OnDevice):
         return "; ".join(told)
 
     def _setup(self, catalog) -> dict[str, str]:
-        """The settings that distinguish one table from another and that no row changes, and the clips of a training."""
+        """Settings that distinguish tables and that no row changes, and the numbers of training clips."""
         found = {"flow": self.spec("flow").method} if "temporal" in self.definition.streams else {}
         for name in self.definition.streams:
             s = settings.stream(name, self.dataset_name, 0, self.changes)
@@ -283,7 +283,7 @@ class PaperTable(Repeated, OnDevice):
 
 
 def _finish(task: luigi.Task, broken: dict[str, BaseException]) -> None:
-    """Run the tasks that a task lacks, then the task, as Luigi would; what failed for one row is not tried again."""
+    """Run a task after the tasks it lacks, as Luigi would; what failed for an earlier row is not tried again."""
     if task.complete():
         return
     name = str(getattr(task, "folder", task.task_id))
@@ -294,7 +294,7 @@ def _finish(task: luigi.Task, broken: dict[str, BaseException]) -> None:
     try:
         task.run()
     except Exception as error:
-        if not plainly(error):  # a fault of the program, which the message alone does not explain
+        if not plainly(error):  # a bug, which the message alone does not explain
             say("".join(traceback.format_exception(error)))
         broken[name] = error
         raise
