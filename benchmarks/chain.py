@@ -1,4 +1,4 @@
-"""The whole chain as a user runs it: time, accuracy and the rerun, each run in an empty folder of artifacts.
+"""The whole chain as a user runs it: time, accuracy and the rerun; each seed begins with no artifacts.
 
 python benchmarks/chain.py demo --seeds 0 1 2
 python benchmarks/chain.py weizmann --splits daria denis eli      # configs/weizmann.cfg
@@ -40,7 +40,7 @@ def main() -> None:
     results = []
     with tempfile.TemporaryDirectory() as scratch:
         for seed in arguments.seeds:
-            artifacts = Path(scratch) / f"seed{seed}"  # splits of a seed share frames and flow, as they do for users
+            artifacts = Path(scratch) / f"seed{seed}"  # splits of one seed share frames and flow, as they do for users
             for split in arguments.splits:
                 seconds = run(arguments.dataset, artifacts, split=split, seed=seed)
                 metrics = json.loads((artifacts / arguments.dataset / "report/latest/metrics.json").read_text())

@@ -1,4 +1,4 @@
-"""What the benchmarks share: the machine in words, a table on the screen, JSON in data/benchmarks/."""
+"""What the benchmarks share: a description of the machine, printed tables, JSON in data/benchmarks/."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def machine() -> str:
-    """The machine in words: cores that this process may use, processor, GPU if there is one."""
+    """The machine in words: usable cores, processor, and the GPU if there is one."""
     names = [
         line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
     ]
@@ -38,7 +38,7 @@ def table(header: list[str], rows: list[list[str]]) -> str:
 
 
 def write(title: str, record: dict) -> None:
-    """Write `record` to data/benchmarks/<title>.json and print where that is."""
+    """Write `record` to data/benchmarks/<title>.json and print the path."""
     path = ROOT / "data/benchmarks" / f"{title.replace(' ', '-')}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"machine": machine(), **record}, indent=1))

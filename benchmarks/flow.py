@@ -1,4 +1,4 @@
-"""Flow methods compared: how accurate, how fast, and whether the fast TV-L1 agrees with its definition.
+"""Flow methods compared: accuracy, speed, and whether the fast TV-L1 agrees with its definition.
 
     python benchmarks/flow.py                                            # every method on every device here
     python benchmarks/flow.py --methods tvl1 dis_medium --devices cpu    # some
@@ -6,13 +6,12 @@
     python benchmarks/flow.py --sintel /data/MPI-Sintel --pairs 40       # beside Middlebury and what is drawn here
     python benchmarks/flow.py --stereo FOLDER                            # two photographed scenes; see stereo.py
 
-*Error* is the mean end-point error over all pixels whose motion is known, on Middlebury's pairs, on MPI-Sintel's, on
-stereo pairs, and on those that `streets.py` and `scenes.py` draw, whose motion is known exactly; in brackets, over
-the points that stay visible. *Speed* is that of one process, all methods in turn, round after round, so that a
-machine that slows down slows all; the baseline is OpenCV's own TV-L1 with its defaults, the obvious alternative.
-*Agreement* is the distance of the compiled TV-L1 from its definition, `tvl1_torch.py` in float64 on the CPU. Only
-`pipeline.flow` is needed; luigi, dask, OpenCV's contrib modules and an installation of the project are not
-(PYTHONPATH=.).
+*Error* is the mean end-point error over all pixels with known motion, on pairs from Middlebury, MPI-Sintel and
+stereo, and on those that `streets.py` and `scenes.py` draw, whose motion is exact; in brackets, over the points that
+stay visible. *Speed* is measured in one process, all methods taking turns in every round, so a machine that slows
+down slows them all. The baseline is OpenCV's own TV-L1 with its defaults, the obvious alternative. *Agreement* is
+the distance of the compiled TV-L1 from its definition, `tvl1_torch.py` in float64 on the CPU. Only `pipeline.flow`
+is needed, not luigi, dask, OpenCV's contrib modules or an installation of the project (PYTHONPATH=.).
 """
 
 from __future__ import annotations
@@ -39,8 +38,8 @@ from pipeline.specs import FLOW_METHODS, FlowSpec
 SIZES = ((240, 320), (256, 340))  # height, width of the timed frames; the first is also that of the synthetic pairs
 QUICK_SIZE = (60, 80)
 STREETS, STREETS_REACH_PX = 4, 12.0  # pairs of each kind; bound of their motion
-DARKER = 0.7  # light of the second frame of each Middlebury pair, which is compared once more like that
-FAR_PX = 0.02  # a difference worth counting: an eighth of a step of the stored bytes, at [flow] bound_px = 20
+DARKER = 0.7  # brightness of the second frame when the Middlebury pairs are compared once more
+FAR_PX = 0.02  # a difference worth counting: an eighth of a quantization step at [flow] bound_px = 20
 
 
 def main() -> None:
@@ -97,7 +96,7 @@ def parse() -> argparse.Namespace:
 
 
 def choose(found: dict[str, str], arguments: argparse.Namespace) -> list[Lane]:
-    """Every available method on every device that it can use, of those asked for."""
+    """Of the methods and devices asked for, every available method on every device that it can use."""
     lanes = []
     for method in arguments.methods or FLOW_METHODS:
         if found[method] == "available":
@@ -164,7 +163,7 @@ def estimated(lane: Lane, frames: np.ndarray) -> np.ndarray:
 
 
 def end_point_error(of_pair: Callable[[np.ndarray], np.ndarray], pair: Pair) -> dict:
-    """Mean error in pixels over all known pixels, and over those that stay visible; None if these are not known."""
+    """Mean error in pixels over all known pixels, and over those that stay visible (None if not known)."""
     error = np.linalg.norm(of_pair(pair.frames) - pair.truth, axis=0)
     about = {"group": pair.group, "name": pair.name, "all": float(error[pair.known].mean())}
     return {**about, "visible": float(error[pair.visible].mean()) if pair.visible is not pair.known else None}

@@ -1,4 +1,4 @@
-"""The speed of flow methods beside OpenCV's TV-L1: rounds in one process, a turn for each method in every round."""
+"""The speed of flow methods beside OpenCV's TV-L1, in one process; in every round each method gets a turn."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CLIP_REACH_PX = 6.0
 
 
 class Lane(NamedTuple):
-    """A method on a device, with enlarged frames or not; `stays`: the flow is left on the device."""
+    """A method on a device, perhaps with enlarged frames; `stays`: the flow is left on the device."""
 
     method: str
     device: str
@@ -33,7 +33,7 @@ class Lane(NamedTuple):
 
     @property
     def spec(self) -> FlowSpec:
-        """The method's settings; all else by default."""
+        """The method's settings; everything else is the default."""
         return FlowSpec(method=self.method, enlarge=self.enlarge)
 
     def __str__(self) -> str:
@@ -42,7 +42,7 @@ class Lane(NamedTuple):
 
 
 class _Runner(NamedTuple):
-    compute: Callable[[int], Any]  # makes so many calls; returns when they are done
+    compute: Callable[[int], Any]  # makes this many calls; returns when they are done
     pairs: int  # computed in one call
     peak_bytes: float | None  # peak memory of a call
     seconds: float  # of one call, after the call that compiles and warms up
@@ -54,9 +54,9 @@ def measure(lanes: list[Lane], sizes: tuple, threads: int, seconds: float, round
     Args:
         lanes: methods and devices that are available.
         sizes: (height, width) each.
-        threads: number of threads, set already; on the CPU a call computes as many pairs.
-        seconds: about how long a lane computes at one size; a slow one takes fewer turns, but at least one.
-        rounds: turns of a lane, each with the same share of the seconds.
+        threads: number of threads, already set; on the CPU a call computes this many pairs.
+        seconds: about how long each lane computes at one size; a slow one gets fewer turns, but at least one.
+        rounds: turns of each lane, with equal shares of the seconds.
     """
     lanes = [kind for lane in lanes for kind in ([lane] if lane.device == "cpu" else [lane, lane._replace(stays=True)])]
     found = []
@@ -70,12 +70,12 @@ def measure(lanes: list[Lane], sizes: tuple, threads: int, seconds: float, round
 
 
 def _rounds(runners: dict[str, _Runner], size: tuple[int, int], seconds: float, rounds: int) -> list[dict]:
-    """Every runner in turn; a ratio compares two turns of one round."""
+    """Run all runners in turn; a ratio compares two turns of the same round."""
     rates: dict[str, dict[int, float]] = {name: {} for name in runners}
     for turn in range(rounds):
         for name, runner in runners.items():
             spent = turn * max(seconds / rounds, runner.seconds)
-            # the baseline takes part in every round: the others are compared with it
+            # the baseline runs in every round, since the others are compared with it
             if turn and spent + runner.seconds > seconds and name != BASELINE:
                 continue
             calls = max(1, round(seconds / rounds / runner.seconds))
@@ -104,8 +104,8 @@ def has_opencv_tvl1() -> bool:
 def opencv_tvl1(frames: np.ndarray) -> np.ndarray:
     """(2, H, W) flow of two gray frames by OpenCV's TV-L1 with its defaults, called as usual.
 
-    Each call makes a new estimator: an old one keeps its memory, which would then not be counted. Making it costs next
-    to nothing.
+    Each call makes a new estimator, which costs next to nothing: an old one keeps its memory, which would then not be
+    counted.
     """
     return cv2.optflow.createOptFlow_DualTVL1().calc(*frames, None).transpose(2, 0, 1)
 
@@ -121,7 +121,7 @@ def _baseline(size: tuple[int, int]) -> _Runner | None:
 
 
 def _runner(lane: Lane, size: tuple[int, int], threads: int) -> _Runner:
-    """A lane that has been warmed up. On CUDA a call also sends the frames, as many as the Flow stage sends at once."""
+    """A lane, warmed up. On CUDA a call also sends the frames, as many as the Flow stage sends at once."""
     tensors_on = flow.tensor_device(lane.method, lane.device)  # "cpu" for OpenCV, wherever it computes
     pairs = threads if lane.device == "cpu" else flow.pairs_of(size, lane.spec, device=tensors_on)
     clip = _clip(pairs + 1, size)
@@ -140,7 +140,7 @@ def _runner(lane: Lane, size: tuple[int, int], threads: int) -> _Runner:
 
 
 def _clip(count: int, size: tuple[int, int]) -> np.ndarray:
-    """(count, H, W, 3) uint8 RGB: the two frames of a scene of layers in turn."""
+    """(count, H, W, 3) uint8 RGB: the two frames of a layered scene, alternating."""
     return scenes.layered(0, reach_px=CLIP_REACH_PX, size=size).frames[np.arange(count) % 2]
 
 
@@ -161,7 +161,7 @@ def _wait_for(device: str) -> None:
 
 
 class _Peak:
-    """Peak memory in bytes that is taken inside the block, beyond what was taken before; None if it is not counted.
+    """Peak memory allocated inside the block, in bytes beyond what was in use before; None if it cannot be counted.
 
     On CUDA torch counts, so OpenCV's memory is not included. On the CPU Linux counts the pages of this process.
     """
@@ -172,7 +172,7 @@ class _Peak:
     def __enter__(self) -> _Peak:
         if self.device == "cpu":
             with contextlib.suppress(OSError, AttributeError):
-                ctypes.CDLL(None).malloc_trim(0)  # free pages that the process keeps would hide what is taken
+                ctypes.CDLL(None).malloc_trim(0)  # free pages that the process keeps would hide allocations
                 Path("/proc/self/clear_refs").write_text("5")  # resets the peak
                 self.before = _status_bytes("VmRSS")
         else:

@@ -4,9 +4,9 @@
     python benchmarks/flow_stage.py --method dis_medium --clips 6    # a CPU
 
 *Stage* is `make_flow` in this process, from a frames store to a flow store, both on disk. *Bare* is the same method on
-the same device and frames, which are arrays in memory, in batches of the stage's size, with nothing decoded, fetched or
-encoded. They are timed in turn, so that a machine that slows down slows both. The frames store is written here, without
-any video; luigi, dask and an installation of the project are not needed (PYTHONPATH=.).
+the same device and frames, but on arrays in memory, in batches of the stage's size, with nothing decoded, fetched or
+encoded. The two are timed in turn, so a machine that slows down slows both. The frames store is synthetic, written here
+without any video. Luigi, dask and an installation of the project are not needed (PYTHONPATH=.).
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def main() -> None:
 
 
 def moving_textures(count: int, height: int, width: int) -> np.ndarray:
-    """(count, H, W, 3) uint8: a smooth texture over which another one glides, with some noise as of a camera."""
+    """(count, H, W, 3) uint8: a smooth texture over which another one glides, with camera-like noise."""
     rng = np.random.default_rng(0)
     still, gliding = (
         cv2.normalize(cv2.GaussianBlur(rng.random((height, 2 * width, 3)), (0, 0), 3), None, 30, 225, cv2.NORM_MINMAX)
@@ -87,7 +87,7 @@ def moving_textures(count: int, height: int, width: int) -> np.ndarray:
 
 
 def write_frames(folder: Path, frames: np.ndarray, lengths: list[int], shard_clips: int) -> None:
-    """Write a frames store of clips that begin with the first frame and have these lengths."""
+    """Write a frames store whose clips are the first `lengths[k]` of the frames."""
     images = [jpeg.encode(frame, quality=95) for frame in frames]
     attrs = {"digest": "benchmark", "spec": "{}", "inputs": "", "split_name": "1"}
     about = {"label": 0, "class": "texture", "group": "g", "source": "none", "fps": 25.0, "promised_frames": 0}
@@ -142,13 +142,13 @@ def stage(scratch: Path, spec: FlowSpec, cluster: ClusterSpec, device: str, run:
 
 
 def alone(frames: np.ndarray, spec: FlowSpec) -> dict[str, float]:
-    """Seconds per pair that one thread needs to decode its frame, and to encode its planes."""
+    """Seconds that one thread needs to decode a frame, and to encode the planes of a pair."""
     some = frames[:48]
     images = [np.frombuffer(jpeg.encode(frame, quality=95), np.uint8) for frame in some]
     begun = time.perf_counter()
     decoded_images = np.stack([jpeg.decode(image, gray=not takes_colour(spec.method)) for image in images])
     decoded = time.perf_counter()
-    fast = FlowSpec(method="dis_ultrafast", jpeg_quality=spec.jpeg_quality)  # quick, and flow much like any other's
+    fast = FlowSpec(method="dis_ultrafast", jpeg_quality=spec.jpeg_quality)  # quick, with typical flow
     q = quantize.to_bytes(estimate_on_device(decoded_images, fast, device="cpu"), bound_px=spec.bound_px)
     encoding = time.perf_counter()
     for plane in q.reshape(-1, *q.shape[2:]):

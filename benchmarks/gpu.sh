@@ -1,20 +1,20 @@
 #!/usr/bin/env bash
-# All tests and benchmarks for a machine with a GPU, in groups of steps, the most important first:
+# All tests and benchmarks for a machine with a GPU, in groups of steps, most important first:
 #
 #     benchmarks/gpu.sh                  # everything
 #     benchmarks/gpu.sh flow streams     # some groups
 #
 #     flow      TV-L1: its CUDA tests, its rates by batch, the Flow stage end to end against the flow alone
 #     streams   training and what it waits for, the loader with 16 processes and nvJPEG, the streams' CUDA tests
-#     methods   error and speed of our own methods and torchvision's, the doctor's report
+#     methods   error and speed of our own flow methods and torchvision's, the doctor's report
 #     tests     the other CUDA tests
-#     kernels   TV-L1: time by kernel, a sweep of tiles
+#     kernels   TV-L1: time by kernel, a sweep of tile sizes
 #
 # Needs torch, torchvision, h5py, OpenCV and pytest, but not luigi, dask, OpenCV's contrib modules or an installation.
-# RAFT is left out if its weights are missing (the step says where they belong).
-# Each step has its own time limit (those of a group add up to ten minutes at most), and one that fails does not stop
-# the next; the status is 1 if any failed. PYTHON names another interpreter. With FAIL_WITHOUT_CUDA set but empty,
-# tests skip without a GPU instead of failing.
+# RAFT is skipped if its weights are missing (the step says where they belong).
+# Each step has its own time limit (at most ten minutes in total per group). A failed step does not stop the next; the
+# exit status is 1 if any failed. PYTHON names another interpreter. With FAIL_WITHOUT_CUDA set but empty, tests are
+# skipped without a GPU instead of failing.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 export PYTHONUNBUFFERED=1 PYTHONPATH=$PWD FAIL_WITHOUT_CUDA=${FAIL_WITHOUT_CUDA-1}
@@ -58,7 +58,7 @@ if group streams; then
     step "training, float32 as in the paper's presets" 130 "${training[@]}" --precision float32 --rounds 2
     step "training, float32, the CPU decodes" 70 "${training[@]}" --precision float32 --rounds 1 --gpu-decoding 0
     step "training, bf16" 100 "${training[@]}" --precision bf16 --rounds 2
-    # so many items that 16 processes are at work for seconds, not only at their start
+    # enough items to keep 16 processes busy for seconds, not only while they start
     step "loader" 130 "$python" benchmarks/loader.py --workers 16 --items 6144 --rounds 2
     stream_tests=(tests/test_{quantize,inputs,encoded,feeding,loading,training,together,launch}.py)
     step "tests of the streams" 140 "${cuda_tests[@]}" "${stream_tests[@]}"

@@ -1,15 +1,14 @@
-"""Flow methods compared on real videos, whose true motion nobody knows, by the frames between.
+"""Flow methods compared on real videos, whose true motion is unknown, by interpolating frames.
 
     python benchmarks/interpolation.py                                   # videos of UCF-101
     python benchmarks/interpolation.py --videos FOLDER --gaps 2 8 --methods tvl1 dis_medium
 
-Flow is computed between two frames that lie `gap` frames apart. Half of it, from each of the two, gives a picture for
-the time in the middle, and the frame that was really taken then tells how good that is: *error* is the mean absolute
-difference in gray values, over all pixels, colours and triples of frames. It never becomes 0: videos have noise and
-traces of compression, things change speed, and what is covered in one frame has no half-way place. Therefore the
-difference to the first method is given with its standard error over the triples, which are the same for all. *No
-motion* is the mean of the two frames. Source of the idea: Baker et al., A database and evaluation methodology for
-optical flow, IJCV 2011 (interpolation error).
+Flow is computed between two frames that lie `gap` frames apart. Moving each of them by half of it gives a picture for
+the time in the middle, which is compared with the real frame: *error* is the mean absolute difference in gray values,
+over all pixels, colors and triples of frames. It never becomes 0: videos have noise and compression artifacts, things
+change speed, and what is covered in one frame has no halfway position. So the difference from the first method is given
+with its standard error over the triples, which are the same for all methods. *No motion* is the mean of the two frames.
+The idea is from Baker et al., A database and evaluation methodology for optical flow, IJCV 2011 (interpolation error).
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ from pipeline.layouts import VIDEO_SUFFIXES
 from pipeline.specs import FLOW_METHODS, RAFT_WEIGHTS
 from pipeline.video import Video
 
-STILL = 1.5  # gray values; pairs that differ by less, on the mean, tell nothing about motion
+STILL = 1.5  # gray values; pairs whose mean difference is smaller say nothing about motion
 Method = Callable[[np.ndarray], np.ndarray]
 
 
@@ -77,7 +76,7 @@ def triples(folder: Path, gap: int, count: int) -> Iterator[np.ndarray]:
 
 
 def measure(lanes: dict[str, Method], folder: Path, gap: int, count: int) -> dict[str, np.ndarray]:
-    """Name -> error of each triple; "no motion" is among them."""
+    """Name -> error of each triple, including "no motion"."""
     errors: dict[str, list[float]] = {name: [] for name in ("no motion", *lanes)}
     for frames in triples(folder, gap, count):
         motions = {name: method(frames[::2]) for name, method in lanes.items()}
@@ -89,7 +88,7 @@ def measure(lanes: dict[str, Method], folder: Path, gap: int, count: int) -> dic
 
 
 def between(first: np.ndarray, last: np.ndarray, motion: np.ndarray) -> np.ndarray:
-    """The picture half-way, (H, W, 3): the mean of both frames, each moved by half of the motion (2, H, W)."""
+    """The picture halfway between, (H, W, 3): the mean of both frames, each moved by half of the motion (2, H, W)."""
     y, x = np.mgrid[: motion.shape[1], : motion.shape[2]].astype(np.float32)
     half = motion / 2
     moved = [

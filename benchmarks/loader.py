@@ -1,16 +1,16 @@
-"""Random temporal inputs per second: from a flow store, and from a folder of JPEG files with the usual reader.
+"""Random temporal inputs per second, from a flow store and from a folder of JPEG files with the usual reader.
 
-    python benchmarks/loader.py                       # a synthetic store of 340 x 256 that it writes itself, and files
+    python benchmarks/loader.py                       # writes its own 340 x 256 store, and files
     python benchmarks/loader.py --store data/artifacts/ucf101/flow/DIGEST --workers 16
 
-Both read the same JPEG bytes, with the same number of processes, in turn; items are stacks of L = 10, 224 x 224,
+Both read the same JPEG bytes with the same number of processes, in turn. Items are stacks of L = 10, 224 x 224,
 cropped and mirrored at random. The usual reader is a torch Dataset that reads 2L gray images with cv2.imread, crops and
-mirrors in bytes, and normalises in numpy. Ours subtracts mean flow as well. It is measured three times: as batches of
-views, whose arithmetic is left to the device; as inputs, with that arithmetic done on the CPU, in the first process;
-and as views whose decoding is left to a GPU as well.
-Without loading processes ours makes the next batch in a thread: pin both to one core (taskset -c 0) to compare. The
-store that it writes has clips of UCF-101's mean length, eight per shard as [frames] shard_clips, so that the numbers of
-files compare as for UCF-101; that takes a minute. On a machine with CUDA, nvJPEG decodes the same planes at the end.
+mirrors bytes, and normalizes in numpy. Ours also subtracts mean flow. It is measured three times: as batches of views,
+whose arithmetic is left to the device; as inputs, with that arithmetic done on the CPU in the main process; and as
+views whose decoding is left to a GPU as well.
+Without loading processes, ours prepares the next batch in a thread: pin both to one core (taskset -c 0) to compare.
+The synthetic store has clips of UCF-101's mean length, eight per shard as in [frames] shard_clips, so that the numbers
+of files compare as for UCF-101; writing it takes a minute. With CUDA, nvJPEG decodes the same planes at the end.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ from pipeline.loading import PRELOADED, fitting_workers, loader
 from pipeline.specs import StackSpec, StreamSpec
 
 LENGTH, SIDE, BOUND_PX = 10, 224, 20.0
-CLIPS, FIELDS, CLIPS_A_SHARD = 64, 185, 8  # written by default; a clip of UCF-101 has 186 frames on average
+CLIPS, FIELDS, CLIPS_A_SHARD = 64, 185, 8  # written by default; UCF-101's clips have 186 frames on average
 ABOUT = {"class": "x", "group": "g", "fps": 25.0, "height": 256, "width": 340, "method": "none", "scaling": "bound"}
 ABOUT |= {"bound_px": BOUND_PX, "made_from": "0"}  # the attributes of a clip, as the Flow stage writes them
-ITEMS_A_PROCESS = 160  # in a round; with fewer, loading processes would have read all before the clock starts
+ITEMS_A_PROCESS = 160  # per round; with fewer, the processes would have read them all before the clock starts
 
 
 def write_store(folder: Path, *, clips: int, fields: int, quality: int) -> None:
@@ -63,7 +63,7 @@ def write_store(folder: Path, *, clips: int, fields: int, quality: int) -> None:
 
 
 def _planes(rng: np.random.Generator, fields: int):
-    """x and y of each field in turn, (256, 340) uint8: a few moving blobs over a camera's drift, and some noise."""
+    """The x and y planes of each field in turn, (256, 340) uint8: smooth blobs that drift upward, and some noise."""
     texture = cv2.GaussianBlur(
         rng.normal(0, 1, (2, 256 + fields, 340)).astype(np.float32).transpose(1, 2, 0), (0, 0), 12
     )
@@ -74,7 +74,7 @@ def _planes(rng: np.random.Generator, fields: int):
 
 
 def write_files(folder: Path, flow: store.Store, ids: list[str]) -> int:
-    """Write the same bytes as files, `<clip>/x_00000.jpg` and `y_00000.jpg`; return how many."""
+    """Write the same bytes as files, `<clip>/x_00000.jpg` and `y_00000.jpg`; returns their number."""
     count = 0
     for video_id in ids:
         (folder / video_id).mkdir(parents=True)
@@ -85,7 +85,7 @@ def write_files(folder: Path, flow: store.Store, ids: list[str]) -> int:
 
 
 class UsualReader(Dataset):
-    """Random stacks from a folder of JPEG files, as they are usually read."""
+    """Random stacks from a folder of JPEG files, read in the usual way."""
 
     def __init__(self, folder: Path, items: int):
         self.folder, self.items = folder, items
@@ -119,7 +119,7 @@ def _begin_worker(worker: int) -> None:
 
 
 def rate_of(batches, use=lambda views: views) -> float:
-    """Items per second, without the first batch, which waits for processes to start."""
+    """Items per second, not counting the first batch, which waits for processes to start."""
     items, begun = 0, None
     for views, _ in batches:
         use(views)
@@ -131,7 +131,7 @@ def rate_of(batches, use=lambda views: views) -> float:
 
 
 def read_rates(flow: Path, files: Path, clips: list[Clip], arguments) -> dict[str, float]:
-    """Items per second of each reader, in one round each, in turn."""
+    """Items per second of each reader, one after another, for one round."""
     ours = TrainingSet(stream(arguments.batch, arguments.items, arguments.kind), flow, clips)
     usual = UsualReader(files, len(ours))
     parallel = {"num_workers": arguments.workers}
@@ -160,8 +160,8 @@ def by_torchvision(planes: list[np.ndarray], rounds: int, device: str = "cuda") 
     """Planes per second of torchvision's decoder on a device (nvJPEG on "cuda") and of ours in one thread, in turn.
 
     Returns:
-        "torchvision" and "ours", planes per second of every round, and "difference", the largest one of a decoded byte.
-        What torchvision decodes stays on the device, where a training would want it; copying the bytes there counts.
+        "torchvision" and "ours": planes per second in every round; "difference": the largest between decoded bytes.
+        What torchvision decodes stays on the device, where training needs it; copying the JPEG bytes there is timed.
     """
     given, found = [torch.from_numpy(data) for data in planes], {"torchvision": [], "ours": []}
     theirs = decode(given, torch.device(device))  # sets up the decoder
@@ -179,7 +179,7 @@ def by_torchvision(planes: list[np.ndarray], rounds: int, device: str = "cuda") 
 
 
 def report_nvjpeg(found: dict, planes: int, views: list[float], workers: int) -> None:
-    """Print and record whether nvJPEG is faster: `views` are the items per second of the CPU loader in every round."""
+    """Print and record whether nvJPEG is faster; `views`: items per second of the CPU loader in every round."""
     loaded = [2 * LENGTH * rate for rate in views]
     who = f"{workers} processes" if workers else "this process"
     rows = [
@@ -193,7 +193,7 @@ def report_nvjpeg(found: dict, planes: int, views: list[float], workers: int) ->
 
 
 def main() -> None:
-    multiprocessing.set_forkserver_preload(PRELOADED)  # before the usual reader starts the server
+    multiprocessing.set_forkserver_preload(PRELOADED)  # before the usual reader starts the fork server
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--store", type=Path, help="a flow store whose short side is 256; else one is written")
     parser.add_argument("--clips", type=int, default=CLIPS, help="clips written, or taken from the store")

@@ -1,11 +1,11 @@
-"""Frames and Flow on dask against one plain loop on one thread: parallel efficiency, memory, equal bytes.
+"""Frames and Flow on dask against a plain loop on one thread: parallel efficiency, memory, equal bytes.
 
-    python benchmarks/preprocess.py                          # a demo dataset of 320 x 240 that it writes itself
+    python benchmarks/preprocess.py                          # writes its own 320 x 240 demo dataset
     python benchmarks/preprocess.py --videos FOLDER          # any folder of <class>/<clip>
 
 Efficiency is (sum of one thread's video decoding, JPEG encoding and flow) / workers / (wall time of Frames + Flow on
-dask, including starting and stopping the workers). Decoding the cached JPEG frames again is not in the sum: it is
-overhead of the pipeline. The sum and the wall time are measured in turn, so that a machine that slows down slows both.
+dask, including starting and stopping the workers). The sum leaves out decoding the cached JPEG frames again, which is
+overhead of the pipeline. Sum and wall time are measured in turn, so a machine that slows down slows both.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def _encode(flow) -> list[bytes]:
 
 
 class Memory:
-    """Highest resident memory of any child process, polled."""
+    """Highest resident memory of any child process, by polling."""
 
     def __enter__(self) -> Memory:
         self.peak, self._stop = 0, threading.Event()
@@ -81,7 +81,7 @@ class Memory:
 
 
 def on_dask(folder: Path, videos: Path, catalog: Catalog, workers: int) -> dict:
-    """Wall time, peak memory and the SHA-256 sums of all shards of Frames + Flow."""
+    """Wall time and peak memory of Frames + Flow, and the SHA-256 sums of all shards."""
     cluster = ClusterSpec(workers=workers)
     begun = time.perf_counter()
     with Memory() as memory:

@@ -1,11 +1,11 @@
-"""What does not depend on pixels: the whole chain on a set of as many clips as UCF-101, each tiny.
+"""Costs that do not depend on pixels: the whole chain on about as many clips as UCF-101 has, each tiny.
 
     python benchmarks/scale.py                      # 13,332 clips, 101 classes, 25 groups; ten minutes on 2 cores
-    python benchmarks/scale.py --clips-a-group 1    # a fifth of it
+    python benchmarks/scale.py --clips-a-group 1    # a quarter of that
 
-Clips have 64 x 48 pixels and a second, so that opening files, tables, fusion and report take a large share of the time,
-and whatever grows faster than the number of clips would show. The networks are `small`, trained for a few hundred
-steps: their accuracy means nothing.
+Clips are 64 x 48 pixels and last less than a second, so opening files, tables, fusion and report take a large share of
+the time, and anything that grows faster than the number of clips would show. The networks are `small`, trained for a
+few hundred steps: their accuracy means nothing.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from pipeline.dataset import TrainingSet
 from pipeline.specs import StackSpec, StreamSpec
 
 CLASSES, GROUPS, SIZE_PX, BOUND_PX = 101, 25, (48, 64), 8
-EXTRA_GROUPS = 7  # groups of each class with one clip more than the others: as many clips as UCF-101, within a dozen
+EXTRA_GROUPS = 7  # groups of each class with one extra clip, which gives UCF-101's number of clips plus a dozen
 STREAM = {"network": "small", "crop-px": "48", "resize-px": "0", "batch": "64", "steps": "600", "schedule": "cosine"}
 STREAM |= {"dropout": "0.5", "validate-every": "300"}
-ITEMS = 2000  # training items that are read for each figure of the reader
+ITEMS = 2000  # training items read for each figure
 
 
 def main() -> None:
@@ -61,7 +61,7 @@ def main() -> None:
 
 
 def write_videos(folder: Path, clips_a_group: int) -> int:
-    """Write `<class>/g<group>_c<clip>.avi`; a class is a direction of motion and a tint. Returns how many."""
+    """Write `<class>/g<group>_c<clip>.avi`; a class is a direction of motion and a tint. Returns their number."""
     rng, count = np.random.default_rng(0), 0
     texture = cv2.GaussianBlur(rng.random((128, 160, 3)).astype(np.float32), (0, 0), 2)
     texture = cv2.normalize(texture, None, 0, 255, cv2.NORM_MINMAX)
@@ -90,7 +90,7 @@ def _write(path: Path, texture: np.ndarray, angle: float, tint: np.ndarray, begi
 
 
 def chain(videos: Path, artifacts: Path) -> tuple[list[tuple[str, float]], float]:
-    """Run FullPipeline: the seconds of each stage as it says them, and of the whole command."""
+    """Run FullPipeline; returns the seconds of each stage, as it prints them, and of the whole command."""
     command = [str(Path(sys.executable).with_name("luigi")), "--module", "tasks", "FullPipeline", "--dataset", "folder"]
     command += ["--data-videos", str(videos), "--data-group-pattern", r"/(?P<group>g\d+)_"]
     command += ["--artifacts", str(artifacts)]
@@ -112,7 +112,7 @@ def timed(*arguments: str) -> float:
 
 
 def reader(flow: Path, catalog: Path) -> tuple[float, float]:
-    """Milliseconds of a training item: when its clip is used for the first time in a process, and later."""
+    """Milliseconds per training item: when a process first uses its clip, and later."""
     stack = StackSpec(length=5)
     spec = StreamSpec(stream="temporal", network="small", stack=stack, crop_px=48, resize_px=0, batch=64, steps=1000)
     items = TrainingSet(spec, flow, store.read_catalog(catalog).part("train"))

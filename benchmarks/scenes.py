@@ -1,4 +1,4 @@
-"""Image pairs whose motion is known: drawn here from formulas, or read from Middlebury's and MPI-Sintel's folders."""
+"""Image pairs with known motion: drawn here from formulas, or read from Middlebury's or MPI-Sintel's folders."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ import numpy as np
 
 UNKNOWN_PX = 1e9  # .flo files hold larger values where the motion is unknown
 FLO_MAGIC = b"PIEH"
-WAVES = 48  # a texture is a sum of so many sines
+WAVES = 48  # number of sines that make up a texture
 WAVELENGTHS_PX = (5.0, 90.0)
 FOREGROUND = 4  # layers that move over the background
-NOISE = 1.0  # gray values, standard deviation, as of a camera, independent in both frames
+NOISE = 1.0  # standard deviation of camera-like noise, in gray values; independent in both frames
 
 
 class Pair(NamedTuple):
     """Two frames and the motion from the first to the second."""
 
-    group: str  # pairs over which the mean is printed
+    group: str  # the mean is printed per group
     name: str
     frames: np.ndarray  # (2, H, W, 3) uint8 RGB
     truth: np.ndarray  # (2, H, W) float32, pixels; x right, y down
     known: np.ndarray  # (H, W) bool: the motion is known
-    visible: np.ndarray  # (H, W) bool: known, in the second frame and not occluded; `known` itself if that is unknown
+    visible: np.ndarray  # (H, W) bool: known, in the second frame, not occluded; `known` itself if not known
 
 
 class _Layer(NamedTuple):
-    """A textured ellipse with a wavy outline, or with radius 0 the whole plane; its points move affinely."""
+    """A textured ellipse with a wavy outline, or the whole plane if the radius is 0; its points move affinely."""
 
     centre: np.ndarray  # (2,) x, y
     radius: float
-    linear: np.ndarray  # (2, 2), a point p moves by linear @ (p - centre) + shift
+    linear: np.ndarray  # (2, 2); a point p moves by linear @ (p - centre) + shift
     shift: np.ndarray  # (2,)
     waves: np.ndarray  # (WAVES, 3): frequency in x, in y (radians a pixel), phase
     colour: np.ndarray  # (WAVES, 3): amplitude of each wave in R, G, B
@@ -47,7 +47,7 @@ class _Layer(NamedTuple):
         return (points - self.centre - self.shift) @ inverse.T + self.centre
 
     def cover(self, points: np.ndarray) -> np.ndarray:
-        """Coverage of points of the first frame: 0 outside, 1 inside, in between on an edge one pixel wide."""
+        """Coverage of points of the first frame: 0 outside, 1 inside, in between on an edge about one pixel wide."""
         if not self.radius:
             return np.ones(points.shape[:-1])
         x, y = np.moveaxis(points - self.centre, -1, 0)
@@ -61,13 +61,13 @@ class _Layer(NamedTuple):
 
 
 def layered(seed: int, *, reach_px: float, size: tuple[int, int], noise: float = NOISE) -> Pair:
-    """Textured layers that cover and uncover each other; none moves by more than `reach_px`, the topmost nearly does.
+    """Textured layers that cover and uncover each other; none moves more than `reach_px`, the topmost almost that far.
 
     Args:
         seed: draws shapes, textures and motions.
         reach_px: bound of the motion, in pixels.
         size: (height, width).
-        noise: standard deviation, gray values.
+        noise: standard deviation, in gray values.
     """
     rng, (height, width) = np.random.default_rng(seed), size
     diagonal = np.hypot(height, width) / 2
@@ -95,7 +95,7 @@ def pure(name: str, seed: int, *, size: tuple[int, int], noise: float = NOISE) -
 
 
 def synthetic(*, size: tuple[int, int], each: int) -> list[Pair]:
-    """`each` pairs of both kinds of layers and of every pure motion."""
+    """`each` pairs of layers at either reach and of every pure motion."""
     layers = [layered(seed, reach_px=reach, size=size) for reach in (6.0, 25.0) for seed in range(each)]
     return layers + [
         pure(name, seed, size=size) for name in ("translation", "rotation", "zoom") for seed in range(each)
@@ -103,7 +103,7 @@ def synthetic(*, size: tuple[int, int], each: int) -> list[Pair]:
 
 
 def _layer(rng: np.random.Generator, centre: np.ndarray, radius: float, *, reach: float, speed: float) -> _Layer:
-    """A layer whose points within `reach` of its centre move by `speed` pixels at most: shift, turn and growth."""
+    """A layer that shifts, turns and grows; points within `reach` of its center move by at most `speed` pixels."""
     length = np.exp(rng.uniform(*np.log(WAVELENGTHS_PX), WAVES))
     angle, phase = rng.uniform(0, 2 * np.pi, (2, WAVES))
     frequency = 2 * np.pi / length
@@ -141,7 +141,7 @@ def _rendered(
 
 
 def _owner(layers: list[_Layer], points: list[np.ndarray]) -> np.ndarray:
-    """Index of the topmost layer at each point; `points` holds, for each layer, its points in the first frame."""
+    """Index of the topmost layer at each point; `points` are, for each layer, the points in the first frame."""
     covered = [layer.cover(at) > 0.5 for layer, at in zip(layers, points, strict=True)]
     return len(layers) - 1 - np.argmax(np.stack(covered[::-1]), axis=0)
 
@@ -150,7 +150,7 @@ def _owner(layers: list[_Layer], points: list[np.ndarray]) -> np.ndarray:
 
 
 def middlebury(folder: Path) -> list[Pair]:
-    """`<folder>/<name>/frame10.png`, `frame11.png`, `flow10.flo`; no pair if there is no such folder."""
+    """`<folder>/<name>/frame10.png`, `frame11.png`, `flow10.flo`; no pairs if there is no such folder."""
     return [
         _pair("Middlebury", flo.parent.name, flo, flo.parent / "frame10.png", flo.parent / "frame11.png")
         for flo in sorted(folder.glob("*/flow10.flo"))
@@ -158,7 +158,7 @@ def middlebury(folder: Path) -> list[Pair]:
 
 
 def darkened(pair: Pair, light: float) -> Pair:
-    """The pair with its second frame at `light` times its brightness, as in a fade or when a lamp goes out."""
+    """The pair with the brightness of its second frame times `light`, as in a fade or when a lamp goes out."""
     second = np.rint(pair.frames[1] * light).astype(np.uint8)
     return pair._replace(group=f"{pair.group}, darker", frames=np.stack([pair.frames[0], second]))
 

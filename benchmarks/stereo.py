@@ -1,13 +1,13 @@
-"""Photographs with measured motion: two stereo pairs of Middlebury's that come with packages, for flow as well.
+"""Photographs with measured motion: two of Middlebury's stereo pairs, from Debian packages, used for flow.
 
     apt-get download opencv-doc python3-skimage                          # Debian or Ubuntu; nothing is installed
     for deb in *.deb; do dpkg -x $deb unpacked; done
     mkdir stereo && find unpacked -name 'aloe*' -o -name 'motorcycle_*' | xargs cp -t stereo
     python benchmarks/flow.py --stereo stereo
 
-From the left camera to the right one each point moves to the left by its disparity, which Middlebury measured with
-structured light: 43 to 211 px of *aloe* (2006), 7 to 60 px of *motorcycle* (2014). All of it is large, so the right
-image is moved back by the middle of that, and both are reduced, to the size and the motion of a video.
+From the left camera to the right one each point moves left by its disparity, which Middlebury measured with structured
+light: 43 to 211 px in *aloe* (2006), 7 to 60 px in *motorcycle* (2014). That is large, so the right image is moved back
+by a disparity in between (90 and 30 px), and both images are reduced to the size and the motion of a video.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ import cv2
 import numpy as np
 from scenes import Pair, read_image
 
-SAME_PX = 1.0  # disparities that part by less belong to one surface: neither point hides the other
+SAME_PX = 1.0  # disparities closer than this belong to one surface: neither point hides the other
 
 
 class _Scene(NamedTuple):
     left: str
     right: str
     disparity: str
-    back_px: int  # by which the right image is moved back
-    reductions: tuple[int, int]  # how many pixels become one, along each side
+    back_px: int  # how far the right image is moved back
+    reductions: tuple[int, int]  # how many pixels become one along each side, for each size
 
 
 SCENES = {
@@ -37,7 +37,7 @@ SCENES = {
 
 
 def stereo(folder: Path) -> list[Pair]:
-    """Both scenes in two sizes: up to 30 px of motion in frames about 320 px wide, and half of both.
+    """Both scenes in two sizes: up to 30 px of motion in frames about 320 px wide, and half of either.
 
     Raises:
         SystemExit: a file is missing, or the sizes differ.
@@ -55,7 +55,7 @@ def stereo(folder: Path) -> list[Pair]:
 
 
 def read_disparity(path: Path) -> np.ndarray:
-    """(H, W) float32 pixels, NaN where it is unknown: 0 in a picture, infinite in an array.
+    """(H, W) float32 pixels, NaN where unknown, which a picture marks as 0 and an array as infinite.
 
     Raises:
         SystemExit: there is no such file.
@@ -78,10 +78,10 @@ def pair(group: str, name: str, images: list[np.ndarray], disparity: np.ndarray,
         group: as in `Pair`.
         name: as in `Pair`.
         images: left and right, (H, W, 3) uint8 RGB each.
-        disparity: (H, W) pixels by which points move to the left, NaN where it is unknown.
-        back_px: the right image is moved to the right by so much; columns without a partner are cut off.
-        reduction: side of the squares of pixels that become one; their median disparity is its motion, which is
-            unknown if that of half of them is.
+        disparity: (H, W) pixels by which points move left, NaN where unknown.
+        back_px: how far the right image is moved right; columns without a partner are cut off.
+        reduction: side of the squares of pixels that become one; its motion is their median disparity, or unknown if
+            at least half of theirs are.
     """
     left, right = images[0][:, back_px:], images[1][:, : images[1].shape[1] - back_px]
     apart = disparity[:, back_px:] - back_px
@@ -97,7 +97,7 @@ def pair(group: str, name: str, images: list[np.ndarray], disparity: np.ndarray,
 
 
 def _in_sight(horizontal: np.ndarray, known: np.ndarray) -> np.ndarray:
-    """(H, W) bool: the point stays in the frame, and no nearer one, which moves farther left, lands on it."""
+    """(H, W) bool: the point stays in the frame, and no nearer point (which moves farther left) lands on it."""
     width = known.shape[1]
     rows, columns = np.nonzero(known)
     to = columns + horizontal[known]

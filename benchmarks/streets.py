@@ -1,6 +1,6 @@
-"""Image pairs of boxes on a plane, seen by a moving camera: ray-cast, so that the motion is exact.
+"""Image pairs of boxes on a plane, seen by a moving camera; ray-cast, so the motion is exact.
 
-They have what layers (`scenes.py`) lack: depth that varies within a surface, thin things in front of far ones, faces
+They have what layers (`scenes.py`) lack: depth that varies within a surface, thin objects in front of far ones, faces
 with little texture, sharp corners, and motion that is large because something is near.
 """
 
@@ -13,8 +13,8 @@ from scenes import NOISE, Pair
 
 GROUND_M, FAR_M = 2.0, 1000.0  # depth of the ground below the eye; distance if nothing is hit
 FOCAL = 0.9  # focal length / width of the image
-WAVES = 24  # a texture is a sum of so many sines
-OVERSAMPLING = 2  # rays a pixel, in each direction
+WAVES = 24  # number of sines that make up a texture
+OVERSAMPLING = 2  # rays per pixel in each direction
 FASTEST_SHARE = 0.015  # share of the pixels that move by more than `reach_px`
 KINDS = {  # number of boxes, wavelengths of the textures in metres, their contrast in gray values
     "town": (26, (0.04, 4.0), (3.0, 22.0)),
@@ -25,7 +25,7 @@ KINDS = {  # number of boxes, wavelengths of the textures in metres, their contr
 class _Hit(NamedTuple):
     """Where rays meet the world."""
 
-    distance: np.ndarray  # in lengths of the ray's vector
+    distance: np.ndarray  # in units of the ray vector's length
     thing: np.ndarray  # index of the box; after the boxes come the ground, then the sky
     axis: np.ndarray  # normal of the face: 0 x, 1 y, 2 z
 
@@ -64,7 +64,7 @@ class _World:
         return _Hit(distance, thing, axis)
 
     def paint(self, eye: np.ndarray, rays: np.ndarray, ray_width: float) -> np.ndarray:
-        """(H, W, 3) gray values; waves finer than a ray is wide fade."""
+        """(H, W, 3) gray values; waves finer than the width of a ray fade out."""
         hit = self.cast(eye, rays)
         points, image = eye + rays * hit.distance[..., None], self.colour[hit.thing]
         for number, axis in np.unique(np.stack([hit.thing, hit.axis], -1).reshape(-1, 2), axis=0):
@@ -98,16 +98,16 @@ def _box(aside: float, ahead: float, width: float, depth: float, height: float) 
 
 
 def street(kind: str, seed: int, *, reach_px: float, size: tuple[int, int]) -> Pair:
-    """A "town" or a "wood" from a camera that moves and turns, so that all but a few pixels move by `reach_px` at most.
+    """A "town" or "wood" seen by a camera that moves and turns; all but a few pixels move by at most `reach_px`.
 
     Args:
-        kind: of `KINDS`.
+        kind: one of `KINDS`.
         seed: draws the world and the path of the camera, but not how far it goes.
         reach_px: bound of the motion, in pixels, for all but the fastest `FASTEST_SHARE`.
         size: (height, width).
 
     Returns:
-        The pair; the motion of the sky, which is plain, counts as unknown.
+        The pair; the motion of the sky, which has no texture, counts as unknown.
     """
     rng = np.random.default_rng([seed, *kind.encode()])
     world, turned = _World(rng, kind), _rotation(0, rng.uniform(-0.05, 0.1), 0)
@@ -125,7 +125,7 @@ def street(kind: str, seed: int, *, reach_px: float, size: tuple[int, int]) -> P
     frames = np.stack([_photograph(world, *camera, size, rng) for camera in ((turned, np.zeros(3)), second)])
     truth = _motion(points, *second)
     to = truth + np.stack(np.meshgrid(np.arange(size[1]), np.arange(size[0])), -1)
-    known = hit.thing <= len(world.low)  # nobody can see how the sky moves
+    known = hit.thing <= len(world.low)  # the sky's motion cannot be seen
     within = ((to >= 0) & (to <= np.array(size[::-1]) - 1)).all(-1)
     uncovered = world.cast(second[1], points - second[1]).distance > 0.995
     group = f"{kind}, up to {reach_px:g} px"
@@ -141,7 +141,7 @@ def _rotation(yaw: float, pitch: float, roll: float) -> np.ndarray:
 
 
 def _rays(size: tuple[int, int], dense: int) -> np.ndarray:
-    """(H dense, W dense, 3) rays through the points of the image, of depth 1, for a camera that is not turned."""
+    """(H dense, W dense, 3) rays of depth 1 through the points of the image, for a camera that is not turned."""
     height, width = size
     x, y = ((np.arange(side * dense) + 0.5) / dense - 0.5 - (side - 1) / 2 for side in (width, height))
     x, y = np.meshgrid(x / (FOCAL * width), y / (FOCAL * width))
@@ -149,7 +149,7 @@ def _rays(size: tuple[int, int], dense: int) -> np.ndarray:
 
 
 def _motion(points: np.ndarray, turned: np.ndarray, eye: np.ndarray) -> np.ndarray:
-    """(H, W, 2) motion in pixels: from the pixels that see `points` (H, W, 3) to those of a turned and moved camera."""
+    """(H, W, 2) motion in pixels, from the pixels that see `points` (H, W, 3) to those of a turned, moved camera."""
     height, width = points.shape[:2]
     seen = (points - eye) @ turned
     image = seen[..., :2] / seen[..., 2:] * FOCAL * width + np.array([width - 1, height - 1]) / 2

@@ -1,12 +1,12 @@
-"""Training from the store: does the network wait for its data, and do two processes train as one does?
+"""Training from the store: does the network wait for data, and do two processes train as one does?
 
     python benchmarks/training.py                         # cnn_m_2048, temporal; batch 256 on a GPU, 8 on a CPU
     python benchmarks/training.py --stream spatial --network resnet50 --batch 64
 
-It writes a store of its own (340 x 256, moving smooth noise). Rounds alternate between steps on batches from the store
-and steps on one batch that is on the device already; the ratio of their medians is the cost of reading. Waiting is the
-time in which no step ran because no batch was there. On a CPU the losses of a training by two processes are compared
-with those of one as well. Needs neither luigi nor dask.
+It writes its own store (340 x 256, smooth noise). Rounds alternate between steps on batches from the store and steps on
+one batch that is already on the device; the ratio of their rates shows the cost of reading. Waiting is the time in
+which no step ran because no batch was ready. On a CPU it also compares the losses of a training by two processes with
+those of one. Needs neither luigi nor dask.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ from pipeline.specs import STREAMS, StackSpec, StreamSpec
 from pipeline.training import train, train_step
 
 WIDTH_PX, HEIGHT_PX, FRAMES, CLASSES = 340, 256, 40, 8
-SKIPPED = 3  # first steps of a round: loading processes are still starting, and the GPU's algorithms are not chosen yet
+SKIPPED = 3  # first steps of a round: loading processes are starting, and the GPU's algorithms are being chosen
 BOUND_PX = 20.0
-COMPARED = 20  # steps of the trainings on one and on two processes
-# without and with batch normalisation; rounding makes trainings part sooner the larger the steps
+COMPARED = 20  # steps of the trainings with one and with two processes
+# without and with batch normalization; the larger the steps, the sooner rounding makes trainings diverge
 COMPARED_RATES = (("cnn_m_2048", 1e-3), ("cnn_m_2048", 1e-2), ("small", 1e-3), ("small", 1e-2))
 
 
 def write_store(folder: Path, kind: str, clips: int) -> Catalog:
-    """Write a frames or flow store of smooth noise: one clip per class is for validation, all others for training."""
+    """Write a frames or flow store of smooth noise; one clip per class is for validation, all others for training."""
     rng, rows, found = np.random.default_rng(0), [], []
     names = tuple(f"class{label}" for label in range(CLASSES))
     about = {"digest": "synthetic", "inputs": "synthetic", "spec": "{}"}
@@ -68,7 +68,7 @@ def write_store(folder: Path, kind: str, clips: int) -> Catalog:
 
 
 def images(rng: np.random.Generator, kind: str, label: int) -> Iterator[np.ndarray]:
-    """What one clip holds: frames, or the x and y planes of its flow in turn."""
+    """The images of one clip: frames, or the x and y planes of its flow in turn."""
     for _ in range(FRAMES if kind == "frames" else 2 * (FRAMES - 1)):
         coarse = rng.normal(size=(HEIGHT_PX // 8, WIDTH_PX // 8, 3)).astype(np.float32)
         smooth = cv2.resize(coarse, (WIDTH_PX, HEIGHT_PX), interpolation=cv2.INTER_CUBIC)
@@ -83,8 +83,8 @@ def settings(stream: str, **values) -> StreamSpec:
 
 
 def from_store(run: TrainingState, data: TrainingSet, steps: int) -> dict[str, float]:
-    """Mean seconds that a step waits and computes, once the loading processes are at work."""
-    # so many batches may be ready when the first step is done
+    """Mean seconds that a step waits and computes, once the loading processes are running."""
+    # this many batches may be ready after the first step
     skipped = max(SKIPPED, 2 * loader_workers(run.spec.loader_workers, run.device))
     batches, waits, works = training_batches(data, ItemSampler(run.spec, World(), run.step), run.device), [], []
     for _ in range(skipped + steps):
@@ -99,7 +99,7 @@ def from_store(run: TrainingState, data: TrainingSet, steps: int) -> dict[str, f
 
 
 def on_device(run: TrainingState, data: TrainingSet, steps: int) -> float:
-    """Seconds of a step whose batch is on the device already."""
+    """Seconds of a step whose batch is already on the device."""
     batch = stack_items([data[number] for number in range(run.spec.batch)])
     batch, seconds = (to_inputs(batch[0], run.device), batch[1].to(run.device)), []
     for _ in range(SKIPPED + steps):
@@ -110,7 +110,7 @@ def on_device(run: TrainingState, data: TrainingSet, steps: int) -> float:
 
 
 def one_against_two(folder: Path, index: Path, catalog: Catalog, network: str, rate: float) -> float:
-    """Largest difference, over all steps, of the losses of one process and of two (CPU, float32, dropout 0.5)."""
+    """Largest difference over all steps between the losses of one process and of two (CPU, float32, dropout 0.5)."""
     recipe = {"network": network, "resize_px": 64, "crop_px": 56, "batch": 8, "steps": COMPARED, "dropout": 0.5}
     losses = []
     for processes in (1, 2):

@@ -1,9 +1,9 @@
-"""TV-L1 on a CUDA device: pairs per second by batch, the share of the memory's bandwidth in use, time by kernel.
+"""TV-L1 on a CUDA device: pairs per second by batch size, share of memory bandwidth used, time by kernel.
 
     PYTHONPATH=. python benchmarks/tvl1_gpu.py rates | tiles | profile
 
-The bytes are those that the algorithm must move by its formula: each field is read and written once per pass. Data that
-a cache does not hold, and that is fetched again, counts as lost bandwidth.
+The bytes are those that the algorithm must move according to its formula: each field is read and written once per
+pass. Data fetched again because of a cache miss counts as lost bandwidth.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pipeline.specs import FlowSpec
 SIZES = (240, 320), (256, 340)
 BATCHES = 1, 4, 16, 32, 64, 128, 256
 SPEC = FlowSpec()
-# rows and columns; one pixel per thread
+# rows and columns; each thread computes one pixel
 TILES = {
     "TILE": ((1, 128), (2, 128), (4, 64), (4, 128), (8, 32), (8, 64), (16, 32), (8, 128), (16, 64)),
     "MEDIAN_TILE": ((1, 128), (2, 64), (4, 64), (4, 32)),
@@ -32,10 +32,10 @@ TILES = {
 
 
 def pair_bytes(height: int, width: int, spec: FlowSpec) -> float:
-    """Bytes that must be moved for one pair of images, counted in float32 fields over the pixels of all levels.
+    """Bytes that must be moved for one pair of images, counted as float32 fields over the pixels of all levels.
 
-    The pyramids are float64, so each counts as two fields. The coarse levels are float64 too; that is left out, a few
-    per cent.
+    The pyramids are float64, so each counts as two fields. The coarse levels are float64 too, which is ignored: a few
+    percent.
     """
     channels = len(box_of(spec))
     sizes = pyramid_sizes(height, width, step=spec.tvl1_scale_step, min_side=MIN_SIDE_PX)
@@ -65,14 +65,14 @@ def seconds(work: Callable[[], object], repeats: int = 7) -> float:
 
 
 def copy_bandwidth() -> float:
-    """Bytes per second read and written by a copy within the device's memory."""
+    """Bytes per second that a copy within the device's memory reads and writes."""
     source = torch.empty(1 << 30, dtype=torch.uint8, device="cuda")
     target = torch.empty_like(source)
     return 2 * source.numel() / seconds(lambda: target.copy_(source))
 
 
 def images(pairs: int, height: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Smooth noise that moves by a pixel or two per frame: two tensors (pairs, H, W) uint8 on the device."""
+    """Smooth noise that moves by 1 and 2 pixels per frame: two tensors (pairs, H, W) uint8 on the device."""
     noise = torch.rand(1, 1, (height + 40) // 4, (width + 40) // 4, device="cuda") * 255
     large = torch.nn.functional.interpolate(noise, (height + 40, width + 40), mode="bicubic").clamp(0, 255)[0, 0]
     moved = [large[t % 30 : t % 30 + height, 2 * t % 40 : 2 * t % 40 + width] for t in range(pairs + 1)]
@@ -117,10 +117,10 @@ def peak_bytes_per_pixel() -> float:
 
 
 def tiles() -> None:
-    """The rate with other sizes of the two tiles that `tvl1_triton` has, each printed as soon as it is known.
+    """The rate with other sizes of the two tiles of `tvl1_triton`, each printed as soon as it is known.
 
-    The weighted median takes some ten seconds to compile in each of two precisions, so only few of its tiles are tried,
-    and last.
+    The weighted median takes some ten seconds to compile in each of two precisions, so few of its tiles are tried, and
+    last.
     """
     both, rows, record = images(64, *SIZES[1]), [], {}
     for name, shapes in TILES.items():
@@ -137,7 +137,7 @@ def tiles() -> None:
 
 
 def profile() -> None:
-    """Time by kernel, as torch's profiler sees it."""
+    """Print the time by kernel, from torch's profiler."""
     both = images(64, *SIZES[1])
     tvl1_triton.flow_between(*both, SPEC)
     torch.cuda.synchronize()
