@@ -27,7 +27,7 @@ STAGES = (
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns its exit status."""
     given = sys.argv[1:] if argv is None else argv
-    if given[:1] == ["plan"]:  # its flags are Luigi's, which this parser does not know
+    if given[:1] == ["plan"]:  # its flags are Luigi's, unknown to this parser
         return _plan(given[1:])
     arguments = _parser().parse_args(given)
     try:
@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _answered(run: Callable[..., int], *given: Any) -> int:
-    """The exit status of `run`; a user's mistake is printed in one line and gives 2."""
+    """The exit status of `run`; a user's mistake is printed as one line and gives 2."""
     try:
         return run(*given)
     except BrokenPipeError:
@@ -49,7 +49,7 @@ def _answered(run: Callable[..., int], *given: Any) -> int:
 
 
 def _for_each_path(run: Callable[[Path, argparse.Namespace], int]) -> Callable[[argparse.Namespace], int]:
-    """Apply `run` to every path, even if it failed for earlier ones; the status is the highest."""
+    """Apply `run` to every path, even if it failed for earlier ones; the exit status is the highest."""
     return lambda arguments: max([_answered(run, path, arguments) for path in arguments.paths])
 
 
@@ -181,7 +181,7 @@ def _repair(path: Path, arguments: argparse.Namespace) -> int:
     from pipeline import files, inspection
 
     folder = inspection.store_folder(path).absolute()
-    # the folder of all artifacts is three levels up, whether the path is a link into it or a link leads out of it
+    # the folder of all artifacts is three levels up; with links, both the path as given and the resolved one count
     above = {Path(os.path.normpath(store / "../../..")).resolve() for store in (folder, folder.resolve())}
     with contextlib.ExitStack() as stack:
         for artifacts in sorted(above):
@@ -219,10 +219,10 @@ def _status(arguments: argparse.Namespace) -> int:
 
 @contextlib.contextmanager
 def _no_run_in(artifacts: Path) -> Iterator[None]:
-    """Keep runs out while something is removed; refuse to remove while a run is active, which may use it."""
+    """Keep runs out while something is removed; refuse if a run, which may need it, is active."""
     from pipeline import files
 
-    if not (artifacts / files.IN_USE).exists():  # there never was a run
+    if not (artifacts / files.IN_USE).exists():  # no run has ever been here
         yield
         return
     with files.try_exclusive_lock(artifacts, files.IN_USE) as alone:
@@ -232,7 +232,7 @@ def _no_run_in(artifacts: Path) -> Iterator[None]:
 
 
 def _plan(argv: list[str]) -> int:
-    """Become the program that plans: it needs Luigi, which nothing in `pipeline` imports."""
+    """Replace this process by the planner, which needs Luigi; nothing in `pipeline` imports that."""
     os.execv(sys.executable, [sys.executable, "-m", "tasks.plan", *argv])
 
 
@@ -289,7 +289,7 @@ def _print_values(values: dict[str, Any]) -> None:
 
 
 def _in_short(value: Any) -> str:
-    """A value on one line; of a long list, such as the loss of every step, only its ends (`--json` has all of it)."""
+    """A value on one line; a long list, such as the loss curve, is shortened to its ends (`--json` has all of it)."""
     if isinstance(value, list) and len(value) > _LIST_SHOWN:
         return f"{json.dumps(value[:3])[:-1]}, ..., {json.dumps(value[-3:])[1:]} ({len(value)} in all)"
     if isinstance(value, (dict, list)):

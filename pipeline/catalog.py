@@ -1,6 +1,6 @@
 """The catalog of a dataset: one row per clip, with its label, its group and its part of the data.
 
-Labels become zero-based here and nowhere else. The clips and classes of a dataset do not depend on the split, so all
+Labels become zero-based here and nowhere else. A dataset's clips and classes do not depend on the split, so all
 splits share frames.
 """
 
@@ -25,7 +25,7 @@ from pipeline.specs import DatasetSpec
 from pipeline.specs.base import digest_of
 
 UNKNOWN = -1  # label of an unlabelled clip
-UNREADABLE = "0" * 16  # `content` of a file that cannot be read; decoding it later tells why
+UNREADABLE = "0" * 16  # `content` of a file that was not or cannot be read; decoding it later tells why
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Clip:
         path: relative to the folder of the videos, with forward slashes.
         label: zero-based index into `Catalog.classes`, or UNKNOWN.
         class_name: name of the class; "" if it is unknown.
-        group: clips of one group come from one source, and a group must not be divided between parts.
+        group: clips of one group come from one source; a group must not be divided between parts.
         part: "train", "val", "test" or "unused", in the split of the catalog.
         bytes, mtime_ns: size and time stamp of the file.
         content: 16 hex digits of BLAKE2b over the bytes of the file.
@@ -59,10 +59,10 @@ class Catalog:
     """All clips of a dataset under one split, sorted by id.
 
     Attributes:
-        clips: every present clip, the unused ones too.
+        clips: every clip on disk, including the unused ones.
         classes: class names; the position is the label. Empty if the videos are unlabelled.
         split_name: the split, as the user named it.
-        absent: paths that the lists name but that are not on disk (only with `partial`).
+        absent: listed paths that are not on disk (only with `partial`).
     """
 
     clips: tuple[Clip, ...]
@@ -93,7 +93,7 @@ class Catalog:
         return tuple(clip for clip in self.clips if clip.part == name)
 
     def counts(self) -> dict[str, dict[str, int]]:
-        """Part -> number of "clips" and of "groups", for the parts that have clips."""
+        """Part -> numbers of "clips" and "groups", for parts that have clips."""
         found = {name: self.part(name) for name in PARTS}
         return {
             name: {"clips": len(clips), "groups": len({c.group for c in clips})}
@@ -103,7 +103,7 @@ class Catalog:
 
     @property
     def videos_key(self) -> str:
-        """12 hex digits over all that frames and flow depend on: the videos and their labels, whatever the split."""
+        """12 hex digits over all that frames and flow depend on: the videos and their labels, but not the split."""
         return digest_of([[c.id, c.label, c.class_name, c.group, c.content] for c in self.clips])
 
     @property
@@ -113,17 +113,17 @@ class Catalog:
 
 
 def files_fingerprint(spec: DatasetSpec) -> str:
-    """Fingerprint of the files: a cheap test whether any video or list was added, removed or touched.
+    """Fingerprint of the files: a cheap test of whether any video or list was added, removed or touched.
 
     Args:
         spec: the dataset.
 
     Returns:
-        12 hex digits over path, size and time stamp of every video and list, and over which videos lack read
-        permission. No file is opened.
+        12 hex digits over path, size and time stamp of every video and list, and over the videos that lack
+        read permission. No file is opened.
 
     Raises:
-        FileNotFoundError: the folder of the videos, or the lists, do not exist.
+        FileNotFoundError: the folder of the videos or a list does not exist.
     """
     videos = [[path, stat.bytes, stat.mtime_ns] for path, stat in _videos(spec).items()]
     closed = [path for path, *_ in videos if not os.access(Path(spec.videos, path), os.R_OK)]
@@ -133,21 +133,21 @@ def files_fingerprint(spec: DatasetSpec) -> str:
 
 
 def read_dataset(spec: DatasetSpec, split: str, *, known: Iterable[Clip] = ()) -> Catalog:
-    """Read a dataset of any layout, and draw the parts by group that the layout leaves open.
+    """Read a dataset of any layout, drawing by group the parts that the layout does not define.
 
-    With `spec.partial`, listed videos that are absent are left out and named in `Catalog.absent`. Classes without any
-    present video are left out too; the others keep their order and get consecutive labels. Otherwise both are errors.
+    With `spec.partial`, listed but absent videos are left out and named in `Catalog.absent`. Classes without videos are
+    left out too; the others keep their order and get consecutive labels. Without it, both are errors.
 
     Args:
-        spec: where the dataset lies, how it is read and split.
-        split: a number; layouts "folder" and "csv" also take the name of the group that is tested.
-        known: clips of an older catalog. A file with the path, size and time stamp of one of them is not read again.
+        spec: where the dataset is, and how it is read and split.
+        split: a number; layouts "folder" and "csv" also accept the name of the group to test.
+        known: clips of older catalogs. A file with the path, size and time stamp of one of them is not read again.
 
     Returns:
         The catalog. Videos that no list names are not in it.
 
     Raises:
-        FileNotFoundError: the folder of the videos, a list, or a listed video is not there.
+        FileNotFoundError: the folder of the videos, a list, or a listed video does not exist.
         ValueError: no videos, a duplicate id, an unknown label, a class without clips or without training clips,
             a split that does not exist.
     """
@@ -169,9 +169,9 @@ def read_dataset(spec: DatasetSpec, split: str, *, known: Iterable[Clip] = ()) -
 
 
 def outline(spec: DatasetSpec, split: str, *, known: Iterable[Clip] = ()) -> Catalog:
-    """The catalog that `read_dataset` would return, in a moment: no video is opened, and nothing is printed.
+    """A quick version of `read_dataset`'s catalog: no video is opened, and nothing is printed.
 
-    A file that is not among `known`, by path, size and time stamp, has content UNREADABLE.
+    A file not among `known` (by path, size and time stamp) has content UNREADABLE.
 
     Raises:
         FileNotFoundError, ValueError: as for `read_dataset`.
@@ -181,7 +181,7 @@ def outline(spec: DatasetSpec, split: str, *, known: Iterable[Clip] = ()) -> Cat
 
 
 def changes(old: Catalog, new: Catalog) -> list[str]:
-    """Describe how the videos differ from `old`, one line per kind: gone, new, changed, of another class or part."""
+    """How the videos differ from `old`, one line per kind: gone, new, changed, other class or group, other part."""
     before, now = ({clip.id: clip for clip in catalog.clips} for catalog in (old, new))
     both = [(clip, now[clip.id]) for clip in old.clips if clip.id in now]
     told = {
@@ -227,7 +227,7 @@ def _videos(spec: DatasetSpec, others: list[str] | None = None, lost: list[str] 
         raise ValueError("[dataset] videos is empty; give the folder of the videos")
     lost = [] if lost is None else lost
     videos = scan_videos(Path(spec.videos), others=others, lost=lost)
-    # all that was made of videos on a disk that is not mounted would go; a set of unlabelled videos loses only those
+    # everything made from videos on an unmounted disk would go; an unlabelled set loses only those videos
     if lost and not spec.partial and spec.layout != "unlabelled":
         raise FileNotFoundError(
             f"{told_lost(spec, lost)}; mount the disk that they lead to, remove the links, or, if the set is meant to "
@@ -237,7 +237,7 @@ def _videos(spec: DatasetSpec, others: list[str] | None = None, lost: list[str] 
 
 
 def _classes(spec: DatasetSpec, rows: list[ListedClip], listed: list[str], split: str) -> list[str]:
-    """Check that every class has clips and training clips; a partial set keeps the classes that have clips."""
+    """The classes; each must have clips and training clips, but a partial set keeps all that have clips."""
     present = {row.class_name for row in rows} - {""}
     trained = {row.class_name for row in rows if row.part == "train"}
     empty, untrained = [name for name in listed if name not in present], sorted(present - trained)
@@ -254,13 +254,13 @@ def _classes(spec: DatasetSpec, rows: list[ListedClip], listed: list[str], split
 
 
 def _copies(catalog: Catalog) -> list[str]:
-    """Ids of validation and test clips that equal a training clip byte for byte."""
+    """Ids of validation and test clips that are byte-for-byte copies of a training clip."""
     trained = {clip.content for clip in catalog.part("train")} - {UNREADABLE}
     return [clip.id for part in ("val", "test") for clip in catalog.part(part) if clip.content in trained]
 
 
 def reading_threads() -> int:
-    """Number of threads that read videos at full speed; twice as many are started, since some wait for the disk."""
+    """Number of threads that read videos at full speed; twice as many are used, since some wait for the disk."""
     return min(4, usable_cores())
 
 

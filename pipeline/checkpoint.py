@@ -1,6 +1,6 @@
-"""Checkpoints: a trained stream in one file, with everything that is needed to use it correctly.
+"""Checkpoints: a trained stream in one file, with everything needed to use it correctly.
 
-A file holds tensors and plain values only and is read with weights_only=True: loading one never runs code from it.
+A file holds only tensors and plain values and is read with weights_only=True, so loading it never runs code from it.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ class Checkpoint(NamedTuple):
     classes: tuple[str, ...]
     """Class names; the position is the label."""
     other_classes: tuple[str, ...]
-    """Classes of the other data set in the training for which the network has outputs."""
+    """Classes of the other data set in the training, if the network has outputs for them."""
     record: dict[str, Any]
-    """Everything else in the file: catalog_key, inputs, best_step, validation, torch version."""
+    """Everything else in the file, such as catalog_key, inputs, data_digest, best_step, validation_top1, torch."""
 
 
 def save_checkpoint(
@@ -52,8 +52,8 @@ def save_checkpoint(
     Args:
         path: the checkpoint file.
         state: the network's tensors by name.
-        spec, catalog: the settings and the clips of the training.
-        other_classes: classes of another data set for which the network has outputs.
+        spec, catalog: the settings and clips of the training.
+        other_classes: classes of another data set for which the network has outputs too.
         record: further plain values to store.
     """
     about = {
@@ -82,7 +82,7 @@ def load_tensors(path: Path, kind: str, version: int, *, mmap: bool = False, cur
 
     Raises:
         FileNotFoundError: no such file.
-        OSError, MemoryError: it cannot be read now.
+        OSError, MemoryError: the file cannot be read now.
         ValueError: a damaged file (`DamagedFile`), or one of another format or format version.
     """
     if not Path(path).is_file():
@@ -112,11 +112,11 @@ def settings_in(path: Path) -> dict[str, Any]:
 
 
 def _load(path: Path, *, mmap: bool = False) -> dict[str, Any]:
-    """Read the values of a checkpoint; refuse those that lack a part or hold something else in its place."""
+    """Read the values of a checkpoint; refuse one in which a part is missing or of the wrong type."""
     cure = "; where TrainStream made it, delete it and run the same command again, which trains anew"
     values = load_tensors(path, CHECKPOINT_FORMAT, FORMAT_VERSION, mmap=mmap, cure=cure)
     parts = {"stream_spec": dict, "state": dict, "classes": list, "other_classes": list}
-    found = {"other_classes": [], **values}  # older files knew no other data sets
+    found = {"other_classes": [], **values}  # older files lack this
     whole = all(isinstance(found.get(name), kind) for name, kind in parts.items())
     if not whole or not all(isinstance(name, str) for name in found["classes"] + found["other_classes"]):
         raise ValueError(f"{path} lacks the settings, the classes or the weights of a trained stream; train it again")
@@ -127,7 +127,7 @@ def refuse_unfit(path: Path, stream: str, data_digest: str) -> None:
     """Refuse a file that is not a checkpoint of this stream, or was trained on other data than it is to score.
 
     Raises:
-        FileNotFoundError, ValueError: as `load_checkpoint` or `refuse_other_data`, or the file is of the other stream.
+        FileNotFoundError, ValueError: as `load_checkpoint` and `refuse_other_data`; or the other stream's checkpoint.
     """
     values = _load(path, mmap=True)
     found = values["stream_spec"]["stream"]
@@ -137,7 +137,7 @@ def refuse_unfit(path: Path, stream: str, data_digest: str) -> None:
 
 
 def refuse_other_data(path: Path | str, trained_on: str | None, given: str) -> None:
-    """Refuse frames or flow that were made by other settings than those of a training; "" and None are unknown.
+    """Refuse frames or flow made with other settings than a training's; "" and None mean unknown.
 
     Raises:
         ValueError: both digests are known, and they differ.
@@ -167,14 +167,14 @@ def load_checkpoint(
     """Rebuild a trained stream.
 
     Args:
-        path: the checkpoint, or the folder of a stage that holds its `checkpoint.pt`.
-        classes: the class names it must have been trained on, in order; None takes any.
+        path: the checkpoint, or an artifact's folder with a `checkpoint.pt`.
+        classes: the class names it must have been trained on, in order; None accepts any.
         other_classes: the same for the other data set in the training.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: a file of another format or version, other classes, or weights that do
-            not fit the network; names what was given and what was expected.
+        ValueError: a damaged file, one of another format or version, other classes, or weights that do not fit the
+            network; the message says what was found and what was expected.
     """
     path = inside(path, "checkpoint.pt")
     record = _load(path)
@@ -184,7 +184,7 @@ def load_checkpoint(
         if wanted is not None and names != tuple(wanted):
             found, expected = (f"{len(names)} classes ({some(names, 4)})" for names in (names, tuple(wanted)))
             raise ValueError(f"{path} was trained on {found}{which}; expected {expected}")
-    with torch.random.fork_rng(devices=[]):  # the random weights are overwritten; the caller's state is kept
+    with torch.random.fork_rng(devices=[]):  # initial weights are overwritten: keep the caller's state
         rebuilt = build_untrained(spec, len(found), len(others))
     try:
         rebuilt.load_state_dict(record.pop("state"))
@@ -194,7 +194,7 @@ def load_checkpoint(
 
 
 def spec_of(path: Path | str, values: dict[str, Any]) -> StreamSpec:
-    """A stream's settings from the plain values of `as_dict`; `path`, where these were found, is for the message.
+    """A stream's settings from the plain values of `as_dict`; `path` is where they were found, for the message.
 
     Raises:
         ValueError: settings that this code does not know.

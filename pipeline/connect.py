@@ -1,4 +1,4 @@
-"""How to get dask workers: processes or GPUs of this machine, those of a running scheduler, or jobs of a queue."""
+"""How to get dask workers: processes on this machine, those of a running scheduler, or jobs of a queue."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from pipeline.specs import ClusterSpec
 
 _ENVIRONMENT = {
     **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), 1),
-    # the process keeps freed arrays for the next ones, up to its (bounded) peak; dask's default is to return each to
-    # the system, which made Flow 15 per cent slower
+    # workers keep freed memory for the next arrays, up to their (bounded) peak; dask's default of returning it to the
+    # system made Flow 15 percent slower
     "MALLOC_TRIM_THRESHOLD_": 512 << 20,
     "MALLOC_MMAP_THRESHOLD_": 32 << 20,
 }
 _DASK_SETTINGS = {
-    # a worker that dies loses all tasks that it held; another try tells the task that killed it from the others
+    # a worker that dies loses all its tasks; a second try distinguishes the task that killed it from the others
     "distributed.scheduler.allowed-failures": 1,
     "distributed.worker.daemon": False,
     "distributed.admin.tick.limit": "60s",
     "distributed.nanny.pre-spawn-environ": _ENVIRONMENT,
-    # dask's profiler stops the worker a hundred times a second
+    # dask's profiler interrupts the worker a hundred times a second
     "distributed.worker.profile.enabled": False,
 }
 
@@ -32,19 +32,19 @@ _DASK_SETTINGS = {
 def connect(
     spec: ClusterSpec, workers: int, devices: tuple[str, ...], at_once: int, stack: contextlib.ExitStack
 ) -> Any:
-    """A dask client of that many workers.
+    """A dask client with its workers.
 
     Args:
         spec: where the workers are.
-        workers: how many are started; a running scheduler has as many as it has.
-        devices: CUDA devices that they will use; none for work on the CPU.
-        at_once: jobs that each of those that are started runs at the same time; for a queue only with devices.
-        stack: gets what must be closed after use.
+        workers: how many to start; a running scheduler keeps those it has.
+        devices: CUDA devices that they will use; empty for work on the CPU.
+        at_once: jobs that each started worker runs at the same time; in a queue only with devices.
+        stack: receives what must be closed after use.
 
     Raises:
         ValueError: dask-jobqueue is not installed.
         OSError: the scheduler does not answer.
-        MachineFault: no process can be started here, for want of memory, open files or the like.
+        MachineFault: processes cannot be started here, for lack of memory, open files or the like.
     """
     import dask
     from distributed import Client
@@ -52,7 +52,7 @@ def connect(
     with dask.config.set(_DASK_SETTINGS):
         where = spec.address if spec.kind == "address" else _start_cluster(spec, workers, devices, at_once, stack)
         client = Client(where, timeout="30s")
-    stack.callback(client.close)  # not as a context manager: it may be closed by the thread of a timer
+    stack.callback(client.close)  # not a context manager: a timer's thread may close it
     return client
 
 
@@ -66,7 +66,7 @@ def _start_cluster(
     else:
         from distributed import LocalCluster
 
-        # all ports listen on loopback only; memory is bounded by the batches, not by killing workers
+        # all ports listen on loopback only; batch sizes bound memory, so no worker is killed for it
         options = {
             "host": "127.0.0.1",
             "dashboard_address": "127.0.0.1:0",
@@ -74,7 +74,7 @@ def _start_cluster(
             "silence_logs": logging.CRITICAL,
         }
         try:
-            with deaf_children():  # the workers, and those that replace one that died: all are started by its thread
+            with deaf_children():  # workers and their replacements: a thread of dask starts them
                 cluster = LocalCluster(n_workers=workers, threads_per_worker=at_once, **options)
                 stack.callback(cluster.close)  # before a Ctrl-C is heard
         except (RuntimeError, OSError) as error:
@@ -102,7 +102,7 @@ def _job_queue(spec: ClusterSpec, devices: tuple[str, ...], at_once: int) -> Any
     }[spec.queue_system]
     queue = {"queue": spec.queue} if spec.queue and spec.queue_system != "htcondor" else {}
     walltime = {} if spec.queue_system == "htcondor" else {"walltime": spec.walltime}
-    # a worker with several cores would take as many jobs at a time; the resource, of which each takes one, forbids that
+    # a worker with several cores would run as many jobs at once; each job takes one unit of this resource instead
     several = {"worker_extra_args": ["--resources", f"GPU={at_once}"]} if devices else {}
     cores = spec.threads if devices and spec.threads else 1
     return getattr(dask_jobqueue, name)(cores=cores, processes=1, memory=spec.memory, **queue, **walltime, **several)

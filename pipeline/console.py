@@ -1,4 +1,4 @@
-"""Text printed for people: tables, sizes, and names that may hold any character."""
+"""Text for people: tables, sizes, and names that may contain any character."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ def print_table(rows: Sequence[dict[str, Any]]) -> None:
 
 
 def plain(text: str) -> str:
-    """Put a text on one line: unprintable characters are escaped, since a file name may hold any character."""
+    """The text on one line, with unprintable characters escaped: a file name may contain any character."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def one_line(text: str) -> str:
-    """A message of another program on one line: white space becomes a space, unprintable characters are escaped."""
+    """Another program's message on one line: white space becomes single spaces, unprintable characters are escaped."""
     return plain(" ".join(text.split()))
 
 

@@ -3,13 +3,13 @@
 A textured disc moves over a noisy background. The videos are built so that one stream alone cannot tell the classes
 apart:
 
-- Luminance is the same random pattern for all textures. They differ in chroma only, which optical flow, computed on
-  grey, does not see: the temporal stream cannot tell the textures apart.
-- Both motions sweep the same box at constant speed from a uniformly drawn start, one coordinate each, so a single frame
-  has the same distribution for both: the spatial stream cannot tell the motions apart.
+- Luminance is the same random pattern for all textures. They differ only in chroma, which optical flow, computed on
+  gray, does not see: the temporal stream cannot tell the textures apart.
+- Both motions sweep the same box at constant speed from a uniformly drawn start, each along one coordinate, so single
+  frames have the same distribution for both: the spatial stream cannot tell the motions apart.
 
 Clips of the same group and number are matched across the six classes: same background, noise, start, speed and length;
-only texture and motion differ. So a stream cannot guess what it does not see from a similar training clip either.
+only texture and motion differ. So a similar training clip does not tell a stream what it cannot see, either.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ MOTIONS = ("Lift", "Slide")  # up and down, left and right: mirroring a clip doe
 FPS = 25.0
 MARKER = "demo.json"
 SPLITS = ("1", "2", "3")
-GRAY, CHROMA = 118.0, 36.0  # so that no colour leaves 0..255: clipping would leak chroma into luminance
+GRAY, CHROMA = 118.0, 36.0  # keep all colors within 0..255: clipping would leak chroma into luminance
 JPEG_QUALITY = 95
 YCC_TO_BGR = np.array([[1, 1.772, 0], [1, -0.344136, -0.714136], [1, 0, 1.402]])
 HUE_DEGREES = {"Checks": 0.0, "Dots": 120.0, "Stripes": 240.0}  # in the Cb, Cr plane
@@ -56,7 +56,7 @@ class _Scene:
 
 
 def check_split(split: str) -> None:
-    """Refuse a split that the demo does not have, before it is written.
+    """Refuse a split that the demo will not have, before it is written.
 
     Raises:
         ValueError: there is no such split; the message names it.
@@ -66,7 +66,7 @@ def check_split(split: str) -> None:
 
 
 def write_demo(folder: Path, spec: DemoSpec) -> bool:
-    """Write the demo dataset, unless it is there already.
+    """Write the demo dataset, unless it already exists.
 
     Args:
         folder: gets `videos/<Class>/v_<Class>_gNN_cMM.avi`, `ucfTrainTestlist/` with three splits, and `demo.json`.
@@ -77,7 +77,7 @@ def write_demo(folder: Path, spec: DemoSpec) -> bool:
         True if it was written, False if the folder already held exactly this dataset.
 
     Raises:
-        FileExistsError: the folder holds something that is no demo dataset.
+        FileExistsError: the folder holds something other than a demo dataset.
         OSError: OpenCV cannot write the videos.
     """
     folder = Path(folder)
@@ -95,7 +95,7 @@ def write_demo(folder: Path, spec: DemoSpec) -> bool:
         _write_videos(writing / "videos", spec)
         _write_lists(writing / "ucfTrainTestlist", spec)
         (writing / MARKER).write_text(json.dumps(spec.identity(), indent=1))
-        if folder.exists():  # renamed before it is removed: half removed, it would not count as a demo
+        if folder.exists():  # rename, then remove: half removed, it would not count as a demo
             folder.rename(old)
         writing.rename(folder)
     finally:
@@ -105,7 +105,7 @@ def write_demo(folder: Path, spec: DemoSpec) -> bool:
 
 
 def is_written(folder: Path, spec: DemoSpec) -> bool:
-    """Whether the folder holds exactly this demo dataset, whole."""
+    """Whether the folder holds exactly this demo dataset, complete."""
     marker = folder / MARKER
     return marker.is_file() and read_json(marker) == spec.identity()
 
@@ -116,11 +116,11 @@ def class_names() -> list[str]:
 
 
 def outline(spec: DemoSpec, dataset: DatasetSpec, split: str) -> Catalog:
-    """The clips of the demo before it is written: names, classes, groups and parts; without sizes and contents.
+    """The clips of the demo before it is written: names, classes, groups and parts, but no sizes or contents.
 
     Args:
         spec: what the demo looks like.
-        dataset: how validation is cut from the training part.
+        dataset: how the validation part is drawn from the training part.
         split: one of SPLITS.
     """
     names, rows = class_names(), []
@@ -175,7 +175,7 @@ def _scene(spec: DemoSpec, group: int, number: int) -> _Scene:
 
 
 def _smooth_noise(draw: np.random.Generator, shape: tuple[int, int], *, sigma_px: float) -> np.ndarray:
-    """Band-limited noise of standard deviation 1, cut at +-2."""
+    """Smoothed noise with standard deviation 1, clipped at +-2."""
     noise = cv2.GaussianBlur(draw.normal(size=shape).astype(np.float32), (0, 0), sigma_px)
     return np.clip((noise - noise.mean()) / noise.std(), -2, 2)
 
@@ -197,10 +197,10 @@ def _chroma(draw: np.random.Generator, across: np.ndarray, *, period_px: float) 
 
 
 def _centers_px(draw: np.random.Generator, frames: int, *, margin_px: float, size_px: tuple) -> dict[str, np.ndarray]:
-    """Path of the disc's centre: one coordinate moves back and forth across the box, the other stays.
+    """Path of the disc's center: one coordinate moves back and forth across the box, the other stays fixed.
 
-    Both motions begin at the same point. A phase of 0..1 is the way there, 1..2 the way back; as its start is uniform,
-    so is the position in every frame.
+    Both motions begin at the same point. A phase of 0..1 is the way there, 1..2 the way back; since its start is
+    uniform, so is the position in every frame.
     """
     box_px = np.array(size_px) - 1 - 2 * margin_px
     start, speed_px = draw.uniform(0, 2, 2), draw.uniform(1.5, 4.0)
@@ -244,7 +244,7 @@ def _write_videos(folder: Path, spec: DemoSpec) -> None:
 
 
 def _write_video(file: Path, scene: _Scene, texture: str, motion: str) -> None:
-    """Write Motion JPEG: each frame is coded alone, so that a single frame holds no trace of the motion."""
+    """Write Motion JPEG: each frame is coded independently, so a single frame holds no trace of the motion."""
     height, width = scene.background.shape[:2]
     codec = cv2.VideoWriter_fourcc(*"MJPG")
     writer = cv2.VideoWriter(str(file), cv2.CAP_OPENCV_MJPEG, codec, FPS, (width, height))
@@ -261,12 +261,12 @@ def _relative_path(class_name: str, group: int, number: int) -> str:
 
 
 def _part(group: int, split: int) -> str:
-    """Every split tests another third of the groups."""
+    """Each split tests a different third of the groups."""
     return "test" if (group - split) % 3 == 0 else "train"
 
 
 def _write_lists(folder: Path, spec: DemoSpec) -> None:
-    """Write lists as UCF-101's: three splits, each tests another third of the groups; only train lists carry labels."""
+    """Write lists like UCF-101's: 3 splits, each testing another third of the groups; labels only in train lists."""
     folder.mkdir(parents=True)
     names = class_names()
     (folder / "classInd.txt").write_text("".join(f"{label} {name}\n" for label, name in enumerate(names, start=1)))

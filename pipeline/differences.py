@@ -14,8 +14,8 @@ from pipeline import store
 def with_settings(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """Rows of `inspection.status`, each with `settings`: those that differ between stores or trainings of one name.
 
-    `settings` is "" if a name is unique, or its settings cannot be read; the settings of earlier stages are not
-    included. Reading those of trainings imports torch, but reads no weights.
+    `settings` is "" if the name is unique or the settings cannot be read; settings of earlier stages are not included.
+    Reading a training's settings imports torch but reads no weights.
     """
     rows, alike = [dict(row, settings="") for row in rows], defaultdict(list)
     for row in rows:
@@ -30,7 +30,7 @@ def with_settings(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _settings(row: dict[str, Any]) -> dict[str, str]:
-    """The settings of a store or a training, name -> value as text; {} for other, unfinished or damaged artifacts."""
+    """The settings of a store or training, name -> value as text; {} for other, unfinished or damaged artifacts."""
     try:
         if row["stage"] in ("frames", "flow"):
             return _flat(json.loads(store.read_attrs(Path(row["path"]) / "index.h5")["spec"]))

@@ -1,6 +1,6 @@
 """What works on this machine, what does not and why, and how long UCF-101 would take: `python -m pipeline doctor`.
 
-The command must run in broken installations: whatever may be missing or broken is imported inside functions only, and
+The command must run in broken installations: whatever may be missing or broken is imported only inside functions, and
 what it raises becomes part of the report.
 """
 
@@ -17,16 +17,16 @@ from pipeline.packages import PACKAGES
 from pipeline.specs import FLOW_METHODS, FlowSpec
 
 UCF101_PAIRS = 2_456_655  # pairs of consecutive frames in the 13,320 clips, forward
-SIZE_PX = (256, 341)  # height and width of its frames as they are cached
-CUDA_PAIRS = 64  # pairs in one call on a GPU, which is fast only with many
+SIZE_PX = (256, 341)  # height and width of its cached frames
+CUDA_PAIRS = 64  # pairs in one call on a GPU, which needs many to be fast
 DAY_HOURS = 24.0
-# by the mean end-point error on Middlebury (docs/results.md), but for Brox, which is as good as TV-L1 at a tenth of its
-# speed; RAFT needs weights, and was not measured
+# by mean end-point error on Middlebury (docs/results.md), except Brox, which is as good as TV-L1 at a sixteenth of its
+# speed; RAFT needs weights and was not measured
 BY_ACCURACY = ("tvl1", "brox", "deepflow", "dis_medium", "pcaflow", "dis_fast", "dis_ultrafast", "farneback")
 
 
 def examine(artifacts: Path, *, seconds: float = 1.5) -> dict[str, Any]:
-    """Examine this machine: the content of the report, as plain JSON values.
+    """Examine this machine; returns the content of the report as plain JSON values.
 
     Args:
         artifacts: folder whose disk is examined; it need not exist.
@@ -34,7 +34,7 @@ def examine(artifacts: Path, *, seconds: float = 1.5) -> dict[str, Any]:
 
     Returns:
         {"packages", "machine", "devices", "decoders", "flow", "broken", "advice"}; "broken" lists what must be repaired
-        before anything can work; it is empty in a working installation.
+        first and is empty in a working installation.
     """
     found = {
         "packages": machine.packages(),
@@ -65,7 +65,7 @@ def flow_method(name: str, why: str, lanes: dict[str, int], seconds: float) -> d
     """One row of the table: {"state", "device", "pairs_per_second", "ucf101_hours"}, the last two None if unavailable.
 
     Args:
-        name, why: a method, and whether it is available, as `pipeline.flow.methods` gives them.
+        name, why: a method and its state, as `pipeline.flow.methods` gives them.
         lanes: how many computations can run in parallel: cores ("cpu"), devices of "torch" and of "opencv".
         seconds: how long the method is timed.
     """
@@ -95,14 +95,14 @@ def ucf101_hours(pairs_per_second: float, lanes: int, *, code_seconds: float = 0
     Args:
         pairs_per_second: of each core or device, flow alone.
         lanes: number of cores or devices.
-        code_seconds: to decode and encode the images of a pair on the same core; beside a device other cores do it.
+        code_seconds: to decode and encode the images of a pair on the same core; 0 for a device: other cores do it.
     """
     return UCF101_PAIRS * (1 / pairs_per_second + code_seconds) / lanes / 3600
 
 
 @functools.cache
 def code_seconds() -> float:
-    """Seconds in which one core decodes the frame of a pair and encodes the two planes of its flow."""
+    """Seconds that one core needs to decode the frame of a pair and encode the two planes of its flow."""
     import numpy as np
 
     from pipeline import jpeg
@@ -118,11 +118,10 @@ def code_seconds() -> float:
 
 
 def pairs_per_second(method: str, *, device: str, seconds: float) -> float:
-    """Pairs per second of a method on a moving texture of the size of UCF-101's frames as they are cached.
+    """Pairs per second of a method on a moving texture of the size of UCF-101's cached frames.
 
-    On a CPU it has one thread, as in workers, and only the time in which this process computes counts, so that other
-    programs do not slow a method down. A first call warms up, since a method may compile; then flow is computed for
-    `seconds`, at least once.
+    On a CPU it runs on one thread, as in workers, and CPU time is measured, so other programs do not make a method look
+    slow. A first call warms up, since a method may compile; then flow is computed for `seconds`, at least once.
     """
     from pipeline.flow import estimate
     from pipeline.flow.device import one_thread
@@ -140,7 +139,7 @@ def pairs_per_second(method: str, *, device: str, seconds: float) -> float:
 
 
 def _moving_texture(frames: int) -> Any:
-    """(T, H, W) uint8: smooth random texture, 2 pixels further to the right in each frame."""
+    """(T, H, W) uint8: a smooth random texture that moves 2 pixels to the right per frame."""
     import cv2
     import numpy as np
 
@@ -154,7 +153,7 @@ def _moving_texture(frames: int) -> Any:
 
 
 def _broken(found: dict[str, Any]) -> list[str]:
-    """What must be repaired: packages that are installed but cannot be imported, no decoder, no flow method."""
+    """What must be repaired: installed packages that cannot be imported, no decoder, no flow method."""
     broken = [
         f"{name} {package['problem']}"
         for name, package in found["packages"].items()
@@ -187,7 +186,7 @@ def _advice(found: dict[str, Any]) -> str:
 
 
 def lines(found: dict[str, Any]) -> Iterator[str]:
-    """The report for a human, the advice last."""
+    """The report as text, with the advice last."""
     for name, package in found["packages"].items():
         yield f"{name:20} {' '.join(filter(None, (package['version'], package['problem'])))}"
     about = found["machine"]

@@ -1,12 +1,12 @@
-"""Errors that callers tell apart by their type: the cause of an error decides whether the run goes on."""
+"""Errors that callers distinguish by type: the cause decides whether the run continues."""
 
 
 class ClipError(ValueError):
-    """One clip cannot be processed. It is recorded as failed, with this message as the reason, and the run goes on."""
+    """One clip cannot be processed. It is recorded as failed, with this message as the reason; the run continues."""
 
 
 class MachineFault(RuntimeError):
-    """This machine cannot do the work now, as for want of memory. No clip is at fault, and another try may succeed."""
+    """This machine cannot do the work now, for example for lack of memory. No clip is at fault; a retry may succeed."""
 
 
 class WorkerDied(RuntimeError):
@@ -14,7 +14,7 @@ class WorkerDied(RuntimeError):
 
 
 class DamagedFile(ValueError):
-    """A file can be read, but its content is not what was written there. No clip is at fault, and none is recorded."""
+    """A file is readable, but not what was written there. No clip is at fault, and none is recorded as failed."""
 
 
 class StageFailed(RuntimeError):

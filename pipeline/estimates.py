@@ -1,6 +1,6 @@
 """Estimates for a run: time and disk space of each artifact, from what `measure` found on a few clips.
 
-Arithmetic alone: nothing is measured or read here. Every figure is for one machine that is otherwise idle.
+Pure arithmetic: nothing is measured or read here. All figures are for one machine that is otherwise idle.
 """
 
 from __future__ import annotations
@@ -13,24 +13,24 @@ from typing import NamedTuple
 
 from pipeline.specs import ScoreSpec, StreamSpec
 
-# bytes of a store besides its images: per frame its time and offset, per pair its offsets and ranges, per clip the rest
+# bytes of a store besides its images: time and offset of a frame, offsets and ranges of a pair, all the rest of a clip
 FRAME_BYTES, PAIR_BYTES, CLIP_BYTES = 16, 16, 6 << 10
-TABLE_ROW_BYTES = 400  # of a clip in a catalog or a scores file, besides its numbers
+TABLE_ROW_BYTES = 400  # per clip in a catalog or scores file, besides scores and features
 
 
 @dataclass(frozen=True)
 class Work:
-    """The cost of one artifact, or of the part that is still to be made. None: not known, and `note` says why."""
+    """The cost of one artifact, or of the part still to be made. None means not known; `note` says why."""
 
     seconds: float | None = None
     disk_bytes: int | None = None
-    """Disk space of the finished artifact, in addition to what is there now."""
+    """Disk space of the finished artifact beyond what exists now."""
     meanwhile_bytes: int = 0
-    """Further disk space that is needed until the artifact is finished."""
+    """Extra disk space needed until the artifact is finished."""
     note: str = ""
 
 
-MOMENTS = Work(0.0, 0)  # for artifacts that are made of finished tables
+MOMENTS = Work(0.0, 0)  # for artifacts made from finished tables
 
 
 class Cached(NamedTuple):
@@ -44,26 +44,26 @@ class Cached(NamedTuple):
 
 
 class Videos(NamedTuple):
-    """The videos of a data set, of which a few were measured."""
+    """The videos of a data set, a few of which were measured."""
 
     bytes: int
     """Size of all files."""
     cached: Cached
     byte_seconds: float
-    """Seconds to read a byte of a file, on one thread."""
+    """Seconds to read a byte of a file on one thread."""
     frame_seconds: float
-    """Seconds to decode, resize and encode a frame, on one thread."""
+    """Seconds to decode, resize and encode a frame on one thread."""
     frame_bytes: float
     """Mean size of a frame as JPEG."""
 
 
 class PairCost(NamedTuple):
-    """The cost of a pair of consecutive frames, in all directions that are computed."""
+    """The cost of a pair of consecutive frames, in all directions computed."""
 
     flow_seconds: float
-    """Seconds to compute its flow; on a CPU, with one thread."""
+    """Seconds to compute its flow; on a CPU, on one thread."""
     code_seconds: float
-    """Seconds to decode a frame, and to quantise and encode the fields, with one thread."""
+    """Seconds to decode a frame, and to quantize and encode the fields, on one thread."""
     bytes: float
     """Size of its planes as JPEG."""
 
@@ -77,7 +77,7 @@ class StepCost(NamedTuple):
     """Seconds of a forward pass per view."""
     weights_bytes: int
     resume_bytes: int
-    """Size of `resume.pt`: weights, the state of the optimizer, and the best weights so far."""
+    """Size of `resume.pt`: the weights, the optimizer's state, and the best weights so far."""
     features: int
 
 
@@ -85,10 +85,10 @@ class StepCost(NamedTuple):
 
 
 def middles_of_equal_shares(sizes: Sequence[float], count: int) -> list[int]:
-    """Indices of a few items that represent all: in order of size, those in the middle of equal shares of the sum.
+    """Indices of a few items that represent all: sorted by size, those in the middle of equal shares of the sum.
 
-    So an item is chosen with a probability proportional to its size, and the mean of cost / size, times the sum of
-    sizes, is an unbiased estimate of the total cost (Hansen and Hurwitz 1943).
+    This samples items in proportion to their size, so that the mean of cost / size, times the sum of sizes, estimates
+    the total cost (the estimator of Hansen and Hurwitz 1943).
 
     Example: for sizes 1, 1, 2, 8, 12 and two items, shares end at 12 and 24; their middles 6 and 18 lie in 8 and 12.
     """
@@ -101,7 +101,7 @@ def middles_of_equal_shares(sizes: Sequence[float], count: int) -> list[int]:
 
 
 def extrapolated(values: Sequence[float], sizes: Sequence[float], total: float) -> float:
-    """The total value of all items, from the mean of value / size of those chosen by `middles_of_equal_shares`.
+    """The total value of all items, from the mean value / size of those chosen by `middles_of_equal_shares`.
 
     Raises:
         ValueError: nothing was measured.
@@ -125,8 +125,8 @@ def frames_work(videos: Videos, *, share: float, clips: int, workers: int) -> Wo
 
     Args:
         videos: all videos.
-        share: share of their bytes that is still to be decoded, 0 to 1.
-        clips: number of clips that are still to be decoded.
+        share: share of their bytes still to be decoded, 0 to 1.
+        clips: number of clips still to be decoded.
         workers: processes that share the work.
     """
     frames = videos.cached.frames * share
@@ -137,7 +137,7 @@ def frames_work(videos: Videos, *, share: float, clips: int, workers: int) -> Wo
 def flow_work(
     cost: PairCost, cached: Cached, *, share: float, clips: int, workers: int, threads: int, on_gpu: bool
 ) -> Work:
-    """The cost of flow. A GPU computes while the cores of its worker decode and encode; on a CPU one follows the other.
+    """The cost of flow. A GPU computes while its worker's cores decode and encode; a CPU does one after the other.
 
     Args:
         cost, cached: the cost of a pair, and all clips.
@@ -154,14 +154,14 @@ def flow_work(
 
 
 def training_work(cost: StepCost, spec: StreamSpec, *, steps: int, validation_views: int, sharing: int = 1) -> Work:
-    """The cost of a training: steps and validations, without loading data, which may take longer than either.
+    """The cost of a training: steps and validations, but not data loading, which may take longer than either.
 
     Args:
         cost: the cost of its network.
         spec: the stream, with its batch size and validation interval.
-        steps: steps that are left.
+        steps: steps left.
         validation_views: views in one validation.
-        sharing: GPUs among which each step is divided.
+        sharing: number of GPUs that share each step.
     """
     step = cost.step_seconds + cost.clip_seconds * spec.items_per_step / sharing
     validations = -(-steps // spec.validate_every)
@@ -171,7 +171,7 @@ def training_work(cost: StepCost, spec: StreamSpec, *, steps: int, validation_vi
 
 
 def scoring_work(cost: StepCost, spec: ScoreSpec, *, clips: int, classes: int) -> Work:
-    """The cost of scores: a forward pass for each frame and crop of each clip, without loading data."""
+    """The cost of scores: a forward pass per frame and crop of each clip, but not data loading."""
     views = clips * spec.frames * spec.crops
     rows = clips + (views if spec.per_view else 0)
     disk = rows * 4 * (classes + cost.features) + clips * TABLE_ROW_BYTES
@@ -193,9 +193,9 @@ class Total:
     seconds: float
     disk_bytes: int
     most_bytes: int
-    """Most disk space at any moment: what has been made so far, and what the artifact under way needs besides."""
+    """Most disk space at any moment: artifacts made so far, plus the extra needs of the one being made."""
     unknown: int
-    """Number of artifacts whose time or disk space is not known; what is not known counts as 0 in the sums."""
+    """Number of artifacts whose time or disk space is not known, which counts as 0 in the sums."""
 
     def as_dict(self) -> dict[str, float]:
         """The fields as plain values."""
@@ -203,7 +203,7 @@ class Total:
 
 
 def total(works: Iterable[Work]) -> Total:
-    """The sums over the artifacts, in the order in which they are made."""
+    """The sums over the artifacts, given in the order they are made."""
     seconds, disk, most, unknown = 0.0, 0, 0, 0
     for work in works:
         unknown += work.seconds is None or work.disk_bytes is None

@@ -16,8 +16,8 @@ from pathlib import Path
 from pipeline.progress import say
 
 MADE_FROM = "made_from.json"
-LOCK = ".lock"  # in the folder of an artifact; held by the one run that writes there
-IN_USE = ".in_use"  # in the folder of all artifacts; shared by every run
+LOCK = ".lock"  # in an artifact's folder; held by the one run that writes there
+IN_USE = ".in_use"  # in the folder of all artifacts; every run holds it as a shared lock
 _TEMPORARY = ".tmp-"
 _HELD: ContextVar[frozenset[Path]] = ContextVar("held", default=frozenset())  # folders that this thread is writing
 
@@ -26,8 +26,8 @@ _HELD: ContextVar[frozenset[Path]] = ContextVar("held", default=frozenset())  # 
 def commit(path: Path | str) -> Iterator[Path]:
     """Write a temporary file beside `path`; it is renamed to `path` if the block ends without error, else removed.
 
-    The temporary file keeps the suffix of `path`, for writers that depend on the suffix. It is flushed to disk before
-    the rename, so that neither an exception, a kill nor a power cut leaves a partial file under the final name.
+    The temporary file keeps the suffix of `path`, for writers that depend on it. It is flushed to disk before the
+    rename, so no exception, kill or power cut leaves a partial file under the final name.
 
     Yields:
         The path to write to.
@@ -46,7 +46,7 @@ def commit(path: Path | str) -> Iterator[Path]:
 
 
 def _temporary_beside(path: Path) -> Path:
-    # the machine too: containers on several machines often have the same process numbers
+    # with the host name, since containers on several machines often have the same process numbers
     return path.with_name(f".{path.stem}{_TEMPORARY}{plain_name(socket.gethostname())}-{os.getpid()}{path.suffix}")
 
 
@@ -62,7 +62,7 @@ def write_json(path: Path | str, value) -> None:
 
 
 def inside(path: Path | str, name: str) -> Path:
-    """The file of this name in `path` if that is a folder, else `path` itself."""
+    """The file `name` in `path` if that is a folder, else `path` itself."""
     return Path(path) / name if Path(path).is_dir() else Path(path)
 
 
@@ -70,12 +70,12 @@ def read_json(path: Path | str) -> dict:
     """Read a mapping that `write_json` wrote.
 
     Raises:
-        ValueError: the file holds something else, as after damage to the disk; the message says what to do.
+        ValueError: the file holds something else, for example after disk damage; the message says what to do.
     """
     path = Path(path)
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # no JSON, or no text at all
+    except ValueError as error:  # not JSON, or not even text
         raise ValueError(f"{path} is damaged ({error}); delete it and run the same command again") from None
     if not isinstance(value, dict):
         raise ValueError(f"{path} is damaged (it holds no mapping); delete it and run the same command again")
@@ -86,7 +86,7 @@ def remove_temporaries(folder: Path) -> int:
     """Remove temporary files that a killed process left in `folder`; only the holder of its lock may call this.
 
     Returns:
-        Number of files that were removed.
+        Number of files removed.
     """
     found = find_temporaries(folder)
     for path in found:
@@ -95,17 +95,17 @@ def remove_temporaries(folder: Path) -> int:
 
 
 def find_temporaries(folder: Path) -> list[Path]:
-    """Temporary files in `folder` or below: left by a killed process, or being written right now."""
+    """Temporary files in or below `folder`, left by a killed process or being written right now."""
     return sorted(path for path in folder.rglob(".*") if _TEMPORARY in path.name)
 
 
 def record_made_from(folder: Path, artifacts: Path, others: Iterable[Path]) -> None:
-    """Record from which other artifacts the artifact in `folder` is about to be made.
+    """Record which other artifacts the artifact in `folder` is about to be made from.
 
     Args:
         folder: folder of the artifact.
         artifacts: folder of all artifacts; each artifact lies three levels below it.
-        others: the other artifacts, or files in them; paths outside `artifacts` are left out.
+        others: the other artifacts, or files in them; paths outside `artifacts` are ignored.
     """
     root, *paths = (Path(os.path.normpath(path.absolute())) for path in (artifacts, *others))  # links are not resolved
     inside = [path.relative_to(root) for path in paths if path.is_relative_to(root)]
@@ -124,9 +124,9 @@ def read_made_from(folder: Path) -> list[str]:
 
 @contextlib.contextmanager
 def one_writer(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock. A second run prints who holds it, and waits. The lock is freed when its holder dies.
+    """Hold the folder's lock. A second run prints who holds it and waits. The lock is freed when its holder dies.
 
-    Whoever holds it already may enter again.
+    The holder may enter again.
     """
     place = folder.absolute()
     if place in _HELD.get():
@@ -155,7 +155,7 @@ def one_writer(folder: Path) -> Iterator[None]:
 def try_exclusive_lock(folder: Path, lock: str = LOCK) -> Iterator[bool]:
     """Try to lock a folder for the block, without waiting; yields False if another process holds the lock.
 
-    With `lock=IN_USE` on the folder of all artifacts, it keeps out all runs.
+    With `lock=IN_USE` on the folder of all artifacts, this keeps out all runs.
     """
     with (folder / lock).open("a") as held:
         try:
@@ -183,7 +183,7 @@ def hold_shared_lock(artifacts: Path, *, create: bool) -> int:
     """Hold a shared lock on the folder of all artifacts, so that `try_exclusive_lock` on it fails.
 
     The lock lasts until the returned file descriptor is closed or this process ends.
-    Without `create`, if there never was a run, nothing is written and -1 is returned.
+    Without `create`, if there has never been a run, nothing is written and -1 is returned.
     """
     lock = artifacts / IN_USE
     if create and not artifacts.exists():
@@ -216,7 +216,7 @@ def free_space_text(folder: Path) -> str:
 def remove_folder(folder: Path, *, first: str = "") -> None:
     """Remove a folder and all in it; if it is a link, remove the folder it points to and the link.
 
-    The file `first` is removed before all others: without it what an interrupted removal leaves is not taken for whole.
+    The file `first` is removed before all others, so that the remains of an interrupted removal do not count as whole.
     """
     if first:
         (folder / first).unlink(missing_ok=True)
@@ -226,7 +226,7 @@ def remove_folder(folder: Path, *, first: str = "") -> None:
 
 
 def size_of(folder: Path) -> int:
-    """Bytes of all files in a folder and below; links are not followed, and what vanishes meanwhile is left out."""
+    """Bytes of all files in and below a folder; links are not followed, and files that vanish meanwhile are ignored."""
     total = 0
     for file in folder.rglob("*"):
         with contextlib.suppress(FileNotFoundError):
@@ -241,12 +241,12 @@ def file_hash(path: Path) -> str:
 
 
 def plain_name(text: str) -> str:
-    """Make a text usable in a folder name: what is not a letter, digit, dot or underscore becomes a dash."""
+    """The text as part of a folder name: anything but letters, digits, dots and underscores becomes a dash."""
     return "".join(c if c.isalnum() or c in "._" else "-" for c in text).strip("-.") or "x"
 
 
 def link(path: Path, target: Path) -> None:
-    """Let the symbolic link `path` point to its sibling `target`, replacing an older link in one step."""
+    """Point the symbolic link `path` at its sibling `target`, atomically replacing an older link."""
     temporary = _temporary_beside(path)
     temporary.unlink(missing_ok=True)
     temporary.symlink_to(target.name)

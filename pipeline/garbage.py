@@ -1,7 +1,7 @@
 """What may be removed to free disk space: artifacts of abandoned settings, remains of killed runs, what a user names.
 
-Every artifact lists in `made_from.json` the artifacts that it was made from. Kept are the newest artifact of each name,
-every result, everything unfinished, and all that these were made from.
+Every artifact lists the artifacts it was made from in `made_from.json`. By default, the newest artifact of each name,
+every result, everything unfinished, and all that these were made from are kept.
 """
 
 from __future__ import annotations
@@ -23,26 +23,24 @@ class Waste(NamedTuple):
 
     path: Path
     artifact: Path
-    """The artifact's folder: `path` itself, or the folder in which the file lies."""
+    """The artifact's folder: `path` itself, or the folder that contains the file."""
     bytes: int
     reason: str
 
 
 def find(artifacts: Path, *, old: bool = False, unfinished: bool = False) -> list[Waste]:
-    """Everything below `artifacts` that may be removed, in the order of `status`; nothing is removed here.
+    """Everything below `artifacts` that may be removed, in the order of `status`; removes nothing.
 
     An artifact may be removed if there is a newer one of the same dataset, stage and label, and nothing that is kept
     was made from it.
 
     Args:
         artifacts: folder of all artifacts.
-        old: whether to include results (reports, tables, predictions) that have a newer version, and what only they
-            need.
-        unfinished: whether to include unfinished artifacts: a training that could be resumed, a store's finished
-            shards.
+        old: include results (reports, tables, predictions) that have a newer version, and what only they need.
+        unfinished: include unfinished artifacts, such as a resumable training or a store's finished shards.
 
     Raises:
-        ValueError: an artifact that is kept does not say what it was made from.
+        ValueError: a kept artifact has no valid record of what it was made from.
     """
     rows = {_name(artifacts, row["path"]): row for row in status(artifacts)}
     begun = [name for name, row in rows.items() if row["state"] == "unfinished"]
@@ -55,7 +53,7 @@ def find(artifacts: Path, *, old: bool = False, unfinished: bool = False) -> lis
         folder = Path(row["path"])
         if name in kept:
             for path in files.find_temporaries(folder):
-                with contextlib.suppress(FileNotFoundError):  # written to its end meanwhile
+                with contextlib.suppress(FileNotFoundError):  # finished meanwhile
                     waste.append(Waste(path, folder, path.stat().st_size, "half written"))
         else:
             reason = "begun, and not ended" if name in begun else "there is a newer one, which alone is used"
@@ -64,7 +62,7 @@ def find(artifacts: Path, *, old: bool = False, unfinished: bool = False) -> lis
 
 
 def remove(waste: Iterable[Waste]) -> Iterator[tuple[Waste, bool]]:
-    """Remove what `find` gave; yield each with whether it was removed: what another run is writing stays."""
+    """Remove what `find` returned; yields each item and whether it was removed: what another run is writing stays."""
     for item in waste:
         with files.try_exclusive_lock(item.artifact) as free:
             if free and item.path == item.artifact:
@@ -79,7 +77,7 @@ def _name(artifacts: Path, path: Path | str) -> str:
 
 
 def _newest(artifacts: Path, rows: dict[str, dict[str, Any]]) -> set[str]:
-    """Names of the artifacts that were finished last, one for each dataset, stage and label."""
+    """Names of the artifacts finished last, one per dataset, stage and label."""
     newest: dict[tuple[str, ...], tuple[int, str]] = {}
     for name, row in rows.items():
         key = (row["dataset"], row["stage"], row["label"])
@@ -89,7 +87,7 @@ def _newest(artifacts: Path, rows: dict[str, dict[str, Any]]) -> set[str]:
 
 
 def _reachable(artifacts: Path, rows: dict[str, dict[str, Any]], roots: Iterable[str]) -> set[str]:
-    """Names of the roots and of all that they were made from."""
+    """Names of the roots and of everything they were made from."""
     kept: set[str] = set()
     waiting = list(roots)
     while waiting:
@@ -98,7 +96,7 @@ def _reachable(artifacts: Path, rows: dict[str, dict[str, Any]], roots: Iterable
             continue
         kept.add(name)
         record = artifacts / name / files.MADE_FROM
-        if rows[name]["state"] == "unfinished" and not record.exists():  # it has read nothing: the record comes first
+        if rows[name]["state"] == "unfinished" and not record.exists():  # nothing read yet: the record is written first
             continue
         try:
             waiting += files.read_made_from(record.parent)
@@ -117,13 +115,13 @@ def invalidate(artifacts: Path, stage: str, *, dataset="", all_datasets=False, d
     Args:
         artifacts: folder of all artifacts.
         stage: name of the stage's folder.
-        dataset: only artifacts of this dataset; "" is allowed if only one dataset has artifacts of the stage.
+        dataset: only artifacts of this dataset; may be "" if only one dataset has artifacts of the stage.
         all_datasets: artifacts of all datasets.
-        digest: only the artifact whose digest, as `status` shows it, begins with this; "" for all.
+        digest: only artifacts whose digest, as `status` shows it, begins with this; "" for all.
 
     Raises:
         ValueError: there is no such stage, dataset or digest, or it is ambiguous; or one of the artifacts is being
-            written, as by a program that calls the stage's function.
+            written, for example by a program that calls the stage's function.
     """
     if stage not in LAST_FILES:
         raise ValueError(unknown_name(f"stage {stage!r}", stage, LAST_FILES))
@@ -144,7 +142,7 @@ def invalidate(artifacts: Path, stage: str, *, dataset="", all_datasets=False, d
     if digest and len(meant := {row["digest"] for row in wanted}) > 1:
         raise ValueError(f"{len(meant)} digests of stage {stage} begin with {digest!r}: {', '.join(sorted(meant))}")
     folders = [Path(row["path"]) for row in wanted]
-    for remove in (False, True):  # if one cannot be removed, all stay
+    for remove in (False, True):  # all stay if one of them is being written
         for folder in folders:
             with files.no_writer(folder):
                 if remove:

@@ -1,4 +1,4 @@
-"""Inspect artifacts: the content of a file, one clip in detail, the state of all artifacts, damage."""
+"""Inspect artifacts: a file's content, one clip in detail, the state of all artifacts, damage."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pipeline.errors import DamagedFile
 from pipeline.files import read_json, size_of
 from pipeline.scores import Scores
 
-# the file that each stage writes last: without it the artifact does not exist
+# the file that each stage writes last; without it the artifact is unfinished
 LAST_FILES = {
     "catalog": "catalog.h5",
     "frames": "index.h5",
@@ -31,7 +31,7 @@ LAST_FILES = {
 }
 ALSO_NEEDED = {
     "train_stream": ("checkpoint.pt",),
-    "fuse": ("average/scores.h5",),  # and others, which depend on the validation clips
+    "fuse": ("average/scores.h5",),  # and others if there are validation clips
     "report": ("report.html",),
     "score_videos": ("predictions.csv",),
     "all_splits": ("summary.html", "summary.md"),
@@ -49,11 +49,11 @@ _OTHER_FILES = {
 
 
 def describe(path: Path, *, clip: str = "") -> dict[str, Any]:
-    """What a file holds, as plain JSON values.
+    """What a file contains, as plain JSON values.
 
     Args:
-        path: an HDF5 file of ours, or the folder of an artifact.
-        clip: id of the clip shown in detail; "" takes the first that is ok.
+        path: an HDF5 or JSON file of ours, or the folder of an artifact.
+        clip: id of the clip shown in detail; "" for the first that is ok.
 
     Returns:
         {"path", "format", "attrs", "summary": {...}, "rows": [...], "clip": {...} or None}.
@@ -81,7 +81,7 @@ def describe(path: Path, *, clip: str = "") -> dict[str, Any]:
 
 
 def file_of(path: Path) -> Path:
-    """The file to inspect: for an artifact's folder, the file that its stage writes last; else the path itself."""
+    """The file to inspect: in an artifact's folder, the file that its stage writes last; else the path itself."""
     if not path.is_dir():
         return path
     found = [path / name for name in dict.fromkeys(LAST_FILES.values())]
@@ -141,7 +141,7 @@ def _store(path: Path, kind: str, clip: str) -> tuple[dict, list, dict | None]:
 
 
 def _motion(opened: store.Store) -> dict[str, Any]:
-    """How far things move, or why that could not be measured: a damaged store is shown all the same."""
+    """How far things move, or why that could not be measured; a damaged store is still shown."""
     try:
         found = motion.sample(opened)
     except (OSError, ValueError) as error:
@@ -150,7 +150,7 @@ def _motion(opened: store.Store) -> dict[str, Any]:
 
 
 def _clip(clip: store.StoredClip) -> dict[str, Any]:
-    """One clip in detail: its attributes, length, bytes, and its time range (frames) or its motion (flow)."""
+    """One clip in detail: attributes, length, bytes, and time range (frames) or motion (flow)."""
     about = {"id": clip.id, **clip.attrs, "length": len(clip), "jpeg_bytes": clip.nbytes}
     if clip.kind == "frames":
         return about | {"first_seconds": float(clip.seconds[0]), "last_seconds": float(clip.seconds[-1])}
@@ -158,7 +158,7 @@ def _clip(clip: store.StoredClip) -> dict[str, Any]:
 
 
 def _refuse_other_files(path: Path) -> None:
-    """Refuse our files that are not HDF5, which must not be reported as damaged."""
+    """Refuse our non-HDF5 files, which must not be reported as damaged."""
     if path.is_file() and path.suffix in _OTHER_FILES:
         raise ValueError(
             f"{path} is no HDF5 file but {_OTHER_FILES[path.suffix]}; this kind has no checksums, so it cannot "
@@ -173,7 +173,7 @@ def _kind(path: Path) -> str:
 
 
 def is_store(path: Path) -> bool:
-    """Whether a file, or an artifact's folder, is a store of frames or flow, whose clips have checksums.
+    """Whether a file or an artifact's folder is a store of frames or flow, whose clips have checksums.
 
     Raises:
         FileNotFoundError, ValueError: no such file, not HDF5, or damaged.
@@ -184,7 +184,7 @@ def is_store(path: Path) -> bool:
 def verify(path: Path) -> list[str]:
     """Check every clip of a store: all bytes against their CRC-32, and that every image decodes. Returns the faults.
 
-    A catalog or scores file is compared with the hash that was written with it. Raises as `is_store`.
+    A catalog or scores file is checked against the hash written with it. Raises as `is_store`.
     """
     path = file_of(path)
     if not is_store(path):
@@ -194,20 +194,20 @@ def verify(path: Path) -> list[str]:
 
 
 def _damage(opened: store.Store) -> dict[str, str]:
-    """Clip id -> fault, for the clips that are damaged and for all whose shard cannot be read."""
+    """Clip id -> fault, for damaged clips and for all clips whose shard cannot be read."""
     shards = {path.stem: _what_raises(store.read_records, path, opened.kind) for path in opened.shard_paths()}
     faults = {video_id: shards[row["shard"]] for video_id, row in opened.rows.items()}
-    for video_id in sorted(opened, key=lambda video_id: opened.rows[video_id]["shard"]):  # each is opened once
+    for video_id in sorted(opened, key=lambda video_id: opened.rows[video_id]["shard"]):  # opens each shard once
         faults[video_id] = faults[video_id] or _what_raises(_check, opened, video_id)
     opened.close()
     return {video_id: fault for video_id, fault in faults.items() if fault}
 
 
 def _what_raises(function: Callable[..., Any], *given: Any) -> str:
-    """The message of what the function raises, which damaged bytes may make anything; "" if it succeeds."""
+    """The message of whatever the function raises: damaged bytes may cause anything; "" if it succeeds."""
     try:
         function(*given)
-    except (PermissionError, BlockingIOError):  # which is no damage
+    except (PermissionError, BlockingIOError):  # not damage
         raise
     except Exception as error:
         return str(error) or type(error).__name__
@@ -257,8 +257,7 @@ def repair(path: Path, *, failed: bool = False) -> Repaired:
 
     Args:
         path: the store, finished or not, or one of its shards.
-        failed: whether to remove also the shards of clips that failed (a file that was locked, a time limit that was
-            too short).
+        failed: also remove the shards of clips that failed (a locked file, or too short a time limit).
 
     Raises:
         ValueError: not a store.
@@ -276,14 +275,14 @@ def repair(path: Path, *, failed: bool = False) -> Repaired:
     damaged = list(_damage(opened))
     shards = sorted({opened.rows[video_id]["shard"] for video_id in damaged + list(opened.failed if failed else ())})
     if shards:
-        path.unlink()  # before the shards: without the index the stage is made again, whatever happens here
+        path.unlink()  # first: without the index the stage is remade, whatever happens here
     for name in shards:
         (path.parent / "shards" / f"{name}.h5").unlink(missing_ok=True)
     return Repaired(opened.kind, shards, damaged)
 
 
 def _repair_unfinished(folder: Path, *, failed: bool) -> Repaired:
-    """`repair` of a store that has no index yet, perhaps because its stage failed when too many clips did."""
+    """`repair` a store without an index, perhaps because its stage failed after too many clips failed."""
     kind, shards, damaged = "", [], []
     for path in sorted(_shards_in(folder)):
         if _what_raises(_kind, path) or _what_raises(store.read_records, path, kind := _kind(path)):
@@ -304,7 +303,7 @@ def status(artifacts: Path) -> list[dict[str, Any]]:
     rows = []
     for folder in sorted(artifacts.glob("*/*/*-*")):
         stage = folder.parent.name
-        latest = folder.is_symlink() and len(folder.readlink().parts) == 1  # a link to a neighbour
+        latest = folder.is_symlink() and len(folder.readlink().parts) == 1  # a link to a sibling
         if latest or not folder.is_dir() or stage not in LAST_FILES:
             continue
         label, _, digest = folder.name.rpartition("-")

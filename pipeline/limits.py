@@ -1,6 +1,6 @@
-"""Cores and memory that this process may use: fewer than the machine has, where a container or a job limits them.
+"""Cores and memory that this process may use, which may be less than the machine has, in a container or a job.
 
-In a container that is given the time of 2 cores of 64, the operating system counts 64; only the control groups tell.
+In a container limited to the time of 2 out of 64 cores, the operating system counts 64; only control groups tell.
 Source: the Linux kernel's documentation of cgroup v2 (cpu.max, memory.max) and v1 (cpu.cfs_quota_us,
 memory.limit_in_bytes).
 """
@@ -12,23 +12,23 @@ import os
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-_GROUPS = Path("/sys/fs/cgroup")  # where the control groups are mounted
+_GROUPS = Path("/sys/fs/cgroup")  # where control groups are mounted
 _OWN = Path("/proc/self/cgroup")  # those of this process
 _MEMORY = Path("/proc/meminfo")
 _PROCESSORS = Path("/sys/devices/system/cpu")
-_SECOND_THREAD = 0.3  # of a core's speed: what its second hardware thread is taken to add
+_SECOND_THREAD = 0.3  # assumed gain of a core's second hardware thread, as a share of the core's speed
 
 
 def usable_cores() -> int:
-    """Number of cores: those that this process may run on, or as many as it is given the time of, rounded up."""
+    """Number of cores: those this process may run on, or fewer if its CPU time is limited (rounded up)."""
     shares = [quota / period for quota, period in map(_cpu_quota, _groups("cpu")) if quota > 0 and period > 0]
     return max(1, min([len(os.sched_getaffinity(0)), *map(math.ceil, shares)]))
 
 
 def speed_of(processes: int) -> float:
-    """How many times as fast so many busy processes are as one alone.
+    """How many times as fast this many busy processes are as one alone.
 
-    No more than the usable cores work at a time, and two hardware threads of one core do less than two cores.
+    No more than the usable cores work at a time, and two hardware threads of a core do less than two cores.
     """
     working, processors = min(processes, usable_cores()), os.sched_getaffinity(0)
     files = (_PROCESSORS / f"cpu{number}" / "topology" / "thread_siblings_list" for number in processors)
@@ -37,17 +37,17 @@ def speed_of(processes: int) -> float:
 
 
 def free_memory_bytes() -> int:
-    """Memory for new processes: what Linux calls available, or less if a control group has less left."""
+    """Memory for new processes: what Linux reports as available, or less if a control group has less left."""
     return max(0, min([_available(), *(room for folder in _groups("memory") for room in _room(folder))]))
 
 
 def _groups(controller: str) -> Iterator[Path]:
-    """Folders of the control groups that limit this process, version 2 or 1, with all that they lie in.
+    """Folders of the control groups (version 2 or 1) that limit this process, with all their parents.
 
-    A container may see its own group as the root, whatever path it is told.
+    A container may see its own group as the root, whatever path /proc gives.
     """
     for line in _lines(_OWN):
-        _, names, path = line.split(":", 2)  # a line of version 2 names no controllers
+        _, names, path = line.split(":", 2)  # version 2 lines name no controllers
         if not names or controller in names.split(","):
             root = _GROUPS / controller if names else _GROUPS
             inside = PurePosixPath(path.lstrip("/"))
@@ -55,7 +55,7 @@ def _groups(controller: str) -> Iterator[Path]:
 
 
 def _cpu_quota(folder: Path) -> tuple[float, float]:
-    """Microseconds of processor time in each period of so many microseconds; (0, 0) if there is no limit."""
+    """(quota, period): microseconds of CPU time per period in microseconds; (0, 0) if there is no limit."""
     if limit := _lines(folder / "cpu.max"):
         quota, period = limit[0].split()
         return (0, 0) if quota == "max" else (int(quota), int(period))
@@ -64,7 +64,7 @@ def _cpu_quota(folder: Path) -> tuple[float, float]:
 
 
 def _room(folder: Path) -> Iterator[int]:
-    """Bytes that the group may still use, with those of files that are only cached; nothing if there is no limit."""
+    """Bytes that the group may still use, including reclaimable file cache; yields nothing if there is no limit."""
     for limit, used, cached in (
         ("memory.max", "memory.current", "inactive_file"),
         ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
@@ -83,7 +83,7 @@ def _available() -> int:
 
 
 def _lines(path: Path) -> list[str]:
-    """Lines of a file of the kernel; none if it is not there or must not be read."""
+    """Lines of a kernel file; none if it does not exist or cannot be read."""
     try:
         return path.read_text().splitlines()
     except OSError:

@@ -1,6 +1,6 @@
 """What this machine has: packages, memory, disk, CUDA devices, video decoders.
 
-Every package is imported inside a function; whatever is missing or broken becomes a line of the report.
+Every package is imported inside a function; anything missing or broken becomes a line of the report.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from pipeline.console import one_line
 from pipeline.limits import free_memory_bytes, usable_cores
 from pipeline.packages import OPENCVS, PACKAGES, version
 
-FILE_BACKENDS = ("GSTREAMER", "MSMF", "AVFOUNDATION", "CV_MJPEG")  # of OpenCV, besides FFMPEG; others are for cameras
+FILE_BACKENDS = ("GSTREAMER", "MSMF", "AVFOUNDATION", "CV_MJPEG")  # OpenCV's, besides FFMPEG; others are for cameras
 
 
 # --- what is installed
 
 
 def packages() -> dict[str, dict[str, str]]:
-    """Import name -> {"version", "problem"}; a problem says what to do; it begins with "missing" if not installed."""
+    """Import name -> {"version", "problem"}; the problem says what to do and begins with "missing" if not installed."""
     report = {name: _package(name, pip) for name, pip in PACKAGES.items()}
     installed = [name for name in OPENCVS if version(name)]
     if len(installed) > 1 and not report["cv2"]["problem"]:
@@ -41,13 +41,13 @@ def _package(name: str, pip: str) -> dict[str, str]:
         return {"version": "", "problem": f"missing: pip install {pip}"}
     try:
         module = importlib.import_module(name)
-    except Exception as error:  # a package may raise anything while it is imported
+    except Exception as error:  # importing a package may raise anything
         return {"version": version(pip), "problem": f"cannot be imported: {cure(error)}"}
     return {"version": str(getattr(module, "__version__", "")) or version(pip), "problem": ""}
 
 
 def cure(error: Exception) -> str:
-    """The error in one line, with the cure if it is a known one."""
+    """The error in one line, with the cure if one is known."""
     text = one_line(f"{type(error).__name__}: {error}")
     if "torchvision::nms" in text:
         return f"{text}; torch and torchvision are of different builds: pip install --force-reinstall torch torchvision"
@@ -73,8 +73,7 @@ def resources(artifacts: Path) -> dict[str, Any]:
 def load() -> dict[str, Any]:
     """Load average of the last minute (processes that want a core), number of cores, and whether the load exceeds it.
 
-    If it does, threads that wait for one another distort timings: a small training step was seen to take 100 times as
-    long.
+    If so, threads that wait for one another distort timings: a small training step was seen to take 100 times as long.
     """
     wanted, cores = os.getloadavg()[0], len(os.sched_getaffinity(0))
     return {"load": wanted, "cores": cores, "busy": wanted > cores}
@@ -115,9 +114,9 @@ def _opencv_devices() -> tuple[list[dict[str, Any]], str]:
 
 
 def decoders() -> dict[str, str]:
-    """Decoder -> "works", or why not: each decodes a clip of a few frames. The pipeline uses OpenCV's ffmpeg.
+    """Decoder -> "works", or why not, after decoding a clip of a few frames. The pipeline uses OpenCV's ffmpeg.
 
-    nvJPEG decodes images: a part of the stored flow, when a temporal stream is trained on a GPU.
+    nvJPEG decodes images: part of the stored flow, when a temporal stream is trained on a GPU.
     """
     try:
         import cv2

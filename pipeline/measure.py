@@ -1,8 +1,8 @@
 """Small trials from which `estimates` extrapolates: a few videos, a few pairs of frames. Nothing is written.
 
-Each function prints what it measures, since it may take several seconds, and ends within a bounded time. Images are
-coded, and flow on a CPU is computed, with one thread, as in workers. On a CPU, CPU time is measured, which does not
-depend on other programs.
+Each trial prints what it measures, since it may take several seconds, and takes a bounded time. Images are coded, and
+flow on a CPU is computed, on one thread, as in workers. On a CPU, CPU time is measured, which does not depend on other
+programs.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from pipeline.progress import say
 from pipeline.specs import DemoSpec, FlowSpec, FrameSpec
 from pipeline.video import Video, VideoError, resized, target_size
 
-DECODED = 3  # videos of which frames are decoded
-OPENED = 24  # videos whose header is read, for the number of frames
-FRAMES = 33  # frames of a video that are decoded, at most
+DECODED = 3  # videos whose frames are decoded
+OPENED = 24  # videos whose header is read for the number of frames
+FRAMES = 33  # most frames decoded of a video
 _BATCHES = 3  # batches of pairs in a trial on a GPU
-VIDEO_SECONDS, FLOW_SECONDS = 1.0, 1.5  # after so long, nothing more of the kind is tried
+VIDEO_SECONDS, FLOW_SECONDS = 1.0, 1.5  # no more of a kind is tried after this long
 
 
 def timed(
     function: Callable[..., Any], *given: Any, clock: Callable[[], float] = time.perf_counter, **named: Any
 ) -> tuple[float, Any]:
-    """Seconds that a call took by `clock`, and its result."""
+    """Seconds that a call took according to `clock`, and its result."""
     begun = clock()
     found = function(*given, **named)
     return clock() - begun, found
@@ -65,14 +65,14 @@ def videos(folder: Path, clips: Sequence[Clip], spec: FrameSpec) -> Videos:
         spec: size and quality of the cached frames.
 
     Raises:
-        ValueError: none of the videos tried can be decoded (with the reason of the last), or their number of frames is
-            unknown.
+        ValueError: none of the videos tried can be decoded (with the reason for the last), or their numbers of frames
+            are unknown.
     """
     sizes = [clip.bytes for clip in clips]
     say(f"plan: decoding frames of {min(DECODED, len(clips))} videos in {folder}")
     trials: dict[int, _Trial] = {}
     reason = "they are empty"
-    # a broken video is replaced by another one of about its size
+    # other videos take the place of broken ones
     for place in _in_turn(sizes):
         try:
             trials[place] = _trial(folder / clips[place].path, spec)
@@ -93,7 +93,7 @@ def videos(folder: Path, clips: Sequence[Clip], spec: FrameSpec) -> Videos:
 
 
 def _in_turn(sizes: Sequence[int]) -> Iterator[int]:
-    """Indices of clips to try: a few spread over the sizes, then others."""
+    """Indices of clips to try: a few spread over all sizes, then others."""
     yield from (seen := middles_of_equal_shares(sizes, DECODED))
     yield from (place for place in middles_of_equal_shares(sizes, OPENED) if place not in seen)
 
@@ -115,7 +115,7 @@ def _trial(path: Path, spec: FrameSpec) -> _Trial:
 
 
 def _frames_of(places: dict[int, _Trial | None], folder: Path, clips: Sequence[Clip]) -> dict[int, int]:
-    """Index -> number of frames of a video: counted if it was decoded to its end, else from its header."""
+    """Index -> number of frames of a video: counted if all were decoded, else from its header."""
     found = {}
     for place, trial in places.items():
         if trial and trial.whole:
@@ -129,7 +129,7 @@ def _frames_of(places: dict[int, _Trial | None], folder: Path, clips: Sequence[C
 def unwritten_demo(spec: DemoSpec, catalog: Catalog, frames: FrameSpec) -> tuple[Work, Videos]:
     """The cost of writing the demo, and its future videos, estimated from one clip that is drawn but not written.
 
-    Its videos are Motion JPEG, so that decoding a frame is decoding a JPEG image.
+    Its videos are Motion JPEG, so decoding a frame means decoding a JPEG image.
     """
     say("plan: drawing a clip of the demo")
     for _ in range(2):  # the first call of each function also loads what it needs
@@ -163,7 +163,7 @@ def cached(path: Path) -> Cached:
     """The clips of a finished frames store, with the first frames of a few of them.
 
     Raises:
-        ValueError: the store holds no clip.
+        ValueError: the store has no clips.
     """
     opened = store.open_frames(path)
     names = list(opened)
@@ -184,7 +184,7 @@ def pair(samples: Sequence[Sequence[bytes]], spec: FlowSpec, *, device: str) -> 
 
     Args:
         samples: the first frames of a few clips, as JPEG.
-        spec: method, directions, quantisation and quality.
+        spec: method, directions, quantization and quality.
         device: as for `flow.estimate`.
 
     Raises:
@@ -210,14 +210,14 @@ def _pair(images: Sequence[bytes], spec: FlowSpec, device: str) -> PairCost:
 
 
 def _motion(frames: np.ndarray, spec: FlowSpec, device: str) -> tuple[float, np.ndarray]:
-    """Seconds per pair, in a batch as in workers or as large as the time allows, and the flow of some pairs."""
+    """Seconds per pair, in batches as large as in workers (on a CPU, as time allows), and the flow of some pairs."""
     clock = _worked if device == "cpu" else timed
-    flow.estimate(frames[:2], spec, device=device)  # in the first call a method may compile, or load weights
+    flow.estimate(frames[:2], spec, device=device)  # a first call may compile or load weights
     seconds, motion = clock(flow.estimate, frames[:2], spec, device=device)
     pairs = flow.pairs_of(frames.shape[1:3], spec, device=flow.tensor_device(spec.method, device))
     if device == "cpu":
         pairs = min(pairs, len(frames) - 1, int(FLOW_SECONDS / max(seconds, 1e-6)))
-    else:  # a batch holds several clips: frames repeated to fill some, since one is fetched while the next is computed
+    else:  # frames are repeated to fill several batches, since one is fetched while the next is computed
         pairs *= _BATCHES
         frames = np.concatenate([frames] * -(-(pairs + 1) // len(frames)))
         flow.estimate(frames[: pairs + 1], spec, device=device)

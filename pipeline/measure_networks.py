@@ -1,8 +1,8 @@
 """Small trials of a network, from which `estimates` extrapolates trainings and scores. Nothing is written.
 
-The time on an otherwise idle machine is wanted, so the shortest of a few tries is taken. If other programs use the same
-cores, even that is far too long, since the threads of a step wait for one another. For this case one thread can be
-used, whose CPU time is measured.
+The goal is the time on an otherwise idle machine, so the shortest of a few tries is taken. If other programs use the
+same cores, even that is far too long, since the threads of a step wait for one another. For this case a single thread
+can be used, whose CPU time is measured.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ from pipeline.specs import StreamSpec
 from pipeline.tensors import limit_threads, true_float32
 from pipeline.training import train_step
 
-STEP_SECONDS = 0.5  # after a step that long, no larger one is tried
+STEP_SECONDS = 0.5  # after a step this long, no larger one is tried
 
 
 def network(spec: StreamSpec, classes: int, *, device: str, one_thread: bool = False) -> StepCost:
-    """Measure a network of random weights: train it on random inputs for a few small steps, then score some.
+    """Measure a network with random weights: train it on random inputs for a few small steps, then score some.
 
     Args:
-        spec: the stream, of which only what the time of a step depends on is used.
+        spec: the stream; only what affects the time of a step is used.
         classes: number of classes of the data set.
         device: "auto", "cpu", "cuda" ...
-        one_thread: on a CPU, use one thread; the time is then too long, at most by a factor of the number of cores.
+        one_thread: on a CPU, use one thread; the time is then too long, by at most a factor of the number of cores.
 
     Raises:
         ValueError: an unknown device or network.
-        RuntimeError: even these small steps do not fit into the memory of the device.
+        RuntimeError: even these small steps do not fit into the device's memory.
     """
     limit_threads()
     target = resolve_device(device)
@@ -70,7 +70,7 @@ def network(spec: StreamSpec, classes: int, *, device: str, one_thread: bool = F
 
 
 def timed_as(spec: StreamSpec) -> StreamSpec:
-    """The stream with fixed values for all settings that do not affect its speed: streams of equal speed become equal.
+    """The stream with fixed values for settings that do not affect its speed, so that streams of equal speed are equal.
 
     No weights are read or downloaded, and the learning rate is 0.
     """
@@ -90,13 +90,13 @@ def gpus_that_share(spec: StreamSpec, device: str) -> int:
 
 
 def _steps(run: TrainingState, classes: int, shortest: Callable[..., float]) -> dict[int, float]:
-    """Number of clips -> seconds of a training step; it grows fourfold, up to the batch, while steps are quick."""
+    """Number of clips -> seconds of a training step; clips grow fourfold, up to the batch, while steps are quick."""
     times: dict[int, float] = {}
     clips, most = min(2, run.spec.items_per_step), run.spec.items_per_step
     while clips not in times and (len(times) < 2 or max(times.values()) < STEP_SECONDS):
         inputs, labels = _batch(run, clips, classes)
         try:
-            if not times or run.device.type == "cuda":  # warm-up: the first step prepares what the next ones use
+            if not times or run.device.type == "cuda":  # warm-up
                 train_step(run, inputs, labels)
             times[clips] = shortest(train_step, run, inputs, labels)
         except RuntimeError:  # out of memory: use what was measured before
@@ -108,14 +108,14 @@ def _steps(run: TrainingState, classes: int, shortest: Callable[..., float]) -> 
 
 
 def _batch(run: TrainingState, clips: int, classes: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Random inputs, (N, C, H, W) or (N, S, C, H, W), and labels, on the device, as a training sends them ahead."""
+    """Random inputs, (N, C, H, W) or (N, S, C, H, W), and labels, on the device, where a training sends them ahead."""
     snippets = (run.spec.segments,) if run.spec.segments > 1 else ()
     inputs = torch.rand(clips, *snippets, run.spec.channels, run.spec.crop_px, run.spec.crop_px)
     return inputs.to(run.device), torch.randint(0, classes, (clips,)).to(run.device)
 
 
 def _view_seconds(run: TrainingState, shortest: Callable[..., float]) -> float:
-    """Seconds of a forward pass per view, of many views at once if that is quick."""
+    """Seconds of a forward pass per view, with many views at once if that is quick."""
     run.network.eval()
 
     @true_float32()
@@ -134,7 +134,7 @@ def _view_seconds(run: TrainingState, shortest: Callable[..., float]) -> float:
 
 
 def _shortest(clock: Callable[[], float], function: Callable[..., Any], *given: Any) -> float:
-    """Seconds of the quickest of at most three calls; of a single call if it takes long."""
+    """Seconds of the quickest of up to three calls, fewer if they take long."""
     seconds = [timed(function, *given, clock=clock)[0]]
     while len(seconds) < 3 and sum(seconds) < STEP_SECONDS:
         seconds.append(timed(function, *given, clock=clock)[0])

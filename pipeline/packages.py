@@ -1,4 +1,4 @@
-"""The packages that results depend on, and their versions from package metadata: importing torch takes seconds."""
+"""The packages that results depend on, and their versions (from metadata, since importing torch takes seconds)."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ PACKAGES = {
     "jinja2": "jinja2",
     "tqdm": "tqdm",
 }
-# OpenCV comes under four names, of which one should be installed
+# OpenCV has four package names, of which only one should be installed
 OPENCVS = ("opencv-contrib-python", "opencv-contrib-python-headless", "opencv-python", "opencv-python-headless")
-_BESIDES = ("two-stream-pipeline", "triton")  # triton comes with torch's build for CUDA, and computes TV-L1 there
+_BESIDES = ("two-stream-pipeline", "triton")  # triton comes with torch's CUDA build and computes TV-L1 on a GPU
 
 
 def version(pip: str) -> str:
-    """Version of a package by pip's name; "" if it is not installed."""
+    """Version of a package, by its pip name; "" if it is not installed."""
     try:
         return importlib.metadata.version(pip)
     except importlib.metadata.PackageNotFoundError:
@@ -36,7 +36,7 @@ def version(pip: str) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python, the system and all packages that are installed, by pip's names."""
+    """Versions of Python, the system and the installed packages among these, by pip name."""
     found = {"python": platform.python_version(), "system": f"{platform.system()} {platform.machine()}"}
     names = dict.fromkeys([*_BESIDES, *PACKAGES.values(), *OPENCVS])
     return found | {name: installed for name in names if (installed := version(name))}

@@ -1,8 +1,8 @@
 """Several processes that train one network: each takes its share of every batch, and gradients are averaged.
 
-The result does not depend on the number of processes. A step's batch is cut into `accumulate` parts, and each part into
-one piece per process. Item i of step s is the same picture whichever process reads it, and layers that would notice how
-a batch is cut act as on the whole (`whole_batch`). Only the rounding of sums differs.
+The result does not depend on the number of processes, except for the rounding of sums. A step's batch is cut into
+`accumulate` parts, and each part into one piece per process. Item i of step s is the same picture whichever process
+reads it, and layers that depend on how a batch is cut act as on the whole batch (`whole_batch`).
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ _TIMEOUT = timedelta(minutes=30)  # longest wait for another process, which may 
 
 @dataclass(frozen=True)
 class World:
-    """The processes of a training, as seen by one of them; by default it is the only one."""
+    """The processes of a training, as seen by one of them; by default the only one."""
 
     rank: int = 0
     size: int = 1
     local_size: int = 1  # processes on this machine
 
     def mean(self, value: torch.Tensor) -> torch.Tensor:
-        """The mean of the tensor over all processes; each process gets it."""
+        """The mean of the tensor over all processes, in each of them."""
         if self.size > 1:
             distributed.all_reduce(value)
             value = value / self.size
         return value
 
     def gather(self, value: Any) -> list[Any]:
-        """The values of all processes, by rank."""
+        """The values of all processes, ordered by rank."""
         if self.size == 1:
             return [value]
         found: list[Any] = [None] * self.size
@@ -50,10 +50,10 @@ class World:
 
 
 def process_count(spec: StreamSpec, device: str) -> int:
-    """How many processes train on this machine.
+    """Number of processes that train on this machine.
 
     Raises:
-        ValueError: more processes than GPUs, one GPU named for several processes, a batch that they do not divide, or
+        ValueError: more processes than GPUs, one GPU named for several processes, a batch not divisible among them, or
             `deterministic` for a network that CUDA cannot train deterministically.
     """
     target = resolve_device(device)
@@ -81,11 +81,11 @@ def process_count(spec: StreamSpec, device: str) -> int:
 def process_group(device: str, meeting: Path) -> Iterator[tuple[World, torch.device]]:
     """Join the process group that torchrun or `launch` describes in the environment; leave it at the end.
 
-    After an exception the group is not left: with NCCL that may wait for ever for processes that wait for this one.
+    After an exception the group is not left: with NCCL, leaving may wait forever for processes that wait for this one.
 
     Args:
-        device: "auto", "cpu" or "cuda"; on CUDA the process takes the GPU with its local rank.
-        meeting: file through which processes of one machine meet if MASTER_ADDR is not set; no port is opened.
+        device: "auto", "cpu" or "cuda"; on CUDA the process uses the GPU numbered by its local rank.
+        meeting: file through which the processes of one machine meet if MASTER_ADDR is not set; no port is opened.
     """
     rank, size, local, local_size = (
         int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
@@ -96,7 +96,7 @@ def process_group(device: str, meeting: Path) -> Iterator[tuple[World, torch.dev
         torch.cuda.set_device(target)
     backend = "cpu:gloo,cuda:nccl" if target.type == "cuda" else "gloo"
     store = None
-    if "MASTER_ADDR" not in os.environ:  # not as a file URI, in which torch misreads a path with a space or `#`
+    if "MASTER_ADDR" not in os.environ:  # not a file URI: torch misreads a space or `#` in it
         store = distributed.FileStore(str(meeting), size)
         store.set_timeout(_TIMEOUT)
     distributed.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=_TIMEOUT)
@@ -119,7 +119,7 @@ class ItemSampler(Sequence):
         return (self.spec.steps - self.first_step) * self.per_step
 
     def __getitem__(self, place: int) -> int:
-        """Number of the item at this place; as in every sequence, a negative one counts from the end."""
+        """Number of the item at this place; a negative place counts from the end, as in any sequence."""
         step, place = divmod(range(len(self))[place], self.per_step)
         part, i = divmod(place, self.piece)
         pieces = part * self.world.size + self.world.rank

@@ -1,6 +1,6 @@
-"""Jobs that travel to other machines: a worker there runs them only with the very code of the command that sent them.
+"""Jobs sent to other machines: a worker there runs them only if its code equals that of the command that sent them.
 
-Otherwise it would write other bytes, or bytes of an older algorithm, under the digest of the present one.
+Otherwise it could write different bytes, such as those of an older algorithm, under the current digest.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ _CODE = Path(__file__).parent
 
 @functools.cache
 def code_key() -> str:
-    """Key of the code in pipeline/: the same wherever the same version of it is installed."""
+    """Key of the code in pipeline/, which is the same wherever the same version is installed."""
     return digest_of({str(path.relative_to(_CODE)): file_hash(path) for path in sorted(_CODE.rglob("*.py"))})
 
 
 def carrier() -> Callable[[bytes], tuple[bool, Any]]:
-    """The function that runs `packed` jobs elsewhere: it gives (True, result), or (False, why it was not run).
+    """The function that runs `packed` jobs elsewhere; it returns (True, result), or (False, why it was not run).
 
-    dask sends a function of a module by its name, and one that is made at run time, like this one, as code. So neither
-    scheduler nor worker needs the project to take it, and a worker without it can say so.
+    dask sends a module's function by name, but one made at run time, like this one, as code. So neither scheduler nor
+    worker needs the project to receive it, and a worker without the project can say so.
     """
     key = code_key()
 
@@ -52,8 +52,8 @@ def carrier() -> Callable[[bytes], tuple[bool, Any]]:
 
 
 def packed(function: Callable[[Any], Any], job: Any) -> bytes:
-    """A function of a module and its job, as bytes."""
+    """A module-level function and its job, as bytes."""
     return pickle.dumps((function, job))
 
 
-code_key()  # of the code as it is loaded: its files may be replaced before the first job comes
+code_key()  # computed on import: the files may be replaced before the first job arrives

@@ -1,4 +1,4 @@
-"""Processes that this one starts leave Ctrl-C to it, and end with it, however it ends."""
+"""Child processes that leave Ctrl-C to this one and end with it, however it ends."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ _LOOK_SECONDS = 1.0
 
 @contextlib.contextmanager
 def deaf_children() -> Iterator[None]:
-    """Processes and threads that begin within the block never hear Ctrl-C (SIGINT), nor do those that they start.
+    """Processes and threads started within the block, and those that they start, never receive Ctrl-C (SIGINT).
 
-    A terminal sends it to all of them; without this, a stage that is interrupted prints a traceback for every worker.
-    The caller hears a Ctrl-C at the end of the block, so what it starts there can be made sure to end.
+    A terminal sends it to all of them, so an interrupted stage would print a traceback for every worker. The caller
+    receives it only at the end of the block, by when it can have made sure that what it started will end.
     """
-    resource_tracker.ensure_running()  # else multiprocessing starts it within the block, and unblocks SIGINT then
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # of this thread, and so of what it starts
+    resource_tracker.ensure_running()  # started within the block, it would unblock SIGINT
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # of this thread, hence of what it starts
     try:
         with _later():
             yield
@@ -32,9 +32,9 @@ def deaf_children() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _later() -> Iterator[None]:
-    """Within the block only note a Ctrl-C, which another thread may take while it is blocked here; then raise it."""
+    """Within the block only note a Ctrl-C (another thread may receive it while it is blocked here), then raise it."""
     handler = signal.getsignal(signal.SIGINT)
-    if handler is None or threading.current_thread() is not threading.main_thread():  # only that may change a handler
+    if handler is None or threading.current_thread() is not threading.main_thread():  # only that thread may set one
         yield
         return
     heard: list[int] = []
@@ -50,15 +50,15 @@ def _later() -> Iterator[None]:
 def end_with_parent() -> None:
     """Called in a child of a pool: end it when the process that it works for is gone, even if that was killed.
 
-    The libraries do not see to it: torch looks whether its processes have another parent, but that is the fork server,
-    which lives as long as one of them does.
+    The libraries do not ensure this: torch checks whether its processes' parent has changed, but that is the fork
+    server, which lives as long as one of them does.
     """
     parent = multiprocessing.parent_process()
     threading.Thread(target=_end_after, args=[parent and parent.sentinel, os.getppid()], daemon=True).start()
 
 
 def _end_after(sentinel: int | None, number: int) -> None:
-    """Wait for the parent, by its sentinel; joblib's processes have none, but its number as that of their parent."""
+    """Wait for the parent's end by its sentinel, or for joblib's processes, which have none, by its process id."""
     if sentinel is not None:
         connection.wait([sentinel])
     while sentinel is None and os.getppid() == number:

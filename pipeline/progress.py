@@ -1,4 +1,4 @@
-"""Progress of a stage: a bar on a terminal, a plain line now and then in a log."""
+"""Progress of a stage: a bar on a terminal, occasional plain lines in a log."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import time
 from pipeline.console import plain
 
 tqdm = None
-with contextlib.suppress(ImportError):  # without tqdm, lines are written in place of a bar
+with contextlib.suppress(ImportError):  # without tqdm, lines replace the bar
     from tqdm import tqdm
 _BAR_SECONDS = 2.0
 _last_said = ""
@@ -22,9 +22,9 @@ def last_said() -> str:
 
 
 def say(text: str) -> None:
-    """Print a message for the user, above any bar; unprintable characters, as of file names, are escaped.
+    """Print a message for the user, above any bar; unprintable characters, such as in file names, are escaped.
 
-    That nobody can read it (a log that is closed, or on a full disk) does not end the work.
+    A message that cannot be written (to a closed log, or a full disk) is dropped; the work continues.
     """
     global _last_said
     _last_said = text = "\n".join(map(plain, text.split("\n")))
@@ -39,13 +39,13 @@ def say(text: str) -> None:
 
 
 def _on_terminal() -> bool:
-    with contextlib.suppress(OSError, ValueError):  # it is closed
+    with contextlib.suppress(OSError, ValueError):  # closed
         return sys.stderr is not None and sys.stderr.isatty()
     return False
 
 
 def duration_text(seconds: float) -> str:
-    """A duration as text, in its two largest units: 42 s, 3 min 20 s, 5 h 10 min, 75 days 2 h."""
+    """A duration in its two largest units, as text: 42 s, 3 min 20 s, 5 h 10 min, 75 days 2 h."""
     seconds = round(seconds)
     for size, unit, smaller_size, smaller in ((86400, "days", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
         if seconds >= size:
@@ -58,8 +58,8 @@ class Progress:
     """Counts units of work. A context manager; call `advance(n)` when n more units are done.
 
     On a terminal it shows a tqdm bar (units/s, time left). Otherwise it prints a line at the start, then at most one
-    line every `line_seconds`, so that the log of a night stays readable; and one after `silence_seconds` without any,
-    since a shard of long videos may take that long.
+    every `line_seconds`, so that the log of a night stays readable, and one after `silence_seconds` without any, since
+    a shard of long videos may take that long.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class Progress:
         return self
 
     def _wait(self, silence_seconds: float) -> None:
-        """Say now and then for how long nothing has been done, or let the bar show how time passes."""
+        """After each long silence say how long nothing was done; on a terminal keep the bar's clock running."""
         while not self._over.wait(_BAR_SECONDS if self._bar is not None else silence_seconds):
             if self._bar is not None:
                 self._bar.refresh()
@@ -89,7 +89,7 @@ class Progress:
                 say(f"{count}, waiting for the next for {duration_text(quiet)}")
 
     def advance(self, n: int = 1, note: str = "") -> None:
-        """Say that n more units are done; `note` (such as a loss) is shown beside the count."""
+        """Count n more units as done; `note` (such as a loss) is shown beside the count."""
         self.done += n
         if self._bar is not None:
             self._bar.update(n)

@@ -1,4 +1,4 @@
-"""Remarks printed when a dataset is read, before hours are spent on it: what is ignored, empty or likely a mistake."""
+"""Remarks printed when a dataset is read, before hours are spent on it: what is ignored, empty or likely wrong."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ _NAMES_OF_PARTS = {"train", "training", "val", "valid", "validation", "dev", "te
 def on_files(
     spec: DatasetSpec, *, clips: int, videos: int, absent: Sequence[str], others: Sequence[str], lost: Sequence[str]
 ) -> None:
-    """Print which files of the folder are ignored, and which videos of the lists are absent.
+    """Print which files in the folder are ignored and which listed videos are absent.
 
     Args:
         spec: the dataset.
         clips: number of clips in its catalog.
         videos: number of videos in the folder.
-        absent: paths that the lists name but that are not on disk.
+        absent: listed paths that are not on disk.
         others: paths of files that are not videos.
-        lost: paths of links that lead nowhere.
+        lost: paths of broken links.
     """
     if lost:
         say(f"catalog: {told_lost(spec, lost)}; they are ignored")
@@ -36,7 +36,7 @@ def on_files(
 
 
 def on_classes(spec: DatasetSpec, classes: Sequence[str], *, trained: Collection[str], split: str) -> None:
-    """Print which classes are likely a mistake or cannot be learnt; `trained` holds the classes with training clips."""
+    """Print which classes are likely a mistake or cannot be learned; `trained`: the classes with training clips."""
     if classes and spec.layout == "folder" and {name.lower() for name in classes} <= _NAMES_OF_PARTS:
         say(
             f"catalog: the classes are {some(classes)}, as the first folder of each path has it; if these are "
@@ -49,7 +49,7 @@ def on_classes(spec: DatasetSpec, classes: Sequence[str], *, trained: Collection
 
 
 def on_group(spec: DatasetSpec, split: str, tested: Collection[str]) -> None:
-    """Print that a number was taken for the name of a group, where it would else draw the test part."""
+    """Print that a number was taken as the name of a group, where it would otherwise draw the test part."""
     if split.isdecimal() and spec.layout in ("folder", "csv") and set(tested) == {split}:
         say(
             f"catalog: split {split} is the name of a group, which alone is the test part; a number that names no "
@@ -58,7 +58,7 @@ def on_group(spec: DatasetSpec, split: str, tested: Collection[str]) -> None:
 
 
 def on_parts(present: Collection[str]) -> None:
-    """Print which parts are empty: frames and flow need no parts, but fusion and report, hours later, do."""
+    """Print which parts are empty: frames and flow do not need them, but fusion and report, hours later, do."""
     cures = {
         "val": "the last weights are kept, and the average is the only fusion; others want [dataset] val_fraction and "
         "enough groups",
@@ -70,7 +70,7 @@ def on_parts(present: Collection[str]) -> None:
 
 
 def on_copies(ids: Sequence[str]) -> None:
-    """Print which validation and test clips equal a training clip byte for byte: accuracies on them mean nothing."""
+    """Print which validation and test clips are byte-for-byte training clips: accuracies on them mean nothing."""
     if ids:
         say(f"catalog: {len(ids)} validation or test clips are byte for byte training clips: {some(ids)}")
 

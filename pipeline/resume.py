@@ -1,4 +1,4 @@
-"""The state of a training, and the file from which it resumes, on any number of processes."""
+"""The state of a training and the file from which it resumes, with any number of processes."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from pipeline.whole_batch import Piece, draw_for_whole_batch
 
 _FORMAT, _VERSION = "two-stream-resume", 1
 _CURVE_POINTS = 1000
-_QUICK_S = 1.0  # what saves faster is saved as often as the settings say
-_SHARE_OF_SAVING = 0.02  # of the time, at most, for `resume.pt`, if saving is not quick
-UNUSABLE = ".unusable"  # ending of a state that could not be read; it is kept until the training is done
+_QUICK_S = 1.0  # if saving is faster than this, it happens as often as the settings say
+_SHARE_OF_SAVING = 0.02  # largest share of the time spent on saving, if that is not quick
+UNUSABLE = ".unusable"  # suffix of a state that could not be read, which is kept until the training is done
 
 
 def identity_of(spec: StreamSpec, inputs_key: str, classes: Sequence[str], other_classes: Sequence[str]) -> str:
@@ -32,7 +32,7 @@ def identity_of(spec: StreamSpec, inputs_key: str, classes: Sequence[str], other
 
 
 def steps_done(path: Path, identity: str) -> int:
-    """Steps done in `resume.pt` by a training of this identity; 0 if it would start anew."""
+    """Steps that a training of this identity has done according to `resume.pt`; 0 if it would start over."""
     try:
         saved = _read(path, mmap=True)
     except (FileNotFoundError, ValueError):
@@ -44,7 +44,8 @@ def _read(path: Path, *, mmap: bool = False) -> dict[str, Any]:
     """What `TrainingState.save` wrote.
 
     Raises:
-        FileNotFoundError, OSError, MemoryError, ValueError: as `checkpoint.load_tensors`; a part is missing.
+        FileNotFoundError, OSError, MemoryError: as `checkpoint.load_tensors`.
+        ValueError: as `checkpoint.load_tensors`, or a part is missing.
     """
     saved = load_tensors(path, _FORMAT, _VERSION, mmap=mmap)
     parts = {"identity": str, "step": int, **dict.fromkeys(("network", "optimizer", "scaler", "best", "curve"), dict)}
@@ -67,17 +68,17 @@ class Best:
 
 @dataclass
 class Curve:
-    """What is recorded of a training, for `curve.json`."""
+    """What is recorded about a training, for `curve.json`."""
 
     steps: list[int] = field(default_factory=list)
     """Steps done at each point."""
     loss: list[float] = field(default_factory=list)
-    """Mean loss of the steps since the point before."""
+    """Mean loss of the steps since the previous point."""
     learning_rate: list[float] = field(default_factory=list)
     validation: list[dict[str, float]] = field(default_factory=list)
     """{"step", "top1", "loss"} of every validation."""
     pending: list[float] = field(default_factory=list)
-    """Losses that are not in a point yet."""
+    """Losses not yet part of a point."""
     seconds: float = 0.0
     seconds_stepping: float = 0.0
     """Time in training steps."""
@@ -87,7 +88,7 @@ class Curve:
     """Time spent writing `resume.pt`."""
 
     def record(self, loss: float, spec: StreamSpec, step: int) -> None:
-        """Note the loss of the last of `step` steps; add a point once enough are pending (about 1000 a training)."""
+        """Note the loss of the last of `step` steps; add a point once enough are pending (about 1000 per training)."""
         self.pending.append(loss)
         if len(self.pending) >= max(1, spec.steps // _CURVE_POINTS) or step == spec.steps:
             self.steps.append(step)
@@ -102,10 +103,10 @@ class TrainingState:
     Attributes:
         network, optimizer, scaler: torch's.
         model: the network as training calls it; its gradients are averaged over all processes.
-        world, device, piece: all processes, the device of this one, and the piece of a batch that it computes.
+        world, device, piece: all processes, this one's device, and the piece of a batch that it computes.
         step: steps done.
-        best: the best validation so far, None before the first.
-        curve: what is recorded.
+        best: the best validation so far; None before the first.
+        curve: the record of the training.
     """
 
     def __init__(
@@ -118,7 +119,7 @@ class TrainingState:
         other_classes: int = 0,
         start: Path | None = None,
     ):
-        """The arguments are those of `networks.build`, the device, and the processes (None: this one alone)."""
+        """Takes the arguments of `networks.build`, the device, and the processes (None: only this one)."""
         torch.manual_seed(spec.seed)
         self.spec, self.device, self.world = spec, device, world or World()
         self.network = build(spec, num_classes, other_classes, start=start).to(
@@ -136,7 +137,7 @@ class TrainingState:
         """What the settings leave open: the device, the precision, and the version of the ImageNet weights."""
         if self.device.type == "cuda":
             device = torch.cuda.get_device_name(self.device)
-        else:  # their number changes the order of sums
+        else:  # the number of threads changes the order of sums
             threads = torch.get_num_threads()
             device = f"{self.device.type}, {threads} thread{'s' * (threads != 1)}"
         found = {"device": device, "precision": recipe.name_of(self.precision)}
@@ -150,13 +151,13 @@ class TrainingState:
         save_tensors(path, {**about, **parts, "step": self.step, "best": best, "curve": asdict(self.curve)})
 
     def resume(self, path: Path, identity: str) -> None:
-        """Resume from `resume.pt` if it has the same identity; if it is there but cannot be used, print why.
+        """Resume from `resume.pt` if it has the same identity; if it exists but cannot be used, print why.
 
         Raises:
             ValueError: the processes would resume from different steps, or have different identities.
         """
         self._load(path, identity)
-        starts = self.world.gather((self.step, identity))  # each process has read the folder and the settings itself
+        starts = self.world.gather((self.step, identity))  # each has read files and settings itself
         if different := [rank for rank, start in enumerate(starts) if start != starts[0]]:
             (step, own), (first, expected) = starts[different[0]], starts[0]
             alike = f"goes on from step {step}, process 0 from step {first}"
@@ -180,7 +181,7 @@ class TrainingState:
             say(f"{self.spec.stream}: training starts anew: {path} belongs to other settings or inputs")
             return
         for name in ("network", "optimizer", "scaler"):
-            if saved[name]:  # a scaler that was not in use has no state; one that is in use now then starts anew
+            if saved[name]:  # a scaler that was not in use has no state to load
                 getattr(self, name).load_state_dict(saved[name])
         self.step, self.curve = saved["step"], Curve(**saved["curve"])
         self.best = Best(**saved["best"]) if saved["best"] else None
@@ -188,16 +189,17 @@ class TrainingState:
 
 
 class Saving:
-    """Saves `resume.pt` when called, but less often where that would take more than `_SHARE_OF_SAVING` of the time.
+    """Saves `resume.pt` when called, but less often if that would take more than `_SHARE_OF_SAVING` of the time.
 
-    A gigabyte of weights and momentum takes seconds, in which a GPU waits; between two saves it may do 500 steps in 20.
+    Writing a gigabyte of weights and momentum takes seconds in which the GPU waits; in 20 s it may do the 500 steps
+    between two saves.
     """
 
     def __init__(self, save: Callable[[], None], curve: Curve):
         self._save, self._curve, self._took, self._ended = save, curve, 0.0, time.monotonic()
 
     def __call__(self) -> None:
-        """Save, unless the last time was too short a while ago."""
+        """Save, unless the last save was too recent for the time that it took."""
         began = time.monotonic()
         if self._took > max(_QUICK_S, _SHARE_OF_SAVING * (began - self._ended)):
             return

@@ -1,7 +1,6 @@
 """Which clips share a shard: a binary trie over hashed ids.
 
-It depends on the names and sizes of the clips alone, so a clip that is added or changed touches its own shard and no
-other.
+The plan depends only on the names and sizes of the clips, so adding or changing a clip affects only its own shard.
 """
 
 from __future__ import annotations
@@ -15,10 +14,10 @@ from pipeline.catalog import Clip
 
 
 def plan_shards(clips: Iterable[Clip], *, most_clips: int, most_bytes: int) -> dict[str, tuple[Clip, ...]]:
-    """Cut clips into shards of at most `most_clips` clips and `most_bytes` of video (one clip may be larger).
+    """Divide clips into shards of at most `most_clips` clips and `most_bytes` of video (one clip may be larger).
 
     Extendible hashing: the bits of a clip's hashed id lead down a binary trie, and a leaf that is too full is split.
-    A shard is named by its path: with one clip too many, shard 01 becomes 010 and 011, and no other changes.
+    A shard is named after its path: with one clip too many, shard 01 becomes 010 and 011, and no other changes.
     """
     clips = list(clips)
     leaves: dict[str, tuple[Clip, ...]] = {}

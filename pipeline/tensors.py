@@ -1,4 +1,4 @@
-"""Files of tensors, written whole or not at all, read without executing code in them; torch's threads, true float32."""
+"""Files of tensors, written whole or not at all, read without executing their code; torch's threads; true float32."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from pipeline.limits import usable_cores
 
 def save_tensors(path: Path, values: dict[str, Any]) -> None:
     """Write a dict of tensors and plain values, whole or not at all."""
-    # an open file, because torch writes a path's name into the file: equal values then give equal bytes
+    # an open file, since torch would store the name of a path: so equal values give equal bytes
     with commit(path) as temporary, temporary.open("wb") as file:
         try:
             torch.save(values, file)
         except RuntimeError as error:
-            # what ends a write (Ctrl-C, a full disk) is hidden by torch's complaint that the file is too short then
+            # torch then complains of a short file, which hides what ended the write (Ctrl-C, a full disk)
             hidden = error.__context__
             while hidden is not None and not isinstance(hidden, (KeyboardInterrupt, OSError)):
                 hidden = hidden.__context__
@@ -35,14 +35,14 @@ def read_tensors(path: Path | str, *, mmap: bool = False) -> Any:
     """Read what `torch.save` wrote, onto the CPU; with `mmap` a tensor is read when it is used.
 
     Raises:
-        OSError, MemoryError: it cannot be read now, and nothing is known about its content.
-        DamagedFile: its content is no dict of tensors and plain values.
+        OSError, MemoryError: the file cannot be read now; this says nothing about its content.
+        DamagedFile: its content is not tensors and plain values.
     """
     try:
-        # older files are no zip files, which torch cannot map
+        # torch cannot map older files, which are not zip files
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and zipfile.is_zipfile(path))
-    except Exception as error:  # whatever an unpickler or the reader of a zip file may raise
-        file_hash(Path(path))  # a failing disk looks like damage to torch, and damage like a failing disk: this tells
+    except Exception as error:  # whatever an unpickler or zip reader may raise
+        file_hash(Path(path))  # torch confuses damage and a failing disk: raises for the latter
         if isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error):
             raise MemoryError(f"there is not enough memory to read {path}") from error
         raise DamagedFile(
@@ -52,7 +52,7 @@ def read_tensors(path: Path | str, *, mmap: bool = False) -> Any:
 
 
 def limit_threads() -> None:
-    """Let torch use no more threads than `usable_cores`, unless OMP_NUM_THREADS says how many.
+    """Limit torch to `usable_cores` threads, unless OMP_NUM_THREADS sets the number.
 
     In a container it would start one for each core of the machine, and they would wait for one another.
     """
@@ -64,8 +64,8 @@ def limit_threads() -> None:
 def true_float32() -> Iterator[None]:
     """Within the block a GPU multiplies and convolves in true float32, not in TF32, which has a 10-bit mantissa.
 
-    torch uses TF32 for convolutions by default, and for matrices if the user, or an environment variable, asked for it.
-    These settings are the process's: of blocks in several threads, the last one to end restores them.
+    torch uses TF32 for convolutions by default, and for matrices if the user or an environment variable asked for it.
+    The settings apply to the whole process: with blocks in several threads, the last one to end restores them.
     """
     with _IN_TRUE_FLOAT32.lock:
         _IN_TRUE_FLOAT32.blocks += 1
@@ -81,7 +81,7 @@ def true_float32() -> Iterator[None]:
 
 
 class _Blocks:
-    """The blocks of `true_float32` that are open, and what restores the settings after them."""
+    """The number of open `true_float32` blocks, and what restores the settings after them."""
 
     def __init__(self):
         self.lock, self.blocks, self.restore = threading.Lock(), 0, contextlib.ExitStack()
@@ -92,8 +92,8 @@ _IN_TRUE_FLOAT32 = _Blocks()
 
 @contextlib.contextmanager
 def _without_tf32() -> Iterator[None]:
-    # torch has two ways to ask for it; both are set, because either may have been used, and the older one cannot be
-    # read while the two differ
+    # torch has two interfaces for this; both are set, because either may have been used, and the older one cannot be
+    # read while they differ
     libraries = torch.backends.cudnn, torch.backends.cuda.matmul
     operations = torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.cudnn.rnn
     allowed = [_allows_tf32(library) for library in libraries]
@@ -110,7 +110,7 @@ def _without_tf32() -> Iterator[None]:
 def _allows_tf32(library: Any) -> bool | None:
     try:
         return library.allow_tf32
-    except RuntimeError:  # the newer way was used
+    except RuntimeError:  # the newer interface was used
         return None
 
 

@@ -1,7 +1,7 @@
 """Video file -> frames, one at a time, with OpenCV's FFmpeg decoder.
 
 Frames are counted by decoding them, because the count in the header is often one too high and sometimes negative.
-Rotation tags are honoured.
+Rotation tags are respected.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ class VideoError(ClipError):
 class Video:
     """One open video.
 
-    It can be iterated once and yields (image, pts_seconds): an image (H, W, 3) uint8 RGB and its presentation time.
+    Iterating, which works once, yields (image, pts_seconds): (H, W, 3) uint8 RGB and its presentation time.
 
     Args:
         path: the file.
-        short_side_px: frames are resized to this short side; 0 keeps their size.
-        timeout_seconds: limit of the total decoding time; 0 means no limit.
+        short_side_px: short side to which frames are resized; 0 keeps their size.
+        timeout_seconds: limit on the total decoding time; 0 means no limit.
 
     Raises:
         VideoError: the file is empty or cannot be opened, or decoding takes too long.
-        FileNotFoundError: the file does not exist, as when a disk is not mounted; this is no fault of the video.
+        FileNotFoundError: the file does not exist, for example on an unmounted disk; the video is not at fault.
     """
 
     def __init__(self, path: Path | str, *, short_side_px: int = 0, timeout_seconds: float = 0.0):
-        # absolute, because a name such as `-x.avi` or `a:b.avi` must not look like an option or a protocol
+        # absolute, so that a name like `-x.avi` or `a:b.avi` is not taken for an option or a protocol
         self.path = Path(path).absolute()
         self.short_side_px = short_side_px
         self.timeout_seconds = timeout_seconds
@@ -51,7 +51,7 @@ class Video:
             raise VideoError("the file is empty (0 bytes)")
         if not os.access(self.path, os.R_OK):
             raise VideoError("there is no permission to read the file")
-        os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # FFmpeg's messages name no file; ours do
+        os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # FFmpeg's messages do not name the file; ours do
         self._capture = cv2.VideoCapture(str(self.path), cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
         if not self._capture.isOpened():
             raise VideoError("it cannot be opened: not a video, or one that OpenCV's FFmpeg does not know")
@@ -74,7 +74,7 @@ class Video:
             while True:
                 begun = time.monotonic()
                 read, image = self._capture.read()
-                spent += time.monotonic() - begun  # what is done with a frame meanwhile is not the video's
+                spent += time.monotonic() - begun  # not the caller's time
                 if self.timeout_seconds and spent > self.timeout_seconds:
                     raise VideoError(f"decoding takes longer than {self.timeout_seconds:g} s")
                 if not read:
@@ -94,7 +94,7 @@ class Video:
 
 
 def target_size(height: int, width: int, short_side_px: int) -> tuple[int, int]:
-    """(height, width) with the short side at `short_side_px` and the aspect ratio kept; 0 keeps the size.
+    """(height, width) with a short side of `short_side_px` and the same aspect ratio; 0 keeps the size.
 
     Example: 240 x 320 at 256 gives 256 x 341.
     """
@@ -114,11 +114,11 @@ def resized(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def try_decoding(path: Path | str, *, timeout_seconds: float) -> None:
-    """Decode a video to its end in a process of its own, which may crash or hang without harm to this one.
+    """Decode a video to its end in a separate process, which may crash or hang without harming this one.
 
     Raises:
         VideoError: the decoder crashed, or took longer than `timeout_seconds`.
-        MachineFault: the process was killed from outside, perhaps for want of memory, for which no video is to blame.
+        MachineFault: the process was killed from outside, perhaps for lack of memory; the video is not at fault.
     """
     command = [
         sys.executable,
