@@ -201,8 +201,7 @@ def spec_of(path: Path | str, values: dict[str, Any]) -> StreamSpec:
     """
     try:
         stack = StackSpec(**values["stack"]) if values.get("stack") else None
-        lists = {name: tuple(values[name]) for name in ("milestones", "with_same") if name in values}
-        return StreamSpec(**{**values, **lists, "stack": stack})
+        return StreamSpec(**{**values, "stack": stack})
     except TypeError as error:
         raise ValueError(
             f"{path} has settings that this code does not know ({error}); update the code, or train again"

@@ -75,7 +75,8 @@ def partly_encoded(items: Dataset, numbers: ItemSampler, device: torch.device, w
     tried = list(itertools.islice(numbers, _TRIED))
     encoded, _ = stack_items([items.encoded(number) for number in tried])
     if isinstance(encoded, ViewBatch):
-        _say(numbers, "planes that are resized before the crop are decoded by the CPU", only_if=wanted > 0)
+        if wanted > 0:
+            _say(numbers, "planes that are resized before the crop are decoded by the CPU")
         return items
     try:
         _compare(encoded.data.split(encoded.sizes), device)
@@ -112,9 +113,9 @@ def balanced_share(gpu: float, loading: float, leaving: float) -> float:
     return round(share, 2) if share >= _LEAST_SHARE else 0.0
 
 
-def _say(numbers: ItemSampler, text: str, *, only_if: bool = True) -> None:
+def _say(numbers: ItemSampler, text: str) -> None:
     """Say it once for all processes: each finds its own share, but they are alike."""
-    if only_if and numbers.world.rank == 0:
+    if numbers.world.rank == 0:
         say(f"[{numbers.spec.stream}] {text}")
 
 

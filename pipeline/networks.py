@@ -162,13 +162,13 @@ def check(spec: StreamSpec) -> None:
     """
     if spec.start == "imagenet":
         imagenet.refuse(spec)
-    if spec.start not in ("scratch", "imagenet") and not Path(spec.start).is_file():
+    if spec.start_file and not spec.start_file.is_file():
         raise FileNotFoundError(
             f"[{spec.stream}] start is {spec.start!r}, which is no file; allowed: scratch, imagenet, or a weights file"
         )
     network = _on_meta(spec)
     refuse_crop(network.body, spec)
-    if spec.start not in ("scratch", "imagenet"):
+    if spec.start_file:
         _of_body(network, read_weights(spec.start, mmap=True), spec, spec.start)
 
 

@@ -109,11 +109,7 @@ class Report(Stage):
 
         above = self.requires()
         stores = {"Frames": store.open_frames(above["frames"].path), "Flow": store.open_flow(above["flow"].path)}
-        report.write(
-            self.folder,
-            dataset=self.dataset_name,
-            split=self.split_name,
-            **self.tables(),
+        chain = report.Chain(
             fusion=self.chosen(),
             curves={stream: files.read_json(above[stream].path) for stream in STREAMS},
             failed=metrics.first_reasons({stage: opened.failed for stage, opened in stores.items()}),
@@ -124,8 +120,9 @@ class Report(Stage):
                 for t in self.before()
             ],
             counts=store.read_catalog(above["catalog"].path).counts(),
-            inputs=self.inputs_key(),
         )
+        about = {"dataset": self.dataset_name, "split": self.split_name, "inputs": self.inputs_key()}
+        report.write(self.folder, chain, **self.tables(), **about)
         files.link(self.folder.parent / "latest", self.folder)
 
     def all_settings(self) -> dict[str, dict]:

@@ -11,6 +11,7 @@ from pages import HOSTILE, Page
 from pipeline import report
 from pipeline.fusion import average
 from pipeline.report import figures, metrics
+from pipeline.report.metrics import Chain
 from pipeline.scores import Scores
 
 CURVE = {
@@ -52,11 +53,16 @@ def arguments(labels=(0, 0, 1, 1, 2, 2), spatial=(0, 1, 1, 1, 0, -1), temporal=(
     return {**values, **changes}
 
 
+def write(folder, **given) -> dict:
+    of_chain = {name: given.pop(name) for name in Chain.__dataclass_fields__ if name in given}
+    return report.write(folder, Chain(**of_chain), **given)
+
+
 BEST = {"last_step": 6, "best_step": 6, "device": "", "precision": ""}
 
 
 def test_metrics_are_those_counted_by_hand(tmp_path):
-    numbers = report.write(tmp_path, **arguments())
+    numbers = write(tmp_path, **arguments())
     assert numbers == json.loads((tmp_path / "metrics.json").read_text())
     assert (numbers["dataset"], numbers["split"], numbers["num_test"], numbers["num_failed"]) == ("toy", "1", 6, 1)
     assert numbers["spatial"]["top1"] == pytest.approx(3 / 6)
@@ -159,7 +165,7 @@ def test_tables_scroll_inside_their_own_container(hostile_page, html):
 @pytest.fixture(scope="module")
 def html(tmp_path_factory) -> str:
     folder = tmp_path_factory.mktemp("page")
-    report.write(folder, **arguments())
+    write(folder, **arguments())
     return (folder / "report.html").read_text(encoding="utf-8")
 
 
@@ -172,7 +178,7 @@ def hostile_page(tmp_path_factory) -> Page:
     given["odd"] = {HOSTILE[0]: HOSTILE[4]}
     given["settings"] = {HOSTILE[0]: {HOSTILE[3]: HOSTILE[5]}}
     given["stages"] = [{"stage": HOSTILE[0], HOSTILE[3]: HOSTILE[1]}]
-    report.write(folder, **given)
+    write(folder, **given)
     for drawing in (folder / "figures").glob("*.svg"):
         ElementTree.parse(drawing)  # well-formed, whatever the class names
     return Page((folder / "report.html").read_bytes().decode("utf-8"))
@@ -238,7 +244,7 @@ def test_inline_drawings_follow_the_theme_and_share_no_ids():
     ids=["empty", "only validation", "only loss"],
 )
 def test_a_curve_may_lack_what_it_likes(tmp_path, curve):
-    numbers = report.write(tmp_path, **arguments(curves={"spatial": curve}))
+    numbers = write(tmp_path, **arguments(curves={"spatial": curve}))
     assert numbers["training"]["spatial"]["best_step"] is None
 
 
@@ -246,7 +252,7 @@ def test_a_page_without_validation_clips_claims_no_choice(tmp_path):
     curve = {**CURVE, "validation": []}
     given = arguments(curves={"spatial": curve}, fusion={"average": {"weight": 0.5, "val_top1": None}})
     given["fused"] = {"average": given["fused"]["average"]}
-    report.write(tmp_path, **given)
+    write(tmp_path, **given)
     html = (tmp_path / "report.html").read_text()
     assert "Nothing was chosen: without validation clips the weights of the last step are kept" in html
     assert "The plain mean, which has nothing to choose" in html and "and a p just below 0.05 is no proof" in html
@@ -258,18 +264,18 @@ def test_a_page_without_validation_clips_claims_no_choice(tmp_path):
 @pytest.mark.parametrize(("choice", "said"), [({"chosen_from": [1.0]}, True), ({"note": "given"}, False)])
 def test_a_c_that_was_given_is_not_called_chosen(tmp_path, choice, said):
     svm = {"c": 1.0, "choice": choice, "fitted_top1": 1.0}
-    report.write(tmp_path, **arguments(fusion={**arguments()["fusion"], "svm": svm}))
+    write(tmp_path, **arguments(fusion={**arguments()["fusion"], "svm": svm}))
     assert ("the SVM with its C were chosen" in (tmp_path / "report.html").read_text()) == said
 
 
 def test_the_page_tells_where_and_how_a_stream_was_trained(tmp_path):
-    report.write(tmp_path, **arguments(curves={"spatial": {**CURVE, "device": "abacus", "precision": "bfloat16"}}))
+    write(tmp_path, **arguments(curves={"spatial": {**CURVE, "device": "abacus", "precision": "bfloat16"}}))
     assert "in bfloat16 on abacus." in (tmp_path / "report.html").read_text()
 
 
 def test_same_input_same_bytes(tmp_path):
     for run in ("first", "second"):
-        report.write(tmp_path / run, **arguments())
+        write(tmp_path / run, **arguments())
     names = sorted(path.relative_to(tmp_path / "first") for path in (tmp_path / "first").rglob("*.*"))
     assert len(names) == 10 and not [name for name in names if name.name.startswith(".")]
     for name in names:
@@ -282,7 +288,7 @@ def test_metrics_come_last(tmp_path, monkeypatch):
 
     monkeypatch.setattr(report.page, "render", fail)
     with pytest.raises(OSError, match="disk full"):
-        report.write(tmp_path, **arguments())
+        write(tmp_path, **arguments())
     assert not (tmp_path / "metrics.json").exists() and not (tmp_path / "report.html").exists()
 
 

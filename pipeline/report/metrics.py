@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,28 @@ from pipeline.report import uncertainty
 from pipeline.report.uncertainty import Bootstrap
 from pipeline.scores import Scores
 from pipeline.specs import FUSIONS, STREAMS
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chain:
+    """What the stages before the report leave, apart from the scores."""
+
+    fusion: Mapping[str, Any]
+    """Parameters of each fusion, as `fusion.fuse` gives them. Lists of lists (the SVM's coefficients) are left out of
+    the page and of the metrics."""
+    curves: Mapping[str, Mapping[str, Any]]
+    """Stream -> training curve: `steps`, `loss`, `learning_rate`, equally long; `validation`, a list of `step`, `top1`
+    and perhaps `loss`; `best_step`. A curve may be absent, and so may any of its keys."""
+    failed: Sequence[Mapping[str, str]]
+    """`id`, `stage` and `reason` of every failed clip, whatever its part."""
+    odd: Mapping[str, str]
+    """Clip id -> what is odd about a clip that is still used (fewer frames than its header promises)."""
+    settings: Mapping[str, Mapping[str, Any]]
+    """Stage -> its settings, as `Spec.as_dict` gives them."""
+    stages: Sequence[Mapping[str, Any]]
+    """One row per stage, with `stage`, `digest` and any further columns."""
+    counts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    """Part -> `clips`, `groups` or the like."""
 
 
 def headline_text(numbers: Mapping[str, Any]) -> str:
@@ -43,19 +66,7 @@ def join(streams: Mapping[str, Scores], fused: Mapping[str, Scores]) -> dict[str
     return {name: first.join(table)[1] for name, table in ordered.items()}
 
 
-def collect(
-    tables: Mapping[str, Scores],
-    *,
-    dataset: str,
-    split: str,
-    fusion: Mapping,
-    curves: Mapping,
-    failed: Sequence[Mapping[str, str]],
-    odd: Mapping[str, str],
-    settings: Mapping,
-    stages: Sequence[Mapping],
-    counts: Mapping,
-) -> dict:
+def collect(tables: Mapping[str, Scores], chain: Chain, *, dataset: str, split: str) -> dict:
     """The content of `metrics.json`: plain JSON values, accuracies as shares 0..1. Arguments as `report.write`'s."""
     average = tables["average"]
     bootstrap = Bootstrap(tables, average.groups)
@@ -65,19 +76,19 @@ def collect(
         "split": split,
         "num_test": len(average),
         "num_failed": len(average.failed),
-        "num_failed_all_parts": len({row["id"] for row in failed} | set(average.failed)),
-        "odd": dict(odd),
+        "num_failed_all_parts": len({row["id"] for row in chain.failed} | set(average.failed)),
+        "odd": dict(chain.odd),
         **{name: summary(name, bootstrap) for name in STREAMS},
         "fused": {n: {**summary(n, bootstrap), "against_stream": comparison(n, bootstrap)} for n in fusions},
         "intervals": bootstrap.as_dict(),
         "classes": list(average.classes),
         "per_class": per_class(tables),
         "agreement": agreement(tables),
-        "fusion": _without_matrices(fusion),
-        "training": {name: _best(curve) for name, curve in curves.items()},
-        "seeds": dict(_seeds(settings)),
-        "counts": {part: dict(row) for part, row in counts.items()},
-        "stages": [dict(row) for row in stages],
+        "fusion": _without_matrices(chain.fusion),
+        "training": {name: _best(curve) for name, curve in chain.curves.items()},
+        "seeds": dict(_seeds(chain.settings)),
+        "counts": {part: dict(row) for part, row in chain.counts.items()},
+        "stages": [dict(row) for row in chain.stages],
         "versions": versions(),
     }
 

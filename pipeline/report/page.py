@@ -12,6 +12,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from pipeline.report import figures, metrics
+from pipeline.report.metrics import Chain
 from pipeline.scores import Scores
 from pipeline.specs import STREAMS
 
@@ -25,14 +26,14 @@ LABELS = {
 ROWS_SHOWN = 60  # a longer list of misclassified clips is collapsed
 
 
-def render(tables: Mapping[str, Scores], numbers: Mapping, drawn: Mapping[str, Figure], context: Mapping) -> str:
+def render(tables: Mapping[str, Scores], numbers: Mapping, drawn: Mapping[str, Figure], chain: Chain) -> str:
     """The page of a report as HTML.
 
     Args:
         tables: as `metrics.join` gives them.
         numbers: as `metrics.collect` gives them.
         drawn: as `figures.draw` gives them.
-        context: `settings` and `failed`, as `report.write` got them.
+        chain: as `report.write` got it.
     """
     return (
         _environment()
@@ -46,11 +47,11 @@ def render(tables: Mapping[str, Scores], numbers: Mapping, drawn: Mapping[str, F
             figures={name: Markup(figures.inline(figure, name)) for name, figure in drawn.items()},
             pairs=metrics.confused_pairs(tables["average"]),
             misclassified=metrics.misclassified(tables),
-            failures=metrics.failures(tables, context["failed"]),
+            failures=metrics.failures(tables, chain.failed),
             rows_shown=ROWS_SHOWN,
             fusion=_fusion_rows(numbers["fusion"]),
             c_was_chosen="chosen_from" in numbers["fusion"].get("svm", {}).get("choice", {}),
-            settings={stage: list(metrics.flattened(values)) for stage, values in context["settings"].items()},
+            settings={stage: list(metrics.flattened(values)) for stage, values in chain.settings.items()},
             stage_columns=_columns(numbers["stages"]),
             count_columns=_columns(numbers["counts"].values()),
         )
