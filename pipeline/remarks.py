@@ -62,7 +62,8 @@ def on_parts(present: Collection[str]) -> None:
     cures = {
         "val": "the last weights are kept, and the average is the only fusion; others want [dataset] val_fraction and "
         "enough groups",
-        "test": "nothing can be reported; set [dataset] test_fraction, or name a test group with --split",
+        "test": "nothing can be reported; set [dataset] test_fraction, name a test group with --split, or, in a CSV "
+        "file with a split column, name test clips there",
     }
     for part, cure in cures.items():
         if part not in present:

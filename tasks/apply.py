@@ -15,6 +15,7 @@ from tasks.base import Stage
 from tasks.conclude import Fuse
 from tasks.learn import ScoreStream
 from tasks.listing import Catalog, OfVideos
+from tasks.mistakes import told_plainly
 from tasks.prepare import Flow, Frames
 
 
@@ -34,6 +35,16 @@ class ScoreVideos(OfVideos):
     fuse = luigi.ChoiceParameter(choices=FUSIONS, default="average", description="how the streams become one")
     file = "scores.h5"  # written last
     beside = ("predictions.csv",)
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        given = [f"--{s}-checkpoint" for s in STREAMS if getattr(self, f"{s}_checkpoint")]
+        if self.fuse != "average" and given:
+            with told_plainly():
+                raise ValueError(
+                    f"--fuse is {self.fuse!r}, which was chosen for the streams trained here, not for {given[0]}; take "
+                    "the average"
+                )
 
     @property
     def label(self) -> str:
@@ -70,12 +81,6 @@ class ScoreVideos(OfVideos):
         if not self.videos:
             raise ValueError("ScoreVideos needs --videos, the folder of the videos that are to be scored")
         self.clone(Catalog).outline()
-        given = [f"--{s}-checkpoint" for s in STREAMS if getattr(self, f"{s}_checkpoint")]
-        if self.fuse != "average" and given:
-            raise ValueError(
-                f"--fuse is {self.fuse!r}, which was chosen for the streams trained here, not for {given[0]}; take the "
-                "average"
-            )
         if self.fuse != "average" and self.clone(Catalog, videos="").lacks_val():
             raise ValueError(
                 f"--fuse is {self.fuse!r}, which is chosen on validation clips, and [dataset] val_fraction is 0; "

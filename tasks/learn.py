@@ -175,7 +175,7 @@ class ScoreStream(OfVideos, OnDevice):
 
     def own_digest(self) -> str:
         """Digest of the settings of the test views and of all it reads, and of the content of given weights."""
-        given = [files.file_hash(self.weights)] if self.checkpoint else []
+        given = [files.file_hash(self.weights) if self.weights.is_file() else ""] if self.checkpoint else []
         return self.spec("score").digest(self.part, *given, *[task.digest for task in self.requires()])
 
     def requires(self) -> list[Stage]:

@@ -121,6 +121,7 @@ def test_the_section_dataset_is_for_all_data_sets(config):
 @pytest.mark.parametrize("flag", ["--data-videos", "--data-lists"])
 def test_videos_of_the_users_own_are_never_those_that_the_pipeline_writes(config, flag):
     config.read_dict({"dataset.demo": {"generator": "demo"}, "dataset.folder": {}, "dataset.mine": {}})
+    config.read_dict({f"dataset.{name}": {"layout": "csv"} for name in ("demo", "folder")})
     settings.check("demo")
     with CmdlineParser.global_instance(["Flow", flag, "x"], allow_override=True):
         settings.check("folder")
@@ -129,7 +130,7 @@ def test_videos_of_the_users_own_are_never_those_that_the_pipeline_writes(config
 
 
 def test_a_folder_is_one_data_set_however_its_path_is_written(config, tmp_path, monkeypatch):
-    config.read_dict({"dataset.mine": {"videos": "~/videos", "lists": "~/lists"}})
+    config.read_dict({"dataset.mine": {"layout": "csv", "videos": "~/videos", "lists": "~/lists"}})
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")

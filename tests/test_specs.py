@@ -211,11 +211,24 @@ def test_what_would_do_nothing_or_make_no_sense_is_refused(values, message):
         StreamSpec(**values)
 
 
-def test_partial_bn_from_scratch_is_doubted():
+def test_layers_that_are_kept_as_they_were_drawn_are_doubted():
     assert "[spatial] partial_bn is true and start is scratch" in StreamSpec(partial_bn=True).warning
-    others = {"with_dataset": "more", "with_how": "start"}
-    for values in ({"start": "imagenet"}, {"train_layers": "last"}, others):
-        assert StreamSpec(partial_bn=True, **values).warning == ""
+    last = {"train_layers": "last"}
+    assert "[spatial] train_layers is last and start is scratch" in StreamSpec(partial_bn=True, **last).warning
+    for start in ({"start": "imagenet"}, {"with_dataset": "more", "with_how": "start"}):
+        assert StreamSpec(partial_bn=True, **start).warning == StreamSpec(**last, **start).warning == ""
+
+
+@pytest.mark.parametrize(("name", "value"), [("batch", 10**20), ("steps", 10**20), ("seed", 2**63)])
+def test_numbers_that_no_machine_can_count_to_are_refused(name, value):
+    with pytest.raises(ValueError, match=rf"\[spatial\] {name} is {value}"):
+        StreamSpec(**{name: value})
+
+
+@pytest.mark.parametrize("layout", ["folder", "unlabelled"])
+def test_lists_that_a_layout_does_not_read_are_refused(layout):
+    with pytest.raises(ValueError, match=f"lists is 'own.csv', but layout {layout} reads no lists; set layout = csv"):
+        DatasetSpec(layout=layout, lists="own.csv")
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,7 @@ def test_means_spreads_and_pooled_counts_by_hand(tmp_path):
     assert (against["stream"], against["only_fusion"], against["only_stream"]) == ("temporal", 1, 1)
     assert against["mcnemar_p"] == 1
     assert numbers["clips_tested_more_than_once"] == 0
-    assert "2 of the groups are too few" in numbers["intervals"]["note"]
+    assert "there are too few groups to resample, 2 of at least 5" in numbers["intervals"]["note"]
 
 
 def test_spread_between_seeds_is_that_of_means_over_splits():
@@ -95,9 +95,10 @@ def test_the_markdown_table(tmp_path):
     assert lines[7] == "| standard deviation between splits |  | 0.0% | 0.0% | 17.7% | 17.7% |"
     assert lines[8].startswith("| pooled | 8 | 50.0% (4) | ")
     assert len({line.count("|") for line in lines[2:10]}) == 1
-    assert "Interval: BCa bootstrap over 8 clips (2 of the groups are too few" in lines[-1]
+    assert "Interval: BCa bootstrap over 8 clips (there are too few groups to resample, 2 of at least 5" in lines[-1]
     assert (
-        "; where fewer than five clips have a wrong clip, or fewer than five a right one, Wilson's for 8" in lines[-1]
+        "; where fewer than five clips have a wrong clip, or fewer than five a right one, in classes that have both, Wilson's for 8"
+        in lines[-1]
     )
     told = json.loads((tmp_path / "summary.json").read_text())
     # four of eight clips are wrong in each stream, one in the fusion: nowhere five

@@ -171,7 +171,9 @@ def test_groups_of_one_clip_each_are_called_clips():
 def test_few_groups_are_not_resampled():
     table = answered([True, False] * 20, groups=[f"g{i % 4}" for i in range(40)])
     found = Bootstrap({"a": table}, table.groups)
-    assert (found.by_group, found.units) == (False, 40) and found.note.startswith("4 of the groups are too few")
+    assert (found.by_group, found.units) == (False, 40) and found.note.startswith(
+        "there are too few groups to resample, 4 of at least 5"
+    )
     assert "groups are unknown" in Bootstrap({"a": table}, None).note
     said = Bootstrap({"a": table}, tuple(f"g{i % 5}" for i in range(40))).as_dict()
     assert (said["unit"], said["units"], said["note"], said["resamples"]) == ("groups", 5, "", uncertainty.RESAMPLES)
@@ -226,3 +228,25 @@ def test_mcnemar_rejects_no_more_often_than_it_says():
     rng = np.random.default_rng(0)
     splits = rng.binomial(24, 0.5, size=4000)  # both equally good
     assert np.mean([mcnemar(int(k), 24 - int(k)) < 0.05 for k in splits]) <= 0.05
+
+
+@pytest.mark.parametrize(
+    ("clips", "right"),
+    [
+        (9, [9, *[0] * 9]),  # a stream that gives one answer
+        (9, [9, 1, *[0] * 8]),  # one clip more, which is no reason to be surer
+        (37, [*[37] * 50, 36, *[0] * 50]),
+    ],
+)
+def test_classes_that_are_all_right_or_all_wrong_look_certain_but_are_not(clips, right):
+    labels = np.repeat(np.arange(len(right)), clips)
+    correct = np.concatenate([np.arange(clips) < of_class for of_class in right])
+    predictions = np.where(correct, labels, (labels + 1) % len(right))
+    table = Scores(
+        [f"clip{i}" for i in range(len(labels))],
+        np.eye(len(right))[predictions],
+        labels,
+        [f"class{k}" for k in range(len(right))],
+    )
+    found = Bootstrap({"a": table}, None)
+    assert found.top1_method("a") == "Wilson" and found.top1("a") == wilson(correct.mean(), len(labels))

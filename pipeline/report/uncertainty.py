@@ -28,9 +28,10 @@ class Bootstrap:
     """Intervals of the accuracies of tables over the same clips; all come from the same resamples, so they are paired.
 
     The method is BCa (bias-corrected and accelerated): near 0 and 1, and with few groups, plain percentiles are too
-    narrow and lie on the wrong side. If fewer than five groups have a wrong clip (or a correct one), resampling sees
-    almost no variation, and 19 of 20 would look more certain than 20 of 20. Then Wilson's interval is given, with as
-    many trials as there are groups: it is wide, since so few errors cannot show how alike the clips of a group are.
+    narrow and lie on the wrong side. If fewer than five groups have a wrong clip (or a correct one), in classes that
+    have both, resampling sees almost no variation, and 19 of 20 would look more certain than 20 of 20. Then Wilson's
+    interval is given, with as many trials as there are groups: it is wide, since so few errors cannot show how alike
+    the clips of a group are.
 
     If each group has one class (UCF-101), the class frequencies vary from resample to resample. This is not part of the
     uncertainty, since the classes are given. So a resample gives an accuracy of each class, and these are weighted by
@@ -64,8 +65,8 @@ class Bootstrap:
         if len(set(self.groups)) == self._different_clips:
             return "every clip is a group of its own, so clips are resampled as if each were independent of all others"
         return (
-            f"{len(set(self.groups))} of the groups are too few to resample (at least {FEWEST}), so clips are "
-            "resampled; that takes them as independent, so the intervals are too narrow and say nothing of other groups"
+            f"there are too few groups to resample, {len(set(self.groups))} of at least {FEWEST}, so clips "
+            "are resampled; that takes them as independent, so the intervals are too narrow and ignore other groups"
         )
 
     @property
@@ -118,8 +119,10 @@ class Bootstrap:
         def of(sums: np.ndarray) -> np.ndarray:
             return _of_classes(self._right(sums, name), sums[..., -1, :], weights)
 
-        right, clips = self._right(self._values, name).sum(axis=1), self._values[:, -1].sum(axis=1)
-        enough = min((right < clips).sum(), (right > 0).sum()) >= FEWEST
+        right, clips = self._right(self._values, name), self._values[:, -1]
+        varied = (right.sum(axis=0) > 0) & (right.sum(axis=0) < self._clips)  # other classes look certain in a resample
+        right, wrong = right[:, varied].sum(axis=1), (clips - right)[:, varied].sum(axis=1)
+        enough = min((right > 0).sum(), (wrong > 0).sum()) >= FEWEST
         if interval := self._resample(of) if enough else None:
             return interval, BCA
         return wilson(float(of(self._values.sum(axis=0))), self.units), WILSON
@@ -167,7 +170,7 @@ class Bootstrap:
 
 def interval_text(how: Mapping[str, Any]) -> str:
     """How intervals were made, from `Bootstrap.as_dict`, as the end of a sentence."""
-    few = f"fewer than five {how['unit']} have a wrong clip, or fewer than five a right one"
+    few = f"fewer than five {how['unit']} have a wrong clip, or fewer than five a right one, in classes that have both"
     note = f" ({how['note']})" if how["note"] else ""
     return f"{how['method']} over {how['units']} {how['unit']}{note}; where {few}, {WILSON}'s for {how['units']} trials"
 

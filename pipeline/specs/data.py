@@ -37,7 +37,7 @@ class RunSpec(Spec):
     dataset: str = setting("demo", "dataset used when none is given", neutral=True)
     artifacts: str = setting("data/artifacts", "folder of everything that is made", neutral=True)
     device: str = setting("auto", "auto, cpu, cuda or cuda:N", neutral=True)
-    seed: int = setting(0, "seed of both trainings", low=0)
+    seed: int = setting(0, "seed of both trainings", low=0, high=2**63 - 1)
 
     def check(self):
         """Check that the device is named as in torch."""
@@ -70,7 +70,12 @@ class DatasetSpec(Spec):
     split_seed: int = setting(0, "seed of the cuts by group")
 
     def check(self):
-        """Check that the group pattern compiles and has a group named `group`."""
+        """Check that the layout reads lists if some are given, and that the group pattern has a group named `group`."""
+        if self.lists and self.layout in ("folder", "unlabelled"):
+            raise ValueError(
+                f"[dataset] lists is {self.lists!r}, but layout {self.layout} reads no lists; set layout = csv (or "
+                "ucf101, hmdb51), or leave lists out"
+            )
         if self.group_pattern:
             try:
                 named = "group" in re.compile(self.group_pattern).groupindex

@@ -83,8 +83,8 @@ class StreamSpec(Spec):
     flow_unit_px: float = setting(
         4.0, "temporal stream: displacement that becomes 1.0 at the network's input", low=0.01
     )
-    batch: int = setting(256, "clips in a training step", low=1)
-    steps: int = setting(80_000, "training steps", low=1)
+    batch: int = setting(256, "clips in a training step", low=1, high=1_000_000)
+    steps: int = setting(80_000, "training steps", low=1, high=1_000_000_000)
     optimizer: str = setting("sgd", "SGD with momentum, or AdamW", choices=("sgd", "adamw"))
     learning_rate: float = setting(0.01, "highest learning rate", low=0.0)
     schedule: str = setting(
@@ -106,7 +106,7 @@ class StreamSpec(Spec):
         choices=("auto", "float32", "bf16", "float16"),
     )
     accumulate: int = setting(1, "parts of a batch whose gradients are summed before a step: memory for time", low=1)
-    seed: int = setting(0, "seed of initialisation, sampling and augmentation", low=0)
+    seed: int = setting(0, "seed of initialisation, sampling and augmentation", low=0, high=2**63 - 1)
     deterministic: bool = setting(
         False, "only algorithms that give the same bits each time, also on CUDA", neutral=True
     )
@@ -248,6 +248,11 @@ class StreamSpec(Spec):
                 f"[{self.stream}] partial_bn is true and start is scratch: normalisations that have learnt nothing are "
                 "kept as they are; start from weights, or set partial_bn = false"
             )
+        if self.train_layers == "last" and self.start == "scratch" and self.with_how != "start":
+            return (
+                f"[{self.stream}] train_layers is last and start is scratch: the layers below have learnt nothing and "
+                "stay so; start from weights, or set train_layers = all"
+            )
         return ""
 
     @property
@@ -267,12 +272,12 @@ class ScoreSpec(Spec):
 
     SECTION: ClassVar[str] = "score"
     VERSION: ClassVar[int] = 2
-    frames: int = setting(25, "frames at equal temporal spacing", low=1)
+    frames: int = setting(25, "frames at equal temporal spacing", low=1, high=1_000_000)
     crops: int = setting(
         10, "views of a frame: centre; and its mirror; corners and centre; and their mirrors", choices=(1, 2, 5, 10)
     )
     per_view: bool = setting(False, "keep the scores and features of every view besides their means")
-    batch: int = setting(0, "views in one forward pass; 0 chooses by device", low=0, neutral=True)
+    batch: int = setting(0, "views in one forward pass; 0 chooses by device", low=0, high=1_000_000, neutral=True)
 
     def warning(self, stream: StreamSpec) -> str:
         """Warning about views that a stream with these settings never saw in training; "" if there are none."""
