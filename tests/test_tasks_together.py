@@ -118,10 +118,10 @@ def test_another_set_that_was_asked_for_and_does_not_go_with_this_one_is_refused
     assert [p.row.key for p in fresh(PaperTable, table="2").plan if not p.reason] == ["alone"]
 
 
-@pytest.mark.parametrize(("layout", "split"), [("hmdb51", "2"), ("folder", "3")])
-def test_official_lists_have_the_same_split_and_others_their_own(two, layout, split):
+@pytest.mark.parametrize(("layout", "lists", "split"), [("hmdb51", "l", "2"), ("folder", "", "3")])
+def test_official_lists_have_the_same_split_and_others_their_own(two, layout, lists, split):
     two.read_dict({"dataset.u": {"layout": "ucf101", "videos": "v", "lists": "l"}})
-    two.read_dict({"dataset.h": {"layout": layout, "videos": "v", "lists": "l", "split": "3"}})
+    two.read_dict({"dataset.h": {"layout": layout, "videos": "v", "lists": lists, "split": "3"}})
     together(two, "heads", dataset="u", other="h")
     *_, flow, catalog = fresh(TrainStream, stream="temporal", dataset="u", split="2").requires()
     assert flow.dataset_name == catalog.dataset_name == "h" and catalog.split_name == split
