@@ -32,7 +32,6 @@ from pipeline.together import OtherDataset
 _ROOT = Path(__file__).parents[1]
 _POLL_SECONDS, _GRACE_SECONDS = 0.1, 10
 _LOOPBACK = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
-_KILLED_BY = (signal.SIGKILL, signal.SIGBUS, signal.SIGSEGV)
 _SHOWN_CHARACTERS = 2000  # shown of the end of a dead process's output
 
 
@@ -176,14 +175,16 @@ def _wait_for_all(job: Job, children: list[subprocess.Popen]) -> None:
 def _what_failed(job: Job, ended: list[int | None]) -> str:
     """The error of the process that failed first; the others failed only because they lost it."""
     whose = f"process {{}} of the {job.spec.stream} training"
-    # a process that loses another may abort; what killed it from outside comes first
-    killed = [rank for rank, status in enumerate(ended) if status and -status in _KILLED_BY]
+    errors = sorted(job.job_folder.glob("error-*"), key=lambda path: path.stat().st_mtime_ns)
+    said = [path for path in errors if path.stat().st_size]
+    killed = [rank for rank, status in enumerate(ended) if status and status < 0]
+    if said:  # a process that loses another one may abort; any other signal came from outside, or from a crash
+        killed = [rank for rank in killed if ended[rank] != -signal.SIGABRT]
     if killed:
         name = signal.Signals(-ended[killed[0]]).name
         cause = "unless someone did that, memory may have run out; the same command goes on"
         return f"{whose.format(killed[0])} was killed by {name}; {cause}"
-    errors = sorted(job.job_folder.glob("error-*"), key=lambda path: path.stat().st_mtime_ns)
-    if said := [path for path in errors if path.stat().st_size]:
+    if said:
         return f"{whose.format(said[0].name.removeprefix('error-'))} failed: {said[0].read_text()}"
     rank = next(rank for rank, status in enumerate(ended) if status)
     output = job.job_folder / f"output-{rank}"

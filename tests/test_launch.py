@@ -180,6 +180,10 @@ def test_what_a_process_raises_is_said_by_the_one_that_waits(data, tmp_path, mon
     aborted, killed = -signal.SIGABRT, -signal.SIGKILL
     assert launch._what_failed(job, [aborted, 1]) == said  # it has lost the other one
     assert "process 0 of the spatial training was killed by SIGKILL" in launch._what_failed(job, [killed, 1])
+    assert "process 1 of the spatial training was killed by SIGTERM" in launch._what_failed(job, [1, -signal.SIGTERM])
+    for error in job.job_folder.glob("error-*"):
+        error.unlink()
+    assert "process 0 of the spatial training was killed by SIGABRT" in launch._what_failed(job, [aborted, None])
 
 
 @pytest.mark.parametrize(
