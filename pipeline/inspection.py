@@ -188,8 +188,8 @@ def verify(path: Path) -> list[str]:
     """
     path = file_of(path)
     if not is_store(path):
-        fault = _what_raises(describe, path)
-        return [fault if "; delete " in fault else f"{fault}; delete it and run its stage again"] if fault else []
+        fault = _what_raises(describe, path, cure="; delete it and run its stage again")
+        return [fault] if fault else []
     return [f"{video_id}: {fault}" for video_id, fault in _damage(store.Store(path, _kind(path))).items()]
 
 
@@ -203,14 +203,19 @@ def _damage(opened: store.Store) -> dict[str, str]:
     return {video_id: fault for video_id, fault in faults.items() if fault}
 
 
-def _what_raises(function: Callable[..., Any], *given: Any) -> str:
-    """The message of whatever the function raises: damaged bytes may cause anything; "" if it succeeds."""
+def _what_raises(function: Callable[..., Any], *given: Any, cure: str = "") -> str:
+    """The message of whatever the function raises: damaged bytes may cause anything; "" if it succeeds.
+
+    `cure` is added unless the message already says what to do.
+    """
     try:
         function(*given)
     except (PermissionError, BlockingIOError):  # not damage
         raise
+    except DamagedFile as error:
+        return str(error)
     except Exception as error:
-        return str(error) or type(error).__name__
+        return f"{str(error) or type(error).__name__}{cure}"
     return ""
 
 
