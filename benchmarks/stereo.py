@@ -90,7 +90,7 @@ def pair(group: str, name: str, images: list[np.ndarray], disparity: np.ndarray,
     frames = [cv2.resize(view[cut], (width, height), interpolation=cv2.INTER_AREA) for view in (left, right)]
     squares = apart[cut].reshape(height, reduction, width, reduction).swapaxes(1, 2).reshape(height, width, -1)
     known = np.isfinite(squares).mean(-1) > 0.5
-    horizontal = np.full(known.shape, 0.0, np.float32)
+    horizontal = np.zeros(known.shape, np.float32)
     horizontal[known] = -np.nanmedian(squares[known], -1) / reduction
     truth = np.stack([horizontal, np.zeros_like(horizontal)])
     return Pair(group, name, np.stack(frames), truth, known, known & _in_sight(horizontal, known))

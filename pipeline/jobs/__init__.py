@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,7 @@ _OF_THE_MACHINE = (cv2.Error.StsNoMem, cv2.Error.GpuNotSupported, cv2.Error.GpuA
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShardJob:
+class ShardJob(ABC):
     """One shard to make: paths and settings, never arrays."""
 
     kind: ClassVar[str]  # of the store: frames or flow

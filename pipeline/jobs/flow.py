@@ -62,8 +62,8 @@ class FlowJob(ShardJob):
         job = _without_crashes(self) if self.careful else self
         with (
             store.open_frames(job.frames) as source,
-            Earlier(job.earlier, "flow", job.attrs["digest"]) as earlier,
-            store.ShardWriter(job.path, "flow", job.attrs) as shard,
+            Earlier(job.earlier, job.kind, job.attrs["digest"]) as earlier,
+            store.ShardWriter(job.path, job.kind, job.attrs) as shard,
         ):
             clips = {
                 record.id: FlowClip(record, source, shard.clip(record.id), earlier)

@@ -49,8 +49,8 @@ class FramesJob(ShardJob):
         """Make the shard; returns its number of clips."""
         cv2.setNumThreads(1)
         with (
-            Earlier(self.earlier, "frames", self.attrs["digest"]) as earlier,
-            store.ShardWriter(self.path, "frames", self.attrs) as shard,
+            Earlier(self.earlier, self.kind, self.attrs["digest"]) as earlier,
+            store.ShardWriter(self.path, self.kind, self.attrs) as shard,
         ):
             for clip in self.clips:
                 shard.record(_from_earlier(shard, earlier, clip) or _frames_clip(shard, self, clip))
