@@ -99,8 +99,8 @@ def training_set(spec: StreamSpec, store_path: Path, catalog: Catalog, other: Ot
         return TrainingSet(spec, store_path, clips)
     others = _clips_apart(spec, catalog, other)
     if spec.with_how == "heads":
-        seed = np.random.SeedSequence([spec.seed, _OTHER_SEED]).generate_state(1, np.uint64)[0]
-        second = TrainingSet(replace(spec, seed=int(seed)), other.store_path, others)
+        drawn = int(np.random.SeedSequence([spec.seed, _OTHER_SEED]).generate_state(1, np.uint64)[0])
+        second = TrainingSet(replace(spec, seed=drawn % 2**63), other.store_path, others)  # a seed has 63 bits
         return TakingTurns(TrainingSet(spec, store_path, clips), second)
     added, first = other_classes(spec, catalog, other), len(catalog.classes)
     _say_matching(spec, catalog, other, added)

@@ -132,6 +132,14 @@ def test_what_is_drawn_of_one_set_says_nothing_of_the_other(sets):
     assert sum(same) <= 2
 
 
+@pytest.mark.parametrize("seed", [*range(8), 2**63 - 1])
+def test_every_seed_draws_the_items_of_both_sets(sets, seed):
+    catalog, other = sets()
+    both = training_set(spec(**HEADS, seed=seed), "own", catalog, other)
+    for of_one in both.sets:
+        assert of_one.spec.seed < 2**63 and of_one[0][1] in (0, 1, 2)
+
+
 @pytest.mark.parametrize("how", [HEADS, CLASSES])
 @pytest.mark.parametrize(("stream", "stop"), [("spatial", 9), ("temporal", 3)])
 def test_an_interrupted_training_ends_with_the_same_bits(sets, tmp_path, monkeypatch, how, stream, stop):
