@@ -21,7 +21,7 @@ import cv2
 import numpy as np
 from common import show, spread
 
-from pipeline import jpeg, quantize, store
+from pipeline import quantize, store
 from pipeline.cluster import threads_each
 from pipeline.flow import (
     cuda_devices,
@@ -35,6 +35,7 @@ from pipeline.flow import (
 from pipeline.flow.device import pinned_array
 from pipeline.preprocess import make_flow
 from pipeline.specs import ClusterSpec, FlowSpec, FrameSpec
+from pipeline.video import jpeg
 
 PARTS = ("decode", "flow", "encode")
 

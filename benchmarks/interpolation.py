@@ -25,7 +25,7 @@ from common import ROOT, machine, table, write
 from flow_speed import Lane
 
 from pipeline import flow
-from pipeline.layouts import VIDEO_SUFFIXES
+from pipeline.catalog.layouts import VIDEO_SUFFIXES
 from pipeline.specs import FLOW_METHODS, RAFT_WEIGHTS
 from pipeline.video import Video
 

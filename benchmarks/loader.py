@@ -28,14 +28,15 @@ import torch
 from common import show, spread
 from torch.utils.data import DataLoader, Dataset
 
-from pipeline import jpeg, quantize, store
+from pipeline import quantize, store
 from pipeline.catalog import Clip
 from pipeline.dataset import TrainingSet, stack_items
-from pipeline.encoded import decode
-from pipeline.feeding import PartlyEncoded
-from pipeline.inputs import to_inputs
-from pipeline.loading import PRELOADED, fitting_workers, loader
+from pipeline.dataset.encoded import decode
+from pipeline.dataset.inputs import to_inputs
+from pipeline.dataset.loading import PRELOADED, fitting_workers, loader
 from pipeline.specs import StackSpec, StreamSpec
+from pipeline.training.feeding import PartlyEncoded
+from pipeline.video import jpeg
 
 LENGTH, SIDE, BOUND_PX = 10, 224, 20.0
 CLIPS, FIELDS, CLIPS_A_SHARD = 64, 185, 8  # written by default; UCF-101's clips have 186 frames on average

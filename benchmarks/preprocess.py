@@ -23,12 +23,12 @@ import numpy as np
 import psutil
 from common import show, spread
 
-from pipeline import jpeg, preprocess, quantize
+from pipeline import preprocess, quantize
 from pipeline.catalog import Catalog, read_dataset
 from pipeline.demo import write_demo
 from pipeline.flow import estimate
 from pipeline.specs import ClusterSpec, DatasetSpec, DemoSpec, FlowSpec, FrameSpec
-from pipeline.video import Video
+from pipeline.video import Video, jpeg
 
 FRAMES, FLOW = FrameSpec(short_side_px=0), FlowSpec(method="dis_medium")
 

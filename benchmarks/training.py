@@ -23,18 +23,19 @@ import numpy as np
 import torch
 from common import show, spread
 
-from pipeline import jpeg, quantize, store
+from pipeline import quantize, store
 from pipeline.catalog import Catalog, Clip
 from pipeline.dataset import TrainingSet, stack_items
-from pipeline.feeding import training_batches
-from pipeline.inputs import to_inputs
-from pipeline.loading import loader_workers
+from pipeline.dataset.inputs import to_inputs
+from pipeline.dataset.loading import loader_workers
 from pipeline.networks import resolve_device
-from pipeline.parallel import ItemSampler, World
-from pipeline.recipe import algorithms
-from pipeline.resume import TrainingState
 from pipeline.specs import STREAMS, StackSpec, StreamSpec
 from pipeline.training import train, train_step
+from pipeline.training.feeding import training_batches
+from pipeline.training.parallel import ItemSampler, World
+from pipeline.training.recipe import algorithms
+from pipeline.training.resume import TrainingState
+from pipeline.video import jpeg
 
 WIDTH_PX, HEIGHT_PX, FRAMES, CLASSES = 340, 256, 40, 8
 SKIPPED = 3  # first steps of a round: loading processes are starting, and the GPU's algorithms are being chosen

@@ -14,14 +14,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from pipeline.console import in_bytes, plain, print_table, some
+from pipeline.artifacts.status import STAGE_FILES, status
+from pipeline.system.console import in_bytes, plain, print_table, some
 
 ROWS_SHOWN = 20
 _LIST_SHOWN = 12
-STAGES = (
-    *("catalog", "frames", "flow", "train_stream", "score_stream", "fuse", "report", "score_videos"),
-    *("all_splits", "tables"),
-)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -86,7 +83,7 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("plan", help="what a run would make, how long it takes, how much disk it fills; plan --help")
 
     command = commands.add_parser("invalidate", help="remove a stage's artifacts, so that they are made again")
-    command.add_argument("stage", help=f"one of {', '.join(STAGES)}")
+    command.add_argument("stage", help=f"one of {', '.join(STAGE_FILES)}")
     which = command.add_mutually_exclusive_group()
     which.add_argument("--dataset", default="", help="of this dataset only; needed if several have such artifacts")
     which.add_argument("--all", action="store_true", help="of all datasets")
@@ -120,7 +117,7 @@ def _inspect(arguments: argparse.Namespace) -> int:
 
 
 def _inspect_one(path: Path, arguments: argparse.Namespace) -> int:
-    from pipeline import inspection, pictures
+    from pipeline.artifacts import inspection, pictures
 
     found = inspection.describe(path, clip=arguments.clip)
     if arguments.picture:
@@ -152,8 +149,8 @@ def _rows_of(found: dict[str, Any], clip: str) -> list[dict[str, Any]]:
 
 
 def _summary(arguments: argparse.Namespace) -> int:
-    from pipeline import files
     from pipeline.report import metrics
+    from pipeline.system import files
 
     for table in (arguments.path / name for name in ("summary.md", "table.md")):  # of AllSplits, of PaperTable
         if table.is_file():
@@ -168,19 +165,20 @@ def _summary(arguments: argparse.Namespace) -> int:
 
 
 def _verify(path: Path, arguments: argparse.Namespace) -> int:
-    from pipeline import inspection
+    from pipeline.artifacts import damage
 
-    faults = inspection.verify(path)
-    what = "every clip" if inspection.is_store(path) else "its table"
+    faults = damage.verify(path)
+    what = "every clip" if damage.is_store(path) else "its table"
     well = f"{what} is as it was written"
     print("\n".join(f"{path}: {line}" for line in faults or [well]))
     return 1 if faults else 0
 
 
 def _repair(path: Path, arguments: argparse.Namespace) -> int:
-    from pipeline import files, inspection
+    from pipeline.artifacts import damage
+    from pipeline.system import files
 
-    folder = inspection.store_folder(path).absolute()
+    folder = damage.store_folder(path).absolute()
     # the folder of all artifacts is three levels up; with links, both the path as given and the resolved one count
     above = {Path(os.path.normpath(store / "../../..")).resolve() for store in (folder, folder.resolve())}
     with contextlib.ExitStack() as stack:
@@ -188,7 +186,7 @@ def _repair(path: Path, arguments: argparse.Namespace) -> int:
             stack.enter_context(_no_run_in(artifacts))
         if (folder / files.LOCK).exists():
             stack.enter_context(files.no_writer(folder))
-        kind, shards, damaged = inspection.repair(path, failed=arguments.failed)
+        kind, shards, damaged = damage.repair(path, failed=arguments.failed)
     lines = [f"removed {name}; run the stage again" for name in shards] or ["nothing is damaged"]
     print("\n".join(f"{path}: {line}" for line in lines))
     if damaged:
@@ -201,9 +199,9 @@ def _repair(path: Path, arguments: argparse.Namespace) -> int:
 
 
 def _status(arguments: argparse.Namespace) -> int:
-    from pipeline import differences, inspection
+    from pipeline.artifacts.differences import with_settings
 
-    rows = differences.with_settings(inspection.status(arguments.artifacts))
+    rows = with_settings(status(arguments.artifacts))
     if arguments.json:
         print(json.dumps(rows, indent=1))
     elif not rows:
@@ -220,7 +218,7 @@ def _status(arguments: argparse.Namespace) -> int:
 @contextlib.contextmanager
 def _no_run_in(artifacts: Path) -> Iterator[None]:
     """Keep runs out while something is removed; refuse if a run, which may need it, is active."""
-    from pipeline import files
+    from pipeline.system import files
 
     if not (artifacts / files.IN_USE).exists():  # no run has ever been here
         yield
@@ -237,7 +235,7 @@ def _plan(argv: list[str]) -> int:
 
 
 def _invalidate(arguments: argparse.Namespace) -> int:
-    from pipeline import garbage
+    from pipeline.artifacts import garbage
 
     chosen = {"dataset": arguments.dataset, "all_datasets": arguments.all, "digest": arguments.digest}
     with _no_run_in(arguments.artifacts):
@@ -247,7 +245,7 @@ def _invalidate(arguments: argparse.Namespace) -> int:
 
 
 def _gc(arguments: argparse.Namespace) -> int:
-    from pipeline import garbage
+    from pipeline.artifacts import garbage
 
     options = {"old": arguments.old, "unfinished": arguments.unfinished}
     if arguments.yes:
@@ -265,7 +263,7 @@ def _print_waste(waste: list, artifacts: Path) -> None:
 
 
 def _remove(waste: list) -> int:
-    from pipeline import garbage
+    from pipeline.artifacts import garbage
 
     freed = 0
     for item, gone in garbage.remove(waste):

@@ -25,12 +25,12 @@ import cv2
 import numpy as np
 
 from pipeline.catalog import UNREADABLE, Catalog, Clip
-from pipeline.files import read_json
-from pipeline.parts import draw_parts
-from pipeline.progress import Progress
-from pipeline.rows import ListedClip
+from pipeline.catalog.parts import draw_parts
+from pipeline.catalog.rows import ListedClip
 from pipeline.specs import DatasetSpec, DemoSpec
 from pipeline.specs.base import unknown_name
+from pipeline.system.files import read_json
+from pipeline.system.progress import Progress
 
 TEXTURES = ("Checks", "Dots", "Stripes")
 MOTIONS = ("Lift", "Slide")  # up and down, left and right: mirroring a clip does not change its class

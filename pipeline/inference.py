@@ -10,14 +10,14 @@ import numpy as np
 
 from pipeline import store
 from pipeline.catalog import Catalog
-from pipeline.checkpoint import load_checkpoint, refuse_other_data
 from pipeline.dataset import EvalSet
-from pipeline.evaluation import Evaluation, evaluate
 from pipeline.networks import resolve_device
-from pipeline.progress import Progress, say
+from pipeline.networks.checkpoint import load_checkpoint, refuse_other_data
+from pipeline.networks.evaluation import Evaluation, evaluate
 from pipeline.scores import Scores
 from pipeline.specs import ScoreSpec
-from pipeline.tensors import limit_threads
+from pipeline.system.progress import Progress, say
+from pipeline.system.tensors import limit_threads
 
 _SHOWN = 5  # most failed clips in a message
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline.errors import ClipError
+from pipeline.system.errors import ClipError
 
 if TYPE_CHECKING:
     from torch import Tensor

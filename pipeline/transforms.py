@@ -2,8 +2,8 @@
 
 A *picture* is a stream's input at one moment, before augmentation: a frame (H, W, 3) uint8 RGB, or the `Planes` of a
 flow stack. A *view* is a crop of a picture, perhaps resized, mirrored or jittered, otherwise with its values as stored.
-All that remains from bytes to normalized floats is a factor and an offset per channel, which `inputs.py` applies on the
-network's device.
+All that remains from bytes to normalized floats is a factor and an offset per channel, which `dataset/inputs.py`
+applies on the network's device.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 
 from pipeline.specs import StackSpec, StreamSpec
-from pipeline.stored_stacks import EncodedStack, Planes
+from pipeline.stacks.stored import EncodedStack, Planes
 
 # mean and standard deviation of RGB in 0..1 that torchvision's weights were trained with; `imagenet` rejects others
 IMAGENET_MEAN = np.array([0.485, 0.456, 0.406], np.float32)

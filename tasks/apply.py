@@ -6,11 +6,11 @@ from pathlib import Path
 
 import luigi
 
-from pipeline import files
-from pipeline.console import some
-from pipeline.progress import say
 from pipeline.specs import FUSIONS, STREAMS
 from pipeline.specs.base import digest_of
+from pipeline.system import files
+from pipeline.system.console import some
+from pipeline.system.progress import say
 from tasks.base import Stage
 from tasks.conclude import Fuse
 from tasks.learn import ScoreStream
@@ -88,7 +88,7 @@ class ScoreVideos(OfVideos):
             )
 
         if self.spatial_checkpoint and self.temporal_checkpoint:
-            from pipeline.checkpoint import classes_in
+            from pipeline.networks.checkpoint import classes_in
 
             paths = self.spatial_checkpoint, self.temporal_checkpoint
             classes = [classes_in(Path(path)) for path in paths]
@@ -100,8 +100,8 @@ class ScoreVideos(OfVideos):
 
     def make(self) -> None:
         """Fuse the scores of both streams, and write the predictions and the fused scores."""
-        from pipeline import fusion, predictions, store
-        from pipeline.scores import Scores
+        from pipeline import fusion, store
+        from pipeline.scores import Scores, predictions
 
         of = self.requires()
         how = fusion.read(of["chosen"].path)[self.fuse] if "chosen" in of else fusion.Weighted(0.5)
@@ -122,6 +122,6 @@ class ScoreVideos(OfVideos):
         self._show()
 
     def _show(self) -> None:
-        from pipeline import predictions
+        from pipeline.scores import predictions
 
         say(f"{predictions.shown(self.table)}\n{self.table}")

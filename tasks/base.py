@@ -17,10 +17,10 @@ from pathlib import Path
 
 import luigi
 
-from pipeline.files import one_writer, read_json, read_made_from, record_made_from, try_exclusive_lock
-from pipeline.progress import say
 from pipeline.specs.base import digest_of
-from tasks import mistakes, settings
+from pipeline.system.files import one_writer, read_json, read_made_from, record_made_from, try_exclusive_lock
+from pipeline.system.progress import say
+from tasks import checks, mistakes, settings
 from tasks.mistakes import told_plainly
 from tasks.session import one_look, use_artifacts
 
@@ -73,7 +73,7 @@ class Stage(luigi.Task):
         self._inputs_key, self._is_complete, self._is_checked = "", False, False  # each is kept once known
         self._look: object = None  # the look in which the first two were determined
         with told_plainly():
-            settings.check(self.dataset_name, self.changes)
+            checks.check(self.dataset_name, self.changes)
 
     def clone(self, cls=None, **kwargs):
         """A task with the same parameters, except those given; of `changes` and `seed` it gets only what it reads.
@@ -95,7 +95,7 @@ class Stage(luigi.Task):
     @functools.cached_property
     def dataset_name(self) -> str:
         """Name of the dataset, which must have a section in luigi.cfg."""
-        settings.check_dataset(self.run_spec.dataset)
+        checks.check_dataset(self.run_spec.dataset)
         return self.run_spec.dataset
 
     def spec(self, section: str):

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import luigi
 
-from pipeline import files
-from pipeline.progress import say
 from pipeline.specs import FUSIONS, STREAMS
 from pipeline.specs.base import digest_of
+from pipeline.system import files
+from pipeline.system.progress import say
 from tasks.base import Stage
 from tasks.learn import ScoreStream, TrainStream
 from tasks.listing import Catalog

@@ -8,8 +8,9 @@ from typing import Any
 
 import luigi
 
-from pipeline import catalog, checkpoint, cluster, estimates, imagenet, measure, measure_networks, preprocess
-from pipeline.estimates import MOMENTS, Cached, Videos, Work
+from pipeline import catalog, cluster, estimates, preprocess
+from pipeline.estimates import MOMENTS, Cached, Videos, Work, measure, measure_networks
+from pipeline.networks import checkpoint, imagenet
 from pipeline.specs import StreamSpec
 from pipeline.training import VALIDATION_FRAMES
 from tasks import settings

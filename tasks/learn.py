@@ -7,10 +7,10 @@ from pathlib import Path
 
 import luigi
 
-from pipeline import files
-from pipeline.progress import say
 from pipeline.specs import STREAMS
-from tasks import settings
+from pipeline.system import files
+from pipeline.system.progress import say
+from tasks import checks, settings
 from tasks.base import Stage
 from tasks.listing import Catalog, OfVideos
 from tasks.mistakes import told_plainly
@@ -73,7 +73,7 @@ class TrainStream(OnDevice):
         if not spec.with_dataset:
             return []
         with told_plainly():
-            settings.check_together(self.stream, self.dataset_name, self.changes)
+            checks.check_together(self.stream, self.dataset_name, self.changes)
             official = all(settings.has_official_splits(name) for name in (self.dataset_name, spec.with_dataset))
         other = {"dataset": spec.with_dataset, "split": self.split_name if official else ""}
         if spec.with_how == "start":
@@ -89,7 +89,9 @@ class TrainStream(OnDevice):
 
     def check(self) -> None:
         """Refuse a stream that cannot be built or trained on this machine."""
-        from pipeline import imagenet, networks, parallel
+        from pipeline import networks
+        from pipeline.networks import imagenet
+        from pipeline.training import parallel
 
         networks.check(self.stream_spec)
         if self.may_write:
@@ -104,7 +106,7 @@ class TrainStream(OnDevice):
         """Refuse conflicts with the other set's classes or clips as soon as both catalogs exist: flow may take days."""
         spec, own = self.stream_spec, self.clone(Catalog)
         if spec.with_how in ("classes", "start") and own.complete() and self._catalog_of_other().complete():
-            from pipeline import together
+            from pipeline.training import together
 
             check = together.other_classes if spec.with_how == "classes" else together.refuse_overlap
             check(spec, own.read(), self._other())
@@ -116,7 +118,7 @@ class TrainStream(OnDevice):
 
     def _other(self):
         """The other data set in the training."""
-        from pipeline.together import OtherDataset
+        from pipeline.training.together import OtherDataset
 
         data = self.of_other[0]
         store = data.clone(data_of(data.stream)) if isinstance(data, TrainStream) else data
@@ -133,7 +135,7 @@ class TrainStream(OnDevice):
 
     def steps_done(self) -> int:
         """Steps done by an interrupted run with the same inputs; everything this stage reads must be complete."""
-        from pipeline import resume, together
+        from pipeline.training import resume, together
 
         spec, catalog = self.stream_spec, self.clone(Catalog).read()
         other = self._other() if spec.with_how in ("heads", "classes") else None
@@ -203,7 +205,7 @@ class ScoreStream(OfVideos, OnDevice):
     def check(self) -> None:
         """Refuse a given file that is no checkpoint, or one of the other stream, or trained on other frames or flow."""
         if self.checkpoint:
-            from pipeline import checkpoint
+            from pipeline.networks import checkpoint
 
             checkpoint.refuse_unfit(self.weights, self.stream, self.clone(data_of(self.stream)).digest)
         elif self.part == "test" and (warning := self.spec("score").warning(self.trained[0].stream_spec)):

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import luigi
 
-from pipeline import files
-from pipeline.progress import say
+from pipeline.system import files
+from pipeline.system.progress import say
 from tasks import settings
 from tasks.base import Stage
 from tasks.mistakes import told_plainly
@@ -120,7 +120,8 @@ class Catalog(OfVideos):
 
     def check_parts(self, *needed: str) -> None:
         """Refuse a split that does not exist or lacks clips of these parts, before anything is made."""
-        from pipeline import demo, parts
+        from pipeline import demo
+        from pipeline.catalog import parts
 
         dataset, split = self.spec("dataset"), self.split_name
         if found := self.outline():
@@ -139,7 +140,7 @@ class Catalog(OfVideos):
 
     def check_classes(self) -> None:
         """Refuse to train on a single class, before anything is made."""
-        from pipeline import parts
+        from pipeline.catalog import parts
 
         if found := self.outline():
             parts.check_classes(found.classes)

@@ -21,10 +21,10 @@ from luigi.parameter import ParameterException
 from luigi.retcodes import run_with_retcodes
 from luigi.task_register import TaskClassException
 
-from pipeline import files
-from pipeline.console import one_line, plain
-from pipeline.errors import DamagedFile, MachineFault, StageFailed, WorkerDied
-from pipeline.progress import last_said, say
+from pipeline.system import files
+from pipeline.system.console import one_line, plain
+from pipeline.system.errors import DamagedFile, MachineFault, StageFailed, WorkerDied
+from pipeline.system.progress import last_said, say
 from tasks import settings
 
 _OURS = Path(__file__).parents[1]

@@ -19,10 +19,10 @@ import luigi
 from luigi.cmdline_parser import CmdlineParser
 
 import tasks
-from pipeline import machine
-from pipeline.console import in_bytes, print_table
+from pipeline.doctor import machine
 from pipeline.estimates import MOMENTS, Total, Work, total
-from pipeline.progress import duration_text
+from pipeline.system.console import in_bytes, print_table
+from pipeline.system.progress import duration_text
 from tasks import mistakes
 from tasks.base import Stage
 from tasks.states import IS_THERE, UNKNOWN, ArtifactState, ArtifactStates, before_of, folder_of

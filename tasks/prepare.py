@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline import files
 from pipeline.specs.base import canonical_json
+from pipeline.system import files
 from tasks.base import Stage
 from tasks.listing import Catalog, OfVideos
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import luigi
 
-from pipeline import files
-from pipeline.progress import say
 from pipeline.specs import STREAMS
 from pipeline.specs.base import digest_of
+from pipeline.system import files
+from pipeline.system.progress import say
 from tasks.base import Stage, use_artifacts
 from tasks.conclude import Report
 from tasks.learn import TrainStream
@@ -29,7 +29,8 @@ class Repeated(Stage):
 
     def all_splits(self) -> list[str]:
         """Every split of the dataset; the demo's three are known before it is written."""
-        from pipeline import demo, layouts
+        from pipeline import demo
+        from pipeline.catalog import layouts
 
         dataset = self.spec("dataset")
         return list(demo.SPLITS) if dataset.generator else layouts.split_names(dataset)

@@ -12,7 +12,7 @@ from pathlib import Path
 from luigi.cmdline_parser import CmdlineParser
 from luigi.worker import Worker
 
-from pipeline import files
+from pipeline.system import files
 from tasks import settings
 from tasks.mistakes import told_plainly
 

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import luigi
 
-from pipeline import demo, preprocess, remaining
+from pipeline import demo, preprocess
 from pipeline.catalog import Catalog as Clips
-from pipeline.files import size_of
+from pipeline.preprocess import remaining
+from pipeline.system.files import size_of
 from tasks import settings
 from tasks.base import Stage
 from tasks.learn import ScoreStream, TrainStream

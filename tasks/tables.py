@@ -11,12 +11,12 @@ from types import MappingProxyType
 
 import luigi
 
-from pipeline import files
-from pipeline.errors import StageFailed
-from pipeline.progress import say
 from pipeline.report import paper
 from pipeline.specs import STREAMS
 from pipeline.specs.base import digest_of, unknown_name
+from pipeline.system import files
+from pipeline.system.errors import StageFailed
+from pipeline.system.progress import say
 from tasks import settings
 from tasks.base import Stage
 from tasks.conclude import Fuse

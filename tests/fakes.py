@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pipeline import jpeg, quantize, store
+from pipeline import quantize, store
 from pipeline.catalog import Catalog, Clip
+from pipeline.video import jpeg
 
 torch.set_num_threads(1)  # tests are small: more threads cost more than they give, the more so on a busy machine
 

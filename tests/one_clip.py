@@ -4,8 +4,8 @@ import torch
 
 from pipeline.catalog import Clip
 from pipeline.dataset import TrainingSet
-from pipeline.parallel import ItemSampler, World
 from pipeline.specs import StackSpec, StreamSpec
+from pipeline.training.parallel import ItemSampler, World
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 

@@ -41,7 +41,7 @@ def by_hand(monkeypatch):
     }
     for name, found in costs.items():
         give = lambda *given, name=name, found=found, **named: asked.append((name, given, named)) or found
-        monkeypatch.setattr(f"pipeline.{name}", give)
+        monkeypatch.setattr(f"pipeline.estimates.{name}", give)
     monkeypatch.setattr("pipeline.catalog.reading_threads", lambda: 1)
     return asked
 

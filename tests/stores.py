@@ -3,9 +3,10 @@
 import cv2
 import numpy as np
 
-from pipeline import jpeg, store
+from pipeline import store
 from pipeline.quantize import minmax_to_bytes, to_bytes
 from pipeline.store import Record
+from pipeline.video import jpeg
 
 ATTRS = {"digest": "d" * 12, "spec": "{}", "inputs": "i" * 12}
 ABOUT = {"label": 1, "class": "right", "group": "anna", "source": "right/a.avi", "fps": 25.0, "height": 48, "width": 64}

@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import ROOT
 
-from pipeline import jpeg
+from pipeline.video import jpeg
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.catalog import Catalog, Clip, changes
-from pipeline.parts import draw_groups
-from pipeline.rows import ListedClip
+from pipeline.catalog.parts import draw_groups
+from pipeline.catalog.rows import ListedClip
 
 ROOT = Path(__file__).parents[1]
 

@@ -7,10 +7,9 @@ from pathlib import Path
 import pytest
 from work import double, fail_on_three
 
-from pipeline import cluster
-from pipeline.cluster import Workers, shared_by, worker_count
-from pipeline.errors import WorkerDied
+from pipeline.cluster import Workers, kept, shared_by, worker_count
 from pipeline.specs import ClusterSpec
+from pipeline.system.errors import WorkerDied
 
 
 def die_on_three(job):
@@ -62,7 +61,7 @@ def test_the_next_stage_gets_the_same_workers_if_it_comes_at_once():
 
 
 def test_kept_workers_end_soon(monkeypatch):
-    monkeypatch.setattr(cluster, "LINGER_SECONDS", 0.2)
+    monkeypatch.setattr(kept, "LINGER_SECONDS", 0.2)
     with Workers(ClusterSpec(workers=1), most=9) as workers:
         ((_, pid),) = workers.run(where, [1])
     deadline = time.monotonic() + 20

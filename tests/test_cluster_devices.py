@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from work import double, fail_on_three
 
-from pipeline import cluster, connect
-from pipeline.cluster import Workers, threads_each, worker_count
-from pipeline.errors import WorkerDied
+from pipeline import cluster
+from pipeline.cluster import Workers, connect, threads_each, worker_count
 from pipeline.specs import ClusterSpec
+from pipeline.system.errors import WorkerDied
 
 
 def test_workers_on_a_gpu_are_not_kept(tmp_path):
@@ -125,7 +125,7 @@ def test_workers_elsewhere_get_as_many_jobs_at_a_time_as_they_offer_gpus(tmp_pat
         spec = ClusterSpec(kind="address", address=elsewhere.scheduler_address)
         with Workers(spec, most=6, devices=("auto",)) as workers:
             assert len(list(workers.run(work_on_device, jobs_on(tmp_path, 6)))) == 6
-        cluster._KEPT.close()
+        cluster.KEPT.close()
     log = log_of(tmp_path / "log")
     assert {device for device, *_ in log} == {"auto"}  # the worker finds out
     assert overlap([(begin, end) for *_, begin, end in log]) == (resources != {"GPU": 1})

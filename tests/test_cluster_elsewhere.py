@@ -14,10 +14,10 @@ import cloudpickle
 import pytest
 from work import double
 
-from pipeline import cluster, portable
-from pipeline.cluster import Workers
-from pipeline.errors import MachineFault
+from pipeline import cluster
+from pipeline.cluster import Workers, portable
 from pipeline.specs import ClusterSpec
+from pipeline.system.errors import MachineFault
 
 
 def test_a_running_scheduler_is_used_by_its_address(monkeypatch):
@@ -129,7 +129,7 @@ def scheduler(monkeypatch):
     options = {"n_workers": 0, "threads_per_worker": 1, "dashboard_address": None, "processes": False}
     with LocalCluster(**options, host="127.0.0.1", protocol="tcp") as elsewhere:
         yield elsewhere
-        cluster._KEPT.close()
+        cluster.KEPT.close()
 
 
 def test_that_no_worker_is_there_is_told_and_when_one_comes(scheduler, capsys):

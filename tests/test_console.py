@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.console import in_bytes, one_line, plain, print_table
+from pipeline.system.console import in_bytes, one_line, plain, print_table
 
 
 @pytest.mark.parametrize(

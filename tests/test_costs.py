@@ -8,7 +8,7 @@ import pytest
 from chains import build, fresh
 from plans import CHAIN, by_hand, planned, row_of  # noqa: F401 (fixtures)
 
-from pipeline import machine
+from pipeline.doctor import machine
 from tasks import Frames, FullPipeline
 from tasks.plan import main
 
@@ -55,7 +55,7 @@ def test_what_cannot_be_measured_is_said_in_its_row(planned, monkeypatch, by_han
     def broken(*given, **named):
         raise RuntimeError("the driver has gone away")
 
-    monkeypatch.setattr("pipeline.measure.pair", broken)
+    monkeypatch.setattr("pipeline.estimates.measure.pair", broken)
     found = planned()
     assert row_of(found, "Flow")["note"] == "cannot be measured: the driver has gone away"
     assert row_of(found, "Flow")["seconds"] is None and row_of(found, "Frames")["seconds"] == 36

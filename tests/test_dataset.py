@@ -8,7 +8,6 @@ import pytest
 import torch
 from fakes import BrokenClip, FakeClip, FakeStore, clip_row, two_classes, use_store
 
-from pipeline import jpeg
 from pipeline.dataset import (
     ClassUniform,
     EvalSet,
@@ -17,10 +16,11 @@ from pipeline.dataset import (
     snippet_positions,
     stack_items,
 )
-from pipeline.inputs import to_inputs
-from pipeline.loading import loader
+from pipeline.dataset.inputs import to_inputs
+from pipeline.dataset.loading import loader
 from pipeline.specs import StackSpec, StreamSpec
 from pipeline.store import Record, ShardWriter, open_frames, write_index
+from pipeline.video import jpeg
 
 
 def spec(stream="spatial", **values):

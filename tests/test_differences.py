@@ -8,11 +8,12 @@ from conftest import moving_texture
 from stores import ATTRS, write_frames
 from trainings import spec
 
-from pipeline import inspection, store
+from pipeline import store
 from pipeline.__main__ import main
+from pipeline.artifacts.differences import with_settings
+from pipeline.artifacts.status import status
 from pipeline.catalog import Catalog
-from pipeline.checkpoint import save_checkpoint
-from pipeline.differences import with_settings
+from pipeline.networks.checkpoint import save_checkpoint
 
 
 def training(folder, settings):
@@ -22,7 +23,7 @@ def training(folder, settings):
 
 
 def settings_of(artifacts):
-    rows = with_settings(inspection.status(artifacts))
+    rows = with_settings(status(artifacts))
     return {f"{row['stage']} {row['digest']}": row["settings"] for row in rows}
 
 

@@ -14,10 +14,12 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import doctor, encoded, machine
+from pipeline import doctor
 from pipeline.__main__ import main
-from pipeline.packages import PACKAGES
+from pipeline.dataset import encoded
+from pipeline.doctor import machine
 from pipeline.specs import FLOW_METHODS
+from pipeline.system.packages import PACKAGES
 
 ROOT = Path(__file__).parents[1]
 

@@ -8,10 +8,10 @@ from stages import FLOW, FRAMES, INLINE, flow_of, sums
 
 from pipeline import store
 from pipeline.catalog import UNREADABLE, read_dataset
-from pipeline.jobs import frames as frames_job
-from pipeline.jobs import line
-from pipeline.jobs.earlier import Earlier
 from pipeline.preprocess import make_frames
+from pipeline.preprocess.jobs import frames as frames_job
+from pipeline.preprocess.jobs import line
+from pipeline.preprocess.jobs.earlier import Earlier
 from pipeline.specs import DatasetSpec, FlowSpec, FrameSpec
 
 FRAMES_EACH = 5

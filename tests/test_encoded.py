@@ -11,15 +11,15 @@ import pytest
 import torch
 from one_clip import CPU, CUDA, Refusing, items_of, spec
 
-from pipeline import encoded, jpeg
-from pipeline.dataset import stack_items
-from pipeline.encoded import EncodedBatch, decode
-from pipeline.errors import DamagedFile
-from pipeline.feeding import PartlyEncoded
-from pipeline.inputs import ViewBatch, to_inputs
-from pipeline.loading import _InReusedMemory, loader, sent_ahead
-from pipeline.together import TakingTurns
+from pipeline.dataset import encoded, stack_items
+from pipeline.dataset.encoded import EncodedBatch, decode
+from pipeline.dataset.inputs import ViewBatch, to_inputs
+from pipeline.dataset.loading import _InReusedMemory, loader, sent_ahead
+from pipeline.system.errors import DamagedFile
+from pipeline.training.feeding import PartlyEncoded
+from pipeline.training.together import TakingTurns
 from pipeline.transforms import View
+from pipeline.video import jpeg
 
 RECIPES = {
     "paper": {},

@@ -10,12 +10,12 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from pipeline import flow, quantize
+from pipeline.dataset.inputs import ViewBatch
 from pipeline.flow import device as flow_device
 from pipeline.flow import tvl1
-from pipeline.inputs import ViewBatch
-from pipeline.resume import TrainingState
 from pipeline.specs import FlowSpec, StackSpec, StreamSpec
 from pipeline.training import train_step
+from pipeline.training.resume import TrainingState
 
 CUDA = torch.device("cuda:0")
 

@@ -7,13 +7,13 @@ import pytest
 import torch
 from one_clip import CPU, CUDA, Refusing, items_of, numbers_of, spec
 
-from pipeline import feeding
 from pipeline.dataset import stack_items
-from pipeline.encoded import EncodedBatch, decode
-from pipeline.feeding import PartlyEncoded, partly_encoded, training_batches
-from pipeline.inputs import to_inputs
-from pipeline.parallel import ItemSampler, World
-from pipeline.together import TakingTurns
+from pipeline.dataset.encoded import EncodedBatch, decode
+from pipeline.dataset.inputs import to_inputs
+from pipeline.training import feeding
+from pipeline.training.feeding import PartlyEncoded, partly_encoded, training_batches
+from pipeline.training.parallel import ItemSampler, World
+from pipeline.training.together import TakingTurns
 
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.29, 0.37, 0.5, 0.57, 0.9, 1.0])

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from pipeline import files
+from pipeline.system import files
 
 
 def test_commit_shows_the_file_only_at_the_end(tmp_path):
@@ -38,7 +38,7 @@ def test_commit_leaves_nothing_after_an_error_and_says_where(tmp_path, error):
 
 def test_what_a_killed_process_left_is_removed_by_the_next_writer(tmp_path):
     code = (
-        "import os, signal, sys; from pipeline import files\n"
+        "import os, signal, sys; from pipeline.system import files\n"
         "with files.commit(sys.argv[1]) as t: t.write_text('half'); os.kill(os.getpid(), signal.SIGKILL)"
     )
     killed = subprocess.run([sys.executable, "-c", code, str(tmp_path / "a.h5")])

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pipeline.folds import cut_folds, scored_pair
+from pipeline.fusion.folds import cut_folds, scored_pair
 from pipeline.scores import Scores
 
 

@@ -10,9 +10,10 @@ import pytest
 from chains import build, fresh, luigi_command, snapshot
 from conftest import ROOT
 
-from pipeline import files, garbage
 from pipeline.__main__ import main
-from pipeline.inspection import ALSO_NEEDED, LAST_FILES
+from pipeline.artifacts import garbage
+from pipeline.artifacts.status import STAGE_FILES
+from pipeline.system import files
 from tasks import AllSplits, Flow, Frames, FullPipeline, PaperTable, ScoreStream, TrainStream
 
 A, B, C = "aaaaaaaaaaaa", "bbbbbbbbbbbb", "cccccccccccc"
@@ -30,7 +31,7 @@ class Made:
         files.record_made_from(folder, self.folder, [self.folder / other for other in made_from])
         (folder / "payload").write_bytes(bytes(100))
         if done:
-            for file in (LAST_FILES[folder.parent.name], *ALSO_NEEDED.get(folder.parent.name, ()), "checkpoint.pt"):
+            for file in (*STAGE_FILES[folder.parent.name], "checkpoint.pt"):
                 (folder / file).write_text("")
                 self.clock += 1
                 os.utime(folder / file, (self.clock, self.clock))

@@ -8,11 +8,11 @@ import torch
 from fakes import BrokenClip, FakeStore, two_classes, use_store
 
 from pipeline.catalog import Catalog
-from pipeline.checkpoint import load_checkpoint, refuse_unfit, save_checkpoint, save_tensors
 from pipeline.dataset import EvalSet
-from pipeline.evaluation import evaluate
 from pipeline.inference import score, score_to
 from pipeline.networks import CHECKPOINT_FORMAT, build
+from pipeline.networks.checkpoint import load_checkpoint, refuse_unfit, save_checkpoint, save_tensors
+from pipeline.networks.evaluation import evaluate
 from pipeline.scores import Scores
 from pipeline.specs import ScoreSpec, StackSpec, StreamSpec
 

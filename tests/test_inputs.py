@@ -6,7 +6,7 @@ import torch
 from torch.utils.data._utils.pin_memory import pin_memory
 
 from pipeline.dataset import EvalBatch, EvalItem, stack_items, stack_test_items
-from pipeline.inputs import ViewBatch, join_views, stack_views, to_inputs
+from pipeline.dataset.inputs import ViewBatch, join_views, stack_views, to_inputs
 from pipeline.transforms import View
 
 CPU = torch.device("cpu")

@@ -10,10 +10,13 @@ import pytest
 from conftest import moving_texture
 from stores import write_frames
 
-from pipeline import files, garbage, inspection, pictures, store
-from pipeline.__main__ import STAGES, _answered, main
+from pipeline import store
+from pipeline.__main__ import _answered, main
+from pipeline.artifacts import garbage, inspection, pictures
+from pipeline.artifacts.status import STAGE_FILES, status
 from pipeline.catalog import Catalog, Clip
 from pipeline.scores import Scores
+from pipeline.system import files
 
 
 def test_a_store_is_summed_up_and_one_clip_shown(frames):
@@ -85,7 +88,7 @@ def test_hue_is_direction(x, y, colour):
 
 def test_status_lists_artifacts_in_the_order_of_the_chain(frames, flow, tmp_path):
     flow.unlink()
-    rows = inspection.status(tmp_path)
+    rows = status(tmp_path)
     assert [(row["dataset"], row["stage"], row["label"], row["digest"], row["state"]) for row in rows] == [
         ("demo", "frames", "native", "0123456789ab", "done"),
         ("demo", "flow", "dis", "0123456789ab", "unfinished"),
@@ -106,10 +109,10 @@ def test_what_lacks_the_other_half_of_a_result_is_not_done(tmp_path, stage, last
     folder = tmp_path / f"demo/{stage}/x-0123456789ab"
     folder.mkdir(parents=True)
     (folder / last).write_text("{}")
-    assert [row["state"] for row in inspection.status(tmp_path)] == ["unfinished"]
+    assert [row["state"] for row in status(tmp_path)] == ["unfinished"]
     (folder / also).parent.mkdir(exist_ok=True)
     (folder / also).write_bytes(b"")
-    assert [row["state"] for row in inspection.status(tmp_path)] == ["done"]
+    assert [row["state"] for row in status(tmp_path)] == ["done"]
 
 
 def test_invalidate_removes_a_stage(frames, flow, tmp_path):
@@ -145,18 +148,13 @@ def test_invalidate_removes_of_several_datasets_what_was_named(frames, flow, tmp
     assert main([*options, "--all"]) == 0 and not frames.exists() and not other.exists() and flow.exists()
 
 
-def test_the_command_knows_every_stage():
-    """It must not import what knows them: doctor runs where packages are missing."""
-    assert set(inspection.LAST_FILES) == set(STAGES)
-
-
 def test_the_tasks_and_the_command_agree_on_what_belongs_to_an_artifact():
     import tasks
 
-    kinds = [tasks.TrainStream, tasks.Fuse, tasks.Report, tasks.ScoreVideos, tasks.AllSplits, tasks.PaperTable]
-    files = {name: (inspection.LAST_FILES[name], also) for name, also in inspection.ALSO_NEEDED.items()}
+    kinds = [tasks.Catalog, tasks.Frames, tasks.Flow, tasks.TrainStream, tasks.ScoreStream, tasks.Fuse, tasks.Report]
+    kinds += [tasks.ScoreVideos, tasks.AllSplits, tasks.PaperTable]
     named = [task.kind or re.sub(r"(?<!^)(?=[A-Z])", "_", task.__name__).lower() for task in kinds]
-    assert dict(zip(named, ((task.file, task.beside) for task in kinds), strict=True)) == files
+    assert dict(zip(named, ((task.file, *task.beside) for task in kinds), strict=True)) == STAGE_FILES
 
 
 # --- the command

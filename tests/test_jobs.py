@@ -18,14 +18,15 @@ import pytest
 import torch
 from conftest import ROOT, moving_texture
 
-from pipeline import jpeg, store
-from pipeline.errors import ClipError, DamagedFile, MachineFault
+from pipeline import store
 from pipeline.flow import estimate_on_device
-from pipeline.jobs import frames as frames_job
-from pipeline.jobs import line
-from pipeline.jobs.flow import FlowJob, try_clip
-from pipeline.jobs.helpers import Helpers, run_ahead
+from pipeline.preprocess.jobs import frames as frames_job
+from pipeline.preprocess.jobs import line
+from pipeline.preprocess.jobs.flow import FlowJob, try_clip
+from pipeline.preprocess.jobs.helpers import Helpers, run_ahead
 from pipeline.specs import FlowSpec, FrameSpec
+from pipeline.system.errors import ClipError, DamagedFile, MachineFault
+from pipeline.video import jpeg
 
 DIS = FlowSpec(method="dis_fast")
 LENGTHS = {"a": 3, "b": 7, "c": 2, "d": 12, "e": 1, "f": 5, "g": 4}
@@ -222,7 +223,9 @@ def test_after_its_worker_died_a_clip_that_crashes_is_recorded_and_the_others_ar
 def test_a_clip_is_tried_in_bounded_memory(frames, monkeypatch):
     monkeypatch.setattr("pipeline.flow.device.HOST_PIXELS", 3 * 48 * 64)
     seen = []
-    monkeypatch.setattr("pipeline.jobs.flow.estimate_on_device", lambda images, *_, **__: seen.append(len(images)))
+    monkeypatch.setattr(
+        "pipeline.preprocess.jobs.flow.estimate_on_device", lambda images, *_, **__: seen.append(len(images))
+    )
     try_clip(str(frames), "d", json.dumps(DIS.as_dict()))
     assert sum(count - 1 for count in seen) == LENGTHS["d"] - 1 and max(seen) <= 4
 

@@ -15,13 +15,13 @@ import torch
 from fakes import second_set, two_classes, write_frames_store
 from trainings import without_batch_norm as spec
 
-from pipeline import launch, training
-from pipeline.checkpoint import load_checkpoint
-from pipeline.launch import Job, TrainingFailed
-from pipeline.parallel import World
-from pipeline.together import OtherDataset
-from pipeline.train import main
-from pipeline.training import train
+from pipeline import training
+from pipeline.networks.checkpoint import load_checkpoint
+from pipeline.training import launch, train
+from pipeline.training.__main__ import main
+from pipeline.training.launch import Job, TrainingFailed
+from pipeline.training.parallel import World
+from pipeline.training.together import OtherDataset
 
 ROOT = Path(__file__).parents[1]
 
@@ -104,7 +104,7 @@ def child_of_rank(rank, parent=None):
     while True:
         for child in psutil.Process(parent).children(recursive=True):
             try:
-                if child.environ().get("RANK") == str(rank) and "pipeline.train" in child.cmdline():
+                if child.environ().get("RANK") == str(rank) and "pipeline.training" in child.cmdline():
                     return child
             except psutil.Error:  # it has just ended
                 continue
@@ -153,7 +153,13 @@ def test_a_process_whose_parent_is_gone_ends_and_ctrl_c_is_the_parents(data, tmp
     job = Job(spec(processes=2), data[1], data[0], tmp_path, "in", "cpu")
     job.write()
     place = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-    command = [sys.executable, "-m", "pipeline.train", str(job.job_folder), "--watched"]  # waits for process 1, in vain
+    command = [
+        sys.executable,
+        "-m",
+        "pipeline.training",
+        str(job.job_folder),
+        "--watched",
+    ]  # waits for process 1, in vain
     child = subprocess.Popen(command, cwd=ROOT, env={**os.environ, **place}, stdin=subprocess.PIPE)
     while not ignores(child, signal.SIGINT):  # the parent hears it too, and will end this process
         assert child.poll() is None
@@ -222,10 +228,10 @@ def test_a_process_that_fails_says_so_and_waits_for_nobody(data, tmp_path, monke
     """To leave a group of GPUs may take for ever while another process waits in it."""
     job = Job(spec(processes=2), data[1], data[0], tmp_path, "in", "cpu")
     job.write()
-    monkeypatch.setattr("pipeline.train.train_here", lambda *_: group.append("trained"))
+    monkeypatch.setattr("pipeline.training.__main__.train_here", lambda *_: group.append("trained"))
     assert main([str(job.job_folder)]) == 0 and group == ["joined", "trained", "left"]
     group.clear()
-    monkeypatch.setattr("pipeline.train.train_here", lambda *_: 1 / 0)
+    monkeypatch.setattr("pipeline.training.__main__.train_here", lambda *_: 1 / 0)
     assert main([str(job.job_folder)]) == 1 and group == ["joined"]
     assert (job.job_folder / "error-1").read_text() == "ZeroDivisionError: division by zero"
     assert "1 / 0" in capsys.readouterr().err
@@ -236,7 +242,7 @@ def test_on_a_full_disk_the_cause_is_said_where_it_can_be(data, tmp_path):
     job = Job(spec(processes=2), data[1], data[0], tmp_path, "in", "cpu")
     job.job_folder.mkdir()
     (job.job_folder / "error-1").symlink_to("/dev/full")  # writing into it fails, and leaves it empty
-    command, place = [sys.executable, "-m", "pipeline.train", str(job.job_folder)], {"RANK": "1"}
+    command, place = [sys.executable, "-m", "pipeline.training", str(job.job_folder)], {"RANK": "1"}
     child = subprocess.run(command, cwd=ROOT, env={**os.environ, **place}, capture_output=True, text=True)
     assert child.returncode == 1 and "holds no job.json" in child.stderr and "No space left" not in child.stderr
     (job.job_folder / "output-1").write_text(child.stderr)
@@ -278,7 +284,7 @@ def test_several_machines_meet_with_torchrun_and_the_command_is_said(data, tmp_p
     assert arguments[0] == "torch.distributed.run" and arguments[-1] == "--watched"
     said = capsys.readouterr().err
     assert "torchrun --nnodes=2 --nproc-per-node=2 --rdzv-backend=c10d --rdzv-endpoint=gpu1:29500 --rdzv-id=in" in said
-    assert f"-m pipeline.train {tmp_path}/job" in said
+    assert f"-m pipeline.training {tmp_path}/job" in said
 
 
 def test_what_a_process_wrote_before_it_ended_is_shown(data, tmp_path):
@@ -306,5 +312,5 @@ def test_a_process_that_starts_while_ctrl_c_is_pressed_is_ended(data, tmp_path, 
 
     monkeypatch.setattr(subprocess, "Popen", started)
     with pytest.raises(KeyboardInterrupt):
-        launch.launch(Job(spec(processes=2), data[1], data[0], tmp_path, "in", "cpu"), 2)
+        launch.launch_processes(Job(spec(processes=2), data[1], data[0], tmp_path, "in", "cpu"), 2)
     assert len(begun) == 1 and begun[0].poll() == -signal.SIGTERM

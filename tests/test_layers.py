@@ -1,6 +1,9 @@
 """The layers: a module imports only from those above it, HDF5 and dask stay where they belong, imports stay light."""
 
 import ast
+import graphlib
+import importlib
+import pkgutil
 import re
 import subprocess
 import sys
@@ -61,6 +64,36 @@ def test_a_module_imports_only_from_above(file):
     assert not below, f"{file} imports {sorted(below)}, which stand below it"
 
 
+def test_no_imports_go_in_a_circle():
+    names = {".".join(file.relative_to(ROOT).with_suffix("").parts): file for file in modules()}
+    names = {name.removesuffix(".__init__"): file for name, file in names.items()}
+    needs = {name: used_at_runtime(file) & (set(names) - {name}) for name, file in names.items()}
+    graphlib.TopologicalSorter(needs).prepare()  # raises CycleError, which names the circle
+
+
+def used_at_runtime(file: Path) -> set[str]:
+    """Modules that a file imports, apart from those in `if TYPE_CHECKING`; `from folder import module` is that module."""
+    tree = ast.parse(file.read_text())
+    tree.body = [
+        node for node in tree.body if not (isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test))
+    ]
+    found = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module]
+    pairs = [(node.module, f"{node.module}.{alias.name}") for node in found for alias in node.names]
+    return {part if is_module(part) else whole for whole, part in pairs}
+
+
+def is_module(name: str) -> bool:
+    path = ROOT.joinpath(*name.split("."))
+    return path.is_dir() or path.with_suffix(".py").is_file()
+
+
+def test_no_module_is_hidden_by_a_name_of_its_folder():
+    """Such as a function `launch` in the `__init__.py` beside `launch.py`."""
+    for found in pkgutil.walk_packages([str(ROOT / "pipeline")], "pipeline."):
+        folder, _, name = found.name.rpartition(".")
+        assert importlib.import_module(found.name) is getattr(sys.modules[folder], name), found.name
+
+
 def test_no_test_module_imports_another():
     tests = sorted((ROOT / "tests").glob("*.py"))
     assert not [file for file in tests if any(name.startswith("test_") for name in imported(file))]
@@ -75,9 +108,9 @@ def test_hdf5_lives_in_the_store():
     assert users == {"store"}
 
 
-def test_dask_lives_in_two_places():
+def test_dask_lives_in_the_cluster():
     users = {layer for file, layer in modules().items() if {"dask", "distributed"} & imported(file)}
-    assert users == {"connect", "cluster"}
+    assert users == {"cluster"}
 
 
 def test_tasks_import_no_arithmetic():

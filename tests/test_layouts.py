@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from pipeline.layouts import list_files, read_layout, scan_videos, split_names
+from pipeline.catalog.layouts import list_files, read_layout, scan_videos, split_names
 from pipeline.specs import DatasetSpec
 
 

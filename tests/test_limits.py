@@ -5,7 +5,7 @@ import os
 import pytest
 import torch
 
-from pipeline import limits, tensors
+from pipeline.system import limits, tensors
 
 GiB = 2**30
 

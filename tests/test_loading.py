@@ -13,11 +13,10 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import loading
-from pipeline.dataset import stack_items
-from pipeline.errors import MachineFault
-from pipeline.inputs import stack_views, to_inputs
-from pipeline.loading import fitting_workers, loader, loader_workers, sent_ahead
+from pipeline.dataset import loading, stack_items
+from pipeline.dataset.inputs import stack_views, to_inputs
+from pipeline.dataset.loading import fitting_workers, loader, loader_workers, sent_ahead
+from pipeline.system.errors import MachineFault
 from pipeline.transforms import View
 
 

@@ -8,9 +8,11 @@ from chains import snapshot
 from conftest import moving_texture, write_video
 from stages import flow_of, frames_of
 
-from pipeline import catalog, demo, jpeg, measure, store
-from pipeline.measure import cached, pair, timed, unwritten_demo, videos
+from pipeline import catalog, demo, store
+from pipeline.estimates import measure
+from pipeline.estimates.measure import cached, pair, timed, unwritten_demo, videos
 from pipeline.specs import DatasetSpec, DemoSpec, FlowSpec, FrameSpec
+from pipeline.video import jpeg
 
 NATIVE = FrameSpec(short_side_px=0)
 GROUPS = r"/(?P<group>[a-z]+)_"

@@ -6,8 +6,8 @@ import pytest
 import torch
 from chains import snapshot
 
-from pipeline import measure_networks
-from pipeline.measure_networks import gpus_that_share, network, timed_as
+from pipeline.estimates import measure_networks
+from pipeline.estimates.measure_networks import gpus_that_share, network, timed_as
 from pipeline.networks import build_untrained
 from pipeline.specs import StackSpec, StreamSpec
 

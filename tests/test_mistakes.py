@@ -16,8 +16,8 @@ from chains import fresh, luigi_command
 from conftest import ROOT
 
 from pipeline import quantize
-from pipeline.errors import DamagedFile, MachineFault, StageFailed, WorkerDied
 from pipeline.scores import Scores
+from pipeline.system.errors import DamagedFile, MachineFault, StageFailed, WorkerDied
 from tasks import Catalog, mistakes
 
 

@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 from stores import write_flow
 
-from pipeline import inspection, motion, store
+from pipeline import store
+from pipeline.artifacts import inspection
+from pipeline.store import motion
 
 
 def of(folder, fields, **how):

@@ -7,8 +7,8 @@ import torchvision
 from torch import nn
 from torch.nn.functional import conv2d
 
-from pipeline import backbones, imagenet, networks
-from pipeline.networks import build, build_untrained, resolve_device
+from pipeline import networks
+from pipeline.networks import backbones, build, build_untrained, imagenet, resolve_device
 from pipeline.specs import StackSpec, StreamSpec
 
 torch.set_num_threads(1)

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from pipeline import networks
-from pipeline.backbones import OWN
 from pipeline.networks import build, check
+from pipeline.networks.backbones import OWN
 from pipeline.specs import StackSpec, StreamSpec
 
 

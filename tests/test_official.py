@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from pipeline.official import read_hmdb51_lists, read_ucf101_classes, read_ucf101_lists
+from pipeline.catalog.official import read_hmdb51_lists, read_ucf101_classes, read_ucf101_lists
 
 HMDB_TAIL = "_f_cm_np1_ba_bad_"
 

@@ -9,7 +9,8 @@ from conftest import ROOT, moving_texture, write_video
 from luigi.cmdline_parser import CmdlineParser
 from pages import Page
 
-from pipeline import garbage, inspection
+from pipeline.artifacts import garbage, inspection
+from pipeline.artifacts.status import status
 from pipeline.report import paper
 from tasks import Catalog, Flow, Frames, FullPipeline, Fuse, PaperTable, ScoreStream, TrainStream, mistakes, settings
 from tasks.tables import RowsFailed
@@ -191,8 +192,8 @@ def test_two_rows_go_all_the_way_and_are_reused(config, tmp_path):
     new = {path.name for path in (tmp_path / "artifacts/four/train_stream").iterdir()} - trained
     assert [name.split("-")[0] for name in new] == ["spatial"]
 
-    (status,) = [row for row in inspection.status(tmp_path / "artifacts") if row["stage"] == "tables"]
-    assert (status["label"], status["state"]) == ("1b", "done")
+    (found,) = [row for row in status(tmp_path / "artifacts") if row["stage"] == "tables"]
+    assert (found["label"], found["state"]) == ("1b", "done")
     assert inspection.describe(of.folder)["summary"]["table"] == "1b"
     assert garbage.invalidate(tmp_path / "artifacts", "tables") == [of.folder]
     assert not fresh(PaperTable, **TWO_ROWS).complete()

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline import parallel, whole_batch
-from pipeline.loading import loader_workers
-from pipeline.parallel import ItemSampler, World, process_count
+from pipeline.dataset.loading import loader_workers
 from pipeline.specs import StreamSpec
+from pipeline.training import parallel, whole_batch
+from pipeline.training.parallel import ItemSampler, World, process_count
 
 
 def test_one_process_reads_all_items_in_order():

@@ -6,7 +6,7 @@ import pytest
 from trees import csv_spec, folder_spec, make_ucf
 
 from pipeline.catalog import outline, read_dataset
-from pipeline.parts import check_classes, check_parts
+from pipeline.catalog.parts import check_classes, check_parts
 from pipeline.specs import DatasetSpec
 
 HAS_NO = {"val": "split 1 has no validation clips, on which fusions are", "test": "split 1 has no test clips, on which"}

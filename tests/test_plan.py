@@ -12,8 +12,8 @@ from chains import build, fresh, snapshot
 from conftest import ROOT, moving_texture, write_video
 from plans import CHAIN, by_hand, planned, row_of, states  # noqa: F401 (fixtures)
 
-from pipeline import sharding
 from pipeline.__main__ import main as pipeline_main
+from pipeline.preprocess import sharding
 from tasks import AllSplits, Catalog, Flow, Frames, FullPipeline, PaperTable, TrainStream
 from tasks.base import Stage
 from tasks.plan import artifacts_of, main

@@ -5,9 +5,8 @@ import csv
 import numpy as np
 import pytest
 
-from pipeline import predictions
 from pipeline.catalog import UNKNOWN, UNREADABLE, Catalog, Clip
-from pipeline.scores import Scores
+from pipeline.scores import Scores, predictions
 
 CLASSES = ("jump", "run", "walk")
 NAN = [float("nan")] * 3

@@ -15,13 +15,13 @@ import pytest
 from conftest import moving_texture, write_video
 from stages import FLOW, FRAMES, GROUPS, INLINE, LOCAL, flow_of, frames_of, sums
 
-from pipeline import preprocess, remaining
+from pipeline import preprocess
 from pipeline.catalog import read_dataset
-from pipeline.errors import StageFailed
 from pipeline.flow import estimate
-from pipeline.jobs import frames as frames_job
-from pipeline.preprocess import make_flow
+from pipeline.preprocess import make_flow, remaining
+from pipeline.preprocess.jobs import frames as frames_job
 from pipeline.specs import ClusterSpec, DatasetSpec, FlowSpec
+from pipeline.system.errors import StageFailed
 
 
 def times(folder):
@@ -223,7 +223,7 @@ def test_memory_does_not_grow_with_the_length_of_a_clip(tmp_path):
     code = (
         "import sys; from pathlib import Path; sys.path.insert(0, 'tests')\n"
         "from pipeline.specs import *; from pipeline.catalog import Clip; from pipeline import store\n"
-        "from pipeline.jobs.frames import *; from pipeline.jobs.flow import *\n"
+        "from pipeline.preprocess.jobs.frames import *; from pipeline.preprocess.jobs.flow import *\n"
         "root = Path(sys.argv[1]); clip = Clip('a', 'a.avi', 0, 'x', 'g', 'train', 1, 0, '0' * 16)\n"
         "spec, attrs = FrameSpec(short_side_px=0), {'digest': 'd'}\n"
         "FramesJob(path=root / 'f.h5', videos=root, clips=(clip,), spec=spec, attrs=attrs).make()\n"

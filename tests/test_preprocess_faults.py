@@ -11,12 +11,13 @@ import pytest
 from conftest import moving_texture, write_video
 from stages import FLOW, FRAMES, GROUPS, INLINE, LOCAL, flow_of, frames_of
 
-from pipeline import garbage, preprocess, store
+from pipeline import preprocess, store
+from pipeline.artifacts import garbage
 from pipeline.catalog import read_dataset
-from pipeline.errors import MachineFault, StageFailed, WorkerDied
-from pipeline.jobs import frames as frames_job
 from pipeline.preprocess import make_flow, make_frames
+from pipeline.preprocess.jobs import frames as frames_job
 from pipeline.specs import DatasetSpec, FlowSpec, FrameSpec
+from pipeline.system.errors import MachineFault, StageFailed, WorkerDied
 
 
 def frames_shard_of(catalog, videos, folder):

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from pipeline.processes import deaf_children
+from pipeline.system.processes import deaf_children
 
 PATIENCE_S = 60
 # a shell has commands in the background ignore Ctrl-C, and so would all that these tests start
@@ -74,7 +74,7 @@ with Workers(ClusterSpec(kind="local", workers=2), most=2) as workers:
 LOADERS = """
 import time
 import numpy as np
-from pipeline.loading import loader
+from pipeline.dataset.loading import loader
 
 for batch in loader(range(400), range(400), batch=1, workers=2, pin=False, collate=np.stack):
     print("up", flush=True)
@@ -82,7 +82,7 @@ for batch in loader(range(400), range(400), batch=1, workers=2, pin=False, colla
 """
 SVMS = """
 import numpy as np
-from pipeline import svm
+from pipeline.fusion import svm
 from pipeline.scores import Scores
 
 class Shown(svm.Progress):

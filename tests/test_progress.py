@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.progress import Progress, duration_text, last_said, say
+from pipeline.system.progress import Progress, duration_text, last_said, say
 
 
 def test_a_log_gets_plain_lines(capsys):
@@ -65,7 +65,7 @@ def test_times_in_words(seconds, words):
 
 def test_slow_work_is_told_in_seconds_each(capsys, monkeypatch):
     clock = itertools.chain([0.0], itertools.repeat(80.0))
-    monkeypatch.setattr("pipeline.progress.time.monotonic", lambda: next(clock))
+    monkeypatch.setattr("pipeline.system.progress.time.monotonic", lambda: next(clock))
     with Progress("training", 1001, "steps") as progress:
         progress.advance(1, "loss 2.461")
     assert capsys.readouterr().err.splitlines()[1] == "training: 1/1001 steps, 80.0 s each, 22 h 13 min left loss 2.461"
@@ -86,7 +86,7 @@ def test_a_long_silence_is_broken(capsys):
 
 def test_the_time_of_a_bar_goes_on(capsys, monkeypatch):
     monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
-    monkeypatch.setattr("pipeline.progress._BAR_SECONDS", 0.01)
+    monkeypatch.setattr("pipeline.system.progress._BAR_SECONDS", 0.01)
     shown, until = "", time.monotonic() + 30
     with Progress("flow", 22, "clips"):
         while shown.count("0/22") < 3 and time.monotonic() < until:

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.recipe import algorithms, learning_rate, make_optimizer, precision
 from pipeline.specs import StreamSpec
-from pipeline.tensors import true_float32
+from pipeline.system.tensors import true_float32
+from pipeline.training.recipe import algorithms, learning_rate, make_optimizer, precision
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 

@@ -7,22 +7,22 @@ import numpy as np
 import pytest
 from stores import smooth_flow, write_flow, write_frames
 
-from pipeline import files, inspection, store
+from pipeline import store
 from pipeline.__main__ import main
+from pipeline.artifacts import damage
 from pipeline.scores import Scores
+from pipeline.system import files
 
 
 def test_damage_is_found(frames, flow, tmp_path):
-    assert inspection.verify(frames) == [] and inspection.verify(flow.parent) == []
+    assert damage.verify(frames) == [] and damage.verify(flow.parent) == []
     with h5py.File(frames.parent / "shards/shard-all.h5", "r+") as file:
         file["clips/a/jpeg"][100] ^= 255
-    assert inspection.verify(frames) == [
-        "a: its bytes do not match their checksum; `python -m pipeline repair` this store"
-    ]
+    assert damage.verify(frames) == ["a: its bytes do not match their checksum; `python -m pipeline repair` this store"]
     (flow.parent / "shards/shard-all.h5").unlink()
-    assert "does not exist" in inspection.verify(flow)[0]
+    assert "does not exist" in damage.verify(flow)[0]
     Scores(("a",), np.array([[1.0, 0.0]], np.float32), np.array([0]), ("x", "y")).write(tmp_path / "scores.h5")
-    assert inspection.verify(tmp_path / "scores.h5") == []
+    assert damage.verify(tmp_path / "scores.h5") == []
 
 
 OTHER_FILES = {
@@ -42,7 +42,7 @@ def test_a_file_of_another_kind_is_named_and_not_called_damaged(tmp_path, capsys
     for path in (tmp_path / name, *([tmp_path] if name == "curve.json" else [])):
         assert main([command, str(path)]) == (0 if shown else 2)
         told = capsys.readouterr().err
-        assert shown or f"{name} is no HDF5 file but {OTHER_FILES[name]}; this kind has no checksums" in told
+        assert shown or f"{name} is no HDF5 file but {OTHER_FILES[name]}, which has no checksums" in told
         assert "delete" not in told and "damaged" not in told
 
 
@@ -54,39 +54,39 @@ def test_scores_and_catalogs_are_checked_as_a_whole_and_not_repaired(tmp_path, c
     with pytest.raises(
         ValueError, match="is a scores file, of which no part can be made alone: only stores of frames and flow"
     ):
-        inspection.repair(path)
+        damage.repair(path)
     with h5py.File(path, "r+") as file:
         file["probabilities"][0, 0] = 0.5
-    (fault,) = inspection.verify(path)
+    (fault,) = damage.verify(path)
     assert fault == f"{path} is damaged (its arrays are not those that were written); delete it and run its stage again"
     with h5py.File(path, "r+") as file:
         del file["labels"], file.attrs["content"]
-    (fault,) = inspection.verify(path)
+    (fault,) = damage.verify(path)
     assert "labels" in fault and fault.endswith("; delete it and run its stage again")
 
 
 def test_a_shard_that_is_cut_off_or_gone_is_repaired(frames, flow):
     shard = frames.parent / "shards/shard-all.h5"
     shard.write_bytes(shard.read_bytes()[:-100])
-    fault, of_failed = inspection.verify(frames)
+    fault, of_failed = damage.verify(frames)
     assert (
         of_failed.startswith("b: ")
         and f"`python -m pipeline repair {frames.parent}` removes its shard; run the stage again" in fault
     )
-    assert inspection.repair(shard).shards == ["shard-all"]  # the shard stands for its store
+    assert damage.repair(shard).shards == ["shard-all"]  # the shard stands for its store
     assert not frames.exists() and not shard.exists()
     (flow.parent / "shards/shard-all.h5").unlink()
-    assert inspection.repair(flow).shards == ["shard-all"] and not flow.exists()
+    assert damage.repair(flow).shards == ["shard-all"] and not flow.exists()
     with pytest.raises(FileNotFoundError, match="has no index.h5 yet; run its stage, which keeps the shards"):
-        inspection.repair(flow.parent)
+        damage.repair(flow.parent)
 
 
 def test_an_unfinished_store_is_repaired_too(frames):
     """Its stage may have ended because too many clips failed, for a reason that is gone."""
     frames.unlink()
     shard = frames.parent / "shards/shard-all.h5"
-    assert inspection.repair(frames.parent) == ("frames", [], []) and shard.exists()
-    assert inspection.repair(shard, failed=True) == ("frames", ["shard-all"], []) and not shard.exists()
+    assert damage.repair(frames.parent) == ("frames", [], []) and shard.exists()
+    assert damage.repair(shard, failed=True) == ("frames", ["shard-all"], []) and not shard.exists()
 
 
 def test_damage_in_an_unfinished_store_is_repaired(frames):
@@ -95,9 +95,9 @@ def test_damage_in_an_unfinished_store_is_repaired(frames):
     whole = shard.read_bytes()
     with h5py.File(shard, "r+") as file:
         file["clips/a/jpeg"][100] ^= 255
-    assert inspection.repair(frames.parent) == ("frames", ["shard-all"], ["a"]) and not shard.exists()
+    assert damage.repair(frames.parent) == ("frames", ["shard-all"], ["a"]) and not shard.exists()
     shard.write_bytes(whole[:-100])
-    assert inspection.repair(frames.parent).shards == ["shard-all"] and not shard.exists()
+    assert damage.repair(frames.parent).shards == ["shard-all"] and not shard.exists()
 
 
 def test_a_shard_that_may_not_be_read_is_not_removed(frames, monkeypatch):
@@ -106,7 +106,7 @@ def test_a_shard_that_may_not_be_read_is_not_removed(frames, monkeypatch):
 
     monkeypatch.setattr(store, "read_records", refused)
     with pytest.raises(PermissionError, match="Permission denied"):
-        inspection.repair(frames)
+        damage.repair(frames)
     assert frames.exists() and (frames.parent / "shards/shard-all.h5").exists()
 
 
@@ -114,13 +114,13 @@ def test_a_shard_of_clips_that_failed_is_looked_at_too(tmp_path):
     """Flow reads its table; that nothing is damaged would be no answer."""
     path = write_frames(tmp_path, {}, failed={"b": "empty"})
     (tmp_path / "shards/shard-all.h5").unlink()
-    assert "does not exist" in inspection.verify(path)[0]
-    assert inspection.repair(path).shards == ["shard-all"] and not path.exists()
+    assert "does not exist" in damage.verify(path)[0]
+    assert damage.repair(path).shards == ["shard-all"] and not path.exists()
 
 
 def test_repair_removes_what_is_damaged_and_the_index(frames, flow, capsys):
-    assert inspection.repair(frames) == ("frames", [], []) and frames.exists()
-    assert inspection.repair(frames.parent, failed=True) == ("frames", ["shard-all"], [])
+    assert damage.repair(frames) == ("frames", [], []) and frames.exists()
+    assert damage.repair(frames.parent, failed=True) == ("frames", ["shard-all"], [])
     assert not frames.exists() and not (frames.parent / "shards/shard-all.h5").exists()
     with h5py.File(flow.parent / "shards/shard-all.h5", "r+") as file:
         file["clips/a/jpeg"][100] ^= 255
@@ -155,7 +155,7 @@ def test_several_paths_are_looked_at_one_after_the_other(frames, flow, tmp_path,
     assert main(["verify", *paths[::2]]) == 1
     assert main(["verify", *paths]) == 2
     told = capsys.readouterr()
-    assert "this kind has no checksums" in told.err and told.out.count(": a: its bytes do not") == 2
+    assert "which has no checksums; give a store" in told.err and told.out.count(": a: its bytes do not") == 2
     assert told.out.count("every clip is as it was written") == 2
     assert main(["inspect", *paths, "--json"]) == 0
     assert [json.loads(line)["format"] for line in capsys.readouterr().out.splitlines()] == [
@@ -168,7 +168,7 @@ def test_several_paths_are_looked_at_one_after_the_other(frames, flow, tmp_path,
 
 def test_backward_flow_is_verified_too(tmp_path):
     path = write_flow(tmp_path / "x", smooth_flow(2), backward=smooth_flow(2, seed=1))
-    assert inspection.verify(path) == []
+    assert damage.verify(path) == []
     with h5py.File(path.parent / "shards/shard-all.h5", "r+") as file:
         file["clips/a/backward/jpeg"][200] ^= 255
-    assert len(inspection.verify(path)) == 1
+    assert len(damage.verify(path)) == 1

@@ -6,10 +6,11 @@ import pytest
 import torch
 from trainings import assert_same_weights, interrupt_after, run, spec
 
-from pipeline import tensors, training
-from pipeline.resume import Best, TrainingState, identity_of, steps_done
+from pipeline import training
 from pipeline.specs import StreamSpec
-from pipeline.tensors import save_tensors
+from pipeline.system import tensors
+from pipeline.system.tensors import save_tensors
+from pipeline.training.resume import Best, TrainingState, identity_of, steps_done
 
 RECIPE = {
     "schedule": "cosine",

@@ -11,8 +11,8 @@ from luigi.cmdline_parser import CmdlineParser
 from luigi.configuration import get_config
 
 from pipeline import specs
-from pipeline.together import same_classes
-from tasks import settings
+from pipeline.training.together import same_classes
+from tasks import checks, settings
 
 ROOT = Path(__file__).parents[1]
 
@@ -66,18 +66,18 @@ def test_bidirectional_stacks_need_backward_flow(config):
     with pytest.raises(
         ValueError, match=r"direction is bidirectional, which needs backward flow; set \[flow\] backward"
     ):
-        settings.check("")
+        checks.check("")
     config.set("flow", "backward", "true") if config.has_section("flow") else config.read_dict(
         {"flow": {"backward": "true"}}
     )
-    settings.check("")
+    checks.check("")
 
 
 @pytest.mark.parametrize("name", ["run_seed", "dataset_videos"])
 def test_a_dataset_overrides_stages_only(config, name):
     config.read_dict({"dataset.mine": {name: "1"}})
     with pytest.raises(ValueError, match=rf"setting \[dataset.mine\] {name} does not exist"):
-        settings.check("mine")
+        checks.check_dataset("mine")
 
 
 @pytest.mark.parametrize(
@@ -97,14 +97,16 @@ def test_a_dataset_overrides_stages_only(config, name):
 )
 def test_what_does_not_exist_is_refused(config, content, message):
     config.read_dict(content)
+    config.read_dict({"dataset.mine": {}})
     with pytest.raises(ValueError, match=message):
-        settings.resolve("flow", "mine" if "dataset.mine" in content else "")
+        checks.check_dataset("mine")
+        checks.check("mine")
 
 
 def test_a_percent_sign_that_is_not_doubled(config):
     config.read_string("[dataset.mine]\nvideos = a\n[dataset.other]\nvideos = 50%/v\n")
     with pytest.raises(ValueError, match=r"\[dataset.other\] '%' must be followed by .*; a percent sign is written %%"):
-        settings.resolve("flow", "mine")
+        checks.check_sections()
 
 
 def test_the_section_dataset_is_for_all_data_sets(config):
@@ -122,11 +124,11 @@ def test_the_section_dataset_is_for_all_data_sets(config):
 def test_videos_of_the_users_own_are_never_those_that_the_pipeline_writes(config, flag):
     config.read_dict({"dataset.demo": {"generator": "demo"}, "dataset.folder": {}, "dataset.mine": {}})
     config.read_dict({f"dataset.{name}": {"layout": "csv"} for name in ("demo", "folder")})
-    settings.check("demo")
+    checks.check("demo")
     with CmdlineParser.global_instance(["Flow", flag, "x"], allow_override=True):
-        settings.check("folder")
+        checks.check("folder")
         with pytest.raises(ValueError, match="'demo' are written by the pipeline; give --dataset as well: folder or m"):
-            settings.check("demo")
+            checks.check("demo")
 
 
 def test_a_folder_is_one_data_set_however_its_path_is_written(config, tmp_path, monkeypatch):
@@ -145,20 +147,20 @@ def test_settings_that_were_not_read_are_refused(config, tmp_path, monkeypatch):
     monkeypatch.delenv("LUIGI_CONFIG_PATH", raising=False)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(FileNotFoundError, match=f"there is no luigi.cfg in '{tmp_path}'; run from the project's root"):
-        settings.check_dataset("demo")
+        checks.check_dataset("demo")
     config.read_dict({"dataset.mine": {}})
-    settings.check_dataset("mine")
+    checks.check_dataset("mine")
     with pytest.raises(ValueError, match="dataset 'demo' does not exist; allowed: mine"):
-        settings.check_dataset("demo")
+        checks.check_dataset("demo")
     monkeypatch.setenv("LUIGI_CONFIG_PATH", "none.cfg")
     with pytest.raises(FileNotFoundError, match="LUIGI_CONFIG_PATH is 'none.cfg', and there is no such file"):
-        settings.check_dataset("mine")
+        checks.check_dataset("mine")
     monkeypatch.setenv("LUIGI_CONFIG_PATH", "empty.cfg")
     (tmp_path / "empty.cfg").write_text("# [run]\n")
     with pytest.raises(ValueError, match="LUIGI_CONFIG_PATH is 'empty.cfg', which holds no settings"):
-        settings.check_dataset("mine")
+        checks.check_dataset("mine")
     (tmp_path / "empty.cfg").write_text("# mine\n[run]\n")
-    settings.check_dataset("mine")
+    checks.check_dataset("mine")
 
 
 @pytest.mark.parametrize("name", ["luigi.cfg", "mine.cfg"])
@@ -171,7 +173,7 @@ def test_settings_that_may_not_be_read_are_refused(config, tmp_path, monkeypatch
     real = Path.read_text
     monkeypatch.setattr(Path, "read_text", lambda path, **how: 1 / 0 if path.name == name else real(path, **how))
     with pytest.raises(ZeroDivisionError):  # root may read anything, so no file can be closed to it
-        settings.check_dataset("mine")
+        checks.check_dataset("mine")
 
 
 @pytest.mark.parametrize("task", ["FullPipeline", "PaperTable", "ScoreVideos", "AllSplits", "DemoVideos"])
@@ -288,8 +290,8 @@ def test_the_presets_of_the_paper_hold_its_constants(config, name):
 def test_of_the_classes_of_ucf101_as_many_are_added_to_hmdb51_as_in_the_paper(config, shared):
     overlaid(config, "hmdb51-paper.cfg")
     config.read_dict({"temporal": {"with_dataset": "ucf101", "with_how": "classes"}})
-    settings.check("hmdb51")
-    settings.check_together("temporal", "hmdb51")
+    checks.check("hmdb51")
+    checks.check_together("temporal", "hmdb51")
     pairs = settings.stream("temporal", "hmdb51", 0).with_same
     lists = shared / "data" / "splits"
     files = (lists / "testTrainMulti_7030_splits").glob("*_test_split1.txt")
@@ -301,7 +303,7 @@ def test_of_the_classes_of_ucf101_as_many_are_added_to_hmdb51_as_in_the_paper(co
 @pytest.mark.parametrize("preset", sorted((ROOT / "configs").glob("*.cfg")), ids=lambda p: p.stem)
 def test_a_preset_is_accepted_as_a_whole_for_its_dataset(config, preset):
     parser = overlaid(config, preset.name)
-    settings.check(parser["run"]["dataset"])
+    checks.check(parser["run"]["dataset"])
     sections = set(parser.sections()) - {f"dataset.{parser['run']['dataset']}"}
     assert sections <= set(settings.SECTIONS)
 

@@ -1,7 +1,7 @@
 """Which clips share a shard."""
 
 from pipeline.catalog import Clip
-from pipeline.sharding import plan_shards
+from pipeline.preprocess.sharding import plan_shards
 
 
 def clips(n, *, size=100):

@@ -8,10 +8,10 @@ import torch
 from fakes import two_classes, use_store
 from torch import nn
 
-from pipeline.backbones import first_convolution
-from pipeline.checkpoint import load_checkpoint
 from pipeline.inference import score
 from pipeline.networks import build
+from pipeline.networks.backbones import first_convolution
+from pipeline.networks.checkpoint import load_checkpoint
 from pipeline.specs import ScoreSpec, StackSpec, StreamSpec
 from pipeline.training import train
 

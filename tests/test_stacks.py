@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import stacks, stacks_torch
+from pipeline import stacks
 from pipeline.specs import StackSpec
 from pipeline.stacks import (
     bidirectional_stack,
@@ -18,7 +18,8 @@ from pipeline.stacks import (
     trajectory_stack,
     window,
 )
-from pipeline.stacks_numba import along_path
+from pipeline.stacks import paths_torch as stacks_torch
+from pipeline.stacks.paths_numba import along_path
 
 
 def lookup(field, x, y):

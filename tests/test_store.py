@@ -16,7 +16,7 @@ from stores import ATTRS, smooth_flow, write_flow, write_frames
 
 from pipeline import store
 from pipeline.catalog import Catalog, Clip
-from pipeline.errors import DamagedFile
+from pipeline.system.errors import DamagedFile
 
 
 def test_a_frames_shard_is_what_the_format_says(tmp_path):

@@ -10,8 +10,9 @@ import pytest
 from conftest import ROOT, moving_texture
 from stores import ATTRS, smooth_flow, write_flow, write_frames
 
-from pipeline import jpeg, store
-from pipeline.errors import DamagedFile
+from pipeline import store
+from pipeline.system.errors import DamagedFile
+from pipeline.video import jpeg
 
 
 def test_damage_to_the_attributes_is_damage(tmp_path):

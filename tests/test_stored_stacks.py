@@ -3,11 +3,12 @@
 import numpy as np
 import pytest
 
-from pipeline import jpeg, quantize
+from pipeline import quantize
 from pipeline.specs import StackSpec
 from pipeline.stacks import num_windows, window
+from pipeline.stacks.stored import Planes, stored_stack
 from pipeline.store import Record, ShardWriter, open_flow
-from pipeline.stored_stacks import Planes, stored_stack
+from pipeline.video import jpeg
 
 
 def stored(rng, count, height, width, scaling):

@@ -7,9 +7,9 @@ import pytest
 from scored import appearance_and_motion, noisy, shuffled
 from sklearn.svm import LinearSVC
 
-from pipeline.folds import cut_folds
+from pipeline.fusion.folds import cut_folds
+from pipeline.fusion.svm import DEFAULT_C, LinearSVM, choose_c
 from pipeline.scores import Scores
-from pipeline.svm import DEFAULT_C, LinearSVM, choose_c
 
 CLASSES = ("one", "two", "three")
 
@@ -53,7 +53,7 @@ def test_right_clips_are_those_of_held_out_groups():
 def test_many_fits_on_all_cores_give_the_same(monkeypatch, capsys):
     a, b = pair(0)
     alone = choose_c(a, b, [10.0, 0.1], folds=3)
-    monkeypatch.setattr("pipeline.svm._MANY", 1)
+    monkeypatch.setattr("pipeline.fusion.svm._MANY", 1)
     assert choose_c(a, b, [10.0, 0.1], folds=3) == alone
     assert "fusion, choosing C: 6 SVMs" in capsys.readouterr().err
 

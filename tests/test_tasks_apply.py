@@ -11,9 +11,9 @@ from conftest import moving_texture, write_video
 
 from pipeline import store
 from pipeline.catalog import UNKNOWN
-from pipeline.checkpoint import load_tensors
+from pipeline.networks.checkpoint import load_tensors
 from pipeline.scores import Scores
-from pipeline.tensors import save_tensors
+from pipeline.system.tensors import save_tensors
 from tasks import Catalog, Flow, Frames, Fuse, ScoreStream, ScoreVideos, TrainStream
 
 

@@ -14,10 +14,13 @@ from chains import build, fresh, shards_and_index, snapshot
 from conftest import moving_texture, write_video
 from torchvision.models.optical_flow import raft_small
 
-from pipeline import inspection, store
-from pipeline.files import file_hash
+from pipeline import store
+from pipeline.artifacts import damage
 from pipeline.flow import estimate
+from pipeline.preprocess import make_flow
 from pipeline.scores import Scores
+from pipeline.specs import ClusterSpec
+from pipeline.system.files import file_hash
 from tasks import Catalog, Flow, Frames, FullPipeline, Fuse, Report, ScoreStream, TrainStream
 from tasks.base import Stage
 
@@ -128,6 +131,9 @@ def test_flow_of_raft_is_of_colour_frames_and_of_the_content_of_its_weights(conf
     assert folders[0] != folders[1]
     told = [json.loads(store.open_flow(folder).attrs["spec"])["raft_weights"] for folder in folders]
     assert told[0] != told[1] == file_hash(weights)  # by which `status` tells them apart, wherever the file lies
+    make_flow(tmp_path / "own", fresh(Frames).path, spec=fresh(Flow).spec("flow"), cluster=ClusterSpec(kind="inline"))
+    by_task, by_hand = (dict(store.open_flow(folder).attrs) for folder in (folders[1], tmp_path / "own"))
+    assert all(by_task[name] == by_hand[name] for name in ("digest", "spec"))
     write_raft_weights(weights, 1)
     assert fresh(Flow).complete() and fresh(Flow).folder == folders[0]
     frames, spec = store.open_frames(fresh(Frames).path)["a"], fresh(Flow).spec("flow")
@@ -144,7 +150,7 @@ def test_an_index_never_outlives_its_shards(config, tmp_path):
     assert not build(fresh(Frames))
     (tmp_path / "videos/a.avi").write_bytes(whole)
     assert build(fresh(Frames))
-    assert inspection.verify(fresh(Frames).path) == [] and "a" in store.open_frames(fresh(Frames).path)
+    assert damage.verify(fresh(Frames).path) == [] and "a" in store.open_frames(fresh(Frames).path)
 
 
 def test_other_weights_of_the_same_settings_are_scored_anew(config):

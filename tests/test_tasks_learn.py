@@ -4,8 +4,8 @@ import pytest
 import torch
 from chains import build, fresh
 
-from pipeline import imagenet
-from pipeline.checkpoint import load_checkpoint
+from pipeline.networks import imagenet
+from pipeline.networks.checkpoint import load_checkpoint
 from pipeline.specs import StreamSpec
 from tasks import Frames, FullPipeline, ScoreStream, TrainStream
 from tasks.base import Stage

@@ -7,7 +7,7 @@ import pytest
 from chains import build, fresh, luigi_command, snapshot, write_four_clips
 from conftest import ROOT, moving_texture, write_video
 
-from pipeline.checkpoint import load_checkpoint
+from pipeline.networks.checkpoint import load_checkpoint
 from pipeline.scores import Scores
 from tasks import Catalog, Flow, Frames, PaperTable, Report, ScoreStream, TrainStream
 

@@ -12,12 +12,12 @@ from trainings import assert_same_weights, interrupt_after, scores_of_test_part,
 
 from pipeline import training
 from pipeline.catalog import UNREADABLE, Catalog
-from pipeline.checkpoint import load_checkpoint
 from pipeline.dataset import TrainingSet
 from pipeline.networks import build
-from pipeline.resume import TrainingState
-from pipeline.together import OtherDataset, other_classes, refuse_overlap, same_classes, training_set
+from pipeline.networks.checkpoint import load_checkpoint
 from pipeline.training import train, train_step
+from pipeline.training.resume import TrainingState
+from pipeline.training.together import OtherDataset, other_classes, refuse_overlap, same_classes, training_set
 
 CPU = torch.device("cpu")
 HEADS = {"with_dataset": "more", "with_how": "heads"}
@@ -118,7 +118,7 @@ def test_of_the_other_set_only_training_clips_are_used(sets, monkeypatch, how):
     catalog, other = sets()
     assert {clip.part for clip in other.catalog.clips} == {"train", "val", "test"}
     given = []
-    monkeypatch.setattr("pipeline.together.TrainingSet", lambda *arguments: given.append(arguments))
+    monkeypatch.setattr("pipeline.training.together.TrainingSet", lambda *arguments: given.append(arguments))
     training_set(spec(**how), "own", catalog, other)
     of_other = given[0][2] if how == HEADS else given[0][3][1]
     assert {clip.part for clip in of_other} == {clip.part for clip in given[-1][2]} == {"train"}

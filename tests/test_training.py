@@ -11,13 +11,13 @@ import torch
 from fakes import FakeStore, use_store
 from trainings import assert_same_weights, interrupt_after, run, scores_of_test_part, spec
 
-from pipeline import resume, training
-from pipeline.checkpoint import load_checkpoint
+from pipeline import training
 from pipeline.dataset import EvalSet, TrainingSet
 from pipeline.networks import build
-from pipeline.parallel import World
-from pipeline.resume import Curve, TrainingState
-from pipeline.training import TrainingDiverged, train, train_step, validate
+from pipeline.networks.checkpoint import load_checkpoint
+from pipeline.training import TrainingDiverged, resume, train, train_step, validate
+from pipeline.training.parallel import World
+from pipeline.training.resume import Curve, TrainingState
 
 CPU = torch.device("cpu")
 
@@ -226,7 +226,7 @@ def validated(monkeypatch, tmp_path, catalog, results):
 
 
 def training_evaluation(probabilities):
-    from pipeline.evaluation import Evaluation
+    from pipeline.networks.evaluation import Evaluation
 
     return Evaluation(probabilities, probabilities, {})
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from pipeline.specs import StackSpec, StreamSpec
-from pipeline.stored_stacks import Planes
+from pipeline.stacks.stored import Planes
 from pipeline.transforms import EvalViews, TrainView, View, corner_crops, corner_sizes, jitter, resize
 
 

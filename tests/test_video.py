@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 from conftest import moving_texture, write_video
 
-from pipeline import jpeg
-from pipeline.errors import MachineFault
-from pipeline.video import Video, VideoError, target_size, try_decoding
+from pipeline.system.errors import MachineFault
+from pipeline.video import Video, VideoError, jpeg, target_size, try_decoding
 
 
 def test_frames_come_back_in_order_as_rgb(tmp_path):

@@ -7,7 +7,7 @@ import torch
 from torch import distributed, multiprocessing, nn
 from torchvision.ops import StochasticDepth
 
-from pipeline.whole_batch import Piece, draw_for_whole_batch, normalise_over_processes
+from pipeline.training.whole_batch import Piece, draw_for_whole_batch, normalise_over_processes
 
 
 def layers(kind):

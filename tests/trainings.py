@@ -5,8 +5,8 @@ import json
 import torch
 
 from pipeline import training
-from pipeline.checkpoint import load_checkpoint
 from pipeline.inference import score
+from pipeline.networks.checkpoint import load_checkpoint
 from pipeline.specs import ScoreSpec, StackSpec, StreamSpec
 from pipeline.training import train
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.progress import say
+from pipeline.system.progress import say
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -12,9 +12,9 @@ from typing import Any
 import cv2
 import numpy as np
 
-from pipeline.console import one_line
 from pipeline.flow.opencv import OfPair, extend
 from pipeline.specs import FlowSpec
+from pipeline.system.console import one_line
 
 CLASSES = {
     "opencv_cuda_tvl1": ("OpticalFlowDual_TVL1",),

@@ -14,7 +14,7 @@ from torchvision.models import optical_flow
 from pipeline.flow import weights
 from pipeline.flow.device import as_tensor
 from pipeline.specs import FlowSpec
-from pipeline.tensors import read_tensors, true_float32
+from pipeline.system.tensors import read_tensors, true_float32
 
 CELL_PX = 8  # the network works on cells of this side
 MIN_SIDE_PX = 128  # its coarsest correlations need two cells per side

@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from pipeline.flow.device import as_tensor, computed_once, has_numba, is_out_of_memory, pairs_at_once
-from pipeline.progress import say
 from pipeline.specs import FlowSpec
+from pipeline.system.progress import say
 
 if TYPE_CHECKING:
     import numpy as np

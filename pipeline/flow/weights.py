@@ -6,8 +6,8 @@ import hashlib
 import os
 from pathlib import Path
 
-from pipeline.console import one_line
 from pipeline.specs import RAFT_WEIGHTS, FlowSpec
+from pipeline.system.console import one_line
 
 SOURCE = "https://download.pytorch.org/models/"
 

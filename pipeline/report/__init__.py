@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline import files
 from pipeline.report import metrics
 from pipeline.report.metrics import Chain
 from pipeline.scores import Scores
+from pipeline.system import files
 
 
 def write(

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.packages import versions
 from pipeline.report import uncertainty
 from pipeline.report.uncertainty import Bootstrap
 from pipeline.scores import Scores
 from pipeline.specs import FUSIONS, STREAMS
+from pipeline.system.packages import versions
 
 
 @dataclass(frozen=True, kw_only=True)

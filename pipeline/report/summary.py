@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import files
-from pipeline.packages import versions
 from pipeline.report import metrics
 from pipeline.report.uncertainty import Bootstrap, interval_text
 from pipeline.scores import Scores
 from pipeline.specs import STREAMS
+from pipeline.system import files
+from pipeline.system.packages import versions
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

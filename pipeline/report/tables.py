@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import files
-from pipeline.packages import versions
 from pipeline.report.paper import SETS, TEST_CLIPS, Row, Table
 from pipeline.report.summary import cell, pool
 from pipeline.report.uncertainty import BCA, Bootstrap, interval_text
 from pipeline.scores import Scores
+from pipeline.system import files
+from pipeline.system.packages import versions
 
 MEAN_OVER_SPLITS = "mean over splits"
 

@@ -1,7 +1,7 @@
 """The settings of every stage, each a frozen dataclass. Other modules import them from here.
 
-`base.py` holds what they share, `data.py` the settings of the stages up to the flow, `streams.py` those of the streams
-and their fusion.
+`base.py` holds what they share, `data.py` the settings of the stages up to the flow, `streams.py` those of the stacks
+and the streams, `scores.py` those of scoring and fusion.
 """
 
 from pipeline.specs.data import (
@@ -14,7 +14,8 @@ from pipeline.specs.data import (
     FrameSpec,
     RunSpec,
 )
-from pipeline.specs.streams import FUSIONS, STREAMS, FusionSpec, ScoreSpec, StackSpec, StreamSpec
+from pipeline.specs.scores import FUSIONS, FusionSpec, ScoreSpec
+from pipeline.specs.streams import STREAMS, StackSpec, StreamSpec
 
 __all__ = [
     "FLOW_METHODS",

@@ -16,8 +16,8 @@ import h5py
 import numpy as np
 
 from pipeline.catalog import Catalog, Clip
-from pipeline.errors import DamagedFile
-from pipeline.files import commit, inside
+from pipeline.system.errors import DamagedFile
+from pipeline.system.files import commit, inside
 
 FORMAT_VERSION = 1
 TEXT = h5py.string_dtype("utf-8")

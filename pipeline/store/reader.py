@@ -11,9 +11,9 @@ from typing import Any
 
 import h5py
 
-from pipeline.errors import DamagedFile
 from pipeline.store.container import open_file, opened, plain_attrs, repair_advice, text
 from pipeline.store.stored_clip import StoredClip
+from pipeline.system.errors import DamagedFile
 
 _OPEN_SHARDS = 32
 _KNOWN_CLIPS = 16384

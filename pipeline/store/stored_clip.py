@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from pipeline import jpeg, quantize
-from pipeline.errors import ClipError, DamagedFile
+from pipeline import quantize
 from pipeline.store.container import crc32_of_parts, plain_attrs
+from pipeline.system.errors import ClipError, DamagedFile
+from pipeline.video import jpeg
 
 if TYPE_CHECKING:
     from pipeline.store.reader import Store

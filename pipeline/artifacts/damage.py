@@ -1,0 +1,145 @@
+"""Find damage in stores, catalogs and scores, and remove the shards that hold it."""
+
+from __future__ import annotations
+
+import functools
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pipeline import store
+from pipeline.artifacts.inspection import describe, file_of, kind_of
+from pipeline.system.errors import DamagedFile
+from pipeline.video import jpeg
+
+
+def is_store(path: Path) -> bool:
+    """Whether a file or an artifact's folder is a store of frames or flow, whose clips have checksums.
+
+    Raises:
+        FileNotFoundError, ValueError: no such file, not HDF5, or damaged.
+    """
+    return kind_of(file_of(path)) in ("frames", "flow")
+
+
+def verify(path: Path) -> list[str]:
+    """Check every clip of a store: all bytes against their CRC-32, and that every image decodes. Returns the faults.
+
+    A catalog or scores file is checked against the hash written with it. Raises as `is_store`.
+    """
+    path = file_of(path)
+    if not is_store(path):
+        fault = _what_raises(describe, path, cure="; delete it and run its stage again")
+        return [fault] if fault else []
+    return [f"{video_id}: {fault}" for video_id, fault in _damage(store.Store(path, kind_of(path))).items()]
+
+
+def _damage(opened: store.Store) -> dict[str, str]:
+    """Clip id -> fault, for damaged clips and for all clips whose shard cannot be read."""
+    shards = {path.stem: _what_raises(store.read_records, path, opened.kind) for path in opened.shard_paths()}
+    faults = {video_id: shards[row["shard"]] for video_id, row in opened.rows.items()}
+    for video_id in sorted(opened, key=lambda video_id: opened.rows[video_id]["shard"]):  # opens each shard once
+        faults[video_id] = faults[video_id] or _what_raises(_check, opened, video_id)
+    opened.close()
+    return {video_id: fault for video_id, fault in faults.items() if fault}
+
+
+def _what_raises(function: Callable[..., Any], *given: Any, cure: str = "") -> str:
+    """The message of whatever the function raises: damaged bytes may cause anything; "" if it succeeds.
+
+    `cure` is added unless the message already says what to do.
+    """
+    try:
+        function(*given)
+    except (PermissionError, BlockingIOError):  # not damage
+        raise
+    except DamagedFile as error:
+        return str(error)
+    except Exception as error:
+        return f"{str(error) or type(error).__name__}{cure}"
+    return ""
+
+
+def _check(opened: store.Store, video_id: str) -> None:
+    clip, sums, fault = opened[video_id], [], ""
+    for direction in clip.directions:
+        sums.append(0)
+        for data in clip.jpegs(direction=direction):
+            sums[-1] = zlib.crc32(data, sums[-1])
+            fault = fault or _what_raises(functools.partial(jpeg.decode, gray=True), data)
+    if store.crc32_of_parts(sums) != clip.attrs["crc32"]:
+        fault = "its bytes do not match their checksum"
+    if fault:
+        raise DamagedFile(f"{fault}; `python -m pipeline repair` this store")
+
+
+def store_folder(path: Path) -> Path:
+    """The folder of a store, given the folder itself, its index, or one of its shards.
+
+    Raises:
+        FileNotFoundError: no such file, or a folder without an artifact.
+    """
+    folder = path.parent.parent if path.parent.name == "shards" else path
+    return folder if folder.is_dir() and any(_shards_in(folder)) else file_of(folder).parent
+
+
+def _shards_in(folder: Path) -> Iterator[Path]:
+    return (folder / "shards").glob("*.h5")
+
+
+class Repaired(NamedTuple):
+    """What `repair` removed, and which clips were damaged."""
+
+    kind: str
+    """frames or flow."""
+    shards: list[str]
+    """Names of the removed shards, sorted."""
+    damaged: list[str]
+    """Ids of the clips that were damaged."""
+
+
+def repair(path: Path, *, failed: bool = False) -> Repaired:
+    """Remove damaged shards, and the index, so that the next run of the stage makes them again.
+
+    Args:
+        path: the store, finished or not, or one of its shards.
+        failed: also remove the shards of clips that failed (a locked file, or too short a time limit).
+
+    Raises:
+        ValueError: not a store.
+    """
+    folder = store_folder(path)
+    if any(_shards_in(folder)) and not (folder / "index.h5").is_file():
+        return _repair_unfinished(folder, failed=failed)
+    path = file_of(folder if path.parent.name == "shards" else path)
+    if not is_store(path):
+        raise ValueError(
+            f"{path} is a {kind_of(path)} file, of which no part can be made alone: only stores of frames and flow can "
+            "be repaired; `python -m pipeline invalidate` removes a stage, so that it is made again"
+        )
+    opened = store.Store(path, kind_of(path))
+    damaged = list(_damage(opened))
+    shards = sorted({opened.rows[video_id]["shard"] for video_id in damaged + list(opened.failed if failed else ())})
+    if shards:
+        path.unlink()  # first: without the index the stage is remade, whatever happens here
+    for name in shards:
+        (path.parent / "shards" / f"{name}.h5").unlink(missing_ok=True)
+    return Repaired(opened.kind, shards, damaged)
+
+
+def _repair_unfinished(folder: Path, *, failed: bool) -> Repaired:
+    """`repair` a store without an index, perhaps because its stage failed after too many clips failed."""
+    kind, shards, damaged = "", [], []
+    for path in sorted(_shards_in(folder)):
+        if _what_raises(kind_of, path) or _what_raises(store.read_records, path, kind := kind_of(path)):
+            shards.append(path)
+            continue
+        opened = store.Store(path, kind)
+        faults = list(_damage(opened))
+        damaged += faults
+        if faults or (failed and opened.failed):
+            shards.append(path)
+    for path in shards:
+        path.unlink()
+    return Repaired(kind, [path.stem for path in shards], damaged)

@@ -1,0 +1,38 @@
+"""Which artifacts exist, and whether each is whole. Imports little: `python -m pipeline doctor` must always start."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pipeline.system.files import size_of
+
+# stage -> the files of its artifacts: first the one that is written last, then others without which it is unfinished
+STAGE_FILES = {
+    "catalog": ("catalog.h5",),
+    "frames": ("index.h5",),
+    "flow": ("index.h5",),
+    "train_stream": ("curve.json", "checkpoint.pt"),
+    "score_stream": ("scores.h5",),
+    "fuse": ("fusion.json", "average/scores.h5"),  # and other fusions if there are validation clips
+    "report": ("metrics.json", "report.html"),
+    "score_videos": ("scores.h5", "predictions.csv"),
+    "all_splits": ("summary.json", "summary.html", "summary.md"),
+    "tables": ("table.json", "table.html", "table.md"),
+}
+
+
+def status(artifacts: Path) -> list[dict[str, Any]]:
+    """One row per artifact below `artifacts`: dataset, stage, label, digest, whether it is done, bytes, path."""
+    rows = []
+    for folder in sorted(artifacts.glob("*/*/*-*")):
+        stage = folder.parent.name
+        latest = folder.is_symlink() and len(folder.readlink().parts) == 1  # a link to a sibling
+        if latest or not folder.is_dir() or stage not in STAGE_FILES:
+            continue
+        label, _, digest = folder.name.rpartition("-")
+        done = all((folder / name).is_file() for name in STAGE_FILES[stage])
+        row = {"dataset": folder.parent.parent.name, "stage": stage, "label": label, "digest": digest}
+        rows.append({**row, "state": "done" if done else "unfinished", "bytes": size_of(folder), "path": str(folder)})
+    order = list(STAGE_FILES)
+    return sorted(rows, key=lambda row: (row["dataset"], order.index(row["stage"]), row["label"]))

@@ -1,0 +1,291 @@
+"""How datasets are laid out on disk: five layouts, each read into the same rows.
+
+The set of clips and classes never depends on the split. This module decodes and hashes nothing, and draws no parts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+
+from pipeline.catalog.official import read_hmdb51_lists, read_ucf101_classes, read_ucf101_lists, split_numbers
+from pipeline.catalog.rows import PARTS, ListedClip, folded, safe_path
+from pipeline.specs import DatasetSpec
+from pipeline.specs.base import unknown_name
+from pipeline.system.console import some
+
+VIDEO_SUFFIXES = (
+    *(".avi", ".mp4", ".mkv", ".webm", ".mov", ".mpg", ".mpeg", ".m4v", ".wmv", ".flv"),
+    *(".ts", ".mts", ".m2ts", ".3gp", ".ogv", ".gif"),
+)
+
+
+@dataclass(frozen=True)
+class Stat:
+    """Size and timestamp of a file: a cheap way to detect that it changed."""
+
+    bytes: int
+    mtime_ns: int
+
+
+def scan_videos(folder: Path, *, others: list[str] | None = None, lost: list[str] | None = None) -> dict[str, Stat]:
+    """Find every video file below a folder by its suffix; links are followed, names with a leading dot are skipped.
+
+    Args:
+        folder: folder of the videos.
+        others: if given, the paths of files with other suffixes are appended to it, in any order.
+        lost: if given, the paths of broken links that may be videos or folders of them are appended to it.
+
+    Returns:
+        Path relative to the folder, with forward slashes -> size and timestamp, sorted by path.
+
+    Raises:
+        FileNotFoundError, NotADirectoryError: the folder does not exist, or is a file.
+        ValueError: a path is not UTF-8, so it cannot be written to an artifact.
+    """
+    if folder.is_file():
+        raise NotADirectoryError(f"[dataset] videos: {str(folder)!r} is a file; give the folder that it lies in")
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"[dataset] videos: the folder {str(folder)!r} does not exist; "
+            "put the videos there, or name their folder (--data-videos; of ScoreVideos: --videos)"
+        )
+    found: dict[str, Stat] = {}
+    _scan(folder, "", (), found, [] if others is None else others, [] if lost is None else lost)
+    for path in found:
+        if any("\ud800" <= letter <= "\udfff" for letter in path):  # surrogates stand for bytes that are not UTF-8
+            raise ValueError(f"the name of the video {path!r} is not UTF-8; rename it")
+    return dict(sorted(found.items()))
+
+
+def _scan(
+    folder: Path,
+    prefix: str,
+    above: tuple[tuple[int, int], ...],
+    found: dict[str, Stat],
+    others: list[str],
+    lost: list[str],
+) -> None:
+    here = (folder.stat().st_dev, folder.stat().st_ino)
+    if here in above:  # a link to a folder that contains the link
+        return
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if entry.is_symlink() and not Path(entry.path).exists():
+                if PurePosixPath(entry.name).suffix.lower() in ("", *VIDEO_SUFFIXES):
+                    lost.append(prefix + entry.name)
+                continue
+            if entry.is_dir():
+                _scan(Path(entry.path), f"{prefix}{entry.name}/", (*above, here), found, others, lost)
+            elif entry.is_file() and PurePosixPath(entry.name).suffix.lower() in VIDEO_SUFFIXES:
+                stat = entry.stat()
+                found[prefix + entry.name] = Stat(stat.st_size, stat.st_mtime_ns)
+            elif entry.is_file():
+                others.append(prefix + entry.name)
+
+
+def list_files(spec: DatasetSpec) -> list[Path]:
+    """The files that name and split the clips: none for layouts "folder" and "unlabelled", one for "csv".
+
+    Raises:
+        FileNotFoundError: the folder of the lists, or the CSV file, does not exist or holds no list.
+    """
+    if spec.layout in ("folder", "unlabelled"):
+        return []
+    lists = Path(spec.lists)
+    files = [lists] if spec.layout == "csv" else sorted(lists.glob("*.txt"))
+    if not spec.lists or not files or not files[0].is_file():
+        kind = "CSV file" if spec.layout == "csv" else "folder of the official split lists (*.txt)"
+        raise FileNotFoundError(f"[dataset] lists: {spec.lists!r} is no {kind}; layout {spec.layout} needs one")
+    return files
+
+
+def read_layout(spec: DatasetSpec, split: str, videos: Iterable[str]) -> tuple[list[ListedClip], list[str]]:
+    """Read any layout.
+
+    Args:
+        spec: the dataset.
+        split: a number, or (layouts "folder" and "csv") the name of the test group.
+        videos: paths of the videos on disk, as from `scan_videos`.
+
+    Returns:
+        One row for each clip that the layout names, whether or not its video is present; and the class names in label
+        order. Layout "unlabelled" has no class names, and all its clips are test clips.
+
+    Raises:
+        FileNotFoundError: a list is missing.
+        ValueError: a list contradicts itself or the layout, or the split does not exist.
+    """
+    list_files(spec)
+    lists = Path(spec.lists)
+    if spec.layout == "ucf101":
+        return read_ucf101_lists(lists, split), read_ucf101_classes(lists)
+    if spec.layout == "hmdb51":
+        rows = read_hmdb51_lists(lists, split)
+        return rows, sorted({row.class_name for row in rows})
+    if spec.layout == "unlabelled":
+        ids = {path: path.replace("/", "__") for path in videos}  # keep the suffix: names may differ only in it
+        return [ListedClip(ids[path], path, "", ids[path], "test") for path in videos], []
+    rows = _read_csv(lists, split) if spec.layout == "csv" else _read_folder(spec, list(videos))
+    if any(not row.part for row in rows):
+        rows = _hold_out(rows, split)
+    classes = {row.class_name for row in rows}
+    if spec.layout == "folder":  # a class folder without videos is a class too, so the catalog can reject it
+        classes |= {file.name for file in Path(spec.videos).iterdir() if file.is_dir() and file.name[0] != "."}
+    return rows, sorted(classes)
+
+
+def split_names(spec: DatasetSpec) -> list[str]:
+    """Every split of a dataset: the numbers of the official lists, or every group left out in turn.
+
+    A CSV file with a split column has one split, as have unlabeled videos.
+
+    Raises:
+        FileNotFoundError: a list, or the folder of the videos, is missing.
+        ValueError: each clip is its own group, so leaving out each group would take one training per clip; or all clips
+            are in one group.
+    """
+    if spec.layout == "unlabelled":
+        return [spec.split]
+    list_files(spec)
+    if spec.layout in ("ucf101", "hmdb51"):
+        return split_numbers(Path(spec.lists))
+    csv_file = spec.layout == "csv"
+    rows = _read_csv(Path(spec.lists), "1") if csv_file else _read_folder(spec, list(scan_videos(Path(spec.videos))))
+    if any(row.part for row in rows):
+        return ["1"]
+    if csv_file and spec.partial:  # a group without a video cannot be tested
+        rows, _ = match(spec, rows, scan_videos(Path(spec.videos)))
+    groups = sorted({row.group for row in rows})
+    if len(groups) < 2 or len(groups) == len(rows):
+        told = f"each of the {len(rows)} clips is a group of its own" if len(groups) > 1 else "there are no two groups"
+        cure = "a group column in the CSV file" if csv_file else "[dataset] group_pattern"
+        raise ValueError(
+            f"{told}, so none can be left out in turn; say what belongs together by {cure}, or name splits"
+        )
+    return groups
+
+
+def _read_folder(spec: DatasetSpec, videos: list[str]) -> list[ListedClip]:
+    """Rows of `<class>/<clip>`; the pattern finds the group in the path, and without one each clip is its own group."""
+    rows = []
+    for path in videos:
+        if "/" not in path:
+            raise ValueError(f"{path!r} lies in no class folder; layout folder needs <class>/<clip>")
+        match = re.search(spec.group_pattern, path)
+        if match is None or (spec.group_pattern and not match["group"]):
+            raise ValueError(f"[dataset] group_pattern {spec.group_pattern!r} finds no group in {path!r}")
+        group = match["group"] if spec.group_pattern else path_id(path)
+        rows.append(ListedClip(path_id(path), path, path.split("/")[0], group, ""))
+    return rows
+
+
+def _read_csv(file: Path, split: str) -> list[ListedClip]:
+    """Rows of a CSV file with a header: path,label[,group][,split]; paths are relative to the folder of the videos."""
+    with file.open(encoding="utf-8-sig", newline="") as stream, _told_if_unreadable(file):
+        reader = csv.DictReader(stream)
+        columns = reader.fieldnames or []
+        if not {"path", "label"} <= set(columns) <= {"path", "label", "group", "split"}:
+            raise ValueError(f"{file.name}: the header is {','.join(columns)!r}; it must be path,label[,group][,split]")
+        if "split" in columns and split != "1":
+            raise ValueError(f"split {split!r} does not exist; the split column of {file.name} is split 1")
+        rows = [_csv_row(record, f"{file.name}, line {reader.line_num}") for record in reader]
+    if not rows:
+        raise ValueError(f"{file.name} lists no video")
+    if {"group", "split"} <= set(columns):
+        _refuse_torn_groups(file.name, rows)
+    return rows
+
+
+@contextlib.contextmanager
+def _told_if_unreadable(file: Path) -> Iterator[None]:
+    try:
+        yield
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file.name} is not UTF-8 ({error.reason}, byte {error.start}); save it as UTF-8") from None
+    except csv.Error as error:
+        raise ValueError(f"{file.name} is no CSV file: {error}") from None
+
+
+def _refuse_torn_groups(name: str, rows: list[ListedClip]) -> None:
+    parts: dict[str, set[str]] = {}
+    for row in rows:
+        parts.setdefault(row.group, set()).update({row.part} - {"unused"})
+    torn = sorted(group for group, of in parts.items() if len(of) > 1)
+    if torn:
+        raise ValueError(
+            f"{name}: {len(torn)} groups have clips in more than one of train, val and test: {some(torn)}; a group (a "
+            "person, a source video) belongs to one part; correct the split column, or leave the group column out"
+        )
+
+
+def _csv_row(record: dict, where: str) -> ListedClip:
+    if None in record or None in record.values():
+        raise ValueError(f"{where}: the number of fields is not that of the header")
+    path = safe_path(record["path"], where)
+    # nobody sees a trailing blank, which would make another class or group
+    label, group, part = (record.get(name, "").strip() for name in ("label", "group", "split"))
+    if not label:
+        raise ValueError(f"{where}: {path!r} has no label")
+    if "split" in record and part not in PARTS:
+        raise ValueError(f"{where}: split is {part!r}; allowed: {', '.join(PARTS)}")
+    return ListedClip(path_id(path), path, label, group or path_id(path), part)
+
+
+def _hold_out(rows: list[ListedClip], split: str) -> list[ListedClip]:
+    """Make the group named `split` the test part; if there is none and `split` is a number, leave the parts open."""
+    groups = {row.group for row in rows}
+    if split in groups:
+        return [replace(row, part="test" if row.group == split else "train") for row in rows]
+    if not re.fullmatch(r"\d+", split):
+        raise ValueError(unknown_name(f"split {split!r} (a group, or a number)", split, groups))
+    return rows
+
+
+def path_id(path: str) -> str:
+    """Id of a clip, made from its path: `walk/daria.avi` -> `walk__daria`."""
+    return str(PurePosixPath(path).with_suffix("")).replace("/", "__")
+
+
+def match(spec: DatasetSpec, rows: list[ListedClip], videos: dict[str, Stat]) -> tuple[list[ListedClip], list[str]]:
+    """Match the rows with the videos on disk.
+
+    Returns:
+        The rows of the videos that are present, with their paths as on disk; and the listed paths that are absent.
+
+    Raises:
+        FileNotFoundError: some videos are absent, and `spec.partial` is false.
+        ValueError: all videos are absent.
+    """
+    by_folded = {folded(path): path for path in videos}
+    paths = {row.path: _find(row.path, videos, by_folded) for row in rows}
+    found = [replace(row, path=paths[row.path]) for row in rows if paths[row.path] is not None]
+    absent = sorted({path for path, there in paths.items() if there is None})
+    if absent and not spec.partial:
+        told = told_absent(spec, absent, len(found))
+        raise FileNotFoundError(f"{told}; if the set is meant to be partial, set [dataset] partial = true")
+    if not found:
+        raise ValueError(f"none of the {len(rows)} listed videos is in {spec.videos!r}, such as {some(absent)}")
+    return found, absent
+
+
+def told_absent(spec: DatasetSpec, absent: Sequence[str], present: int) -> str:
+    """Message saying how many listed videos are absent, and naming some."""
+    return f"{len(absent)} of {len(absent) + present} listed videos are absent from {spec.videos!r}: {some(absent)}"
+
+
+def told_lost(spec: DatasetSpec, lost: Sequence[str]) -> str:
+    """Message saying how many links are broken, and naming some."""
+    return f"{len(lost)} links in {spec.videos!r} lead nowhere: {some(sorted(lost))}"
+
+
+def _find(path: str, videos: dict[str, Stat], by_folded: dict[str, str]) -> str | None:
+    """Path on disk of a listed clip: as written, or else regardless of case and how accents are composed."""
+    return path if path in videos else by_folded.get(folded(path))

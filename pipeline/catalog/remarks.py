@@ -1,0 +1,81 @@
+"""Remarks printed when a dataset is read, before hours are spent on it: what is ignored, empty or likely wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+from pipeline.catalog.layouts import told_absent, told_lost
+from pipeline.specs import DatasetSpec
+from pipeline.system.console import some
+from pipeline.system.progress import say
+
+_NAMES_OF_PARTS = {"train", "training", "val", "valid", "validation", "dev", "test", "testing"}
+
+
+def on_files(
+    spec: DatasetSpec, *, clips: int, videos: int, absent: Sequence[str], others: Sequence[str], lost: Sequence[str]
+) -> None:
+    """Print which files in the folder are ignored and which listed videos are absent.
+
+    Args:
+        spec: the dataset.
+        clips: number of clips in its catalog.
+        videos: number of videos in the folder.
+        absent: listed paths that are not on disk.
+        others: paths of files that are not videos.
+        lost: paths of broken links.
+    """
+    if lost:
+        say(f"catalog: {told_lost(spec, lost)}; they are ignored")
+    if absent:
+        say(f"catalog: {told_absent(spec, absent, clips)}")
+    if ignored := videos - clips:
+        say(f"catalog: {ignored} videos in {spec.videos!r} are in no list and are ignored")
+    if others:
+        say(f"catalog: {len(others)} files in {spec.videos!r} lack the file extension of a video: {some(others)}")
+
+
+def on_classes(spec: DatasetSpec, classes: Sequence[str], *, trained: Collection[str], split: str) -> None:
+    """Print which classes are likely a mistake or cannot be learned; `trained`: the classes with training clips."""
+    if classes and spec.layout == "folder" and {name.lower() for name in classes} <= _NAMES_OF_PARTS:
+        say(
+            f"catalog: the classes are {some(classes)}, as the first folder of each path has it; if these are "
+            "parts of the set, name class and part of each video in a CSV file ([dataset] layout = csv)"
+        )
+    if names := sorted(set(classes) - set(trained)):
+        say(f"catalog: {untrained(names, split)}")
+    if len(classes) == 1:
+        say(f"catalog: there is one class, {classes[0]!r}: frames and flow can be made, but nothing trained")
+
+
+def on_group(spec: DatasetSpec, split: str, tested: Collection[str]) -> None:
+    """Print that a number was taken as the name of a group, where it would otherwise draw the test part."""
+    if split.isdecimal() and spec.layout in ("folder", "csv") and set(tested) == {split}:
+        say(
+            f"catalog: split {split} is the name of a group, which alone is the test part; a number that names no "
+            "group draws [dataset] test_fraction of the groups"
+        )
+
+
+def on_parts(present: Collection[str]) -> None:
+    """Print which parts are empty: frames and flow do not need them, but fusion and report, hours later, do."""
+    cures = {
+        "val": "the last weights are kept, and the average is the only fusion; others want [dataset] val_fraction and "
+        "enough groups",
+        "test": "nothing can be reported; set [dataset] test_fraction, name a test group with --split, or, in a CSV "
+        "file with a split column, name test clips there",
+    }
+    for part, cure in cures.items():
+        if part not in present:
+            say(f"catalog: no {part} clips in this split: {cure}")
+
+
+def on_copies(ids: Sequence[str]) -> None:
+    """Print which validation and test clips are byte-for-byte training clips: accuracies on them mean nothing."""
+    if ids:
+        say(f"catalog: {len(ids)} validation or test clips are byte for byte training clips: {some(ids)}")
+
+
+def untrained(names: Sequence[str], split: str) -> str:
+    """Message that these classes have no training clip in the split."""
+    return f"no training clip in split {split} of {len(names)} of the classes: {some(names)}"

@@ -1,0 +1,96 @@
+"""Workers that outlive the stage that started them, for a few seconds: most often the next stage wants the same.
+
+Starting workers takes a second, as long as a whole stage of a small dataset. They are not kept longer, so that no idle
+process remains during a training.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import threading
+from typing import NamedTuple
+
+from pipeline.cluster.connect import connect
+from pipeline.specs import ClusterSpec
+
+LINGER_SECONDS = 3.0
+
+
+class Wanted(NamedTuple):
+    """Which workers: those of two stages are exchangeable if all of this is equal."""
+
+    spec: ClusterSpec
+    workers: int
+    devices: tuple[str, ...]
+    at_once: int
+
+
+class Held:
+    """Connected workers, and what must be closed after them."""
+
+    def __init__(self, wanted: Wanted):
+        self.key = (wanted, os.getpid())
+        self._stack = contextlib.ExitStack()
+        try:
+            self.client = connect(*wanted, self._stack)
+        except BaseException:
+            self._stack.close()
+            raise
+
+    def close(self) -> None:
+        """Disconnect, and end the workers that were started. In a forked child do nothing: they are the parent's."""
+        if self.key[-1] == os.getpid():
+            self._stack.close()
+
+
+class Kept:
+    """The workers of the stage that has just ended."""
+
+    def __init__(self):
+        self._lock, self._held = threading.Lock(), None
+        self._timer = threading.Timer(0, lambda: None)
+        atexit.register(self.close)
+
+    def take(self, wanted: Wanted) -> Held | None:
+        """Return the kept workers if they are the wanted ones; else close them and return None."""
+        held = self._release()
+        if held is not None and held.key != (wanted, os.getpid()):
+            held.close()
+            return None
+        return held
+
+    def keep(self, held: Held) -> None:
+        """Keep these workers for LINGER_SECONDS."""
+        self.close()
+        with self._lock:
+            self._held = held
+            self._timer = threading.Timer(LINGER_SECONDS, self._close_if, [held])
+            self._timer.daemon = True
+            self._timer.start()
+        atexit.unregister(self.close)  # what is registered last runs first: this must run before distributed's own
+        atexit.register(self.close)
+
+    def _close_if(self, held: Held) -> None:
+        with self._lock:
+            if self._held is not held:  # another stage has taken them meanwhile
+                return
+            self._held = None
+        held.close()
+
+    def close(self) -> None:
+        """Close the kept workers, if there are any."""
+        if (held := self._release()) is not None:
+            held.close()
+        elif self._timer.is_alive() and self._timer is not threading.current_thread():
+            self._timer.join()  # the timer's thread is closing them
+
+    def _release(self) -> Held | None:
+        with self._lock:
+            self._timer.cancel()
+            held, self._held = self._held, None
+        return held
+
+
+KEPT = Kept()

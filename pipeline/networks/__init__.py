@@ -1,0 +1,304 @@
+"""The streams' networks: a body turns inputs into features, and a linear head turns features into logits.
+
+Weights published for RGB are inflated to the 2L channels of the temporal stream: each gets the mean over RGB.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from pipeline.networks import imagenet
+from pipeline.networks.backbones import (
+    AUXILIARY,
+    OWN,
+    first_convolution,
+    refuse_crop,
+    refuse_unrepeatable,
+    torchvision_body,
+    without_second_norm,
+)
+from pipeline.specs import StreamSpec
+from pipeline.specs.base import check_device
+from pipeline.system.progress import say
+from pipeline.system.tensors import read_tensors
+
+CHECKPOINT_FORMAT = "two-stream-checkpoint"
+
+
+def resolve_device(device: str) -> torch.device:
+    """The device meant by "auto" (CUDA if there is one), "cpu", "cuda" or "cuda:1".
+
+    Raises:
+        ValueError: any other text, or a CUDA device that this machine does not have.
+    """
+    check_device("device", device)
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    found = torch.device(device)
+    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+        count = torch.cuda.device_count()
+        raise ValueError(f"device is {device!r}, but torch sees {count} CUDA devices here; use auto or cpu")
+    return found
+
+
+class Network(nn.Module):
+    """One stream's network: `body` gives the penultimate features, `head` is the last, linear layer.
+
+    With `train_body=False` only the head learns: the body keeps its weights and its batch-norm statistics, while its
+    dropout stays active in training (the paper's "last layer" rows differ by dropout). `replaces` is the name, in
+    published weights, of the layer that the head replaces.
+
+    `other_head` is the last layer for another data set that shares the body (paper, section 5, multi-task learning).
+    The first `num_classes` outputs of `head` are this set's classes; any others are classes added from another set.
+
+    With `partial_bn`, every batch normalization layer but the first keeps its weights and statistics. `consensus` says
+    how a clip's snippet logits are combined. Both: Wang et al., Temporal Segment Networks, 2016, section 3.
+    """
+
+    def __init__(
+        self,
+        body: nn.Module,
+        head: nn.Linear,
+        *,
+        train_body: bool = True,
+        replaces: str = "head",
+        partial_bn: bool = False,
+        consensus: str = "average",
+        num_classes: int = 0,
+        other_head: nn.Linear | None = None,
+    ):
+        super().__init__()
+        self.body, self.head, self.train_body, self.replaces = body, head, train_body, replaces
+        self.num_classes, self.other_head = num_classes or head.out_features, other_head
+        self.partial_bn, self.consensus = partial_bn, consensus
+        self.body.requires_grad_(train_body)
+        for norm in self.kept_norms():
+            norm.requires_grad_(False)
+
+    def kept_norms(self) -> list[nn.Module]:
+        """The batch normalization layers that `partial_bn` freezes: all but the first."""
+        norms = [module for module in self.body.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+        return norms[1:] if self.partial_bn else []
+
+    def train(self, mode: bool = True) -> Network:
+        """Set training mode; `kept_norms` and a frozen body (except its dropout) stay in evaluation mode."""
+        super().train(mode)
+        if not self.train_body:
+            for module in self.body.modules():
+                module.training = mode and isinstance(module, nn.Dropout)
+        for norm in self.kept_norms():
+            norm.eval()
+        return self
+
+    def features(self, inputs: torch.Tensor) -> torch.Tensor:
+        """(N, C, H, W) float32 normalized inputs -> (N, D) penultimate features."""
+        return self.body(inputs)
+
+    def probabilities(self, features: torch.Tensor) -> torch.Tensor:
+        """(N, D) features -> (N, num_classes): softmax over this set's own classes.
+
+        This equals the softmax over all outputs of `head`, renormalized over these classes.
+        """
+        return self.head(features)[:, : self.num_classes].softmax(1)
+
+    def forward(self, inputs: torch.Tensor, *, both: bool = False) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        """(N, C, H, W) or (N, S, C, H, W) float32 normalized inputs -> (N, K) logits, the consensus of S snippets.
+
+        With `both`, inputs of two data sets alternate: even indices go to `head`, odd ones to `other_head`. The result
+        is the logits of both sets, (N / 2, K) and (N / 2, K of the other set).
+        """
+        if not both:
+            return self._logits(self.head, self.features(inputs.flatten(0, -4)), inputs.shape[:-3])
+        features = self.features(inputs.flatten(0, -4)).unflatten(0, inputs.shape[:-3])
+        own, other = features[::2], features[1::2]
+        return (
+            self._logits(self.head, own.flatten(0, -2), own.shape[:-1]),
+            self._logits(self.other_head, other.flatten(0, -2), other.shape[:-1]),
+        )
+
+    def _logits(self, head: nn.Linear, features: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+        """(N, D) features of `shape` (N,), or (N S, D) of `shape` (N, S) with S snippets -> (N, K) logits."""
+        logits = head(features)
+        if len(shape) == 1:
+            return logits
+        logits = logits.unflatten(0, shape)
+        return logits.mean(1) if self.consensus == "average" else logits.amax(1)
+
+
+def build(spec: StreamSpec, num_classes: int, other_classes: int = 0, *, start: str | Path | None = None) -> Network:
+    """The network of a stream, with its starting weights.
+
+    Args:
+        spec: the stream; reads network, start, dropout, train_layers, partial_bn, consensus, with_how, crop, channels.
+        num_classes: K.
+        other_classes: number of another set's classes, which get their own head or are added, as `spec.with_how` says.
+        start: weights file that the body starts from instead of `spec.start`.
+
+    Returns:
+        A network on the CPU with new heads; random numbers are drawn from torch's global generator.
+
+    Raises:
+        ValueError: unknown network or start, or weights that do not belong to the network.
+        FileNotFoundError: the ImageNet weights are damaged or cannot be downloaded.
+    """
+    network, start = build_untrained(spec, num_classes, other_classes), start or spec.start
+    if spec.partial_bn and not network.kept_norms():
+        say(f"{spec.network} has no second batch normalisation: [{spec.stream}] partial_bn has no effect")
+    if start != "scratch":
+        _start_from(network, spec, start)
+    return network
+
+
+def check(spec: StreamSpec) -> None:
+    """Reject stream settings that `build` would reject, without downloading, or allocating memory (but for RegNet).
+
+    Raises:
+        FileNotFoundError: the weights file of `start` does not exist.
+        ValueError: unknown network, one without ImageNet weights, a crop or channels that it cannot take, or a file
+            with another network's weights.
+    """
+    if spec.start == "imagenet":
+        imagenet.refuse(spec)
+    if spec.start_file and not spec.start_file.is_file():
+        raise FileNotFoundError(
+            f"[{spec.stream}] start is {spec.start!r}, which is no file; allowed: scratch, imagenet, or a weights file"
+        )
+    network = _on_meta(spec)
+    refuse_crop(network.body, spec)
+    if spec.start_file:
+        _of_body(network, read_weights(spec.start, mmap=True), spec, spec.start)
+
+
+def check_deterministic(spec: StreamSpec) -> None:
+    """Reject a network that cannot be trained on CUDA with `deterministic`.
+
+    Raises:
+        ValueError: a layer being trained has no deterministic backward pass on CUDA.
+    """
+    if spec.deterministic and spec.train_layers == "all":
+        refuse_unrepeatable(_on_meta(spec).body, spec)
+
+
+def _on_meta(spec: StreamSpec) -> Network:
+    try:
+        with torch.device("meta"):
+            return build_untrained(spec, 2, 2)
+    except NotImplementedError:  # RegNet computes its widths with tensors
+        return build_untrained(spec, 2, 2).to("meta")
+
+
+def build_untrained(spec: StreamSpec, num_classes: int, other_classes: int = 0) -> Network:
+    """The network of a stream with random weights, into which starting weights or a checkpoint can be loaded.
+
+    Raises:
+        ValueError: fewer than two classes, an unknown network, a crop too small for CNN-M-2048, or no layer that could
+            take the stream's channels.
+    """
+    if num_classes < 2:
+        raise ValueError(f"num_classes is {num_classes}; a network needs at least 2 classes")
+    make = OWN.get(spec.network, torchvision_body)
+    body, width, replaces = make(spec)
+    added = other_classes if spec.with_how == "classes" else 0
+    head = new_head(width, num_classes + added)
+    return Network(
+        body,
+        head,
+        train_body=spec.train_layers == "all",
+        replaces=replaces,
+        partial_bn=spec.partial_bn,
+        consensus=spec.consensus,
+        num_classes=num_classes,
+        other_head=new_head(width, other_classes) if spec.with_how == "heads" else None,
+    )
+
+
+def new_head(width: int, num_classes: int) -> nn.Linear:
+    """A last layer that starts with nearly equal probabilities: small Gaussian weights, zero bias."""
+    head = nn.Linear(width, num_classes)
+    nn.init.normal_(head.weight, std=0.01)
+    nn.init.zeros_(head.bias)
+    return head
+
+
+# --- starting weights -------------------------------------------------------------------------------------------------
+
+
+def _start_from(network: Network, spec: StreamSpec, start: str | Path) -> None:
+    """Load the body's weights: torchvision's by their published names, or those from one of our checkpoints."""
+    read = imagenet.read(spec) if start == "imagenet" else read_weights(start)
+    state = _of_body(network, read, spec, start)
+    name = _first_layer(network)
+    if state[name].shape != read.get(name, read.get(name.removeprefix("body."))).shape:
+        say(
+            f"{spec.network}: first layer {name.removeprefix('body.')} inflated from 3 to {spec.channels} channels "
+            "by the mean over RGB"
+        )
+    network.load_state_dict(state, strict=False)  # strict except for the heads, as checked above
+
+
+def _of_body(
+    network: Network, state: dict[str, torch.Tensor], spec: StreamSpec, start: str | Path
+) -> dict[str, torch.Tensor]:
+    """The weights in a file, renamed to match the network's body.
+
+    A first layer made for RGB is inflated to the stream's channels: each gets the mean over RGB of its weights.
+
+    Raises:
+        ValueError: they are another network's weights.
+
+    Source: Wang et al., Temporal Segment Networks, 2016, section 3.1 (cross-modality pre-training).
+    """
+    if not any(name.startswith("body.") for name in state):
+        dropped = (f"{network.replaces}.", *(f"{name}." for name in AUXILIARY))
+        state = {f"body.{name}": value for name, value in state.items() if not name.startswith(dropped)}
+    state = {name: value for name, value in state.items() if not name.startswith(("head.", "other_head."))}
+    if spec.network == "cnn_m_2048" and spec.stream == "temporal":
+        state = without_second_norm(state)
+    name = _first_layer(network)
+    weight = state.get(name)
+    if weight is not None and weight.ndim == 4 and weight.shape[1] == 3 != spec.channels:
+        state[name] = weight.mean(1, keepdim=True).repeat(1, spec.channels, 1, 1)
+    _refuse_mismatch({f"body.{name}": value for name, value in network.body.state_dict().items()}, state, spec, start)
+    return state
+
+
+def _first_layer(network: Network) -> str:
+    return f"body.{first_convolution(network.body)[0]}.weight"
+
+
+def read_weights(path: str | Path, *, mmap: bool = False) -> dict[str, torch.Tensor]:
+    """The tensors in a weights file, by name: a plain state dict, or the state in one of our checkpoints.
+
+    With `mmap`, tensors are read on use.
+
+    Raises:
+        ValueError: no such file, or one with other content (code in a file is never executed).
+    """
+    if not Path(path).is_file():
+        raise ValueError(
+            f"start is {str(path)!r}, which is no file; allowed: scratch, imagenet, or the path of a weights file"
+        )
+    found = read_tensors(path, mmap=mmap)
+    if isinstance(found, dict) and found.get("format") == CHECKPOINT_FORMAT:
+        found = found["state"]
+    if not isinstance(found, dict) or not found or not all(isinstance(value, torch.Tensor) for value in found.values()):
+        raise ValueError(f"{path} holds no state dict (names to tensors)")
+    return found
+
+
+def _refuse_mismatch(wanted: dict, given: dict, spec: StreamSpec, start: str | Path) -> None:
+    """Reject weights whose names or shapes differ from the network's, before any are loaded."""
+    differ = [name for name, value in wanted.items() if name not in given or given[name].shape != value.shape]
+    unknown = [name for name in given if name not in wanted]
+    if not differ and not unknown:
+        return
+    name = (differ + unknown)[0]
+    here, there = (str(tuple(which[name].shape)) if name in which else "absent" for which in (wanted, given))
+    raise ValueError(
+        f"[{spec.stream}] start: the weights in {str(start)!r} do not belong to network {spec.network!r} with "
+        f"{spec.channels} input channels: {len(differ)} tensors are absent or misshapen, {len(unknown)} are unknown; "
+        f"the first is {name}: {here} in the network, {there} in the file"
+    )

@@ -1,0 +1,208 @@
+"""Checkpoints: a trained stream in one file, with everything needed to use it correctly.
+
+A file holds only tensors and plain values and is read with weights_only=True, so loading it never runs code from it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from pipeline.catalog import Catalog
+from pipeline.networks import CHECKPOINT_FORMAT, Network, build_untrained
+from pipeline.specs import StackSpec, StreamSpec
+from pipeline.system.console import some
+from pipeline.system.errors import DamagedFile
+from pipeline.system.files import inside
+from pipeline.system.tensors import read_tensors, save_tensors
+
+FORMAT_VERSION = 1
+
+
+class Checkpoint(NamedTuple):
+    """A trained stream, as `load_checkpoint` rebuilds it."""
+
+    network: Network
+    """On the CPU, in evaluation mode."""
+    spec: StreamSpec
+    """The settings it was trained with."""
+    classes: tuple[str, ...]
+    """Class names; the position is the label."""
+    other_classes: tuple[str, ...]
+    """Classes of the other data set in the training, if the network has outputs for them."""
+    record: dict[str, Any]
+    """Everything else in the file, such as catalog_key, inputs, data_digest, best_step, validation_top1, torch."""
+
+
+def save_checkpoint(
+    path: Path,
+    state: dict[str, torch.Tensor],
+    spec: StreamSpec,
+    catalog: Catalog,
+    *,
+    other_classes: Sequence[str] = (),
+    **record: str | int | float | None,
+) -> None:
+    """Write a checkpoint, whole or not at all.
+
+    Args:
+        path: the checkpoint file.
+        state: the network's tensors by name.
+        spec, catalog: the settings and clips of the training.
+        other_classes: classes of another data set for which the network has outputs too.
+        record: further plain values to store.
+    """
+    about = {
+        "format": CHECKPOINT_FORMAT,
+        "format_version": FORMAT_VERSION,
+        "stream_spec": spec.as_dict(),
+        "classes": list(catalog.classes),
+        "other_classes": list(other_classes),
+        "catalog_key": catalog.key,
+        "torch": str(torch.__version__),
+    }
+    save_tensors(path, {**about, **record, "state": state})
+
+
+def weights_hash(state: dict[str, torch.Tensor]) -> str:
+    """16 hex digits of BLAKE2b over the names and values of a network's tensors."""
+    digest = hashlib.blake2b(digest_size=8)
+    for name, tensor in sorted(state.items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def load_tensors(path: Path, kind: str, version: int, *, mmap: bool = False, cure: str = "") -> dict[str, Any]:
+    """Read what `save_tensors` wrote with this format and version; see `read_tensors`.
+
+    Raises:
+        FileNotFoundError: no such file.
+        OSError, MemoryError: the file cannot be read now.
+        ValueError: a damaged file (`DamagedFile`), or one of another format or format version.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path} does not exist; train the stream first")
+    try:
+        values = read_tensors(path, mmap=mmap)
+    except DamagedFile as error:
+        raise DamagedFile(f"{error}{cure}") from error
+    found = values.get("format", "no format") if isinstance(values, dict) else type(values).__name__
+    if found != kind:
+        raise ValueError(f"{path} holds {found!r}, not {kind!r}; give the path of the right file")
+    if values.get("format_version") != version:
+        raise ValueError(
+            f"{path} has format version {values.get('format_version')}; this code reads {version}: "
+            "update the code, or train again"
+        )
+    return values
+
+
+def settings_in(path: Path) -> dict[str, Any]:
+    """The settings of a trained stream as plain values; its weights are not read.
+
+    Raises:
+        FileNotFoundError, ValueError: as `load_checkpoint`.
+    """
+    return _load(path, mmap=True)["stream_spec"]
+
+
+def _load(path: Path, *, mmap: bool = False) -> dict[str, Any]:
+    """Read the values of a checkpoint; refuse one in which a part is missing or of the wrong type."""
+    cure = "; where TrainStream made it, delete it and run the same command again, which trains anew"
+    values = load_tensors(path, CHECKPOINT_FORMAT, FORMAT_VERSION, mmap=mmap, cure=cure)
+    parts = {"stream_spec": dict, "state": dict, "classes": list, "other_classes": list}
+    found = {"other_classes": [], **values}  # older files lack this
+    whole = all(isinstance(found.get(name), kind) for name, kind in parts.items())
+    if not whole or not all(isinstance(name, str) for name in found["classes"] + found["other_classes"]):
+        raise ValueError(f"{path} lacks the settings, the classes or the weights of a trained stream; train it again")
+    return found
+
+
+def refuse_unfit(path: Path, stream: str, data_digest: str) -> None:
+    """Refuse a file that is not a checkpoint of this stream, or was trained on other data than it is to score.
+
+    Raises:
+        FileNotFoundError, ValueError: as `load_checkpoint` and `refuse_other_data`; or the other stream's checkpoint.
+    """
+    values = _load(path, mmap=True)
+    found = values["stream_spec"]["stream"]
+    if found != stream:
+        raise ValueError(f"{path} is a trained {found} stream, and the {stream} one is wanted")
+    refuse_other_data(path, values.get("data_digest"), data_digest)
+
+
+def refuse_other_data(path: Path | str, trained_on: str | None, given: str) -> None:
+    """Refuse frames or flow made with other settings than a training's; "" and None mean unknown.
+
+    Raises:
+        ValueError: both digests are known, and they differ.
+    """
+    if trained_on and given and trained_on != given:
+        raise ValueError(
+            f"{path} was trained on data made by other settings (digest {trained_on}) than these ({given}); give "
+            "the preset and the flags for frames and flow that its training had"
+        )
+
+
+def classes_in(path: Path) -> tuple[str, ...]:
+    """The classes of a trained stream; its weights are not read.
+
+    Raises:
+        FileNotFoundError, ValueError: as `load_checkpoint`.
+    """
+    return tuple(_load(path, mmap=True)["classes"])
+
+
+def load_checkpoint(
+    path: Path | str,
+    *,
+    classes: Sequence[str] | None = None,
+    other_classes: Sequence[str] | None = None,
+) -> Checkpoint:
+    """Rebuild a trained stream.
+
+    Args:
+        path: the checkpoint, or an artifact's folder with a `checkpoint.pt`.
+        classes: the class names it must have been trained on, in order; None accepts any.
+        other_classes: the same for the other data set in the training.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a damaged file, one of another format or version, other classes, or weights that do not fit the
+            network; the message says what was found and what was expected.
+    """
+    path = inside(path, "checkpoint.pt")
+    record = _load(path)
+    spec, found = spec_of(path, record.pop("stream_spec")), tuple(record.pop("classes"))
+    others = tuple(record.pop("other_classes"))
+    for names, wanted, which in ((found, classes, ""), (others, other_classes, " of another data set")):
+        if wanted is not None and names != tuple(wanted):
+            found, expected = (f"{len(names)} classes ({some(names, 4)})" for names in (names, tuple(wanted)))
+            raise ValueError(f"{path} was trained on {found}{which}; expected {expected}")
+    with torch.random.fork_rng(devices=[]):  # initial weights are overwritten: keep the caller's state
+        rebuilt = build_untrained(spec, len(found), len(others))
+    try:
+        rebuilt.load_state_dict(record.pop("state"))
+    except (RuntimeError, KeyError, AttributeError) as error:
+        raise ValueError(f"the weights in {path} do not fit its network {spec.network!r}: {error}") from None
+    return Checkpoint(rebuilt.eval(), spec, found, others, record)
+
+
+def spec_of(path: Path | str, values: dict[str, Any]) -> StreamSpec:
+    """A stream's settings from the plain values of `as_dict`; `path` is where they were found, for the message.
+
+    Raises:
+        ValueError: settings that this code does not know.
+    """
+    try:
+        stack = StackSpec(**values["stack"]) if values.get("stack") else None
+        return StreamSpec(**{**values, "stack": stack})
+    except TypeError as error:
+        raise ValueError(
+            f"{path} has settings that this code does not know ({error}); update the code, or train again"
+        ) from None

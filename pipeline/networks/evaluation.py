@@ -1,0 +1,107 @@
+"""Evaluate a network on the test views of clips: mean softmax and mean features over the views of each clip."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from pipeline.dataset import EvalBatch, EvalSet, stack_test_items
+from pipeline.dataset.inputs import to_inputs
+from pipeline.dataset.loading import fitting_workers, loader, loader_workers
+from pipeline.networks import Network
+from pipeline.system.progress import Progress
+from pipeline.system.tensors import true_float32
+
+_BATCH = {"cpu": 64, "cuda": 256}  # views in a forward pass
+
+
+class Evaluation(NamedTuple):
+    """A network's outputs for N clips; rows of clips that failed in the store are NaN."""
+
+    probabilities: np.ndarray
+    """(N, K) float32, mean softmax."""
+    features: np.ndarray
+    """(N, D) float32, penultimate."""
+    failed: dict[str, str]
+    """Clip id -> why it failed in the store."""
+
+
+def evaluate(
+    network: Network,
+    test_set: EvalSet,
+    *,
+    device: torch.device,
+    batch: int = 0,
+    workers: int = -1,
+    sharing: int = 1,
+    progress: Progress | None = None,
+    keep: Callable[[int, int, np.ndarray, np.ndarray], None] | None = None,
+) -> Evaluation:
+    """Score every clip of a test set; leaves the network in evaluation mode.
+
+    Args:
+        network: on `device`.
+        test_set: the clips and their views.
+        device: where the network runs.
+        batch: views in one forward pass, rounded down to whole pictures (all crops of a frame or a stack), at least one
+            picture; 0 chooses by device.
+        workers: loading processes; -1 chooses by device.
+        sharing: number of processes on this machine that score at the same time and share its cores and memory.
+        progress: advanced by the number of pictures done.
+        keep: called for each picture with the index of its clip, the index of its first view within the clip,
+            probabilities (crops, K) and features (crops, D) float32; not called for clips that failed.
+
+    Returns:
+        Means over the views of each clip, summed in float64.
+
+    Raises:
+        ValueError: a clip that has not failed in the store cannot be read. The store is damaged or the disk fails; the
+            clip must not count as wrong for that, in scores that no later run would redo.
+    """
+    network.eval()
+    batch = max(1, (batch or _BATCH.get(device.type, 64)) // test_set.views.crops)
+    numbers, wanted = range(len(test_set)), loader_workers(workers, device, sharing)
+    workers = fitting_workers(test_set, numbers, batch=batch, workers=wanted, sharing=sharing)
+    pin = device.type == "cuda"
+    batches = loader(test_set, numbers, batch=batch, workers=workers, pin=pin, collate=stack_test_items)
+    classes, crops = network.num_classes, test_set.views.crops
+    means = np.full((len(test_set.clips), classes + network.head.in_features), np.nan, np.float32)
+    total, reasons = np.zeros(means.shape[1]), {}
+    for found in batches:
+        _refuse_damage(test_set, found.failed)
+        reasons |= {number // test_set.frames: reason for number, reason in found.failed.items()}
+        for number, both in zip(found.numbers, _of_pictures(network, found, crops, device), strict=True):
+            place, j = divmod(number, test_set.frames)
+            total = both.sum(0, dtype=np.float64) + (total if j else 0)
+            if j == test_set.frames - 1:  # the pictures of a clip come one after another
+                means[place] = total / (test_set.frames * crops)
+            if keep:
+                keep(place, j * crops, both[:, :classes], both[:, classes:])
+        if progress:
+            progress.advance(len(found.numbers) + len(found.failed))
+    failed = {test_set.clips[place].id: reason for place, reason in reasons.items()}
+    return Evaluation(means[:, :classes], means[:, classes:], failed)
+
+
+def _refuse_damage(test_set: EvalSet, failed: dict[int, str]) -> None:
+    for number, reason in failed.items():
+        video_id = test_set.clips[number // test_set.frames].id
+        if video_id not in test_set.pictures.store.failed:
+            path = test_set.pictures.path
+            cure = f"`python -m pipeline verify {shlex.quote(str(path))}` looks for more"
+            raise ValueError(f"{path}: clip {video_id!r} cannot be read: {reason}; {cure}")
+
+
+@true_float32()
+@torch.inference_mode()
+def _of_pictures(network: Network, batch: EvalBatch, crops: int, device: torch.device) -> np.ndarray:
+    """(pictures, crops, K + D) float32: softmax and features of each view."""
+    if batch.views is None:
+        return np.empty((0, crops, 0), np.float32)
+    features = network.features(to_inputs(batch.views, device))
+    both = torch.cat([network.probabilities(features), features], 1)
+    return both.reshape(len(batch.numbers), crops, -1).cpu().numpy()

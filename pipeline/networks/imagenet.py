@@ -1,0 +1,94 @@
+"""torchvision's ImageNet weights: whether a network has any, whether they are here, and their download."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import torch
+import torchvision
+
+from pipeline.networks.backbones import OWN
+from pipeline.specs import StreamSpec
+from pipeline.system.progress import say
+from pipeline.transforms import IMAGENET_MEAN, IMAGENET_STD
+
+
+def refuse(spec: StreamSpec) -> None:
+    """Reject ImageNet weights that do not exist for the network, or that expect other inputs.
+
+    Raises:
+        ValueError: the network is one of `backbones.OWN`, or its weights were trained with a mean and standard
+            deviation other than those that frames are normalized with here.
+    """
+    if spec.network in OWN:
+        raise ValueError(
+            f"[{spec.stream}] start is imagenet, but {spec.network} has no ImageNet weights; "
+            "allowed: scratch, or the path of a weights file"
+        )
+    wants = _weights(spec).transforms()
+    if not (np.allclose(wants.mean, IMAGENET_MEAN) and np.allclose(wants.std, IMAGENET_STD)):
+        raise ValueError(
+            f"[{spec.stream}] start is imagenet, but the weights of {spec.network} want frames of another mean and "
+            f"deviation ({wants.mean}, {wants.std}) than all others; choose another network, such as efficientnet_v2_m"
+        )
+
+
+def to_download(spec: StreamSpec) -> str:
+    """Name of the ImageNet weights file that the stream starts from, if not on this machine yet; otherwise "".
+
+    Raises:
+        ValueError: as for `refuse`.
+    """
+    if not _wanted(spec):
+        return ""
+    refuse(spec)
+    name = PurePosixPath(_weights(spec).url).name
+    return "" if (_folder() / name).is_file() else name
+
+
+def fetch(spec: StreamSpec) -> None:
+    """Download the ImageNet weights if the stream starts from them, and check that they can be read.
+
+    Raises:
+        ValueError, FileNotFoundError: as for `read`.
+    """
+    if name := to_download(spec):
+        say(f"{spec.stream}: fetching {name}")
+    if _wanted(spec):
+        read(spec)
+
+
+def read(spec: StreamSpec) -> dict[str, torch.Tensor]:
+    """The ImageNet weights, name -> tensor; downloaded into torch hub's folder if they are not there.
+
+    Raises:
+        ValueError: as for `refuse`.
+        FileNotFoundError: they cannot be downloaded, or are damaged; the message says which file to put where.
+    """
+    refuse(spec)
+    try:
+        return _weights(spec).get_state_dict(progress=False, check_hash=True)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:  # no network, or a damaged file
+        raise FileNotFoundError(
+            f"[{spec.stream}] start is imagenet, but {_weights(spec).url} cannot be downloaded or read ({error}); put "
+            f"that file into {_folder()}, or give the path of a weights file as start"
+        ) from None
+
+
+def name_of(spec: StreamSpec) -> str:
+    """Name of the ImageNet weights the stream starts from, such as ResNet50_Weights.IMAGENET1K_V2; "" if none."""
+    return str(_weights(spec)) if _wanted(spec) else ""
+
+
+def _wanted(spec: StreamSpec) -> bool:
+    return spec.start == "imagenet" and spec.with_how != "start"  # "start" takes the weights of another training
+
+
+def _weights(spec: StreamSpec) -> torchvision.models.WeightsEnum:
+    return torchvision.models.get_model_weights(spec.network).DEFAULT
+
+
+def _folder() -> Path:
+    return Path(torch.hub.get_dir()) / "checkpoints"

@@ -1,0 +1,294 @@
+"""The shard loops: videos -> frames store, frames store -> flow store.
+
+They decide which shards are made and which are kept, and report which clips failed. `jobs/` holds what a worker does
+with a shard. A shard is the unit of work and of restart. The bytes of a shard do not depend on the number of workers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import functools
+import os
+import shlex
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline import flow, store
+from pipeline.catalog import Catalog
+from pipeline.cluster import Workers, threads_each
+from pipeline.preprocess.jobs import ShardJob, make_shard
+from pipeline.preprocess.jobs.flow import FlowJob
+from pipeline.preprocess.jobs.frames import FramesJob
+from pipeline.preprocess.sharding import Shards, plan_shards
+from pipeline.specs import ClusterSpec, FlowSpec, FrameSpec
+from pipeline.specs.base import canonical_json, digest_of
+from pipeline.store import motion
+from pipeline.system.console import plain
+from pipeline.system.errors import StageFailed, WorkerDied
+from pipeline.system.files import file_hash, one_writer
+from pipeline.system.progress import Progress, say
+
+MUCH_AT_BOUND = 0.005
+"""Share of the flow's components clipped at `bound_px`, above which a warning is printed."""
+
+# --- frames -----------------------------------------------------------------------------------------------------------
+
+
+def make_frames(
+    folder: Path | str,
+    catalog: Catalog,
+    *,
+    videos: Path | str,
+    spec: FrameSpec,
+    cluster: ClusterSpec,
+    attrs: Mapping[str, Any] | None = None,
+) -> None:
+    """Decode every clip of the catalog into the frames store at `folder`; shards that are up to date are kept.
+
+    Args:
+        folder: folder of the store.
+        catalog: the clips to decode.
+        videos: folder that the clips' paths are relative to.
+        spec, cluster: settings. Local workers import the main module again: a script must guard what it does by
+            `if __name__ == "__main__":`, or take `ClusterSpec(kind="inline")`.
+        attrs: root attributes of the files; `digest` is that of the settings unless given. Shards of another digest are
+            made again.
+
+    Raises:
+        StageFailed: more than `spec.max_bad_fraction` of the clips failed, or a shard could not be made at all.
+    """
+    folder = Path(folder).absolute()  # workers may have another working directory
+    about = _about(spec, attrs)
+    jobs = frames_jobs(folder, catalog, videos=Path(videos), spec=spec, cluster=cluster, attrs=about)
+    _make_store(
+        folder,
+        jobs,
+        functools.partial(Workers, cluster),
+        parts={clip.id: clip.part for clip in catalog.clips},
+        attrs={**about, "inputs": catalog.videos_key, "split_name": catalog.split_name},
+        max_bad_fraction=spec.max_bad_fraction,
+    )
+
+
+def frames_jobs(
+    folder: Path, catalog: Catalog, *, videos: Path, spec: FrameSpec, cluster: ClusterSpec, attrs: dict[str, Any]
+) -> list[FramesJob]:
+    """Jobs for every shard of a frames store, made or not; the arguments are those of `make_frames`."""
+    plan = plan_shards(catalog.clips, most_clips=spec.shard_clips, most_bytes=spec.shard_mb << 20)
+    jobs = []
+    for name, clips in plan.items():
+        inputs = digest_of([[clip.id, clip.label, clip.class_name, clip.group, clip.content] for clip in clips])
+        jobs.append(
+            FramesJob(
+                path=folder / "shards" / f"{name}.h5",
+                attrs={**attrs, "inputs": inputs},
+                videos=videos.absolute(),
+                clips=clips,
+                spec=spec,
+                watch=cluster.kind in ("local", "jobqueue"),
+            )
+        )
+    return jobs
+
+
+def _about(
+    spec: FrameSpec | FlowSpec, attrs: Mapping[str, Any] | None, *upstream: str, **contents: str
+) -> dict[str, Any]:
+    """Root attributes of a store: those given, and what is missing, from the settings and what is read.
+
+    `contents` are the hashes of files that settings name.
+    """
+    digest = spec.digest(*upstream, *contents.values())
+    return {"digest": digest, "spec": canonical_json({**spec.identity(), **contents}), **(attrs or {})}
+
+
+# --- flow -------------------------------------------------------------------------------------------------------------
+
+
+def make_flow(
+    folder: Path | str,
+    frames: Path | str,
+    *,
+    spec: FlowSpec,
+    cluster: ClusterSpec,
+    device: str = "auto",
+    attrs: Mapping[str, Any] | None = None,
+    max_bad_fraction: float = FrameSpec.max_bad_fraction,
+) -> None:
+    """Compute flow for every clip of the frames store at `frames`, shard by shard, into the flow store at `folder`.
+
+    The arguments are those of `make_frames`, the device as for `flow.estimate`, and the largest share of failed clips.
+
+    Raises:
+        ValueError: a device that the method cannot use, or that this machine lacks if the work is done here.
+        StageFailed: more than `max_bad_fraction` of the clips have no flow, or a shard could not be made at all.
+    """
+    folder, source = Path(folder).absolute(), store.open_frames(Path(frames).absolute())
+    devices = devices_of(spec, cluster, device)
+    # the workers of a running scheduler decide by their threads and resources how many shards they make at a time
+    at_once = 1 if cluster.kind == "address" else _shards_at_once(spec.method, devices)
+    threads = threads_each(cluster, devices)
+    threads = max(1, threads // at_once) if threads else 0  # of a shard
+    weights = {"raft_weights": file_hash(spec.weights_file)} if spec.weights_file else {}
+    about = _about(spec, attrs, source.attrs["digest"], **weights)
+    jobs = flow_jobs(folder, source.shard_paths(), spec=spec, device=device, attrs=about, threads=threads)
+    _make_store(
+        folder,
+        jobs,
+        functools.partial(Workers, cluster, devices=devices, at_once=at_once),
+        parts=source.parts(),
+        attrs={**about, "inputs": source.key, "split_name": source.attrs["split_name"]},
+        max_bad_fraction=max_bad_fraction,
+    )
+    _warn_of_a_bound(folder, spec)
+
+
+def _shards_at_once(method: str, devices: tuple[str, ...]) -> int:
+    """Shards that a worker makes at the same time.
+
+    On a GPU two: while one is opened, ends or is written, the other one computes. RAFT's network is so slow that this
+    matters little, and takes as much memory as there is; OpenCV's CUDA computes one batch after another.
+    """
+    ours = devices and flow.tensor_device(method, devices[0]) != "cpu" and not flow.takes_colour(method)
+    return 2 if ours else 1
+
+
+def _warn_of_a_bound(folder: Path, spec: FlowSpec) -> None:
+    """Warn if much motion is clipped at the bound: it is lost to all later stages, and nothing else shows it."""
+    if spec.scaling != "bound":
+        return
+    try:
+        with store.open_flow(folder / "index.h5") as made:
+            found = motion.sample(made)
+    except (OSError, ValueError) as error:  # the store is complete: this is only advice
+        say(f"flow: how much motion lies at [flow] bound_px is not known: {error}")
+        return
+    if found and found.at_bound > MUCH_AT_BOUND:
+        say(
+            f"flow: {found.at_bound:.1%} of the motion is cut off at [flow] bound_px = {spec.bound_px:g} (in a sample "
+            f"of {found.fields} fields); a larger bound keeps it, in coarser steps; scaling = minmax cuts off nothing"
+        )
+
+
+def flow_jobs(
+    folder: Path, shards: Iterable[Path], *, spec: FlowSpec, device: str, attrs: dict[str, Any], threads: int = 1
+) -> list[FlowJob]:
+    """Jobs for every shard of a flow store, made or not, one for each of these shards of frames."""
+    jobs = []
+    for path in shards:
+        records = tuple(store.read_records(path, "frames"))
+        inputs = digest_of([list(record) for record in records])
+        jobs.append(
+            FlowJob(
+                path=folder / "shards" / path.name,
+                attrs={**attrs, "inputs": inputs},
+                frames=path,
+                records=records,
+                spec=spec,
+                device=device,
+                threads=threads,
+            )
+        )
+    return jobs
+
+
+def devices_of(spec: FlowSpec, cluster: ClusterSpec, device: str) -> tuple[str, ...]:
+    """CUDA devices of the workers: those of this machine, or, for workers on other machines, `device` as given."""
+    if cluster.kind in ("inline", "local"):
+        return flow.cuda_devices(spec.method, device)
+    return (device,) if flow.may_use_cuda(spec.method, device) else ()
+
+
+# --- both -------------------------------------------------------------------------------------------------------------
+
+
+def _make_store(
+    folder: Path,
+    jobs: Sequence[FramesJob] | Sequence[FlowJob],
+    workers: Callable[..., Workers],
+    *,
+    parts: Mapping[str, str],
+    attrs: dict[str, Any],
+    max_bad_fraction: float,
+) -> None:
+    """Make the shards that are missing or outdated, then the index, then remove shards that no longer belong to it."""
+    kind = jobs[0].kind
+    with one_writer(folder):
+        shards = folder / "shards"
+        shards.mkdir(parents=True, exist_ok=True)
+        there = Shards(shards.glob("*.h5"))
+        waiting = [dataclasses.replace(job, earlier=there.related(job.path)) for job in outdated(jobs)]
+        if waiting and len(waiting) < len(jobs):
+            say(f"{kind}: {len(jobs) - len(waiting)} of {len(jobs)} shards are there already")
+        # the longest jobs first: the short ones at the end keep all workers busy
+        _run_jobs(sorted(waiting, key=lambda job: -job.cost), workers)
+        found = [(record, job.path.stem) for job in jobs for record in store.read_records(job.path, kind)]
+        if kind == "frames":
+            _say_what_is_odd([record for record, _ in found])
+        _refuse_too_many_failures(folder, kind, [record for record, _ in found], max_bad_fraction)
+        store.write_index(folder / "index.h5", kind, found, parts, attrs)
+        for path in set(shards.glob("*.h5")) - {job.path for job in jobs}:
+            path.unlink()
+
+
+def outdated(jobs: Iterable[ShardJob]) -> list[Any]:
+    """The jobs whose shard is missing, or was made with other settings or from other inputs."""
+    return [job for job in jobs if not job.is_current()]
+
+
+def _run_jobs(jobs: Sequence[FramesJob] | Sequence[FlowJob], start: Callable[..., Workers]) -> None:
+    if not jobs:
+        return
+    with (
+        Progress(jobs[0].kind, sum(job.units for job in jobs), "clips") as bar,
+        start(most=len(jobs)) as workers,
+    ):
+        again = []
+        for job, result in workers.run(make_shard, jobs):
+            if isinstance(result, WorkerDied):
+                again.append(job.again())
+                continue
+            bar.advance(_units_of(job, result))
+        for suspect in again:  # one at a time, which tells the one that kills its worker from those beside it
+            for job, result in workers.run(make_shard, [suspect]):
+                bar.advance(_units_of(job, result))
+
+
+def _units_of(job: ShardJob, result: Any) -> int:
+    if isinstance(result, BaseException):
+        raise StageFailed(
+            f"{job.kind}: shard {job.path} could not be made: {type(result).__name__}: {_said(result)}. "
+            "Finished shards are kept; when the cause is mended, run the same command again and it goes on from there."
+        ) from result
+    return result
+
+
+def _said(error: BaseException) -> str:
+    """The error's message; where a disk is full only that, because HDF5's is lines long."""
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    return os.strerror(error.errno) if full else str(error)
+
+
+def _say_what_is_odd(records: list[store.Record]) -> None:
+    """Report clips that are used although fewer frames decode than their video promises, as in half a download."""
+    odd = [f"{plain(record.id)}: {record.reason}" for record in records if record.status == "ok" and record.reason]
+    if odd:
+        say(f"frames: {len(odd)} of {len(records)} clips are used but incomplete, such as {'; '.join(odd[:3])}")
+
+
+def _refuse_too_many_failures(folder: Path, kind: str, records: list[store.Record], max_bad_fraction: float) -> None:
+    failed = [record for record in records if record.status != "ok"]
+    for record in failed[:20]:
+        say(f"{kind}: {plain(record.id)} failed: {record.reason}")
+    if len(failed) > 20:
+        say(f"{kind}: ... and {len(failed) - 20} more failed clips")
+    if len(failed) > max_bad_fraction * len(records):
+        names = "; ".join(f"{plain(record.id)} ({record.reason})" for record in failed[:20])
+        raise StageFailed(
+            f"{kind}: {len(failed)} of {len(records)} clips failed, more than [frames] max_bad_fraction = "
+            f"{max_bad_fraction:g} allows: {names}. Mend or remove these videos, or allow a larger fraction; if the "
+            f"fault was not theirs (a time limit), `python -m pipeline repair {shlex.quote(str(folder))} --failed` has "
+            "them tried again."
+        )

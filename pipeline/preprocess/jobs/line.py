@@ -1,0 +1,185 @@
+"""The line (pipeline) of four steps that makes flow: read and decode, move (compute flow), encode, write.
+
+The steps work on batches of pairs of frames. A batch may hold the ends and beginnings of several clips of one size,
+because clips are short, and a GPU needs full batches. Helper threads decode ahead of the flow and encode behind it. A
+GPU computes one batch while the bytes of the previous one are fetched. On a CPU with one thread the same steps follow
+one another. What is stored depends neither on the batches nor on the threads.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections import deque
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from pipeline import quantize
+from pipeline.flow import estimate_on_device, pairs_of, takes_colour, tensor_device
+from pipeline.flow.device import Download, ignoring_out_of_memory, pinned_array
+from pipeline.preprocess.jobs import BAD_CLIP, machine_faults
+from pipeline.preprocess.jobs.batches import Batch, FlowBytes, FlowClip, Span, write_complete
+from pipeline.preprocess.jobs.helpers import Helpers, run_ahead
+from pipeline.specs import FlowSpec
+from pipeline.system.errors import ClipError
+from pipeline.video import jpeg
+
+_IMAGES = 8  # images that one helper decodes or encodes at a time; a batch keeps a dozen helpers busy
+
+
+class Line:
+    """The four steps, and the state that they share."""
+
+    def __init__(self, spec: FlowSpec, device: str, clips: deque[FlowClip], helpers: Helpers):
+        self.spec, self.device, self.clips, self.helpers = spec, device, clips, helpers
+        self.tensors_on = tensor_device(spec.method, device)
+        self.directions = ("forward", "backward") if self.spec.backward else ("forward",)
+        self.gray = not takes_colour(self.spec.method)  # only luminance is decoded, a plane of its own in JPEG
+        self._room: dict[tuple[int, int], int] = {}  # pairs in a batch, by size: free memory changes during the run
+
+    def run(self) -> None:
+        """Compute the clips that are not complete, and write all of them into the shard, in their order."""
+        read = run_ahead(self._read, self._batches(), ahead=self.helpers.ahead)
+        moved = run_ahead(self._move, read, ahead=0 if self.tensors_on == "cpu" else 1)
+        for batch in run_ahead(self._encode, moved, ahead=self.helpers.ahead):
+            self._write(batch)
+            write_complete(self.clips, self.spec)
+
+    # --- which pairs are computed together
+
+    def _batches(self) -> Iterator[Batch]:
+        spans, room = [], 0
+        for clip in [clip for clip in self.clips if not clip.over]:
+            if spans and spans[0].clip.size != clip.size:
+                yield Batch(spans)
+                spans = []
+            first = 0
+            while first < clip.pairs and not clip.failed:
+                room = room if spans else self._room_of(clip.size)
+                spans.append(Span(clip, first, min(first + room, clip.pairs)))
+                room -= spans[-1].last - first
+                first = spans[-1].last
+                if not room:
+                    yield Batch(spans)
+                    spans = []
+        if spans:
+            yield Batch(spans)
+
+    def _room_of(self, size: tuple[int, int]) -> int:
+        if size not in self._room:
+            self._room[size] = pairs_of(size, self.spec, device=self.tensors_on)
+        return self._room[size]
+
+    # --- the steps
+
+    def _read(self, batch: Batch) -> None:
+        """Read the JPEG bytes, and start decoding them into one array."""
+        counts = [span.last - span.first + 1 for span in batch.spans]
+        shape = (sum(counts), *batch.spans[0].clip.size, *(() if self.gray else (3,)))
+        batch.frames, end = pinned_array(shape, device=self.tensors_on), 0
+        for span, count in zip(batch.spans, counts, strict=True):
+            span.frames, end = batch.frames[end : end + count], end + count
+            with span.recording_clip_errors():
+                images = span.clip.read(span.first, span.last)
+                for k in range(0, count, _IMAGES):
+                    target = span.frames[k : k + _IMAGES]
+                    span.decoding.append(self.helpers.start(_decode, images[k : k + _IMAGES], target, self.gray))
+
+    def _move(self, batch: Batch) -> None:
+        """Start to compute the flow and to quantise it to bytes."""
+        for span in batch.spans:
+            with span.recording_clip_errors():
+                for wait in span.decoding:
+                    wait()
+            span.decoding = []
+        batch.motion = _no_flow
+        if not any(span.failed for span in batch.spans):
+            ends = np.cumsum([len(span.frames) for span in batch.spans])
+            with contextlib.suppress(*BAD_CLIP), ignoring_out_of_memory():
+                batch.motion = self._motion(batch.frames, ends[:-1].tolist(), check=False)
+
+    def _motion(self, frames: np.ndarray, cuts: list[int], *, check: bool) -> Callable[[], FlowBytes | None]:
+        """Start to compute the flow of concatenated clips, as bytes; the returned function waits for them.
+
+        With `check`, flow that is not finite is refused at once, for which the device has to be waited for. Without it,
+        flow on a device is checked later: the returned function gives None if the flow is not finite.
+        """
+        under_way = {}
+        for direction in self.directions:
+            with machine_faults():
+                flow = estimate_on_device(frames, self.spec, device=self.device, direction=direction, cuts=cuts)
+            later = not check and not isinstance(flow, np.ndarray)
+            if self.spec.scaling == "minmax":
+                arrays = quantize.minmax_to_bytes(flow, check=not later)
+            else:
+                arrays = (quantize.to_bytes(flow, bound_px=self.spec.bound_px, check=not later),)
+            under_way[direction] = Download(*arrays, *([quantize.all_finite(flow)] if later else []))
+        return functools.partial(_arrived, under_way, minmax=self.spec.scaling == "minmax", checked_later=later)
+
+    def _encode(self, batch: Batch) -> None:
+        """Wait for the bytes of the flow, and start to encode them; a batch without bytes is retried span by span."""
+        planes, end = batch.motion(), 0
+        for span in batch.spans:
+            count = span.last - span.first
+            pairs, end = slice(end, end + count), end + count
+            with span.recording_clip_errors():
+                if planes is not None:
+                    self._start_encoding(span, planes, pairs)
+                elif not span.failed:
+                    self._start_encoding(span, self._motion(span.frames, [], check=True)(), slice(None))
+            span.frames = None
+        batch.frames = batch.motion = None
+
+    def _start_encoding(self, span: Span, planes: FlowBytes, pairs: slice) -> None:
+        for direction, (q, range_px) in planes.items():
+            images = q[pairs].reshape(-1, *q.shape[2:])  # x0 y0 x1 y1 ...
+            span.encoding[direction] = [
+                self.helpers.start(_encode, images[k : k + _IMAGES], self.spec.jpeg_quality)
+                for k in range(0, len(images), _IMAGES)
+            ]
+            if range_px is not None:
+                span.ranges[direction] = range_px[pairs]
+
+    def _write(self, batch: Batch) -> None:
+        """Wait for the JPEG bytes and append them to their clips."""
+        for span in batch.spans:
+            clip = span.clip
+            with span.recording_clip_errors():
+                for direction, waiting in span.encoding.items():
+                    for data in (data for wait in waiting for data in wait()):
+                        if not clip.failed:
+                            clip.writer.append(data, direction=direction)
+                for direction, range_px in () if clip.failed else span.ranges.items():
+                    clip.writer.append_range(range_px, direction=direction)
+            if clip.failed:
+                clip.writer = None  # frees all that it holds in memory
+            elif span.last == clip.pairs:
+                clip.complete = True
+
+
+def _decode(images: list[np.ndarray], target: np.ndarray, gray: bool) -> None:
+    for data, place in zip(images, target, strict=True):
+        image = jpeg.decode(data, gray=gray)
+        if image.shape != place.shape:
+            raise ClipError(f"an image is {image.shape[:2]}, its clip is {place.shape[:2]}, height and width")
+        place[...] = image
+
+
+def _encode(planes: np.ndarray, quality: int) -> list[bytes]:
+    return [jpeg.encode(plane, quality=quality) for plane in planes]
+
+
+def _no_flow() -> None:
+    """What stands for the flow of a batch that could not be computed as a whole: its spans are tried one by one."""
+
+
+def _arrived(under_way: dict[str, Download], *, minmax: bool, checked_later: bool) -> FlowBytes | None:
+    """Wait for the bytes; None if flow that was to be checked later is not finite."""
+    planes: FlowBytes = {}
+    for direction, download in under_way.items():
+        q, *more = download.wait()
+        if checked_later and not more.pop():
+            return None
+        planes[direction] = q, more[0] if minmax else None
+    return planes

@@ -1,0 +1,83 @@
+"""Predictions of trained streams for unlabeled videos, as a CSV file with one row per video."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from pipeline import store
+from pipeline.catalog import Catalog
+from pipeline.scores import Scores
+from pipeline.system import files
+from pipeline.system.console import plain
+
+BEST = 5  # classes listed for a video, the likeliest first
+_SHOWN = 20  # rows that are printed
+
+
+def write(path: Path, tables: Mapping[str, Scores], catalog: Catalog, reasons: Mapping[str, str]) -> None:
+    """Write `predictions.csv`: for each video, the likeliest classes and the prediction of each stream alone.
+
+    Columns: `path` (relative to the videos' folder); `class`, `probability`, `class_2`, `probability_2` and so on, for
+    at most five classes; the likeliest class of each stream and its probability; `reason`, why the video failed. If it
+    failed, all columns but `path` and `reason` are empty.
+
+    Args:
+        path: the file; it exists only once it is complete.
+        tables: "fused", "spatial" and "temporal" -> their scores, over the same clips in any order.
+        catalog: the clips, with their paths.
+        reasons: clip id -> why it has no score, for clips that failed in an earlier stage.
+
+    Raises:
+        ValueError: the tables do not join, or their clips are not the catalog's.
+    """
+    fused = tables["fused"]
+    streams = {name: fused.join(table)[1] for name, table in tables.items() if name != "fused"}
+    paths = {clip.id: clip.path for clip in catalog.clips}
+    if unknown := set(fused.video_ids) ^ set(paths):
+        raise ValueError(f"the scores and the catalog hold different clips, such as {min(unknown)!r}")
+    best = min(BEST, len(fused.classes))
+    alone = [name for stream in streams for name in (stream, f"{stream}_probability")]
+    rows = [["path", *_named("class", "probability", best), *alone, "reason"]]
+    for row, video_id in enumerate(fused.video_ids):
+        said = _likeliest(fused, row, best) + [cell for table in streams.values() for cell in _likeliest(table, row, 1)]
+        reason = reasons.get(video_id, "scoring failed") if fused.failed_rows[row] else ""
+        rows.append([paths[video_id], *([""] * len(said) if reason else said), reason])
+    text = io.StringIO(newline="")
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    files.write_text(path, text.getvalue())
+
+
+def reasons(*stores: store.Store) -> dict[str, str]:
+    """Clip id -> why it failed, according to the first store in which it failed."""
+    return {video_id: reason for opened in reversed(stores) for video_id, reason in opened.failed.items()}
+
+
+def shown(path: Path) -> str:
+    """A `predictions.csv` as text: path, class and probability of the first videos, then the failed ones."""
+    with path.open(encoding="utf-8", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    scored, failed = ([row for row in rows if bool(row["reason"]) == wanted] for wanted in (False, True))
+    cells = [[plain(row["path"]), plain(row["class"]), row["probability"]] for row in scored[:_SHOWN]]
+    widths = [max(len(cell) for cell in column) for column in zip(*cells, strict=True)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in cells]
+    lines += [f"... and {len(scored) - _SHOWN} more"] * (len(scored) > _SHOWN)
+    lines += [f"{plain(row['path'])} failed: {plain(row['reason'])}" for row in failed[:_SHOWN]]
+    return "\n".join(lines + [f"... and {len(failed) - _SHOWN} more failed"] * (len(failed) > _SHOWN))
+
+
+def _named(first: str, second: str, count: int) -> list[str]:
+    """Column names: class, probability, class_2, probability_2 ..."""
+    numbers = ["", *(f"_{place}" for place in range(2, count + 1))]
+    return [f"{name}{number}" for number in numbers for name in (first, second)]
+
+
+def _likeliest(table: Scores, row: int, count: int) -> list[str]:
+    """Class and probability of the `count` likeliest classes; ties keep the order of the classes."""
+    values = table.probabilities[row]
+    places = np.argsort(-values, kind="stable")[:count]
+    return [cell for place in places for cell in (table.classes[place], f"{values[place]:.4f}")]

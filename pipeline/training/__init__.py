@@ -1,0 +1,301 @@
+"""Train one stream: steps, validation, and the files of the result.
+
+`train` writes `checkpoint.pt` (the weights with the best validation and all that is needed to use them) and
+`curve.json`. Meanwhile it keeps `resume.pt`, from which a killed run resumes. On a CPU a resumed run ends with the same
+bits as an uninterrupted one, because everything random in step s is drawn from (seed, s).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.nn.functional import cross_entropy
+from torch.utils.data import Dataset
+
+from pipeline.catalog import Catalog
+from pipeline.dataset import EvalSet
+from pipeline.dataset.inputs import ViewBatch, to_inputs
+from pipeline.networks import resolve_device
+from pipeline.networks.checkpoint import save_checkpoint, weights_hash
+from pipeline.networks.evaluation import evaluate
+from pipeline.specs import StreamSpec
+from pipeline.system.errors import StageFailed
+from pipeline.system.files import write_json
+from pipeline.system.progress import Progress, duration_text, say
+from pipeline.system.tensors import limit_threads
+from pipeline.training.feeding import training_batches
+from pipeline.training.launch import Job, launch_processes
+from pipeline.training.parallel import ItemSampler, World, process_count
+from pipeline.training.recipe import algorithms, learning_rate
+from pipeline.training.resume import UNUSABLE, Best, Curve, Saving, TrainingState, identity_of
+from pipeline.training.together import OtherDataset, other_classes, training_set
+
+VALIDATION_FRAMES = 5  # per clip, centre crop only: cheap, and enough to compare one validation with another
+_LONG_S = 24 * 3600  # a longer training on a CPU gets a warning
+
+
+class TrainingDiverged(StageFailed):
+    """The loss of a step is not a finite number."""
+
+
+def train(
+    spec: StreamSpec,
+    *,
+    store_path: Path | str,
+    catalog: Catalog,
+    folder: Path,
+    inputs_key: str,
+    device: str = "auto",
+    other: OtherDataset | None = None,
+    start: Path | None = None,
+    data_digest: str = "",
+) -> None:
+    """Train one stream; resume an interrupted run of the same settings and inputs.
+
+    Args:
+        spec: the stream, its network and its training; `processes` and `machines` say how many processes train.
+        store_path: index of the frames store (spatial stream) or the flow store (temporal stream).
+        catalog: training and validation clips.
+        folder: gets `checkpoint.pt` and, last, `curve.json`.
+        inputs_key: digest of what the training reads; a run with another key is never resumed.
+        device: "auto", "cpu", "cuda" ...
+        other: the other data set, if `spec.with_how` is heads or classes.
+        start: weights of the other data set's training, if `spec.with_how` is start.
+        data_digest: digest of the settings that made the store; the checkpoint keeps it, and scoring compares it.
+
+    Raises:
+        ValueError: a setting, weights file or device that does not fit, no usable training clip, a missing other data
+            set, or processes that would not resume from the same step of the same training.
+        TrainingDiverged: a loss that is not finite.
+        TrainingFailed: one of several processes failed, for whatever reason.
+
+    Source: paper, section 5. Our addition: weights are chosen on validation clips, which are never test clips.
+    """
+    if (other is None) == (spec.with_how in ("heads", "classes")) or (start is None) == (spec.with_how == "start"):
+        raise ValueError(
+            f"[{spec.stream}] with_how is {spec.with_how!r}, which does not fit what train() was given: heads and "
+            "classes need other, start needs start, and nothing else may be given"
+        )
+    job = Job(spec, Path(store_path), catalog, Path(folder), inputs_key, device, other, start, data_digest)
+    count = process_count(spec, device)
+    if count * spec.machines == 1:
+        train_here(job, World(), resolve_device(device))
+    else:
+        launch_processes(job, count)
+
+
+def train_here(job: Job, world: World, device: torch.device) -> None:
+    """Do the work of `train` in this process, one of `world`; process 0 writes the files."""
+    limit_threads()
+    spec, catalog, resume = job.spec, job.catalog, job.folder / "resume.pt"
+    others = other_classes(spec, catalog, job.other)
+    identity = identity_of(spec, job.inputs_key, catalog.classes, others)
+    with _own_random_state(device), algorithms(spec):
+        run = TrainingState(spec, len(catalog.classes), device, world, other_classes=len(others), start=job.start)
+        run.resume(resume, identity)
+        training = training_set(spec, job.store_path, catalog, job.other)
+        own = catalog.part("val")[world.rank :: world.size]
+        validation = EvalSet(spec, job.store_path, own, frames=VALIDATION_FRAMES, crops=1)
+        _take_steps(run, training, validation, lambda: run.save(resume, identity))
+    if world.rank == 0:
+        _finish(run, job, others)
+
+
+def _own_random_state(device: torch.device) -> contextlib.AbstractContextManager:
+    return torch.random.fork_rng([device] if device.type == "cuda" else [])
+
+
+def _take_steps(run: TrainingState, training: Dataset, validation: EvalSet, save: Callable[[], None]) -> None:
+    spec, began, save = run.spec, time.monotonic() - run.curve.seconds, Saving(save, run.curve)
+    batches = training_batches(training, ItemSampler(spec, run.world, run.step), run.device)
+    with Progress(f"training, {spec.stream}", spec.steps - run.step, "steps") as progress:
+        for inputs, labels in _waited_for(batches, run.curve):
+            loss = _timed_step(run, inputs, labels)
+            run.step += 1
+            run.curve.record(loss, run.spec, run.step)
+            validated = run.step % spec.validate_every == 0 or run.step == spec.steps
+            if validated:
+                validate(run, validation)
+            run.curve.seconds = time.monotonic() - began
+            if run.world.rank == 0 and (validated or run.step % spec.save_every == 0):
+                save()
+            progress.advance(1, f"loss {loss:.3f}")
+            if progress.done == 1:
+                _warn_of_days(run, progress)
+    _say_speed(run)
+
+
+def _warn_of_days(run: TrainingState, progress: Progress) -> None:
+    """Warn at once of a training on a CPU that takes more than a day: the paper's recipe is meant for a GPU."""
+    left = (progress.total - progress.done) / progress.rate()
+    if run.device.type == "cpu" and left > _LONG_S and run.world.rank == 0:
+        say(
+            f"training, {run.spec.stream}: {duration_text(left)} to go on this CPU, at {run.spec.steps} steps of "
+            f"{run.spec.batch} clips; configs/laptop.cfg is a recipe for CPUs, [{run.spec.stream}] steps and batch "
+            "shorten this one"
+        )
+
+
+def _waited_for(batches: Iterable, curve: Curve) -> Iterator:
+    """Yield the same batches; add the time spent waiting for each to the curve."""
+    rest = iter(batches)
+    while True:
+        began = time.monotonic()
+        batch = next(rest, None)
+        curve.seconds_waiting += time.monotonic() - began
+        if batch is None:
+            return
+        yield batch
+
+
+def _timed_step(run: TrainingState, inputs: torch.Tensor, labels: torch.Tensor) -> float:
+    began = time.monotonic()
+    loss = train_step(run, inputs, labels)
+    run.curve.seconds_stepping += time.monotonic() - began
+    return loss
+
+
+def _say_speed(run: TrainingState) -> None:
+    waiting, saving = run.curve.seconds_waiting, run.curve.seconds_saving
+    if busy := waiting + saving + run.curve.seconds_stepping:
+        clips = run.spec.steps * run.spec.items_per_step
+        told = f"{clips / busy:.1f} clips/s, {waiting / busy:.1%} of it waiting for data, {saving / busy:.1%} saving"
+        say(f"training, {run.spec.stream}: {told}")
+
+
+def train_step(run: TrainingState, inputs: ViewBatch | torch.Tensor, labels: torch.Tensor) -> float:
+    """One step on this process's share of a batch, in `accumulate` parts whose gradients are summed.
+
+    Args:
+        run: its network and optimizer change; `run.step` is the number of this step.
+        inputs: views as they come from the loader, or (N, C, H, W) or (N, S, C, H, W) float32, normalised, with S
+            snippets; N is items_per_step / processes. With `with_how = heads`, the clips of both sets alternate.
+        labels: (N,) int64.
+
+    Returns:
+        The loss before the step, averaged over the whole batch.
+
+    Raises:
+        ValueError: a batch that cannot be cut into equal parts.
+        TrainingDiverged: the loss is not finite; the weights are unchanged.
+    """
+    spec, rate = run.spec, learning_rate(run.spec, run.step)
+    if len(labels) % spec.accumulate:
+        raise ValueError(f"a batch of {len(labels)} cannot be cut into {spec.accumulate} equal parts (accumulate)")
+    run.network.train()
+    run.optimizer.zero_grad()
+    parts = zip(inputs.chunk(spec.accumulate), labels.chunk(spec.accumulate), strict=True)
+    losses = [_add_gradient(run, part, *batch) for part, batch in enumerate(parts)]
+    value = run.world.mean(torch.stack(losses).mean()).item()
+    if not math.isfinite(value):
+        raise TrainingDiverged(
+            f"the loss of the {spec.stream} stream is {value} at step {run.step}, learning rate "
+            f"{rate:g}; lower [{spec.stream}] learning_rate"
+        )
+    for group in run.optimizer.param_groups:
+        group["lr"] = rate
+    if spec.clip_norm:
+        run.scaler.unscale_(run.optimizer)
+        torch.nn.utils.clip_grad_norm_(run.network.parameters(), spec.clip_norm)
+    run.scaler.step(run.optimizer)
+    run.scaler.update()
+    return value
+
+
+def _add_gradient(
+    run: TrainingState, part: int, inputs: ViewBatch | torch.Tensor, labels: torch.Tensor
+) -> torch.Tensor:
+    """Add the gradient of one part of the batch; processes exchange the sum with the last part."""
+    run.piece.place = part * run.world.size + run.world.rank
+    torch.manual_seed(_step_seed(run.spec.seed, run.step))  # for dropout, drawn for the whole batch
+    alone = run.world.size == 1 or part == run.spec.accumulate - 1
+    with contextlib.nullcontext() if alone else run.model.no_sync():
+        loss = _loss(run, inputs, labels)
+        run.scaler.scale(loss / run.spec.accumulate).backward()
+    return loss.detach()
+
+
+def _loss(run: TrainingState, inputs: ViewBatch | torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """The mean loss over clips; with a head for each of two data sets, the sum of both means (paper, section 5)."""
+    inputs, labels = to_inputs(inputs, run.device), labels.to(run.device, non_blocking=True)
+    with torch.autocast(run.device.type, dtype=run.precision, enabled=run.precision is not None):
+        if run.spec.with_how != "heads":
+            return cross_entropy(run.model(inputs), labels, label_smoothing=run.spec.label_smoothing)
+        own, other = run.model(inputs, both=True)
+        return cross_entropy(own, labels[::2], label_smoothing=run.spec.label_smoothing) + cross_entropy(
+            other, labels[1::2], label_smoothing=run.spec.label_smoothing
+        )
+
+
+def validate(run: TrainingState, validation: EvalSet) -> None:
+    """Score the validation clips, add the result to the curve, and keep the weights if they are the best so far.
+
+    The best weights have the highest top-1, in a tie the lowest loss (mean over clips of -log of the mean softmax at
+    the label). Clips that failed in the store count as wrong and have no loss; if all did, no weights are kept. Without
+    validation clips nothing is done. Each process scores its share of the clips.
+    """
+    labels = np.array([clip.label for clip in validation.clips], int)
+    probabilities = np.empty((0, run.network.num_classes), np.float32)
+    if len(labels):
+        loading = {"workers": run.spec.loader_workers, "sharing": run.world.local_size}
+        probabilities = evaluate(run.network, validation, device=run.device, **loading).probabilities
+    shares = run.world.gather((labels, probabilities))
+    labels, probabilities = (np.concatenate(column) for column in zip(*shares, strict=True))
+    if len(labels):
+        _note_validation(run, labels, probabilities)
+
+
+def _note_validation(run: TrainingState, labels: np.ndarray, probabilities: np.ndarray) -> None:
+    read = ~np.isnan(probabilities).any(1)
+    if not read.any():  # nothing to choose by
+        run.curve.validation.append({"step": run.step, "top1": 0.0, "loss": None})
+        return
+    top1 = float((read & (probabilities.argmax(1) == labels)).mean())
+    loss = float(-np.log(probabilities[read, labels[read]].clip(1e-12)).mean())
+    run.curve.validation.append({"step": run.step, "top1": top1, "loss": loss})
+    if not run.best or (-top1, loss) < (-run.best.top1, run.best.loss):
+        state = {name: value.detach().cpu().clone() for name, value in run.network.state_dict().items()}
+        run.best = Best(run.step, state, top1, loss)
+
+
+def _finish(run: TrainingState, job: Job, others: tuple[str, ...]) -> None:
+    """Write the checkpoint, then the curve: once the curve exists, the result is complete."""
+    best, folder = run.best, job.folder
+    if best is None:
+        why = "no validation clip can be read" if len(job.catalog.part("val")) else "no validation clips"
+        say(f"{run.spec.stream}: {why}, so the weights of the last step are kept")
+        best = Best(run.step, run.network.cpu().state_dict())
+    how = run.how()
+    save_checkpoint(
+        folder / "checkpoint.pt",
+        best.state,
+        run.spec,
+        job.catalog,
+        other_classes=others,
+        inputs=job.inputs_key,
+        data_digest=job.data_digest,
+        steps=run.step,
+        best_step=best.step,
+        validation_top1=best.top1,
+        validation_loss=best.loss,
+        **how,
+    )
+    curve = {name: values for name, values in asdict(run.curve).items() if name != "pending"}
+    about = {"best_step": best.step, "inputs": job.inputs_key, "weights": weights_hash(best.state)}
+    write_json(folder / "curve.json", {**curve, **about, **how})
+    for name in ("resume.pt", f"resume.pt{UNUSABLE}"):
+        (folder / name).unlink(missing_ok=True)
+    if run.world.size == 1:  # of several processes that were killed; otherwise their parent removes it
+        shutil.rmtree(job.job_folder, ignore_errors=True)
+
+
+def _step_seed(seed: int, step: int) -> int:
+    return int(np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0] >> np.uint64(1))

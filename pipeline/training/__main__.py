@@ -1,0 +1,62 @@
+"""One of the processes of a training: `python -m pipeline.training JOB`, started by `launch` or by torchrun.
+
+JOB is the folder that `launch` has written. On one machine the pipeline starts these processes itself; docs/scaling.md
+has the command for several machines.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import signal
+import sys
+import threading
+import traceback
+from pathlib import Path
+
+from pipeline.training import train_here
+from pipeline.training.launch import Job
+from pipeline.training.parallel import process_group
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Train and return the exit status; an error is also written into JOB."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("job", type=Path, help="folder of the job, which the first machine has written")
+    parser.add_argument("--watched", action="store_true", help="end when standard input ends: the parent is gone")
+    given = parser.parse_args(arguments)
+    if "RANK" not in os.environ:
+        parser.error("no RANK in the environment; start it with torchrun")
+    if given.watched:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears Ctrl-C too, and ends this process
+        threading.Thread(target=_end_with_parent, daemon=True).start()
+    try:
+        job = Job.read(given.job)
+        with process_group(job.device, given.job / "meeting") as (world, device):
+            train_here(job, world, device)
+    except Exception as error:
+        _report(error, given.job / f"error-{os.environ['RANK']}")
+        return 1
+    return 0
+
+
+def _report(error: Exception, path: Path) -> None:
+    """Write the error to the file and to standard error, even if the disk of one of them is full."""
+    with contextlib.suppress(OSError):
+        path.write_text(f"{type(error).__name__}: {error}")
+    with contextlib.suppress(OSError):
+        traceback.print_exception(error)
+
+
+def _end_with_parent() -> None:
+    while os.read(0, 1):  # not sys.stdin: its lock, held by a thread, makes the interpreter abort at exit
+        pass
+    os.kill(os.getpid(), signal.SIGKILL)  # end at once: another run may already be writing into the folder
+
+
+if __name__ == "__main__":
+    status = main()
+    if status:
+        os._exit(status)  # no destructor may wait for the other processes
+    sys.exit(status)

@@ -1,0 +1,150 @@
+"""Refuse settings that are unknown, wrong or in conflict, before any work is done."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import luigi
+from luigi.configuration import get_config
+
+from pipeline import specs
+from pipeline.specs import STREAMS
+from pipeline.specs.base import Spec, unknown_name
+from tasks import settings
+from tasks.settings import NOTHING
+
+# Luigi's own sections; luigi.cfg may contain any of them.
+_OF_LUIGI = [
+    "core",
+    "worker",
+    "scheduler",
+    "retcode",
+    "resources",
+    "execution_summary",
+    "email",
+    "smtp",
+    "sendgrid",
+    "batch_notifier",
+    "logging",
+]
+
+
+def check(dataset: str, changes: Mapping[str, str] = NOTHING) -> None:
+    """Refuse unknown or conflicting settings that a run of this dataset would use, before any work is done.
+
+    Raises:
+        ValueError: an unknown section, setting or value, or settings in conflict; the message names it.
+    """
+    for name in changes:
+        if name not in (names := settings.changeable(settings.stage_of(name))):
+            raise ValueError(unknown_name(f"setting {name} in changes", name, names))
+    sections = [section for section in settings.SECTIONS if section not in STREAMS]
+    found = {section: settings.resolve(section, dataset, changes) for section in sections}
+    if found["dataset"].generator and settings.videos_on_command_line():
+        others = [name for name in settings.datasets() if not settings.items(f"dataset.{name}").get("generator")]
+        raise ValueError(
+            f"--data-videos and --data-lists name videos of your own, but those of dataset {dataset!r} are written by "
+            f"the pipeline; give --dataset as well: {' or '.join(others)}"
+        )
+    for name in STREAMS:
+        other = settings.stream(name, dataset, 0, changes).with_dataset
+        if other and other not in settings.datasets():
+            raise ValueError(unknown_name(f"[{name}] with_dataset: dataset {other!r}", other, settings.datasets()))
+    if found["stack"].direction == "bidirectional" and not found["flow"].backward:
+        raise ValueError("[stack] direction is bidirectional, which needs backward flow; set [flow] backward = true")
+
+
+def check_together(name: str, dataset: str, changes: Mapping[str, str] = NOTHING) -> None:
+    """Refuse another data set that this one's stream cannot be trained together with.
+
+    Raises:
+        ValueError: it is this data set itself, the command line names videos (which would apply to both), or settings
+            that must be equal differ.
+    """
+    own = settings.stream(name, dataset, 0, changes)
+    other, where = own.with_dataset, f"[{name}] with_dataset is {own.with_dataset!r}"
+    if other == dataset:
+        raise ValueError(
+            f"{where}, which is this data set itself; name another, or set {name}_with_dataset in the section of the "
+            "one data set that it is meant for"
+        )
+    if settings.videos_on_command_line():
+        raise ValueError(f"{where}, so --data-videos and --data-lists would name the videos of both; use luigi.cfg")
+    if name == "temporal":
+        flows = settings.resolve("flow", dataset, changes), settings.resolve("flow", other, changes)
+        _refuse_difference("flow", dataset, other, *flows)
+        sizes = settings.resolve("frames", dataset, changes), settings.resolve("frames", other, changes)
+        _refuse_difference("frames", dataset, other, *sizes, ("short_side_px",))  # motion is in pixels of cached frames
+    if own.with_how == "start":
+        there = settings.stream(name, other, 0, changes)
+        _refuse_difference(name, dataset, other, own, there, ("network", "start", "crop_px", "flow_unit_px", "stack"))
+
+
+def _refuse_difference(section: str, dataset: str, other: str, one: Spec, two: Spec, names: tuple[str, ...] = ()):
+    """Refuse settings that differ between two data sets: those in `names`, or all that can affect a result."""
+    for name in names or [name for name in one.settings() if name in one.identity()]:
+        here, there = getattr(one, name), getattr(two, name)
+        if here != there:
+            raise ValueError(
+                f"[{section}] {name} is {here!r} for {dataset}, but {there!r} for {other}; what is trained "
+                "together must have the same"
+            )
+
+
+def check_dataset(name: str) -> None:
+    """Refuse a dataset without a section, and a missing settings file: other settings would silently be used.
+
+    Raises:
+        FileNotFoundError: LUIGI_CONFIG_PATH names no file, or there is no luigi.cfg.
+        PermissionError: one of them cannot be read.
+        ValueError: the dataset has no section, a section or a dataset's setting is unknown, or the file of
+            LUIGI_CONFIG_PATH has no sections at all.
+    """
+    overlay = os.environ.get("LUIGI_CONFIG_PATH", "")
+    if overlay and not Path(overlay).is_file():
+        raise FileNotFoundError(f"LUIGI_CONFIG_PATH is {overlay!r}, and there is no such file")
+    for path in filter(None, ("luigi.cfg", overlay)):  # Luigi silently skips what it cannot open
+        if Path(path).is_file():
+            text = Path(path).read_text(errors="replace")
+            if path == overlay and not re.search(r"^\[", text, re.MULTILINE):
+                raise ValueError(f"LUIGI_CONFIG_PATH is {overlay!r}, which holds no settings")
+    # a preset alone lacks the rest, such as the exit status for failed tasks
+    if not settings.datasets() or (settings.from_command_line() and not get_config().has_section("retcode")):
+        raise FileNotFoundError(
+            f"there is no luigi.cfg in {str(Path.cwd())!r}; run from the project's root, or give the path of the "
+            "project's luigi.cfg as LUIGI_CONFIG_PATH"
+        )
+    check_sections()
+    if name not in settings.datasets():
+        raise ValueError(unknown_name(f"dataset {name!r}", name, settings.datasets()))
+
+
+def check_sections() -> None:
+    """Refuse unknown sections and unknown settings of datasets: a misspelled name would be silently ignored.
+
+    Raises:
+        ValueError: there is such a name; the message says which, and which one it resembles.
+    """
+    for section in get_config().sections():
+        if section.startswith("dataset."):
+            for name in settings.items(section):
+                if not settings.stage_of(name) and name not in specs.DatasetSpec.settings():
+                    raise ValueError(unknown_name(f"setting [{section}] {name}", name, specs.DatasetSpec.settings()))
+        elif section not in settings.SECTIONS and section not in _OF_LUIGI:
+            task = _task_named(section)
+            if task is None:
+                raise ValueError(unknown_name(f"section [{section}]", section, [*settings.SECTIONS, "dataset.<name>"]))
+            parameters = [name for name, _ in task.get_params()]
+            for name in settings.items(section):
+                if name.replace("-", "_") not in parameters:
+                    what = f"parameter {name} of task {section}, whose settings are in sections such as [flow],"
+                    raise ValueError(unknown_name(what, name, parameters))
+
+
+def _task_named(name: str) -> type[luigi.Task] | None:
+    """The task of this name, or None. (`data` is not one: it is the prefix of [dataset]'s flags.)"""
+    register = luigi.task_register.Register
+    return register.get_task_cls(name) if name != "data" and name in register.task_names() else None
