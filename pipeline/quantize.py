@@ -39,7 +39,7 @@ def to_bytes(flow: np.ndarray | Tensor, *, bound_px: float = 20.0, check: bool =
         The same shape, uint8, on the device of the flow; -b becomes 0, zero becomes 128, +b becomes 255.
 
     Raises:
-        ValueError: flow that is not floating, or a bound out of range.
+        ValueError: flow that is no array or not floating, or a bound out of range.
         ClipError: flow holds NaN or infinity, and `check` is true.
     """
     _check_flow(flow, finite=check)
@@ -47,7 +47,7 @@ def to_bytes(flow: np.ndarray | Tensor, *, bound_px: float = 20.0, check: bool =
     if not isinstance(flow, np.ndarray):
         scaled = _wide(flow) * float(np.float32(127.5 / bound_px))
         return scaled.clamp_(-127.5, 127.5).add_(127.5).round_().byte()
-    scaled = _wide(flow) * np.float32(127.5 / bound_px)
+    scaled = np.asarray(_wide(flow) * np.float32(127.5 / bound_px))  # numpy makes a number of an array without axes
     np.clip(scaled, -127.5, 127.5, out=scaled)
     scaled += np.float32(127.5)
     return np.rint(scaled, out=scaled).astype(np.uint8)
@@ -175,6 +175,8 @@ def _wide(flow: np.ndarray | Tensor) -> np.ndarray | Tensor:
 
 def _check_flow(flow: np.ndarray | Tensor, *, finite: bool = True) -> None:
     array = isinstance(flow, np.ndarray)
+    if not array and not hasattr(flow, "is_floating_point"):
+        raise ValueError(f"flow is a {type(flow).__name__}; it must be a numpy array or a tensor, in pixels")
     if not (np.issubdtype(flow.dtype, np.floating) if array else flow.is_floating_point()):
         raise ValueError(f"flow is {str(flow.dtype).removeprefix('torch.')}; it must be floating, in pixels")
     if not finite or all_finite(flow):

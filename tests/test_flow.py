@@ -9,13 +9,13 @@ import torch
 from conftest import middlebury, moving_texture
 from motions import CLASSICAL, MOTIONS, error_px, moved, texture
 
-from pipeline.flow import estimate, methods, opencv, to_gray, tvl1, tvl1_torch, warp
+from pipeline.flow import brox, estimate, methods, opencv, to_gray, tvl1, tvl1_torch, warp
 from pipeline.flow.filters import pyramid_sizes
 from pipeline.specs import FLOW_METHODS, FlowSpec
 
 # RAFT has tests/test_flow_raft.py, the methods that need an OpenCV with CUDA have tests/test_flow_opencv.py
 
-QUICK = FlowSpec(tvl1_warps=2, tvl1_iterations=5)  # for tests of behaviour, not of accuracy
+QUICK = FlowSpec(tvl1_warps=2, tvl1_iterations=5)  # for tests of behavior, not of accuracy
 
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
@@ -52,6 +52,20 @@ def test_a_pan_of_thirty_pixels(method, shift, size):
     y, x = np.mgrid[: size[0], : size[1]]
     stays = (x + shift[0] >= 0) & (x + shift[0] < size[1]) & (y + shift[1] >= 0) & (y + shift[1] < size[0])
     assert np.hypot(flow[0] - shift[0], flow[1] - shift[1])[stays].mean() < 0.2
+
+
+@pytest.mark.parametrize("method", ["tvl1", "brox"])
+@pytest.mark.parametrize(("size", "pan"), [((12, 400), 4), ((16, 400), 8), ((24, 500), 8), ((48, 500), 15)])
+@pytest.mark.parametrize("upright", [False, True])
+def test_a_pan_along_a_narrow_strip(method, size, pan, upright):
+    noise = np.random.default_rng(6).normal(size=(size[0], size[1] + pan)).astype(np.float32)
+    picture = sum(cv2.GaussianBlur(noise, (0, 0), sigma) * sigma for sigma in (1.5, 4, 12))
+    picture = cv2.normalize(picture, None, 0, 255, cv2.NORM_MINMAX).astype(np.uint8)
+    frames = np.stack([picture[:, pan:], picture[:, :-pan]])
+    frames = frames.swapaxes(1, 2) if upright else frames
+    flow = estimate(frames, FlowSpec(method=method), device="cpu")[0]
+    along, across = (flow[1].T, flow[0].T) if upright else flow
+    assert np.hypot(along - pan, across)[:, :-pan].mean() < 0.1
 
 
 @pytest.mark.parametrize("name", ["RubberWhale", "Venus", "Dimetrodon", "Hydrangea"])
@@ -175,6 +189,8 @@ def test_pyramid_sizes_by_example():
     halves = pyramid_sizes(240, 320, step=0.5, min_side=12)
     assert halves == [(240, 320), (120, 160), (60, 80), (30, 40), (15, 20)]
     assert pyramid_sizes(16, 1, step=0.5, min_side=12) == [(16, 1)]
+    assert pyramid_sizes(320, 24, step=0.5, min_side=12) == [(320, 24), (160, 12), (80, 12), (40, 12)]
+    assert pyramid_sizes(200, 5, step=0.5, min_side=12) == [(200, 5), (100, 5), (50, 5)]
     assert warp.blur(torch.ones(1, 1, 4, 4), sigma_px=0).eq(1).all()
 
 
@@ -200,7 +216,9 @@ def test_torch_is_imported_only_for_tvl1():
     ("frames", "message"),
     [
         (np.zeros((2, 8, 8), np.float32), "frames are float32; they must be a numpy array of uint8"),
-        ([[0]], "frames are list"),
+        ([[0]], "frames are list; they must be a numpy array"),
+        (torch.zeros(2, 8, 8, dtype=torch.uint8), "frames are Tensor; they must be a numpy array"),
+        (np.zeros((40, 50, 3), np.uint8), r"shape \(40, 50, 3\), which is one RGB frame; motion needs at least 2"),
         (np.zeros((2, 8, 8, 4), np.uint8), r"frames have shape \(2, 8, 8, 4\); allowed: \(T, H, W, 3\) RGB"),
         (np.zeros((8, 8), np.uint8), r"frames have shape \(8, 8\)"),
         (np.zeros((2, 0, 8), np.uint8), "no side 0"),
@@ -210,6 +228,26 @@ def test_torch_is_imported_only_for_tvl1():
 def test_refuses_other_frames(frames, message):
     with pytest.raises(ValueError, match=message):
         estimate(frames, QUICK, device="cpu")
+
+
+def test_gray_frames_three_pixels_wide_are_a_clip_if_they_are_few():
+    assert estimate(np.zeros((4, 20, 3), np.uint8), QUICK, device="cpu").shape == (3, 2, 20, 3)
+
+
+@pytest.mark.parametrize("numba", [True, False])
+@pytest.mark.parametrize("method", ["tvl1", "brox"])
+def test_torchs_default_type_does_not_matter(method, numba, monkeypatch):
+    for module in (tvl1, brox):
+        monkeypatch.setattr(module, "has_numba", lambda: numba)
+    frames, _ = moved(MOTIONS["right"], 30, 40)
+    spec = FlowSpec(method=method, tvl1_iterations=5)
+    wanted = estimate(frames, spec, device="cpu")
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = estimate(frames, spec, device="cpu")
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert found.dtype == np.float32 and found.tobytes() == wanted.tobytes()
 
 
 def test_refuses_unknown_direction_and_device():

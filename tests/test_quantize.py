@@ -81,18 +81,28 @@ def test_flip_of_a_stack_twice_is_nothing(dtype):
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("quantise", [to_bytes, minmax_to_bytes])
-def test_refuses_what_is_not_finite(quantise, value):
+@pytest.mark.parametrize("quantize", [to_bytes, minmax_to_bytes])
+def test_refuses_what_is_not_finite(quantize, value):
     flow = np.zeros((2, 4, 4), np.float32)
     flow[1, 2, 3] = value
     with pytest.raises(ValueError, match=r"1 values that are NaN or infinite, the first at \(1, 2, 3\)"):
-        quantise(flow)
+        quantize(flow)
+
+
+def test_an_array_without_axes_is_quantized_as_any_other():
+    found = to_bytes(np.array(20.0, np.float32))
+    assert isinstance(found, np.ndarray) and (found.shape, found.dtype, int(found)) == ((), np.uint8, 255)
 
 
 def test_refuses_wrong_types_and_shapes():
     flow, q = np.zeros((2, 4, 4), np.float32), np.zeros((2, 4, 4), np.uint8)
     with pytest.raises(ValueError, match="flow is uint8; it must be floating"):
         to_bytes(q)
+    for listed in ([0.0], np.float32(1)):
+        with pytest.raises(
+            ValueError, match=f"flow is a {type(listed).__name__}; it must be a numpy array or a tensor"
+        ):
+            to_bytes(listed)
     with pytest.raises(ValueError, match="q is float32; it must be uint8"):
         to_pixels(flow)
     with pytest.raises(ValueError, match="bound_px is 0; it must be above 0"):

@@ -102,6 +102,13 @@ def test_compiled_agrees_whatever_the_settings(terms, settings):
     assert difference.mean() <= 1e-4 and difference.max() <= 0.02
 
 
+@pytest.mark.parametrize("size", [(14, 200), (150, 9), (90, 1)])
+def test_compiled_agrees_on_narrow_strips(size):
+    frames, _ = moved(MOTIONS["subpixel"], *size)
+    difference = np.abs(tvl1_numba.flow_between(frames[:1], frames[1:], FlowSpec())[0] - reference(*frames, FlowSpec()))
+    assert difference.mean() <= 1e-4 and difference.max() <= 0.02
+
+
 @pytest.mark.parametrize("name", ["RubberWhale", "Venus", "Hydrangea"])
 def test_compiled_agrees_on_real_images(shared, name):
     files = [str(shared / "data" / "middlebury" / name / f"frame1{k}.png") for k in (0, 1)]

@@ -19,6 +19,7 @@ CASES = {  # height, width, settings
     "gradient": (20, 31, {"tvl1_brightness_weight": 0.0, "tvl1_iterations": 7}),
     "three terms": (15, 29, {"tvl1_warps": 1, "tvl1_iterations": 2}),
     "brightness": (14, 24, {"tvl1_brightness_weight": 0.2, "tvl1_gradient_weight": 0.0, "tvl1_iterations": 5}),
+    "a narrow strip": (9, 64, {"tvl1_scale_step": 0.5, "tvl1_iterations": 2}),
     "a column": (20, 1, {"tvl1_iterations": 1}),
     "both precisions": (68, 64, {"tvl1_scale_step": 0.3, "tvl1_iterations": 2}),
     "wide steps": (38, 35, {"tvl1_scale_step": 0.4, "tvl1_iterations": 3}),
@@ -192,7 +193,7 @@ def test_compiled_kernels_agree_with_the_definition(motion, settings):
 
 
 @pytest.mark.needs_cuda
-@pytest.mark.parametrize("size", [(16, 16), (61, 83), (240, 320), (40, 1)])
+@pytest.mark.parametrize("size", [(16, 16), (61, 83), (240, 320), (40, 1), (300, 24)])
 def test_a_pair_alone_is_the_pair_in_a_batch_on_cuda(size):
     frames = moving_texture(8, height=size[0], width=size[1], dx=0.7)[..., 0].copy()
     together = on_cuda(frames, FlowSpec(batch_pairs=7))

@@ -64,7 +64,7 @@ def between(
     - iteration counts are fixed, and the unknowns are relaxed in red-black order.
     """
     count, height, width = first.shape
-    flow = torch.empty(count, 2, height, width, device=device)
+    flow = torch.empty(count, 2, height, width, dtype=torch.float32, device=device)
     pairs = spec.batch_pairs or max(1, PIXELS_AT_ONCE[torch.device(device).type] // (height * width))
     for start in range(0, count, pairs):
         part = slice(start, start + pairs)

@@ -8,6 +8,7 @@ from itertools import pairwise
 
 COARSE_BLUR = 1.25  # see `shrinking_sigmas_px`
 DERIVATIVE = (1 / 12, -8 / 12, 0.0, 8 / 12, -1 / 12)
+NARROW = 2.5  # aspect ratio above which a frame is a narrow strip; see `pyramid_sizes`
 MEDIAN_GRAY = 16.0  # gray value difference at which a neighbor has half weight in the weighted median
 MEDIAN_FLOOR = 0.1  # least factor of a neighbor of another gray value; keeps the median well conditioned
 MEDIAN_SPREAD = 0.04  # the weighted median is the mean of the quantiles from 1/2 - this to 1/2 + this
@@ -44,15 +45,17 @@ def pyramid_sizes(height: int, width: int, *, step: float, min_side: int) -> lis
     """Sizes of the levels, finest first: each `step` times the one before, none with a side below `min_side`.
 
     The finest level is always included, however small: (240, 320) with step 0.5 and min_side 12 gives
-    [(240, 320), (120, 160), (60, 80), (30, 40), (15, 20)], and (16, 1) gives [(16, 1)].
+    [(240, 320), (120, 160), (60, 80), (30, 40), (15, 20)], and (16, 1) gives [(16, 1)]. In a narrow strip, the long
+    side goes on shrinking when the short one has reached `min_side`, because motion may be large along it: (24, 320)
+    gives [(24, 320), (12, 160), (12, 80), (12, 40)].
     """
-    sizes = [(height, width)]
+    sizes, least = [(height, width)], (min(height, min_side), min(width, min_side))
     while True:
         scale = step ** len(sizes)
         size = round(height * scale), round(width * scale)
-        if min(size) < min_side:
+        if min(size) < min_side and max(size) < NARROW * min_side:
             return sizes
-        sizes.append(size)
+        sizes.append(tuple(map(max, size, least)))
 
 
 def shrinking_sigmas_px(sizes: Sequence[tuple[int, int]]) -> list[float]:

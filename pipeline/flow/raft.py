@@ -47,7 +47,7 @@ def between(
     """
     count, height, width = first.shape[:3]
     network = _on_device(spec, weights.find(spec).stat().st_mtime_ns, device)
-    flow = torch.empty(count, 2, height, width, device=device)
+    flow = torch.empty(count, 2, height, width, dtype=torch.float32, device=device)
     pairs = _pairs_at_once(height, width, device, spec.batch_pairs)
     for start in range(0, count, pairs):
         part = slice(start, start + pairs)

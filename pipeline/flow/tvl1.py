@@ -75,7 +75,7 @@ def _on_tensors(first: np.ndarray | Tensor, second: np.ndarray | Tensor, spec: F
     import torch
 
     count, height, width = first.shape
-    flow = torch.empty(count, 2, height, width, device=device)
+    flow = torch.empty(count, 2, height, width, dtype=torch.float32, device=device)
     flow_between, pairs = _implementation(device), _pairs_at_once(height * width, spec, device)
     for start in range(0, count, pairs):
         images = (as_tensor(of[start : start + pairs], device) for of in (first, second))

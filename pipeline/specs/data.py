@@ -6,7 +6,7 @@ import dataclasses
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from pipeline.specs.base import Spec, check_device, setting
 
@@ -175,8 +175,8 @@ class FlowSpec(Spec):
     batch_pairs: int = setting(0, "pairs computed at once; 0 chooses by frame size and device", low=0, neutral=True)
 
     METHOD_CHANGES: ClassVar[dict[str, int]] = {
-        "tvl1": 4,
-        "brox": 4,
+        "tvl1": 5,
+        "brox": 5,
         "farneback": 1,
         "dis_ultrafast": 1,
         "dis_fast": 1,
@@ -192,7 +192,7 @@ class FlowSpec(Spec):
             *(["enlarge"] if self.enlarge == 1 else []),
         }
 
-    def identity(self):
+    def identity(self) -> dict[str, Any]:
         """As for every spec, except for `version` and `raft_weights`.
 
         The version counts only this method's changes, so other methods' stores are not remade. A weights file counts by
