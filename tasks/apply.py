@@ -72,7 +72,7 @@ class ScoreVideos(OfVideos):
         return [*super().keys_read(), digest_of(names)]
 
     @property
-    def table(self):
+    def table(self) -> Path:
         """Path of `predictions.csv`."""
         return self.folder / "predictions.csv"
 

@@ -12,19 +12,21 @@ import abc
 import contextlib
 import functools
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import luigi
 
-from pipeline.specs.base import digest_of
+from pipeline.specs import RunSpec
+from pipeline.specs.base import Spec, digest_of
 from pipeline.system.files import one_writer, read_json, read_made_from, record_made_from, try_exclusive_lock
 from pipeline.system.progress import say
-from tasks import checks, mistakes, settings
+from tasks import checks, command, settings
 from tasks.mistakes import told_plainly
-from tasks.session import one_look, use_artifacts
+from tasks.session import may_write, one_look, use_artifacts
 
-mistakes.install()
+command.install()
 
 
 class Artifact(luigi.Target):
@@ -66,7 +68,6 @@ class Stage(luigi.Task):
     keeps_old = False  # whether `make` reads the artifact that it replaces
     kind = ""  # name of the folder of such artifacts; "": derived from the class name
     reads: tuple[str, ...] = ()  # the sections that can change the artifact; (): any
-    may_write = True  # False for a plan, which must not write or download
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -75,7 +76,7 @@ class Stage(luigi.Task):
         with told_plainly():
             checks.check(self.dataset_name, self.changes)
 
-    def clone(self, cls=None, **kwargs):
+    def clone(self, cls: type[luigi.Task] | None = None, **kwargs: Any) -> luigi.Task:
         """A task with the same parameters, except those given; of `changes` and `seed` it gets only what it reads.
 
         What several rows of a table or several seeds share is thus a single task, checked once.
@@ -87,7 +88,7 @@ class Stage(luigi.Task):
         return super().clone(cls, **kwargs)
 
     @functools.cached_property
-    def run_spec(self):
+    def run_spec(self) -> RunSpec:
         """The [run] settings, overridden by the parameters of this task."""
         given = {"dataset": self.dataset, "device": self.device, "artifacts": self.artifacts, "seed": self.seed}
         return settings.resolve("run", **{name: value for name, value in given.items() if value not in ("", -1)})
@@ -98,7 +99,7 @@ class Stage(luigi.Task):
         checks.check_dataset(self.run_spec.dataset)
         return self.run_spec.dataset
 
-    def spec(self, section: str):
+    def spec(self, section: str) -> Spec:
         """The settings of a section for this dataset."""
         return settings.resolve(section, self.dataset_name, self.changes)
 
@@ -204,7 +205,7 @@ class Stage(luigi.Task):
                 self._inputs_key = self.inputs_key()
         if self._inputs_key and not self._is_complete:
             self._is_complete = self.is_current()
-            if self._is_complete and self.may_write:  # a plan writes nothing
+            if self._is_complete and may_write():  # a plan writes nothing
                 self._record_if_lost()
 
     def check_once(self) -> None:
@@ -216,16 +217,6 @@ class Stage(luigi.Task):
 
     def check(self) -> None:
         """Refuse what cannot succeed, before anything is made. May write only weights and `made_from.json`."""
-
-    @staticmethod
-    @contextlib.contextmanager
-    def writing_nothing() -> Iterator[None]:
-        """Within the block no `check` writes or downloads anything, not even to see whether a download works."""
-        Stage.may_write = False
-        try:
-            yield
-        finally:
-            Stage.may_write = True
 
     def run(self) -> None:
         """Make the artifact with its folder locked; do nothing if another run has just made it."""

@@ -58,18 +58,18 @@ def check(dataset: str, changes: Mapping[str, str] = NOTHING) -> None:
 
 
 def check_together(name: str, dataset: str, changes: Mapping[str, str] = NOTHING) -> None:
-    """Refuse another data set that this one's stream cannot be trained together with.
+    """Refuse another dataset that this one's stream cannot be trained together with.
 
     Raises:
-        ValueError: it is this data set itself, the command line names videos (which would apply to both), or settings
+        ValueError: it is this dataset itself, the command line names videos (which would apply to both), or settings
             that must be equal differ.
     """
     own = settings.stream(name, dataset, 0, changes)
     other, where = own.with_dataset, f"[{name}] with_dataset is {own.with_dataset!r}"
     if other == dataset:
         raise ValueError(
-            f"{where}, which is this data set itself; name another, or set {name}_with_dataset in the section of the "
-            "one data set that it is meant for"
+            f"{where}, which is this dataset itself; name another, or set {name}_with_dataset in the section of the "
+            "one dataset that it is meant for"
         )
     if settings.videos_on_command_line():
         raise ValueError(f"{where}, so --data-videos and --data-lists would name the videos of both; use luigi.cfg")
@@ -83,8 +83,10 @@ def check_together(name: str, dataset: str, changes: Mapping[str, str] = NOTHING
         _refuse_difference(name, dataset, other, own, there, ("network", "start", "crop_px", "flow_unit_px", "stack"))
 
 
-def _refuse_difference(section: str, dataset: str, other: str, one: Spec, two: Spec, names: tuple[str, ...] = ()):
-    """Refuse settings that differ between two data sets: those in `names`, or all that can affect a result."""
+def _refuse_difference(
+    section: str, dataset: str, other: str, one: Spec, two: Spec, names: tuple[str, ...] = ()
+) -> None:
+    """Refuse settings that differ between two datasets: those in `names`, or all that can affect a result."""
     for name in names or [name for name in one.settings() if name in one.identity()]:
         here, there = getattr(one, name), getattr(two, name)
         if here != there:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import luigi
 
 from pipeline.specs import FUSIONS, STREAMS
@@ -44,7 +46,7 @@ class Fuse(Stage):
         """Refuse a split that lacks validation or test clips."""
         self.clone(Catalog).check_parts("val", "test")
 
-    def scores_path(self, name: str):
+    def scores_path(self, name: str) -> Path:
         """Path of the scores fused in one way: `average/scores.h5` and so on."""
         return self.folder / name / "scores.h5"
 

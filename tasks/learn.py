@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import luigi
 
-from pipeline.specs import STREAMS
+from pipeline.specs import STREAMS, StreamSpec
 from pipeline.system import files
 from pipeline.system.progress import say
 from tasks import checks, settings
@@ -15,6 +16,10 @@ from tasks.base import Stage
 from tasks.listing import Catalog, OfVideos
 from tasks.mistakes import told_plainly
 from tasks.prepare import Flow, Frames
+from tasks.session import may_write
+
+if TYPE_CHECKING:
+    from pipeline.training.together import OtherDataset
 
 
 class OnDevice(Stage):
@@ -43,7 +48,7 @@ class TrainStream(OnDevice):
     beside = ("checkpoint.pt",)
 
     @property
-    def stream_spec(self):
+    def stream_spec(self) -> StreamSpec:
         """The settings of the stream."""
         seed, asked = self.run_spec.seed, self.seed >= 0
         spec = settings.stream(self.stream, self.dataset_name, seed, self.changes, asked=asked)
@@ -68,7 +73,7 @@ class TrainStream(OnDevice):
 
     @functools.cached_property
     def of_other(self) -> list[Stage]:
-        """What the training reads of the other data set, if any: its store and catalog, or its training."""
+        """What the training reads of the other dataset, if any: its store and catalog, or its training."""
         spec = self.stream_spec
         if not spec.with_dataset:
             return []
@@ -94,7 +99,7 @@ class TrainStream(OnDevice):
         from pipeline.training import parallel
 
         networks.check(self.stream_spec)
-        if self.may_write:
+        if may_write():
             imagenet.fetch(self.stream_spec)
         parallel.process_count(self.stream_spec, self.run_spec.device)
         self.clone(Catalog).check_classes()
@@ -112,12 +117,12 @@ class TrainStream(OnDevice):
             check(spec, own.read(), self._other())
 
     def _catalog_of_other(self) -> Catalog:
-        """The catalog of the other data set, which the stream is trained together with or starts from."""
+        """The catalog of the other dataset, which the stream is trained together with or starts from."""
         last = self.of_other[-1]
         return last if isinstance(last, Catalog) else last.clone(Catalog)
 
-    def _other(self):
-        """The other data set in the training."""
+    def _other(self) -> OtherDataset:
+        """The other dataset in the training."""
         from pipeline.training.together import OtherDataset
 
         data = self.of_other[0]
@@ -135,13 +140,13 @@ class TrainStream(OnDevice):
 
     def steps_done(self) -> int:
         """Steps done by an interrupted run with the same inputs; everything this stage reads must be complete."""
-        from pipeline.training import resume, together
+        from pipeline.training import state, together
 
         spec, catalog = self.stream_spec, self.clone(Catalog).read()
         other = self._other() if spec.with_how in ("heads", "classes") else None
         classes = together.other_classes(spec, catalog, other)
-        identity = resume.identity_of(spec, self.inputs_key(), catalog.classes, classes)
-        return resume.steps_done(self.folder / "resume.pt", identity)
+        identity = state.identity_of(spec, self.inputs_key(), catalog.classes, classes)
+        return state.steps_done(self.folder / "resume.pt", identity)
 
     def make(self) -> None:
         """Train in as many processes as the stream's settings say, resuming an interrupted run with the same inputs."""
@@ -186,7 +191,7 @@ class ScoreStream(OfVideos, OnDevice):
 
     def key(self) -> str:
         """Content key of the scores: if remade they may differ (another device, or a clip that is readable again)."""
-        return self.output().recorded().get("content") or super().key()  # older files have none
+        return self.output().recorded().get("content", "")  # without one the file is damaged, as its reader says
 
     @property
     def trained(self) -> list[Stage]:

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import luigi
 
+from pipeline import specs
+from pipeline.specs.base import Spec
 from pipeline.system import files
-from pipeline.system.progress import say
+from pipeline.system.progress import say, say_once
 from tasks import settings
 from tasks.base import Stage
 from tasks.mistakes import told_plainly
+
+if TYPE_CHECKING:
+    from pipeline import catalog
 
 
 class DemoVideos(luigi.Task):
@@ -22,7 +27,7 @@ class DemoVideos(luigi.Task):
     dataset = luigi.Parameter(description="section [dataset.NAME] of luigi.cfg")
 
     @property
-    def spec(self):
+    def spec(self) -> specs.DemoSpec:
         """The [demo] settings."""
         return settings.resolve("demo", self.dataset)
 
@@ -53,7 +58,7 @@ class OfVideos(Stage):
         default="", description="folder of other videos, without labels, that take the place of the dataset's"
     )
 
-    def spec(self, section: str):
+    def spec(self, section: str) -> Spec:
         """The settings of a section; any number of other videos may fail, since each failure is reported."""
         found = super().spec(section)
         if self.videos and section == "dataset":
@@ -95,7 +100,7 @@ class Catalog(OfVideos):
 
         dataset = self.spec("dataset")
         if self.outlives_its_videos():
-            self._say_gone(dataset.videos)
+            say_once(f"Catalog: the videos are no longer at {dataset.videos}; going on with what was made from them")
             return self.output().recorded()["inputs"]
         with told_plainly():
             return self._inputs_key or catalog.files_fingerprint(dataset)
@@ -104,15 +109,11 @@ class Catalog(OfVideos):
         """Whether the catalog exists but the folder of its videos does not."""
         return self.path.is_file() and not Path(self.spec("dataset").videos).is_dir()
 
-    @functools.cache  # noqa: B019  # tasks live as long as the program; say it once
-    def _say_gone(self, videos: str) -> None:
-        say(f"Catalog: the videos are no longer at {videos}; going on with what was made from them")
-
     def key(self) -> str:
         """Content key of the videos, the classes and the parts."""
         return self.output().recorded()["key"]
 
-    def read(self):
+    def read(self) -> catalog.Catalog:
         """Read the catalog."""
         from pipeline import store
 
@@ -145,7 +146,7 @@ class Catalog(OfVideos):
         if found := self.outline():
             parts.check_classes(found.classes)
 
-    def outline(self, *, contents: bool = False):
+    def outline(self, *, contents: bool = False) -> catalog.Catalog | None:
         """The clips as they are now; None for a demo not yet written.
 
         Until the catalog is made, the content hashes are blank; with `contents`, hashes known from older catalogs are
@@ -160,7 +161,7 @@ class Catalog(OfVideos):
         known = [clip for older in self.older().values() for clip in older.clips] if contents else []
         return catalog.outline(self.spec("dataset"), self.split_name, known=known)
 
-    def older(self) -> dict:
+    def older(self) -> dict[Path, catalog.Catalog]:
         """Path -> catalog, for all readable catalogs of this dataset, of any split."""
         return {path: found for path in self.folder.parent.glob("*/catalog.h5") if (found := _if_readable(path))}
 
@@ -181,7 +182,7 @@ class Catalog(OfVideos):
         say(f"Catalog: {found!r}")
 
 
-def _if_readable(path: Path):
+def _if_readable(path: Path) -> catalog.Catalog | None:
     """A catalog; None if it is damaged or of another version, in which case its videos are hashed again."""
     from pipeline import store
 

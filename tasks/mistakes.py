@@ -1,36 +1,30 @@
-"""How mistakes are reported: as one line to the user of a command, as an exception to a Python caller."""
+"""How mistakes are told: as one line to the user of a command, as an exception to a Python caller.
+
+An error that our code raised on purpose is a mistake of the user or a fault of the machine, whose message suffices; any
+other is a bug, which needs its traceback.
+"""
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import errno
 import linecache
-import logging
 import os
 import re
-import signal
-import sys
-import threading
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
-import luigi
 from luigi.parameter import ParameterException
-from luigi.retcodes import run_with_retcodes
 from luigi.task_register import TaskClassException
 
 from pipeline.system import files
-from pipeline.system.console import one_line, plain
+from pipeline.system.console import one_line
 from pipeline.system.errors import DamagedFile, MachineFault, StageFailed, WorkerDied
-from pipeline.system.progress import last_said, say
 from tasks import settings
 
 _OURS = Path(__file__).parents[1]
 _NOT_OURS = (WorkerDied, DamagedFile, MachineFault)
-_FORKED = threading.Event()  # tasks run in their own processes, whose last message is not known here
-_FAILURES = os.memfd_create("failures")  # a line each; shared with Luigi's workers, which are forked
 _OF_TORCH = "enforce fail at inline_container"  # torch's message if a file of weights could not be written
 
 
@@ -80,21 +74,6 @@ def _is_full(error: BaseException | None) -> bool:
     return getattr(error, "errno", None) == errno.ENOSPC or any(words in str(error) for words in (no_space, _OF_TORCH))
 
 
-class _WithoutTraceback(logging.Filter):
-    """Keeps tracebacks out of Luigi's log for errors that are not bugs; one line reports such an error.
-
-    If a task failed, its failure handler prints the line; if the error ends the program, it is printed here.
-    """
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        error = record.exc_info[1] if record.exc_info else None
-        if not error or not (told := plainly(error)):
-            return True
-        if record.msg.startswith("Uncaught exception"):
-            say(f"error: {told}")
-        return False
-
-
 def _is_plain(error: BaseException | None) -> bool:
     """Whether the message suffices: a fault of files or the machine, or an error our code raised on purpose."""
     if isinstance(error, OSError) or _is_full(error):
@@ -107,7 +86,10 @@ def _is_plain(error: BaseException | None) -> bool:
 
 
 def _was_raised_on_purpose(error: BaseException) -> bool:
-    """Whether one of our `raise` statements raised it: numpy or `zip` may also raise a ValueError in our lines."""
+    """Whether one of our `raise` statements raised it: numpy or `zip` may also raise a ValueError in our lines.
+
+    That is read from the source line where the traceback ends. Where there are no sources, every error counts as a bug.
+    """
     if error.__traceback__ is None:
         return False
     *_, (innermost, line) = traceback.walk_tb(error.__traceback__)
@@ -131,83 +113,3 @@ def mistake_of_command(error: BaseException | None) -> str:
 def plainly(error: BaseException) -> str:
     """The error in one line if it is not a bug, else ""."""
     return mistake_of_command(error) or (error_line(error) if isinstance(error, Refused) or _is_plain(error) else "")
-
-
-def _say_or_show(kind: type[BaseException], error: BaseException, trace) -> None:
-    """Replaces `sys.excepthook`: prints a signal, Ctrl-C or a mistake in the command without a traceback."""
-    if isinstance(error, Ended):
-        _say_again()
-        say(f"ended by {error}; run the same command to resume")
-        os.kill(os.getpid(), error.number)  # so that the exit status shows which signal ended it
-    elif isinstance(error, KeyboardInterrupt):
-        say("interrupted; run the same command to resume")
-    elif mistake := mistake_of_command(error):
-        say(f"error: {mistake}")
-    else:
-        sys.__excepthook__(kind, error, trace)
-
-
-class Ended(KeyboardInterrupt):
-    """A signal asked the command to end (a closed terminal, a job out of time); handled like Ctrl-C."""
-
-    def __init__(self, number: int):
-        super().__init__(signal.Signals(number).name)
-        self.number = number
-
-
-def _end_as_after_ctrl_c() -> None:
-    """Make SIGTERM and SIGHUP raise `Ended` in this process once native code returns; a later second one kills it.
-
-    The processes that Luigi forks (`--workers 2`) ignore Ctrl-C; this process ends them.
-    """
-
-    def end(number: int, frame) -> None:
-        signal.signal(number, signal.SIG_DFL)
-        raise Ended(number)
-
-    def as_a_child() -> None:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        for number in taken:
-            signal.signal(number, signal.SIG_DFL)
-
-    # under nohup, SIGHUP is ignored already
-    taken = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) == signal.SIG_DFL]
-    for number in taken:
-        signal.signal(number, end)
-    os.register_at_fork(after_in_child=as_a_child, after_in_parent=_FORKED.set)
-
-
-def say_failure(line: str) -> None:
-    """Say that a task failed, and repeat it at the end of the command if other messages followed."""
-    os.write(_FAILURES, f"{plain(line)}\n".encode())
-    say(line)
-
-
-@luigi.Task.event_handler(luigi.Event.FAILURE)
-def _say_what_failed(task: luigi.Task, error: BaseException) -> None:
-    say_failure(f"{type(task).__name__} FAILED: {error_line(error, getattr(task, 'folder', None))}")
-
-
-@luigi.Task.event_handler(luigi.Event.PROCESS_FAILURE)
-def _say_what_died(task: luigi.Task, message: str) -> None:
-    say_failure(
-        f"{type(task).__name__} FAILED: its process has died, perhaps for want of memory ({message}); the same command "
-        "goes on"
-    )
-
-
-def _say_again() -> None:
-    lines = os.pread(_FAILURES, os.fstat(_FAILURES).st_size, 0).decode().splitlines()
-    os.ftruncate(_FAILURES, 0)
-    if lines and (_FORKED.is_set() or last_said() != lines[-1]):
-        say("\n".join(["what failed:", *lines]))
-
-
-def install() -> None:
-    """From now on report mistakes in one line: in Luigi's log and, under its command, at the end of the program."""
-    logging.getLogger("luigi-interface").addFilter(_WithoutTraceback())
-    if any(frame.f_code is run_with_retcodes.__code__ for frame, _ in traceback.walk_stack(None)):
-        sys.excepthook = _say_or_show
-        atexit.register(_say_again)
-        if threading.current_thread() is threading.main_thread():
-            _end_as_after_ctrl_c()

@@ -25,6 +25,7 @@ from pipeline.system.console import in_bytes, print_table
 from pipeline.system.progress import duration_text
 from tasks import mistakes
 from tasks.base import Stage
+from tasks.session import writing_nothing
 from tasks.states import IS_THERE, UNKNOWN, ArtifactState, ArtifactStates, before_of, folder_of
 
 DEFAULT = "FullPipeline"
@@ -38,7 +39,7 @@ def main(argv: list[str]) -> int:
     """
     own, of_luigi = _parser().parse_known_args(argv)
     try:
-        with CmdlineParser.global_instance(_with_task(of_luigi)) as parser, Stage.writing_nothing():
+        with CmdlineParser.global_instance(_with_task(of_luigi)) as parser, writing_nothing():
             found = plan(parser.get_task_obj(), quick=own.quick)
     except Exception as error:
         if not (said := mistakes.plainly(error)):

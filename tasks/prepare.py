@@ -8,6 +8,7 @@ from pipeline.specs.base import canonical_json
 from pipeline.system import files
 from tasks.base import Stage
 from tasks.listing import Catalog, OfVideos
+from tasks.session import may_write
 
 
 class _Store(OfVideos):
@@ -110,7 +111,7 @@ class Flow(_Store):
 
     def check(self) -> None:
         """Refuse a method that cannot run on this machine, if flow is computed here."""
-        if self.spec("cluster").kind in ("inline", "local") and (self.may_write or not self.to_download()):
+        if self.spec("cluster").kind in ("inline", "local") and (may_write() or not self.to_download()):
             from pipeline import flow
 
             flow.check(self.spec("flow"), device=self.run_spec.device)

@@ -13,11 +13,12 @@ from pipeline.specs import STREAMS
 from pipeline.specs.base import digest_of
 from pipeline.system import files
 from pipeline.system.progress import say
-from tasks.base import Stage, use_artifacts
+from tasks.base import Stage
 from tasks.conclude import Report
 from tasks.learn import TrainStream
 from tasks.listing import Catalog
 from tasks.mistakes import told_plainly
+from tasks.session import may_write, use_artifacts
 
 
 class Repeated(Stage):
@@ -126,7 +127,7 @@ class AllSplits(Repeated):
         """Check all splits and seeds before the first is run."""
         self.check_splits("val", "test")
         self.check_seeds(STREAMS)
-        if self.may_write:  # a plan writes nothing
+        if may_write():  # a plan writes nothing
             self.record_ahead()
 
     def make(self) -> None:

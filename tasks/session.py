@@ -17,6 +17,7 @@ from tasks import settings
 from tasks.mistakes import told_plainly
 
 _QUESTION: ContextVar[object] = ContextVar("question", default=None)
+_MAY_WRITE: ContextVar[bool] = ContextVar("may_write", default=True)
 _OF_WORKERS = {Worker.add.__code__, Worker.run.__code__}
 _IN_USE: dict[tuple[str, int], int] = {}  # (artifacts, process) -> lock that keeps `gc` off
 
@@ -27,6 +28,21 @@ def use_artifacts(artifacts: str, *, create: bool = False) -> None:
     if settings.from_command_line() and _IN_USE.get(key, -1) < 0:
         with told_plainly():
             _IN_USE[key] = files.hold_shared_lock(Path(artifacts), create=create)
+
+
+def may_write() -> bool:
+    """Whether a task's `check` may write or download; a plan must not."""
+    return _MAY_WRITE.get()
+
+
+@contextlib.contextmanager
+def writing_nothing() -> Iterator[None]:
+    """Within the block no `check` writes or downloads anything, not even to see whether a download works."""
+    before = _MAY_WRITE.set(False)
+    try:
+        yield
+    finally:
+        _MAY_WRITE.reset(before)
 
 
 @contextlib.contextmanager

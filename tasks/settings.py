@@ -60,7 +60,7 @@ _FLAGS = [_flags(section, spec) for section, spec in SECTIONS.items() if section
 
 
 def videos_on_command_line() -> list[str]:
-    """Normalised absolute paths of the videos and lists that the command line names."""
+    """Normalized absolute paths of the videos and lists that the command line names."""
     given = _with_home(_of_command_line("dataset"))
     return [_absolute(given[name]) for name in PATHS if given.get(name)]
 
@@ -72,7 +72,7 @@ def mark_of(paths: Sequence[str]) -> str:
 
 
 def _absolute(path: str) -> str:
-    """The normalised absolute path; links are not resolved."""
+    """The normalized absolute path; links are not resolved."""
     return os.path.normpath(Path(path).absolute())
 
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import functools
-import traceback
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -20,9 +19,10 @@ from pipeline.system.progress import say
 from tasks import settings
 from tasks.base import Stage
 from tasks.conclude import Fuse
+from tasks.finish import NotMade, finish
 from tasks.learn import OnDevice, ScoreStream, TrainStream
 from tasks.listing import Catalog
-from tasks.mistakes import Refused, error_line, plainly, told_plainly
+from tasks.mistakes import Refused, error_line, told_plainly
 from tasks.prepare import Flow, Frames
 from tasks.repeat import Repeated, listed, seed_of
 
@@ -58,7 +58,7 @@ class PaperTable(Repeated, OnDevice):
     rows = luigi.Parameter(default="", description="rows to run, by their short names, such as l5,l10; default: all")
     with_dataset = luigi.Parameter(
         default="",
-        description="second data set, section [dataset.NAME]: for multi-task rows and those that add data; default: "
+        description="second dataset, section [dataset.NAME]: for multi-task rows and those that add data; default: "
         "the one that the temporal stream is configured with",
     )
     kind = "tables"
@@ -101,7 +101,7 @@ class PaperTable(Repeated, OnDevice):
 
     @property
     def second(self) -> str:
-        """The second data set; "" for none. Rows that do not use it are trained without it, even if configured."""
+        """The second dataset; "" for none. Rows that do not use it are trained without it, even if configured."""
         return self.with_dataset or settings.stream("temporal", self.dataset_name, 0, self.changes).with_dataset
 
     # --- rows
@@ -122,7 +122,8 @@ class PaperTable(Repeated, OnDevice):
 
     def _planned(self, row: paper.Row) -> Planned:
         spatial, temporal = (settings.stream(name, self.dataset_name, 0, self.changes) for name in STREAMS)
-        lacks_val = row.score == "svm" and self.clone(Catalog, split=self.split_list[0]).lacks_val()
+        catalogs = (self.clone(Catalog, split=split) for split in self.split_list)
+        lacks_val = row.score == "svm" and any(catalog.lacks_val() for catalog in catalogs)
         reason = paper.why_not(row, spatial, self.second, lacks_val=lacks_val)
         if not reason and self.rows and row.key not in listed("rows", self.rows):
             reason = "left out by --rows"
@@ -176,7 +177,7 @@ class PaperTable(Repeated, OnDevice):
 
     def check(self) -> None:
         """Refuse splits, seeds and settings that no row could be trained with."""
-        fused = all(isinstance(task, Fuse) for task in self.before())
+        fused = any(isinstance(task, Fuse) for task in self.before())
         self.check_splits(*(["val", "test"] if fused else ["test"]))
         self.check_seeds(self.definition.streams)
         for stream in self.definition.streams:
@@ -189,9 +190,9 @@ class PaperTable(Repeated, OnDevice):
         for planned in self.plan:
             for task in planned.tasks:
                 try:
-                    _finish(task, broken)
-                except (Exception, Refused) as error:
-                    why = f"{task.title}: {error_line(error, task.folder)}"
+                    finish(task, broken)
+                except NotMade as failed:
+                    why = str(failed)
                     say(f"Table {self.table}, row {planned.row.key}: FAILED: {why}")
                     self.failures.setdefault(planned.row.key, why)
                     self.lost.add(task.folder)
@@ -214,15 +215,16 @@ class PaperTable(Repeated, OnDevice):
         from pipeline.report import tables
 
         dataset = self.spec("dataset")
-        catalog = store.read_catalog(self.clone(Catalog, split=self.split_list[0]).path)
+        paths = [self.clone(Catalog, split=split).path for split in self.split_list]
+        catalogs = [store.read_catalog(path) for path in paths if path.is_file()]
         tables.write(
             self.folder,
             table=self.definition,
             dataset=self.dataset_name,
             results=[self._result(planned) for planned in self.plan],
-            on=paper.measured_on(dataset.layout, len(catalog.classes)),
+            on=paper.measured_on(dataset.layout, len(catalogs[0].classes)),
             pooled=dataset.layout not in paper.SETS,
-            setup=self._setup(catalog),
+            setup=self._setup(catalogs),
             **self.attrs(),
         )
         files.link(self.folder.parent / f"latest-{self.table}", self.folder)
@@ -265,38 +267,23 @@ class PaperTable(Repeated, OnDevice):
                 told.append(f"{name}: {', '.join(words)}")
         return "; ".join(told)
 
-    def _setup(self, catalog) -> dict[str, str]:
-        """Settings that distinguish tables and that no row changes, and the numbers of training clips."""
+    def _setup(self, catalogs) -> dict[str, str]:
+        """Settings that distinguish tables and that no row changes, and the numbers of training clips of the splits."""
         found = {"flow": self.spec("flow").method} if "temporal" in self.definition.streams else {}
         for name in self.definition.streams:
             s = settings.stream(name, self.dataset_name, 0, self.changes)
             parts = {"": s.network, "start": f"starts from {s.start}", "steps": f"{s.steps} steps"}
             told = [text for setting, text in parts.items() if f"{name}_{setting}" not in self._changed]
             found[name] = ", ".join([*told, f"batch {s.batch}", f"precision {s.precision}"])
-        clips = {part: counts["clips"] for part, counts in catalog.counts().items()}
-        found["training"] = f"{clips['train']} clips, and {clips.get('val', 0)} for validation"
-        return {**found, "second data set": self.second or "none"}
+        train, val = (_span([len(catalog.part(part)) for catalog in catalogs]) for part in ("train", "val"))
+        found["training"] = f"{train} clips, and {val} for validation"
+        return {**found, "second dataset": self.second or "none"}
 
     def say_present(self) -> None:
         """Print the table and the path of the page."""
         say(f"{self.path.with_name('table.md').read_text(encoding='utf-8')}\n{self.path.with_name('table.html')}")
 
 
-def _finish(task: luigi.Task, broken: dict[str, BaseException]) -> None:
-    """Run a task after the tasks it lacks, as Luigi would; what failed for an earlier row is not tried again."""
-    if task.complete():
-        return
-    name = str(getattr(task, "folder", task.task_id))
-    if name in broken:
-        raise broken[name]
-    for before in luigi.task.flatten(task.requires()):
-        _finish(before, broken)
-    try:
-        task.run()
-    except Exception as error:
-        if not plainly(error):  # a bug, which the message alone does not explain
-            say("".join(traceback.format_exception(error)))
-        broken[name] = error
-        raise
-    if not task.complete():
-        raise RuntimeError(f"{task.title} is not complete after its run: what it reads has changed meanwhile")
+def _span(counts: Sequence[int]) -> str:
+    """Such as 13, or 13 to 15 if they differ."""
+    return " to ".join(map(str, sorted({min(counts), max(counts)})))

@@ -15,6 +15,7 @@ from pipeline.artifacts import garbage
 from pipeline.artifacts.status import STAGE_FILES
 from pipeline.system import files
 from tasks import AllSplits, Flow, Frames, FullPipeline, PaperTable, ScoreStream, TrainStream
+from tasks.session import writing_nothing
 
 A, B, C = "aaaaaaaaaaaa", "bbbbbbbbbbbb", "cccccccccccc"
 
@@ -211,7 +212,7 @@ def test_weights_that_its_trainings_start_from_are_written_down_for_a_summary_un
 
 def test_a_plan_writes_down_nothing(tiny, config, tmp_path):
     config.set("run", "artifacts", str(tmp_path / "artifacts"))
-    with AllSplits.writing_nothing():
+    with writing_nothing():
         assert not fresh(AllSplits, dataset=tiny, splits="anna").complete()
     assert not (tmp_path / "artifacts").exists()
 

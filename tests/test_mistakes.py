@@ -18,7 +18,7 @@ from conftest import ROOT
 from pipeline import quantize
 from pipeline.scores import Scores
 from pipeline.system.errors import DamagedFile, MachineFault, StageFailed, WorkerDied
-from tasks import Catalog, mistakes
+from tasks import Catalog, command, mistakes
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_a_folder_that_cannot_be_written_is_one_line(overlay, tmp_path):
 
 
 def test_an_interrupted_command_says_how_it_goes_on(capsys):
-    mistakes._say_or_show(KeyboardInterrupt, KeyboardInterrupt(), None)
+    command._say_or_show(KeyboardInterrupt, KeyboardInterrupt(), None)
     assert capsys.readouterr().err == "interrupted; run the same command to resume\n"
 
 
@@ -102,7 +102,7 @@ def test_any_other_exception_keeps_its_traceback(capsys):
     try:
         raise ValueError("of the program")
     except ValueError as error:
-        mistakes._say_or_show(ValueError, error, error.__traceback__)
+        command._say_or_show(ValueError, error, error.__traceback__)
     said = capsys.readouterr().err
     assert "Traceback" in said and "ValueError: of the program" in said
 
@@ -157,11 +157,11 @@ def test_what_is_read_to_find_whether_a_stage_is_done_is_told_plainly(config, mo
 
 ENDS = """
 import os, signal, sys, time
-from tasks import mistakes
+from tasks import command
 for number in (signal.SIGTERM, signal.SIGHUP):  # nohup ignores one
     signal.signal(number, signal.SIG_DFL)
-mistakes._end_as_after_ctrl_c()
-sys.excepthook = mistakes._say_or_show
+command._end_as_after_ctrl_c()
+sys.excepthook = command._say_or_show
 signal.signal(signal.SIGINT, signal.default_int_handler)
 ready, say = os.pipe()
 child = os.fork()
@@ -191,17 +191,17 @@ def test_a_signal_that_ends_the_command_is_told_in_one_line(number):
     ("rest", "said"),
     [
         ("pass", []),
-        ("mistakes.say('Other: done')", ["Other: done", "what failed:", "Flow FAILED: x"]),
+        ("command.say('Other: done')", ["Other: done", "what failed:", "Flow FAILED: x"]),
         ("os.kill(os.getpid(), signal.SIGTERM)", ["ended by SIGTERM; run the same command to resume"]),
-        ("mistakes.say('Other'); os.kill(os.getpid(), signal.SIGTERM)", ["Other", "what failed:", "Flow FAILED: x", "ended by SIGTERM; run the same command to resume"]),
-        ("os.fork() or (mistakes.say('Other'), os._exit(0)); os.wait()", ["Other", "what failed:", "Flow FAILED: x"]),
-        ("os.fork() or (mistakes.say_failure('Fuse FAILED: y'), os._exit(0)); os.wait()", ["Fuse FAILED: y", "what failed:", "Flow FAILED: x", "Fuse FAILED: y"]),
+        ("command.say('Other'); os.kill(os.getpid(), signal.SIGTERM)", ["Other", "what failed:", "Flow FAILED: x", "ended by SIGTERM; run the same command to resume"]),
+        ("os.fork() or (command.say('Other'), os._exit(0)); os.wait()", ["Other", "what failed:", "Flow FAILED: x"]),
+        ("os.fork() or (command.say_failure('Fuse FAILED: y'), os._exit(0)); os.wait()", ["Fuse FAILED: y", "what failed:", "Flow FAILED: x", "Fuse FAILED: y"]),
     ],
 )  # fmt: skip
 def test_what_failed_is_said_again_at_the_end(rest, said):
-    code = "import atexit, os, signal, sys; from tasks import mistakes; atexit.register(mistakes._say_again)\n"
-    code += "mistakes._end_as_after_ctrl_c(); sys.excepthook = mistakes._say_or_show\n"
-    code += f"mistakes.say_failure('Flow FAILED: x'); {rest}"
+    code = "import atexit, os, signal, sys; from tasks import command; atexit.register(command._say_again)\n"
+    code += "command._end_as_after_ctrl_c(); sys.excepthook = command._say_or_show\n"
+    code += f"command.say_failure('Flow FAILED: x'); {rest}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.stderr.splitlines() == ["Flow FAILED: x", *said]
 
@@ -214,4 +214,4 @@ def test_the_death_of_a_task_process_is_told(capsys):
         said.startswith("Catalog FAILED: its process has died, perhaps for want of memory (Task x died")
         and said.count("\n") == 1
     )
-    mistakes._say_again()
+    command._say_again()

@@ -144,10 +144,11 @@ def test_wrong_parameters_are_refused(config, parameters, message):
 
 def test_what_all_rows_have_in_common_is_what_none_of_them_changes(config):
     config.read_dict({"spatial": {"start": "w.pth", "steps": "80", "milestones": "50"}})
-    catalog = SimpleNamespace(counts=lambda: {"train": {"clips": 7}})
-    found = fresh(PaperTable, table="1a")._setup(catalog)["spatial"]
-    assert "w.pth" not in found and "80" not in found and "batch 4" in found
-    assert "80 steps" in fresh(PaperTable, table="3")._setup(catalog)["spatial"]
+    catalogs = [SimpleNamespace(part=lambda name, count=count: [0] * count) for count in (9, 7, 8)]
+    found = fresh(PaperTable, table="1a")._setup(catalogs)
+    assert "w.pth" not in found["spatial"] and "80" not in found["spatial"] and "batch 4" in found["spatial"]
+    assert found["training"] == "7 to 9 clips, and 7 to 9 for validation"
+    assert "80 steps" in fresh(PaperTable, table="3")._setup(catalogs)["spatial"]
 
 
 def test_a_row_tells_what_distinguishes_its_training(config):
@@ -156,6 +157,21 @@ def test_a_row_tells_what_distinguishes_its_training(config):
     told = {planned.row.key: of._training_of(planned) for planned in of.plan}
     assert told["scratch-0.5"] == "spatial: starts from scratch, 320 steps"
     assert told["tuned-0.9"] == told["last-0.5"] == "spatial: starts from w.pth, 80 steps"
+
+
+@pytest.mark.parametrize("number", ["3", "4"])
+def test_a_split_without_validation_clips_is_refused_before_any_work(config, tmp_path, number):
+    """Table 4 has rows of one stream, which do without, but its fusions are chosen on validation clips."""
+    config.read_dict({"dataset.four": {"group_pattern": "(?P<group>[ab]|[cd])", "layout": "folder", "lists": ""}})
+    (tmp_path / "videos").rename(tmp_path / "before")
+    for name, path in zip("abcd", sorted((tmp_path / "before").rglob("*.avi")), strict=True):
+        folder = tmp_path / "videos" / ("first" if name in "ac" else "second")
+        folder.mkdir(parents=True, exist_ok=True)
+        path.rename(folder / f"{'x' if name in 'ab' else 'y'}_{name}.avi")
+    config.set("dataset.four", "group_pattern", "(?P<group>[xy])_")
+    with pytest.raises(ValueError, match="split x has no validation clips, on which fusions are chosen"):
+        fresh(PaperTable, table=number, splits="x,y").complete()
+    assert not (tmp_path / "artifacts").exists()
 
 
 def test_settings_that_cannot_be_trained_are_refused_before_any_work(config, tmp_path):
@@ -212,7 +228,7 @@ def test_a_row_that_fails_loses_no_other_and_is_made_on_the_next_run(config, mon
     assert not build(fresh(PaperTable, **TWO_ROWS))
     of = fresh(PaperTable, **TWO_ROWS)
     assert (states(of)["l1"], states(of)["l5"]) == ("failed", "measured") and not of.complete()
-    assert "the loss is nan" in (of.folder / "table.md").read_text()
+    assert "failed: TrainStream temporal-small-1: the loss is nan" in (of.folder / "table.md").read_text()
     assert tried == [1, 5]
     with pytest.raises(RowsFailed, match="rows that failed: l1; run the command again to go on with them") as failed:
         of.run()

@@ -15,8 +15,8 @@ from plans import CHAIN, by_hand, planned, row_of, states  # noqa: F401 (fixture
 from pipeline.__main__ import main as pipeline_main
 from pipeline.preprocess import sharding
 from tasks import AllSplits, Catalog, Flow, Frames, FullPipeline, PaperTable, TrainStream
-from tasks.base import Stage
 from tasks.plan import artifacts_of, main
+from tasks.session import may_write
 from tasks.states import ArtifactStates, folder_of
 
 # --- what there is
@@ -75,7 +75,7 @@ def test_a_table_tells_its_rows_apart_and_why_some_are_not_run(planned):
     assert trained[0]["note"].startswith("stack_direction = forward, stack_kind = stack, stack_length = 1, ")
     assert not any("flow_backward" in row["note"] for row in trained)  # which is the same for all
     assert row_of(found, "Flow")["note"] == ""
-    assert "row multi-task is not run: needs a second data set" in row_of(found, "PaperTable")["note"]
+    assert "row multi-task is not run: needs a second dataset" in row_of(found, "PaperTable")["note"]
 
 
 def test_videos_without_labels_are_planned_beside_the_dataset(planned, tmp_path, by_hand):
@@ -199,7 +199,7 @@ def test_weights_of_raft_are_not_downloaded(planned, config, monkeypatch, tmp_pa
     assert (
         planned("PaperTable", "--table", "1b", "--quick")["task"] == "PaperTable"
     )  # which looks at more than its rows
-    assert not (tmp_path / "torch").exists() and Stage.may_write
+    assert not (tmp_path / "torch").exists() and may_write()
 
 
 def test_the_demo_is_planned_before_it_is_written(planned, config, tmp_path):

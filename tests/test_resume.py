@@ -10,7 +10,7 @@ from pipeline import training
 from pipeline.specs import StreamSpec
 from pipeline.system import tensors
 from pipeline.system.tensors import save_tensors
-from pipeline.training.resume import Best, TrainingState, identity_of, steps_done
+from pipeline.training.state import Best, TrainingState, identity_of, steps_done
 
 RECIPE = {
     "schedule": "cosine",
@@ -96,6 +96,13 @@ def test_a_state_of_another_form_is_not_used(tmp_path, capsys, change):
     again.resume(path, "same")
     assert again.step == 0 and [file.name for file in tmp_path.iterdir()] == ["resume.pt.unusable"]
     assert "does not hold the state of a training as this version of the code keeps it" in capsys.readouterr().err
+
+
+def test_what_a_killed_training_left_half_written_is_removed(data, tmp_path):
+    left = tmp_path / ".resume.tmp-elsewhere-99999.pt"
+    left.write_bytes(b"half")
+    run(spec(), data("frames"), tmp_path)
+    assert not left.exists() and (tmp_path / "checkpoint.pt").is_file()
 
 
 @pytest.mark.parametrize("change", ["spec", "inputs", "format", "damaged"])

@@ -5,7 +5,6 @@ import os
 import shutil
 from pathlib import Path
 
-import h5py
 import luigi
 import numpy as np
 import pytest
@@ -22,7 +21,6 @@ from pipeline.scores import Scores
 from pipeline.specs import ClusterSpec
 from pipeline.system.files import file_hash
 from tasks import Catalog, Flow, Frames, FullPipeline, Fuse, Report, ScoreStream, TrainStream
-from tasks.base import Stage
 
 
 def test_a_changed_flow_setting_redoes_flow_and_what_follows(config, tmp_path):
@@ -120,7 +118,7 @@ def write_raft_weights(path: Path, seed: int) -> None:
         torch.save(raft_small(weights=None).state_dict(), path)
 
 
-def test_flow_of_raft_is_of_colour_frames_and_of_the_content_of_its_weights(config, tmp_path):
+def test_flow_of_raft_is_of_color_frames_and_of_the_content_of_its_weights(config, tmp_path):
     weights = tmp_path / "raft.pth"
     config.read_dict({"flow": {"method": "raft_small", "raft_weights": str(weights), "raft_updates": "1"}})
     folders = []
@@ -171,15 +169,6 @@ def test_scores_that_came_out_otherwise_are_fused_and_reported_anew(config):
     assert not fresh(Fuse).complete() and not fresh(Report).complete()
     scores.write(task.path, **attrs)
     assert fresh(ScoreStream, stream="temporal").key() == before and fresh(Report).complete()
-
-
-def test_scores_of_older_files_go_by_what_they_were_made_from(config):
-    task = fresh(ScoreStream, stream="spatial")
-    assert build(task)
-    by_content = task.key()
-    with h5py.File(task.path, "r+") as file:
-        del file.attrs["content"]
-    assert fresh(ScoreStream, stream="spatial").key() == Stage.key(task) != by_content
 
 
 def test_an_old_catalog_does_not_take_away_clips_whose_videos_are_gone(config, tmp_path):

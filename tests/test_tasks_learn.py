@@ -8,7 +8,7 @@ from pipeline.networks import imagenet
 from pipeline.networks.checkpoint import load_checkpoint
 from pipeline.specs import StreamSpec
 from tasks import Frames, FullPipeline, ScoreStream, TrainStream
-from tasks.base import Stage
+from tasks.session import writing_nothing
 
 
 def test_a_setting_that_is_hardly_meant_is_said_before_any_work(config, capsys):
@@ -30,7 +30,7 @@ def test_imagenet_weights_that_cannot_be_had_are_missed_before_any_work(config, 
     with pytest.raises(FileNotFoundError, match=r"\[spatial\] start is imagenet, but .*resnet18-\w+.pth cannot be"):
         fresh(FullPipeline).requires().complete()
     assert not fresh(Frames).folder.exists()
-    with Stage.writing_nothing():
+    with writing_nothing():
         assert not fresh(TrainStream, stream="spatial").complete()
     assert imagenet.to_download(fresh(TrainStream, stream="spatial").stream_spec).startswith("resnet18-")
 

@@ -207,6 +207,13 @@ def test_wilson_by_the_textbook():
     assert wilson(0.8, 10) == (pytest.approx(0.4902, abs=1e-3), pytest.approx(0.9433, abs=1e-3))
 
 
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_wilson_holds_the_share_itself(share):
+    for trials in range(1, 200):
+        low, high = wilson(share, trials)
+        assert 0 <= low <= share <= high <= 1
+
+
 @pytest.mark.parametrize(("b", "c"), [(0, 0), (1, 0), (0, 6), (5, 5), (3, 9), (12, 40), (400, 460)])
 def test_mcnemar_is_the_exact_binomial_test(b, c):
     n, m = b + c, min(b, c)

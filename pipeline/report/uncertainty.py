@@ -144,7 +144,7 @@ class Bootstrap:
         units = self.groups if self.by_group else self.clips or range(len(labels))
         unit_of_clip = np.unique(np.asarray(units, object).astype(str), return_inverse=True)[1]
         values = np.zeros((unit_of_clip.max() + 1, len(tables) + 1, k))
-        for place, counted in enumerate([*(table.correct() for table in tables), tables[0].labelled]):
+        for place, counted in enumerate([*(table.correct() for table in tables), tables[0].labeled]):
             np.add.at(values[:, place], (unit_of_clip[counted], labels[counted]), 1)
         return values
 
@@ -214,7 +214,8 @@ def wilson(share: float, trials: int) -> Interval:
     middle = share + z * z / (2 * trials)
     half = z * np.sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials))
     scale = 1 + z * z / trials
-    return max(0.0, float((middle - half) / scale)), min(1.0, float((middle + half) / scale))
+    low, high = float((middle - half) / scale), float((middle + half) / scale)
+    return max(0.0, min(low, share)), min(1.0, max(high, share))  # rounding may leave out a share of 0 or 1
 
 
 def mcnemar(only_first: int, only_second: int) -> float:

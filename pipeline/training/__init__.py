@@ -28,17 +28,17 @@ from pipeline.networks.checkpoint import save_checkpoint, weights_hash
 from pipeline.networks.evaluation import evaluate
 from pipeline.specs import StreamSpec
 from pipeline.system.errors import StageFailed
-from pipeline.system.files import write_json
+from pipeline.system.files import remove_temporaries, write_json
 from pipeline.system.progress import Progress, duration_text, say
 from pipeline.system.tensors import limit_threads
 from pipeline.training.feeding import training_batches
-from pipeline.training.launch import Job, launch_processes
+from pipeline.training.launch import TrainingJob, launch_processes
 from pipeline.training.parallel import ItemSampler, World, process_count
 from pipeline.training.recipe import algorithms, learning_rate
-from pipeline.training.resume import UNUSABLE, Best, Curve, Saving, TrainingState, identity_of
+from pipeline.training.state import UNUSABLE, Best, Curve, Saving, TrainingState, identity_of
 from pipeline.training.together import OtherDataset, other_classes, training_set
 
-VALIDATION_FRAMES = 5  # per clip, centre crop only: cheap, and enough to compare one validation with another
+VALIDATION_FRAMES = 5  # per clip, center crop only: cheap, and enough to compare one validation with another
 _LONG_S = 24 * 3600  # a longer training on a CPU gets a warning
 
 
@@ -67,13 +67,13 @@ def train(
         folder: gets `checkpoint.pt` and, last, `curve.json`.
         inputs_key: digest of what the training reads; a run with another key is never resumed.
         device: "auto", "cpu", "cuda" ...
-        other: the other data set, if `spec.with_how` is heads or classes.
-        start: weights of the other data set's training, if `spec.with_how` is start.
+        other: the other dataset, if `spec.with_how` is heads or classes.
+        start: weights of the other dataset's training, if `spec.with_how` is start.
         data_digest: digest of the settings that made the store; the checkpoint keeps it, and scoring compares it.
 
     Raises:
-        ValueError: a setting, weights file or device that does not fit, no usable training clip, a missing other data
-            set, or processes that would not resume from the same step of the same training.
+        ValueError: a setting, weights file or device that does not fit, no usable training clip, a missing other
+            dataset, or processes that would not resume from the same step of the same training.
         TrainingDiverged: a loss that is not finite.
         TrainingFailed: one of several processes failed, for whatever reason.
 
@@ -84,15 +84,16 @@ def train(
             f"[{spec.stream}] with_how is {spec.with_how!r}, which does not fit what train() was given: heads and "
             "classes need other, start needs start, and nothing else may be given"
         )
-    job = Job(spec, Path(store_path), catalog, Path(folder), inputs_key, device, other, start, data_digest)
+    job = TrainingJob(spec, Path(store_path), catalog, Path(folder), inputs_key, device, other, start, data_digest)
     count = process_count(spec, device)
+    remove_temporaries(job.folder)
     if count * spec.machines == 1:
         train_here(job, World(), resolve_device(device))
     else:
         launch_processes(job, count)
 
 
-def train_here(job: Job, world: World, device: torch.device) -> None:
+def train_here(job: TrainingJob, world: World, device: torch.device) -> None:
     """Do the work of `train` in this process, one of `world`; process 0 writes the files."""
     limit_threads()
     spec, catalog, resume = job.spec, job.catalog, job.folder / "resume.pt"
@@ -176,7 +177,7 @@ def train_step(run: TrainingState, inputs: ViewBatch | torch.Tensor, labels: tor
 
     Args:
         run: its network and optimizer change; `run.step` is the number of this step.
-        inputs: views as they come from the loader, or (N, C, H, W) or (N, S, C, H, W) float32, normalised, with S
+        inputs: views as they come from the loader, or (N, C, H, W) or (N, S, C, H, W) float32, normalized, with S
             snippets; N is items_per_step / processes. With `with_how = heads`, the clips of both sets alternate.
         labels: (N,) int64.
 
@@ -224,7 +225,7 @@ def _add_gradient(
 
 
 def _loss(run: TrainingState, inputs: ViewBatch | torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """The mean loss over clips; with a head for each of two data sets, the sum of both means (paper, section 5)."""
+    """The mean loss over clips; with a head for each of two datasets, the sum of both means (paper, section 5)."""
     inputs, labels = to_inputs(inputs, run.device), labels.to(run.device, non_blocking=True)
     with torch.autocast(run.device.type, dtype=run.precision, enabled=run.precision is not None):
         if run.spec.with_how != "heads":
@@ -266,7 +267,7 @@ def _note_validation(run: TrainingState, labels: np.ndarray, probabilities: np.n
         run.best = Best(run.step, state, top1, loss)
 
 
-def _finish(run: TrainingState, job: Job, others: tuple[str, ...]) -> None:
+def _finish(run: TrainingState, job: TrainingJob, others: tuple[str, ...]) -> None:
     """Write the checkpoint, then the curve: once the curve exists, the result is complete."""
     best, folder = run.best, job.folder
     if best is None:

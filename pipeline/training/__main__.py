@@ -16,7 +16,7 @@ import traceback
 from pathlib import Path
 
 from pipeline.training import train_here
-from pipeline.training.launch import Job
+from pipeline.training.launch import TrainingJob
 from pipeline.training.parallel import process_group
 
 
@@ -32,7 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears Ctrl-C too, and ends this process
         threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
-        job = Job.read(given.job)
+        job = TrainingJob.read(given.job)
         with process_group(job.device, given.job / "meeting") as (world, device):
             train_here(job, world, device)
     except Exception as error:

@@ -39,7 +39,7 @@ class TrainingFailed(StageFailed):
     """One of the processes of a training failed."""
 
 
-class Job(NamedTuple):
+class TrainingJob(NamedTuple):
     """What is trained: the arguments of `training.train`."""
 
     spec: StreamSpec
@@ -71,7 +71,7 @@ class Job(NamedTuple):
         write_json(self.job_folder / "job.json", plain)
 
     @classmethod
-    def read(cls, job_folder: Path) -> Job:
+    def read(cls, job_folder: Path) -> TrainingJob:
         """The job that `write` put into a folder.
 
         Raises:
@@ -100,7 +100,7 @@ class Job(NamedTuple):
         )
 
 
-def launch_processes(job: Job, count: int) -> None:
+def launch_processes(job: TrainingJob, count: int) -> None:
     """Train with `count` processes on this machine and as many on each of the others; returns when it is done.
 
     Raises:
@@ -116,7 +116,7 @@ def launch_processes(job: Job, count: int) -> None:
         shutil.rmtree(job.job_folder, ignore_errors=True)
 
 
-def _commands(job: Job, count: int) -> Iterator[tuple[list[str], dict[str, str]]]:
+def _commands(job: TrainingJob, count: int) -> Iterator[tuple[list[str], dict[str, str]]]:
     """The command line and environment of each process to start on this machine."""
     work = ["-m", "pipeline.training", str(job.job_folder)]
     if job.spec.machines > 1:
@@ -133,7 +133,7 @@ def _commands(job: Job, count: int) -> Iterator[tuple[list[str], dict[str, str]]
 
 
 @contextmanager
-def _child(job: Job, arguments: list[str], environment: dict[str, str]) -> Iterator[subprocess.Popen]:
+def _child(job: TrainingJob, arguments: list[str], environment: dict[str, str]) -> Iterator[subprocess.Popen]:
     """A running process, terminated at the end of the block; it also ends if this process dies: its stdin is a pipe."""
     own = {name: value for name, value in os.environ.items() if name != "MASTER_ADDR"}
     path = {"PYTHONPATH": os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH", "")]))}
@@ -162,7 +162,7 @@ def _end(child: subprocess.Popen) -> None:
     child.stdin.close()
 
 
-def _wait_for_all(job: Job, children: list[subprocess.Popen]) -> None:
+def _wait_for_all(job: TrainingJob, children: list[subprocess.Popen]) -> None:
     while True:
         ended = [child.poll() for child in children]
         if any(ended):
@@ -172,7 +172,7 @@ def _wait_for_all(job: Job, children: list[subprocess.Popen]) -> None:
         time.sleep(_POLL_SECONDS)
 
 
-def _what_failed(job: Job, ended: list[int | None]) -> str:
+def _what_failed(job: TrainingJob, ended: list[int | None]) -> str:
     """The error of the process that failed first; the others failed only because they lost it."""
     whose = f"process {{}} of the {job.spec.stream} training"
     errors = sorted(job.job_folder.glob("error-*"), key=lambda path: path.stat().st_mtime_ns)

@@ -20,7 +20,7 @@ from torch import distributed, nn
 
 from pipeline.networks import check_deterministic, resolve_device
 from pipeline.specs import StreamSpec
-from pipeline.training.whole_batch import normalise_over_processes
+from pipeline.training.whole_batch import normalize_over_processes
 
 _TIMEOUT = timedelta(minutes=30)  # longest wait for another process, which may be reading slow disks
 
@@ -68,11 +68,7 @@ def process_count(spec: StreamSpec, device: str) -> int:
         )
     if count > found:
         raise ValueError(f"[{spec.stream}] processes is {count}, but torch sees {found} CUDA devices here")
-    if spec.batch % (spec.accumulate * count * spec.machines):
-        raise ValueError(
-            f"[{spec.stream}] batch is {spec.batch}; accumulate ({spec.accumulate}) x processes ({count}) "
-            f"x machines ({spec.machines}) must divide it"
-        )
+    spec.check_divides(count)
     check_deterministic(spec)
     return count
 
@@ -130,6 +126,6 @@ def data_parallel(network: nn.Module, world: World, device: torch.device) -> nn.
     """The module that training calls: the network, or a wrapper that averages gradients over all processes."""
     if world.size == 1:
         return network
-    normalise_over_processes(network, device)
+    normalize_over_processes(network, device)
     devices = [device.index] if device.type == "cuda" else None
     return nn.parallel.DistributedDataParallel(network, device_ids=devices)

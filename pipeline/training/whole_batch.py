@@ -42,7 +42,7 @@ def draw_for_whole_batch(network: nn.Module, piece: Piece) -> None:
     _replace(network, of_piece)
 
 
-def normalise_over_processes(network: nn.Module, device: torch.device) -> None:
+def normalize_over_processes(network: nn.Module, device: torch.device) -> None:
     """Make batch normalization use statistics over all processes' pieces, which have equally many items.
 
     Layers keep their weights, their buffers, and the names of both.
@@ -105,14 +105,14 @@ class _SyncBatchNorm(_BatchNorm):
         others = [dim for dim in range(inputs.ndim) if dim != 1]
         wide = inputs.float() if inputs.dtype in (torch.float16, torch.bfloat16) else inputs
         mean = _MeanOverProcesses.apply(wide.mean(others))
-        centred = wide - _along_channels(mean, wide)
-        variance = _MeanOverProcesses.apply(centred.square().mean(others))
+        centered = wide - _along_channels(mean, wide)
+        variance = _MeanOverProcesses.apply(centered.square().mean(others))
         self._note(mean.detach(), variance.detach(), inputs.numel() // inputs.shape[1] * distributed.get_world_size())
         scale = (variance + self.eps).rsqrt()
         if not self.affine:
-            return (centred * _along_channels(scale, wide)).to(inputs.dtype)
+            return (centered * _along_channels(scale, wide)).to(inputs.dtype)
         bias, scale = _along_channels(self.bias, wide), _along_channels(scale * self.weight, wide)
-        return torch.addcmul(bias, centred, scale).to(inputs.dtype)
+        return torch.addcmul(bias, centered, scale).to(inputs.dtype)
 
     def _note(self, mean: torch.Tensor, variance: torch.Tensor, values: int) -> None:
         """Update the running statistics as torch does: the running variance is the unbiased one."""
