@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import functools
 import importlib.util
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -34,6 +35,7 @@ from scenes import Pair
 
 from pipeline import flow
 from pipeline.specs import FLOW_METHODS, FlowSpec
+from pipeline.system.progress import Progress
 
 SIZES = ((240, 320), (256, 340))  # height, width of the timed frames; the first is also that of the synthetic pairs
 QUICK_SIZE = (60, 80)
@@ -139,7 +141,11 @@ def accuracy(lanes: list[Lane], pairs: list[Pair]) -> dict:
     estimators = {str(lane): functools.partial(estimated, lane) for lane in lanes}
     if flow_speed.has_opencv_tvl1():
         estimators[flow_speed.BASELINE] = lambda frames: flow_speed.opencv_tvl1(flow.to_gray(frames))
-    errors = {name: [end_point_error(of_pair, pair) for pair in pairs] for name, of_pair in estimators.items()}
+    errors: dict[str, list[dict]] = {name: [] for name in estimators}
+    with Progress("flow, errors", len(estimators) * len(pairs), "pairs") as progress:
+        for (name, of_pair), pair in itertools.product(estimators.items(), pairs):
+            errors[name].append(end_point_error(of_pair, pair))
+            progress.advance()
     groups = list(dict.fromkeys(pair.group for pair in pairs))
     rows = []
     for name, found in errors.items():

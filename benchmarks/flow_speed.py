@@ -18,6 +18,7 @@ from common import spread, table
 from pipeline import flow
 from pipeline.flow.device import Download, pinned_array
 from pipeline.specs import FlowSpec
+from pipeline.system.progress import say
 
 BASELINE = "OpenCV's DualTVL1"
 CLIP_REACH_PX = 6.0
@@ -61,6 +62,7 @@ def measure(lanes: list[Lane], sizes: tuple, threads: int, seconds: float, round
     lanes = [kind for lane in lanes for kind in ([lane] if lane.device == "cpu" else [lane, lane._replace(stays=True)])]
     found = []
     for size in sizes:
+        say(f"flow, speed at {size[1]} x {size[0]}: {rounds} rounds of {len(lanes)} methods")
         runners = {str(lane): _runner(lane, size, threads) for lane in lanes}
         if (baseline := _baseline(size)) is not None:
             runners = {BASELINE: baseline, **runners}
@@ -125,7 +127,7 @@ def _runner(lane: Lane, size: tuple[int, int], threads: int) -> _Runner:
     tensors_on = flow.tensor_device(lane.method, lane.device)  # "cpu" for OpenCV, wherever it computes
     pairs = threads if lane.device == "cpu" else flow.pairs_of(size, lane.spec, device=tensors_on)
     clip = _clip(pairs + 1, size)
-    clip = clip if flow.takes_colour(lane.method) else flow.to_gray(clip)
+    clip = clip if flow.takes_color(lane.method) else flow.to_gray(clip)
     frames = pinned_array(clip.shape, device=tensors_on)
     frames[:] = clip
 

@@ -28,7 +28,7 @@ from pipeline.flow import (
     estimate_on_device,
     method_device,
     pairs_of,
-    takes_colour,
+    takes_color,
     tensor_device,
     to_gray,
 )
@@ -110,7 +110,7 @@ def write_frames(folder: Path, frames: np.ndarray, lengths: list[int], shard_cli
 
 def bare(frames: np.ndarray, spec: FlowSpec, device: str, pairs: int) -> float:
     """Pairs per second of the flow alone, over at least `pairs` pairs, in batches of the stage's size."""
-    device, images = method_device(spec.method, device), frames if takes_colour(spec.method) else to_gray(frames)
+    device, images = method_device(spec.method, device), frames if takes_color(spec.method) else to_gray(frames)
     tensors_on = tensor_device(spec.method, device)
     batch = min(len(images) - 1, pairs_of(frames.shape[1:3], spec, device=tensors_on))
     images = _as_the_stage_has_them(images, tensors_on)
@@ -147,7 +147,7 @@ def alone(frames: np.ndarray, spec: FlowSpec) -> dict[str, float]:
     some = frames[:48]
     images = [np.frombuffer(jpeg.encode(frame, quality=95), np.uint8) for frame in some]
     begun = time.perf_counter()
-    decoded_images = np.stack([jpeg.decode(image, gray=not takes_colour(spec.method)) for image in images])
+    decoded_images = np.stack([jpeg.decode(image, gray=not takes_color(spec.method)) for image in images])
     decoded = time.perf_counter()
     fast = FlowSpec(method="dis_ultrafast", jpeg_quality=spec.jpeg_quality)  # quick, with typical flow
     q = quantize.to_bytes(estimate_on_device(decoded_images, fast, device="cpu"), bound_px=spec.bound_px)

@@ -30,34 +30,34 @@ class Pair(NamedTuple):
 class _Layer(NamedTuple):
     """A textured ellipse with a wavy outline, or the whole plane if the radius is 0; its points move affinely."""
 
-    centre: np.ndarray  # (2,) x, y
+    center: np.ndarray  # (2,) x, y
     radius: float
-    linear: np.ndarray  # (2, 2); a point p moves by linear @ (p - centre) + shift
+    linear: np.ndarray  # (2, 2); a point p moves by linear @ (p - center) + shift
     shift: np.ndarray  # (2,)
     waves: np.ndarray  # (WAVES, 3): frequency in x, in y (radians a pixel), phase
-    colour: np.ndarray  # (WAVES, 3): amplitude of each wave in R, G, B
+    color: np.ndarray  # (WAVES, 3): amplitude of each wave in R, G, B
     level: np.ndarray  # (3,)
 
     def motion(self, points: np.ndarray) -> np.ndarray:
-        return (points - self.centre) @ self.linear.T + self.shift
+        return (points - self.center) @ self.linear.T + self.shift
 
     def before(self, points: np.ndarray) -> np.ndarray:
         """Where the points of the second frame were in the first."""
         inverse = np.linalg.inv(np.eye(2) + self.linear)
-        return (points - self.centre - self.shift) @ inverse.T + self.centre
+        return (points - self.center - self.shift) @ inverse.T + self.center
 
     def cover(self, points: np.ndarray) -> np.ndarray:
         """Coverage of points of the first frame: 0 outside, 1 inside, in between on an edge about one pixel wide."""
         if not self.radius:
             return np.ones(points.shape[:-1])
-        x, y = np.moveaxis(points - self.centre, -1, 0)
+        x, y = np.moveaxis(points - self.center, -1, 0)
         edge = self.radius * (1 + 0.2 * np.sin(3 * np.arctan2(y, x) + self.level[0]))
         return np.clip(edge - np.hypot(x, 1.3 * y) + 0.5, 0, 1)
 
     def paint(self, points: np.ndarray) -> np.ndarray:
         """(..., 3) gray values of points of the first frame, exact at any real coordinates."""
         angle = points.astype(np.float32) @ self.waves[:, :2].T.astype(np.float32) + self.waves[:, 2].astype(np.float32)
-        return np.sin(angle, out=angle) @ self.colour.astype(np.float32) + self.level
+        return np.sin(angle, out=angle) @ self.color.astype(np.float32) + self.level
 
 
 def layered(seed: int, *, reach_px: float, size: tuple[int, int], noise: float = NOISE) -> Pair:
@@ -74,10 +74,10 @@ def layered(seed: int, *, reach_px: float, size: tuple[int, int], noise: float =
     middle = np.array([width - 1, height - 1]) / 2
     layers = [_layer(rng, middle, 0.0, reach=diagonal, speed=0.3 * reach_px)]
     for k in range(FOREGROUND):
-        centre = rng.uniform(0.15, 0.85, 2) * (width, height)
+        center = rng.uniform(0.15, 0.85, 2) * (width, height)
         radius = rng.uniform(0.12, 0.25) * height
         share = 0.98 if k == FOREGROUND - 1 else rng.uniform(0.3, 0.98)
-        layers.append(_layer(rng, centre, radius, reach=1.2 * radius, speed=share * reach_px))
+        layers.append(_layer(rng, center, radius, reach=1.2 * radius, speed=share * reach_px))
     return _rendered(f"layers, up to {reach_px:g} px", f"seed {seed}", layers, size, rng, noise)
 
 
@@ -102,7 +102,7 @@ def synthetic(*, size: tuple[int, int], each: int) -> list[Pair]:
     ]
 
 
-def _layer(rng: np.random.Generator, centre: np.ndarray, radius: float, *, reach: float, speed: float) -> _Layer:
+def _layer(rng: np.random.Generator, center: np.ndarray, radius: float, *, reach: float, speed: float) -> _Layer:
     """A layer that shifts, turns and grows; points within `reach` of its center move by at most `speed` pixels."""
     length = np.exp(rng.uniform(*np.log(WAVELENGTHS_PX), WAVES))
     angle, phase = rng.uniform(0, 2 * np.pi, (2, WAVES))
@@ -110,12 +110,12 @@ def _layer(rng: np.random.Generator, centre: np.ndarray, radius: float, *, reach
     waves = np.stack([frequency * np.cos(angle), frequency * np.sin(angle), phase], 1)
     strength = length**0.5 * rng.uniform(0.5, 1, WAVES)  # long waves are stronger, as in nature
     strength *= 28 * np.sqrt(2 / np.sum(strength**2))  # standard deviation 28 gray values
-    colour = strength[:, None] * rng.uniform(0.6, 1.0, (WAVES, 3))
+    color = strength[:, None] * rng.uniform(0.6, 1.0, (WAVES, 3))
     way, bend = rng.uniform(0, 2 * np.pi, 2)
     grow, turn = 0.2 * speed / reach * np.array([np.cos(bend), np.sin(bend)])
     shift = 0.8 * speed * np.array([np.cos(way), np.sin(way)])
     linear = np.array([[grow, -turn], [turn, grow]])
-    return _Layer(centre, radius, linear, shift, waves, colour, rng.uniform(90, 165, 3))
+    return _Layer(center, radius, linear, shift, waves, color, rng.uniform(90, 165, 3))
 
 
 def _rendered(

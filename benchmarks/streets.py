@@ -16,7 +16,7 @@ FOCAL = 0.9  # focal length / width of the image
 WAVES = 24  # number of sines that make up a texture
 OVERSAMPLING = 2  # rays per pixel in each direction
 FASTEST_SHARE = 0.015  # share of the pixels that move by more than `reach_px`
-KINDS = {  # number of boxes, wavelengths of the textures in metres, their contrast in gray values
+KINDS = {  # number of boxes, wavelengths of the textures in meters, their contrast in gray values
     "town": (26, (0.04, 4.0), (3.0, 22.0)),
     "wood": (40, (0.03, 2.0), (14.0, 34.0)),
 }
@@ -45,7 +45,7 @@ class _World:
         strength = length**0.45 * rng.uniform(0.3, 1, length.shape)
         strength *= np.sqrt(2 / np.sum(strength**2, -1, keepdims=True))
         self.strength = strength * rng.uniform(*contrast, (*faces, 1))
-        self.colour, self.shade = rng.uniform(50, 200, (count + 2, 3)), np.array([1.0, 0.8, 1.15])
+        self.color, self.shade = rng.uniform(50, 200, (count + 2, 3)), np.array([1.0, 0.8, 1.15])
 
     def cast(self, eye: np.ndarray, rays: np.ndarray) -> _Hit:
         """The first thing that each ray (H, W, 3) hits."""
@@ -66,7 +66,7 @@ class _World:
     def paint(self, eye: np.ndarray, rays: np.ndarray, ray_width: float) -> np.ndarray:
         """(H, W, 3) gray values; waves finer than the width of a ray fade out."""
         hit = self.cast(eye, rays)
-        points, image = eye + rays * hit.distance[..., None], self.colour[hit.thing]
+        points, image = eye + rays * hit.distance[..., None], self.color[hit.thing]
         for number, axis in np.unique(np.stack([hit.thing, hit.axis], -1).reshape(-1, 2), axis=0):
             if number == len(self.low) + 1:
                 continue  # the sky is plain

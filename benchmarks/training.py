@@ -34,7 +34,7 @@ from pipeline.training import train, train_step
 from pipeline.training.feeding import training_batches
 from pipeline.training.parallel import ItemSampler, World
 from pipeline.training.recipe import algorithms
-from pipeline.training.resume import TrainingState
+from pipeline.training.state import TrainingState
 from pipeline.video import jpeg
 
 WIDTH_PX, HEIGHT_PX, FRAMES, CLASSES = 340, 256, 40, 8

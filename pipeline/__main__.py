@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.artifacts.status import STAGE_FILES, status
+from pipeline.specs import RunSpec
 from pipeline.system.console import in_bytes, plain, print_table, some
 
 ROWS_SHOWN = 20
@@ -76,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(run=_for_each_path(_repair))
 
     command = commands.add_parser("status", help="every artifact: stage, digest, done or not, size, what differs")
-    command.add_argument("--artifacts", type=Path, default=Path("data/artifacts"), help="default: %(default)s")
+    _with_artifacts(command)
     command.add_argument("--json", action="store_true")
     command.set_defaults(run=_status)
 
@@ -88,7 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     which.add_argument("--dataset", default="", help="of this dataset only; needed if several have such artifacts")
     which.add_argument("--all", action="store_true", help="of all datasets")
     command.add_argument("--digest", default="", help="of this one alone, as status shows it; its first digits will do")
-    command.add_argument("--artifacts", type=Path, default=Path("data/artifacts"), help="default: %(default)s")
+    _with_artifacts(command)
     command.set_defaults(run=_invalidate)
 
     command = commands.add_parser("gc", help="list artifacts of settings no longer used, and leftovers of killed runs")
@@ -99,11 +100,11 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--unfinished", action="store_true", help="also unfinished artifacts, which a run would resume"
     )
-    command.add_argument("--artifacts", type=Path, default=Path("data/artifacts"), help="default: %(default)s")
+    _with_artifacts(command)
     command.set_defaults(run=_gc)
 
     command = commands.add_parser("doctor", help="what works on this machine, what does not and why, and how fast")
-    command.add_argument("--artifacts", type=Path, default=Path("data/artifacts"), help="default: %(default)s")
+    _with_artifacts(command)
     command.add_argument("--seconds", type=float, default=1.5, help="for which a flow method is timed; %(default)s")
     command.add_argument("--json", action="store_true")
     command.set_defaults(run=_doctor)
@@ -213,6 +214,10 @@ def _status(arguments: argparse.Namespace) -> int:
             row["size"] = in_bytes(row["bytes"])
         print_table([{name: row[name] for name in (*shown, "size", *more)} for row in rows])
     return 0
+
+
+def _with_artifacts(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--artifacts", type=Path, default=Path(RunSpec.artifacts), help="default: %(default)s")
 
 
 @contextlib.contextmanager

@@ -181,7 +181,7 @@ def _smooth_noise(draw: np.random.Generator, shape: tuple[int, int], *, sigma_px
 
 
 def _chroma(draw: np.random.Generator, across: np.ndarray, *, period_px: float) -> dict[str, np.ndarray]:
-    """The three textures as colours: each a pattern between a hue and its opposite."""
+    """The three textures as colors: each a pattern between a hue and its opposite."""
     shift_px, turn_degrees = draw.uniform(0, period_px, 2), draw.uniform(-15, 15)
     wave_x, wave_y = (np.sin(2 * np.pi * (across + shift) / period_px) for shift in shift_px)
     patterns = {

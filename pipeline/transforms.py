@@ -90,7 +90,7 @@ class TrainView:
         view = _rescaled(crop(picture, box), self.spec.crop_px, self.spec.crop_px)
         if self.spec.stream == "temporal":
             return _stack_view(view, self.spec, mirrored=mirrored)
-        return _frame_view(view, self.spec, mirrored=mirrored, colour=drawn[3:])
+        return _frame_view(view, self.spec, mirrored=mirrored, color=drawn[3:])
 
     def encoded(self, stack: EncodedStack, drawn: Sequence[float]) -> EncodedView | None:
         """The same view of a stack that is still JPEG; None if its planes would be resized before cropping."""
@@ -203,9 +203,9 @@ def corner_crops(height: int, width: int, crop_height: int, crop_width: int) -> 
     Source: as for `corner_sizes`; as there, quarters are rounded down to whole pixels.
     """
     down, right = (height - crop_height) // 4, (width - crop_width) // 4
-    corners, centre = [(0, 0), (0, 4), (4, 0), (4, 4)], [(2, 2)]
+    corners, center = [(0, 0), (0, 4), (4, 0), (4, 4)], [(2, 2)]
     edges, inner = [(2, 0), (2, 4), (4, 2), (0, 2)], [(1, 1), (1, 3), (3, 1), (3, 3)]
-    return [Box(i * down, j * right, crop_height, crop_width) for i, j in corners + centre + edges + inner]
+    return [Box(i * down, j * right, crop_height, crop_width) for i, j in corners + center + edges + inner]
 
 
 def jitter(frame: np.ndarray, factors: np.ndarray) -> np.ndarray:
@@ -226,11 +226,11 @@ def jitter(frame: np.ndarray, factors: np.ndarray) -> np.ndarray:
     return np.rint((view - gray) * saturation + gray).clip(0, 255).astype(np.uint8)
 
 
-def _frame_view(frame: np.ndarray, spec: StreamSpec, *, mirrored: bool, colour: Sequence[float] = ()) -> View:
+def _frame_view(frame: np.ndarray, spec: StreamSpec, *, mirrored: bool, color: Sequence[float] = ()) -> View:
     """View of a cropped frame; its factors subtract ImageNet's mean and divide by its standard deviation."""
     frame = frame[:, ::-1] if mirrored else frame
-    if spec.jitter and len(colour):
-        frame = jitter(frame, 1 + spec.jitter * (2 * np.array(colour) - 1))
+    if spec.jitter and len(color):
+        frame = jitter(frame, 1 + spec.jitter * (2 * np.array(color) - 1))
     values = np.ascontiguousarray(frame.transpose(2, 0, 1))  # (H, W, C) => (C, H, W)
     return View(values, 1 / (255 * IMAGENET_STD), -IMAGENET_MEAN / IMAGENET_STD)
 

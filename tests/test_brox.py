@@ -183,7 +183,7 @@ def slope(image, axis):
 
 
 def euler_lagrange(first, warped, inside, flow, spec):
-    """One linearised step from `flow`, from the energy's definition, pixel by pixel."""
+    """One linearized step from `flow`, from the energy's definition, pixel by pixel."""
     height, width = first.shape
     bright = [(slope(first, axis) + slope(warped, axis)) / 2 for axis in (1, 0)]
     change = [warped - first, *(slope(warped, axis) - slope(first, axis) for axis in (1, 0))]
@@ -196,7 +196,7 @@ def euler_lagrange(first, warped, inside, flow, spec):
         scales = [scales[0] / (1 + far[0]), *(scale / (1 + far[1] + far[2]) for scale in scales[1:])]
         rows = []
         for n, difference, scale in zip(slopes, change, scales, strict=True):
-            # at the present flow the linearised constraint is the difference itself
+            # at the present flow the linearized constraint is the difference itself
             rows.append((n * scale, (difference[y, x] - n @ flow[:, y, x]) * scale, difference[y, x] * scale))
         gray = 1 / np.hypot(rows[0][2], brox.DATA_EPSILON_PX)
         gradient = spec.brox_gradient_weight / np.sqrt(rows[1][2] ** 2 + rows[2][2] ** 2 + brox.DATA_EPSILON_PX**2)

@@ -44,7 +44,7 @@ def test_local_workers_are_other_processes_and_no_more_than_the_work():
     assert len(pids) == 2 and os.getpid() not in pids
 
 
-def test_a_worker_that_dies_is_told_from_its_neighbours():
+def test_a_worker_that_dies_is_told_from_its_neighbors():
     with Workers(ClusterSpec(workers=2), most=6) as workers:
         results = dict(workers.run(die_on_three, range(6)))
     died = {job for job, result in results.items() if isinstance(result, WorkerDied)}

@@ -28,7 +28,7 @@ def gray(frames):
 
 
 def object_box(frame, background):
-    """Centre of what differs from the background, in pixels (x, y)."""
+    """Center of what differs from the background, in pixels (x, y)."""
     rows, columns = np.nonzero(np.abs(frame.astype(int) - background).sum(axis=-1) > 60)
     return np.median(columns), np.median(rows)
 
@@ -58,7 +58,7 @@ def test_videos_read_back_as_they_were_drawn(demo):
     assert drawn.shape[1:] == (40, 48, 3)
     assert 7 <= len(drawn) <= 9
     assert fps == FPS
-    assert np.abs(gray(read) - gray(drawn)).mean() < 2.0  # grey levels; what Motion JPEG loses
+    assert np.abs(gray(read) - gray(drawn)).mean() < 2.0  # gray levels; what Motion JPEG loses
 
 
 def test_the_catalog_reads_it_as_ucf101(demo):
@@ -114,8 +114,8 @@ def test_a_writer_that_does_not_open_is_an_error_and_leaves_nothing(tmp_path, mo
     assert list(tmp_path.iterdir()) == []
 
 
-def test_grey_tells_nothing_of_the_texture():
-    """Matched clips of the three textures are the same to optical flow, but not to a colour network."""
+def test_gray_tells_nothing_of_the_texture():
+    """Matched clips of the three textures are the same to optical flow, but not to a color network."""
     first, *others = (render(DemoSpec(), texture, "Slide", group=1, number=2) for texture in TEXTURES)
     for other in others:
         assert np.abs(gray(other) - gray(first)).max() < 1.5  # rounding to bytes
@@ -158,7 +158,7 @@ def test_a_frame_lies_anywhere_in_the_same_box_for_both_motions():
     assert (np.abs(np.log(lift.std(axis=0) / slide.std(axis=0))) < 0.4).all()
 
 
-def test_no_colour_is_clipped():
+def test_no_color_is_clipped():
     frames = render(DemoSpec(), "Dots", "Lift", group=4, number=3)
     assert np.isin(frames, (0, 255)).mean() < 1e-3
 

@@ -109,7 +109,7 @@ def encoded_batch(flow_index, count=6):
 
 def test_what_the_device_cannot_decode_the_cpu_does_and_that_is_said_once(flow_index, monkeypatch, capsys):
     made, expected = encoded_batch(flow_index)
-    encoded._say_once.cache_clear()
+    encoded.say_once.cache_clear()
     monkeypatch.setattr(encoded, "decode", Refusing())
     for _ in range(2):
         torch.testing.assert_close(to_inputs(made.to(CPU), CPU), to_inputs(expected, CPU), rtol=1e-5, atol=2e-5)

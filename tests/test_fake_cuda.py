@@ -15,7 +15,7 @@ from pipeline.flow import device as flow_device
 from pipeline.flow import tvl1
 from pipeline.specs import FlowSpec, StackSpec, StreamSpec
 from pipeline.training import train_step
-from pipeline.training.resume import TrainingState
+from pipeline.training.state import TrainingState
 
 CUDA = torch.device("cuda:0")
 

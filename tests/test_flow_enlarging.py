@@ -32,8 +32,8 @@ def test_enlarged_pictures_show_the_same_at_every_point():
     wide = enlarging.enlarged(ramp[None], 3)[0]
     assert wide.shape == (120, 180)
     assert np.abs(wide[1::3, 1::3].astype(int) - ramp)[2:-2, 2:-2].max() <= 1
-    colour = enlarging.enlarged(np.stack([ramp] * 3, -1)[None], 3)[0]
-    assert colour.shape == (120, 180, 3) and np.array_equal(colour[..., 1], wide)
+    color = enlarging.enlarged(np.stack([ramp] * 3, -1)[None], 3)[0]
+    assert color.shape == (120, 180, 3) and np.array_equal(color[..., 1], wide)
 
 
 @pytest.mark.parametrize("kind", (np.asarray, torch.from_numpy), ids=("array", "tensor"))

@@ -235,9 +235,9 @@ def test_dense_methods_get_their_images_and_device(fake, size):
 
 
 def interpolated(values, grid, side):
-    """Values at the centres of blocks (grid - 1) / 2, ... -> at each of `side` pixels, constant beyond the last centre."""
-    centres = np.arange(len(values)) * grid + (grid - 1) / 2
-    return np.interp(np.arange(side), centres, values)
+    """Values at the centers of blocks (grid - 1) / 2, ... -> at each of `side` pixels, constant beyond the last center."""
+    centers = np.arange(len(values)) * grid + (grid - 1) / 2
+    return np.interp(np.arange(side), centers, values)
 
 
 @pytest.mark.parametrize("grid", [1, 2, 4])

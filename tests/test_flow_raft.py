@@ -1,4 +1,4 @@
-"""RAFT with random weights: sizes, batches, colours, and every way in which weights can be wrong."""
+"""RAFT with random weights: sizes, batches, colors, and every way in which weights can be wrong."""
 
 import hashlib
 import importlib.util
@@ -11,7 +11,7 @@ import torch
 from conftest import moving_texture
 from torchvision.models import optical_flow
 
-from pipeline.flow import check, estimate, methods, raft, takes_colour, to_download, to_rgb, weights
+from pipeline.flow import check, estimate, methods, raft, takes_color, to_download, to_rgb, weights
 from pipeline.specs import FLOW_METHODS, RAFT_WEIGHTS, FlowSpec
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
@@ -92,10 +92,10 @@ def test_gray_is_rgb_with_equal_channels(spec):
     rgb = np.stack([gray] * 3, axis=3)
     assert np.array_equal(to_rgb(gray), rgb) and to_rgb(rgb) is rgb
     assert np.array_equal(estimate(gray, spec, device="cpu"), estimate(rgb, spec, device="cpu"))
-    assert [name for name in FLOW_METHODS if takes_colour(name)] == ["raft_small", "raft_large"]
+    assert [name for name in FLOW_METHODS if takes_color(name)] == ["raft_small", "raft_large"]
 
 
-def test_colour_matters(spec):
+def test_color_matters(spec):
     rgb = noise(2, 40, 50, 3)
     assert not np.array_equal(estimate(rgb, spec, device="cpu"), estimate(rgb[..., ::-1].copy(), spec, device="cpu"))
 

@@ -99,12 +99,12 @@ def test_refusals():
         cut_folds(table([], []), 2)
 
 
-def test_only_labelled_clips_are_chosen_on():
+def test_only_labeled_clips_are_chosen_on():
     made = persons(2)
     labels = np.where(np.arange(len(made)) % 2, made.labels, -1)
     some = Scores(made.video_ids, made.probabilities, labels, made.classes, groups=made.groups)
     a, b = scored_pair(some, some)
-    assert a.video_ids == b.video_ids == tuple(sorted(made.video_ids[1::2])) and a.labelled.all()
+    assert a.video_ids == b.video_ids == tuple(sorted(made.video_ids[1::2])) and a.labeled.all()
 
 
 def test_only_clips_that_both_streams_scored_are_chosen_on():

@@ -10,9 +10,10 @@ from fakes import BrokenClip, FakeStore, two_classes, use_store
 from pipeline.catalog import Catalog
 from pipeline.dataset import EvalSet
 from pipeline.inference import score, score_to
-from pipeline.networks import CHECKPOINT_FORMAT, build
+from pipeline.networks import build
 from pipeline.networks.checkpoint import load_checkpoint, refuse_unfit, save_checkpoint, save_tensors
 from pipeline.networks.evaluation import evaluate
+from pipeline.networks.starting import CHECKPOINT_FORMAT
 from pipeline.scores import Scores
 from pipeline.specs import ScoreSpec, StackSpec, StreamSpec
 
@@ -144,12 +145,12 @@ def test_unlabelled_clips_get_the_classes_of_the_stream(monkeypatch, tmp_path, c
     use_store(monkeypatch, fake)
     save_untrained(tmp_path / "c.pt", spec(), catalog)
     views = {"store_path": "i", "part": "test", "spec": ScoreSpec(frames=2, crops=1)}
-    labelled = score(tmp_path / "c.pt", catalog=catalog, **views)
+    labeled = score(tmp_path / "c.pt", catalog=catalog, **views)
     assert "1 of 4 clips failed and count as wrong: left_5" in capsys.readouterr().err
     clips = [replace(clip, label=-1, class_name="") for clip in catalog.clips]
     made = score(tmp_path / "c.pt", catalog=Catalog(tuple(clips), (), "1", ()), **views)
     assert made.classes == catalog.classes and made.labels.tolist() == [-1] * 4
-    np.testing.assert_array_equal(made.probabilities, labelled.probabilities)
+    np.testing.assert_array_equal(made.probabilities, labeled.probabilities)
     assert "1 of 4 clips failed: left_5" in capsys.readouterr().err
 
 
@@ -250,9 +251,9 @@ def test_foreign_old_and_damaged_checkpoints_are_refused(tmp_path):
 
 def test_settings_and_weights_that_do_not_fit_are_refused(tmp_path):
     catalog, _ = two_classes("frames")
-    about = {"format": CHECKPOINT_FORMAT, "format_version": 1, "classes": ["left", "right"]}
-    save_tensors(tmp_path / "c.pt", {**about, "stream_spec": {**spec().as_dict(), "colour": 3}, "state": {}})
-    with pytest.raises(ValueError, match="has settings that this code does not know .*colour"):
+    about = {"format": CHECKPOINT_FORMAT, "format_version": 1, "classes": ["left", "right"], "other_classes": []}
+    save_tensors(tmp_path / "c.pt", {**about, "stream_spec": {**spec().as_dict(), "color": 3}, "state": {}})
+    with pytest.raises(ValueError, match="has settings that this code does not know .*color"):
         load_checkpoint(tmp_path / "c.pt")
     wrong = build(spec("temporal"), 2).state_dict()
     save_checkpoint(tmp_path / "c.pt", wrong, spec(), catalog)
@@ -261,10 +262,18 @@ def test_settings_and_weights_that_do_not_fit_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "part", [{"stream_spec": "spatial"}, {"classes": [1, 2]}, {"classes": None}, {"state": [1]}, {"other_classes": "x"}]
+    "part",
+    [
+        {"stream_spec": "spatial"},
+        {"classes": [1, 2]},
+        {"classes": None},
+        {"state": [1]},
+        {"other_classes": "x"},
+        {"other_classes": None},
+    ],
 )
 def test_a_checkpoint_that_lacks_a_part_is_refused(tmp_path, part):
-    about = {"format": CHECKPOINT_FORMAT, "format_version": 1, "classes": ["left", "right"]}
+    about = {"format": CHECKPOINT_FORMAT, "format_version": 1, "classes": ["left", "right"], "other_classes": []}
     save_tensors(tmp_path / "c.pt", {**about, "stream_spec": spec().as_dict(), "state": {}, **part})
     for read in (load_checkpoint, lambda path: refuse_unfit(path, "spatial", "")):
         with pytest.raises(ValueError, match="lacks the settings, the classes or the weights of a trained stream"):
@@ -313,7 +322,7 @@ def test_every_view_is_kept_on_request(monkeypatch, tmp_path):
     mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
     for row, clip in enumerate(catalog.part("test")):
         views = []
-        for frame in (0, 8):  # 40 x 48 pixels, the centre and its mirror image
+        for frame in (0, 8):  # 40 x 48 pixels, the center and its mirror image
             view = fake[clip.id]._frames[frame][4:36, 8:40]
             views += [view, view[:, ::-1]]
         inputs = ((np.stack(views) / 255 - mean) / std).transpose(0, 3, 1, 2).astype(np.float32)

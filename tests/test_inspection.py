@@ -80,10 +80,10 @@ def test_pictures(frames, flow, tmp_path):
         pictures.picture(tmp_path / "x.h5", tmp_path / "x.png")
 
 
-@pytest.mark.parametrize(("x", "y", "colour"), [(4, 0, (255, 0, 0)), (-4, 0, (0, 255, 255)), (0, 0, (0, 0, 0))])
-def test_hue_is_direction(x, y, colour):
+@pytest.mark.parametrize(("x", "y", "color"), [(4, 0, (255, 0, 0)), (-4, 0, (0, 255, 255)), (0, 0, (0, 0, 0))])
+def test_hue_is_direction(x, y, color):
     flow = np.stack([np.full((2, 2), x, np.float32), np.full((2, 2), y, np.float32)])
-    assert np.abs(pictures.flow_colours(flow, full_px=4.0)[0, 0].astype(int) - colour).max() <= 3
+    assert np.abs(pictures.flow_colors(flow, full_px=4.0)[0, 0].astype(int) - color).max() <= 3
 
 
 def test_status_lists_artifacts_in_the_order_of_the_chain(frames, flow, tmp_path):

@@ -138,7 +138,7 @@ def test_too_little_memory_for_a_batch_lets_its_pieces_be_tried_alone(frames, tm
 
 
 def test_flow_on_a_device_gives_the_same_bytes(frames, tmp_path, monkeypatch):
-    """Tensors take the way that CUDA's take: quantised where they are, checked when they arrive."""
+    """Tensors take the way that CUDA's take: quantized where they are, checked when they arrive."""
     expected = make(frames, tmp_path / "s.h5", threads=3)
     seen = []
 

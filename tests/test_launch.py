@@ -19,7 +19,7 @@ from pipeline import training
 from pipeline.networks.checkpoint import load_checkpoint
 from pipeline.training import launch, train
 from pipeline.training.__main__ import main
-from pipeline.training.launch import Job, TrainingFailed
+from pipeline.training.launch import TrainingFailed, TrainingJob
 from pipeline.training.parallel import World
 from pipeline.training.together import OtherDataset
 
@@ -73,7 +73,7 @@ def test_two_processes_end_as_one_does(data, alone, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"checkpoint.pt", "curve.json"}
 
 
-def test_two_processes_normalise_their_batches_together(data, tmp_path):
+def test_two_processes_normalize_their_batches_together(data, tmp_path):
     settings = spec(network="small", learning_rate=1e-3, batch=8)
     folder = tmp_path / "a 100 % odd #1 name? & ü"  # which is no URI
     alone, shared = (run(replace(settings, processes=count), data, folder / str(count)) for count in (1, 2))
@@ -150,7 +150,7 @@ def test_a_training_goes_on_with_another_number_of_processes(data, alone, tmp_pa
 
 
 def test_a_process_whose_parent_is_gone_ends_and_ctrl_c_is_the_parents(data, tmp_path):
-    job = Job(spec(processes=2), data[1], data[0], tmp_path, "in", "cpu")
+    job = TrainingJob(spec(processes=2), data[1], data[0], tmp_path, "in", "cpu")
     job.write()
     place = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
     command = [
@@ -175,7 +175,7 @@ def ignores(process: subprocess.Popen, number: signal.Signals) -> bool:
 
 
 def test_what_a_process_raises_is_said_by_the_one_that_waits(data, tmp_path, monkeypatch, capsys):
-    job = Job(spec(processes=2), data[1], data[0], tmp_path, "in", "cpu")
+    job = TrainingJob(spec(processes=2), data[1], data[0], tmp_path, "in", "cpu")
     job.job_folder.mkdir()
     monkeypatch.setenv("RANK", "1")
     assert main([str(job.job_folder)]) == 1  # no job.json
@@ -207,7 +207,7 @@ def test_processes_that_do_not_start_alike_are_refused(data, tmp_path, elsewhere
         def gather(self, value):
             return [value, elsewhere(*value)]
 
-    job = Job(spec(), data[1], data[0], tmp_path, "in", "cpu")
+    job = TrainingJob(spec(), data[1], data[0], tmp_path, "in", "cpu")
     with pytest.raises(ValueError, match=message):
         training.train_here(job, Two(), torch.device("cpu"))
     assert not list(tmp_path.iterdir())
@@ -226,7 +226,7 @@ def group(monkeypatch):
 
 def test_a_process_that_fails_says_so_and_waits_for_nobody(data, tmp_path, monkeypatch, group, capsys):
     """To leave a group of GPUs may take for ever while another process waits in it."""
-    job = Job(spec(processes=2), data[1], data[0], tmp_path, "in", "cpu")
+    job = TrainingJob(spec(processes=2), data[1], data[0], tmp_path, "in", "cpu")
     job.write()
     monkeypatch.setattr("pipeline.training.__main__.train_here", lambda *_: group.append("trained"))
     assert main([str(job.job_folder)]) == 0 and group == ["joined", "trained", "left"]
@@ -239,7 +239,7 @@ def test_a_process_that_fails_says_so_and_waits_for_nobody(data, tmp_path, monke
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
 def test_on_a_full_disk_the_cause_is_said_where_it_can_be(data, tmp_path):
-    job = Job(spec(processes=2), data[1], data[0], tmp_path, "in", "cpu")
+    job = TrainingJob(spec(processes=2), data[1], data[0], tmp_path, "in", "cpu")
     job.job_folder.mkdir()
     (job.job_folder / "error-1").symlink_to("/dev/full")  # writing into it fails, and leaves it empty
     command, place = [sys.executable, "-m", "pipeline.training", str(job.job_folder)], {"RANK": "1"}
@@ -255,21 +255,21 @@ def test_on_a_full_disk_the_cause_is_said_where_it_can_be(data, tmp_path):
 
 
 def test_a_job_is_read_as_it_was_written(data, tmp_path):
-    job = Job(spec(stream="spatial"), data[1], data[0], tmp_path, "in", "cpu", data_digest="abc")
+    job = TrainingJob(spec(stream="spatial"), data[1], data[0], tmp_path, "in", "cpu", data_digest="abc")
     job.write()
-    assert Job.read(job.job_folder) == job
+    assert TrainingJob.read(job.job_folder) == job
     together = spec(with_dataset="more", with_how="classes", with_same=("left:up",))
     other = OtherDataset("more", tmp_path / "more.h5", second_set("frames")[0])
     job = job._replace(spec=together, other=other, start=tmp_path / "start.pt")
     job.write()
-    assert Job.read(job.job_folder) == job
+    assert TrainingJob.read(job.job_folder) == job
     with pytest.raises(FileNotFoundError, match=r"holds no job.json; a training on several processes writes one"):
-        Job.read(tmp_path)
+        TrainingJob.read(tmp_path)
 
 
 def test_the_processes_of_one_machine_stay_on_loopback(data, tmp_path, monkeypatch):
     monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
-    job = Job(spec(processes=2), data[1], data[0], tmp_path, "in", "cpu")
+    job = TrainingJob(spec(processes=2), data[1], data[0], tmp_path, "in", "cpu")
     found = list(launch._commands(job, 2))
     assert [environment["RANK"] for _, environment in found] == ["0", "1"]
     assert all(
@@ -279,7 +279,7 @@ def test_the_processes_of_one_machine_stay_on_loopback(data, tmp_path, monkeypat
 
 
 def test_several_machines_meet_with_torchrun_and_the_command_is_said(data, tmp_path, capsys):
-    job = Job(spec(machines=2, rendezvous="gpu1:29500"), data[1], data[0], tmp_path, "in", "cpu")
+    job = TrainingJob(spec(machines=2, rendezvous="gpu1:29500"), data[1], data[0], tmp_path, "in", "cpu")
     [(arguments, _)] = launch._commands(job, 2)
     assert arguments[0] == "torch.distributed.run" and arguments[-1] == "--watched"
     said = capsys.readouterr().err
@@ -288,7 +288,7 @@ def test_several_machines_meet_with_torchrun_and_the_command_is_said(data, tmp_p
 
 
 def test_what_a_process_wrote_before_it_ended_is_shown(data, tmp_path):
-    job = Job(spec(processes=2), data[1], data[0], tmp_path, "in", "cpu")
+    job = TrainingJob(spec(processes=2), data[1], data[0], tmp_path, "in", "cpu")
     job.job_folder.mkdir()
     (job.job_folder / "output-1").write_text("Illegal thing\n")
     assert launch._what_failed(job, [None, 3]) == "process 1 of the spatial training ended with status 3: Illegal thing"
@@ -312,5 +312,5 @@ def test_a_process_that_starts_while_ctrl_c_is_pressed_is_ended(data, tmp_path, 
 
     monkeypatch.setattr(subprocess, "Popen", started)
     with pytest.raises(KeyboardInterrupt):
-        launch.launch_processes(Job(spec(processes=2), data[1], data[0], tmp_path, "in", "cpu"), 2)
+        launch.launch_processes(TrainingJob(spec(processes=2), data[1], data[0], tmp_path, "in", "cpu"), 2)
     assert len(begun) == 1 and begun[0].poll() == -signal.SIGTERM

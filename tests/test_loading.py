@@ -86,7 +86,7 @@ def test_room_is_for_items_of_clips_that_did_not_fail(shared_memory, empty, monk
     assert "0 loading processes instead of 2" in capsys.readouterr().err
 
 
-def labelled(count, pinned=False):
+def labeled(count, pinned=False):
     views = [
         (stack_views([View(np.full((2, 3, 3), k, np.uint8), *np.ones((2, 2), np.float32))] * 4)) for k in range(count)
     ]
@@ -97,7 +97,7 @@ def labelled(count, pinned=False):
 
 
 def test_for_the_cpu_nothing_is_sent():
-    batches = labelled(3)
+    batches = labeled(3)
     assert all(a is b for a, b in zip(sent_ahead(batches, torch.device("cpu")), batches, strict=True))
 
 
@@ -178,7 +178,7 @@ def test_batches_that_are_pinned_arrive_whole_though_memory_is_used_again(monkey
 @pytest.mark.parametrize("count", [0, 1, 2, 7])
 def test_batches_arrive_whole_and_in_order_on_cuda(count):
     device, found = torch.device("cuda"), []
-    for views, labels in sent_ahead(labelled(count, pinned=True), device):
+    for views, labels in sent_ahead(labeled(count, pinned=True), device):
         assert views.values.device.type == labels.device.type == "cuda"
         found.append((to_inputs(views, device).sum(), labels[0]))  # still under way
     assert [(int(total), int(label)) for total, label in found] == [(72 * (k + 1), k) for k in range(count)]

@@ -7,8 +7,8 @@ import torchvision
 from torch import nn
 from torch.nn.functional import conv2d
 
-from pipeline import networks
 from pipeline.networks import backbones, build, build_untrained, imagenet, resolve_device
+from pipeline.networks.starting import CHECKPOINT_FORMAT
 from pipeline.specs import StackSpec, StreamSpec
 
 torch.set_num_threads(1)
@@ -96,7 +96,7 @@ def test_cnn_m_takes_other_crops_and_says_which_are_too_small():
         on_meta(spec("spatial", "cnn_m_2048", crop_px=40))
 
 
-def test_the_normalisation_is_krizhevskys():
+def test_the_normalization_is_krizhevskys():
     x = np.random.default_rng(0).random((7, 2, 2)).astype(np.float32) * 50
     layer = next(m for m in on_meta(spec("temporal", "cnn_m_2048")).modules() if isinstance(m, nn.LocalResponseNorm))
     expected = np.empty_like(x)
@@ -106,7 +106,7 @@ def test_the_normalisation_is_krizhevskys():
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_the_normalisation_has_the_bits_of_torchs_and_the_same_gradient(layout):
+def test_the_normalization_has_the_bits_of_torchs_and_the_same_gradient(layout):
     torch.manual_seed(0)
     ours = next(m for m in on_meta(spec("temporal", "cnn_m_2048")).modules() if isinstance(m, nn.LocalResponseNorm))
     theirs, found = nn.LocalResponseNorm(5, alpha=5e-4, beta=0.75, k=2.0), []
@@ -121,13 +121,13 @@ def test_the_normalisation_has_the_bits_of_torchs_and_the_same_gradient(layout):
     torch.testing.assert_close(found[0][1], found[1][1], rtol=1e-5, atol=1e-6)
 
 
-def test_the_gradient_of_the_normalisation_is_that_of_finite_differences():
+def test_the_gradient_of_the_normalization_is_that_of_finite_differences():
     layer = next(m for m in on_meta(spec("temporal", "cnn_m_2048")).modules() if isinstance(m, nn.LocalResponseNorm))
     inputs = torch.randn(2, 7, 3, 2, dtype=torch.float64).mul(60).requires_grad_()
     assert torch.autograd.gradcheck(layer, inputs)
 
 
-def test_half_precision_is_normalised_in_float32():
+def test_half_precision_is_normalized_in_float32():
     layer = next(m for m in on_meta(spec("temporal", "cnn_m_2048")).modules() if isinstance(m, nn.LocalResponseNorm))
     inputs = torch.randn(2, 12, 9, 7).mul(300).bfloat16().requires_grad_()
     exact = inputs.detach().float().requires_grad_()
@@ -140,7 +140,7 @@ def test_half_precision_is_normalised_in_float32():
     assert torch.equal(inputs.grad, exact.grad.bfloat16())
 
 
-def test_the_normalisation_uses_no_operation_without_a_repeatable_gradient_on_cuda():
+def test_the_normalization_uses_no_operation_without_a_repeatable_gradient_on_cuda():
     layer = next(m for m in on_meta(spec("temporal", "cnn_m_2048")).modules() if isinstance(m, nn.LocalResponseNorm))
     with torch.profiler.profile() as seen:
         layer(torch.randn(2, 12, 9, 7, requires_grad=True)).sum().backward()
@@ -215,7 +215,7 @@ def test_spatial_start_keeps_every_weight_but_the_head(squeezenet_file):
 
 def test_a_state_of_our_own_starts_a_network_of_other_classes(tmp_path):
     old = build(spec("temporal", "small"), 6)
-    torch.save({"format": networks.CHECKPOINT_FORMAT, "state": old.state_dict()}, tmp_path / "old.pt")
+    torch.save({"format": CHECKPOINT_FORMAT, "state": old.state_dict()}, tmp_path / "old.pt")
     new = build(spec("temporal", "small", start=str(tmp_path / "old.pt")), 9)
     assert all(torch.equal(value, old.body.state_dict()[name]) for name, value in new.body.state_dict().items())
     assert new.head.out_features == 9
@@ -239,7 +239,7 @@ def test_the_paper_s_spatial_network_starts_its_temporal_one(tmp_path, plain):
     torch.save(kept if plain else rgb, tmp_path / "rgb.pth")
     settings = StreamSpec(**sizes, stream="temporal", stack=StackSpec(length=5), start=str(tmp_path / "rgb.pth"))
     temporal = build(settings, 7)
-    convolutions, linear = (0, 4, 8, 10, 12), (16, 19)  # the second normalisation, number 6, is missing
+    convolutions, linear = (0, 4, 8, 10, 12), (16, 19)  # the second normalization, number 6, is missing
     for layer in (*convolutions, *linear):
         own = temporal.body[layer - (layer > 6)]
         expected = rgb[f"body.{layer}.weight"]

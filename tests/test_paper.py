@@ -114,13 +114,13 @@ def test_rows_of_table_1a_start_as_the_paper_says():
         assert (found["spatial_steps"], found["spatial_milestones"]) == ("20000", "14000")
     for table, key, steps in [("3", "average", "20000"), ("4", "spatial", "20000"), ("4", "temporal", None)]:
         assert changes(row(table, key), by_default, SCRATCH).get("spatial_steps") == steps  # as table 1a's
-    assert tuned["spatial_partial_bn"] == "false"  # of a network that has learnt nothing no statistics are kept
+    assert tuned["spatial_partial_bn"] == "false"  # of a network that has learned nothing no statistics are kept
 
 
 def test_what_a_row_lacks_is_said():
     assert why_not(row("1a", "tuned-0.5"), SCRATCH).startswith("needs weights to start from: give --spatial-start FILE")
     assert why_not(row("1a", "tuned-0.5"), WEIGHTS) == why_not(row("1a", "scratch-0.5"), SCRATCH) == ""
-    assert why_not(row("1b", "multi-task"), SCRATCH) == "needs a second data set: give --with-dataset NAME"
+    assert why_not(row("1b", "multi-task"), SCRATCH) == "needs a second dataset: give --with-dataset NAME"
     assert why_not(row("1b", "multi-task"), SCRATCH, "hmdb51") == ""
     assert why_not(row("4", "average"), SCRATCH) == ""
     assert why_not(row("1b", "slow-fusion"), SCRATCH) == "published only"

@@ -118,7 +118,7 @@ def ddp(monkeypatch):
 
 
 @pytest.mark.parametrize("device", ["cuda:1", "cpu"])
-def test_batch_normalisation_is_over_all_processes(ddp, device):
+def test_batch_normalization_is_over_all_processes(ddp, device):
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
     names, weights = list(network.state_dict()), list(network.parameters())
     assert parallel.data_parallel(network, World(1, 2, 2), torch.device(device)) is network

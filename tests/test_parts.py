@@ -39,11 +39,13 @@ def test_whoever_wants_no_validation_clips_needs_none():
     check_parts({"train": {"clips": 5, "groups": 2}}, ["val"], DatasetSpec(val_fraction=0.0), "1")
 
 
-def test_nothing_is_learnt_from_one_class_or_none():
+def test_nothing_is_learned_from_one_class_or_none():
     check_classes(("x", "y"))
     with pytest.raises(ValueError, match="there is one class, 'x', and a network learns to tell at least two apart"):
         check_classes(("x",))
-    with pytest.raises(ValueError, match="the videos are unlabelled, so that nothing can be learnt from them; any oth"):
+    with pytest.raises(
+        ValueError, match="the videos are unlabelled, so that nothing can be learned from them; any oth"
+    ):
         check_classes(())
 
 

@@ -110,7 +110,7 @@ def test_a_store_that_a_program_makes_is_not_removed_under_it(tiny_dataset, tmp_
 
 def test_a_timer_of_the_caller_goes_on_where_no_decoder_is_watched(tiny_dataset, tmp_path, monkeypatch):
     catalog = read_dataset(DatasetSpec(videos=str(tiny_dataset), group_pattern=GROUPS), "dan")
-    monkeypatch.setattr(faulthandler, "cancel_dump_traceback_later", lambda: pytest.fail("it was cancelled"))
+    monkeypatch.setattr(faulthandler, "cancel_dump_traceback_later", lambda: pytest.fail("it was canceled"))
     job = frames_shard_of(catalog, tiny_dataset, tmp_path)
     assert job.make() == len(store.read_records(tmp_path / "s.h5", "frames")) == 8
 

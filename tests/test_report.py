@@ -232,7 +232,7 @@ def test_bars_have_the_length_of_the_accuracy():
 
 def test_inline_drawings_follow_the_theme_and_share_no_ids():
     first, second = (figures.inline(figures.training(CURVE, "spatial"), name) for name in ("one", "two"))
-    assert "var(--spatial)" in first and figures.COLOURS["spatial"] not in first
+    assert "var(--spatial)" in first and figures.COLORS["spatial"] not in first
     assert not set(re.findall(r'\bid="([^"]+)"', first)) & set(re.findall(r'\bid="([^"]+)"', second))
     assert "<metadata" not in first and first.startswith("<svg ")
     ElementTree.fromstring(first)

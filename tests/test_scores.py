@@ -44,7 +44,7 @@ def test_per_class_and_confusion():
 
 def test_unlabelled_clips_are_in_no_accuracy():
     some = table(labels=[0, -1, 1, -1, 2])  # b, and d, which failed as well
-    assert some.labelled.tolist() == [True, False, True, False, True]
+    assert some.labeled.tolist() == [True, False, True, False, True]
     assert some.predictions().tolist() == [0, 0, 1, -1, 1] and some.top1() == 2 / 3
     assert some.correct().tolist() == [True, False, True, False, False]
     assert [counts.tolist() for counts in some.per_class()] == [[1, 1, 0, 0], [1, 1, 1, 0]]

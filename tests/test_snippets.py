@@ -1,4 +1,4 @@
-"""Temporal segment networks: consensus and partial batch normalisation, and training on snippets end to end."""
+"""Temporal segment networks: consensus and partial batch normalization, and training on snippets end to end."""
 
 import json
 
@@ -66,7 +66,7 @@ def test_the_loss_of_the_consensus_is_one_loss_a_clip():
 
 
 @pytest.mark.parametrize("network", ["small", "resnet18", "mobilenet_v3_small", "densenet121"])
-def test_partial_bn_lets_only_the_first_normalisation_learn(network):
+def test_partial_bn_lets_only_the_first_normalization_learn(network):
     made = build(spec("spatial", network=network, partial_bn=True), 4).train()
     norms = [(name, m) for name, m in made.named_modules() if isinstance(m, nn.BatchNorm2d)]
     before = {name: value.clone() for name, value in made.state_dict().items()}
@@ -85,4 +85,4 @@ def test_partial_bn_lets_only_the_first_normalisation_learn(network):
 
 def test_partial_bn_without_effect_is_said(capsys):
     build(spec("spatial", network="cnn_m_2048", partial_bn=True, crop_px=41), 3)
-    assert "cnn_m_2048 has no second batch normalisation" in capsys.readouterr().err
+    assert "cnn_m_2048 has no second batch normalization" in capsys.readouterr().err

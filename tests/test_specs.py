@@ -288,7 +288,7 @@ def test_mirrored_views_of_a_stream_that_never_saw_any_are_warned_of():
     assert not ScoreSpec(crops=5).warning(unmirrored) and not ScoreSpec(crops=1).warning(unmirrored)
 
 
-# --- a stream trained together with another data set
+# --- a stream trained together with another dataset
 
 HEADS = {"with_dataset": "more", "with_how": "heads"}
 CLASSES = {"with_dataset": "more", "with_how": "classes"}

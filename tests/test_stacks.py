@@ -9,7 +9,6 @@ from pipeline import stacks
 from pipeline.specs import StackSpec
 from pipeline.stacks import (
     bidirectional_stack,
-    fill,
     flow_stack,
     make_stack,
     num_windows,
@@ -20,6 +19,7 @@ from pipeline.stacks import (
 )
 from pipeline.stacks import paths_torch as stacks_torch
 from pipeline.stacks.paths_numba import along_path
+from pipeline.stacks.windows import fill
 
 
 def lookup(field, x, y):
@@ -82,7 +82,7 @@ def test_stacks_are_the_equations(seed):
 
 @pytest.mark.parametrize("seed", range(10))
 def test_a_path_through_motion_that_differs_from_point_to_point(seed):
-    """Where neighbours move apart by several pixels a step, an error of position grows as fast."""
+    """Where neighbors move apart by several pixels a step, an error of position grows as fast."""
     flow = np.random.default_rng(seed).normal(0, 3, (10, 2, 24, 32)).astype(np.float32)
     assert np.allclose(trajectory_stack(flow, 0, 10), transcribed(flow, "trajectory"), rtol=0, atol=1e-5)
 

@@ -147,7 +147,7 @@ def test_hostile_names_are_only_text(tmp_path):
 @pytest.mark.parametrize(
     ("runs", "message"),
     [
-        ([], "there is no run to summarise"),
+        ([], "there is no run to summarize"),
         ([run(), run()], "split 'anna' with seed 0 is there twice"),
         (
             [

@@ -35,7 +35,7 @@ def stacked(a: Scores, b: Scores) -> np.ndarray:
 def test_right_clips_are_those_of_held_out_groups():
     a, b = pair(0)
     grid = [10.0, 0.01, 1.0]
-    c, why = choose_c(a, b, grid, folds=3)
+    c, _, why = choose_c(a, b, grid, folds=3)
     x, expected = stacked(a, b), []
     for value in sorted(grid):
         hits = 0
@@ -68,11 +68,11 @@ def platt_cross_entropy(margins, labels, temperature):
 @pytest.mark.parametrize("c", [0.01, 1.0, 10.0])
 def test_the_temperature_is_the_best_for_held_out_clips(c):
     a, b = pair(0)
-    why, x, margins = choose_c(a, b, [c], folds=3)[1], stacked(a, b), np.empty((len(a), 3))
+    temperature, x, margins = choose_c(a, b, [c], folds=3).temperature, stacked(a, b), np.empty((len(a), 3))
     for fitted, held in cut_folds(a, 3):
         svm = LinearSVC(C=c, multi_class="crammer_singer", random_state=0, max_iter=20_000)
         margins[held] = svm.fit(x[fitted], a.labels[fitted]).decision_function(x[held])
-    best, *others = (platt_cross_entropy(margins, a.labels, why["temperature"] * k) for k in (1, 0.97, 1.03))
+    best, *others = (platt_cross_entropy(margins, a.labels, temperature * k) for k in (1, 0.97, 1.03))
     assert best < min(others)
 
 
@@ -80,7 +80,7 @@ def test_the_temperature_is_the_best_for_held_out_clips(c):
 def test_probabilities_of_the_svm_are_about_how_often_it_is_right(c):
     """Without a temperature they were near chance for a small C, however right it was."""
     a, b = pair(0)
-    svm = LinearSVM.fit(a, b, c=c, temperature=choose_c(a, b, [c])[1]["temperature"])
+    svm = LinearSVM.fit(a, b, c=c, temperature=choose_c(a, b, [c]).temperature)
     fresh = [svm.apply(*pair(seed)) for seed in range(1, 6)]
     said = np.concatenate([table.probabilities.max(1) for table in fresh]).mean()
     assert said == pytest.approx(np.mean([table.top1() for table in fresh]), abs=0.06)
@@ -88,14 +88,14 @@ def test_probabilities_of_the_svm_are_about_how_often_it_is_right(c):
 
 def test_without_a_cut_the_temperature_is_that_of_the_fitted_clips():
     a, b = (t.take([0, 4, 8]) for t in pair(0, lean=12))
-    c, why = choose_c(a, b, [5.0])
+    c, temperature, _ = choose_c(a, b, [5.0])
     assert c == 5.0 and LinearSVM.fit(a, b, c=c).margins(a, b).argmax(1).tolist() == a.labels.tolist()
-    svm = LinearSVM.fit(a, b, c=c, temperature=why["temperature"])
+    svm = LinearSVM.fit(a, b, c=c, temperature=temperature)
     assert np.diag(svm.apply(a, b).probabilities[:, a.labels]) == pytest.approx(4 / 6, abs=0.02)  # Platt's target
 
 
 def test_of_equal_c_the_smallest_is_taken():
-    c, why = choose_c(*pair(0, lean=12), [100.0, 0.5, 3.0])
+    c, _, why = choose_c(*pair(0, lean=12), [100.0, 0.5, 3.0])
     assert len(set(why["right"])) == 1 and c == 0.5
     assert why["out_of_fold_top1"] == 1
 
@@ -104,12 +104,12 @@ def test_failed_clips_count_as_wrong_out_of_fold():
     a, b = pair(0, lean=12)
     gone = a.probabilities.copy()
     gone[:18] = np.nan
-    assert choose_c(a.with_probabilities(gone), b, [1.0])[1]["out_of_fold_top1"] == 1 - 18 / 72
+    assert choose_c(a.with_probabilities(gone), b, [1.0]).why["out_of_fold_top1"] == 1 - 18 / 72
 
 
 def test_without_a_cut_c_is_the_default_and_that_is_said():
     a, b = (t.take([0, 4, 8]) for t in pair(0))  # one person, one clip a class: as on Weizmann
-    c, why = choose_c(a, b, [0.01, 100.0])
+    c, _, why = choose_c(a, b, [0.01, 100.0])
     assert c == DEFAULT_C and (why["unit"], why["right"], why["out_of_fold_top1"]) == ("none", [], None)
     assert "only one of the groups" in why["note"]
 
@@ -142,7 +142,7 @@ def test_svm_joins_what_each_stream_knows():
     assert svm.apply(a, b).top1() == 1.0
 
 
-def test_svm_margins_are_those_of_normalised_stacked_scores():
+def test_svm_margins_are_those_of_normalized_stacked_scores():
     a, b = appearance_and_motion(0)
     svm = LinearSVM.fit(a, b, c=0.5)
     p, q = a.probabilities.astype(float), b.probabilities.astype(float)

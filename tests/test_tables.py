@@ -66,8 +66,8 @@ def test_a_difference_is_given_on_the_papers_clips_only(monkeypatch):
     assert numbers["compared_with"] == "UCF-101" and numbers["no_difference"] == []
     assert "| +1.1 |" in tables.markdown(numbers) and "for orientation" not in tables.markdown(numbers)
     for trials, on, why in [
-        ([trial("1110")], "", "another data set than the paper's"),
-        ([trial("1110")], "hmdb51", "another data set than the paper's"),
+        ([trial("1110")], "", "another dataset than the paper's"),
+        ([trial("1110")], "hmdb51", "another dataset than the paper's"),
         ([trial("1110", "2")], "ucf101", "split 2; the paper's figures are of split 1"),
         ([trial("1110", "1"), trial("1110", "2")], "ucf101", "split 1, 2; the paper's figures are of split 1"),
         ([trial("11")], "ucf101", "split 1 has 2 test clips; that of UCF-101 has 4"),
@@ -85,7 +85,7 @@ def results() -> list[Result]:
     return [
         Result(row=ROW, trials=[trial("1110")], changes={"stack_length": "1"}),
         Result(row=ROW, trials=[trial("1100")], reason="TrainStream: diverged", failed=True),
-        Result(row=ROW, reason="needs a second data set"),
+        Result(row=ROW, reason="needs a second dataset"),
         Result(row=others, reason="published only"),
     ]
 
@@ -101,10 +101,10 @@ def test_rows_without_figures_keep_their_places(tmp_path):
     lines = (tmp_path / "table.md").read_text().splitlines()
     body = [line for line in lines if line.startswith("|")]
     assert len(body) == 6 and len({line.replace("\\|", "").count("|") for line in body}) == 1
-    assert "| failed: TrainStream: diverged |" in body[3] and "| not run: needs a second data set |" in body[4]
+    assert "| failed: TrainStream: diverged |" in body[3] and "| not run: needs a second dataset |" in body[4]
     assert body[5].startswith("| others | - | 66.8 |") and body[2].startswith("| one field | 73.9 | - | 75.0 |")
     shown = Page((tmp_path / "table.html").read_text())
-    for text in ("1 row measured", "1 failed", "stack_length = 1", "needs a second data set", "tvl1", "66.8", "75.0"):
+    for text in ("1 row measured", "1 failed", "stack_length = 1", "needs a second dataset", "tvl1", "66.8", "75.0"):
         assert text in re.sub(r"\s+", " ", shown.text), text
     assert "script" not in shown.tags and not shown.addresses
     assert shown.tags.count("table") == 2 and not shown.loose_tables

@@ -1,4 +1,4 @@
-"""Trained streams applied to videos that nobody has labelled, and stores made of such videos."""
+"""Trained streams applied to videos that nobody has labeled, and stores made of such videos."""
 
 import csv
 import shutil

@@ -1,4 +1,4 @@
-"""A stream trained together with another data set, as tasks: what is required, made again, refused."""
+"""A stream trained together with another dataset, as tasks: what is required, made again, refused."""
 
 import json
 import shutil
@@ -130,7 +130,7 @@ def test_official_lists_have_the_same_split_and_others_their_own(two, layout, li
 @pytest.mark.parametrize(
     ("how", "other", "settings", "message"),
     [
-        ("heads", "four", {}, r"\[temporal\] with_dataset is 'four', which is this data set itself; name another, or"),
+        ("heads", "four", {}, r"\[temporal\] with_dataset is 'four', which is this dataset itself; name another, or"),
         ("heads", "mor", {}, r"\[temporal\] with_dataset: dataset 'mor' does not exist; did you mean 'more'"),
         ("", "more", {}, "with_dataset is 'more' and with_how is ''; give both"),
         (

@@ -1,4 +1,4 @@
-"""Training together with another data set: losses and gradients in plain torch, which clips and classes take part."""
+"""Training together with another dataset: losses and gradients in plain torch, which clips and classes take part."""
 
 from collections import Counter
 from dataclasses import replace
@@ -16,7 +16,7 @@ from pipeline.dataset import TrainingSet
 from pipeline.networks import build
 from pipeline.networks.checkpoint import load_checkpoint
 from pipeline.training import train, train_step
-from pipeline.training.resume import TrainingState
+from pipeline.training.state import TrainingState
 from pipeline.training.together import OtherDataset, other_classes, refuse_overlap, same_classes, training_set
 
 CPU = torch.device("cpu")
@@ -212,7 +212,7 @@ def test_added_classes_come_as_often_as_this_sets(sets, capsys):
     assert stores["left"] == stores["right"] != stores["up"] == stores["down"]
 
 
-def test_probabilities_are_those_of_all_outputs_renormalised_over_this_sets_classes():
+def test_probabilities_are_those_of_all_outputs_renormalized_over_this_sets_classes():
     network = build(spec(**CLASSES), 2, 3)
     network.head.weight.data *= 30
     features = torch.randn(5, 128)
@@ -322,7 +322,7 @@ def test_a_checkpoint_of_another_companion_is_refused_by_name(sets, tmp_path):
     catalog, other = sets()
     run(spec(steps=1, **HEADS), catalog, other, tmp_path)
     assert load_checkpoint(tmp_path / "checkpoint.pt", other_classes=("LEFT", "down", "up")).network.other_head
-    message = r"was trained on 3 classes \('LEFT', 'down', 'up'\) of another data set; expected 2 classes \('a', 'b'\)"
+    message = r"was trained on 3 classes \('LEFT', 'down', 'up'\) of another dataset; expected 2 classes \('a', 'b'\)"
     with pytest.raises(ValueError, match=message):
         load_checkpoint(tmp_path / "checkpoint.pt", other_classes=("a", "b"))
 

@@ -15,9 +15,9 @@ from pipeline import training
 from pipeline.dataset import EvalSet, TrainingSet
 from pipeline.networks import build
 from pipeline.networks.checkpoint import load_checkpoint
-from pipeline.training import TrainingDiverged, resume, train, train_step, validate
+from pipeline.training import TrainingDiverged, state, train, train_step, validate
 from pipeline.training.parallel import World
-from pipeline.training.resume import Curve, TrainingState
+from pipeline.training.state import Curve, TrainingState
 
 CPU = torch.device("cpu")
 
@@ -95,7 +95,7 @@ def test_every_step_drops_other_features():
 
 @pytest.mark.parametrize("parts", [2, 4])
 def test_a_batch_in_parts_makes_the_same_step(data, parts):
-    """Without batch normalisation, with dropout; in float64, so that what is left is no matter of rounding."""
+    """Without batch normalization, with dropout; in float64, so that what is left is no matter of rounding."""
     data("frames")
     inputs, labels = torch.randn(4, 3, 40, 40, dtype=torch.float64), torch.tensor([0, 1, 1, 0])
     settings = replace(spec(dropout=0.5, learning_rate=1e-3), network="squeezenet1_1", crop_px=40)
@@ -159,14 +159,14 @@ def test_it_is_recorded_where_and_how_a_stream_was_trained(data, tmp_path, asked
 
 def test_slow_saving_takes_two_per_cent_of_the_time_at_most(monkeypatch):
     now, saved, curve = [0.0], [], Curve()
-    monkeypatch.setattr(resume, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(state, "time", SimpleNamespace(monotonic=lambda: now[0]))
 
     def save(seconds):
         def act():
             saved.append(now[0])
             now[0] += seconds
 
-        return resume.Saving(act, curve)
+        return state.Saving(act, curve)
 
     for seconds, expected in ((0.5, list(range(10, 200, 10))), (4.0, [10])):
         now[0], saved[:] = 0.0, []

@@ -39,7 +39,7 @@ def floats(flow):
 
 
 def drawn(*values):
-    """The six numbers of a view: down, right, mirror, three colours."""
+    """The six numbers of a view: down, right, mirror, three colors."""
     return [*values, *[0.5] * (6 - len(values))]
 
 
@@ -80,22 +80,22 @@ def test_every_crop_position_and_both_mirrors_occur():
 
 def test_a_setting_never_changes_what_another_draws():
     picture = frame()
-    plain, coloured = (train_input(spec(jitter=j), picture, drawn(0.3, 0.4, 0.2, 0.9, 0.1, 0.6)) for j in (0.0, 0.001))
-    np.testing.assert_allclose(plain, coloured, atol=0.05)
+    plain, colored = (train_input(spec(jitter=j), picture, drawn(0.3, 0.4, 0.2, 0.9, 0.1, 0.6)) for j in (0.0, 0.001))
+    np.testing.assert_allclose(plain, colored, atol=0.05)
 
 
 def test_jitter_follows_its_definition():
     picture = frame(5, 6)
     weights = np.array([0.299, 0.587, 0.114])
     expected = picture * 1.3
-    grey = (expected * weights).sum(-1).mean()
-    expected = (expected - grey) * 0.8 + grey
+    gray = (expected * weights).sum(-1).mean()
+    expected = (expected - gray) * 0.8 + gray
     own = (expected * weights).sum(-1, keepdims=True)
     expected = np.clip(np.rint((expected - own) * 1.2 + own), 0, 255)
     assert abs(jitter(picture, np.array([1.3, 0.8, 1.2])).astype(int) - expected).max() <= 1
     np.testing.assert_array_equal(jitter(picture, np.ones(3)), picture)
-    grey_only = jitter(picture, np.array([1, 1, 0.0]))
-    assert np.ptp(grey_only.astype(int), axis=-1).max() == 0
+    gray_only = jitter(picture, np.array([1, 1, 0.0]))
+    assert np.ptp(gray_only.astype(int), axis=-1).max() == 0
 
 
 def test_jitter_reaches_the_spatial_stream_only():
@@ -109,7 +109,7 @@ def test_jitter_reaches_the_spatial_stream_only():
 
 @pytest.mark.parametrize("crops", [1, 2, 5, 10])
 @pytest.mark.parametrize("stream", ["spatial", "temporal"])
-def test_test_views_are_corners_centre_and_mirrors(stream, crops):
+def test_test_views_are_corners_center_and_mirrors(stream, crops):
     picture = frame() if stream == "spatial" else stack()
     places = [(4, 8)] if crops < 5 else [(0, 0), (0, 16), (8, 0), (8, 16), (4, 8)]
     windows = [(slice(top, top + 16), slice(left, left + 16)) for top, left in places]
@@ -169,14 +169,14 @@ def test_a_picture_of_the_right_size_is_not_touched():
     assert resize(picture, spec(resize_px=24)) is picture
 
 
-def test_normalised_values_are_those_of_the_definition():
+def test_normalized_values_are_those_of_the_definition():
     picture = frame(16, 16)
     view = EvalViews(spec(), crops=1)(picture)
     np.testing.assert_allclose(view.inputs()[0], as_input(picture), atol=1e-6)
     assert view.values.dtype == np.uint8
 
 
-def quantised(height, width, seed=0):
+def quantized(height, width, seed=0):
     """A stack as a store gives it, bytes with a factor and an offset a plane, and its pixels."""
     rng = np.random.default_rng(seed)
     q, scale, offset = rng.integers(0, 256, (4, height, width)), rng.uniform(0.05, 0.2, 4), rng.uniform(-20, 0, 4)
@@ -185,7 +185,7 @@ def quantised(height, width, seed=0):
 
 
 def plain_view(pixels, settings, values):
-    """A random view of flow in pixels, in the order of the words: resize, crop, mirror, normalise; float64."""
+    """A random view of flow in pixels, in the order of the words: resize, crop, mirror, normalize; float64."""
     (height, width), side = pixels.shape[1:], settings.crop_px
     short = max(settings.resize_px or min(height, width), side)
     to = [max(short, round(length * short / min(height, width))) for length in (width, height)]
@@ -204,7 +204,7 @@ def test_bytes_give_what_pixels_would_have_given(seed):
     rng = np.random.default_rng(seed)
     height, width = (int(side) for side in rng.integers(14, 40, 2))
     settings = spec("temporal", resize_px=int(rng.choice([0, 16, 24])), flow_unit_px=float(rng.choice([1.0, 4.0])))
-    picture, pixels = quantised(height, width, seed)
+    picture, pixels = quantized(height, width, seed)
     values = rng.random(6)
     view = TrainView(settings)(picture, values)
     np.testing.assert_allclose(view.inputs(), plain_view(pixels, settings, values), atol=1e-5)
@@ -212,7 +212,7 @@ def test_bytes_give_what_pixels_would_have_given(seed):
     assert view.values.dtype == (np.float32 if resized else np.uint8)
 
 
-# quarters of the way down and to the right: corners, centre, middles of the edges, middles of the quadrants
+# quarters of the way down and to the right: corners, center, middles of the edges, middles of the quadrants
 TSN_PLACES = [*[(k, m) for k in (0, 2, 4) for m in (0, 2, 4)], (1, 1), (1, 3), (3, 1), (3, 3)]
 
 
@@ -223,9 +223,9 @@ def test_corner_crops_are_those_of_tsn():
     ]
     # a 340 x 256 frame, 224 high and 192 wide: steps of (256 - 224) // 4 = 8 down and (340 - 192) // 4 = 37 right
     places = {(box.top, box.left) for box in corner_crops(256, 340, 224, 192)}
-    corners_centre = {(0, 0), (0, 148), (32, 0), (32, 148), (16, 74)}
+    corners_center = {(0, 0), (0, 148), (32, 0), (32, 148), (16, 74)}
     edges = {(0, 74), (32, 74), (16, 0), (16, 148)}
-    assert places == corners_centre | edges | {(8, 37), (8, 111), (24, 37), (24, 111)}
+    assert places == corners_center | edges | {(8, 37), (8, 111), (24, 37), (24, 111)}
     assert {(box.height, box.width) for box in corner_crops(256, 340, 224, 192)} == {(224, 192)}
 
 
@@ -259,6 +259,6 @@ def test_corner_cropping_of_frames_resizes_the_crop():
 
 
 def test_views_of_several_pictures_stack():
-    view = EvalViews(spec("temporal"), crops=10)(quantised(24, 32)[0])
+    view = EvalViews(spec("temporal"), crops=10)(quantized(24, 32)[0])
     assert isinstance(view, View) and view.values.dtype == np.uint8
     assert view.values.shape == (10, 4, 16, 16) and view.scale.shape == view.offset.shape == (10, 4)

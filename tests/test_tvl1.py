@@ -86,7 +86,7 @@ def operators(height, width):
 
 
 def energy(flow, fields, bound):
-    """What is minimised, of flow (2, H, W); and the lengths and residuals that it consists of."""
+    """What is minimized, of flow (2, H, W); and the lengths and residuals that it consists of."""
     slope_x, slope_y, constant = fields
     slopes = [d @ component.ravel() for d in operators(*flow.shape[1:]) for component in flow]
     length = np.linalg.norm(slopes, axis=0)
@@ -177,7 +177,7 @@ def test_trust_is_what_the_data_term_leaves(terms):
 
 
 @pytest.mark.parametrize("scale", [1.0, 0.3, 0.05])
-def test_neighbours_of_the_median_stand_on_rings(scale):
+def test_neighbors_of_the_median_stand_on_rings(scale):
     spacing, offsets = max(1, 3 * np.sqrt(scale)), median_offsets(scale)
     radii = np.linalg.norm(offsets, axis=1)
     assert set(offsets) == {(-x, y) for x, y in offsets} == {(x, -y) for x, y in offsets}
@@ -242,7 +242,7 @@ def test_full_high_definition_within_bounds():
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert np.median(np.linalg.norm(flow - np.array([5, 2])[:, None, None], axis=0)) < 0.1
-    assert peak < 260 * 1080 * 1920  # bytes a pixel: no whole image for every neighbour or iteration
+    assert peak < 260 * 1080 * 1920  # bytes a pixel: no whole image for every neighbor or iteration
 
 
 def test_memory_does_not_grow_with_the_clip():

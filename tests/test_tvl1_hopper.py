@@ -70,7 +70,7 @@ def kernels(tmp_path_factory):
 def test_every_kernel_compiles(kernels):
     names = {row["kernel"] for row in kernels}
     assert names == {
-        *("blur", "resize", "warp", "describe", "linearise"),
+        *("blur", "resize", "warp", "describe", "linearize"),
         *("iterate", "median", "trust", "weighted_median"),
     }
     assert {row["precision"] for row in kernels if row["kernel"] == "iterate"} == {"float32", "float64"}

@@ -118,7 +118,7 @@ def test_a_crash_of_the_decoder_stays_in_its_process(tmp_path, monkeypatch, by, 
         try_decoding(tmp_path / "a.avi", timeout_seconds=60)
 
 
-def test_rotation_is_honoured(shared):
+def test_rotation_is_honored(shared):
     """The sample is stored upside down with a tag of 180 degrees: it must differ from the frame as stored."""
     path = shared / "data/odd_clips/rotated_180.mp4"
     capture = cv2.VideoCapture(str(path))

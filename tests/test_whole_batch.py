@@ -1,4 +1,4 @@
-"""Dropout, stochastic depth and batch normalisation of the pieces of a batch, against those of the whole batch."""
+"""Dropout, stochastic depth and batch normalization of the pieces of a batch, against those of the whole batch."""
 
 import copy
 
@@ -7,7 +7,7 @@ import torch
 from torch import distributed, multiprocessing, nn
 from torchvision.ops import StochasticDepth
 
-from pipeline.training.whole_batch import Piece, draw_for_whole_batch, normalise_over_processes
+from pipeline.training.whole_batch import Piece, draw_for_whole_batch, normalize_over_processes
 
 
 def layers(kind):
@@ -43,7 +43,7 @@ def test_networks_keep_the_names_of_their_weights_and_layers_their_kind():
     assert list(network.state_dict()) == names
 
 
-# --- batch normalisation over two processes, against torch's own layer that sees all items
+# --- batch normalization over two processes, against torch's own layer that sees all items
 
 SHAPES = {nn.BatchNorm2d: (6, 5, 4, 3), nn.BatchNorm1d: (6, 5), nn.BatchNorm3d: (6, 5, 2, 3, 2)}
 LAYERS = [(kind, options) for kind in SHAPES for options in ({}, {"affine": False})]
@@ -51,7 +51,7 @@ LAYERS += [(nn.BatchNorm2d, {"momentum": None}), (nn.BatchNorm2d, {"track_runnin
 
 
 class Bend(nn.Module):
-    """A layer before the normalisation whose gradient passes through it."""
+    """A layer before the normalization whose gradient passes through it."""
 
     def __init__(self):
         super().__init__()
@@ -82,14 +82,14 @@ def one_of_two(rank, folder):
     found = []
     for layer in LAYERS:
         network, batches = network_and_data(*layer)
-        normalise_over_processes(network, torch.device("cpu"))
+        normalize_over_processes(network, torch.device("cpu"))
         model = nn.parallel.DistributedDataParallel(network)
         found.append(trained(network, model, *batches.chunk(2, dim=2)[rank]))
     torch.save(found, f"{folder}/{rank}")
     distributed.destroy_process_group()
 
 
-def test_two_processes_normalise_by_what_both_see(tmp_path):
+def test_two_processes_normalize_by_what_both_see(tmp_path):
     multiprocessing.spawn(one_of_two, (str(tmp_path),), nprocs=2)
     shares = [torch.load(tmp_path / str(rank)) for rank in (0, 1)]
     for number, layer in enumerate(LAYERS):
@@ -99,20 +99,20 @@ def test_two_processes_normalise_by_what_both_see(tmp_path):
             torch.testing.assert_close(share[number], expected, rtol=1e-12, atol=1e-12)
 
 
-def test_normalisation_that_is_not_trained_stays_as_torch_has_it():
+def test_normalization_that_is_not_trained_stays_as_torch_has_it():
     network, inputs = nn.Sequential(nn.BatchNorm2d(3, eps=0.01)), torch.randn(4, 3, 5, 5)
     network(inputs)
     expected = network.eval()(inputs)
-    normalise_over_processes(network, torch.device("cpu"))
+    normalize_over_processes(network, torch.device("cpu"))
     assert not network[0].training and torch.equal(network(inputs), expected)
 
 
-def test_half_precision_is_normalised_in_float32(monkeypatch):
+def test_half_precision_is_normalized_in_float32(monkeypatch):
     monkeypatch.setattr(distributed, "all_reduce", lambda tensor: None)
     monkeypatch.setattr(distributed, "get_world_size", lambda: 1)
     network, inputs = nn.Sequential(nn.BatchNorm2d(3)), torch.randn(4, 3, 5, 5) + 100.2
     expected = copy.deepcopy(network)(inputs.bfloat16().float())
-    normalise_over_processes(network, torch.device("cpu"))
+    normalize_over_processes(network, torch.device("cpu"))
     found = network(inputs.bfloat16())
     assert found.dtype == torch.bfloat16
     torch.testing.assert_close(found.float(), expected, rtol=0.01, atol=0.02)

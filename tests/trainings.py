@@ -29,7 +29,7 @@ def spec(stream="spatial", **values):
 
 
 def without_batch_norm(**values):
-    """Small steps, so that rounding stays small; no batch normalisation, which `accumulate` would change."""
+    """Small steps, so that rounding stays small; no batch normalization, which `accumulate` would change."""
     defaults = {"resize_px": 0, "crop_px": 40, "batch": 4, "steps": 20, "milestones": (15,), "learning_rate": 2e-5}
     defaults |= {"dropout": 0.5, "validate_every": 10, "save_every": 5, "network": "squeezenet1_1"}
     defaults |= {"jitter": 0.2} if values.get("stream") != "temporal" else {}

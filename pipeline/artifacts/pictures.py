@@ -36,13 +36,13 @@ def picture(path: Path, out: Path, *, clip: str = "", images: int = 8) -> str:
     tiles = [shown.frames(i, i + 1)[0] if kind == "frames" else shown.flow(i, i + 1)[0] for i in at]
     if kind == "flow":
         fastest = max(float(np.percentile(np.hypot(*flow), 99.5)) for flow in tiles)
-        tiles = [flow_colours(flow, full_px=max(fastest, 1.0)) for flow in tiles]
+        tiles = [flow_colors(flow, full_px=max(fastest, 1.0)) for flow in tiles]
     if not cv2.imwrite(str(out), cv2.cvtColor(np.hstack(tiles), cv2.COLOR_RGB2BGR)):
         raise OSError(f"no picture can be written to {out}")
     return f"{len(tiles)} of {len(shown)} {'frames' if kind == 'frames' else 'fields of flow'} of clip {shown.id}"
 
 
-def flow_colours(flow: np.ndarray, *, full_px: float) -> np.ndarray:
+def flow_colors(flow: np.ndarray, *, full_px: float) -> np.ndarray:
     """(2, H, W) float32 flow in pixels -> (H, W, 3) uint8 RGB: hue is direction (red right, cyan left), value is speed.
 
     `full_px` is the speed, in pixels, shown at full brightness.

@@ -20,7 +20,7 @@ from pipeline.stacks.paths_torch import along_path
 from pipeline.store import repair_advice
 from pipeline.system.console import one_line
 from pipeline.system.errors import ClipError, DamagedFile
-from pipeline.system.progress import say
+from pipeline.system.progress import say_once
 from pipeline.transforms import EncodedView, View, interpolation
 from pipeline.video import jpeg
 
@@ -136,18 +136,14 @@ def decoded_planes(
         raise
     except RuntimeError as error:  # it names no plane; nvJPEG may lack memory, or not support a kind of JPEG
         images = _decoded_here(data, views, device)
-        _say_once(one_line(str(error)))
+        why = one_line(str(error))
+        say_once(f"the GPU did not decode some planes of flow, so the CPU does, which is slower ({why})")
     per_view = len(data) // len(views)
     for k, image in enumerate(images):
         view = views[k // per_view]
         if image.shape[1:] != (view.stack.height, view.stack.width):
             raise _damaged(view, "its planes differ in size")
     return images
-
-
-@functools.cache
-def _say_once(reason: str) -> None:
-    say(f"the GPU did not decode some planes of flow, so the CPU does, which is slower ({reason})")
 
 
 def _decoded_here(

@@ -44,7 +44,7 @@ class Cached(NamedTuple):
 
 
 class Videos(NamedTuple):
-    """The videos of a data set, a few of which were measured."""
+    """The videos of a dataset, a few of which were measured."""
 
     bytes: int
     """Size of all files."""

@@ -61,7 +61,7 @@ def videos(folder: Path, clips: Sequence[Clip], spec: FrameSpec) -> Videos:
 
     Args:
         folder: folder that the clips' paths are relative to.
-        clips: the whole data set.
+        clips: the whole dataset.
         spec: size and quality of the cached frames.
 
     Raises:
@@ -200,7 +200,7 @@ def pair(samples: Sequence[Sequence[bytes]], spec: FlowSpec, *, device: str) -> 
 
 
 def _pair(images: Sequence[bytes], spec: FlowSpec, device: str) -> PairCost:
-    gray = not flow.takes_colour(spec.method)
+    gray = not flow.takes_color(spec.method)
     decoding, frames = _worked(lambda: np.stack([jpeg.decode(np.frombuffer(i, np.uint8), gray=gray) for i in images]))
     per_pair, motion = _motion(frames, spec, device)
     coding, planes = _worked(_encoded, motion, spec)

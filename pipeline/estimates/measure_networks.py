@@ -26,7 +26,7 @@ from pipeline.system.tensors import limit_threads, true_float32
 from pipeline.training import train_step
 from pipeline.training.parallel import process_count
 from pipeline.training.recipe import algorithms
-from pipeline.training.resume import TrainingState
+from pipeline.training.state import TrainingState
 
 STEP_SECONDS = 0.5  # after a step this long, no larger one is tried
 
@@ -36,7 +36,7 @@ def network(spec: StreamSpec, classes: int, *, device: str, one_thread: bool = F
 
     Args:
         spec: the stream; only what affects the time of a step is used.
-        classes: number of classes of the data set.
+        classes: number of classes of the dataset.
         device: "auto", "cpu", "cuda" ...
         one_thread: on a CPU, use one thread; the time is then too long, by at most a factor of the number of cores.
 

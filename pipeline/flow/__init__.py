@@ -1,7 +1,7 @@
 """Optical flow of frames: `estimate` is the entry point; `estimate_on_device` leaves the flow on the device.
 
 A method is a module with `between(first, second, spec, *, device)`, imported on first use, so torch is not loaded
-needlessly. The images are (N, H, W) uint8, or (N, H, W, 3) uint8 for methods with `colour`: numpy arrays, or tensors on
+needlessly. The images are (N, H, W) uint8, or (N, H, W, 3) uint8 for methods with `color`: numpy arrays, or tensors on
 the device for methods with `tensors` on CUDA. The flow is (N, 2, H, W) float32, an array or a tensor.
 """
 
@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import functools
 import importlib
-import importlib.util
 import itertools
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -26,52 +25,41 @@ from pipeline.flow.device import (
     uploaded,
 )
 from pipeline.flow.enlarging import brought_back, enlarged
-from pipeline.specs import RAFT_WEIGHTS, FlowSpec
-from pipeline.specs.base import check_device
+from pipeline.flow.registry import (
+    REGISTRY,
+    check,
+    cuda_devices,
+    devices,
+    may_use_cuda,
+    method_device,
+    methods,
+    takes_color,
+    tensor_device,
+    to_download,
+)
+from pipeline.specs import FlowSpec
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+__all__ = [
+    "check",
+    "cuda_devices",
+    "devices",
+    "estimate",
+    "estimate_on_device",
+    "may_use_cuda",
+    "method_device",
+    "methods",
+    "pairs_of",
+    "takes_color",
+    "tensor_device",
+    "to_download",
+    "to_gray",
+    "to_rgb",
+]
 
-class _Method(NamedTuple):
-    module: str
-    needs: str  # the package it computes with
-    package: str  # pip's name for that package
-    cuda: bool  # runs on CUDA devices ...
-    cpu: bool = True  # ... and on the CPU
-    colour: bool = False  # reads RGB, not gray
-    asks: str = ""  # a module, quick to import, whose `why_not(name)` says what else is missing
-    tensors: bool = False  # on CUDA, takes tensors on the device, not numpy arrays
-
-
-_OPENCV = _Method("pipeline.flow.opencv", "cv2", "opencv-contrib-python", cuda=False, asks="pipeline.flow.opencv")
-_OPENCV_CUDA = _OPENCV._replace(
-    module="pipeline.flow.opencv_cuda", cuda=True, cpu=False, asks="pipeline.flow.opencv_cuda"
-)
-_RAFT = _Method(
-    "pipeline.flow.raft",
-    "torchvision",
-    "torchvision",
-    cuda=True,
-    colour=True,
-    asks="pipeline.flow.weights",
-    tensors=True,
-)
-_REGISTRY = {
-    "tvl1": _Method("pipeline.flow.tvl1", "torch", "torch", cuda=True, tensors=True),
-    "brox": _Method("pipeline.flow.brox", "torch", "torch", cuda=True, tensors=True),
-    "raft_small": _RAFT,
-    "raft_large": _RAFT,
-    "dis_ultrafast": _OPENCV,
-    "dis_fast": _OPENCV,
-    "dis_medium": _OPENCV,
-    "farneback": _OPENCV,
-    "deepflow": _OPENCV,
-    "pcaflow": _OPENCV,
-    "opencv_cuda_tvl1": _OPENCV_CUDA,
-    "opencv_cuda_brox": _OPENCV_CUDA,
-    "nvidia_of": _OPENCV_CUDA,
-}
+_PICTURE_PX = 16  # least side of what is surely a picture
 
 
 def estimate(frames: np.ndarray, spec: FlowSpec, *, device: str = "auto", direction: str = "forward") -> np.ndarray:
@@ -96,6 +84,7 @@ def estimate(frames: np.ndarray, spec: FlowSpec, *, device: str = "auto", direct
     """
     if not isinstance(spec, FlowSpec):
         raise ValueError(f"spec is {spec!r}; it must be a FlowSpec, such as FlowSpec(method='tvl1')")
+    _refuse_one_rgb_frame(frames)
     device = method_device(spec.method, device)
     on_cpu = tensor_device(spec.method, device) == "cpu"
     if on_cpu and spec.enlarge == 1:  # the method batches internally; enlarged flow would be held whole
@@ -149,10 +138,10 @@ def estimate_on_device(
     bounds = [0, *cuts, len(frames)]
     if min(np.diff(bounds)) < 2:
         raise ValueError(f"cuts are {list(cuts)} in {len(frames)} frames; every clip needs at least 2")
-    method, device = _REGISTRY[spec.method], method_device(spec.method, device)
+    method, device = REGISTRY[spec.method], method_device(spec.method, device)
     between = importlib.import_module(method.module).between
     with on_cuda_device(tensor_device(spec.method, device)):
-        images = np.ascontiguousarray(to_rgb(frames) if method.colour else to_gray(frames))
+        images = np.ascontiguousarray(to_rgb(frames) if method.color else to_gray(frames))
         images = enlarged(images, spec.enlarge)
         images = uploaded(images, device=device) if method.tensors else images
         first, second = (
@@ -180,71 +169,6 @@ def pairs_of(size: tuple[int, int], spec: FlowSpec, *, device: str) -> int:
     return pairs_at_once(size[0] * size[1] * spec.enlarge**2, device=device, batch_pairs=spec.batch_pairs)
 
 
-def cuda_devices(method: str, device: str) -> tuple[str, ...]:
-    """The CUDA devices that a method would use here: all for "auto", otherwise the one named; none for the CPU.
-
-    Raises:
-        ValueError: the device is unknown or cannot be used, as for `estimate`.
-    """
-    found = method_device(method, device)
-    if found == "cpu" or device != "auto":
-        return () if found == "cpu" else (found,)
-    return tuple(f"cuda:{k}" for k in range(_counted(_REGISTRY[method])[1]))
-
-
-def tensor_device(method: str, device: str) -> str:
-    """Device of the torch tensors of a method that runs on `device`: `device`, or "cpu" if OpenCV does the work."""
-    return "cpu" if _REGISTRY[method].needs == "cv2" else device
-
-
-def may_use_cuda(method: str, device: str) -> bool:
-    """Whether a method would run on CUDA if CUDA were available."""
-    return _REGISTRY[method].cuda and device != "cpu"
-
-
-def takes_colour(method: str) -> bool:
-    """Whether the method reads RGB frames; the other methods read gray values."""
-    return _REGISTRY[method].colour
-
-
-def devices(method: str) -> tuple[str, ...]:
-    """The kinds of device that the method runs on: "cpu", "cuda" or both."""
-    about = _REGISTRY[method]
-    return ("cpu",) * about.cpu + ("cuda",) * about.cuda
-
-
-def methods() -> dict[str, str]:
-    """Method name -> "available", or why it is not and what to do; downloads nothing and does not import torch."""
-    missing = {name: _missing(name) for name in _REGISTRY}
-    return {name: f"not available: {why}" if why else "available" for name, why in missing.items()}
-
-
-def check(spec: FlowSpec, *, device: str = "auto") -> None:
-    """Reject up front what this machine cannot compute; downloads RAFT's weights if they are missing.
-
-    Raises:
-        ValueError, OSError: as for `estimate`, or a missing package or module.
-    """
-    if spec.method in RAFT_WEIGHTS and importlib.util.find_spec("torchvision"):
-        from pipeline.flow import raft
-
-        raft.load(spec)
-    elif why := _missing(spec.method):
-        raise ValueError(f"[flow] method {spec.method} is not available: {why}")
-    if device != "auto" or not _REGISTRY[spec.method].cpu:
-        method_device(spec.method, device)
-
-
-def to_download(spec: FlowSpec) -> str:
-    """Name of the RAFT weights file that `check` would have to download; "" if there is none."""
-    if spec.method not in RAFT_WEIGHTS or spec.weights_file is not None:
-        return ""
-    from pipeline.flow import weights
-
-    name = weights.file_name(spec.method, spec.raft_weights)
-    return "" if (weights.folder() / name).is_file() else name
-
-
 def to_gray(frames: np.ndarray) -> np.ndarray:
     """Gray values, the same for every method: (T, H, W, 3) uint8 RGB -> (T, H, W) uint8, by OpenCV's RGB2GRAY.
 
@@ -262,57 +186,22 @@ def to_rgb(frames: np.ndarray) -> np.ndarray:
     return frames if frames.ndim == 4 else np.repeat(frames[..., None], 3, axis=3)
 
 
-def _missing(name: str) -> str:
-    """What the method lacks on this machine and what to do, or "" if it can be used."""
-    method = _REGISTRY[name]
-    if importlib.util.find_spec(method.needs) is None:
-        return f"{method.needs} is not installed; pip install {method.package}"
-    try:
-        return importlib.import_module(method.asks).why_not(name) if method.asks else ""
-    except ImportError as error:
-        return f"{method.needs} is installed, but cannot be imported ({error}); `python -m pipeline doctor` says more"
+def _refuse_one_rgb_frame(frames: np.ndarray) -> None:
+    """Refuse (H, W, 3), which would be taken for H gray frames of 3 pixels' width. (The Flow stage may have such.)"""
+    shape = getattr(frames, "shape", ())
+    if len(shape) == 3 and shape[2] == 3 and min(shape[:2]) >= _PICTURE_PX:
+        raise ValueError(
+            f"frames have shape {tuple(shape)}, which is one RGB frame; motion needs at least 2, (T, H, W, 3); "
+            "give gray frames that are 3 px wide as RGB"
+        )
 
 
 def _check_frames(frames: np.ndarray) -> None:
     if not isinstance(frames, np.ndarray) or frames.dtype != np.uint8:
-        got = getattr(frames, "dtype", type(frames).__name__)
+        got = frames.dtype if isinstance(frames, np.ndarray) else type(frames).__name__
         raise ValueError(f"frames are {got}; they must be a numpy array of uint8, 0 to 255")
     gray, rgb = frames.ndim == 3, frames.ndim == 4 and frames.shape[3] == 3
     if not (gray or rgb) or 0 in frames.shape[1:]:
         raise ValueError(f"frames have shape {frames.shape}; allowed: (T, H, W, 3) RGB or (T, H, W) gray, no side 0")
     if len(frames) < 2:
         raise ValueError(f"frames hold {len(frames)} frame; motion needs at least 2")
-
-
-def method_device(name: str, device: str) -> str:
-    """The device that method `name` runs on, "cpu", "cuda" or "cuda:N"; only "auto" needs resolving.
-
-    Raises:
-        ValueError: an unknown device, or one that this machine lacks or that the method cannot use.
-    """
-    method = _REGISTRY[name]
-    check_device("device", device)
-    if device == "cpu" and not method.cpu:
-        raise ValueError(f"device is 'cpu', but method {name} computes on CUDA only; use device auto or cuda")
-    if device == "cpu" or (device == "auto" and not method.cuda):
-        return "cpu"
-    if not method.cuda:
-        raise ValueError(f"device is {device!r}, but method {name} computes on the CPU only; use device auto or cpu")
-    counted_by, there = _counted(method)
-    if device == "auto" and (there or method.cpu):
-        return "cuda" if there else "cpu"
-    if int(device.partition(":")[2] or 0) >= there:
-        cure = "use device auto or cpu" if method.cpu else "choose another device or method"
-        raise ValueError(f"device is {device!r}, but {counted_by} sees {there} CUDA devices here; {cure}")
-    return device
-
-
-def _counted(method: _Method) -> tuple[str, int]:
-    """The library that counts CUDA devices for the method, and how many it can use."""
-    if method.needs == "cv2":
-        from pipeline.flow import opencv_cuda
-
-        return "OpenCV", opencv_cuda.device_count()
-    import torch
-
-    return "torch", torch.cuda.device_count() if torch.cuda.is_available() else 0

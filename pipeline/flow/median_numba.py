@@ -73,8 +73,8 @@ def _median3(around, filtered):
                 lowest = max(max(low[x], low[x + 1]), low[x + 2])
                 highest = min(min(high[x], high[x + 1]), high[x + 2])
                 a, b = min(middle[x], middle[x + 1]), max(middle[x], middle[x + 1])
-                centre = max(a, min(b, middle[x + 2]))
-                a, b = min(lowest, centre), max(lowest, centre)
+                center = max(a, min(b, middle[x + 2]))
+                a, b = min(lowest, center), max(lowest, center)
                 row[x] = max(a, min(b, highest))
 
 

@@ -1,6 +1,7 @@
 """OpenCV's flow estimators on CUDA devices, for an OpenCV built with CUDA; PyPI's wheels are not.
 
-Those wheels still have a `cv2.cuda` with some of its classes, so only the number of devices tells them apart.
+Those wheels still have a `cv2.cuda` with some of its classes, so only the number of devices tells them apart. Nothing
+here has run on a real device yet: the tests use a stand-in for `cv2.cuda`.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ RELAXATION = 1.9  # over-relaxation; anything below 2 converges
 SINGULAR = 1e-12  # least determinant to divide by; only a pixel with neither data nor neighbors has a smaller one
 
 
-class _Colour(NamedTuple):
+class _Color(NamedTuple):
     """The linear system of the pixels of one color; all but `padded` are (N, 1 or 2, H * half width)."""
 
     above: Tensor  # weight of the neighbor above; all neighbors are of the other color
@@ -53,12 +53,12 @@ def solve(flow: Tensor, across: Tensor, down: Tensor, matrix: Tensor, right: Ten
     coefficients = _coefficients(flow, across, down, matrix, right)
     if width % 2:
         coefficients = functional.pad(coefficients, (0, 1))
-    red, black = (_colour(coefficients, colour) for colour in (0, 1))
+    red, black = (_color(coefficients, color) for color in (0, 1))
     sums = torch.empty_like(red.right)
     for _ in range(sweeps):
         _update(red, black.padded, sums, height)
         _update(black, red.padded, sums, height)
-    halves = [colour.padded.unflatten(-1, (height + 2, -1))[..., 1:-1, :] for colour in (red, black)]
+    halves = [color.padded.unflatten(-1, (height + 2, -1))[..., 1:-1, :] for color in (red, black)]
     pairs = torch.stack(halves, -1)
     pairs[..., 1::2, :, :] = pairs[..., 1::2, :, :].flip(-1)
     return pairs.flatten(-2)[..., :width]
@@ -74,20 +74,20 @@ def _coefficients(flow: Tensor, across: Tensor, down: Tensor, matrix: Tensor, ri
     return torch.cat((weights, last * scale, first * scale, -off * scale, right, flow), 1)
 
 
-def _colour(coefficients: Tensor, colour: int) -> _Colour:
-    """Pick the pixels of one color: in row y, the columns 2 c + (y + colour) % 2, which are packed into columns c."""
+def _color(coefficients: Tensor, color: int) -> _Color:
+    """Pick the pixels of one color: in row y, the columns 2 c + (y + color) % 2, which are packed into columns c."""
     pairs = coefficients.unflatten(-1, (-1, 2))
-    packed = pairs[..., colour].clone()
-    packed[..., 1::2, :] = pairs[..., 1::2, :, 1 - colour]
-    odd = ((torch.arange(packed.shape[-2], device=packed.device) + colour) % 2).to(packed.dtype).unsqueeze(1)
+    packed = pairs[..., color].clone()
+    packed[..., 1::2, :] = pairs[..., 1::2, :, 1 - color]
+    odd = ((torch.arange(packed.shape[-2], device=packed.device) + color) % 2).to(packed.dtype).unsqueeze(1)
     even = 1 - odd
     above, below, left, after = packed[:, :4].split(1, 1)
-    neighbours = above, below, left * odd + after * even, left * even, after * odd
-    parts = [part.flatten(2) for part in (*neighbours, packed[:, 4:6], packed[:, 6:7], packed[:, 7:9])]
-    return _Colour(*parts, padded=functional.pad(packed[:, 9:], (0, 0, 1, 1)).flatten(2))
+    neighbors = above, below, left * odd + after * even, left * even, after * odd
+    parts = [part.flatten(2) for part in (*neighbors, packed[:, 4:6], packed[:, 6:7], packed[:, 7:9])]
+    return _Color(*parts, padded=functional.pad(packed[:, 9:], (0, 0, 1, 1)).flatten(2))
 
 
-def _update(own: _Colour, other: Tensor, sums: Tensor, height: int) -> None:
+def _update(own: _Color, other: Tensor, sums: Tensor, height: int) -> None:
     """Relax the pixels of one color, given the padded unknowns of the other."""
     size = sums.shape[-1]
     row = size // height

@@ -44,7 +44,7 @@ def describe(
 
 
 @triton.jit(do_not_specialize=SIZE)
-def linearise(
+def linearize(
     still,
     warped,
     inside,

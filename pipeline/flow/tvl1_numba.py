@@ -92,7 +92,7 @@ def _improve(state: np.ndarray, first: np.ndarray, second: np.ndarray, spec: Flo
     flat, per_slope, per_far = numbers
     for turn in range(spec.tvl1_warps):
         rows.warp(moving, state, warped, inside)
-        rows.linearise(warped, still, inside, state, derivative, flat, per_slope, per_far)
+        rows.linearize(warped, still, inside, state, derivative, flat, per_slope, per_far)
         start = _flow(state).copy()
         rows.solve(state, box, spec.tvl1_iterations)
         rows.limit(state, start, number(model.UPDATE_PX))

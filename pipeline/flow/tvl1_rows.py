@@ -77,7 +77,7 @@ def _line(values, first, taps):
 
 
 @compiled
-def linearise(warped, still, inside, state, derivative, flat, per_slope, per_far):
+def linearize(warped, still, inside, state, derivative, flat, per_slope, per_far):
     """Write slopes, constants and step sizes of the data term, linearized around the current flow, into the state."""
     channels, height, width = warped.shape
     half, one = _f(0.5), _f(1)

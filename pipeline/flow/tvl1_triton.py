@@ -139,7 +139,7 @@ def _improve(state: _State, images: Tensor, spec: FlowSpec, *, scale: float) -> 
     linear = images.new_empty(count, 3 * channels, *images.shape[-2:])
     for turn in range(spec.tvl1_warps):
         _launch(image_kernels.warp, inside, compared[count:], state.flow, warped, inside, CHANNELS=channels)
-        _launch(kernels.linearise, inside, compared, warped, inside, state.flow, linear, CHANNELS=channels)
+        _launch(kernels.linearize, inside, compared, warped, inside, state.flow, linear, CHANNELS=channels)
         solved = _solve(state, linear, spec, terms)
         filtered = torch.empty_like(solved)
         if turn < spec.tvl1_warps - 1:

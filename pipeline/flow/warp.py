@@ -151,7 +151,7 @@ def weighted_median(flow: Tensor, image: Tensor, trust: Tensor, *, scale: float)
     Source: Sun, Roth, Black, Secrets of optical flow estimation and their principles, CVPR 2010 (there in a dense
     window of 15 x 15, with occlusion in place of trust; the sparse rings are ours: as wide, at a tenth of the cost).
     """
-    values, weights = _neighbours(flow, image, trust, scale)
+    values, weights = _neighbors(flow, image, trust, scale)
     below = [torch.zeros_like(flow) for _ in values]
     for later in range(len(values)):
         for earlier in range(later):  # of equal values, the earlier counts as below
@@ -174,7 +174,7 @@ def trust(cost: Tensor, *, doubt: float) -> Tensor:
     return TRUST_FLOOR + (1 - TRUST_FLOOR) / (1 + (cost / doubt).square())
 
 
-def _neighbours(flow: Tensor, image: Tensor, trust: Tensor, scale: float) -> tuple[list[Tensor], list[Tensor]]:
+def _neighbors(flow: Tensor, image: Tensor, trust: Tensor, scale: float) -> tuple[list[Tensor], list[Tensor]]:
     """Flow and weight of each neighbor in the weighted median."""
     height, width = flow.shape[-2:]
     offsets = median_offsets(scale)

@@ -131,10 +131,9 @@ def fuse(val: Mapping[str, Scores], test: Mapping[str, Scores], spec: FusionSpec
         raise ValueError(f"{len(both)} clips are in the validation and in the test tables, such as {both[0]!r}")
     val_pair, test_pair = ((part["spatial"], part["temporal"]) for part in (val, test))
     weight, why = choose_weight(*val_pair, step=spec.weight_step, folds=spec.folds)
-    c, why_c = choose_c(*val_pair, [spec.svm_c] if spec.svm_c else spec.svm_c_grid, folds=spec.folds)
-    svm = LinearSVM.fit(*val_pair, c=c, temperature=why_c.pop("temperature"))
-    if spec.svm_c:
-        why_c = {"note": "given by [fusion] svm_c"}
+    choice = choose_c(*val_pair, [spec.svm_c] if spec.svm_c else spec.svm_c_grid, folds=spec.folds)
+    svm = LinearSVM.fit(*val_pair, c=choice.c, temperature=choice.temperature)
+    why_c = {"note": "given by [fusion] svm_c"} if spec.svm_c else choice.why
     fusions = {"average": Weighted(0.5), "weighted": Weighted(weight), "svm": svm}
     on_val = {name: fusion.apply(*val_pair).top1() for name, fusion in fusions.items()}
     parameters = {

@@ -49,7 +49,7 @@ def scored_pair(val_a: Scores, val_b: Scores) -> tuple[Scores, Scores]:
         ValueError: the tables do not join, or there is no such clip.
     """
     a, b = val_a.join(val_b)
-    scored = np.flatnonzero(~(a.failed_rows | b.failed_rows) & a.labelled)
+    scored = np.flatnonzero(~(a.failed_rows | b.failed_rows) & a.labeled)
     if not len(scored):
         raise ValueError(
             f"none of the {len(a)} validation clips has a label and a score of both streams; "

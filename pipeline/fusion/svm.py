@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -131,7 +131,17 @@ class LinearSVM:
         return cls(tuple(values["classes"]), coefficients, intercepts, *numbers)
 
 
-def choose_c(val_a: Scores, val_b: Scores, grid: Sequence[float], *, folds: int = 5) -> tuple[float, dict[str, Any]]:
+class Choice(NamedTuple):
+    """What `choose_c` chose for the SVM."""
+
+    c: float
+    temperature: float
+    """By which the margins become probabilities."""
+    why: dict[str, Any]
+    """The reasons, as plain JSON values."""
+
+
+def choose_c(val_a: Scores, val_b: Scores, grid: Sequence[float], *, folds: int = 5) -> Choice:
     """The C that does best on clips from groups that the SVM was not fitted on.
 
     For each fold and each C, an SVM is fitted on the other folds and judged on this one; the C with the most correct
@@ -146,9 +156,9 @@ def choose_c(val_a: Scores, val_b: Scores, grid: Sequence[float], *, folds: int 
         folds: number of folds wanted, as for `cut_folds`.
 
     Returns:
-        C, and the reasons as plain JSON values: the grid, the number of correct clips for each C, the cut,
-        "out_of_fold_top1": the accuracy of the chosen C on held-out folds, over all validation clips (failed ones are
-        wrong), slightly optimistic as the best of several C, None without a cut; and "temperature".
+        C, its temperature, and why: the grid, the number of correct clips for each C, the cut, and "out_of_fold_top1":
+        the accuracy of the chosen C on held-out folds, over all validation clips (failed ones are wrong), slightly
+        optimistic as the best of several C, None without a cut.
 
     Raises:
         ValueError: the grid is empty or not above 0, or no validation clip is scored.
@@ -161,12 +171,12 @@ def choose_c(val_a: Scores, val_b: Scores, grid: Sequence[float], *, folds: int 
     if not len(folded):
         c = grid[0] if len(grid) == 1 else DEFAULT_C
         margins = LinearSVM.fit(a, b, c=c).margins(a, b)
-        return c, {**why, "right": [], "out_of_fold_top1": None, "temperature": _temperature(margins, a.labels)}
+        return Choice(c, _temperature(margins, a.labels), {**why, "right": [], "out_of_fold_top1": None})
     margins = _held_out_margins(a, b, list(folded), grid)
     right = (margins.argmax(axis=2) == a.labels).sum(axis=1).tolist()
     best = int(np.argmax(right))  # the first in a tie
-    found = {"out_of_fold_top1": right[best] / len(val_a), "temperature": _temperature(margins[best], a.labels)}
-    return grid[best], {**why, "right": right, **found}
+    why |= {"right": right, "out_of_fold_top1": right[best] / len(val_a)}
+    return Choice(grid[best], _temperature(margins[best], a.labels), why)
 
 
 def _held_out_margins(

@@ -12,20 +12,15 @@ from torch import nn
 
 from pipeline.networks import imagenet
 from pipeline.networks.backbones import (
-    AUXILIARY,
     OWN,
-    first_convolution,
     refuse_crop,
     refuse_unrepeatable,
     torchvision_body,
-    without_second_norm,
 )
+from pipeline.networks.starting import of_body, read_weights, start_from
 from pipeline.specs import StreamSpec
 from pipeline.specs.base import check_device
 from pipeline.system.progress import say
-from pipeline.system.tensors import read_tensors
-
-CHECKPOINT_FORMAT = "two-stream-checkpoint"
 
 
 def resolve_device(device: str) -> torch.device:
@@ -51,7 +46,7 @@ class Network(nn.Module):
     dropout stays active in training (the paper's "last layer" rows differ by dropout). `replaces` is the name, in
     published weights, of the layer that the head replaces.
 
-    `other_head` is the last layer for another data set that shares the body (paper, section 5, multi-task learning).
+    `other_head` is the last layer for another dataset that shares the body (paper, section 5, multi-task learning).
     The first `num_classes` outputs of `head` are this set's classes; any others are classes added from another set.
 
     With `partial_bn`, every batch normalization layer but the first keeps its weights and statistics. `consensus` says
@@ -107,7 +102,7 @@ class Network(nn.Module):
     def forward(self, inputs: torch.Tensor, *, both: bool = False) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
         """(N, C, H, W) or (N, S, C, H, W) float32 normalized inputs -> (N, K) logits, the consensus of S snippets.
 
-        With `both`, inputs of two data sets alternate: even indices go to `head`, odd ones to `other_head`. The result
+        With `both`, inputs of two datasets alternate: even indices go to `head`, odd ones to `other_head`. The result
         is the logits of both sets, (N / 2, K) and (N / 2, K of the other set).
         """
         if not both:
@@ -146,9 +141,9 @@ def build(spec: StreamSpec, num_classes: int, other_classes: int = 0, *, start: 
     """
     network, start = build_untrained(spec, num_classes, other_classes), start or spec.start
     if spec.partial_bn and not network.kept_norms():
-        say(f"{spec.network} has no second batch normalisation: [{spec.stream}] partial_bn has no effect")
+        say(f"{spec.network} has no second batch normalization: [{spec.stream}] partial_bn has no effect")
     if start != "scratch":
-        _start_from(network, spec, start)
+        start_from(network, spec, start)
     return network
 
 
@@ -169,7 +164,7 @@ def check(spec: StreamSpec) -> None:
     network = _on_meta(spec)
     refuse_crop(network.body, spec)
     if spec.start_file:
-        _of_body(network, read_weights(spec.start, mmap=True), spec, spec.start)
+        of_body(network, read_weights(spec.start, mmap=True), spec, spec.start)
 
 
 def check_deterministic(spec: StreamSpec) -> None:
@@ -221,84 +216,3 @@ def new_head(width: int, num_classes: int) -> nn.Linear:
     nn.init.normal_(head.weight, std=0.01)
     nn.init.zeros_(head.bias)
     return head
-
-
-# --- starting weights -------------------------------------------------------------------------------------------------
-
-
-def _start_from(network: Network, spec: StreamSpec, start: str | Path) -> None:
-    """Load the body's weights: torchvision's by their published names, or those from one of our checkpoints."""
-    read = imagenet.read(spec) if start == "imagenet" else read_weights(start)
-    state = _of_body(network, read, spec, start)
-    name = _first_layer(network)
-    if state[name].shape != read.get(name, read.get(name.removeprefix("body."))).shape:
-        say(
-            f"{spec.network}: first layer {name.removeprefix('body.')} inflated from 3 to {spec.channels} channels "
-            "by the mean over RGB"
-        )
-    network.load_state_dict(state, strict=False)  # strict except for the heads, as checked above
-
-
-def _of_body(
-    network: Network, state: dict[str, torch.Tensor], spec: StreamSpec, start: str | Path
-) -> dict[str, torch.Tensor]:
-    """The weights in a file, renamed to match the network's body.
-
-    A first layer made for RGB is inflated to the stream's channels: each gets the mean over RGB of its weights.
-
-    Raises:
-        ValueError: they are another network's weights.
-
-    Source: Wang et al., Temporal Segment Networks, 2016, section 3.1 (cross-modality pre-training).
-    """
-    if not any(name.startswith("body.") for name in state):
-        dropped = (f"{network.replaces}.", *(f"{name}." for name in AUXILIARY))
-        state = {f"body.{name}": value for name, value in state.items() if not name.startswith(dropped)}
-    state = {name: value for name, value in state.items() if not name.startswith(("head.", "other_head."))}
-    if spec.network == "cnn_m_2048" and spec.stream == "temporal":
-        state = without_second_norm(state)
-    name = _first_layer(network)
-    weight = state.get(name)
-    if weight is not None and weight.ndim == 4 and weight.shape[1] == 3 != spec.channels:
-        state[name] = weight.mean(1, keepdim=True).repeat(1, spec.channels, 1, 1)
-    _refuse_mismatch({f"body.{name}": value for name, value in network.body.state_dict().items()}, state, spec, start)
-    return state
-
-
-def _first_layer(network: Network) -> str:
-    return f"body.{first_convolution(network.body)[0]}.weight"
-
-
-def read_weights(path: str | Path, *, mmap: bool = False) -> dict[str, torch.Tensor]:
-    """The tensors in a weights file, by name: a plain state dict, or the state in one of our checkpoints.
-
-    With `mmap`, tensors are read on use.
-
-    Raises:
-        ValueError: no such file, or one with other content (code in a file is never executed).
-    """
-    if not Path(path).is_file():
-        raise ValueError(
-            f"start is {str(path)!r}, which is no file; allowed: scratch, imagenet, or the path of a weights file"
-        )
-    found = read_tensors(path, mmap=mmap)
-    if isinstance(found, dict) and found.get("format") == CHECKPOINT_FORMAT:
-        found = found["state"]
-    if not isinstance(found, dict) or not found or not all(isinstance(value, torch.Tensor) for value in found.values()):
-        raise ValueError(f"{path} holds no state dict (names to tensors)")
-    return found
-
-
-def _refuse_mismatch(wanted: dict, given: dict, spec: StreamSpec, start: str | Path) -> None:
-    """Reject weights whose names or shapes differ from the network's, before any are loaded."""
-    differ = [name for name, value in wanted.items() if name not in given or given[name].shape != value.shape]
-    unknown = [name for name in given if name not in wanted]
-    if not differ and not unknown:
-        return
-    name = (differ + unknown)[0]
-    here, there = (str(tuple(which[name].shape)) if name in which else "absent" for which in (wanted, given))
-    raise ValueError(
-        f"[{spec.stream}] start: the weights in {str(start)!r} do not belong to network {spec.network!r} with "
-        f"{spec.channels} input channels: {len(differ)} tensors are absent or misshapen, {len(unknown)} are unknown; "
-        f"the first is {name}: {here} in the network, {there} in the file"
-    )

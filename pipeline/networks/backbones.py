@@ -83,10 +83,10 @@ class LocalResponseNorm(nn.LocalResponseNorm):
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """(N, C, ...) -> the same shape: each value / (k + alpha * mean of squares over `size` channels) ** beta."""
-        return _Normalised.apply(inputs, self.size, self.alpha, self.beta, self.k)
+        return _Normalized.apply(inputs, self.size, self.alpha, self.beta, self.k)
 
 
-class _Normalised(torch.autograd.Function):
+class _Normalized(torch.autograd.Function):
     """y = x s^-beta with s = k + alpha mean(x^2); automatic differentiation would move nearly twice as many bytes.
 
     dL/dx = r - 2 alpha beta x mean(r x / s) with r = dL/dy s^-beta; the mean over neighboring channels is its own

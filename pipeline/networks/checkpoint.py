@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 import torch
 
 from pipeline.catalog import Catalog
-from pipeline.networks import CHECKPOINT_FORMAT, Network, build_untrained
+from pipeline.networks import Network, build_untrained
+from pipeline.networks.starting import CHECKPOINT_FORMAT
 from pipeline.specs import StackSpec, StreamSpec
 from pipeline.system.console import some
 from pipeline.system.errors import DamagedFile
@@ -33,7 +34,7 @@ class Checkpoint(NamedTuple):
     classes: tuple[str, ...]
     """Class names; the position is the label."""
     other_classes: tuple[str, ...]
-    """Classes of the other data set in the training, if the network has outputs for them."""
+    """Classes of the other dataset in the training, if the network has outputs for them."""
     record: dict[str, Any]
     """Everything else in the file, such as catalog_key, inputs, data_digest, best_step, validation_top1, torch."""
 
@@ -53,7 +54,7 @@ def save_checkpoint(
         path: the checkpoint file.
         state: the network's tensors by name.
         spec, catalog: the settings and clips of the training.
-        other_classes: classes of another data set for which the network has outputs too.
+        other_classes: classes of another dataset for which the network has outputs too.
         record: further plain values to store.
     """
     about = {
@@ -116,11 +117,10 @@ def _load(path: Path, *, mmap: bool = False) -> dict[str, Any]:
     cure = "; where TrainStream made it, delete it and run the same command again, which trains anew"
     values = load_tensors(path, CHECKPOINT_FORMAT, FORMAT_VERSION, mmap=mmap, cure=cure)
     parts = {"stream_spec": dict, "state": dict, "classes": list, "other_classes": list}
-    found = {"other_classes": [], **values}  # older files lack this
-    whole = all(isinstance(found.get(name), kind) for name, kind in parts.items())
-    if not whole or not all(isinstance(name, str) for name in found["classes"] + found["other_classes"]):
+    whole = all(isinstance(values.get(name), kind) for name, kind in parts.items())
+    if not whole or not all(isinstance(name, str) for name in values["classes"] + values["other_classes"]):
         raise ValueError(f"{path} lacks the settings, the classes or the weights of a trained stream; train it again")
-    return found
+    return values
 
 
 def refuse_unfit(path: Path, stream: str, data_digest: str) -> None:
@@ -169,7 +169,7 @@ def load_checkpoint(
     Args:
         path: the checkpoint, or an artifact's folder with a `checkpoint.pt`.
         classes: the class names it must have been trained on, in order; None accepts any.
-        other_classes: the same for the other data set in the training.
+        other_classes: the same for the other dataset in the training.
 
     Raises:
         FileNotFoundError: no such file.
@@ -180,7 +180,7 @@ def load_checkpoint(
     record = _load(path)
     spec, found = spec_of(path, record.pop("stream_spec")), tuple(record.pop("classes"))
     others = tuple(record.pop("other_classes"))
-    for names, wanted, which in ((found, classes, ""), (others, other_classes, " of another data set")):
+    for names, wanted, which in ((found, classes, ""), (others, other_classes, " of another dataset")):
         if wanted is not None and names != tuple(wanted):
             found, expected = (f"{len(names)} classes ({some(names, 4)})" for names in (names, tuple(wanted)))
             raise ValueError(f"{path} was trained on {found}{which}; expected {expected}")

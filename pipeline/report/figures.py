@@ -1,6 +1,6 @@
 """Numbers -> figures, legible for 2 to 101 classes, on paper, in a light and in a dark theme.
 
-All colours are defined here. On the page each becomes a CSS variable, so that a figure follows the reader's theme.
+All colors are defined here. On the page each becomes a CSS variable, so that a figure follows the reader's theme.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from pipeline.report import metrics
 from pipeline.scores import Scores
 
-COLOURS = {
+COLORS = {
     "ink": "#22262b",
     "soft": "#6d757d",
     "line": "#d9dde1",
@@ -60,7 +60,7 @@ def class_bars(tables: Mapping[str, Scores]) -> Figure:
     for axes, rows in zip(np.atleast_1d(figure.subplots(1, len(columns))), columns, strict=True):
         axes.set_ylim(len(columns[0]) - 0.5, -0.5)
         for place, name in enumerate(names):
-            axes.barh(np.arange(len(rows)) + 0.27 * (place - 1), share[name][rows], 0.25, color=COLOURS[name])
+            axes.barh(np.arange(len(rows)) + 0.27 * (place - 1), share[name][rows], 0.25, color=COLORS[name])
         labels = [_label(tables["average"].classes[k]) for k in rows]
         axes.set_yticks(range(len(rows)), labels, fontsize=8, parse_math=False)
         axes.set_xlim(0, 1)
@@ -81,38 +81,38 @@ def confusion(table: Scores) -> Figure:
     squares = [Rectangle((j - 0.5, i - 0.5), 1, 1) for i, j in cells]
     # a single wrong clip among hundreds must remain visible, hence an opacity of at least 0.14
     alpha = [0.14 + 0.86 * share[i, j] for i, j in cells]
-    axes.add_collection(PatchCollection(squares, facecolor=COLOURS["average"], alpha=alpha, linewidth=0))
+    axes.add_collection(PatchCollection(squares, facecolor=COLORS["average"], alpha=alpha, linewidth=0))
     if k <= CELL_COUNTS:
         for i, j in cells:
-            colour = COLOURS["paper" if share[i, j] > 0.45 else "ink"]
-            axes.text(j, i, str(matrix[i, j]), ha="center", va="center", fontsize=8 if k > 12 else 9, color=colour)
+            color = COLORS["paper" if share[i, j] > 0.45 else "ink"]
+            axes.text(j, i, str(matrix[i, j]), ha="center", va="center", fontsize=8 if k > 12 else 9, color=color)
     _name_cells(axes, [_label(name) for name in table.classes])
     return figure
 
 
 def training(curve: Mapping[str, Any], stream: str) -> Figure:
     """Loss, validation accuracy if there is any, and learning rate by step; a line marks the kept weights."""
-    colour, steps = COLOURS.get(stream, COLOURS["average"]), curve.get("steps", ())
+    color, steps = COLORS.get(stream, COLORS["average"]), curve.get("steps", ())
     validation = curve.get("validation", ())
     figure, titles = _figure(PAGE_INCHES, 2.5), ["loss", *(["validation accuracy"] * bool(validation)), "learning rate"]
     loss, *accuracy, rate = panels = figure.subplots(1, len(titles), sharex=True)
     for axes, title in zip(panels, titles, strict=True):
-        axes.set_title(title, loc="left", fontsize=9, color=COLOURS["ink"])
+        axes.set_title(title, loc="left", fontsize=9, color=COLORS["ink"])
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         _calm(axes, grid="y")
         if curve.get("best_step") is not None:
-            axes.axvline(curve["best_step"], color=COLOURS["soft"], linewidth=0.8, linestyle=(0, (2, 2)))
-    _line(loss, steps, curve.get("loss", ()), colour, label="training")
+            axes.axvline(curve["best_step"], color=COLORS["soft"], linewidth=0.8, linestyle=(0, (2, 2)))
+    _line(loss, steps, curve.get("loss", ()), color, label="training")
     at = [row["step"] for row in validation]
     if any(row.get("loss") is not None for row in validation):
         losses = [np.nan if row.get("loss") is None else row["loss"] for row in validation]
-        _line(loss, at, losses, COLOURS["soft"], label="validation", marker=".")
-        loss.legend(frameon=False, fontsize=7.5, labelcolor=COLOURS["soft"])
+        _line(loss, at, losses, COLORS["soft"], label="validation", marker=".")
+        loss.legend(frameon=False, fontsize=7.5, labelcolor=COLORS["soft"])
     for axes in accuracy:
-        _line(axes, at, [row["top1"] for row in validation], colour, marker=".")
+        _line(axes, at, [row["top1"] for row in validation], color, marker=".")
         axes.set_ylim(-0.02, 1.02)
         axes.yaxis.set_major_formatter(PercentFormatter(1, 0))
-    _line(rate, steps, curve.get("learning_rate", ()), colour)
+    _line(rate, steps, curve.get("learning_rate", ()), color)
     if len(curve.get("learning_rate", ())) and min(curve["learning_rate"]) > 0:
         rate.set_yscale("log")
     return figure
@@ -128,7 +128,7 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def inline(figure: Figure, name: str) -> str:
-    """A figure as an <svg> element whose text stays text and whose colours are CSS variables.
+    """A figure as an <svg> element whose text stays text and whose colors are CSS variables.
 
     It refers to nothing outside itself: the prolog and the metadata, which contain URLs, are cut off. Ids get the
     prefix `name`, so that figures on one page do not use each other's clip paths.
@@ -141,8 +141,8 @@ def inline(figure: Figure, name: str) -> str:
     svg = re.sub(r'<g id="[^"]*"', "<g", svg)
     svg = re.sub(r'( id="|href="#|url\(#)', rf"\g<1>{name}-", svg)
     svg = re.sub(r' width="[^"]*pt"| height="[^"]*pt"', "", svg, count=2)
-    for role, colour in COLOURS.items():
-        svg = svg.replace(colour, f"var(--{role})")
+    for role, color in COLORS.items():
+        svg = svg.replace(color, f"var(--{role})")
     width = figure.get_figwidth() / PAGE_INCHES
     return svg.replace("<svg ", f'<svg role="img" style="width: {100 * width:.1f}%" ', 1)
 
@@ -165,7 +165,7 @@ class _plain_text(warnings.catch_warnings):
 
 
 def _figure(width_inches: float, height_inches: float) -> Figure:
-    figure = Figure((width_inches, height_inches), dpi=150, layout="constrained", facecolor=COLOURS["paper"])
+    figure = Figure((width_inches, height_inches), dpi=150, layout="constrained", facecolor=COLORS["paper"])
     figure.get_layout_engine().set(w_pad=0.06, h_pad=0.04)
     return figure
 
@@ -175,15 +175,15 @@ def _calm(axes, *, grid: str) -> None:
     for spine in axes.spines.values():
         spine.set_visible(False)
     axes.set_axisbelow(True)
-    axes.grid(axis=grid, color=COLOURS["line"], linewidth=0.7)
-    axes.tick_params(which="both", length=0, labelcolor=COLOURS["soft"], labelsize=8)
-    axes.tick_params(axis="y" if grid == "x" else "x", labelcolor=COLOURS["ink"])
+    axes.grid(axis=grid, color=COLORS["line"], linewidth=0.7)
+    axes.tick_params(which="both", length=0, labelcolor=COLORS["soft"], labelsize=8)
+    axes.tick_params(axis="y" if grid == "x" else "x", labelcolor=COLORS["ink"])
     axes.set_facecolor("none")
 
 
-def _line(axes, x: Sequence[float], y: Sequence[float], colour: str, **style) -> None:
+def _line(axes, x: Sequence[float], y: Sequence[float], color: str, **style) -> None:
     if len(y):
-        axes.plot(x, y, color=colour, linewidth=1.4, **style)
+        axes.plot(x, y, color=color, linewidth=1.4, **style)
 
 
 def _name_cells(axes, names: list[str]) -> None:
@@ -192,13 +192,13 @@ def _name_cells(axes, names: list[str]) -> None:
     size = float(np.clip(600 / k, 5, 8.5))
     axes.set_xticks(range(k), names, rotation=90 if k > 4 else 0, fontsize=size, parse_math=False)
     axes.set_yticks(range(k), names, fontsize=size, parse_math=False)
-    axes.tick_params(length=0, labelcolor=COLOURS["ink"], pad=2)
-    axes.set_xlabel("predicted", color=COLOURS["soft"], fontsize=8.5)
-    axes.set_ylabel("true", color=COLOURS["soft"], fontsize=8.5)
+    axes.tick_params(length=0, labelcolor=COLORS["ink"], pad=2)
+    axes.set_xlabel("predicted", color=COLORS["soft"], fontsize=8.5)
+    axes.set_ylabel("true", color=COLORS["soft"], fontsize=8.5)
     between = np.arange(k + 1) - 0.5
     width = 0.4 if k <= 40 else 0.2
-    axes.hlines(between, -0.5, k - 0.5, color=COLOURS["line"], linewidth=width)
-    axes.vlines(between, -0.5, k - 0.5, color=COLOURS["line"], linewidth=width)
+    axes.hlines(between, -0.5, k - 0.5, color=COLORS["line"], linewidth=width)
+    axes.vlines(between, -0.5, k - 0.5, color=COLORS["line"], linewidth=width)
     for spine in axes.spines.values():
         spine.set_visible(False)
 

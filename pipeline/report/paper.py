@@ -1,8 +1,8 @@
 """The tables of the paper as data: what each row changes in the settings, and what was published for it.
 
 K. Simonyan, A. Zisserman, Two-Stream Convolutional Networks for Action Recognition in Videos, NIPS 2014, tables 1 to 4.
-A row is not a complete recipe: it changes only what it is about (the stack, the starting weights, a second data set) in
-the user's settings, so the same tables can be run on any data set, with any network.
+A row is not a complete recipe: it changes only what it is about (the stack, the starting weights, a second dataset) in
+the user's settings, so the same tables can be run on any dataset, with any network.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Row:
     """Short name, for `--rows`."""
     words: str
     paper: Mapping[str, float]
-    """Data set (a key of SETS) -> published accuracy in per cent."""
+    """Dataset (a key of SETS) -> published accuracy in per cent."""
     score: str = ""
     """What is scored: "spatial", "temporal", "average", "svm"; "" for a row that is published only."""
     settings: Mapping[str, str] = field(default_factory=dict)
@@ -36,9 +36,9 @@ class Row:
     start: str = ""
     """What the spatial stream starts from: "scratch", "weights" (those of `[spatial] start`), or "" as configured."""
     with_how: str = ""
-    """How the temporal stream uses a second data set: "heads" (multi-task), "classes", "start"; "" not at all."""
+    """How the temporal stream uses a second dataset: "heads" (multi-task), "classes", "start"; "" not at all."""
     alone_too: bool = False
-    """Whether the row is run without a second data set as well."""
+    """Whether the row is run without a second dataset as well."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,7 +142,7 @@ _ALL = (
     ),
     Table(
         name="2",
-        title="Temporal stream and a second data set",
+        title="Temporal stream and a second dataset",
         note="Where training starts from scratch, fine-tuning takes a quarter of its steps, as in the paper.",
         rows=(
             _temporal("alone", "alone", 46.6, _BEST_STACK, of="hmdb51"),
@@ -188,7 +188,7 @@ def why_not(row: Row, spatial: StreamSpec, with_dataset: str = "", *, lacks_val:
     Args:
         row: any row.
         spatial: the spatial stream as configured.
-        with_dataset: name of the second data set; "" for none.
+        with_dataset: name of the second dataset; "" for none.
         lacks_val: whether there are no validation clips.
     """
     if not row.score:
@@ -196,7 +196,7 @@ def why_not(row: Row, spatial: StreamSpec, with_dataset: str = "", *, lacks_val:
     if row.start == "weights" and spatial.start == "scratch":
         return "needs weights to start from: give --spatial-start FILE (or imagenet, for networks of torchvision)"
     if row.with_how and not (with_dataset or row.alone_too):
-        return "needs a second data set: give --with-dataset NAME"
+        return "needs a second dataset: give --with-dataset NAME"
     if row.score == "svm" and lacks_val:
         return "needs validation clips, which the SVM is fitted on: raise [dataset] val_fraction"
     return ""
@@ -208,14 +208,14 @@ def changes(row: Row, spatial: StreamSpec, temporal: StreamSpec, with_dataset: s
     Training from scratch takes four times the steps of fine-tuning (section 5: 80,000 and 20,000), so the steps are
     adapted if a row does the one and the user configured the other. The paper's schedule from scratch, which is the
     default, counts as that even if `start` names weights: whoever gives only these has not configured fine-tuning, and
-    every row whose spatial stream starts from them takes a quarter. The
-    steps of a temporal stream that is configured with `with_how = start` are those of fine-tuning. A row without a
-    second data set is trained without one, even if one is configured.
+    every row whose spatial stream starts from them takes a quarter. The steps of a temporal stream that is configured
+    with `with_how = start` are those of fine-tuning. A row without a second dataset is trained without one, even if
+    one is configured.
 
     Args:
         row: one for which `why_not` gives "".
         spatial, temporal: the streams as configured.
-        with_dataset: name of the second data set; "" for none.
+        with_dataset: name of the second dataset; "" for none.
     """
     found = dict(row.settings)
     from_scratch = spatial.start == "scratch" or all(
@@ -248,5 +248,5 @@ def _steps(stream: str, steps: int, *falls: float) -> dict[str, str]:
 
 
 def measured_on(layout: str, classes: int) -> str:
-    """Which of the paper's data sets has this layout and number of classes; "" for any other."""
+    """Which of the paper's datasets has this layout and number of classes; "" for any other."""
     return layout if CLASSES.get(layout) == classes else ""

@@ -119,7 +119,7 @@ def markdown(numbers: Mapping[str, Any]) -> str:
 
 def _check(runs: Sequence[Run]) -> None:
     if not runs:
-        raise ValueError("there is no run to summarise")
+        raise ValueError("there is no run to summarize")
     named = [(run.split, run.seed) for run in runs]
     if twice := [name for name in named if named.count(name) > 1]:
         raise ValueError(f"split {twice[0][0]!r} with seed {twice[0][1]} is there twice")

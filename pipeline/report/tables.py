@@ -67,9 +67,9 @@ def write(
 
     Args:
         folder: created if it does not exist.
-        table, dataset: the table that is shown, and the name of our data set.
+        table, dataset: the table that is shown, and the name of our dataset.
         results: one per row, in the table's order.
-        on: which of the paper's data sets this is, as `paper.measured_on` says; "" for another.
+        on: which of the paper's datasets this is, as `paper.measured_on` says; "" for another.
         pooled: whether clips of all splits count alike (every group left out in turn), instead of every split alike.
         setup: the settings that all rows have in common, name -> text.
         attrs: recorded in `table.json`.
@@ -187,7 +187,7 @@ def _pool(trials: Sequence[Trial]) -> Bootstrap:
 def _not_comparable(table: Table, result: Result, on: str) -> str:
     """Why our accuracy and the paper's are on different clips; "" if they are on the same."""
     if on not in result.row.paper:
-        return "another data set than the paper's"
+        return "another dataset than the paper's"
     splits = list(dict.fromkeys(trial.split for trial in result.trials))
     wanted = sorted(TEST_CLIPS[on]) if table.split == "all" else [table.split]
     if sorted(splits) != wanted:

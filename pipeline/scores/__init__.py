@@ -144,7 +144,7 @@ class Scores:
         return tuple(self.video_ids[row] for row in np.flatnonzero(self.failed_rows))
 
     @property
-    def labelled(self) -> np.ndarray:
+    def labeled(self) -> np.ndarray:
         """(N,) bool, true where the true class is known."""
         return self.labels != UNKNOWN
 
@@ -154,17 +154,17 @@ class Scores:
 
     def correct(self) -> np.ndarray:
         """(N,) bool, true where the prediction is the label; false for failed and for unlabeled clips."""
-        return (self.predictions() == self.labels) & self.labelled
+        return (self.predictions() == self.labels) & self.labeled
 
     def top1(self) -> float:
         """Share of the labeled clips that are classified correctly, 0..1; NaN if there are none."""
-        return float(self.correct()[self.labelled].mean()) if self.labelled.any() else float("nan")
+        return float(self.correct()[self.labeled].mean()) if self.labeled.any() else float("nan")
 
     def per_class(self) -> tuple[np.ndarray, np.ndarray]:
         """Number of correct clips and of all clips of each true class: two (K,) int64 arrays."""
         k = len(self.classes)
-        right, labelled = self.labels[self.correct()], self.labels[self.labelled]
-        return np.bincount(right, minlength=k), np.bincount(labelled, minlength=k)
+        right, labeled = self.labels[self.correct()], self.labels[self.labeled]
+        return np.bincount(right, minlength=k), np.bincount(labeled, minlength=k)
 
     def mean_class_accuracy(self) -> float:
         """Mean of the classes' accuracies, 0..1, over the classes that have clips; NaN if none has."""
@@ -174,7 +174,7 @@ class Scores:
 
     def confusion(self) -> np.ndarray:
         """(K, K) int64 number of clips by [true class, predicted class], without failed or unlabeled clips."""
-        k, scored = len(self.classes), ~self.failed_rows & self.labelled
+        k, scored = len(self.classes), ~self.failed_rows & self.labeled
         cells = self.labels[scored] * k + self.predictions()[scored]
         return np.bincount(cells, minlength=k * k).reshape(k, k)
 

@@ -13,7 +13,7 @@ from pipeline import store
 from pipeline.catalog import Catalog
 from pipeline.scores import Scores
 from pipeline.system import files
-from pipeline.system.console import plain
+from pipeline.system.console import aligned, plain
 
 BEST = 5  # classes listed for a video, the likeliest first
 _SHOWN = 20  # rows that are printed
@@ -62,9 +62,7 @@ def shown(path: Path) -> str:
     with path.open(encoding="utf-8", newline="") as stream:
         rows = list(csv.DictReader(stream))
     scored, failed = ([row for row in rows if bool(row["reason"]) == wanted] for wanted in (False, True))
-    cells = [[plain(row["path"]), plain(row["class"]), row["probability"]] for row in scored[:_SHOWN]]
-    widths = [max(len(cell) for cell in column) for column in zip(*cells, strict=True)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in cells]
+    lines = aligned([[row["path"], row["class"], row["probability"]] for row in scored[:_SHOWN]])
     lines += [f"... and {len(scored) - _SHOWN} more"] * (len(scored) > _SHOWN)
     lines += [f"{plain(row['path'])} failed: {plain(row['reason'])}" for row in failed[:_SHOWN]]
     return "\n".join(lines + [f"... and {len(failed) - _SHOWN} more failed"] * (len(failed) > _SHOWN))

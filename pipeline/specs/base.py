@@ -19,7 +19,7 @@ import re
 import types
 import typing
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 
 def digest_of(*parts: Any) -> str:
@@ -81,7 +81,7 @@ class Spec:
         return {field.name: field for field in dataclasses.fields(cls) if field.metadata}
 
     @classmethod
-    def parse(cls, texts: dict[str, str], *, section: str = "", **values: Any):
+    def parse(cls, texts: dict[str, str], *, section: str = "", **values: Any) -> Self:
         """Make a spec from texts, as found in luigi.cfg or on a command line.
 
         Args:

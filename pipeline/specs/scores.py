@@ -20,7 +20,7 @@ class ScoreSpec(Spec):
     VERSION: ClassVar[int] = 2
     frames: int = setting(25, "frames at equal temporal spacing", low=1, high=1_000_000)
     crops: int = setting(
-        10, "views of a frame: centre; and its mirror; corners and centre; and their mirrors", choices=(1, 2, 5, 10)
+        10, "views of a frame: center; and its mirror; corners and center; and their mirrors", choices=(1, 2, 5, 10)
     )
     per_view: bool = setting(False, "keep the scores and features of every view besides their means")
     batch: int = setting(0, "views in one forward pass; 0 chooses by device", low=0, high=1_000_000, neutral=True)

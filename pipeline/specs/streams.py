@@ -46,7 +46,7 @@ class StreamSpec(Spec):
     stream: str = setting("spatial", "which stream", choices=STREAMS)
     network: str = setting("cnn_m_2048", "cnn_m_2048, small, or a torchvision classification model by name")
     start: str = setting("scratch", "scratch, imagenet (torchvision's weights), or the path of a weights file")
-    with_dataset: str = setting("", "another data set, of luigi.cfg, that this one is trained together with")
+    with_dataset: str = setting("", "another dataset, of luigi.cfg, that this one is trained together with")
     with_how: str = setting(
         "",
         "heads: one body, a last layer and a loss for each set; classes: the other's classes are added to this set's; "
@@ -57,7 +57,7 @@ class StreamSpec(Spec):
         (), "with_how = classes: classes that are the same by other names, as this set's:the other's"
     )
     train_layers: str = setting("all", "layers that are trained", choices=("all", "last"))
-    partial_bn: bool = setting(False, "TSN: every batch normalisation but the first keeps its weights and statistics")
+    partial_bn: bool = setting(False, "TSN: every batch normalization but the first keeps its weights and statistics")
     segments: int = setting(
         1, "TSN: snippets of a clip in a training step, one from each of as many parts", low=1, high=64
     )
@@ -71,7 +71,7 @@ class StreamSpec(Spec):
     crop_px: int = setting(224, "side of the square crop", low=16, high=4096)
     cropping: str = setting(
         "random",
-        "crops in training: anywhere, or TSN's corners and centre at four scales",
+        "crops in training: anywhere, or TSN's corners and center at four scales",
         choices=("random", "corners"),
     )
     flip: bool = setting(True, "mirror at random in training (x of the flow negated)")
@@ -104,7 +104,7 @@ class StreamSpec(Spec):
         choices=("auto", "float32", "bf16", "float16"),
     )
     accumulate: int = setting(1, "parts of a batch whose gradients are summed before a step: memory for time", low=1)
-    seed: int = setting(0, "seed of initialisation, sampling and augmentation", low=0, high=2**63 - 1)
+    seed: int = setting(0, "seed of initialization, sampling and augmentation", low=0, high=2**63 - 1)
     deterministic: bool = setting(
         False, "only algorithms that give the same bits each time, also on CUDA", neutral=True
     )
@@ -192,13 +192,20 @@ class StreamSpec(Spec):
                 f"learning_rate ({self.learning_rate:g})"
             )
 
-    def _check_parts(self):
-        parts = self.accumulate * max(1, self.processes) * self.machines
-        if self.batch % parts:
+    def check_divides(self, processes: int) -> None:
+        """Refuse a batch that so many processes on each machine cannot share equally.
+
+        Raises:
+            ValueError: the batch is no multiple of accumulate x processes x machines.
+        """
+        if self.batch % (self.accumulate * processes * self.machines):
             raise ValueError(
-                f"[{self.stream}] batch is {self.batch}; accumulate ({self.accumulate}) x processes "
-                f"({max(1, self.processes)}) x machines ({self.machines}) must divide it"
+                f"[{self.stream}] batch is {self.batch}; accumulate ({self.accumulate}) x processes ({processes}) x "
+                f"machines ({self.machines}) must divide it"
             )
+
+    def _check_parts(self):
+        self.check_divides(max(1, self.processes))
         if self.machines > 1 and not re.fullmatch(r"\S+:\d+", self.rendezvous):
             raise ValueError(
                 f"[{self.stream}] rendezvous is {self.rendezvous!r}; machines > 1 needs the first machine's host:port"
@@ -208,7 +215,7 @@ class StreamSpec(Spec):
         if bool(self.with_dataset) != bool(self.with_how):
             raise ValueError(
                 f"[{self.stream}] with_dataset is {self.with_dataset!r} and with_how is {self.with_how!r}; give both "
-                "(the name of another data set; heads, classes or start), or neither"
+                "(the name of another dataset; heads, classes or start), or neither"
             )
         if wrong := [pair for pair in self.with_same if not re.fullmatch(r"[^:]+:[^:]+", pair)]:
             raise ValueError(
@@ -243,12 +250,12 @@ class StreamSpec(Spec):
         """Warning about settings that are allowed but probably a mistake; "" if there are none."""
         if self.partial_bn and self.train_layers == "all" and self.start == "scratch" and self.with_how != "start":
             return (
-                f"[{self.stream}] partial_bn is true and start is scratch: normalisations that have learnt nothing are "
-                "kept as they are; start from weights, or set partial_bn = false"
+                f"[{self.stream}] partial_bn is true and start is scratch: normalizations that have learned nothing "
+                "are kept as they are; start from weights, or set partial_bn = false"
             )
         if self.train_layers == "last" and self.start == "scratch" and self.with_how != "start":
             return (
-                f"[{self.stream}] train_layers is last and start is scratch: the layers below have learnt nothing and "
+                f"[{self.stream}] train_layers is last and start is scratch: the layers below have learned nothing and "
                 "stay so; start from weights, or set train_layers = all"
             )
         return ""

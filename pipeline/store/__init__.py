@@ -4,15 +4,14 @@ A *store* is a folder: `index.h5` (one table row per clip, one external link per
 bytes and offsets). Other tables (catalog, scores) are plain named arrays. Every file has its format's name and version.
 """
 
+from pipeline.store.catalogs import read_catalog, write_catalog
 from pipeline.store.container import (
     FORMAT_VERSION,
     crc32_of_parts,
     read_arrays,
     read_attrs,
-    read_catalog,
     repair_advice,
     write_arrays,
-    write_catalog,
 )
 from pipeline.store.reader import Store, StoredClip, open_flow, open_frames
 from pipeline.store.views import ClipViews, Views, ViewWriter, create_scores

@@ -1,4 +1,4 @@
-"""The pipeline's HDF5 files: format name and version, written whole or not at all; named arrays; the catalog."""
+"""The pipeline's HDF5 files: format name and version, written whole or not at all; named arrays."""
 
 from __future__ import annotations
 
@@ -15,9 +15,8 @@ from typing import Any
 import h5py
 import numpy as np
 
-from pipeline.catalog import Catalog, Clip
 from pipeline.system.errors import DamagedFile
-from pipeline.system.files import commit, inside
+from pipeline.system.files import commit
 
 FORMAT_VERSION = 1
 TEXT = h5py.string_dtype("utf-8")
@@ -189,32 +188,6 @@ def read_arrays(path: Path | str, kind: str) -> tuple[dict[str, Any], dict[str, 
             if isinstance(data, h5py.Dataset)
         }
         attrs = plain_attrs(file.attrs)
-    if attrs.get("content", found := _arrays_hash(arrays)) != found:
+    if attrs.get("content") != _arrays_hash(arrays):
         raise DamagedFile(f"{path} is damaged (its arrays are not those that were written); {_deletion_of(path)}")
     return arrays, attrs
-
-
-_COLUMN_OF = {"part": "split"}  # fields of `Clip` named differently in a file
-
-
-def write_catalog(path: Path | str, catalog: Catalog, **attrs: Any) -> None:
-    """Write a catalog: one array per field of `Clip`."""
-    columns: dict[str, Any] = {}
-    for field in Clip.__dataclass_fields__:
-        values = [getattr(clip, field) for clip in catalog.clips]
-        name = _COLUMN_OF.get(field, field)
-        columns[name] = np.array(values, np.int64) if field in ("label", "bytes", "mtime_ns") else values
-    columns |= {"classes": catalog.classes, "absent": catalog.absent}
-    keys = {"split_name": catalog.split_name, "videos_key": catalog.videos_key, "key": catalog.key}
-    write_arrays(path, "catalog", columns, {**attrs, **keys})
-
-
-def read_catalog(path: Path | str) -> Catalog:
-    """Read a catalog; `path` is the file, or the stage's folder that holds its `catalog.h5`."""
-    arrays, attrs = read_arrays(inside(path, "catalog.h5"), "catalog")
-    classes, absent = tuple(arrays.pop("classes")), tuple(arrays.pop("absent"))
-    columns = [values.tolist() if isinstance(values, np.ndarray) else values for values in arrays.values()]
-    field_of = {column: field for field, column in _COLUMN_OF.items()}
-    fields = [field_of.get(name, name) for name in arrays]
-    clips = tuple(Clip(**dict(zip(fields, row, strict=True))) for row in zip(*columns, strict=True))
-    return Catalog(clips=clips, classes=classes, split_name=attrs["split_name"], absent=absent)

@@ -89,27 +89,29 @@ class Store(Mapping[str, StoredClip]):
         return self._clips[video_id]
 
     @contextlib.contextmanager
-    def _located(self, video_id: str) -> Iterator[h5py.Group]:
+    def located(self, video_id: str) -> Iterator[h5py.Group]:
         """The clip's group; an error raised while it is in use gets a note saying where.
 
         Raises:
             DamagedFile: something is missing from the group, or h5py fails otherwise on the file's structures.
             OSError: from the disk.
         """
-        with self._noting(video_id):
+        with self.noting(video_id):
             shard = self._shard(self.rows[video_id]["shard"])
             try:
                 yield shard[f"clips/{video_id}"]
             except (OSError, KeyError, RuntimeError) as error:
                 if getattr(error, "errno", None):
                     raise
-                raise self._damaged(f"clip {video_id!r}", error) from error
+                raise self.damaged(f"clip {video_id!r}", error) from error
 
-    def _damaged(self, what: str, why: object) -> DamagedFile:
+    def damaged(self, what: str, why: object) -> DamagedFile:
+        """The error that says that something in this store is damaged, why, and what to do."""
         return DamagedFile(f"{what} of {self.folder}: {why}; {repair_advice(self.folder)}")
 
     @contextlib.contextmanager
-    def _noting(self, video_id: str) -> Iterator[None]:
+    def noting(self, video_id: str) -> Iterator[None]:
+        """Within the block any error gets a note: which clip was read, of which store and shard."""
         try:
             yield
         except Exception as error:

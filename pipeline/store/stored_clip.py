@@ -52,14 +52,14 @@ class StoredClip:
 
     def __init__(self, store: Store, video_id: str):
         self._store, self.id = store, video_id
-        with store._located(video_id) as group:
+        with store.located(video_id) as group:
             where = {direction: path for direction, path in _PATHS.items() if f"{path}offsets" in group}
             self._offsets = {direction: group[f"{path}offsets"][()] for direction, path in where.items()}
             images = {direction: group[f"{path}jpeg"] for direction, path in where.items()}
             self._begins = {direction: data.id.get_offset() for direction, data in images.items()}
             ordered = (_in_order(self._offsets[direction], len(data)) for direction, data in images.items())
             if "forward" not in images or not all(ordered):
-                raise store._damaged(f"clip {video_id!r}", "where its images begin and end makes no sense")
+                raise store.damaged(f"clip {video_id!r}", "where its images begin and end makes no sense")
             self._version = _Version.of(group.file.id.get_vfd_handle())
             ranges = {direction: f"{path}range_px" for direction, path in where.items()}
             self.ranges_px = {direction: group[name][()] for direction, name in ranges.items() if name in group}
@@ -69,7 +69,7 @@ class StoredClip:
     @functools.cached_property
     def attrs(self) -> dict[str, Any]:
         """The clip's attributes as plain values, read on first access."""
-        with self._store._located(self.id) as group:
+        with self._store.located(self.id) as group:
             return plain_attrs(group.attrs)
 
     @property
@@ -94,7 +94,7 @@ class StoredClip:
     def seconds(self) -> np.ndarray:
         """(T,) float64 presentation times in seconds (frames store)."""
         self._check_kind("frames", "seconds")
-        with self._store._located(self.id) as group:
+        with self._store.located(self.id) as group:
             return group["seconds"][()]
 
     @property
@@ -143,9 +143,9 @@ class StoredClip:
         """
         start, path = self._begins[direction], self._store.shard_path(self.id)
         if start is None or not path.is_file():  # a tool has chunked it; or let HDF5 say what is missing
-            with self._store._located(self.id) as group:
+            with self._store.located(self.id) as group:
                 return group[f"{_PATHS[direction]}jpeg"][begin:end]
-        with self._store._noting(self.id), path.open("rb", buffering=0) as file:
+        with self._store.noting(self.id), path.open("rb", buffering=0) as file:
             if _Version.of(file.fileno()) != self._version:
                 raise DamagedFile(f"{path} has changed since clip {self.id!r} was opened; open the store again")
             return np.frombuffer(os.pread(file.fileno(), end - begin, start + begin), np.uint8)
@@ -168,9 +168,9 @@ class StoredClip:
         try:
             found = [jpeg.decode(data, gray=gray) for data in self.jpegs(first, last, direction=direction)]
         except ClipError as error:
-            raise self._store._damaged(what, error) from error
+            raise self._store.damaged(what, error) from error
         if len({image.shape for image in found}) > 1:
-            raise self._store._damaged(what, "they differ in size")
+            raise self._store.damaged(what, "they differ in size")
         return found
 
     def frames(self, first: int, last: int) -> np.ndarray:

@@ -8,13 +8,16 @@ from typing import Any
 
 def print_table(rows: Sequence[dict[str, Any]]) -> None:
     """Print a table. Cells are never cut; the columns "reason" and "note", which may hold sentences, come last."""
-    if not rows:
-        return
-    names = sorted(rows[0], key=lambda name: name in ("reason", "note"))
-    cells = [names] + [[plain(str(row[name])) for name in names] for row in rows]
+    if rows:
+        names = sorted(rows[0], key=lambda name: name in ("reason", "note"))
+        print("\n".join(aligned([names, *([str(row[name]) for name in names] for row in rows)])))
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """A line for each row of cells, with the columns aligned."""
+    cells = [list(map(plain, row)) for row in rows]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    for row in cells:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
 
 
 def plain(text: str) -> str:

@@ -108,8 +108,8 @@ def record_made_from(folder: Path, artifacts: Path, others: Iterable[Path]) -> N
         others: the other artifacts, or files in them; paths outside `artifacts` are ignored.
     """
     root, *paths = (Path(os.path.normpath(path.absolute())) for path in (artifacts, *others))  # links are not resolved
-    inside = [path.relative_to(root) for path in paths if path.is_relative_to(root)]
-    names = {Path(*path.parts[:3]).as_posix() for path in inside}
+    below = [path.relative_to(root) for path in paths if path.is_relative_to(root)]
+    names = {Path(*path.parts[:3]).as_posix() for path in below}
     write_json(folder / MADE_FROM, {"artifacts": sorted(names)})
 
 

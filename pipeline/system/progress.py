@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import sys
 import threading
 import time
@@ -36,6 +37,12 @@ def say(text: str) -> None:
         else:
             print(text, file=sys.stderr)
         sys.stderr.flush()
+
+
+@functools.cache
+def say_once(text: str) -> None:
+    """`say`, unless this process has already said exactly this."""
+    say(text)
 
 
 def _on_terminal() -> bool:

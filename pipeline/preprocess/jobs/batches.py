@@ -124,7 +124,7 @@ class Span:
     first: int
     last: int
     failed: bool = False
-    frames: np.ndarray | None = None  # (last - first + 1, H, W), or (..., 3) for colour, a view of its batch's frames
+    frames: np.ndarray | None = None  # (last - first + 1, H, W), or (..., 3) for color, a view of its batch's frames
     decoding: list[Callable[[], None]] = field(default_factory=list)
     encoding: dict[str, list[Callable[[], list[bytes]]]] = field(default_factory=dict)  # by direction
     ranges: dict[str, np.ndarray] = field(default_factory=dict)

@@ -20,7 +20,7 @@ import cv2
 
 from pipeline import store
 from pipeline.flow import check as check_method
-from pipeline.flow import estimate_on_device, method_device, pairs_of, takes_colour, tensor_device
+from pipeline.flow import estimate_on_device, method_device, pairs_of, takes_color, tensor_device
 from pipeline.flow.device import on_cuda_device, one_thread
 from pipeline.preprocess.jobs import ShardJob
 from pipeline.preprocess.jobs.batches import FlowClip, write_complete
@@ -83,7 +83,7 @@ def _compute(job: FlowJob, clips: deque[FlowClip]) -> None:
     """Compute the flow of the clips that are not complete, and write all clips into the shard."""
     device = _checked_device(job)
     tensors_on = tensor_device(job.spec.method, device)
-    by_network_here = takes_colour(job.spec.method) and device == "cpu"  # rounding depends on the threads
+    by_network_here = takes_color(job.spec.method) and device == "cpu"  # rounding depends on the threads
     with (
         Helpers(job.threads or _share_of_cores(tensors_on)) as helpers,
         on_cuda_device(tensors_on),
@@ -136,7 +136,7 @@ def try_clip(frames: str, video_id: str, settings: str) -> None:
         room = pairs_of((clip.height, clip.width), spec, device="cpu")
         for first in range(0, len(clip) - 1, room):
             last = min(first + room, len(clip) - 1) + 1
-            images = clip.frames(first, last) if takes_colour(spec.method) else clip.gray(first, last)
+            images = clip.frames(first, last) if takes_color(spec.method) else clip.gray(first, last)
             estimate_on_device(images, spec, device="cpu")
 
 

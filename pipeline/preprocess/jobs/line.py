@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from pipeline import quantize
-from pipeline.flow import estimate_on_device, pairs_of, takes_colour, tensor_device
+from pipeline.flow import estimate_on_device, pairs_of, takes_color, tensor_device
 from pipeline.flow.device import Download, ignoring_out_of_memory, pinned_array
 from pipeline.preprocess.jobs import BAD_CLIP, machine_faults
 from pipeline.preprocess.jobs.batches import Batch, FlowBytes, FlowClip, Span, write_complete
@@ -35,7 +35,7 @@ class Line:
         self.spec, self.device, self.clips, self.helpers = spec, device, clips, helpers
         self.tensors_on = tensor_device(spec.method, device)
         self.directions = ("forward", "backward") if self.spec.backward else ("forward",)
-        self.gray = not takes_colour(self.spec.method)  # only luminance is decoded, a plane of its own in JPEG
+        self.gray = not takes_color(self.spec.method)  # only luminance is decoded, a plane of its own in JPEG
         self._room: dict[tuple[int, int], int] = {}  # pairs in a batch, by size: free memory changes during the run
 
     def run(self) -> None:
@@ -87,7 +87,7 @@ class Line:
                     span.decoding.append(self.helpers.start(_decode, images[k : k + _IMAGES], target, self.gray))
 
     def _move(self, batch: Batch) -> None:
-        """Start to compute the flow and to quantise it to bytes."""
+        """Start to compute the flow and to quantize it to bytes."""
         for span in batch.spans:
             with span.recording_clip_errors():
                 for wait in span.decoding:

@@ -1,0 +1,165 @@
+"""The flow methods: which there are, what each needs, and the devices on which it works here. Torch is imported
+only to count its devices.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from typing import NamedTuple
+
+from pipeline.specs import RAFT_WEIGHTS, FlowSpec
+from pipeline.specs.base import check_device
+
+
+class Method(NamedTuple):
+    """How a method is computed: by which module, what that needs, and where it runs."""
+
+    module: str
+    needs: str  # the package it computes with
+    package: str  # pip's name for that package
+    cuda: bool  # runs on CUDA devices ...
+    cpu: bool = True  # ... and on the CPU
+    color: bool = False  # reads RGB, not gray
+    asks: str = ""  # a module, quick to import, whose `why_not(name)` says what else is missing
+    tensors: bool = False  # on CUDA, takes tensors on the device, not numpy arrays
+
+
+_OPENCV = Method("pipeline.flow.opencv", "cv2", "opencv-contrib-python", cuda=False, asks="pipeline.flow.opencv")
+_OPENCV_CUDA = _OPENCV._replace(
+    module="pipeline.flow.opencv_cuda", cuda=True, cpu=False, asks="pipeline.flow.opencv_cuda"
+)
+_RAFT = Method(
+    "pipeline.flow.raft",
+    "torchvision",
+    "torchvision",
+    cuda=True,
+    color=True,
+    asks="pipeline.flow.weights",
+    tensors=True,
+)
+REGISTRY = {
+    "tvl1": Method("pipeline.flow.tvl1", "torch", "torch", cuda=True, tensors=True),
+    "brox": Method("pipeline.flow.brox", "torch", "torch", cuda=True, tensors=True),
+    "raft_small": _RAFT,
+    "raft_large": _RAFT,
+    "dis_ultrafast": _OPENCV,
+    "dis_fast": _OPENCV,
+    "dis_medium": _OPENCV,
+    "farneback": _OPENCV,
+    "deepflow": _OPENCV,
+    "pcaflow": _OPENCV,
+    "opencv_cuda_tvl1": _OPENCV_CUDA,
+    "opencv_cuda_brox": _OPENCV_CUDA,
+    "nvidia_of": _OPENCV_CUDA,
+}
+
+
+def cuda_devices(method: str, device: str) -> tuple[str, ...]:
+    """The CUDA devices that a method would use here: all for "auto", otherwise the one named; none for the CPU.
+
+    Raises:
+        ValueError: the device is unknown or cannot be used, as for `estimate`.
+    """
+    found = method_device(method, device)
+    if found == "cpu" or device != "auto":
+        return () if found == "cpu" else (found,)
+    return tuple(f"cuda:{k}" for k in range(_counted(REGISTRY[method])[1]))
+
+
+def tensor_device(method: str, device: str) -> str:
+    """Device of the torch tensors of a method that runs on `device`: `device`, or "cpu" if OpenCV does the work."""
+    return "cpu" if REGISTRY[method].needs == "cv2" else device
+
+
+def may_use_cuda(method: str, device: str) -> bool:
+    """Whether a method would run on CUDA if CUDA were available."""
+    return REGISTRY[method].cuda and device != "cpu"
+
+
+def takes_color(method: str) -> bool:
+    """Whether the method reads RGB frames; the other methods read gray values."""
+    return REGISTRY[method].color
+
+
+def devices(method: str) -> tuple[str, ...]:
+    """The kinds of device that the method runs on: "cpu", "cuda" or both."""
+    about = REGISTRY[method]
+    return ("cpu",) * about.cpu + ("cuda",) * about.cuda
+
+
+def methods() -> dict[str, str]:
+    """Method name -> "available", or why it is not and what to do; downloads nothing and does not import torch."""
+    missing = {name: _missing(name) for name in REGISTRY}
+    return {name: f"not available: {why}" if why else "available" for name, why in missing.items()}
+
+
+def check(spec: FlowSpec, *, device: str = "auto") -> None:
+    """Reject up front what this machine cannot compute; downloads RAFT's weights if they are missing.
+
+    Raises:
+        ValueError, OSError: as for `estimate`, or a missing package or module.
+    """
+    if spec.method in RAFT_WEIGHTS and importlib.util.find_spec("torchvision"):
+        from pipeline.flow import raft
+
+        raft.load(spec)
+    elif why := _missing(spec.method):
+        raise ValueError(f"[flow] method {spec.method} is not available: {why}")
+    if device != "auto" or not REGISTRY[spec.method].cpu:
+        method_device(spec.method, device)
+
+
+def to_download(spec: FlowSpec) -> str:
+    """Name of the RAFT weights file that `check` would have to download; "" if there is none."""
+    if spec.method not in RAFT_WEIGHTS or spec.weights_file is not None:
+        return ""
+    from pipeline.flow import weights
+
+    name = weights.file_name(spec.method, spec.raft_weights)
+    return "" if (weights.folder() / name).is_file() else name
+
+
+def _missing(name: str) -> str:
+    """What the method lacks on this machine and what to do, or "" if it can be used."""
+    method = REGISTRY[name]
+    if importlib.util.find_spec(method.needs) is None:
+        return f"{method.needs} is not installed; pip install {method.package}"
+    try:
+        return importlib.import_module(method.asks).why_not(name) if method.asks else ""
+    except ImportError as error:
+        return f"{method.needs} is installed, but cannot be imported ({error}); `python -m pipeline doctor` says more"
+
+
+def method_device(name: str, device: str) -> str:
+    """The device that method `name` runs on, "cpu", "cuda" or "cuda:N"; only "auto" needs resolving.
+
+    Raises:
+        ValueError: an unknown device, or one that this machine lacks or that the method cannot use.
+    """
+    method = REGISTRY[name]
+    check_device("device", device)
+    if device == "cpu" and not method.cpu:
+        raise ValueError(f"device is 'cpu', but method {name} computes on CUDA only; use device auto or cuda")
+    if device == "cpu" or (device == "auto" and not method.cuda):
+        return "cpu"
+    if not method.cuda:
+        raise ValueError(f"device is {device!r}, but method {name} computes on the CPU only; use device auto or cpu")
+    counted_by, there = _counted(method)
+    if device == "auto" and (there or method.cpu):
+        return "cuda" if there else "cpu"
+    if int(device.partition(":")[2] or 0) >= there:
+        cure = "use device auto or cpu" if method.cpu else "choose another device or method"
+        raise ValueError(f"device is {device!r}, but {counted_by} sees {there} CUDA devices here; {cure}")
+    return device
+
+
+def _counted(method: Method) -> tuple[str, int]:
+    """The library that counts CUDA devices for the method, and how many it can use."""
+    if method.needs == "cv2":
+        from pipeline.flow import opencv_cuda
+
+        return "OpenCV", opencv_cuda.device_count()
+    import torch
+
+    return "torch", torch.cuda.device_count() if torch.cuda.is_available() else 0
