@@ -113,6 +113,35 @@ def test_csv_refusals(tmp_path, text, split, message):
         read_layout(csv_spec(tmp_path, text), split, [])
 
 
+def test_csv_without_a_group_column_takes_groups_from_the_paths(tmp_path):
+    spec = csv_spec(tmp_path, "path,label\nx/eli_1.avi,x\ny/eli_2.avi,y\nx/ira_1.avi,x\n")
+    spec = replace(spec, group_pattern="/(?P<group>[a-z]+)_")
+    rows, _ = read_layout(spec, "ira", [])
+    assert [(row.group, row.part) for row in rows] == [("eli", "train"), ("eli", "train"), ("ira", "test")]
+    assert split_names(spec) == ["eli", "ira"]
+    with pytest.raises(ValueError, match="group_pattern 'x.*' finds no group in 'y/eli_2.avi'"):
+        read_layout(replace(spec, group_pattern="x(?P<group>.)"), "1", [])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "path,label,group\nx/eli_1.avi,x,g\n",
+            "clips.csv has a group column, and .* group_pattern is '/.*; leave one out",
+        ),
+        (
+            "path,label,split\nx/eli_1.avi,x,train\ny/eli_2.avi,y,test\n",
+            "1 groups have clips in more than one of train",
+        ),
+    ],
+)
+def test_csv_refuses_two_sources_of_groups_and_torn_ones(tmp_path, text, message):
+    spec = replace(csv_spec(tmp_path, text), group_pattern="/(?P<group>[a-z]+)_")
+    with pytest.raises(ValueError, match=message):
+        read_layout(spec, "1", [])
+
+
 def test_csv_leaves_a_group_out(tmp_path):
     rows, _ = read_layout(csv_spec(tmp_path, "path,label,group\na.avi,x,eli\nb.avi,x,ira\n"), "ira", [])
     assert [row.part for row in rows] == ["train", "test"]
@@ -196,7 +225,9 @@ def test_clips_without_groups_are_not_left_out_one_by_one(tiny_dataset, tmp_path
         split_names(DatasetSpec(layout="folder", videos=str(tiny_dataset)))
     file = tmp_path / "clips.csv"
     file.write_text("path,label,group\na.avi,x,g\nb.avi,y,g\n")
-    with pytest.raises(ValueError, match="there are no two groups, .* by a group column in the CSV file"):
+    with pytest.raises(
+        ValueError, match="there are no two groups, .* by .dataset. group_pattern or a group column in the CSV"
+    ):
         split_names(DatasetSpec(layout="csv", lists=str(file)))
 
 

@@ -231,6 +231,22 @@ def test_lists_that_a_layout_does_not_read_are_refused(layout):
         DatasetSpec(layout=layout, lists="own.csv")
 
 
+@pytest.mark.parametrize("layout", ["ucf101", "hmdb51", "unlabelled"])
+def test_a_pattern_that_a_layout_does_not_read_is_refused(layout):
+    with pytest.raises(
+        ValueError, match=rf"group_pattern is '\(\?P.*', but layout {layout} does not read it .*leave it out"
+    ):
+        DatasetSpec(layout=layout, group_pattern="(?P<group>.)")
+
+
+def test_a_pattern_for_a_csv_file_counts_as_newer_settings():
+    """It used to be ignored, so catalogs made then are not those made now."""
+    pattern = "(?P<group>.)"
+    with_pattern = DatasetSpec(layout="csv", group_pattern=pattern).identity()
+    assert with_pattern["version"] == DatasetSpec(layout="csv").identity()["version"] + 1
+    assert DatasetSpec(layout="folder", group_pattern=pattern).identity()["version"] == DatasetSpec.VERSION
+
+
 @pytest.mark.parametrize(
     ("one", "other"),
     [

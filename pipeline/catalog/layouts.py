@@ -133,7 +133,7 @@ def read_layout(spec: DatasetSpec, split: str, videos: Iterable[str]) -> tuple[l
     if spec.layout == "unlabelled":
         ids = {path: path.replace("/", "__") for path in videos}  # keep the suffix: names may differ only in it
         return [ListedClip(ids[path], path, "", ids[path], "test") for path in videos], []
-    rows = _read_csv(lists, split) if spec.layout == "csv" else _read_folder(spec, list(videos))
+    rows = _read_csv(spec, split) if spec.layout == "csv" else _read_folder(spec, list(videos))
     if any(not row.part for row in rows):
         rows = _hold_out(rows, split)
     classes = {row.class_name for row in rows}
@@ -158,7 +158,7 @@ def split_names(spec: DatasetSpec) -> list[str]:
     if spec.layout in ("ucf101", "hmdb51"):
         return split_numbers(Path(spec.lists))
     csv_file = spec.layout == "csv"
-    rows = _read_csv(Path(spec.lists), "1") if csv_file else _read_folder(spec, list(scan_videos(Path(spec.videos))))
+    rows = _read_csv(spec, "1") if csv_file else _read_folder(spec, list(scan_videos(Path(spec.videos))))
     if any(row.part for row in rows):
         return ["1"]
     if csv_file and spec.partial:  # a group without a video cannot be tested
@@ -166,7 +166,7 @@ def split_names(spec: DatasetSpec) -> list[str]:
     groups = sorted({row.group for row in rows})
     if len(groups) < 2 or len(groups) == len(rows):
         told = f"each of the {len(rows)} clips is a group of its own" if len(groups) > 1 else "there are no two groups"
-        cure = "a group column in the CSV file" if csv_file else "[dataset] group_pattern"
+        cure = f"[dataset] group_pattern{' or a group column in the CSV file' if csv_file else ''}"
         raise ValueError(
             f"{told}, so none can be left out in turn; say what belongs together by {cure}, or name splits"
         )
@@ -174,21 +174,26 @@ def split_names(spec: DatasetSpec) -> list[str]:
 
 
 def _read_folder(spec: DatasetSpec, videos: list[str]) -> list[ListedClip]:
-    """Rows of `<class>/<clip>`; the pattern finds the group in the path, and without one each clip is its own group."""
+    """Rows of `<class>/<clip>`."""
     rows = []
     for path in videos:
         if "/" not in path:
             raise ValueError(f"{path!r} lies in no class folder; layout folder needs <class>/<clip>")
-        match = re.search(spec.group_pattern, path)
-        if match is None or (spec.group_pattern and not match["group"]):
-            raise ValueError(f"[dataset] group_pattern {spec.group_pattern!r} finds no group in {path!r}")
-        group = match["group"] if spec.group_pattern else path_id(path)
-        rows.append(ListedClip(path_id(path), path, path.split("/")[0], group, ""))
+        rows.append(ListedClip(path_id(path), path, path.split("/")[0], _group_in(path, spec), ""))
     return rows
 
 
-def _read_csv(file: Path, split: str) -> list[ListedClip]:
+def _group_in(path: str, spec: DatasetSpec) -> str:
+    """The group that the pattern finds in a clip's path; without a pattern each clip is its own group."""
+    match = re.search(spec.group_pattern, path)
+    if match is None or (spec.group_pattern and not match["group"]):
+        raise ValueError(f"[dataset] group_pattern {spec.group_pattern!r} finds no group in {path!r}")
+    return match["group"] if spec.group_pattern else path_id(path)
+
+
+def _read_csv(spec: DatasetSpec, split: str) -> list[ListedClip]:
     """Rows of a CSV file with a header: path,label[,group][,split]; paths are relative to the folder of the videos."""
+    file = Path(spec.lists)
     with file.open(encoding="utf-8-sig", newline="") as stream, _told_if_unreadable(file):
         reader = csv.DictReader(stream)
         columns = reader.fieldnames or []
@@ -196,10 +201,14 @@ def _read_csv(file: Path, split: str) -> list[ListedClip]:
             raise ValueError(f"{file.name}: the header is {','.join(columns)!r}; it must be path,label[,group][,split]")
         if "split" in columns and split != "1":
             raise ValueError(f"split {split!r} does not exist; the split column of {file.name} is split 1")
-        rows = [_csv_row(record, f"{file.name}, line {reader.line_num}") for record in reader]
+        if "group" in columns and spec.group_pattern:
+            raise ValueError(
+                f"{file.name} has a group column, and [dataset] group_pattern is {spec.group_pattern!r}; leave one out"
+            )
+        rows = [_csv_row(record, f"{file.name}, line {reader.line_num}", spec) for record in reader]
     if not rows:
         raise ValueError(f"{file.name} lists no video")
-    if {"group", "split"} <= set(columns):
+    if "split" in columns and ("group" in columns or spec.group_pattern):
         _refuse_torn_groups(file.name, rows)
     return rows
 
@@ -222,11 +231,11 @@ def _refuse_torn_groups(name: str, rows: list[ListedClip]) -> None:
     if torn:
         raise ValueError(
             f"{name}: {len(torn)} groups have clips in more than one of train, val and test: {some(torn)}; a group (a "
-            "person, a source video) belongs to one part; correct the split column, or leave the group column out"
+            "person, a source video) belongs to one part; correct the split column, or say nothing of groups"
         )
 
 
-def _csv_row(record: dict, where: str) -> ListedClip:
+def _csv_row(record: dict, where: str, spec: DatasetSpec) -> ListedClip:
     if None in record or None in record.values():
         raise ValueError(f"{where}: the number of fields is not that of the header")
     path = safe_path(record["path"], where)
@@ -236,7 +245,7 @@ def _csv_row(record: dict, where: str) -> ListedClip:
         raise ValueError(f"{where}: {path!r} has no label")
     if "split" in record and part not in PARTS:
         raise ValueError(f"{where}: split is {part!r}; allowed: {', '.join(PARTS)}")
-    return ListedClip(path_id(path), path, label, group or path_id(path), part)
+    return ListedClip(path_id(path), path, label, group or _group_in(path, spec), part)
 
 
 def _hold_out(rows: list[ListedClip], split: str) -> list[ListedClip]:

@@ -61,7 +61,7 @@ class DatasetSpec(Spec):
     split: str = setting("1", "split used when none is given: a number, or the name of the test group", neutral=True)
     partial: bool = setting(False, "go on when videos named by the lists are absent")
     group_pattern: str = setting(
-        "", "folder layout: regular expression whose (?P<group>...) is found in the clip's path"
+        "", "layouts folder and csv: regular expression whose (?P<group>...) is found in the clip's path"
     )
     test_fraction: float = setting(
         0.3, "folder or csv layout without a test group: share of groups that are tested", low=0.0, high=0.9
@@ -70,13 +70,18 @@ class DatasetSpec(Spec):
     split_seed: int = setting(0, "seed of the cuts by group")
 
     def check(self):
-        """Check that the layout reads lists if some are given, and that the group pattern has a group named `group`."""
+        """Check that the layout reads what is given: lists, and a group pattern, which needs a group named `group`."""
         if self.lists and self.layout in ("folder", "unlabelled"):
             raise ValueError(
                 f"[dataset] lists is {self.lists!r}, but layout {self.layout} reads no lists; set layout = csv (or "
                 "ucf101, hmdb51), or leave lists out"
             )
         if self.group_pattern:
+            if self.layout not in ("folder", "csv"):
+                raise ValueError(
+                    f"[dataset] group_pattern is {self.group_pattern!r}, but layout {self.layout} does not read it "
+                    "(official lists tell the groups, unlabelled videos have none); leave it out"
+                )
             try:
                 named = "group" in re.compile(self.group_pattern).groupindex
             except re.error as error:
@@ -85,6 +90,11 @@ class DatasetSpec(Spec):
                 ) from None
             if not named:
                 raise ValueError(f"[dataset] group_pattern {self.group_pattern!r} has no (?P<group>...)")
+
+    def identity(self) -> dict[str, Any]:
+        """As for every spec; a pattern for a CSV file, which used to be ignored, counts as a newer version."""
+        found = super().identity()
+        return {**found, "version": self.VERSION + 1} if self.layout == "csv" and self.group_pattern else found
 
     def unlabelled(self, videos: str) -> DatasetSpec:
         """Settings for a folder `videos` of unlabeled videos, with the same default split."""
