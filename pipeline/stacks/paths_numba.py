@@ -1,4 +1,4 @@
-"""Trajectories compiled for the CPU: bit for bit those of `stacks/__init__.py`, which defines them, in half the time."""
+"""Trajectories compiled for the CPU: those of `stacks/__init__.py` bit for bit, in half the time."""
 
 from __future__ import annotations
 
