@@ -38,4 +38,5 @@ def finish(task: luigi.Task, broken: dict[str, NotMade]) -> None:
         if not plainly(error):  # a bug, which the message alone does not explain
             say("".join(traceback.format_exception(error)))
         broken[name] = NotMade(task, error)
+        traceback.clear_frames(error.__traceback__)  # else what failed, such as a network, would stay in memory
         raise broken[name] from error

@@ -10,7 +10,7 @@ from conftest import middlebury, moving_texture
 from motions import CLASSICAL, MOTIONS, error_px, moved, texture
 
 from pipeline.flow import brox, estimate, methods, opencv, to_gray, tvl1, tvl1_torch, warp
-from pipeline.flow.filters import pyramid_sizes
+from pipeline.flow.filters import pyramid_sizes, shrinking_sigmas_px
 from pipeline.specs import FLOW_METHODS, FlowSpec
 
 # RAFT has tests/test_flow_raft.py, the methods that need an OpenCV with CUDA have tests/test_flow_opencv.py
@@ -192,6 +192,12 @@ def test_pyramid_sizes_by_example():
     assert pyramid_sizes(320, 24, step=0.5, min_side=12) == [(320, 24), (160, 12), (80, 12), (40, 12)]
     assert pyramid_sizes(200, 5, step=0.5, min_side=12) == [(200, 5), (100, 5), (50, 5)]
     assert warp.blur(torch.ones(1, 1, 4, 4), sigma_px=0).eq(1).all()
+
+
+def test_a_strip_is_blurred_as_its_upright_twin():
+    for size in ((12, 400), (24, 320), (240, 320)):
+        lying, upright = (pyramid_sizes(*sides, step=0.62, min_side=8) for sides in (size, size[::-1]))
+        assert shrinking_sigmas_px(lying) == shrinking_sigmas_px(upright)
 
 
 def test_methods_say_what_is_there(monkeypatch):

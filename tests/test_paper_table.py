@@ -1,6 +1,8 @@
 """A table of the paper as one command: what a row changes, what rows share, what is reused, and what a failure costs."""
 
+import gc
 import json
+import weakref
 from types import SimpleNamespace
 
 import pytest
@@ -13,6 +15,7 @@ from pipeline.artifacts import garbage, inspection
 from pipeline.artifacts.status import status
 from pipeline.report import paper
 from tasks import Catalog, Flow, Frames, FullPipeline, Fuse, PaperTable, ScoreStream, TrainStream, mistakes, settings
+from tasks.finish import NotMade, finish
 from tasks.tables import RowsFailed
 
 TWO_ROWS = {"table": "1b", "rows": "l1,l5"}
@@ -267,6 +270,25 @@ def test_what_changes_while_it_is_read_fails_its_row(config, monkeypatch):
     assert "is not complete after its run: what it reads has changed meanwhile" in next(
         row["reason"] for row in table(of)["rows"] if row["key"] == "l1"
     )
+
+
+def test_what_failed_does_not_stay_in_memory(config, monkeypatch):
+    class Network:
+        pass
+
+    networks = []
+
+    def make_and_fail(self):
+        network = Network()
+        networks.append(weakref.ref(network))
+        raise RuntimeError(f"no memory for {network}")
+
+    monkeypatch.setattr(TrainStream, "make", make_and_fail)
+    broken = {}
+    with pytest.raises(NotMade, match="no memory for"):
+        finish(fresh(TrainStream, stream="spatial"), broken)
+    gc.collect()
+    assert broken and networks[0]() is None
 
 
 def test_what_failed_for_one_row_is_not_tried_for_the_next(config, monkeypatch):

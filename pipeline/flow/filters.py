@@ -67,7 +67,7 @@ def shrinking_sigmas_px(sizes: Sequence[tuple[int, int]]) -> list[float]:
     sigmas = []
     for finer, coarser in pairwise(sizes):
         ratio = min(small / large for small, large in zip(coarser, finer, strict=True))
-        more = COARSE_BLUR if finer[0] < sizes[0][0] / 2 else 1.0
+        more = COARSE_BLUR if max(finer) < max(sizes[0]) / 2 else 1.0
         sigmas.append(more * 0.6 * math.sqrt(1 / ratio**2 - 1))
     return sigmas
 
