@@ -12,7 +12,7 @@ from pipeline import specs
 from pipeline.specs.base import Spec
 from pipeline.system import files
 from pipeline.system.progress import say, say_once
-from tasks import settings
+from tasks import checks, settings
 from tasks.base import Stage
 from tasks.mistakes import told_plainly
 
@@ -36,6 +36,7 @@ class DemoVideos(luigi.Task):
         from pipeline.demo import is_written
 
         with told_plainly():
+            checks.check_dataset(self.dataset)
             return is_written(Path(self.folder), self.spec)
 
     def run(self) -> None:

@@ -103,7 +103,7 @@ def resolve(section: str, dataset: str = "", changes: Mapping[str, str] = NOTHIN
         values: fields that are not text (the stack of a temporal stream) or that the caller sets.
 
     Raises:
-        ValueError: an unknown section, setting or value; the message names it.
+        ValueError: an unknown setting or value; the message names it.
     """
     texts = items(section)
     texts |= _of_dataset(section, dataset) | _of_command_line(section) | _of_section(section, changes)

@@ -70,7 +70,7 @@ def test_a_gpu_trains_with_the_loading_processes_of_its_defaults(data, alone, tm
 
 def test_two_processes_end_as_one_does(data, alone, tmp_path):
     assert_same(run(spec(processes=2, accumulate=2), data, tmp_path), alone)  # each makes two passes of one item
-    assert {path.name for path in tmp_path.iterdir()} == {"checkpoint.pt", "curve.json"}
+    assert {path.name for path in tmp_path.iterdir()} == {".lock", "checkpoint.pt", "curve.json"}
 
 
 def test_two_processes_normalize_their_batches_together(data, tmp_path):
@@ -136,7 +136,8 @@ def test_a_killed_process_ends_all_with_one_message_and_none_listened_to_others(
         TrainingFailed, match="process 1 of the spatial training was killed by SIGKILL; unless someone did"
     ):
         run(spec(processes=2, steps=2000), data, tmp_path)
-    assert set(psutil.Process().children()) <= before and {path.name for path in tmp_path.iterdir()} == {"resume.pt"}
+    assert set(psutil.Process().children()) <= before
+    assert {path.name for path in tmp_path.iterdir()} == {".lock", "resume.pt"}
     assert listened == {"127.0.0.1"}
 
 

@@ -55,6 +55,18 @@ def test_every_module_has_its_place():
     assert set(modules().values()) - {"__init__"} == set(LAYERS)
 
 
+def test_every_file_of_a_folder_is_named_in_its_row():
+    rows = {
+        name: row
+        for row in (ROOT / "docs/design.md").read_text().splitlines()
+        for name in LAYERS
+        if row.startswith(f"| `{name}/`")
+    }
+    for file, layer in modules().items():
+        if layer in rows and not file.name.startswith("__"):
+            assert f"`{file.name}`" in rows[layer], f"docs/design.md: the row of {layer}/ does not name {file.name}"
+
+
 @pytest.mark.parametrize("file", modules(), ids=lambda file: str(file.relative_to(ROOT)))
 def test_a_module_imports_only_from_above(file):
     layer = modules()[file]

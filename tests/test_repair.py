@@ -42,7 +42,7 @@ def test_a_file_of_another_kind_is_named_and_not_called_damaged(tmp_path, capsys
     for path in (tmp_path / name, *([tmp_path] if name == "curve.json" else [])):
         assert main([command, str(path)]) == (0 if shown else 2)
         told = capsys.readouterr().err
-        assert shown or f"{name} is no HDF5 file but {OTHER_FILES[name]}, which has no checksums" in told
+        assert shown or f"{name} is no HDF5 file but {OTHER_FILES[name]}; this command reads .h5 files" in told
         assert "delete" not in told and "damaged" not in told
 
 
@@ -154,7 +154,7 @@ def test_several_paths_are_looked_at_one_after_the_other(frames, flow, tmp_path,
     assert main(["verify", *paths[::2]]) == 1
     assert main(["verify", *paths]) == 2
     told = capsys.readouterr()
-    assert "which has no checksums; give a store" in told.err and told.out.count(": a: its bytes do not") == 2
+    assert "this command reads .h5 files and" in told.err and told.out.count(": a: its bytes do not") == 2
     assert told.out.count("every clip is as it was written") == 2
     assert main(["inspect", *paths, "--json"]) == 0
     assert [json.loads(line)["format"] for line in capsys.readouterr().out.splitlines()] == [

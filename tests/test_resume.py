@@ -178,7 +178,7 @@ def test_a_disk_that_fails_for_a_moment_costs_no_training(data, tmp_path, monkey
             run(spec(), catalog, tmp_path)
         with pytest.raises(OSError, match="Input/output error"):
             steps_done(tmp_path / "resume.pt", "any")
-    assert [path.name for path in tmp_path.iterdir()] == ["resume.pt"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "resume.pt"]
     assert (tmp_path / "resume.pt").read_bytes() == saved
 
 

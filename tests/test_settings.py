@@ -13,6 +13,7 @@ from luigi.configuration import get_config
 from pipeline import specs
 from pipeline.training.together import same_classes
 from tasks import checks, settings
+from tasks.listing import DemoVideos
 
 ROOT = Path(__file__).parents[1]
 
@@ -101,6 +102,12 @@ def test_what_does_not_exist_is_refused(config, content, message):
     with pytest.raises(ValueError, match=message):
         checks.check_dataset("mine")
         checks.check("mine")
+
+
+def test_an_unknown_section_is_refused_by_the_demo_too(config, tmp_path):
+    config.read_dict({"dataset.demo": {}, "flwo": {}})
+    with pytest.raises(ValueError, match=r"section \[flwo\] does not exist"):
+        DemoVideos(folder=str(tmp_path / "videos"), dataset="demo").complete()
 
 
 def test_a_percent_sign_that_is_not_doubled(config):

@@ -286,7 +286,7 @@ def test_what_killed_processes_left_is_removed_at_the_end(data, tmp_path):
     (tmp_path / "job").mkdir()
     (tmp_path / "job" / "catalog.h5").write_bytes(b"of a training with two processes")
     run(spec(), data("frames"), tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint.pt", "curve.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "checkpoint.pt", "curve.json"]
 
 
 def test_a_loss_that_is_not_finite_stops_with_step_and_rate(data, tmp_path):
@@ -313,7 +313,7 @@ def test_wrong_settings_are_refused_before_any_work(data, tmp_path, monkeypatch)
     use_store(monkeypatch, FakeStore({}))
     with pytest.raises(ValueError, match="none of the 8 training clips"):
         run(spec(), catalog, tmp_path)
-    assert not list(tmp_path.iterdir())
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
 
 
 @pytest.mark.needs_cuda

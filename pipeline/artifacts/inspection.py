@@ -134,11 +134,11 @@ def _clip(clip: store.StoredClip) -> dict[str, Any]:
 
 
 def _refuse_other_files(path: Path) -> None:
-    """Refuse our files without checksums, which must not be reported as damaged."""
+    """Refuse our files that are not HDF5, which must not be reported as damaged."""
     if path.is_file() and path.suffix in _OTHER_FILES:
         raise ValueError(
-            f"{path} is no HDF5 file but {_OTHER_FILES[path.suffix]}, which has no checksums; give a store, a catalog "
-            "or scores (.h5)"
+            f"{path} is no HDF5 file but {_OTHER_FILES[path.suffix]}; this command reads .h5 files and "
+            "artifacts' folders"
         )
 
 

@@ -39,7 +39,7 @@ def carrier() -> Callable[[bytes], tuple[bool, Any]]:
         where = f"the worker on {socket.gethostname()} ({sys.executable})"
         # of all modules, importing this one loads its folder's first, and another thread may be doing so right now
         if "pipeline.cluster" not in sys.modules and any(name.startswith("pipeline.") for name in sys.modules):
-            return False, f"{where} has loaded another version of the project, which had no such check; restart it"
+            return False, f"{where} has loaded another version of the project; restart it"
         try:
             from pipeline.cluster import portable
         except ImportError as error:

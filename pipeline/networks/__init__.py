@@ -1,7 +1,4 @@
-"""The streams' networks: a body turns inputs into features, and a linear head turns features into logits.
-
-Weights published for RGB are inflated to the 2L channels of the temporal stream: each gets the mean over RGB.
-"""
+"""The streams' networks: a body turns inputs into features, and a linear head turns features into logits."""
 
 from __future__ import annotations
 

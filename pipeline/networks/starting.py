@@ -1,4 +1,7 @@
-"""The weights that a training starts from: torchvision's, those of a file, or those of another training."""
+"""The weights that a training starts from: torchvision's, those of a file, or those of another training.
+
+Weights published for RGB are inflated to the 2L channels of the temporal stream: each gets the mean over RGB.
+"""
 
 from __future__ import annotations
 

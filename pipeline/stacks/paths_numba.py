@@ -1,4 +1,4 @@
-"""Trajectories compiled for the CPU: those of `stacks/__init__.py` bit for bit, in half the time."""
+"""Trajectories compiled for the CPU: those of `pipeline.stacks` bit for bit, in half the time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Trajectories of a batch of stacks on any device, with the arithmetic of `stacks/__init__.py`, which defines them."""
+"""Trajectories of a batch of stacks on any device, with the arithmetic of `pipeline.stacks`, which defines them."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ from pipeline.networks.checkpoint import save_checkpoint, weights_hash
 from pipeline.networks.evaluation import evaluate
 from pipeline.specs import StreamSpec
 from pipeline.system.errors import StageFailed
-from pipeline.system.files import remove_temporaries, write_json
+from pipeline.system.files import one_writer, write_json
 from pipeline.system.progress import Progress, duration_text, say
 from pipeline.system.tensors import limit_threads
 from pipeline.training.feeding import training_batches
@@ -86,11 +86,11 @@ def train(
         )
     job = TrainingJob(spec, Path(store_path), catalog, Path(folder), inputs_key, device, other, start, data_digest)
     count = process_count(spec, device)
-    remove_temporaries(job.folder)
-    if count * spec.machines == 1:
-        train_here(job, World(), resolve_device(device))
-    else:
-        launch_processes(job, count)
+    with one_writer(job.folder):  # which also removes what a killed run has left half written
+        if count * spec.machines == 1:
+            train_here(job, World(), resolve_device(device))
+        else:
+            launch_processes(job, count)
 
 
 def train_here(job: TrainingJob, world: World, device: torch.device) -> None:
