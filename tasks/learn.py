@@ -99,10 +99,10 @@ class TrainStream(OnDevice):
         from pipeline.training import parallel
 
         networks.check(self.stream_spec)
-        if may_write():
-            imagenet.fetch(self.stream_spec)
         parallel.process_count(self.stream_spec, self.run_spec.device)
         self.clone(Catalog).check_classes()
+        if may_write():
+            imagenet.fetch(self.stream_spec)
         self._check_other()
         if warning := self.stream_spec.warning:
             say(warning)

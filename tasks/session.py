@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import traceback
 from collections.abc import Iterator
@@ -27,7 +28,15 @@ def use_artifacts(artifacts: str, *, create: bool = False) -> None:
     key = (artifacts, os.getpid())
     if settings.from_command_line() and _IN_USE.get(key, -1) < 0:
         with told_plainly():
-            _IN_USE[key] = files.hold_shared_lock(Path(artifacts), create=create)
+            try:
+                _IN_USE[key] = files.hold_shared_lock(Path(artifacts), create=create)
+            except OSError as error:
+                if error.errno == errno.ENOSPC:
+                    raise
+                raise ValueError(
+                    f"[run] artifacts is {artifacts!r}, where nothing can be written ({error.strerror}); give another "
+                    "folder by --artifacts"
+                ) from None
 
 
 def may_write() -> bool:

@@ -33,6 +33,19 @@ def test_each_clip_carries_its_file(tmp_path):
         assert c.content == hashlib.blake2b(c.path.encode(), digest_size=8).hexdigest()
 
 
+def test_a_class_that_looks_like_another_one_misspelled_is_told(tmp_path, capsys):
+    names = [f"bend/{k}.avi" for k in range(5)] + [f"wave{side}/{k}.avi" for side in (1, 2) for k in range(3)]
+    read_dataset(folder_spec(tmp_path, *names), "1")
+    assert "misspelled" not in capsys.readouterr().err
+    rows = [f"{name},{name.split('/')[0]}" for name in names[1:]] + ["bend/0.avi,bedn"]
+    text = "\n".join(["path,label", *rows]) + "\n"
+    read_dataset(replace(csv_spec(tmp_path, text), partial=True), "1")
+    assert capsys.readouterr().err.count("class 'bedn' has 1 clip; is it 'bend' (4), misspelled?") == 1
+    read_dataset(replace(csv_spec(tmp_path, text.replace("3.avi,bend", "3.avi,Bend")), partial=True), "1")
+    told = capsys.readouterr().err
+    assert "class 'Bend' has 1 clip; is it 'bend' (3), misspelled?" in told and told.count("misspelled") == 2
+
+
 def test_large_files_are_hashed_whole(tmp_path):
     spec = folder_spec(tmp_path, "x/a.avi", "x/b.avi")
     data = os.urandom((1 << 20) + 17)

@@ -90,7 +90,9 @@ def test_a_folder_that_cannot_be_written_is_one_line(overlay, tmp_path):
     (tmp_path / "artifacts").write_text("a file")
     failed = luigi_command("Catalog", cwd=ROOT, PYTHONPATH=str(ROOT), **overlay)
     assert failed.returncode == 30 and "Traceback" not in failed.stderr
-    assert f"Catalog FAILED: [Errno 20] Not a directory: '{tmp_path / 'artifacts'}" in failed.stderr
+    assert (
+        f"Catalog FAILED: [run] artifacts is '{tmp_path / 'artifacts'}', where nothing can be written" in failed.stderr
+    )
 
 
 def test_an_interrupted_command_says_how_it_goes_on(capsys):

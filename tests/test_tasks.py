@@ -271,6 +271,10 @@ def test_a_command_whose_settings_are_not_found_is_refused(tmp_path):
             ["FullPipeline", "--dataset", "demo", "--data-videos", "DIR"],
             "written by the pipeline; give --dataset as well: folder or ",
         ),
+        (
+            ["Catalog", "--artifacts", "README.md"],
+            "[run] artifacts is 'README.md', where nothing can be written (Not a",
+        ),
         (["Catalog", "--data-videos", "absent"], "error: [dataset] videos: the folder 'absent' does not exist"),
     ],
 )

@@ -6,6 +6,7 @@ A dataset's clips and classes do not depend on the split, so all splits share fr
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -80,6 +81,7 @@ def read_dataset(spec: DatasetSpec, split: str, *, known: Iterable[Clip] = ()) -
     remarks.on_files(spec, clips=clips, videos=len(videos), absent=found.absent, others=sorted(others), lost=lost)
     trained = {clip.class_name for clip in found.part("train")}
     remarks.on_classes(spec, found.classes, trained=trained, split=split)
+    remarks.on_names(Counter(clip.class_name for clip in found.clips if clip.class_name))
     content = hashes(spec, found.clips, known)
     found = replace(found, clips=tuple(replace(clip, content=content[clip.path]) for clip in found.clips))
     if found.classes:  # unlabelled videos are not meant for training

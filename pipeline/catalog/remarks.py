@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import difflib
+from collections.abc import Collection, Mapping, Sequence
 
 from pipeline.catalog.layouts import told_absent, told_lost
 from pipeline.specs import DatasetSpec
@@ -10,6 +11,7 @@ from pipeline.system.console import some
 from pipeline.system.progress import say
 
 _NAMES_OF_PARTS = {"train", "training", "val", "valid", "validation", "dev", "test", "testing"}
+_RARE = 2  # clips of a class whose name may be a slip
 
 
 def on_files(
@@ -46,6 +48,23 @@ def on_classes(spec: DatasetSpec, classes: Sequence[str], *, trained: Collection
         say(f"catalog: {untrained(names, split)}")
     if len(classes) == 1:
         say(f"catalog: there is one class, {classes[0]!r}: frames and flow can be made, but nothing trained")
+
+
+def on_names(counts: Mapping[str, int]) -> None:
+    """Print classes that look like another one, misspelled; `counts`: class -> number of its clips.
+
+    These are names that differ only by upper and lower case, and rare classes with a name close to a common one's.
+    """
+    for name, count in counts.items():
+        more = [other for other in counts if (counts[other], other) > (count, name)]
+        alike = [other for other in more if other.lower() == name.lower()]
+        if count <= _RARE:
+            alike += difflib.get_close_matches(
+                name, [other for other in more if counts[other] >= 3 * count], cutoff=0.75
+            )
+        if alike:
+            clips = f"{count} clip{'s' * (count > 1)}"
+            say(f"catalog: class {name!r} has {clips}; is it {alike[0]!r} ({counts[alike[0]]}), misspelled?")
 
 
 def on_group(spec: DatasetSpec, split: str, tested: Collection[str]) -> None:
