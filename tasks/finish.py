@@ -38,5 +38,12 @@ def finish(task: luigi.Task, broken: dict[str, NotMade]) -> None:
         if not plainly(error):  # a bug, which the message alone does not explain
             say("".join(traceback.format_exception(error)))
         broken[name] = NotMade(task, error)
-        traceback.clear_frames(error.__traceback__)  # else what failed, such as a network, would stay in memory
+        _forget_locals(error)
         raise broken[name] from error
+
+
+def _forget_locals(error: BaseException | None) -> None:
+    """Clear the frames that an error and its causes hold: else what failed, such as a network, stays in memory."""
+    while error:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__

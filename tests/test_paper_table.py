@@ -14,6 +14,7 @@ from pages import Page
 from pipeline.artifacts import garbage, inspection
 from pipeline.artifacts.status import status
 from pipeline.report import paper
+from pipeline.system.errors import StageFailed
 from tasks import Catalog, Flow, Frames, FullPipeline, Fuse, PaperTable, ScoreStream, TrainStream, mistakes, settings
 from tasks.finish import NotMade, finish
 from tasks.tables import RowsFailed
@@ -281,11 +282,14 @@ def test_what_failed_does_not_stay_in_memory(config, monkeypatch):
     def make_and_fail(self):
         network = Network()
         networks.append(weakref.ref(network))
-        raise RuntimeError(f"no memory for {network}")
+        try:
+            raise RuntimeError(f"no memory for {network}")
+        except RuntimeError as error:
+            raise StageFailed("no memory") from error
 
     monkeypatch.setattr(TrainStream, "make", make_and_fail)
     broken = {}
-    with pytest.raises(NotMade, match="no memory for"):
+    with pytest.raises(NotMade, match="TrainStream spatial.*: no memory"):
         finish(fresh(TrainStream, stream="spatial"), broken)
     gc.collect()
     assert broken and networks[0]() is None
