@@ -20,6 +20,7 @@ import os
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "40000")
 
+from tasks import command
 from tasks.apply import ScoreVideos
 from tasks.conclude import FullPipeline, Fuse, Report
 from tasks.learn import ExtractFeatures, ScoreStream, TrainStream
@@ -27,6 +28,8 @@ from tasks.listing import Catalog
 from tasks.prepare import Flow, Frames
 from tasks.repeat import AllSplits
 from tasks.tables import PaperTable
+
+command.install()
 
 __all__ = [
     "AllSplits",

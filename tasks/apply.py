@@ -10,6 +10,7 @@ from pipeline.specs import FUSIONS, STREAMS
 from pipeline.specs.base import digest_of
 from pipeline.system import files
 from pipeline.system.console import some
+from pipeline.system.errors import StageFailed
 from pipeline.system.progress import say
 from tasks.base import Stage
 from tasks.conclude import Fuse
@@ -53,7 +54,7 @@ class ScoreVideos(OfVideos):
 
     def own_digest(self) -> str:
         """Digest of the fusion and of everything it reads."""
-        return digest_of("score_videos", self.fuse, [task.digest for task in self.before()])
+        return digest_of("score_videos", 2, self.fuse, [task.digest for task in self.before()])
 
     def requires(self) -> dict[str, Stage]:
         """The scores of both streams, the catalog, the stores (for failed clips), and `Fuse` unless by average."""
@@ -108,7 +109,10 @@ class ScoreVideos(OfVideos):
         tables = {stream: Scores.read(of[stream].path) for stream in STREAMS}
         fused = how.apply(*tables.values())
         stores = store.open_frames(of["frames"].path), store.open_flow(of["flow"].path)
-        predictions.write(self.table, {"fused": fused, **tables}, of["catalog"].read(), predictions.reasons(*stores))
+        predictions.write(self.table, {"fused": fused, **tables}, of["catalog"].read(), *stores)
+        if len(fused.failed) == len(fused):  # without scores the task is not complete: the next run tries again
+            self._show()
+            raise StageFailed(f"none of the {len(fused)} videos could be scored")
         fused.write(self.path, **self.attrs())
 
     def run(self) -> None:

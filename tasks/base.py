@@ -22,11 +22,9 @@ from pipeline.specs import RunSpec
 from pipeline.specs.base import Spec, digest_of
 from pipeline.system.files import one_writer, read_json, read_made_from, record_made_from, try_exclusive_lock
 from pipeline.system.progress import say
-from tasks import checks, command, settings
+from tasks import checks, settings
 from tasks.mistakes import told_plainly
 from tasks.session import may_write, one_look, use_artifacts
-
-command.install()
 
 
 class Artifact(luigi.Target):

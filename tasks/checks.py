@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import luigi
@@ -124,6 +124,30 @@ def check_dataset(name: str) -> None:
         raise ValueError(unknown_name(f"dataset {name!r}", name, settings.datasets()))
 
 
+def check_flags(words: Sequence[str]) -> None:
+    """Refuse a flag that the task on a command line does not have; Luigi would print its usage and no more.
+
+    Raises:
+        ValueError: there is such a flag; the message says which one it resembles.
+    """
+    found = [word for word in words if (task := _task_named(word)) and not issubclass(task, luigi.Config)]
+    root = found[0] if found else ""
+    known = set()
+    for task, without_section, name, _ in _register().get_all_params():
+        known.add(_flag(name if without_section else f"{task}_{name}"))
+        if task == root:
+            known.add(_flag(name))
+    for flag in (word.partition("=")[0] for word in words if re.match(r"--\w", word)):
+        if not any(name.startswith(flag) for name in known):  # argparse takes abbreviations
+            shown = sorted(name for name in known if name[2:3].islower())  # not --Flow-videos, --Frames-videos ...
+            near = unknown_name(f"flag {flag}", flag, shown).partition(" allowed: ")[0]
+            raise ValueError(f"{near} `luigi --module tasks {root or 'TASK'} --help-all` lists all")
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
 def check_sections() -> None:
     """Refuse unknown sections and unknown settings of datasets: a misspelled name would be silently ignored.
 
@@ -148,5 +172,9 @@ def check_sections() -> None:
 
 def _task_named(name: str) -> type[luigi.Task] | None:
     """The task of this name, or None. (`data` is not one: it is the prefix of [dataset]'s flags.)"""
-    register = luigi.task_register.Register
-    return register.get_task_cls(name) if name != "data" and name in register.task_names() else None
+    return _register().get_task_cls(name) if name != "data" and name in _register().task_names() else None
+
+
+def _register() -> type[luigi.task_register.Register]:
+    """Luigi's register of all tasks."""
+    return luigi.task_register.Register

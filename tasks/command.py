@@ -15,6 +15,7 @@ from luigi.retcodes import run_with_retcodes
 
 from pipeline.system.console import plain
 from pipeline.system.progress import last_said, say
+from tasks import checks
 from tasks.mistakes import error_line, mistake_of_command, plainly
 
 _FORKED = threading.Event()  # tasks run in their own processes, whose last message is not known here
@@ -107,10 +108,24 @@ def _say_again() -> None:
 
 
 def install() -> None:
-    """From now on report mistakes in one line: in Luigi's log and, under its command, at the end of the program."""
+    """From now on report mistakes in one line: in Luigi's log and, under its command, at the end of the program.
+
+    Raises:
+        SystemExit: the command has a flag that its task does not have.
+    """
     logging.getLogger("luigi-interface").addFilter(_WithoutTraceback())
     if any(frame.f_code is run_with_retcodes.__code__ for frame, _ in traceback.walk_stack(None)):
         sys.excepthook = _say_or_show
         atexit.register(_say_again)
         if threading.current_thread() is threading.main_thread():
             _end_as_after_ctrl_c()
+        _refuse_unknown_flags()
+
+
+def _refuse_unknown_flags() -> None:
+    """End the command as argparse does for an unknown flag, but with the name of the flag that was meant."""
+    try:
+        checks.check_flags(sys.argv[1:])
+    except ValueError as error:
+        say(f"error: {error}")
+        raise SystemExit(2) from None

@@ -10,6 +10,7 @@ from pipeline.specs import FUSIONS, STREAMS
 from pipeline.specs.base import digest_of
 from pipeline.system import files
 from pipeline.system.progress import say
+from tasks import settings
 from tasks.base import Stage
 from tasks.learn import ScoreStream, TrainStream
 from tasks.listing import Catalog
@@ -75,7 +76,7 @@ class Report(Stage):
 
     def own_digest(self) -> str:
         """Digest of everything that is reported."""
-        return digest_of("report", 3, [task.digest for task in self.before()])
+        return digest_of("report", 4, [task.digest for task in self.before()])
 
     def requires(self) -> dict[str, Stage]:
         """The fusion, the trainings (for their curves), the stores (for failed clips) and the catalog."""
@@ -111,6 +112,7 @@ class Report(Stage):
 
         above = self.requires()
         stores = {"Frames": store.open_frames(above["frames"].path), "Flow": store.open_flow(above["flow"].path)}
+        catalog = store.read_catalog(above["catalog"].path)
         chain = report.Chain(
             fusion=self.chosen(),
             curves={stream: files.read_json(above[stream].path) for stream in STREAMS},
@@ -121,7 +123,9 @@ class Report(Stage):
                 {"stage": type(t).__name__, "label": t.label, "digest": t.digest, "path": str(t.path)}
                 for t in self.before()
             ],
-            counts=store.read_catalog(above["catalog"].path).counts(),
+            counts=catalog.counts(),
+            groups=catalog.groups(),
+            command=settings.command_line(),
         )
         about = {"dataset": self.dataset_name, "split": self.split_name, "inputs": self.inputs_key()}
         report.write(self.folder, chain, **self.tables(), **about)

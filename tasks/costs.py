@@ -12,7 +12,7 @@ from pipeline import catalog, cluster, estimates, preprocess
 from pipeline.estimates import MOMENTS, Cached, Videos, Work, measure, measure_networks
 from pipeline.networks import checkpoint, imagenet
 from pipeline.specs import StreamSpec
-from pipeline.training import VALIDATION_FRAMES
+from pipeline.training.validation import VALIDATION_FRAMES
 from tasks import settings
 from tasks.learn import ScoreStream, TrainStream
 from tasks.listing import Catalog, DemoVideos

@@ -23,7 +23,7 @@ from pipeline.doctor import machine
 from pipeline.estimates import MOMENTS, Total, Work, total
 from pipeline.system.console import in_bytes, print_table
 from pipeline.system.progress import duration_text
-from tasks import mistakes
+from tasks import checks, mistakes
 from tasks.base import Stage
 from tasks.session import writing_nothing
 from tasks.states import IS_THERE, UNKNOWN, ArtifactState, ArtifactStates, before_of, folder_of
@@ -38,8 +38,13 @@ def main(argv: list[str]) -> int:
         SystemExit: a mistake on the command line or in luigi.cfg, as one line; or the plan cannot be printed.
     """
     own, of_luigi = _parser().parse_known_args(argv)
+    words = _with_task(of_luigi)
     try:
-        with CmdlineParser.global_instance(_with_task(of_luigi)) as parser, writing_nothing():
+        checks.check_flags(words)
+    except ValueError as error:
+        _parser().error(str(error))
+    try:
+        with CmdlineParser.global_instance(words) as parser, writing_nothing():
             found = plan(parser.get_task_obj(), quick=own.quick)
     except Exception as error:
         if not (said := mistakes.plainly(error)):

@@ -9,6 +9,8 @@ in `pipeline/specs/`.
 from __future__ import annotations
 
 import os
+import shlex
+import sys
 from collections.abc import Collection, Mapping, Sequence
 from configparser import InterpolationError
 from pathlib import Path
@@ -79,6 +81,15 @@ def _absolute(path: str) -> str:
 def from_command_line() -> bool:
     """Whether `luigi` runs as a command, whose user wants one line rather than a traceback."""
     return CmdlineParser.get_instance() is not None
+
+
+def command_line() -> str:
+    """The command that runs, as one may type it again, with the settings file of its environment; "" for a program."""
+    if not from_command_line():
+        return ""
+    overlay = os.environ.get("LUIGI_CONFIG_PATH", "")
+    words = [f"LUIGI_CONFIG_PATH={shlex.quote(overlay)}"] if overlay else []
+    return " ".join([*words, shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])])
 
 
 def datasets() -> list[str]:

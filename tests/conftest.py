@@ -135,16 +135,25 @@ def middlebury(shared: Path, name: str) -> tuple[np.ndarray, np.ndarray, np.ndar
 
 
 @pytest.fixture
-def config(tmp_path):
-    """Settings for the four clips, artifacts in tmp_path; the project's own come back afterwards."""
-    import luigi  # not where only the library is tested, as on a machine without it
-    from chains import TINY, write_four_clips
-    from luigi.configuration import get_config
+def bare_config():
+    """Luigi's configuration, empty; the project's own comes back afterwards."""
+    from luigi.configuration import get_config  # not where only the library is tested, as on a machine without Luigi
 
     config = get_config()
     before = {section: dict(config.items(section)) for section in config.sections()}
     config.clear()
-    config.read_dict(
+    yield config
+    config.clear()
+    config.read_dict(before)
+
+
+@pytest.fixture
+def config(bare_config, tmp_path):
+    """Settings for the four clips, artifacts in tmp_path."""
+    import luigi
+    from chains import TINY, write_four_clips
+
+    bare_config.read_dict(
         {
             "run": {"dataset": "four", "artifacts": str(tmp_path / "artifacts"), "device": "cpu"},
             "dataset.four": write_four_clips(tmp_path),
@@ -159,10 +168,8 @@ def config(tmp_path):
             "retcode": {"task_failed": "30"},
         }
     )
-    yield config
+    yield bare_config
     luigi.task_register.Register.clear_instance_cache()
-    config.clear()
-    config.read_dict(before)
 
 
 @pytest.fixture

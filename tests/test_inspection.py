@@ -136,6 +136,18 @@ def test_invalidate_removes_a_stage(frames, flow, tmp_path):
     assert not flow.parent.exists() and frames.exists()
 
 
+def test_a_data_set_named_on_the_command_line_is_found_by_the_name_given_there(frames, tmp_path):
+    one, two = (
+        write_frames(tmp_path / name / "frames/native-0123456789ab", {"a": moving_texture(2)}).parent
+        for name in ("folder-cats-012345", "folder-dogs-543210")
+    )
+    with pytest.raises(ValueError, match="dataset 'folder' in .* does not exist.*: demo, folder-cats-012345, folder-d"):
+        garbage.invalidate(tmp_path, "frames", dataset="folder")
+    assert garbage.invalidate(tmp_path, "frames", dataset="folder-cats") == [one] and not one.exists()
+    shutil.rmtree(one.parents[1])
+    assert garbage.invalidate(tmp_path, "frames", dataset="folder") == [two] and frames.exists()
+
+
 def test_invalidate_removes_of_several_datasets_what_was_named(frames, flow, tmp_path, capsys):
     other = write_frames(tmp_path / "other/frames/native-0123456789ab", {"a": moving_texture(2)})
     options = ["invalidate", "frames", "--artifacts", str(tmp_path)]
@@ -211,7 +223,7 @@ def test_status_verify_invalidate_and_summary(frames, flow, tmp_path, capsys):
     assert main(["status", "--artifacts", str(tmp_path / "none")]) == 0
     assert "nothing has been made" in capsys.readouterr().out
 
-    row = {"top1": 0.5, "mean_class": 0.25}
+    row = {"top1": 0.5, "mean_class": 0.25, "top1_interval": [0.15, 0.85]}
     numbers = {
         "dataset": "demo",
         "split": "1",
@@ -222,7 +234,7 @@ def test_status_verify_invalidate_and_summary(frames, flow, tmp_path, capsys):
     }
     (tmp_path / "metrics.json").write_text(json.dumps(numbers))
     assert main(["summary", str(tmp_path)]) == 0
-    assert "fused, average     50.0%       25.0%" in capsys.readouterr().out
+    assert "fused, average     50.0%   15.0% to 85.0%       25.0%" in capsys.readouterr().out
     for name in ("table.md", "summary.md"):
         (tmp_path / name).write_text(f"| of {name} |\n", encoding="utf-8")
         assert main(["summary", str(tmp_path)]) == 0 and capsys.readouterr().out == f"| of {name} |\n"

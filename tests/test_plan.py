@@ -268,7 +268,11 @@ def test_the_command_is_a_process_of_its_own(overlay, tmp_path):
     before = snapshot(tmp_path)
     for arguments, status, said in [
         (["Flow", "--quick", "--flow-method", "dis_ultrafast"], 0, "Flow: 0 of 3 artifacts are there"),
-        (["Flow", "--flow-metod", "tvl1"], 2, "plan: error: unrecognized arguments: --flow-metod tvl1"),
+        (
+            ["Flow", "--flow-metod", "tvl1"],
+            2,
+            "plan: error: flag --flow-metod does not exist; did you mean '--flow-method'?",
+        ),
         (["Flow", "--flow-method", "tvl2"], 1, "error: [flow] method is 'tvl2'; allowed"),
         (["--help"], 0, "measured on a few"),
     ]:

@@ -3,6 +3,7 @@
 import math
 import multiprocessing
 import os
+import re
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import torch
 
 from pipeline.specs import StreamSpec
 from pipeline.system.tensors import true_float32
-from pipeline.training.recipe import algorithms, learning_rate, make_optimizer, precision
+from pipeline.training.recipe import algorithms, learning_rate, make_optimizer, precision, remark_on_milestones
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -23,6 +24,26 @@ def rates(**values):
 def test_step_falls_by_ten_at_each_milestone():
     found = rates(learning_rate=0.01, milestones=(3, 5), steps=7)
     assert found == pytest.approx([0.01] * 3 + [0.001] * 2 + [0.0001] * 2)
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        (
+            {"milestones": (500, 700), "steps": 500},
+            "milestones 500, 700 come after the last of 500 steps, so .* never fal",
+        ),
+        (
+            {"milestones": (499, 700), "steps": 500},
+            "milestones 700 come after the last of 500 steps, so .* falls less oft",
+        ),
+        ({"milestones": (300, 499), "steps": 500}, "^$"),
+        ({"milestones": (), "steps": 500}, "^$"),
+        ({"milestones": (500,), "steps": 500, "schedule": "cosine"}, "^$"),
+    ],
+)
+def test_milestones_that_no_step_reaches_are_told(settings, told):
+    assert re.search(told, remark_on_milestones(StreamSpec(**settings)))
 
 
 def test_cosine_is_half_a_wave():

@@ -260,7 +260,7 @@ def test_a_command_whose_settings_are_not_found_is_refused(tmp_path):
     ("arguments", "message"),
     [
         (["Flow", "--flow-method", "tvl2"], "[flow] method is 'tvl2'; allowed: tvl1"),
-        (["Flow", "--flow-metod", "tvl1"], "unrecognized arguments: --flow-metod"),
+        (["Flow", "--flow-metod", "tvl1"], "flag --flow-metod does not exist; did you mean '--flow-method'?"),
         (["Flow", "--dataset", "fuor"], "dataset 'fuor' does not exist; did you mean 'four'?"),
         (["Flow", "--data-layout", "floder"], "[dataset] layout is 'floder'; allowed: "),
         (["Catalog", "--split", "7"], "split '7' does not exist; the split column"),

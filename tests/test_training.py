@@ -15,9 +15,10 @@ from pipeline import training
 from pipeline.dataset import EvalSet, TrainingSet
 from pipeline.networks import build
 from pipeline.networks.checkpoint import load_checkpoint
-from pipeline.training import TrainingDiverged, state, train, train_step, validate
+from pipeline.training import TrainingDiverged, state, train, train_step, validation
 from pipeline.training.parallel import World
 from pipeline.training.state import Curve, TrainingState
+from pipeline.training.validation import validate
 
 CPU = torch.device("cpu")
 
@@ -220,7 +221,7 @@ def validated(monkeypatch, tmp_path, catalog, results):
         probabilities[rows, np.where(rows < right, labels, 1 - labels)] = confidence
         return training_evaluation(probabilities)
 
-    monkeypatch.setattr(training, "evaluate", evaluate)
+    monkeypatch.setattr(validation, "evaluate", evaluate)
     found, curve = run(spec(validate_every=3), catalog, tmp_path)
     return curve["best_step"], seen, found
 
@@ -249,7 +250,7 @@ def test_the_best_validated_weights_are_kept(data, tmp_path, monkeypatch, result
 def test_validation_counts_clips_and_their_log_probability(data, monkeypatch):
     catalog = data("frames", val=3)  # left_4 left_5 left_6 right_4 right_5 right_6
     table = np.array([[0.9, 0.1], [0.4, 0.6], [np.nan, np.nan], [0.2, 0.8], [0.7, 0.3], [0.25, 0.75]])
-    monkeypatch.setattr(training, "evaluate", lambda *_, **__: training_evaluation(table))
+    monkeypatch.setattr(validation, "evaluate", lambda *_, **__: training_evaluation(table))
     now = TrainingState(spec(), 2, CPU)
     validate(now, EvalSet(spec(), "i", catalog.part("val"), frames=1, crops=1))
     assert now.best.top1 == pytest.approx(3 / 6)  # the clip that failed counts as wrong
@@ -265,7 +266,7 @@ def test_without_validation_clips_the_last_weights_are_kept_and_it_is_said(data,
 
 def test_validation_clips_that_cannot_be_read_choose_no_weights(data, tmp_path, monkeypatch, capsys):
     nothing = training_evaluation(np.full((2, 2), np.nan))
-    monkeypatch.setattr(training, "evaluate", lambda *_, **__: nothing)
+    monkeypatch.setattr(validation, "evaluate", lambda *_, **__: nothing)
     found, curve = run(spec(validate_every=5), data("frames"), tmp_path)
     assert found.record["best_step"] == curve["best_step"] == 12
     assert curve["validation"] == [{"step": step, "top1": 0.0, "loss": None} for step in (5, 10, 12)]
@@ -275,7 +276,7 @@ def test_validation_clips_that_cannot_be_read_choose_no_weights(data, tmp_path, 
 def test_processes_that_validate_side_by_side_share_memory_and_cores(data, monkeypatch):
     given = []
     evaluation = training_evaluation(np.full((2, 2), 0.5))
-    monkeypatch.setattr(training, "evaluate", lambda *_, **values: given.append(values) or evaluation)
+    monkeypatch.setattr(validation, "evaluate", lambda *_, **values: given.append(values) or evaluation)
     catalog = data("frames")
     now = TrainingState(spec(loader_workers=3), 2, CPU, World(0, 1, 4))
     validate(now, EvalSet(spec(), "i", catalog.part("val"), frames=1, crops=1))

@@ -115,7 +115,8 @@ def invalidate(artifacts: Path, stage: str, *, dataset="", all_datasets=False, d
     Args:
         artifacts: folder of all artifacts.
         stage: name of the stage's folder.
-        dataset: only artifacts of this dataset; may be "" if only one dataset has artifacts of the stage.
+        dataset: only artifacts of this dataset; may be "" if only one dataset has artifacts of the stage. "folder" will
+            do for folder-videos-1a2b3c, whose videos the command line named, if there are no others.
         all_datasets: artifacts of all datasets.
         digest: only artifacts whose digest, as `status` shows it, begins with this; "" for all.
 
@@ -128,7 +129,10 @@ def invalidate(artifacts: Path, stage: str, *, dataset="", all_datasets=False, d
     rows = status(artifacts)
     known = {row["dataset"] for row in rows}
     if known and dataset not in {"", *known}:
-        raise ValueError(unknown_name(f"dataset {dataset!r} in {artifacts}", dataset, known))
+        named = [name for name in known if name.startswith(f"{dataset}-")]
+        if len(named) != 1:
+            raise ValueError(unknown_name(f"dataset {dataset!r} in {artifacts}", dataset, known))
+        dataset = named[0]
     rows = [row for row in rows if row["stage"] == stage and dataset in ("", row["dataset"])]
     concerned = sorted({row["dataset"] for row in rows})
     if len(concerned) > 1 and not all_datasets:

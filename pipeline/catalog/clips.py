@@ -89,6 +89,12 @@ class Catalog:
             if clips
         }
 
+    def groups(self) -> dict[str, list[str]]:
+        """Part -> names of its groups, sorted, for parts that have clips; {} if every clip is a group of its own."""
+        if len({clip.group for clip in self.clips}) == len(self.clips):
+            return {}
+        return {name: sorted({clip.group for clip in self.part(name)}) for name in self.counts()}
+
     @property
     def videos_key(self) -> str:
         """12 hex digits over all that frames and flow depend on: the videos and their labels, but not the split."""

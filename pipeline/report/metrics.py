@@ -35,16 +35,22 @@ class Chain:
     stages: Sequence[Mapping[str, Any]]
     """One row per stage, with `stage`, `digest` and any further columns."""
     counts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
-    """Part -> `clips`, `groups` or the like."""
+    """Part -> numbers of `clips` and `groups`, as `Catalog.counts` gives them."""
+    groups: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """Part -> names of its groups, as `Catalog.groups` gives them."""
+    command: str = ""
+    """The command that made the report."""
 
 
 def headline_text(numbers: Mapping[str, Any]) -> str:
-    """The headline of `metrics.json` as lines of text: top-1 and mean class accuracy, in per cent."""
+    """The headline of `metrics.json` as lines of text: top-1 with its interval and mean class accuracy, in per cent."""
     fused = sorted(numbers["fused"].items(), key=lambda item: FUSIONS.index(item[0]) if item[0] in FUSIONS else 99)
     rows = {name: numbers[name] for name in STREAMS} | {f"fused, {name}": row for name, row in fused}
     heading = f"{numbers['dataset']}, split {numbers['split']}: {numbers['num_test']} test clips"
-    lines = [f"{'':16} {'top-1':>7} {'mean class':>11}"]
-    lines += [f"{name:16} {row['top1']:7.1%} {row['mean_class']:11.1%}" for name, row in rows.items()]
+    lines = [f"{'':16} {'top-1':>7} {'95 % interval':>16} {'mean class':>11}"]
+    for name, row in rows.items():
+        interval = "{:.1%} to {:.1%}".format(*row["top1_interval"])
+        lines.append(f"{name:16} {row['top1']:7.1%} {interval:>16} {row['mean_class']:11.1%}")
     return "\n".join([heading, *lines])
 
 
@@ -83,13 +89,16 @@ def collect(tables: Mapping[str, Scores], chain: Chain, *, dataset: str, split: 
         "intervals": bootstrap.as_dict(),
         "classes": list(average.classes),
         "per_class": per_class(tables),
+        "per_group": per_group(tables),
         "agreement": agreement(tables),
         "fusion": _without_matrices(chain.fusion),
         "training": {name: _best(curve) for name, curve in chain.curves.items()},
         "seeds": dict(_seeds(chain.settings)),
         "counts": {part: dict(row) for part, row in chain.counts.items()},
+        "groups": {part: list(names) for part, names in chain.groups.items()},
         "stages": [dict(row) for row in chain.stages],
         "versions": versions(),
+        "command": chain.command,
     }
 
 
@@ -131,6 +140,20 @@ def per_class(tables: Mapping[str, Scores]) -> dict[str, dict[str, Any]]:
     return {
         name: {"clips": int(clips[k]), **{t: float(right[t][k] / clips[k]) if clips[k] else None for t in tables}}
         for k, name in enumerate(tables["average"].classes)
+    }
+
+
+def per_group(tables: Mapping[str, Scores]) -> dict[str, dict[str, Any]]:
+    """Group -> number of its test clips and accuracy of each table; {} if groups are unknown or of one clip each."""
+    groups = np.array(tables["average"].groups or (), dtype=object)
+    names = sorted(set(groups))
+    if len(names) == len(groups):
+        return {}
+    right = {name: table.correct() for name, table in tables.items()}
+    return {
+        name: {"clips": int(here.sum()), **{t: float(right[t][here].mean()) for t in tables}}
+        for name in names
+        if (here := groups == name).any()
     }
 
 

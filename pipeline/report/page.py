@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from pipeline.report import figures, metrics
 from pipeline.report.metrics import Chain
+from pipeline.report.uncertainty import FEWEST, WILSON
 from pipeline.scores import Scores
 from pipeline.specs import STREAMS
 
@@ -23,7 +24,8 @@ LABELS = {
     "weighted": "Fused: weighted",
     "svm": "Fused: SVM",
 }
-ROWS_SHOWN = 60  # a longer list of misclassified clips is collapsed
+ROWS_SHOWN = 60  # a longer list of clips or groups is collapsed
+FEW_CLIPS = 100  # one of fewer validation clips is more than one per cent
 
 
 def render(tables: Mapping[str, Scores], numbers: Mapping, drawn: Mapping[str, Figure], chain: Chain) -> str:
@@ -42,18 +44,22 @@ def render(tables: Mapping[str, Scores], numbers: Mapping, drawn: Mapping[str, F
             numbers=numbers,
             labels=LABELS,
             headline=headline(tables, numbers),
+            by_wilson=by_wilson(tables, numbers),
             against={name: row["against_stream"] for name, row in numbers["fused"].items()},
             chance=chance(tables["average"]),
             figures={name: Markup(figures.inline(figure, name)) for name, figure in drawn.items()},
             pairs=metrics.confused_pairs(tables["average"]),
             misclassified=metrics.misclassified(tables),
+            groups=sorted(numbers["per_group"].items(), key=lambda item: (item[1]["average"], item[0])),
             failures=metrics.failures(tables, chain.failed),
             rows_shown=ROWS_SHOWN,
             fusion=_fusion_rows(numbers["fusion"]),
             c_was_chosen="chosen_from" in numbers["fusion"].get("svm", {}).get("choice", {}),
+            few_to_choose_on=few_to_choose_on(numbers),
             settings={stage: list(metrics.flattened(values)) for stage, values in chain.settings.items()},
             stage_columns=_columns(numbers["stages"]),
             count_columns=_columns(numbers["counts"].values()),
+            group_names={part: _listed(names) for part, names in numbers["groups"].items()},
         )
     )
 
@@ -81,6 +87,23 @@ def headline(tables: Mapping[str, Scores], numbers: Mapping) -> list[dict[str, A
         }
         for name in tables
     ]
+
+
+def by_wilson(tables: Mapping[str, Scores], numbers: Mapping) -> list[str]:
+    """The rows of the headline with an interval of Wilson's, not a bootstrap's, and for which accuracy."""
+    kinds = {"top1": "top-1", "mean_class": "mean class"}
+    found = []
+    for row in headline(tables, numbers):
+        of = [words for kind, words in kinds.items() if row[f"{kind}_interval_method"] == WILSON]
+        if of:
+            found.append(LABELS.get(row["name"], row["name"]) + ("" if len(of) == len(kinds) else f" ({of[0]})"))
+    return found
+
+
+def few_to_choose_on(numbers: Mapping) -> bool:
+    """Whether the validation part has too few groups to resample, or fewer than `FEW_CLIPS` clips."""
+    val = numbers["counts"].get("val", {})
+    return bool(val) and (val.get("groups", FEWEST) < FEWEST or val.get("clips", FEW_CLIPS) < FEW_CLIPS)
 
 
 def verdict(against: Mapping[str, Any]) -> str:
@@ -121,6 +144,12 @@ def _fusion_rows(parameters: Mapping[str, Any]) -> dict[str, list[tuple[str, Any
         ]
         for name, values in parameters.items()
     }
+
+
+def _listed(names: Sequence[str], most: int = 12) -> str:
+    """The first names, and how many more there are."""
+    more = len(names) - most
+    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
 
 
 def _columns(rows) -> list[str]:

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline import store
 from pipeline.catalog import Catalog
 from pipeline.scores import Scores
+from pipeline.store import Store
 from pipeline.system import files
 from pipeline.system.console import aligned, plain
 
@@ -19,18 +19,19 @@ BEST = 5  # classes listed for a video, the likeliest first
 _SHOWN = 20  # rows that are printed
 
 
-def write(path: Path, tables: Mapping[str, Scores], catalog: Catalog, reasons: Mapping[str, str]) -> None:
+def write(path: Path, tables: Mapping[str, Scores], catalog: Catalog, frames: Store, flow: Store) -> None:
     """Write `predictions.csv`: for each video, the likeliest classes and the prediction of each stream alone.
 
     Columns: `path` (relative to the videos' folder); `class`, `probability`, `class_2`, `probability_2` and so on, for
-    at most five classes; the likeliest class of each stream and its probability; `reason`, why the video failed. If it
-    failed, all columns but `path` and `reason` are empty.
+    at most five classes; the likeliest class of each stream and its probability; `frames`, how many were decoded;
+    `note`, what is odd about a video that was scored all the same (read in part); `reason`, why it failed: then it has
+    no classes.
 
     Args:
         path: the file; it exists only once it is complete.
         tables: "fused", "spatial" and "temporal" -> their scores, over the same clips in any order.
         catalog: the clips, with their paths.
-        reasons: clip id -> why it has no score, for clips that failed in an earlier stage.
+        frames, flow: stores of the videos, which know why those that failed have no score.
 
     Raises:
         ValueError: the tables do not join, or their clips are not the catalog's.
@@ -42,27 +43,29 @@ def write(path: Path, tables: Mapping[str, Scores], catalog: Catalog, reasons: M
         raise ValueError(f"the scores and the catalog hold different clips, such as {min(unknown)!r}")
     best = min(BEST, len(fused.classes))
     alone = [name for stream in streams for name in (stream, f"{stream}_probability")]
-    rows = [["path", *_named("class", "probability", best), *alone, "reason"]]
+    why = reasons(frames, flow)
+    rows = [["path", *_named("class", "probability", best), *alone, "frames", "note", "reason"]]
     for row, video_id in enumerate(fused.video_ids):
         said = _likeliest(fused, row, best) + [cell for table in streams.values() for cell in _likeliest(table, row, 1)]
-        reason = reasons.get(video_id, "scoring failed") if fused.failed_rows[row] else ""
-        rows.append([paths[video_id], *([""] * len(said) if reason else said), reason])
+        reason = why.get(video_id, "scoring failed") if fused.failed_rows[row] else ""
+        about = [str(frames.rows[video_id]["frames"]), "" if reason else frames.odd.get(video_id, ""), reason]
+        rows.append([paths[video_id], *([""] * len(said) if reason else said), *about])
     text = io.StringIO(newline="")
     csv.writer(text, lineterminator="\n").writerows(rows)
     files.write_text(path, text.getvalue())
 
 
-def reasons(*stores: store.Store) -> dict[str, str]:
+def reasons(*stores: Store) -> dict[str, str]:
     """Clip id -> why it failed, according to the first store in which it failed."""
     return {video_id: reason for opened in reversed(stores) for video_id, reason in opened.failed.items()}
 
 
 def shown(path: Path) -> str:
-    """A `predictions.csv` as text: path, class and probability of the first videos, then the failed ones."""
+    """A `predictions.csv` as text: path, class, probability and note of the first videos, then the failed ones."""
     with path.open(encoding="utf-8", newline="") as stream:
         rows = list(csv.DictReader(stream))
     scored, failed = ([row for row in rows if bool(row["reason"]) == wanted] for wanted in (False, True))
-    lines = aligned([[row["path"], row["class"], row["probability"]] for row in scored[:_SHOWN]])
+    lines = aligned([[row[name] for name in ("path", "class", "probability", "note")] for row in scored[:_SHOWN]])
     lines += [f"... and {len(scored) - _SHOWN} more"] * (len(scored) > _SHOWN)
     lines += [f"{plain(row['path'])} failed: {plain(row['reason'])}" for row in failed[:_SHOWN]]
     return "\n".join(lines + [f"... and {len(failed) - _SHOWN} more failed"] * (len(failed) > _SHOWN))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
+import subprocess
+from pathlib import Path
 
 # import name -> what pip calls it
 PACKAGES = {
@@ -36,7 +38,20 @@ def version(pip: str) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python, the system and the installed packages among these, by pip name."""
+    """Versions of Python, the system and those of these packages that are installed; the commit of this code."""
     found = {"python": platform.python_version(), "system": f"{platform.system()} {platform.machine()}"}
     names = dict.fromkeys([*_BESIDES, *PACKAGES.values(), *OPENCVS])
-    return found | {name: installed for name in names if (installed := version(name))}
+    found |= {name: installed for name in names if (installed := version(name))}
+    return found | ({"commit": commit} if (commit := checked_out()) else {})
+
+
+def checked_out() -> str:
+    """The git commit of this code, with "-dirty" if a file differs from it; "" where the code is no git checkout."""
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists():  # git would look in the folders above, which may be another project's
+        return ""
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""  # git is absent, or the checkout belongs to someone else

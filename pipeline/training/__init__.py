@@ -25,7 +25,6 @@ from pipeline.dataset import EvalSet
 from pipeline.dataset.inputs import ViewBatch, to_inputs
 from pipeline.networks import resolve_device
 from pipeline.networks.checkpoint import save_checkpoint, weights_hash
-from pipeline.networks.evaluation import evaluate
 from pipeline.specs import StreamSpec
 from pipeline.system.errors import StageFailed
 from pipeline.system.files import one_writer, write_json
@@ -34,11 +33,11 @@ from pipeline.system.tensors import limit_threads
 from pipeline.training.feeding import training_batches
 from pipeline.training.launch import TrainingJob, launch_processes
 from pipeline.training.parallel import ItemSampler, World, process_count
-from pipeline.training.recipe import algorithms, learning_rate
+from pipeline.training.recipe import algorithms, learning_rate, remark_on_milestones
 from pipeline.training.state import UNUSABLE, Best, Curve, Saving, TrainingState, identity_of
 from pipeline.training.together import OtherDataset, other_classes, training_set
+from pipeline.training.validation import validate, validation_set
 
-VALIDATION_FRAMES = 5  # per clip, center crop only: cheap, and enough to compare one validation with another
 _LONG_S = 24 * 3600  # a longer training on a CPU gets a warning
 
 
@@ -103,8 +102,7 @@ def train_here(job: TrainingJob, world: World, device: torch.device) -> None:
         run = TrainingState(spec, len(catalog.classes), device, world, other_classes=len(others), start=job.start)
         run.resume(resume, identity)
         training = training_set(spec, job.store_path, catalog, job.other)
-        own = catalog.part("val")[world.rank :: world.size]
-        validation = EvalSet(spec, job.store_path, own, frames=VALIDATION_FRAMES, crops=1)
+        validation = validation_set(spec, job.store_path, catalog, world)
         _take_steps(run, training, validation, lambda: run.save(resume, identity))
     if world.rank == 0:
         _finish(run, job, others)
@@ -117,6 +115,8 @@ def _own_random_state(device: torch.device) -> contextlib.AbstractContextManager
 def _take_steps(run: TrainingState, training: Dataset, validation: EvalSet, save: Callable[[], None]) -> None:
     spec, began, save = run.spec, time.monotonic() - run.curve.seconds, Saving(save, run.curve)
     batches = training_batches(training, ItemSampler(spec, run.world, run.step), run.device)
+    if run.world.rank == 0 and (remark := remark_on_milestones(spec)):
+        say(f"training, {spec.stream}: {remark}")
     with Progress(f"training, {spec.stream}", spec.steps - run.step, "steps") as progress:
         for inputs, labels in _waited_for(batches, run.curve):
             loss = _timed_step(run, inputs, labels)
@@ -234,37 +234,6 @@ def _loss(run: TrainingState, inputs: ViewBatch | torch.Tensor, labels: torch.Te
         return cross_entropy(own, labels[::2], label_smoothing=run.spec.label_smoothing) + cross_entropy(
             other, labels[1::2], label_smoothing=run.spec.label_smoothing
         )
-
-
-def validate(run: TrainingState, validation: EvalSet) -> None:
-    """Score the validation clips, add the result to the curve, and keep the weights if they are the best so far.
-
-    The best weights have the highest top-1, in a tie the lowest loss (mean over clips of -log of the mean softmax at
-    the label). Clips that failed in the store count as wrong and have no loss; if all did, no weights are kept. Without
-    validation clips nothing is done. Each process scores its share of the clips.
-    """
-    labels = np.array([clip.label for clip in validation.clips], int)
-    probabilities = np.empty((0, run.network.num_classes), np.float32)
-    if len(labels):
-        loading = {"workers": run.spec.loader_workers, "sharing": run.world.local_size}
-        probabilities = evaluate(run.network, validation, device=run.device, **loading).probabilities
-    shares = run.world.gather((labels, probabilities))
-    labels, probabilities = (np.concatenate(column) for column in zip(*shares, strict=True))
-    if len(labels):
-        _note_validation(run, labels, probabilities)
-
-
-def _note_validation(run: TrainingState, labels: np.ndarray, probabilities: np.ndarray) -> None:
-    read = ~np.isnan(probabilities).any(1)
-    if not read.any():  # nothing to choose by
-        run.curve.validation.append({"step": run.step, "top1": 0.0, "loss": None})
-        return
-    top1 = float((read & (probabilities.argmax(1) == labels)).mean())
-    loss = float(-np.log(probabilities[read, labels[read]].clip(1e-12)).mean())
-    run.curve.validation.append({"step": run.step, "top1": top1, "loss": loss})
-    if not run.best or (-top1, loss) < (-run.best.top1, run.best.loss):
-        state = {name: value.detach().cpu().clone() for name, value in run.network.state_dict().items()}
-        run.best = Best(run.step, state, top1, loss)
 
 
 def _finish(run: TrainingState, job: TrainingJob, others: tuple[str, ...]) -> None:

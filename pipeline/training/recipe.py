@@ -35,6 +35,15 @@ def learning_rate(spec: StreamSpec, step: int) -> float:
     return rate * (step + 1) / spec.warmup if step < spec.warmup else rate
 
 
+def remark_on_milestones(spec: StreamSpec) -> str:
+    """What a user should know whose short training keeps the milestones of a longer one; "" if all are within it."""
+    late = [milestone for milestone in spec.milestones if milestone >= spec.steps]
+    if spec.schedule != "step" or not late:
+        return ""
+    told = f"[{spec.stream}] milestones {', '.join(map(str, late))} come after the last of {spec.steps} steps"
+    return f"{told}, so the learning rate {'never falls' if len(late) == len(spec.milestones) else 'falls less often'}"
+
+
 def make_optimizer(spec: StreamSpec, network: nn.Module) -> torch.optim.Optimizer:
     """SGD with momentum, or AdamW, over the trainable weights; every training step sets the learning rate."""
     learning = [weight for weight in network.parameters() if weight.requires_grad]

@@ -1,0 +1,53 @@
+"""Score the validation clips during a training, and keep the best weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.catalog import Catalog
+from pipeline.dataset import EvalSet
+from pipeline.networks.evaluation import evaluate
+from pipeline.specs import StreamSpec
+from pipeline.training.parallel import World
+from pipeline.training.state import Best, TrainingState
+
+VALIDATION_FRAMES = 5  # per clip, center crop only: cheap, and enough to compare one validation with another
+
+
+def validation_set(spec: StreamSpec, store_path: Path, catalog: Catalog, world: World) -> EvalSet:
+    """This process's share of the validation clips."""
+    own = catalog.part("val")[world.rank :: world.size]
+    return EvalSet(spec, store_path, own, frames=VALIDATION_FRAMES, crops=1)
+
+
+def validate(run: TrainingState, validation: EvalSet) -> None:
+    """Score the validation clips, add the result to the curve, and keep the weights if they are the best so far.
+
+    The best weights have the highest top-1, in a tie the lowest loss (mean over clips of -log of the mean softmax at
+    the label). Clips that failed in the store count as wrong and have no loss; if all did, no weights are kept. Without
+    validation clips nothing is done. Each process scores its share of the clips.
+    """
+    labels = np.array([clip.label for clip in validation.clips], int)
+    probabilities = np.empty((0, run.network.num_classes), np.float32)
+    if len(labels):
+        loading = {"workers": run.spec.loader_workers, "sharing": run.world.local_size}
+        probabilities = evaluate(run.network, validation, device=run.device, **loading).probabilities
+    shares = run.world.gather((labels, probabilities))
+    labels, probabilities = (np.concatenate(column) for column in zip(*shares, strict=True))
+    if len(labels):
+        _note_validation(run, labels, probabilities)
+
+
+def _note_validation(run: TrainingState, labels: np.ndarray, probabilities: np.ndarray) -> None:
+    read = ~np.isnan(probabilities).any(1)
+    if not read.any():  # nothing to choose by
+        run.curve.validation.append({"step": run.step, "top1": 0.0, "loss": None})
+        return
+    top1 = float((read & (probabilities.argmax(1) == labels)).mean())
+    loss = float(-np.log(probabilities[read, labels[read]].clip(1e-12)).mean())
+    run.curve.validation.append({"step": run.step, "top1": top1, "loss": loss})
+    if not run.best or (-top1, loss) < (-run.best.top1, run.best.loss):
+        state = {name: value.detach().cpu().clone() for name, value in run.network.state_dict().items()}
+        run.best = Best(run.step, state, top1, loss)
