@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import os
 import sys
+import threading
 import time
 import types
 from pathlib import Path
@@ -129,6 +130,37 @@ def test_workers_elsewhere_get_as_many_jobs_at_a_time_as_they_offer_gpus(tmp_pat
     log = log_of(tmp_path / "log")
     assert {device for device, *_ in log} == {"auto"}  # the worker finds out
     assert overlap([(begin, end) for *_, begin, end in log]) == (resources != {"GPU": 1})
+
+
+def late_cluster(threads: int, gpus: int):
+    """A dask cluster without workers; `scale(jobs=1)` starts one half a second later, as a queue does."""
+    from distributed import LocalCluster
+
+    class Late(LocalCluster):
+        def scale(self, n=0, jobs=None):
+            if jobs is None:
+                super().scale(n)
+            else:
+                threading.Timer(0.5, super().scale, [jobs]).start()
+
+    options = {"n_workers": 0, "threads_per_worker": threads, "dashboard_address": None, "host": "127.0.0.1"}
+    return Late(**options, resources={"GPU": gpus})
+
+
+@pytest.mark.parametrize("kind", ["address", "jobqueue"])
+def test_workers_that_come_later_get_no_more_jobs_than_they_offer_gpus(tmp_path, monkeypatch, kind):
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    with late_cluster(threads=4, gpus=1) as late:
+        if kind == "jobqueue":
+            monkeypatch.setitem(sys.modules, "dask_jobqueue", types.SimpleNamespace(SLURMCluster=lambda **_: late))
+            spec = ClusterSpec(kind=kind, workers=1, threads=4)
+        else:
+            spec = ClusterSpec(kind=kind, address=late.scheduler_address)
+            late.scale(jobs=1)
+        with Workers(spec, most=6, devices=("auto",)) as workers:
+            assert len(list(workers.run(work_on_device, jobs_on(tmp_path, 6)))) == 6
+        cluster.KEPT.close()
+    assert not overlap([(begin, end) for *_, begin, end in log_of(tmp_path / "log")])
 
 
 def test_one_worker_a_device_and_its_share_of_the_cores(monkeypatch):

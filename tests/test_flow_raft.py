@@ -13,6 +13,7 @@ from torchvision.models import optical_flow
 
 from pipeline.flow import check, estimate, methods, raft, takes_color, to_download, to_rgb, weights
 from pipeline.specs import FLOW_METHODS, RAFT_WEIGHTS, FlowSpec
+from pipeline.system import downloads
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
@@ -132,11 +133,11 @@ def test_names_and_files_are_torchvisions():
 def test_the_folder_is_torch_hubs(monkeypatch, tmp_path):
     for name in ("TORCH_HOME", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
-    assert str(weights.folder()) == str(Path(torch.hub.get_dir()) / "checkpoints")
+    assert str(downloads.folder()) == str(Path(torch.hub.get_dir()) / "checkpoints")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    assert str(weights.folder()) == str(Path(torch.hub.get_dir()) / "checkpoints")
+    assert str(downloads.folder()) == str(Path(torch.hub.get_dir()) / "checkpoints")
     monkeypatch.setenv("TORCH_HOME", "~/torch home")
-    assert str(weights.folder()) == str(Path(torch.hub.get_dir()) / "checkpoints")
+    assert str(downloads.folder()) == str(Path(torch.hub.get_dir()) / "checkpoints")
 
 
 def named(monkeypatch, tmp_path, content: bytes) -> FlowSpec:
@@ -150,7 +151,7 @@ def test_weights_that_are_there_are_not_downloaded(monkeypatch, tmp_path, file, 
     named_spec = named(monkeypatch, tmp_path, file.read_bytes())
     monkeypatch.setattr(torch.hub, "download_url_to_file", lambda *a, **k: pytest.fail("downloads"))
     assert methods()["raft_small"].startswith("not available: its weights are not here yet; the first use downloads")
-    path = weights.folder() / weights.file_name("raft_small", "C_T_V2")
+    path = downloads.folder() / weights.file_name("raft_small", "C_T_V2")
     path.parent.mkdir(parents=True)
     path.write_bytes(file.read_bytes())
     assert methods()["raft_small"] == "available"

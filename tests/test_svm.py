@@ -94,6 +94,24 @@ def test_without_a_cut_the_temperature_is_that_of_the_fitted_clips():
     assert np.diag(svm.apply(a, b).probabilities[:, a.labels]) == pytest.approx(4 / 6, abs=0.02)  # Platt's target
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_streams_that_know_nothing_leave_the_svms_decision_as_it_is(seed):
+    """The best temperature of meaningless margins has no end; probabilities then differ by less than float32 can tell."""
+    rng = np.random.default_rng(seed)
+    labels, classes = np.arange(200) % 10, [f"c{k}" for k in range(10)]
+    powers = rng.uniform(0.5, 1, (2, 200, 10))
+    ids = [f"v{row:03d}" for row in range(200)]
+    a, b = (Scores(ids, p / p.sum(1, keepdims=True), labels, classes) for p in powers)
+    val, test = (tuple(table.take(rows) for table in (a, b)) for rows in (range(20), range(20, 200)))
+    c, temperature, _ = choose_c(*val, [0.01])
+    svm = LinearSVM.fit(*val, c=c, temperature=temperature)
+    margins = svm.margins(*test)
+    assert np.array_equal(svm.apply(*test).predictions(), margins.argmax(1))
+    assert np.median(np.ptp(margins, axis=1)) / temperature > 0.005  # not flattened without end
+    flat = LinearSVM(svm.classes, svm.coefficients, svm.intercepts, c, 20, temperature=1e12)
+    assert np.array_equal(flat.apply(*test).predictions(), margins.argmax(1))
+
+
 def test_of_equal_c_the_smallest_is_taken():
     c, _, why = choose_c(*pair(0, lean=12), [100.0, 0.5, 3.0])
     assert len(set(why["right"])) == 1 and c == 0.5

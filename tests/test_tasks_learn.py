@@ -25,7 +25,7 @@ def test_imagenet_weights_that_cannot_be_had_are_missed_before_any_work(config, 
     def offline(*args, **kwargs):
         raise OSError("no route to host")
 
-    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", offline)
+    monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
     config.read_dict({"spatial": {"network": "resnet18", "start": "imagenet"}})
     with pytest.raises(FileNotFoundError, match=r"\[spatial\] start is imagenet, but .*resnet18-\w+.pth cannot be"):
         fresh(FullPipeline).requires().complete()
@@ -41,12 +41,32 @@ def test_imagenet_weights_that_are_here_are_only_read(monkeypatch, tmp_path, cap
     file = tmp_path / "hub/checkpoints" / imagenet.to_download(spec)
     file.parent.mkdir(parents=True)
     torch.save({"w": torch.zeros(2)}, file)
+    with pytest.raises(
+        FileNotFoundError, match=r"read \(.*is damaged: its SHA-256 begins with .*\); put that file into"
+    ):
+        imagenet.fetch(spec)
+    monkeypatch.setattr("pipeline.system.downloads._digits", lambda path: "")  # as if that were its content
     imagenet.fetch(spec)
     assert imagenet.to_download(spec) == "" and capsys.readouterr().err == ""
     for damaged in (b"", b"garbage" * 9, file.read_bytes()[:200]):
         file.write_bytes(damaged)
         with pytest.raises(FileNotFoundError, match="squeezenet1_1-.*pth cannot be downloaded .*; put that file into"):
             imagenet.fetch(spec)
+
+
+def test_imagenet_weights_that_hold_code_do_not_run_it(monkeypatch, tmp_path):
+    class Code:
+        def __reduce__(self):
+            return exec, ("raise SystemExit('the code was run')",)
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr("pipeline.system.downloads._digits", lambda path: "")
+    spec = StreamSpec(network="squeezenet1_1", start="imagenet")
+    file = tmp_path / "hub/checkpoints" / imagenet.to_download(spec)
+    file.parent.mkdir(parents=True)
+    torch.save({"w": Code()}, file)
+    with pytest.raises(FileNotFoundError, match="cannot be loaded with weights_only=True"):
+        imagenet.read(spec)
 
 
 def test_who_starts_from_another_training_needs_no_imagenet_weights(monkeypatch, tmp_path):

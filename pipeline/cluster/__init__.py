@@ -131,17 +131,25 @@ class Workers:
         lanes = sum(self._held.client.nthreads().values()) if elsewhere else self.count * self.at_once
         return self.spec.in_flight * max(lanes, 1)
 
+    def _resources(self) -> dict[str, int] | None:
+        """What a job takes of its worker. Jobs of a queue offer GPUs, whenever they start; other workers are asked."""
+        if not self.devices or self.spec.kind == "local":
+            return None
+        if self.spec.kind == "address":
+            self._held.client.wait_for_workers(1)
+        return {"GPU": 1} if self.spec.kind == "jobqueue" or _offer_gpus(self._held.client) else None
+
     def _run_on_dask(self, function: Callable[[Any], Any], jobs: Iterator[Any]) -> Iterator[tuple[Any, Any]]:
         from distributed import as_completed
 
         client, elsewhere = self._held.client, self.spec.kind in ("address", "jobqueue")
-        resources = {"GPU": 1} if self.devices and _offer_gpus(client) else None
+        resources = functools.cache(self._resources)
         ended, carry = as_completed(loop=client.loop), carrier() if elsewhere else None
 
         def hand_out() -> None:
             for job in itertools.islice(jobs, max(0, self._width() - len(self._running))):
                 work = (carry, packed(function, job)) if carry else (function, job)
-                future = client.submit(*work, pure=False, resources=resources)
+                future = client.submit(*work, pure=False, resources=resources())
                 self._running[future] = job
                 ended.add(future)
 

@@ -14,6 +14,7 @@ from torchvision.models import optical_flow
 from pipeline.flow import weights
 from pipeline.flow.device import as_tensor
 from pipeline.specs import FlowSpec
+from pipeline.system import downloads
 from pipeline.system.tensors import read_tensors, true_float32
 
 CELL_PX = 8  # the network works on cells of this side
@@ -76,7 +77,8 @@ def load(spec: FlowSpec) -> nn.Module:
         ValueError: the file is damaged, or holds other weights.
     """
     path = weights.find(spec)
-    weights.check_content(spec, path)
+    if spec.weights_file is None:
+        downloads.check_content(path)
     state = _read(path)
     with torch.random.fork_rng(devices=[]):  # random weights are overwritten; keep torch's global random state
         network = getattr(optical_flow, spec.method)(weights=None)

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from pipeline.specs import RAFT_WEIGHTS, FlowSpec
 from pipeline.specs.base import check_device
+from pipeline.system import downloads
 
 
 class Method(NamedTuple):
@@ -116,8 +117,8 @@ def to_download(spec: FlowSpec) -> str:
         return ""
     from pipeline.flow import weights
 
-    name = weights.file_name(spec.method, spec.raft_weights)
-    return "" if (weights.folder() / name).is_file() else name
+    path = downloads.path_of(weights.url(spec.method, spec.raft_weights))
+    return "" if path.is_file() else path.name
 
 
 def _missing(name: str) -> str:

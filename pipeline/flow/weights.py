@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 from pathlib import Path
 
 from pipeline.specs import RAFT_WEIGHTS, FlowSpec
+from pipeline.system import downloads
 from pipeline.system.console import one_line
 
 SOURCE = "https://download.pytorch.org/models/"
@@ -17,16 +16,15 @@ def file_name(method: str, name: str) -> str:
     return f"{method}_{name}-{RAFT_WEIGHTS[method][name]}.pth"
 
 
-def folder() -> Path:
-    """The folder where torch hub keeps its downloads, by torch's own rule."""
-    cache = os.environ.get("XDG_CACHE_HOME", "~/.cache")
-    return Path(os.environ.get("TORCH_HOME", str(Path(cache) / "torch"))).expanduser() / "hub" / "checkpoints"
+def url(method: str, name: str) -> str:
+    """Address of torchvision's file."""
+    return SOURCE + file_name(method, name)
 
 
 def why_not(method: str) -> str:
     """What to do if the method's default weights are not on this machine, or "" if they are."""
     spec = FlowSpec(method=method)
-    if (folder() / file_name(method, spec.raft_weights)).is_file():
+    if downloads.path_of(url(method, spec.raft_weights)).is_file():
         return ""
     return f"its weights are not here yet; the first use downloads them. {_cure(spec)}"
 
@@ -41,35 +39,8 @@ def find(spec: FlowSpec) -> Path:
         if not spec.weights_file.is_file():
             raise FileNotFoundError(f"[flow] raft_weights is {spec.raft_weights!r}, and there is no such file")
         return spec.weights_file
-    path = folder() / file_name(spec.method, spec.raft_weights)
-    if not path.is_file():
-        _download(spec, path)
-    return path
-
-
-def check_content(spec: FlowSpec, path: Path) -> None:
-    """Reject a torchvision file whose SHA-256 does not begin with the digits in its name.
-
-    Raises:
-        ValueError: the file is damaged; the message says what to do.
-    """
-    if spec.weights_file is not None:
-        return
-    with path.open("rb") as stream:
-        found = hashlib.file_digest(stream, "sha256").hexdigest()
-    wanted = RAFT_WEIGHTS[spec.method][spec.raft_weights]
-    if not found.startswith(wanted):
-        raise ValueError(f"{path} is damaged: its SHA-256 begins with {found[:8]}, not {wanted}; delete it")
-
-
-def _download(spec: FlowSpec, path: Path) -> None:
-    import torch
-
-    path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        torch.hub.download_url_to_file(
-            SOURCE + path.name, str(path), RAFT_WEIGHTS[spec.method][spec.raft_weights], progress=False
-        )
+        return downloads.fetched(url(spec.method, spec.raft_weights))
     except (OSError, RuntimeError) as error:
         raise FileNotFoundError(
             f"{spec.method} needs weights that cannot be downloaded ({one_line(str(error))}). {_cure(spec)}"
@@ -77,9 +48,8 @@ def _download(spec: FlowSpec, path: Path) -> None:
 
 
 def _cure(spec: FlowSpec) -> str:
-    name = file_name(spec.method, spec.raft_weights)
     digits = RAFT_WEIGHTS[spec.method][spec.raft_weights]
     return (
-        f"Without a network put {SOURCE}{name} (SHA-256 begins with {digits}) into {folder()}, "
-        "or name a file with [flow] raft_weights"
+        f"Without a network put {url(spec.method, spec.raft_weights)} (SHA-256 begins with {digits}) into "
+        f"{downloads.folder()}, or name a file with [flow] raft_weights"
     )

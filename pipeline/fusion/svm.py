@@ -17,6 +17,7 @@ from pipeline.system.processes import end_with_parent
 from pipeline.system.progress import Progress
 
 DEFAULT_C = 1.0  # if there are too few clips for cross-validation
+_LEAST_SPREAD = 0.01  # of a clip's logits: a probability of the likeliest class that is one per cent above the least
 _MANY = 20_000  # clips times classes from which a fit takes long enough for processes to pay off
 Hyperplanes = tuple[np.ndarray, np.ndarray]  # coefficients (K, 2K) and intercepts (K,)
 
@@ -103,7 +104,8 @@ class LinearSVM:
         Its rows are the softmax of margins / temperature: monotone within a clip, so the top class is the SVM's
         decision.
         """
-        return a.with_probabilities(np.exp(_log_softmax(self.margins(a, b) / self.temperature)))
+        margins = self.margins(a, b)
+        return a.with_probabilities(_with_top(np.exp(_log_softmax(margins / self.temperature)), margins.argmax(axis=1)))
 
     def as_dict(self) -> dict[str, Any]:
         """Everything as plain JSON values; the intercept of an absent class is None."""
@@ -211,7 +213,8 @@ def _temperature(margins: np.ndarray, labels: np.ndarray) -> float:
     """The divisor with which the softmax of the margins (N, K) has the least cross-entropy, to within 1 %.
 
     The targets are (N + 1) / (N + K) for the true class and 1 / (N + K) for each other one, so N clips that are all
-    correct do not give certainty. Clips of a class that the SVM does not know are left out.
+    correct do not give certainty. Clips of a class that the SVM does not know are left out. Margins that say nothing
+    would be divided without end; the median clip keeps logits that are `_LEAST_SPREAD` apart, which float32 can tell.
 
     Source: C. Guo et al., On Calibration of Modern Neural Networks, ICML 2017 (temperature scaling); J. Platt,
     Probabilistic Outputs for Support Vector Machines, 1999 (the targets).
@@ -230,7 +233,16 @@ def _temperature(margins: np.ndarray, labels: np.ndarray) -> float:
     best = 1.0
     for reach in (1e4, 2.2, 1.07):  # convex in the factor: the best lies between the neighbors of the best so far
         best = min(np.geomspace(best / reach, best * reach, 25), key=cross_entropy)
-    return float(1 / best)
+    spread = float(np.median(margins.max(axis=1) - np.where(finite, margins, np.inf).min(axis=1)))
+    return float(min(1 / best, spread / _LEAST_SPREAD) if spread else 1 / best)
+
+
+def _with_top(probabilities: np.ndarray, top: np.ndarray) -> np.ndarray:
+    """(N, K) float32 in which the given class is the largest of its row, even if rounding made another as large."""
+    rounded, rows = probabilities.astype(np.float32), np.arange(len(top))
+    lost = rounded.argmax(axis=1) != top
+    rounded[rows[lost], top[lost]] = np.nextafter(rounded[lost].max(axis=1, initial=0), np.float32(2))
+    return rounded
 
 
 def _log_softmax(values: np.ndarray) -> np.ndarray:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import pickle
-from pathlib import Path, PurePosixPath
-
 import numpy as np
 import torch
 import torchvision
 
 from pipeline.networks.backbones import OWN
 from pipeline.specs import StreamSpec
+from pipeline.system import downloads
 from pipeline.system.progress import say
+from pipeline.system.tensors import read_tensors
 from pipeline.transforms import IMAGENET_MEAN, IMAGENET_STD
 
 
@@ -44,8 +43,8 @@ def to_download(spec: StreamSpec) -> str:
     if not _wanted(spec):
         return ""
     refuse(spec)
-    name = PurePosixPath(_weights(spec).url).name
-    return "" if (_folder() / name).is_file() else name
+    path = downloads.path_of(_weights(spec).url)
+    return "" if path.is_file() else path.name
 
 
 def fetch(spec: StreamSpec) -> None:
@@ -69,11 +68,13 @@ def read(spec: StreamSpec) -> dict[str, torch.Tensor]:
     """
     refuse(spec)
     try:
-        return _weights(spec).get_state_dict(progress=False, check_hash=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:  # no network, or a damaged file
+        path = downloads.fetched(_weights(spec).url)
+        downloads.check_content(path)
+        return read_tensors(path)
+    except (OSError, RuntimeError, ValueError) as error:  # no network, or a damaged file
         raise FileNotFoundError(
             f"[{spec.stream}] start is imagenet, but {_weights(spec).url} cannot be downloaded or read ({error}); put "
-            f"that file into {_folder()}, or give the path of a weights file as start"
+            f"that file into {downloads.folder()}, or give the path of a weights file as start"
         ) from None
 
 
@@ -88,7 +89,3 @@ def _wanted(spec: StreamSpec) -> bool:
 
 def _weights(spec: StreamSpec) -> torchvision.models.WeightsEnum:
     return torchvision.models.get_model_weights(spec.network).DEFAULT
-
-
-def _folder() -> Path:
-    return Path(torch.hub.get_dir()) / "checkpoints"
