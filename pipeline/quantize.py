@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pipeline.specs import FlowSpec
 from pipeline.system.errors import ClipError
 
 if TYPE_CHECKING:
@@ -51,6 +52,16 @@ def to_bytes(flow: np.ndarray | Tensor, *, bound_px: float = 20.0, check: bool =
     np.clip(scaled, -127.5, 127.5, out=scaled)
     scaled += np.float32(127.5)
     return np.rint(scaled, out=scaled).astype(np.uint8)
+
+
+def by_spec(flow: np.ndarray | Tensor, spec: FlowSpec, *, check: bool = True) -> tuple:
+    """Quantize as a store's settings ask: (bytes,) under a fixed bound, (bytes, range) under min-max.
+
+    Arguments and errors are those of `to_bytes` and `minmax_to_bytes`.
+    """
+    if spec.scaling == "minmax":
+        return minmax_to_bytes(flow, check=check)
+    return (to_bytes(flow, bound_px=spec.bound_px, check=check),)
 
 
 def to_pixels(q: np.ndarray, *, bound_px: float = 20.0) -> np.ndarray:

@@ -19,6 +19,7 @@ from tasks.prepare import Flow, Frames
 from tasks.session import may_write
 
 if TYPE_CHECKING:
+    from pipeline import catalog
     from pipeline.training.together import OtherDataset
 
 
@@ -108,26 +109,36 @@ class TrainStream(OnDevice):
             say(warning)
 
     def _check_other(self) -> None:
-        """Refuse conflicts with the other set's classes or clips as soon as both catalogs exist: flow may take days."""
-        spec, own = self.stream_spec, self.clone(Catalog)
-        if spec.with_how in ("classes", "start") and own.complete() and self._catalog_of_other().complete():
-            from pipeline.training import together
+        """Refuse conflicts with the other set's classes or clips before anything is made: flow may take days."""
+        spec = self.stream_spec
+        if spec.with_how not in ("classes", "start"):
+            return
+        from pipeline.catalog import contents
+        from pipeline.training import together
 
-            check = together.other_classes if spec.with_how == "classes" else together.refuse_overlap
-            check(spec, own.read(), self._other())
+        both = self.clone(Catalog), self._catalog_of_other()
+        own, other = (task.outline(contents=True) for task in both)
+        if own is None or other is None:  # a demo that is not written yet
+            return
+        if spec.with_how == "classes":
+            together.other_classes(spec, own, self._other(other))
+            return
+        specs = (task.spec("dataset") for task in both)
+        own, other = contents.of_equal_sizes(*zip(specs, (own, other), strict=True))
+        together.refuse_overlap(spec, own, self._other(other))
 
     def _catalog_of_other(self) -> Catalog:
         """The catalog of the other dataset, which the stream is trained together with or starts from."""
         last = self.of_other[-1]
         return last if isinstance(last, Catalog) else last.clone(Catalog)
 
-    def _other(self) -> OtherDataset:
-        """The other dataset in the training."""
+    def _other(self, clips: catalog.Catalog | None = None) -> OtherDataset:
+        """The other dataset in the training, with its catalog as it was made, or as given."""
         from pipeline.training.together import OtherDataset
 
         data = self.of_other[0]
         store = data.clone(data_of(data.stream)) if isinstance(data, TrainStream) else data
-        return OtherDataset(self.stream_spec.with_dataset, store.path, self._catalog_of_other().read())
+        return OtherDataset(self.stream_spec.with_dataset, store.path, clips or self._catalog_of_other().read())
 
     def key(self) -> str:
         """Content key: the hash of the trained weights."""

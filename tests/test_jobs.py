@@ -1,5 +1,6 @@
 """The line of the Flow stage: any threads and any batches give the same bytes, and a clip's fault stays its own."""
 
+import dataclasses
 import faulthandler
 import gc
 import hashlib
@@ -218,6 +219,16 @@ def test_after_its_worker_died_a_clip_that_crashes_is_recorded_and_the_others_ar
     assert reasons(tmp_path / "s.h5") == {**ALWAYS, "b": "no flow: dis_fast crashed (SIGSEGV)"}
     made, before = store.Store(tmp_path / "s.h5", "flow"), store.Store(whole, "flow")
     assert all(made[name].checksum() == before[name].checksum() for name in made)
+
+
+@pytest.mark.parametrize("backward", [False, True])
+def test_a_clip_is_tried_in_the_directions_in_which_its_flow_is_computed(frames, monkeypatch, backward):
+    tried = []
+    monkeypatch.setattr(
+        "pipeline.preprocess.jobs.flow.estimate_on_device", lambda *_, direction, **__: tried.append(direction)
+    )
+    try_clip(str(frames), "d", json.dumps(dataclasses.replace(DIS, backward=backward).as_dict()))
+    assert set(tried) == ({"forward", "backward"} if backward else {"forward"})
 
 
 def test_a_clip_is_tried_in_bounded_memory(frames, monkeypatch):

@@ -1,6 +1,8 @@
 """Damage is found and named, what is repaired is made again, and nothing else is called damaged."""
 
+import errno
 import json
+import os
 
 import h5py
 import numpy as np
@@ -109,6 +111,24 @@ def test_a_shard_that_may_not_be_read_is_not_removed(frames, monkeypatch):
     assert frames.exists() and (frames.parent / "shards/shard-all.h5").exists()
 
 
+@pytest.mark.parametrize(
+    "error", [OSError(errno.EIO, "Input/output error"), OSError(errno.EMFILE, "many"), MemoryError()]
+)
+@pytest.mark.parametrize("command", [damage.verify, damage.repair])
+def test_an_error_of_the_machine_is_not_damage(frames, monkeypatch, command, error):
+    """A disk of the network may be back in a minute: what lies there whole must not be removed."""
+
+    def fail(*_):
+        raise error
+
+    shard = frames.parent / "shards/shard-all.h5"
+    monkeypatch.setattr(os, "pread", fail)
+    with pytest.raises(type(error)):
+        command(frames)
+    monkeypatch.undo()
+    assert shard.is_file() and frames.is_file() and damage.verify(frames) == []
+
+
 def test_a_shard_of_clips_that_failed_is_looked_at_too(tmp_path):
     """Flow reads its table; that nothing is damaged would be no answer."""
     path = write_frames(tmp_path, {}, failed={"b": "empty"})
@@ -171,3 +191,24 @@ def test_backward_flow_is_verified_too(tmp_path):
     with h5py.File(path.parent / "shards/shard-all.h5", "r+") as file:
         file["clips/a/backward/jpeg"][200] ^= 255
     assert len(damage.verify(path)) == 1
+
+
+@pytest.mark.parametrize(("what", "name"), [("flow", "range_px"), ("flow", "backward/range_px"), ("frames", "seconds")])
+def test_what_lies_beside_the_images_has_a_checksum_of_its_own(tmp_path, what, name):
+    if what == "flow":
+        index = write_flow(tmp_path, smooth_flow(4), backward=smooth_flow(4, seed=1), minmax=True)
+    else:
+        index = write_frames(tmp_path, {"a": np.zeros((5, 48, 64, 3), np.uint8)})
+    assert damage.verify(index) == []
+    shard = index.parent / "shards/shard-all.h5"
+    with h5py.File(shard) as file:
+        (clip,) = file["clips"].values()
+        place = clip[name].id.get_chunk_info(0).byte_offset
+    with shard.open("r+b") as file:
+        file.seek(place + 2)
+        byte = file.read(1)[0]
+        file.seek(place + 2)
+        file.write(bytes([byte ^ 64]))
+    (fault,) = damage.verify(index)
+    assert "read data" in fault and "`python -m pipeline repair" in fault
+    assert damage.repair(index).shards == ["shard-all"]

@@ -136,6 +136,15 @@ def test_rules_between_settings():
         DatasetSpec(group_pattern="(")
     with pytest.raises(ValueError, match=r"group_pattern 'x' has no \(\?P<group>"):
         DatasetSpec(group_pattern="x")
+    with pytest.raises(ValueError, match=r"\[cluster\] address is 'tcp://x:1', which kind = local does not read"):
+        ClusterSpec(address="tcp://x:1")
+    with pytest.raises(
+        ValueError, match=r"\[cluster\] queue is 'gpu', which kind = local does not read; leave it empty"
+    ):
+        ClusterSpec(queue="gpu")
+    with pytest.raises(ValueError, match=r"\[cluster\] queue is 'gpu', which htcondor does not read"):
+        ClusterSpec(kind="jobqueue", queue_system="htcondor", queue="gpu")
+    assert ClusterSpec(kind="jobqueue", queue="gpu").queue == "gpu"
     with pytest.raises(ValueError, match=r"\[cluster\] workers is 4; kind = address uses all workers of the scheduler"):
         ClusterSpec(kind="address", address="tcp://127.0.0.1:8786", workers=4)
 

@@ -168,9 +168,9 @@ def test_a_training_with_other_classes_does_not_go_on_from_this_ones(sets, tmp_p
 @pytest.mark.parametrize("how", [HEADS, CLASSES])
 def test_scores_are_of_this_sets_classes_and_its_validation_alone_chooses(sets, tmp_path, monkeypatch, how):
     catalog, other = sets("flow")
-    seen, real = [], training.evaluate
+    seen, real = [], training.validation.evaluate
     monkeypatch.setattr(
-        training, "evaluate", lambda n, test_set, **o: seen.append(test_set.clips) or real(n, test_set, **o)
+        training.validation, "evaluate", lambda n, test_set, **o: seen.append(test_set.clips) or real(n, test_set, **o)
     )
     settings = spec("temporal", steps=30, milestones=(20,), **how)
     found = run(settings, catalog, other, tmp_path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import zlib
 from collections.abc import Callable, Iterator
@@ -12,6 +13,9 @@ from pipeline import store
 from pipeline.artifacts.inspection import describe, file_of, kind_of
 from pipeline.system.errors import DamagedFile
 from pipeline.video import jpeg
+
+# errno of an OSError that a damaged file may cause: none if HDF5 raised it, EINVAL for a place that makes no sense
+_OF_DAMAGE = (None, 0, errno.ENOENT, errno.EINVAL)
 
 
 def is_store(path: Path) -> bool:
@@ -48,21 +52,26 @@ def _damage(opened: store.Store) -> dict[str, str]:
 def _what_raises(function: Callable[..., Any], *given: Any, cure: str = "") -> str:
     """The message of whatever the function raises: damaged bytes may cause anything; "" if it succeeds.
 
-    `cure` is added unless the message already says what to do.
+    `cure` is added unless the message already says what to do. Errors of the disk, of permissions or for want of memory
+    or open files are raised: they may pass, and what is whole must not be repaired.
     """
     try:
         function(*given)
-    except (PermissionError, BlockingIOError):  # not damage
-        raise
     except DamagedFile as error:
         return str(error)
+    except MemoryError:
+        raise
     except Exception as error:
+        if isinstance(error, OSError) and error.errno not in _OF_DAMAGE:
+            raise
         return f"{str(error) or type(error).__name__}{cure}"
     return ""
 
 
 def _check(opened: store.Store, video_id: str) -> None:
-    clip, sums, fault = opened[video_id], [], ""
+    clip, sums, fault = opened[video_id], [], ""  # which reads the ranges of flow, and HDF5 checks those
+    if opened.kind == "frames":
+        _ = clip.seconds
     for direction in clip.directions:
         sums.append(0)
         for data in clip.jpegs(direction=direction):

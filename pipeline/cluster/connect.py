@@ -100,7 +100,7 @@ def _job_queue(spec: ClusterSpec, devices: tuple[str, ...], at_once: int) -> Any
         "lsf": "LSFCluster",
         "htcondor": "HTCondorCluster",
     }[spec.queue_system]
-    queue = {"queue": spec.queue} if spec.queue and spec.queue_system != "htcondor" else {}
+    queue = {"queue": spec.queue} if spec.queue else {}
     walltime = {} if spec.queue_system == "htcondor" else {"walltime": spec.walltime}
     # a worker with several cores would run as many jobs at once; each job takes one unit of this resource instead
     several = {"worker_extra_args": ["--resources", f"GPU={at_once}"]} if devices else {}

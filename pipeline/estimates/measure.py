@@ -204,7 +204,7 @@ def _pair(images: Sequence[bytes], spec: FlowSpec, device: str) -> PairCost:
     decoding, frames = _worked(lambda: np.stack([jpeg.decode(np.frombuffer(i, np.uint8), gray=gray) for i in images]))
     per_pair, motion = _motion(frames, spec, device)
     coding, planes = _worked(_encoded, motion, spec)
-    directions = 1 + spec.backward
+    directions = len(spec.directions)
     code_seconds = decoding / len(images) + directions * coding / len(motion)
     return PairCost(directions * per_pair, code_seconds, directions * sum(map(len, planes)) / len(motion))
 
@@ -227,6 +227,5 @@ def _motion(frames: np.ndarray, spec: FlowSpec, device: str) -> tuple[float, np.
 
 
 def _encoded(motion: np.ndarray, spec: FlowSpec) -> list[bytes]:
-    minmax = spec.scaling == "minmax"
-    q = quantize.minmax_to_bytes(motion)[0] if minmax else quantize.to_bytes(motion, bound_px=spec.bound_px)
+    q = quantize.by_spec(motion, spec)[0]
     return [jpeg.encode(plane, quality=spec.jpeg_quality) for plane in q.reshape(-1, *q.shape[2:])]

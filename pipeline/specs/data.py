@@ -221,6 +221,11 @@ class FlowSpec(Spec):
         super().__post_init__()
 
     @property
+    def directions(self) -> tuple[str, ...]:
+        """The directions in which flow is computed: forward, and perhaps backward."""
+        return ("forward", "backward") if self.backward else ("forward",)
+
+    @property
     def weights_file(self) -> Path | None:
         """The file of RAFT's weights; None for torchvision's, whose names have no dot or slash."""
         is_path = self.method in RAFT_WEIGHTS and ("." in self.raft_weights or "/" in self.raft_weights)
@@ -275,7 +280,7 @@ class ClusterSpec(Spec):
     in_flight: int = setting(2, "shards handed out at once, a worker", low=1, neutral=True)
 
     def check(self):
-        """Check that `kind = address` has an address and no number of workers, which it would not read."""
+        """Check that `kind = address` has an address, and that nothing is given which the kind would not read."""
         if self.kind == "address" and self.workers:
             raise ValueError(
                 f"[cluster] workers is {self.workers}; kind = address uses all workers of the scheduler: leave it at 0"
@@ -284,3 +289,10 @@ class ClusterSpec(Spec):
             raise ValueError(
                 "[cluster] address is empty; kind = address needs the scheduler's, such as tcp://127.0.0.1:8786"
             )
+        if self.address and self.kind != "address":
+            raise ValueError(
+                f"[cluster] address is {self.address!r}, which kind = {self.kind} does not read; set kind = address"
+            )
+        if self.queue and (self.kind != "jobqueue" or self.queue_system == "htcondor"):
+            of = "htcondor" if self.kind == "jobqueue" else f"kind = {self.kind}"
+            raise ValueError(f"[cluster] queue is {self.queue!r}, which {of} does not read; leave it empty")

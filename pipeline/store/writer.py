@@ -94,11 +94,17 @@ class ClipWriter:
             where = group if direction == "forward" else group.create_group(direction)
             spool.store(where)
             if direction in self._ranges:
-                where.create_dataset("range_px", data=np.concatenate(self._ranges[direction]).astype(np.float32))
+                ranges = np.concatenate(self._ranges[direction]).astype(np.float32)
+                _put_checked(where, "range_px", ranges)
         if seconds is not None:
-            group.create_dataset("seconds", data=np.array(seconds, np.float64))
+            _put_checked(group, "seconds", np.array(seconds, np.float64))
         group.attrs.update({**attrs, "crc32": np.uint32(crc32)})
         return crc32
+
+
+def _put_checked(group: h5py.Group, name: str, values: np.ndarray) -> None:
+    """Write a small array with HDF5's own checksum, which every read verifies: `crc32` covers the images alone."""
+    group.create_dataset(name, data=values, chunks=values.shape, fletcher32=True)
 
 
 class ShardWriter:

@@ -137,7 +137,8 @@ def try_clip(frames: str, video_id: str, settings: str) -> None:
         for first in range(0, len(clip) - 1, room):
             last = min(first + room, len(clip) - 1) + 1
             images = clip.frames(first, last) if takes_color(spec.method) else clip.gray(first, last)
-            estimate_on_device(images, spec, device="cpu")
+            for direction in spec.directions:
+                estimate_on_device(images, spec, device="cpu", direction=direction)
 
 
 def _share_of_cores(device: str) -> int:

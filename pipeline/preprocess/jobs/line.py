@@ -34,7 +34,6 @@ class Line:
     def __init__(self, spec: FlowSpec, device: str, clips: deque[FlowClip], helpers: Helpers):
         self.spec, self.device, self.clips, self.helpers = spec, device, clips, helpers
         self.tensors_on = tensor_device(spec.method, device)
-        self.directions = ("forward", "backward") if self.spec.backward else ("forward",)
         self.gray = not takes_color(self.spec.method)  # only luminance is decoded, a plane of its own in JPEG
         self._room: dict[tuple[int, int], int] = {}  # pairs in a batch, by size: free memory changes during the run
 
@@ -106,14 +105,11 @@ class Line:
         flow on a device is checked later: the returned function gives None if the flow is not finite.
         """
         under_way = {}
-        for direction in self.directions:
+        for direction in self.spec.directions:
             with machine_faults():
                 flow = estimate_on_device(frames, self.spec, device=self.device, direction=direction, cuts=cuts)
             later = not check and not isinstance(flow, np.ndarray)
-            if self.spec.scaling == "minmax":
-                arrays = quantize.minmax_to_bytes(flow, check=not later)
-            else:
-                arrays = (quantize.to_bytes(flow, bound_px=self.spec.bound_px, check=not later),)
+            arrays = quantize.by_spec(flow, self.spec, check=not later)
             under_way[direction] = Download(*arrays, *([quantize.all_finite(flow)] if later else []))
         return functools.partial(_arrived, under_way, minmax=self.spec.scaling == "minmax", checked_later=later)
 
