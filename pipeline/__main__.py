@@ -14,8 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from pipeline.artifacts.status import STAGE_FILES, status
-from pipeline.specs import RunSpec
+from pipeline.artifacts.status import STAGE_FILES, configured_artifacts, status
 from pipeline.system.console import in_bytes, plain, print_table, some
 
 ROWS_SHOWN = 20
@@ -169,8 +168,7 @@ def _verify(path: Path, arguments: argparse.Namespace) -> int:
     from pipeline.artifacts import damage
 
     faults = damage.verify(path)
-    what = "every clip" if damage.is_store(path) else "its table"
-    well = f"{what} is as it was written"
+    well = f"{damage.what_has_checksums(path)} is as it was written"
     print("\n".join(f"{path}: {line}" for line in faults or [well]))
     return 1 if faults else 0
 
@@ -217,7 +215,7 @@ def _status(arguments: argparse.Namespace) -> int:
 
 
 def _with_artifacts(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--artifacts", type=Path, default=Path(RunSpec.artifacts), help="default: %(default)s")
+    command.add_argument("--artifacts", type=Path, default=configured_artifacts(), help="default: %(default)s")
 
 
 @contextlib.contextmanager

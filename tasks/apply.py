@@ -91,8 +91,8 @@ class ScoreVideos(OfVideos):
         if self.spatial_checkpoint and self.temporal_checkpoint:
             from pipeline.networks.checkpoint import classes_in
 
-            paths = self.spatial_checkpoint, self.temporal_checkpoint
-            classes = [classes_in(Path(path)) for path in paths]
+            paths = [task.weights for task in luigi.task.flatten(self.requires()) if isinstance(task, ScoreStream)]
+            classes = [classes_in(path) for path in paths]
             if classes[0] != classes[1]:
                 told = " and ".join(
                     f"{path} knows {len(of)} classes ({some(of, 3)})" for path, of in zip(paths, classes, strict=True)

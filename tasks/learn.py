@@ -216,7 +216,7 @@ class ScoreStream(OfVideos, OnDevice):
     @property
     def weights(self) -> Path:
         """Path of the trained weights."""
-        return Path(self.checkpoint) if self.checkpoint else self.trained[0].weights
+        return Path(settings.with_home(self.checkpoint)) if self.checkpoint else self.trained[0].weights
 
     def check(self) -> None:
         """Refuse a given file that is no checkpoint, or one of the other stream, or trained on other frames or flow."""

@@ -63,7 +63,7 @@ class OfVideos(Stage):
         """The settings of a section; any number of other videos may fail, since each failure is reported."""
         found = super().spec(section)
         if self.videos and section == "dataset":
-            return found.unlabelled(str(Path(self.videos).expanduser()))
+            return found.unlabelled(settings.with_home(self.videos))
         if self.videos and section == "frames":
             return dataclasses.replace(found, max_bad_fraction=1.0)
         return found

@@ -15,6 +15,7 @@ from collections.abc import Collection, Mapping, Sequence
 from configparser import InterpolationError
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import luigi
 from luigi.cmdline_parser import CmdlineParser
@@ -63,7 +64,7 @@ _FLAGS = [_flags(section, spec) for section, spec in SECTIONS.items() if section
 
 def videos_on_command_line() -> list[str]:
     """Normalized absolute paths of the videos and lists that the command line names."""
-    given = _with_home(_of_command_line("dataset"))
+    given = _with_home("dataset", _of_command_line("dataset"))
     return [_absolute(given[name]) for name in PATHS if given.get(name)]
 
 
@@ -119,9 +120,7 @@ def resolve(section: str, dataset: str = "", changes: Mapping[str, str] = NOTHIN
     texts = items(section)
     texts |= _of_dataset(section, dataset) | _of_command_line(section) | _of_section(section, changes)
     texts = {name: text for name, text in texts.items() if name not in values}
-    if section == "dataset":
-        texts = _with_home(texts)
-    return SECTIONS[section].parse(texts, section=section, **values)
+    return SECTIONS[section].parse(_with_home(section, texts), section=section, **_with_home(section, values))
 
 
 def stream(
@@ -175,10 +174,15 @@ def stage_of(name: str) -> str:
     return next((section for section in stages if name.startswith(f"{section}_")), "")
 
 
-def _with_home(texts: Mapping[str, str]) -> dict[str, str]:
-    """The settings of a dataset with a leading ~/ in paths expanded: no shell does that in luigi.cfg."""
-    paths = {name: text for name, text in texts.items() if name in PATHS and text.startswith("~/")}
-    return {**texts, **{name: str(Path(text).expanduser()) for name, text in paths.items()}}
+def _with_home(section: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a section with a leading ~/ in paths expanded."""
+    paths = {name for name, field in SECTIONS[section].settings().items() if field.metadata["path"]}
+    return {name: with_home(value) if name in paths else value for name, value in given.items()}
+
+
+def with_home(path: str) -> str:
+    """A path with a leading ~/ expanded: no shell does that in luigi.cfg, nor after --videos=."""
+    return str(Path(path).expanduser()) if path.startswith("~/") else path
 
 
 def _of_command_line(section: str) -> dict[str, str]:

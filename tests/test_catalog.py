@@ -318,7 +318,12 @@ def test_empty_parts_are_said_early(tmp_path, capsys):
     spec = DatasetSpec(layout="folder", videos=str(tmp_path), test_fraction=0.0, val_fraction=0.0)
     read_dataset(spec, "1")
     said = capsys.readouterr().err
-    assert "no val clips in this split: the last weights are kept, and the average is the only fusion" in said
+    assert (
+        "no val clips in this split: trainings keep their last weights, and the average is the only fusion; fo" in said
+    )
+    (tmp_path / "x" / "b.avi").unlink()  # one group is too few
+    read_dataset(replace(spec, val_fraction=0.15), "1")
+    assert "no val clips in this split: Fuse refuses it; add clips of other groups, or go" in capsys.readouterr().err
     assert "no test clips in this split: nothing can be reported" in said
 
 

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -134,6 +135,25 @@ def test_invalidate_removes_a_stage(frames, flow, tmp_path):
         garbage.invalidate(tmp_path, "flow")
     assert garbage.invalidate(tmp_path, "flow") == [flow.parent]
     assert not flow.parent.exists() and frames.exists()
+
+
+def test_the_folder_of_artifacts_is_the_configured_one(frames, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path.parent))
+    monkeypatch.delenv("LUIGI_CONFIG_PATH", raising=False)
+    for text, shown in [
+        ("", "nothing has been made in data/artifacts;"),
+        (f"[run]\nartifacts = {tmp_path}\n", "0123456789ab"),
+        (f"[run]\nartifacts = ~/{tmp_path.name}\n", "0123456789ab"),
+        ("[run\n", "nothing has been made in data/artifacts;"),
+    ]:
+        Path("luigi.cfg").write_text(text)
+        assert main(["status"]) == 0 and shown in capsys.readouterr().out
+    Path("luigi.cfg").write_text("[run]\nartifacts = elsewhere\n")
+    Path("mine.cfg").write_text(f"[run]\nartifacts = {tmp_path}\n")
+    monkeypatch.setenv("LUIGI_CONFIG_PATH", "mine.cfg")
+    assert main(["status"]) == 0 and "0123456789ab" in capsys.readouterr().out
+    assert main(["status", "--artifacts", "here"]) == 0 and "nothing has been made in here;" in capsys.readouterr().out
 
 
 def test_a_data_set_named_on_the_command_line_is_found_by_the_name_given_there(frames, tmp_path):

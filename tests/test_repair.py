@@ -44,7 +44,10 @@ def test_a_file_of_another_kind_is_named_and_not_called_damaged(tmp_path, capsys
     for path in (tmp_path / name, *([tmp_path] if name == "curve.json" else [])):
         assert main([command, str(path)]) == (0 if shown else 2)
         told = capsys.readouterr().err
-        assert shown or f"{name} is no HDF5 file but {OTHER_FILES[name]}; this command reads .h5 files" in told
+        said = f"{name} is no HDF5 file but {OTHER_FILES[name]}; this command reads .h5 files"
+        if path.is_dir() and command == "verify":
+            said = f"{path} carries no checksums: its stage writes curve.json and other files of no such kind"
+        assert shown or said in told
         assert "delete" not in told and "damaged" not in told
 
 
@@ -64,6 +67,20 @@ def test_scores_and_catalogs_are_checked_as_a_whole_and_not_repaired(tmp_path, c
     with h5py.File(path, "r+") as file:
         del file["labels"]
     assert damage.verify(path) == [fault]
+
+
+def test_every_table_of_an_artifact_is_checked(tmp_path, capsys):
+    (tmp_path / "fusion.json").write_text("{}")
+    for name in ("average", "svm"):
+        (tmp_path / name).mkdir()
+        table = Scores(("a",), np.array([[1.0, 0.0]], np.float32), np.array([0]), ("x", "y"))
+        table.write(tmp_path / name / "scores.h5")
+    assert main(["verify", str(tmp_path)]) == 0
+    assert capsys.readouterr().out == f"{tmp_path}: every table is as it was written\n"
+    with h5py.File(tmp_path / "svm/scores.h5", "r+") as file:
+        file["probabilities"][0, 0] = 0.5
+    assert main(["verify", str(tmp_path)]) == 1
+    assert capsys.readouterr().out.startswith(f"{tmp_path}: svm/scores.h5: ")
 
 
 def test_a_shard_that_is_cut_off_or_gone_is_repaired(frames, flow):
@@ -174,7 +191,7 @@ def test_several_paths_are_looked_at_one_after_the_other(frames, flow, tmp_path,
     assert main(["verify", *paths[::2]]) == 1
     assert main(["verify", *paths]) == 2
     told = capsys.readouterr()
-    assert "this command reads .h5 files and" in told.err and told.out.count(": a: its bytes do not") == 2
+    assert "carries no checksums" in told.err and told.out.count(": a: its bytes do not") == 2
     assert told.out.count("every clip is as it was written") == 2
     assert main(["inspect", *paths, "--json"]) == 0
     assert [json.loads(line)["format"] for line in capsys.readouterr().out.splitlines()] == [

@@ -140,6 +140,25 @@ def test_a_folder_is_one_data_set_however_its_path_is_written(bare_config, tmp_p
             assert settings.videos_on_command_line() == [wanted]
 
 
+def test_a_tilde_is_the_home_folder_in_every_path(bare_config, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    bare_config.read_dict(
+        {
+            "run": {"artifacts": "~/made"},
+            "spatial": {"start": "~/weights.pth"},
+            "flow": {"method": "raft_small", "raft_weights": "~/raft.pth"},
+            "dataset.mine": {"temporal_start": "~/flow.pth", "videos": "~/videos", "group_pattern": "~/(?P<group>.)"},
+        }
+    )
+    assert settings.resolve("run").artifacts == str(tmp_path / "made")
+    assert settings.resolve("run", artifacts="~/else").artifacts == str(tmp_path / "else")
+    assert settings.stream("spatial", "mine", 0).start_file == tmp_path / "weights.pth"
+    assert settings.stream("temporal", "mine", 0).start_file == tmp_path / "flow.pth"
+    assert settings.resolve("flow", "mine").weights_file == tmp_path / "raft.pth"
+    mine = settings.resolve("dataset", "mine")
+    assert mine.videos == str(tmp_path / "videos") and mine.group_pattern == "~/(?P<group>.)"
+
+
 def test_settings_that_were_not_read_are_refused(bare_config, tmp_path, monkeypatch):
     monkeypatch.delenv("LUIGI_CONFIG_PATH", raising=False)
     monkeypatch.chdir(tmp_path)

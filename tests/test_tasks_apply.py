@@ -139,6 +139,7 @@ def test_checkpoints_that_do_not_fit_are_refused_before_any_work(carried_off, co
     with pytest.raises(FileNotFoundError, match="none.pt does not exist"):
         fresh(ScoreVideos, **{**given, "spatial_checkpoint": "none.pt"}).complete()
     assert fresh(ScoreVideos, **{**given, "spatial_checkpoint": "none.pt"}).digest  # asked for before it is refused
+    assert fresh(ScoreStream, stream="spatial", checkpoint="~/x.pt").weights == Path.home() / "x.pt"
     with pytest.raises(ValueError, match="is a trained spatial stream, and the temporal one is wanted"):
         of = {"videos": given["videos"], "checkpoint": given["spatial_checkpoint"]}
         fresh(ScoreStream, stream="temporal", **of).complete()

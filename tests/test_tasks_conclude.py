@@ -86,7 +86,7 @@ def test_whoever_wants_no_validation_clips_gets_the_average(config, tmp_path, ca
     without_validation_clips(config, tmp_path, "0")
     assert build(fresh(FullPipeline)) and build(fresh(AllSplits, splits="1"))
     said = capsys.readouterr().err
-    assert "no val clips in this split: the last weights are kept, and the average is the only fusion" in said
+    assert "no val clips in this split: trainings keep their last weights, and the average is the only fusion" in said
     report = fresh(Report)
     numbers = json.loads(report.path.read_text())
     assert set(numbers["fused"]) == {"average"} and numbers["counts"]["train"]["clips"] == 3

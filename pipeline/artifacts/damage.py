@@ -27,11 +27,27 @@ def is_store(path: Path) -> bool:
     return kind_of(file_of(path)) in ("frames", "flow")
 
 
+def what_has_checksums(path: Path) -> str:
+    """What `verify` compares, in words: the clips of a store, or tables.
+
+    Raises:
+        ValueError: nothing there has checksums.
+    """
+    if (file := file_of(path)).suffix == ".h5" or path.is_file():
+        return "every clip" if is_store(file) else "its table"
+    if not any(path.glob("*/*.h5")):
+        raise ValueError(f"{path} carries no checksums: its stage writes {file.name} and other files of no such kind")
+    return "every table"
+
+
 def verify(path: Path) -> list[str]:
     """Check every clip of a store: all bytes against their CRC-32, and that every image decodes. Returns the faults.
 
-    A catalog or scores file is checked against the hash written with it. Raises as `is_store`.
+    A catalog or scores file is checked against the hash written with it, as is every one in the folder of an artifact
+    of several. Raises as `is_store`, and if nothing has checksums.
     """
+    if what_has_checksums(path) == "every table":
+        return [f"{file.relative_to(path)}: {fault}" for file in sorted(path.glob("*/*.h5")) for fault in verify(file)]
     path = file_of(path)
     if not is_store(path):
         fault = _what_raises(describe, path, cure="; delete it and run its stage again")

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 
 from pipeline import store
-from pipeline.artifacts.inspection import file_of
+from pipeline.artifacts.inspection import file_of, kind_of
 
 
 def picture(path: Path, out: Path, *, clip: str = "", images: int = 8) -> str:
@@ -25,7 +25,7 @@ def picture(path: Path, out: Path, *, clip: str = "", images: int = 8) -> str:
         raise ValueError(f"the picture is to be {str(out)!r}; give a path that ends in .png")
     if not out.absolute().parent.is_dir():
         raise FileNotFoundError(f"the folder {str(out.parent)!r} for the picture does not exist")
-    kind = store.read_attrs(file_of(path))["format"].removeprefix("two-stream-")
+    kind = kind_of(file_of(path))
     if kind not in ("frames", "flow"):
         raise ValueError(f"{path} is a {kind} file; pictures are made of frames and flow stores")
     opened = store.Store(file_of(path), kind)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import configparser
+import contextlib
+import os
 from pathlib import Path
 from typing import Any
 
+from pipeline.specs import RunSpec
 from pipeline.system.files import size_of
 
 # stage -> the files of its artifacts: first the one that is written last, then others without which it is unfinished
@@ -20,6 +24,15 @@ STAGE_FILES = {
     "all_splits": ("summary.json", "summary.html", "summary.md"),
     "tables": ("table.json", "table.html", "table.md"),
 }
+
+
+def configured_artifacts() -> Path:
+    """The folder that runs from here write to: [run] artifacts of luigi.cfg, or of the preset over it."""
+    parser = configparser.ConfigParser()
+    with contextlib.suppress(configparser.Error, UnicodeDecodeError):  # Luigi tells what is wrong with the file
+        parser.read(["luigi.cfg", os.environ.get("LUIGI_CONFIG_PATH", "")])
+        return Path(parser.get("run", "artifacts", fallback=RunSpec.artifacts)).expanduser()
+    return Path(RunSpec.artifacts)
 
 
 def status(artifacts: Path) -> list[dict[str, Any]]:

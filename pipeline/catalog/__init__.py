@@ -86,7 +86,7 @@ def read_dataset(spec: DatasetSpec, split: str, *, known: Iterable[Clip] = ()) -
     found = replace(found, clips=tuple(replace(clip, content=content[clip.path]) for clip in found.clips))
     if found.classes:  # unlabelled videos are not meant for training
         remarks.on_group(spec, split, {clip.group for clip in found.part("test")})
-        remarks.on_parts(found.counts())
+        remarks.on_parts(spec, found.counts())
         remarks.on_copies(_copies(found))
     return found
 

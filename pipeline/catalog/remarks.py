@@ -76,11 +76,14 @@ def on_group(spec: DatasetSpec, split: str, tested: Collection[str]) -> None:
         )
 
 
-def on_parts(present: Collection[str]) -> None:
+def on_parts(spec: DatasetSpec, present: Collection[str]) -> None:
     """Print which parts are empty: frames and flow do not need them, but fusion and report, hours later, do."""
+    without = "trainings keep their last weights, and the average is the only fusion"
     cures = {
-        "val": "the last weights are kept, and the average is the only fusion; others want [dataset] val_fraction and "
-        "enough groups",
+        "val": f"{without}; for others raise [dataset] val_fraction, with groups enough to draw from"
+        if not spec.val_fraction
+        else "Fuse refuses it; add clips of other groups, or go without validation by [dataset] val_fraction = 0 (then "
+        f"{without})",
         "test": "nothing can be reported; set [dataset] test_fraction, name a test group with --split, or, in a CSV "
         "file with a split column, name test clips there",
     }

@@ -32,7 +32,9 @@ def canonical_json(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"))
 
 
-def setting(default: Any, description: str, *, choices=None, low=None, high=None, neutral=False, only_for=()):
+def setting(
+    default: Any, description: str, *, choices=None, low=None, high=None, neutral=False, only_for=(), path=False
+):
     """A dataclass field that knows its meaning and limits.
 
     Args:
@@ -43,9 +45,12 @@ def setting(default: Any, description: str, *, choices=None, low=None, high=None
         neutral: True if the setting cannot change the artifact's content, so it stays out of the digest. (Device and
             number of processes are neutral too, although they change the rounding of sums.)
         only_for: flow methods that read this setting (`FlowSpec.unread`).
+        path: whether a text may be a path, in which a leading ~/ is the home folder: no shell says so in luigi.cfg.
     """
     about = {"description": description, "choices": choices, "low": low, "high": high}
-    return dataclasses.field(default=default, metadata={**about, "neutral": neutral, "only_for": only_for})
+    return dataclasses.field(
+        default=default, metadata={**about, "neutral": neutral, "only_for": only_for, "path": path}
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

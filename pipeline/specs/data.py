@@ -35,7 +35,7 @@ class RunSpec(Spec):
 
     SECTION: ClassVar[str] = "run"
     dataset: str = setting("demo", "dataset used when none is given", neutral=True)
-    artifacts: str = setting("data/artifacts", "folder of everything that is made", neutral=True)
+    artifacts: str = setting("data/artifacts", "folder of everything that is made", neutral=True, path=True)
     device: str = setting("auto", "auto, cpu, cuda or cuda:N", neutral=True)
     seed: int = setting(0, "seed of both trainings", low=0, high=2**63 - 1)
 
@@ -55,8 +55,8 @@ class DatasetSpec(Spec):
         "how videos and labels lie on disk; unlabelled ones go as far as Flow, and ScoreVideos scores them",
         choices=("ucf101", "hmdb51", "folder", "csv", "unlabelled"),
     )
-    videos: str = setting("", "folder of the videos", neutral=True)
-    lists: str = setting("", "folder of the official split lists, or the CSV file", neutral=True)
+    videos: str = setting("", "folder of the videos", neutral=True, path=True)
+    lists: str = setting("", "folder of the official split lists, or the CSV file", neutral=True, path=True)
     generator: str = setting("", "writes the videos first, if they are not there", choices=("", "demo"), neutral=True)
     split: str = setting("1", "split used when none is given: a number, or the name of the test group", neutral=True)
     partial: bool = setting(False, "go on when videos named by the lists are absent")
@@ -179,7 +179,10 @@ class FlowSpec(Spec):
     )
     brox_sweeps: int = setting(5, "Brox: sweeps of the linear solver an inner iteration", low=1, only_for=("brox",))
     raft_weights: str = setting(
-        "", "RAFT: torchvision's weights by name, or a file; empty: its default", only_for=tuple(RAFT_WEIGHTS)
+        "",
+        "RAFT: torchvision's weights by name, or a file; empty: its default",
+        only_for=tuple(RAFT_WEIGHTS),
+        path=True,
     )
     raft_updates: int = setting(12, "RAFT: updates of the flow", low=1, high=1000, only_for=tuple(RAFT_WEIGHTS))
     batch_pairs: int = setting(0, "pairs computed at once; 0 chooses by frame size and device", low=0, neutral=True)

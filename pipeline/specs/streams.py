@@ -45,7 +45,9 @@ class StreamSpec(Spec):
     VERSION: ClassVar[int] = 3
     stream: str = setting("spatial", "which stream", choices=STREAMS)
     network: str = setting("cnn_m_2048", "cnn_m_2048, small, or a torchvision classification model by name")
-    start: str = setting("scratch", "scratch, imagenet (torchvision's weights), or the path of a weights file")
+    start: str = setting(
+        "scratch", "scratch, imagenet (torchvision's weights), or the path of a weights file", path=True
+    )
     with_dataset: str = setting("", "another dataset, of luigi.cfg, that this one is trained together with")
     with_how: str = setting(
         "",
