@@ -97,7 +97,7 @@ def test_the_markdown_table(tmp_path):
     assert len({line.count("|") for line in lines[2:10]}) == 1
     assert "Interval: BCa bootstrap over 8 clips (there are too few groups to resample, 2 of at least 5" in lines[-1]
     assert (
-        "; where fewer than five clips have a wrong clip, or fewer than five a right one, in classes that have both, Wilson's for 8"
+        "; where fewer than 5 clips have a wrong clip, or fewer than 5 a right one, in classes that have both, Wilson's for 8"
         in lines[-1]
     )
     told = json.loads((tmp_path / "summary.json").read_text())

@@ -24,7 +24,8 @@ LABELS = {
     "weighted": "Fused: weighted",
     "svm": "Fused: SVM",
 }
-ROWS_SHOWN = 60  # a longer list of clips or groups is collapsed
+ROWS_SHOWN = 60  # a longer list of clips is collapsed
+GROUPS_SHOWN = 12  # the same of groups
 FEW_CLIPS = 100  # one of fewer validation clips is more than one per cent
 
 
@@ -44,7 +45,7 @@ def render(tables: Mapping[str, Scores], numbers: Mapping, drawn: Mapping[str, F
             numbers=numbers,
             labels=LABELS,
             headline=headline(tables, numbers),
-            by_wilson=by_wilson(tables, numbers),
+            by_wilson=_by_wilson(headline(tables, numbers)),
             against={name: row["against_stream"] for name, row in numbers["fused"].items()},
             chance=chance(tables["average"]),
             figures={name: Markup(figures.inline(figure, name)) for name, figure in drawn.items()},
@@ -53,6 +54,8 @@ def render(tables: Mapping[str, Scores], numbers: Mapping, drawn: Mapping[str, F
             groups=sorted(numbers["per_group"].items(), key=lambda item: (item[1]["average"], item[0])),
             failures=metrics.failures(tables, chain.failed),
             rows_shown=ROWS_SHOWN,
+            groups_shown=GROUPS_SHOWN,
+            cell_counts=figures.CELL_COUNTS,
             fusion=_fusion_rows(numbers["fusion"]),
             c_was_chosen="chosen_from" in numbers["fusion"].get("svm", {}).get("choice", {}),
             few_to_choose_on=few_to_choose_on(numbers),
@@ -67,12 +70,18 @@ def render(tables: Mapping[str, Scores], numbers: Mapping, drawn: Mapping[str, F
 def render_summary(numbers: Mapping[str, Any]) -> str:
     """The page over several splits and seeds, as HTML; `numbers` as `summary.collect` gives them."""
     failed = sum(run["num_failed"] for run in numbers["runs"])
-    return _environment().get_template("summary.html").render(numbers=numbers, labels=LABELS, failed=failed)
+    by_wilson = [
+        LABELS.get(name, name) for name, row in numbers["pooled"].items() if row["top1_interval_method"] == WILSON
+    ]
+    shown = {"numbers": numbers, "labels": LABELS, "failed": failed, "by_wilson": by_wilson}
+    return _environment().get_template("summary.html").render(shown)
 
 
 def render_table(numbers: Mapping[str, Any]) -> str:
     """The page that compares a table of the paper with ours, as HTML; `numbers` as `tables.collect` gives them."""
-    return _environment().get_template("table.html").render(numbers=numbers)
+    measured = [row for row in numbers["rows"] if row["state"] == "measured"]
+    by_wilson = [row["words"] for row in measured if row["interval"]["method"] == WILSON]
+    return _environment().get_template("table.html").render(numbers=numbers, by_wilson=by_wilson)
 
 
 def headline(tables: Mapping[str, Scores], numbers: Mapping) -> list[dict[str, Any]]:
@@ -89,11 +98,10 @@ def headline(tables: Mapping[str, Scores], numbers: Mapping) -> list[dict[str, A
     ]
 
 
-def by_wilson(tables: Mapping[str, Scores], numbers: Mapping) -> list[str]:
-    """The rows of the headline with an interval of Wilson's, not a bootstrap's, and for which accuracy."""
-    kinds = {"top1": "top-1", "mean_class": "mean class"}
-    found = []
-    for row in headline(tables, numbers):
+def _by_wilson(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Which rows of the headline have an interval of Wilson's, not a bootstrap's, and for which accuracy."""
+    kinds, found = {"top1": "top-1", "mean_class": "mean class"}, []
+    for row in rows:
         of = [words for kind, words in kinds.items() if row[f"{kind}_interval_method"] == WILSON]
         if of:
             found.append(LABELS.get(row["name"], row["name"]) + ("" if len(of) == len(kinds) else f" ({of[0]})"))

@@ -87,6 +87,7 @@ class Bootstrap:
             "level": LEVEL,
             "resamples": self.resamples,
             "seed": self.seed,
+            "fewest": FEWEST,
         }
         return {**how, "unit": unit, "units": self.units, "note": self.note}
 
@@ -170,9 +171,12 @@ class Bootstrap:
 
 def interval_text(how: Mapping[str, Any]) -> str:
     """How intervals were made, from `Bootstrap.as_dict`, as the end of a sentence."""
-    few = f"fewer than five {how['unit']} have a wrong clip, or fewer than five a right one, in classes that have both"
+    unit, units, few = how["unit"], how["units"], how["fewest"]
+    otherwise = (
+        f"where fewer than {few} {unit} have a wrong clip, or fewer than {few} a right one, in classes that have both"
+    )
     note = f" ({how['note']})" if how["note"] else ""
-    return f"{how['method']} over {how['units']} {how['unit']}{note}; where {few}, {WILSON}'s for {how['units']} trials"
+    return f"{how['method']} over {units} {unit}{note}; {otherwise}, {WILSON}'s for {units} trials"
 
 
 def _of_classes(right: np.ndarray, clips: np.ndarray, weights: np.ndarray) -> np.ndarray:
