@@ -258,6 +258,13 @@ class Stage(luigi.Task):
         return f"{type(self).__name__} {self.label}"
 
 
+class Whole(luigi.WrapperTask):
+    """A task that only requires stages, and has the parameters that all of them have."""
+
+    dataset, split, seed = Stage.dataset, Stage.split, Stage.seed
+    artifacts, device, changes = Stage.artifacts, Stage.device, Stage.changes
+
+
 def _snake(name: str) -> str:
     """Folder of a task class: `TrainStream` -> `train_stream`."""
     return "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in name).lstrip("_")

@@ -78,7 +78,7 @@ def check_together(name: str, dataset: str, changes: Mapping[str, str] = NOTHING
         _refuse_difference("flow", dataset, other, *flows)
         sizes = settings.resolve("frames", dataset, changes), settings.resolve("frames", other, changes)
         _refuse_difference("frames", dataset, other, *sizes, ("short_side_px",))  # motion is in pixels of cached frames
-    if own.with_how == "start":
+    if own.starts_from_other:
         there = settings.stream(name, other, 0, changes)
         _refuse_difference(name, dataset, other, own, there, ("network", "start", "crop_px", "flow_unit_px", "stack"))
 

@@ -11,7 +11,7 @@ from pipeline.specs.base import digest_of
 from pipeline.system import files
 from pipeline.system.progress import say
 from tasks import settings
-from tasks.base import Stage
+from tasks.base import Stage, Whole
 from tasks.learn import ScoreStream, TrainStream
 from tasks.listing import Catalog
 from tasks.prepare import Flow, Frames
@@ -112,7 +112,7 @@ class Report(Stage):
 
         above = self.requires()
         stores = {"Frames": store.open_frames(above["frames"].path), "Flow": store.open_flow(above["flow"].path)}
-        catalog = store.read_catalog(above["catalog"].path)
+        catalog = above["catalog"].read()
         chain = report.Chain(
             fusion=self.chosen(),
             curves={stream: files.read_json(above[stream].path) for stream in STREAMS},
@@ -141,11 +141,8 @@ class Report(Stage):
         return {**others, **streams, "run": self.run_spec.as_dict()}
 
 
-class FullPipeline(luigi.WrapperTask):
+class FullPipeline(Whole):
     """The whole chain, from a folder of videos to `report.html`."""
-
-    dataset, split, seed = Stage.dataset, Stage.split, Stage.seed
-    artifacts, device, changes = Stage.artifacts, Stage.device, Stage.changes
 
     def requires(self) -> Stage:
         """The report, which requires everything else."""

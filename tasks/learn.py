@@ -12,7 +12,7 @@ from pipeline.specs import STREAMS, StreamSpec
 from pipeline.system import files
 from pipeline.system.progress import say
 from tasks import checks, settings
-from tasks.base import Stage
+from tasks.base import Stage, Whole
 from tasks.listing import Catalog, OfVideos
 from tasks.mistakes import told_plainly
 from tasks.prepare import Flow, Frames
@@ -82,7 +82,7 @@ class TrainStream(OnDevice):
             checks.check_together(self.stream, self.dataset_name, self.changes)
             official = all(settings.has_official_splits(name) for name in (self.dataset_name, spec.with_dataset))
         other = {"dataset": spec.with_dataset, "split": self.split_name if official else ""}
-        if spec.with_how == "start":
+        if spec.starts_from_other:
             # changed steps apply only to fine-tuning on this set, which takes fewer than the other set's training
             own = {f"{self.stream}_steps", f"{self.stream}_milestones"}
             changes = {name: text for name, text in self.changes.items() if name not in own}
@@ -154,7 +154,7 @@ class TrainStream(OnDevice):
         from pipeline.training import state, together
 
         spec, catalog = self.stream_spec, self.clone(Catalog).read()
-        other = self._other() if spec.with_how in ("heads", "classes") else None
+        other = self._other() if spec.reads_other else None
         classes = together.other_classes(spec, catalog, other)
         identity = state.identity_of(spec, self.inputs_key(), catalog.classes, classes)
         return state.steps_done(self.folder / "resume.pt", identity)
@@ -172,8 +172,8 @@ class TrainStream(OnDevice):
             folder=self.folder,
             inputs_key=self.inputs_key(),
             device=self.run_spec.device,
-            other=self._other() if spec.with_how in ("heads", "classes") else None,
-            start=self.of_other[0].weights if spec.with_how == "start" else None,
+            other=self._other() if spec.reads_other else None,
+            start=self.of_other[0].weights if spec.starts_from_other else None,
             data_digest=data.digest,
         )
 
@@ -229,7 +229,7 @@ class ScoreStream(OfVideos, OnDevice):
 
     def make(self) -> None:
         """Score every clip of the part."""
-        from pipeline import inference, store
+        from pipeline import inference
 
         *_, data, catalog = self.requires()
         inference.score_to(
@@ -237,7 +237,7 @@ class ScoreStream(OfVideos, OnDevice):
             self.attrs(),
             checkpoint=self.weights,
             store_path=data.path,
-            catalog=store.read_catalog(catalog.path),
+            catalog=catalog.read(),
             part=self.part,
             spec=self.spec("score"),
             device=self.run_spec.device,
@@ -245,11 +245,8 @@ class ScoreStream(OfVideos, OnDevice):
         )
 
 
-class ExtractFeatures(luigi.WrapperTask):
+class ExtractFeatures(Whole):
     """Scores and features of every part from both streams, for training other classifiers."""
-
-    dataset, split, seed = Stage.dataset, Stage.split, Stage.seed
-    artifacts, device, changes = Stage.artifacts, Stage.device, Stage.changes
 
     def requires(self) -> list[Stage]:
         """ScoreStream for both streams and all parts."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline.specs.base import canonical_json
 from pipeline.system import files
 from tasks.base import Stage
 from tasks.listing import Catalog, OfVideos
@@ -20,14 +19,6 @@ class _Store(OfVideos):
     def key(self) -> str:
         """Content key of all clips."""
         return self.output().recorded()["key"]
-
-    def shard_attrs(self, spec) -> dict[str, str]:
-        """What every shard and the index record about how they were made."""
-        return {"digest": self.digest, "spec": canonical_json({**spec.identity(), **self.contents()})}
-
-    def contents(self) -> dict[str, str]:
-        """Name -> content hash, for the files named by settings."""
-        return {}
 
 
 class Frames(_Store):
@@ -69,16 +60,14 @@ class Frames(_Store):
 
     def make(self) -> None:
         """Decode every clip, shard by shard."""
-        from pipeline import preprocess, store
+        from pipeline import preprocess
 
-        spec = self.spec("frames")
         preprocess.make_frames(
             self.folder,
-            store.read_catalog(self.requires()[0].path),
+            self.requires()[0].read(),
             videos=Path(self.spec("dataset").videos),
-            spec=spec,
+            spec=self.spec("frames"),
             cluster=self.spec("cluster"),
-            attrs=self.shard_attrs(spec),
         )
 
 
@@ -94,12 +83,9 @@ class Flow(_Store):
 
     def own_digest(self) -> str:
         """Digest of the settings of flow and frames, and of RAFT's weights if they come from a file."""
-        return self.spec("flow").digest(self.requires()[0].digest, *self.contents().values())
-
-    def contents(self) -> dict[str, str]:
-        """The content hash of RAFT's weights, if they come from a file."""
         weights = self.spec("flow").weights_file
-        return {"raft_weights": files.file_hash(weights)} if weights and weights.is_file() else {}
+        content = [files.file_hash(weights)] if weights and weights.is_file() else []
+        return self.spec("flow").digest(self.requires()[0].digest, *content)
 
     def requires(self) -> list[Stage]:
         """The frames."""
@@ -134,13 +120,11 @@ class Flow(_Store):
         """Compute flow for every clip, shard by shard."""
         from pipeline import preprocess
 
-        spec = self.spec("flow")
         preprocess.make_flow(
             self.folder,
             self.requires()[0].path,
-            spec=spec.with_absolute_paths(),
+            spec=self.spec("flow").with_absolute_paths(),
             cluster=self.spec("cluster"),
             device=self.run_spec.device,
-            attrs=self.shard_attrs(spec),
             max_bad_fraction=self.spec("frames").max_bad_fraction,
         )

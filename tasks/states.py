@@ -141,11 +141,9 @@ class ArtifactStates:
             videos=Path(frames.spec("dataset").videos),
             spec=spec,
             cluster=frames.spec("cluster"),
-            attrs=frames.shard_attrs(spec),
+            attrs=preprocess.store_attrs(spec),
         )
         if frames is task:
             return remaining.frames_left(jobs)
-        spec = task.spec("flow")
-        return remaining.flow_left(
-            task.folder, jobs, spec=spec, device=task.run_spec.device, attrs=task.shard_attrs(spec)
-        )
+        spec, attrs = task.spec("flow"), preprocess.store_attrs(task.spec("flow"), frames.digest)
+        return remaining.flow_left(task.folder, jobs, spec=spec, device=task.run_spec.device, attrs=attrs)

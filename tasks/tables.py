@@ -260,7 +260,7 @@ class PaperTable(Repeated, OnDevice):
         told = []
         for name in self.definition.streams:
             s = settings.stream(name, self.dataset_name, 0, {**self.changes, **planned.changes})
-            start = "the second set's weights" if s.with_how == "start" else s.start
+            start = "the second set's weights" if s.starts_from_other else s.start
             parts = {"start": f"starts from {start}", "with_how": f"starts from {start}", "steps": f"{s.steps} steps"}
             words = dict.fromkeys(text for part, text in parts.items() if f"{name}_{part}" in self._changed)
             if words and planned.row.score not in set(STREAMS) - {name}:

@@ -279,12 +279,15 @@ def test_the_processes_of_one_machine_stay_on_loopback(data, tmp_path, monkeypat
     assert all(environment["WORLD_SIZE"] == environment["LOCAL_WORLD_SIZE"] == "2" for _, environment in found)
 
 
-def test_several_machines_meet_with_torchrun_and_the_command_is_said(data, tmp_path, capsys):
+def test_several_machines_meet_with_torchrun_and_the_command_is_said(data, tmp_path, capsys, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(launch, "usable_cores", lambda: 8)
     job = TrainingJob(spec(machines=2, rendezvous="gpu1:29500"), data[1], data[0], tmp_path, "in", "cpu")
-    [(arguments, _)] = launch._commands(job, 2)
+    [(arguments, environment)] = launch._commands(job, 2)
     assert arguments[0] == "torch.distributed.run" and arguments[-1] == "--watched"
+    assert environment == {"OMP_NUM_THREADS": "4"}  # torchrun would give each process one thread
     said = capsys.readouterr().err
-    assert "torchrun --nnodes=2 --nproc-per-node=2 --rdzv-backend=c10d --rdzv-endpoint=gpu1:29500 --rdzv-id=in" in said
+    assert "run: OMP_NUM_THREADS=4 torchrun --nnodes=2 --nproc-per-node=2 --rdzv-backend=c10d --rdzv-endpoint=gpu1:29500 --rdzv-id=in" in said
     assert f"-m pipeline.training {tmp_path}/job" in said
 
 

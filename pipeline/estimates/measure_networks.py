@@ -74,7 +74,7 @@ def timed_as(spec: StreamSpec) -> StreamSpec:
 
     No weights are read or downloaded, and the learning rate is 0.
     """
-    how = spec.with_how if spec.with_how != "start" else ""
+    how = spec.with_how if spec.reads_other else ""
     return dataclasses.replace(
         spec,
         **{"start": "scratch", "with_how": how, "with_dataset": how and spec.with_dataset},

@@ -84,7 +84,7 @@ def name_of(spec: StreamSpec) -> str:
 
 
 def _wanted(spec: StreamSpec) -> bool:
-    return spec.start == "imagenet" and spec.with_how != "start"  # "start" takes the weights of another training
+    return spec.start == "imagenet" and not spec.starts_from_other
 
 
 def _weights(spec: StreamSpec) -> torchvision.models.WeightsEnum:

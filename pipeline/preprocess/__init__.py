@@ -33,6 +33,20 @@ from pipeline.system.progress import Progress, say
 MUCH_AT_BOUND = 0.005
 """Share of the flow's components clipped at `bound_px`, above which a warning is printed."""
 
+
+def store_attrs(spec: FrameSpec | FlowSpec, *upstream: str) -> dict[str, str]:
+    """Root attributes that say how a store is made: the digest, and the settings that it covers.
+
+    Args:
+        spec: settings; RAFT's weights count by the content of their file, if they come from one that is there.
+        upstream: digests of what the store is made from.
+    """
+    weights = spec.weights_file if isinstance(spec, FlowSpec) else None
+    contents = {"raft_weights": file_hash(weights)} if weights and weights.is_file() else {}
+    digest = spec.digest(*upstream, *contents.values())
+    return {"digest": digest, "spec": canonical_json({**spec.identity(), **contents})}
+
+
 # --- frames -----------------------------------------------------------------------------------------------------------
 
 
@@ -60,7 +74,7 @@ def make_frames(
         StageFailed: more than `spec.max_bad_fraction` of the clips failed, or a shard could not be made at all.
     """
     folder = Path(folder).absolute()  # workers may have another working directory
-    about = _about(spec, attrs)
+    about = {**store_attrs(spec), **(attrs or {})}
     jobs = frames_jobs(folder, catalog, videos=Path(videos), spec=spec, cluster=cluster, attrs=about)
     _make_store(
         folder,
@@ -93,17 +107,6 @@ def frames_jobs(
     return jobs
 
 
-def _about(
-    spec: FrameSpec | FlowSpec, attrs: Mapping[str, Any] | None, *upstream: str, **contents: str
-) -> dict[str, Any]:
-    """Root attributes of a store: those given, and what is missing, from the settings and what is read.
-
-    `contents` are the hashes of files that settings name.
-    """
-    digest = spec.digest(*upstream, *contents.values())
-    return {"digest": digest, "spec": canonical_json({**spec.identity(), **contents}), **(attrs or {})}
-
-
 # --- flow -------------------------------------------------------------------------------------------------------------
 
 
@@ -131,8 +134,7 @@ def make_flow(
     at_once = 1 if cluster.kind == "address" else _shards_at_once(spec.method, devices)
     threads = threads_each(cluster, devices)
     threads = max(1, threads // at_once) if threads else 0  # of a shard
-    weights = {"raft_weights": file_hash(spec.weights_file)} if spec.weights_file else {}
-    about = _about(spec, attrs, source.attrs["digest"], **weights)
+    about = {**store_attrs(spec, source.attrs["digest"]), **(attrs or {})}
     jobs = flow_jobs(folder, source.shard_paths(), spec=spec, device=device, attrs=about, threads=threads)
     _make_store(
         folder,

@@ -243,6 +243,16 @@ class StreamSpec(Spec):
         """The weights file that training starts from; None if it does not start from a file."""
         return Path(self.start) if self.start not in ("scratch", "imagenet") else None
 
+    @property
+    def reads_other(self) -> bool:
+        """Whether it also trains on clips of another dataset."""
+        return self.with_how in ("heads", "classes")
+
+    @property
+    def starts_from_other(self) -> bool:
+        """Whether it starts from the weights of another dataset's training."""
+        return self.with_how == "start"
+
     def alone(self) -> StreamSpec:
         """The same stream, trained without another dataset."""
         return dataclasses.replace(self, with_dataset="", with_how="", with_same=())
@@ -250,12 +260,12 @@ class StreamSpec(Spec):
     @property
     def warning(self) -> str:
         """Warning about settings that are allowed but probably a mistake; "" if there are none."""
-        if self.partial_bn and self.train_layers == "all" and self.start == "scratch" and self.with_how != "start":
+        if self.partial_bn and self.train_layers == "all" and self.start == "scratch" and not self.starts_from_other:
             return (
                 f"[{self.stream}] partial_bn is true and start is scratch: normalizations that have learned nothing "
                 "are kept as they are; start from weights, or set partial_bn = false"
             )
-        if self.train_layers == "last" and self.start == "scratch" and self.with_how != "start":
+        if self.train_layers == "last" and self.start == "scratch" and not self.starts_from_other:
             return (
                 f"[{self.stream}] train_layers is last and start is scratch: the layers below have learned nothing and "
                 "stay so; start from weights, or set train_layers = all"

@@ -78,7 +78,7 @@ def train(
 
     Source: paper, section 5. Our addition: weights are chosen on validation clips, which are never test clips.
     """
-    if (other is None) == (spec.with_how in ("heads", "classes")) or (start is None) == (spec.with_how == "start"):
+    if (other is None) == spec.reads_other or (start is None) == spec.starts_from_other:
         raise ValueError(
             f"[{spec.stream}] with_how is {spec.with_how!r}, which does not fit what train() was given: heads and "
             "classes need other, start needs start, and nothing else may be given"

@@ -119,17 +119,19 @@ def launch_processes(job: TrainingJob, count: int) -> None:
 def _commands(job: TrainingJob, count: int) -> Iterator[tuple[list[str], dict[str, str]]]:
     """The command line and environment of each process to start on this machine."""
     work = ["-m", "pipeline.training", str(job.job_folder)]
+    # a process takes its share of the cores; torchrun would give it one thread
+    threads = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, usable_cores() // count)))}
     if job.spec.machines > 1:
         meet = [f"--nnodes={job.spec.machines}", f"--nproc-per-node={count}", "--rdzv-backend=c10d"]
         meet += [f"--rdzv-endpoint={job.spec.rendezvous}", f"--rdzv-id={job.inputs_key}"]
-        say(f"on each other machine, in the same folder, run: torchrun {shlex.join([*meet, *work])}")
-        yield ["torch.distributed.run", *meet, *work, "--watched"], {}
+        command = f"OMP_NUM_THREADS={threads['OMP_NUM_THREADS']} torchrun {shlex.join([*meet, *work])}"
+        say(f"on each other machine, in the same folder, run: {command}")
+        yield ["torch.distributed.run", *meet, *work, "--watched"], threads
         return
-    threads = {"OMP_NUM_THREADS": str(max(1, usable_cores() // count))}
     for rank in range(count):
         place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
-        given = {name: os.environ.get(name, value) for name, value in {**_LOOPBACK, **threads}.items()}
-        yield [*work[1:], "--watched"], {**given, **{name: str(value) for name, value in place.items()}}
+        network = {name: os.environ.get(name, value) for name, value in _LOOPBACK.items()}
+        yield [*work[1:], "--watched"], network | threads | {name: str(value) for name, value in place.items()}
 
 
 @contextmanager

@@ -47,7 +47,7 @@ class FlowClip:
 
     def __init__(self, record: store.Record, source: store.Store, writer: store.ClipWriter, earlier: Earlier):
         self.record, self.stored, self.writer = record, source[record.id], writer
-        self.frames = source.folder
+        self._frames_folder = source.folder
         self.size, self.pairs = (self.stored.height, self.stored.width), len(self.stored) - 1
         self._errors: list[tuple[int, BaseException]] = []
         self._crc32 = 0  # of the images read so far
@@ -88,8 +88,8 @@ class FlowClip:
     def _compare(self, crc32: int) -> None:
         if crc32 != self.stored.attrs["crc32"]:
             raise DamagedFile(
-                f"the bytes of clip {self.record.id!r} of {self.frames} do not match their checksum; "
-                f"{store.repair_advice(self.frames)}"
+                f"the bytes of clip {self.record.id!r} of {self._frames_folder} do not match their checksum; "
+                f"{store.repair_advice(self._frames_folder)}"
             )
 
     def finish(self, spec: FlowSpec) -> None:
