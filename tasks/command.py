@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import itertools
 import logging
 import os
 import signal
@@ -123,9 +124,15 @@ def install() -> None:
 
 
 def _refuse_unknown_flags() -> None:
-    """End the command as argparse does for an unknown flag, but with the name of the flag that was meant."""
+    """End the command as argparse does for an unknown flag, but with the name of the flag that was meant.
+
+    A module of the user's that imports this one may define tasks, with flags of their own, that are not known yet.
+    """
+    words = sys.argv[1:]
+    if "--module=tasks" not in words and ("--module", "tasks") not in itertools.pairwise(words):
+        return
     try:
-        checks.check_flags(sys.argv[1:])
+        checks.check_flags(words)
     except ValueError as error:
         say(f"error: {error}")
         raise SystemExit(2) from None

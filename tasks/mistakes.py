@@ -7,8 +7,8 @@ other is a bug, which needs its traceback.
 from __future__ import annotations
 
 import contextlib
+import dis
 import errno
-import linecache
 import os
 import re
 import traceback
@@ -23,6 +23,7 @@ from pipeline.system.console import one_line
 from pipeline.system.errors import DamagedFile, MachineFault, StageFailed, WorkerDied
 from tasks import settings
 
+_RAISE = dis.opmap["RAISE_VARARGS"]
 _OURS = Path(__file__).parents[1]
 _NOT_OURS = (WorkerDied, DamagedFile, MachineFault)
 _OF_TORCH = "enforce fail at inline_container"  # torch's message if a file of weights could not be written
@@ -88,14 +89,16 @@ def _is_plain(error: BaseException | None) -> bool:
 def _was_raised_on_purpose(error: BaseException) -> bool:
     """Whether one of our `raise` statements raised it: numpy or `zip` may also raise a ValueError in our lines.
 
-    That is read from the source line where the traceback ends. Where there are no sources, every error counts as a bug.
+    The instruction at which the traceback ends tells.
     """
-    if error.__traceback__ is None:
+    end = error.__traceback__
+    if end is None:
         return False
-    *_, (innermost, line) = traceback.walk_tb(error.__traceback__)
-    file = innermost.f_code.co_filename
-    ours = any(Path(file).is_relative_to(_OURS / folder) for folder in ("pipeline", "tasks"))
-    return ours and linecache.getline(file, line).lstrip().startswith("raise ")
+    while end.tb_next:
+        end = end.tb_next
+    code = end.tb_frame.f_code
+    ours = any(Path(code.co_filename).is_relative_to(_OURS / folder) for folder in ("pipeline", "tasks"))
+    return ours and code.co_code[end.tb_lasti] == _RAISE
 
 
 def mistake_of_command(error: BaseException | None) -> str:

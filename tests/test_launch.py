@@ -287,7 +287,10 @@ def test_several_machines_meet_with_torchrun_and_the_command_is_said(data, tmp_p
     assert arguments[0] == "torch.distributed.run" and arguments[-1] == "--watched"
     assert environment == {"OMP_NUM_THREADS": "4"}  # torchrun would give each process one thread
     said = capsys.readouterr().err
-    assert "run: OMP_NUM_THREADS=4 torchrun --nnodes=2 --nproc-per-node=2 --rdzv-backend=c10d --rdzv-endpoint=gpu1:29500 --rdzv-id=in" in said
+    assert (
+        "run: OMP_NUM_THREADS=4 torchrun --nnodes=2 --nproc-per-node=2 --rdzv-backend=c10d --rdzv-endpoint=gpu1:29500 --rdzv-id=in"
+        in said
+    )
     assert f"-m pipeline.training {tmp_path}/job" in said
 
 

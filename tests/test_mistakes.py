@@ -1,6 +1,5 @@
 """Mistakes of whoever typed a command are one line each, and no traceback."""
 
-import linecache
 import logging
 import os
 import signal
@@ -135,7 +134,6 @@ def test_only_what_was_raised_on_purpose_is_told_without_traceback():
 def test_a_stage_that_failed_for_a_fault_of_the_program_keeps_its_traceback(cause, plain):
     line = "raise StageFailed('shard x could not be made') from cause"
     file = str(ROOT / "pipeline/made_up.py")
-    linecache.cache[file] = (len(line), None, [line], file)
     error = caught(lambda: exec(compile(line, file, "exec"), {"StageFailed": StageFailed, "cause": cause}))
     assert bool(mistakes.plainly(error)) == plain
 

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -253,6 +254,27 @@ def test_a_command_with_an_unknown_flag_ends_with_one_line():
     (line,) = done.stderr.splitlines()
     assert line.startswith("error: flag --flow-metod does not exist; did you mean '--flow-method'?")
     assert done.returncode == 2 and not done.stdout
+
+
+def test_a_module_of_the_users_may_have_flags_of_its_own(tmp_path):
+    code = """
+        import luigi
+        from tasks import Flow
+
+        class Mine(luigi.Task):
+            my_flag, done = luigi.Parameter(), False
+
+            def run(self):
+                Mine.done = print("flag:", self.my_flag) is None
+
+            def complete(self):
+                return Mine.done
+    """
+    (tmp_path / "mine.py").write_text(textwrap.dedent(code))
+    words = [sys.executable, "-m", "luigi", "--module", "mine", "Mine", "--my-flag", "x"]
+    path = os.pathsep.join([str(tmp_path), str(ROOT)])
+    done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, env=os.environ | {"PYTHONPATH": path})
+    assert (done.returncode, done.stdout) == (0, "flag: x\n"), done.stderr
 
 
 @pytest.mark.parametrize(

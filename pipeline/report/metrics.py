@@ -149,12 +149,11 @@ def per_group(tables: Mapping[str, Scores]) -> dict[str, dict[str, Any]]:
     names = sorted(set(groups))
     if len(names) == len(groups):
         return {}
-    right = {name: table.correct() for name, table in tables.items()}
-    return {
-        name: {"clips": int(here.sum()), **{t: float(right[t][here].mean()) for t in tables}}
-        for name in names
-        if (here := groups == name).any()
-    }
+    right, found = {name: table.correct() for name, table in tables.items()}, {}
+    for name in names:
+        here = groups == name
+        found[name] = {"clips": int(here.sum()), **{t: float(right[t][here].mean()) for t in tables}}
+    return found
 
 
 def agreement(tables: Mapping[str, Scores]) -> dict[str, dict[str, int]]:

@@ -58,7 +58,7 @@ def render(tables: Mapping[str, Scores], numbers: Mapping, drawn: Mapping[str, F
             cell_counts=figures.CELL_COUNTS,
             fusion=_fusion_rows(numbers["fusion"]),
             c_was_chosen="chosen_from" in numbers["fusion"].get("svm", {}).get("choice", {}),
-            few_to_choose_on=few_to_choose_on(numbers),
+            few_to_choose_on=_few_to_choose_on(numbers),
             settings={stage: list(metrics.flattened(values)) for stage, values in chain.settings.items()},
             stage_columns=_columns(numbers["stages"]),
             count_columns=_columns(numbers["counts"].values()),
@@ -108,7 +108,7 @@ def _by_wilson(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return found
 
 
-def few_to_choose_on(numbers: Mapping) -> bool:
+def _few_to_choose_on(numbers: Mapping) -> bool:
     """Whether the validation part has too few groups to resample, or fewer than `FEW_CLIPS` clips."""
     val = numbers["counts"].get("val", {})
     return bool(val) and (val.get("groups", FEWEST) < FEWEST or val.get("clips", FEW_CLIPS) < FEW_CLIPS)
