@@ -42,7 +42,7 @@ SKIPPED = 3  # first steps of a round: loading processes are starting, and the G
 BOUND_PX = 20.0
 COMPARED = 20  # steps of the trainings with one and with two processes
 # without and with batch normalization; the larger the steps, the sooner rounding makes trainings diverge
-COMPARED_RATES = (("cnn_m_2048", 1e-3), ("cnn_m_2048", 1e-2), ("small", 1e-3), ("small", 1e-2))
+COMPARED_RATES = (("cnn_m_2048", 1e-3), ("cnn_m_2048", 1e-2), ("small", 1e-3), ("small", 1e-2), ("small", 1e-1))
 
 
 def write_store(folder: Path, kind: str, clips: int) -> Catalog:
@@ -110,16 +110,21 @@ def on_device(run: TrainingState, data: TrainingSet, steps: int) -> float:
     return float(np.mean(seconds[SKIPPED:]))
 
 
-def one_against_two(folder: Path, index: Path, catalog: Catalog, network: str, rate: float) -> float:
-    """Largest difference over all steps between the losses of one process and of two (CPU, float32, dropout 0.5)."""
+def one_against_two(folder: Path, index: Path, catalog: Catalog, network: str, rate: float) -> tuple[float, float]:
+    """Largest difference over all steps between the losses of one process and of two (CPU, float32, dropout 0.5).
+
+    The second figure is what rounding alone does: the same for one process with one thread and with all of them.
+    """
     recipe = {"network": network, "resize_px": 64, "crop_px": 56, "batch": 8, "steps": COMPARED, "dropout": 0.5}
-    losses = []
-    for processes in (1, 2):
+    losses, threads = [], torch.get_num_threads()
+    for processes, used in ((1, threads), (2, threads), (1, 1)):
+        torch.set_num_threads(used)
         spec = settings("spatial", **recipe, learning_rate=rate, milestones=(), processes=processes)
-        out = folder / f"{network} {rate} {processes}"
+        out = folder / f"{network} {rate} {processes} {used}"
         train(spec, store_path=index, catalog=catalog, folder=out, inputs_key="benchmark", device="cpu")
         losses.append(json.loads((out / "curve.json").read_text())["loss"])
-    return float(np.abs(np.subtract(*losses)).max())
+    torch.set_num_threads(threads)
+    return tuple(float(np.abs(np.subtract(losses[0], other)).max()) for other in losses[1:])
 
 
 def main() -> None:
@@ -157,7 +162,7 @@ def main() -> None:
             frames = write_store(Path(scratch) / "small", "frames", 2 * CLASSES)
             for compared in COMPARED_RATES:
                 found = one_against_two(Path(scratch), Path(scratch) / "small" / "index.h5", frames, *compared)
-                differences.append((*compared, found))
+                differences.append((*compared, *found))
     report(spec, device, rounds, differences)
 
 
@@ -176,9 +181,9 @@ def report(spec: StreamSpec, device: torch.device, rounds: list, differences: li
         ("batch on the device already, clips/s", spread([spec.batch / ready for _, ready in rounds], 1)),
         ("from the store : on the device, clips/s", spread(ratios, 3)),
     ]
-    for network, rate, found in differences:
+    for network, rate, found, by_threads in differences:
         what = f"{network}, learning rate {rate:g}: largest difference of {COMPARED} losses, 1 process against 2"
-        rows.append((what, f"{found:.1e}"))
+        rows.append((what, f"{found:.1e} (1 thread against all: {by_threads:.1e})"))
     record = {"spec": spec.as_dict(), "rounds": rounds, "waiting": shares, "ratio": ratios, "differences": differences}
     decoding = "" if spec.gpu_decoding < 0 else f" {spec.gpu_decoding:g} decoded there"
     show(f"training {spec.stream} {spec.network} {spec.precision}{decoding}", rows, record)

@@ -61,12 +61,12 @@ def test_unlabelled_videos_are_test_clips_of_no_class(tmp_path):
 
 def test_folder_refusals(tmp_path):
     touch(tmp_path, "walk/eli_walk.avi", "walk/other.avi")
-    with pytest.raises(ValueError, match="finds no group in 'walk/other.avi'"):
+    with pytest.raises(ValueError, match="finds no group in 1 of 2 paths: 'walk/other.avi'"):
         folder_rows(tmp_path, group_pattern="(?P<group>[a-z]+)_")
     with pytest.raises(ValueError, match="split 'el' .* does not exist; did you mean 'eli'"):
         folder_rows(tmp_path, "el", group_pattern="(?P<group>eli|other)")
     touch(tmp_path, "stray.avi")
-    with pytest.raises(ValueError, match="'stray.avi' lies in no class folder"):
+    with pytest.raises(ValueError, match=r"1 of 3 videos lie in no class folder \('stray.avi'\); layout folder needs"):
         folder_rows(tmp_path)
 
 
@@ -119,7 +119,7 @@ def test_csv_without_a_group_column_takes_groups_from_the_paths(tmp_path):
     rows, _ = read_layout(spec, "ira", [])
     assert [(row.group, row.part) for row in rows] == [("eli", "train"), ("eli", "train"), ("ira", "test")]
     assert split_names(spec) == ["eli", "ira"]
-    with pytest.raises(ValueError, match="group_pattern 'x.*' finds no group in 'y/eli_2.avi'"):
+    with pytest.raises(ValueError, match="group_pattern 'x.*' finds no group in 1 of 3 paths: 'y/eli_2.avi'"):
         read_layout(replace(spec, group_pattern="x(?P<group>.)"), "1", [])
 
 

@@ -283,8 +283,7 @@ def test_imagenet_needs_published_weights_and_a_way_to_get_them(monkeypatch):
     def offline(*args, **kwargs):
         raise OSError("no route to host")
 
-    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", offline)
-    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", offline)
+    monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
     with pytest.raises(
         FileNotFoundError, match=r"squeezenet1_1-\w+.pth cannot be downloaded or read \(no route.*put that file into"
     ):

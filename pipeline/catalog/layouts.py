@@ -13,8 +13,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
+from pipeline.catalog.groups import grouped, refuse_torn_groups
 from pipeline.catalog.official import read_hmdb51_lists, read_ucf101_classes, read_ucf101_lists, split_numbers
-from pipeline.catalog.rows import PARTS, ListedClip, folded, safe_path
+from pipeline.catalog.rows import PARTS, ListedClip, folded, path_id, safe_path
 from pipeline.specs import DatasetSpec
 from pipeline.specs.base import unknown_name
 from pipeline.system.console import some
@@ -175,20 +176,12 @@ def split_names(spec: DatasetSpec) -> list[str]:
 
 def _read_folder(spec: DatasetSpec, videos: list[str]) -> list[ListedClip]:
     """Rows of `<class>/<clip>`."""
-    rows = []
-    for path in videos:
-        if "/" not in path:
-            raise ValueError(f"{path!r} lies in no class folder; layout folder needs <class>/<clip>")
-        rows.append(ListedClip(path_id(path), path, path.split("/")[0], _group_in(path, spec), ""))
-    return rows
-
-
-def _group_in(path: str, spec: DatasetSpec) -> str:
-    """The group that the pattern finds in a clip's path; without a pattern each clip is its own group."""
-    match = re.search(spec.group_pattern, path)
-    if match is None or (spec.group_pattern and not match["group"]):
-        raise ValueError(f"[dataset] group_pattern {spec.group_pattern!r} finds no group in {path!r}")
-    return match["group"] if spec.group_pattern else path_id(path)
+    if loose := [path for path in videos if "/" not in path]:
+        raise ValueError(
+            f"{len(loose)} of {len(videos)} videos lie in no class folder ({some(loose, 3)}); layout folder needs "
+            "<class>/<clip>"
+        )
+    return grouped([ListedClip(path_id(path), path, path.split("/")[0], "", "") for path in videos], spec)
 
 
 def _read_csv(spec: DatasetSpec, split: str) -> list[ListedClip]:
@@ -205,11 +198,12 @@ def _read_csv(spec: DatasetSpec, split: str) -> list[ListedClip]:
             raise ValueError(
                 f"{file.name} has a group column, and [dataset] group_pattern is {spec.group_pattern!r}; leave one out"
             )
-        rows = [_csv_row(record, f"{file.name}, line {reader.line_num}", spec) for record in reader]
+        rows = [_csv_row(record, f"{file.name}, line {reader.line_num}") for record in reader]
     if not rows:
         raise ValueError(f"{file.name} lists no video")
+    rows = grouped(rows, spec)
     if "split" in columns and ("group" in columns or spec.group_pattern):
-        _refuse_torn_groups(file.name, rows)
+        refuse_torn_groups(file.name, rows)
     return rows
 
 
@@ -223,19 +217,7 @@ def _told_if_unreadable(file: Path) -> Iterator[None]:
         raise ValueError(f"{file.name} is no CSV file: {error}") from None
 
 
-def _refuse_torn_groups(name: str, rows: list[ListedClip]) -> None:
-    parts: dict[str, set[str]] = {}
-    for row in rows:
-        parts.setdefault(row.group, set()).update({row.part} - {"unused"})
-    torn = sorted(group for group, of in parts.items() if len(of) > 1)
-    if torn:
-        raise ValueError(
-            f"{name}: {len(torn)} groups have clips in more than one of train, val and test: {some(torn)}; a group (a "
-            "person, a source video) belongs to one part; correct the split column, or say nothing of groups"
-        )
-
-
-def _csv_row(record: dict, where: str, spec: DatasetSpec) -> ListedClip:
+def _csv_row(record: dict, where: str) -> ListedClip:
     if None in record or None in record.values():
         raise ValueError(f"{where}: the number of fields is not that of the header")
     path = safe_path(record["path"], where)
@@ -245,7 +227,7 @@ def _csv_row(record: dict, where: str, spec: DatasetSpec) -> ListedClip:
         raise ValueError(f"{where}: {path!r} has no label")
     if "split" in record and part not in PARTS:
         raise ValueError(f"{where}: split is {part!r}; allowed: {', '.join(PARTS)}")
-    return ListedClip(path_id(path), path, label, group or _group_in(path, spec), part)
+    return ListedClip(path_id(path), path, label, group, part)
 
 
 def _hold_out(rows: list[ListedClip], split: str) -> list[ListedClip]:
@@ -256,11 +238,6 @@ def _hold_out(rows: list[ListedClip], split: str) -> list[ListedClip]:
     if not re.fullmatch(r"\d+", split):
         raise ValueError(unknown_name(f"split {split!r} (a group, or a number)", split, groups))
     return rows
-
-
-def path_id(path: str) -> str:
-    """Id of a clip, made from its path: `walk/daria.avi` -> `walk__daria`."""
-    return str(PurePosixPath(path).with_suffix("")).replace("/", "__")
 
 
 def match(spec: DatasetSpec, rows: list[ListedClip], videos: dict[str, Stat]) -> tuple[list[ListedClip], list[str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 
 PARTS = ("train", "val", "test", "unused")
 
@@ -17,6 +18,11 @@ class ListedClip:
     class_name: str
     group: str
     part: str
+
+
+def path_id(path: str) -> str:
+    """Id of a clip, made from its path: `walk/daria.avi` -> `walk__daria`."""
+    return str(PurePosixPath(path).with_suffix("")).replace("/", "__")
 
 
 def folded(text: str) -> str:
