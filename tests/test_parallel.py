@@ -122,7 +122,7 @@ def test_batch_normalization_is_over_all_processes(ddp, device):
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
     names, weights = list(network.state_dict()), list(network.parameters())
     assert parallel.data_parallel(network, World(1, 2, 2), torch.device(device)) is network
-    assert isinstance(network[1], nn.SyncBatchNorm if device == "cuda:1" else whole_batch._SyncBatchNorm)
+    assert isinstance(network[1], nn.SyncBatchNorm if device == "cuda:1" else whole_batch._BatchNormOfAll)
     assert ddp == {"device_ids": [1] if device == "cuda:1" else None}
     assert list(network.state_dict()) == names
     assert all(a is b for a, b in zip(network.parameters(), weights, strict=True))

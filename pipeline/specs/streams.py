@@ -41,8 +41,8 @@ class StreamSpec(Spec):
 
     SECTION: ClassVar[str] = "stream"
     # 2: networks without dropout get a dropout layer before the head; 3: batch normalization spans all processes on a
-    # CPU too, and float32 on a GPU is never TF32
-    VERSION: ClassVar[int] = 3
+    # CPU too, and float32 on a GPU is never TF32; 4: on a CPU the statistics of batches are summed in float64
+    VERSION: ClassVar[int] = 4
     stream: str = setting("spatial", "which stream", choices=STREAMS)
     network: str = setting("cnn_m_2048", "cnn_m_2048, small, or a torchvision classification model by name")
     start: str = setting(

@@ -124,8 +124,9 @@ class ItemSampler(Sequence):
 
 def data_parallel(network: nn.Module, world: World, device: torch.device) -> nn.Module:
     """The module that training calls: the network, or a wrapper that averages gradients over all processes."""
+    if world.size > 1 or device.type == "cpu":
+        normalize_over_processes(network, device)
     if world.size == 1:
         return network
-    normalize_over_processes(network, device)
     devices = [device.index] if device.type == "cuda" else None
     return nn.parallel.DistributedDataParallel(network, device_ids=devices)

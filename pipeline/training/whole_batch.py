@@ -45,12 +45,13 @@ def draw_for_whole_batch(network: nn.Module, piece: Piece) -> None:
 def normalize_over_processes(network: nn.Module, device: torch.device) -> None:
     """Make batch normalization use statistics over all processes' pieces, which have equally many items.
 
-    Layers keep their weights, their buffers, and the names of both.
+    Layers keep their weights, their buffers, and the names of both. On a CPU a single process needs this too, to train
+    as several would.
     """
     if device.type == "cuda":
         nn.SyncBatchNorm.convert_sync_batchnorm(network)
-    else:  # torch's own layer refuses tensors on a CPU
-        _replace(network, lambda layer: _SyncBatchNorm(layer) if isinstance(layer, _BatchNorm) else layer)
+    else:  # torch's own layer over processes refuses tensors on a CPU
+        _replace(network, lambda layer: _BatchNormOfAll(layer) if isinstance(layer, _BatchNorm) else layer)
 
 
 def _replace(network: nn.Module, new: Callable[[nn.Module], nn.Module]) -> None:
@@ -89,8 +90,12 @@ def _own_rows(whole: torch.Tensor, piece: Piece) -> torch.Tensor:
     return whole.chunk(piece.count)[piece.place]
 
 
-class _SyncBatchNorm(_BatchNorm):
-    """Batch normalization over all processes' pieces, in plain torch: the mean, then the variance about it."""
+class _BatchNormOfAll(_BatchNorm):
+    """Batch normalization over all processes' pieces on a CPU, where torch's own layer knows only one process.
+
+    That layer also sums channels-last images one value after another: its variances are off by 1e-5, by another amount
+    with another number of threads, and training multiplies that.
+    """
 
     def __init__(self, layer: _BatchNorm):
         super().__init__(layer.num_features, layer.eps, layer.momentum, layer.affine, layer.track_running_stats)
@@ -102,17 +107,10 @@ class _SyncBatchNorm(_BatchNorm):
         """(N, C, ...) -> the same shape and type."""
         if not self.training:
             return super().forward(inputs)
-        others = [dim for dim in range(inputs.ndim) if dim != 1]
         wide = inputs.float() if inputs.dtype in (torch.float16, torch.bfloat16) else inputs
-        mean = _MeanOverProcesses.apply(wide.mean(others))
-        centered = wide - _along_channels(mean, wide)
-        variance = _MeanOverProcesses.apply(centered.square().mean(others))
-        self._note(mean.detach(), variance.detach(), inputs.numel() // inputs.shape[1] * distributed.get_world_size())
-        scale = (variance + self.eps).rsqrt()
-        if not self.affine:
-            return (centered * _along_channels(scale, wide)).to(inputs.dtype)
-        bias, scale = _along_channels(self.bias, wide), _along_channels(scale * self.weight, wide)
-        return torch.addcmul(bias, centered, scale).to(inputs.dtype)
+        normalized, mean, variance = _Normalize.apply(wide, self.weight, self.bias, self.eps)
+        self._note(mean, variance, inputs.numel() // inputs.shape[1] * _processes())
+        return normalized.to(inputs.dtype)
 
     def _note(self, mean: torch.Tensor, variance: torch.Tensor, values: int) -> None:
         """Update the running statistics as torch does: the running variance is the unbiased one."""
@@ -127,23 +125,59 @@ class _SyncBatchNorm(_BatchNorm):
         """Accept any number of dimensions; the layer that this one replaces checked its own."""
 
 
+class _Normalize(torch.autograd.Function):
+    """Batch normalization of a piece by the mean and the variance of all processes' pieces.
+
+    Source: S. Ioffe and C. Szegedy, Batch Normalization, ICML 2015, algorithm 1 and the gradients after it.
+    """
+
+    @staticmethod
+    def forward(ctx, inputs: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None, eps: float):
+        mean = _over_processes(_of_channels(inputs)).to(inputs.dtype)
+        centered = inputs - _along_channels(mean, inputs)
+        variance = _over_processes(_of_channels(centered.square())).to(inputs.dtype)
+        inverse = (variance + eps).rsqrt()  # of the standard deviation
+        ctx.save_for_backward(centered, inverse, weight)
+        ctx.mark_non_differentiable(mean, variance)
+        if weight is None:
+            return centered * _along_channels(inverse, inputs), mean, variance
+        bias, scale = _along_channels(bias, inputs), _along_channels(inverse * weight, inputs)
+        return torch.addcmul(bias, centered, scale), mean, variance
+
+    @staticmethod
+    def backward(ctx, gradient: torch.Tensor, *_):
+        centered, inverse, weight = ctx.saved_tensors
+        own = torch.stack([_of_channels(gradient), _of_channels(gradient * centered)])
+        # each process's loss depends on all pieces through both
+        of_mean, of_variance = _over_processes(own).to(gradient.dtype)
+        slope = _along_channels(-of_variance * inverse.square(), gradient)
+        scale = inverse if weight is None else inverse * weight
+        of_inputs = (gradient - _along_channels(of_mean, gradient)).addcmul_(centered, slope)
+        of_inputs.mul_(_along_channels(scale, gradient))
+        if weight is None:
+            return of_inputs, None, None, None
+        of_bias, of_weight = (own * (gradient.numel() // gradient.shape[1])).to(gradient.dtype)
+        return of_inputs, of_weight * inverse, of_bias, None
+
+
+def _of_channels(values: torch.Tensor) -> torch.Tensor:
+    """(C,) float64: each channel's mean of (N, C, ...), hardly rounded, so that it depends on no order of sums."""
+    items = values.flatten(2).mean(2) if values.ndim > 2 else values
+    return items.double().mean(0)
+
+
 def _along_channels(values: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
     return values.view(1, -1, *[1] * (inputs.ndim - 2))
 
 
-class _MeanOverProcesses(torch.autograd.Function):
-    """The mean of a tensor over all processes, and of its gradient: each process's loss depends on all tensors."""
-
-    @staticmethod
-    def forward(ctx, value: torch.Tensor) -> torch.Tensor:
-        return _mean(value)
-
-    @staticmethod
-    def backward(ctx, gradient: torch.Tensor) -> torch.Tensor:
-        return _mean(gradient)
+def _processes() -> int:
+    return distributed.get_world_size() if distributed.is_initialized() else 1
 
 
-def _mean(value: torch.Tensor) -> torch.Tensor:
+def _over_processes(value: torch.Tensor) -> torch.Tensor:
+    """The mean of a tensor over all processes."""
+    if _processes() == 1:
+        return value
     value = value.contiguous().clone()
     distributed.all_reduce(value)
-    return value / distributed.get_world_size()
+    return value / _processes()
