@@ -137,6 +137,14 @@ def test_statistics_of_many_values_are_hardly_rounded(memory):
     torch.testing.assert_close(inputs.grad.double(), wide.grad, rtol=1e-5, atol=1e-6 * wide.grad.abs().max().item())
 
 
+def test_one_value_has_no_variance():
+    network = nn.Sequential(nn.BatchNorm2d(3))
+    normalize_over_processes(network, torch.device("cpu"))
+    with pytest.raises(ValueError, match="batch normalization of one value for each channel; raise batch, or crop_px"):
+        network(torch.zeros(1, 3, 1, 1))
+    assert network.eval()(torch.zeros(1, 3, 1, 1)).shape == (1, 3, 1, 1)
+
+
 def test_half_precision_is_normalized_in_float32():
     network, inputs = nn.Sequential(nn.BatchNorm2d(3)), torch.randn(4, 3, 5, 5) + 100.2
     expected = copy.deepcopy(network)(inputs.bfloat16().float())

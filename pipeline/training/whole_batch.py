@@ -104,12 +104,19 @@ class _BatchNormOfAll(_BatchNorm):
             setattr(self, name, buffer)
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        """(N, C, ...) -> the same shape and type."""
+        """(N, C, ...) -> the same shape and type.
+
+        Raises:
+            ValueError: in training, all pieces together have one value for each channel.
+        """
         if not self.training:
             return super().forward(inputs)
+        values = inputs.numel() // inputs.shape[1] * _processes()
+        if values == 1:
+            raise ValueError("batch normalization of one value for each channel; raise batch, or crop_px")
         wide = inputs.float() if inputs.dtype in (torch.float16, torch.bfloat16) else inputs
         normalized, mean, variance = _Normalize.apply(wide, self.weight, self.bias, self.eps)
-        self._note(mean, variance, inputs.numel() // inputs.shape[1] * _processes())
+        self._note(mean, variance, values)
         return normalized.to(inputs.dtype)
 
     def _note(self, mean: torch.Tensor, variance: torch.Tensor, values: int) -> None:
