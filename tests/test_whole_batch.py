@@ -118,7 +118,7 @@ def test_one_process_normalizes_as_torch_does(layer):
 
 @pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last])
 def test_statistics_of_many_values_are_hardly_rounded(memory):
-    """Differences of 1e-5, as between numbers of threads with torch's own layer, grow a thousandfold in twenty steps."""
+    """Differences of 1e-5, as between numbers of threads with torch's own layer, grow a hundredfold in twenty steps."""
     inputs = (torch.randn((16, 8, 60, 60), generator=torch.Generator().manual_seed(0)) * 1.3 + 0.4).to(
         memory_format=memory
     )

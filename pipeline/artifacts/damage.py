@@ -33,11 +33,18 @@ def what_has_checksums(path: Path) -> str:
     Raises:
         ValueError: nothing there has checksums.
     """
-    if (file := file_of(path)).suffix == ".h5" or path.is_file():
-        return "every clip" if is_store(file) else "its table"
+    if _has_several_tables(path):
+        return "every table"
+    return "every clip" if is_store(path) else "its table"
+
+
+def _has_several_tables(path: Path) -> bool:
+    """Whether it is the folder of an artifact like a fusion: HDF5 files lie below it, but another is written last."""
+    if not path.is_dir() or (last := file_of(path)).suffix == ".h5":
+        return False
     if not any(path.glob("*/*.h5")):
-        raise ValueError(f"{path} carries no checksums: its stage writes {file.name} and other files of no such kind")
-    return "every table"
+        raise ValueError(f"{path} carries no checksums: its stage writes {last.name} and other files of no such kind")
+    return True
 
 
 def verify(path: Path) -> list[str]:
@@ -46,7 +53,7 @@ def verify(path: Path) -> list[str]:
     A catalog or scores file is checked against the hash written with it, as is every one in the folder of an artifact
     of several. Raises as `is_store`, and if nothing has checksums.
     """
-    if what_has_checksums(path) == "every table":
+    if _has_several_tables(path):
         return [f"{file.relative_to(path)}: {fault}" for file in sorted(path.glob("*/*.h5")) for fault in verify(file)]
     path = file_of(path)
     if not is_store(path):

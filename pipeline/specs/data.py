@@ -294,7 +294,8 @@ class ClusterSpec(Spec):
             )
         if self.address and self.kind != "address":
             raise ValueError(
-                f"[cluster] address is {self.address!r}, which kind = {self.kind} does not read; set kind = address"
+                f"[cluster] address is {self.address!r}, which kind = {self.kind} does not read; set kind = "
+                "address, or leave it empty"
             )
         if self.queue and (self.kind != "jobqueue" or self.queue_system == "htcondor"):
             of = "htcondor" if self.kind == "jobqueue" else f"kind = {self.kind}"
