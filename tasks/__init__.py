@@ -20,6 +20,10 @@ import os
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "40000")
 
+# Luigi forks its workers (--workers 2), and CUDA cannot be used in a child of a process that has asked CUDA for its
+# devices. So torch is to ask NVML. Read at each call.
+os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
+
 from tasks import command
 from tasks.apply import ScoreVideos
 from tasks.conclude import FullPipeline, Fuse, Report

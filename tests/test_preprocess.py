@@ -128,6 +128,8 @@ def test_bytes_do_not_depend_on_how_many_shards_a_worker_makes_at_a_time(tiny_da
 @pytest.mark.needs_cuda
 @pytest.mark.parametrize("cluster", [INLINE, LOCAL], ids=["inline", "local"])
 def test_bytes_on_cuda_do_not_depend_on_it_either(tiny_dataset, tmp_path, monkeypatch, cluster):
+    if cluster is LOCAL:
+        pytest.importorskip("distributed", reason="benchmarks/gpu.sh does not need it")
     frames_of(tiny_dataset, tmp_path / "frames")
     for name, count in {"one": 1, "two": 2}.items():
         monkeypatch.setattr(preprocess, "_shards_at_once", lambda method, devices, count=count: count)

@@ -277,6 +277,24 @@ def test_a_module_of_the_users_may_have_flags_of_its_own(tmp_path):
     assert (done.returncode, done.stdout) == (0, "flag: x\n"), done.stderr
 
 
+def test_looking_for_a_gpu_leaves_cuda_to_the_workers_that_luigi_forks():
+    code = """
+        import os
+        import tasks
+        import torch
+        from pipeline.networks import resolve_device
+
+        torch.cuda._device_count_nvml = lambda: 1  # stands for a driver that has a GPU
+        found = resolve_device("auto").type
+        child = os.fork()
+        if not child:
+            os._exit(torch._C._cuda_isInBadFork())
+        print(found, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout == "cuda 0\n", done.stderr
+
+
 @pytest.mark.parametrize(
     ("given", "count"), [({}, "40000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, "None")]
 )
