@@ -1,5 +1,6 @@
 """Stores that are damaged, foreign or cut off: each error says what it is and what to do."""
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from conftest import ROOT, moving_texture
 from stores import ATTRS, smooth_flow, write_flow, write_frames
 
 from pipeline import store
+from pipeline.artifacts import damage
 from pipeline.system.errors import DamagedFile
 from pipeline.video import jpeg
 
@@ -26,6 +28,78 @@ def test_damage_to_the_attributes_is_damage(tmp_path):
         store.read_records(shard, "frames")
     with pytest.raises(DamagedFile, match=r"index.h5 is damaged \(.*\); delete it and run its stage again"):
         store.open_frames(path)
+
+
+def flip(path, old: bytes, new: bytes):
+    """Replace bytes of a file, of which there must be one."""
+    whole = path.read_bytes()
+    assert whole.count(old) == 1 and len(old) == len(new)
+    path.write_bytes(whole.replace(old, new))
+
+
+@pytest.mark.parametrize(("name", "value"), [("bound_px", 5.0), ("height", 32), ("label", 3), ("made_from", "9 ff")])
+def test_attributes_of_a_clip_are_compared_with_their_checksum(tmp_path, name, value):
+    """HDF5 does not notice a flipped bit, and flow would be read at another scale."""
+    path = write_flow(tmp_path, smooth_flow(2))
+    with h5py.File(tmp_path / "shards/shard-all.h5", "r+") as file:
+        file["clips/a"].attrs[name] = value
+    why = f"clip 'a' of {tmp_path}: its attributes are not those that were written; `python -m pipeline repair"
+    with pytest.raises(DamagedFile, match=why):
+        store.open_flow(path)["a"]
+    (fault,) = damage.verify(tmp_path)
+    assert fault.startswith("a: ") and "its attributes are not those" in fault
+
+
+def test_attributes_without_a_checksum_are_read_all_the_same(tmp_path):
+    """Those of stores from before there was one."""
+    path = write_flow(tmp_path, smooth_flow(2))
+    for file in (path, tmp_path / "shards/shard-all.h5"):
+        with h5py.File(file, "r+") as opened:
+            del opened.attrs["table_crc32"]
+            opened["clips/a"].attrs.pop("attrs_crc32", None)
+    assert "attrs_crc32" not in store.open_flow(path)["a"].attrs and damage.verify(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (b"down", b"dowm"),  # a cell: the class of a clip
+        (b"failed", b"failee"),
+        (b"status\0", b"statur\0"),  # the name of a column
+        (b"id\0", b"ie\0"),
+        (b"table_crc32", b"table_crc33"),
+    ],
+)
+def test_tables_are_compared_with_their_checksum(tmp_path, old, new):
+    path = write_frames(tmp_path, {"a": moving_texture(2)}, failed={"b": "empty"})
+    untouched = old == b"table_crc32"  # the table is as it was
+    for file, advice in ((path, "delete it"), (tmp_path / "shards/shard-all.h5", "`python -m pipeline repair")):
+        whole = file.read_bytes()
+        flip(file, old, new)
+        told = rf"{file.name} is damaged \(its table is not the one that was written\); {advice}"
+        with pytest.raises(DamagedFile, match=told) if not untouched else contextlib.nullcontext():
+            store.open_frames(path) if file == path else store.read_records(file, "frames")
+        file.write_bytes(whole)
+
+
+def test_a_key_that_is_not_that_of_the_table_is_damage(tmp_path):
+    """Later stages would take the images for others, and be done again."""
+    path = write_frames(tmp_path, {"a": moving_texture(2)})
+    with h5py.File(path, "r+") as file:
+        file.attrs["key"] = "0" * 12
+    with pytest.raises(DamagedFile, match=r"index.h5 is damaged \(its key is not that of its table\); delete it and"):
+        store.open_frames(path)
+
+
+def test_text_that_is_no_text_is_damage(tmp_path):
+    path = write_frames(tmp_path, {"a": moving_texture(2)}, failed={"b": "empty"})
+    shard = tmp_path / "shards/shard-all.h5"
+    for file in (path, shard):
+        flip(file, b"failed", b"faile\xe4")
+    with pytest.raises(DamagedFile, match="index.h5 is damaged .*codec can't decode.*; delete it and run its stage"):
+        store.open_frames(path)
+    with pytest.raises(DamagedFile, match="shard-all.h5 is damaged .*codec can't decode.*; `python -m pipeline rep"):
+        store.read_records(shard, "frames")
 
 
 def test_foreign_and_damaged_files_are_refused_with_what_to_do(tmp_path):
@@ -64,6 +138,9 @@ def test_a_shard_is_not_to_be_deleted_but_repaired(tmp_path):
         store.open_frames(path)["a"]
     shard.unlink()
     with pytest.raises(FileNotFoundError, match=f"shard-all.h5 does not exist; {command}"):
+        store.read_records(shard, "frames")
+    shard.parent.rmdir()  # a worker on another machine does not see the folder
+    with pytest.raises(FileNotFoundError, match="shard-all.h5 does not exist on .*, nor does its folder; every worker"):
         store.read_records(shard, "frames")
 
 

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shlex
+import socket
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -20,6 +21,7 @@ from pipeline.system.files import commit
 
 FORMAT_VERSION = 1
 TEXT = h5py.string_dtype("utf-8")
+_ATTRS_CRC32, _TABLE_CRC32 = "attrs_crc32", "table_crc32"
 # HDF5's usual driver would buffer small writes until an array is closed, where failures go unreported
 _AT_ONCE = "two-stream-at-once"
 h5py.register_driver(_AT_ONCE, lambda access: access.set_sieve_buf_size(0))
@@ -65,7 +67,8 @@ def opened(path: Path | str, kind: str | None) -> Iterator[h5py.File]:
 def _damage_told(path: Path) -> Iterator[None]:
     try:
         yield
-    except (OSError, RuntimeError, TypeError, KeyError) as error:  # depends on which HDF5 structure is damaged
+    # depends on which HDF5 structure is damaged
+    except (OSError, RuntimeError, TypeError, KeyError, UnicodeDecodeError) as error:
         if getattr(error, "errno", None):  # from the disk
             raise
         advice = _repair_of(path) or _deletion_of(path)
@@ -76,6 +79,11 @@ def open_file(path: Path | str, kind: str | None) -> h5py.File:
     """Open a file for reading; reject a format that this code does not know, with a message that says what to do."""
     path = Path(path)
     if not path.is_file():
+        if path.parent.name == "shards" and not path.parent.is_dir():  # a disk is not mounted: repair would not help
+            raise FileNotFoundError(
+                f"{path} does not exist on {socket.gethostname()}, nor does its folder; every worker must see the same "
+                "files under the same paths"
+            )
         advice = _repair_of(path) or "`python -m pipeline status` shows what has been made"
         raise FileNotFoundError(f"{path} does not exist; {advice}")
     try:
@@ -144,9 +152,50 @@ def plain_attrs(attrs: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value.item() if hasattr(value, "item") else value for name, value in attrs.items()}
 
 
-def text(value: Any) -> Any:
-    """Decode a table cell: h5py returns text in compound rows as bytes."""
-    return value.decode() if isinstance(value, bytes) else value
+def put_attrs(group: h5py.Group, attrs: Mapping[str, Any]) -> None:
+    """Write attributes, and their checksum as one more; for `checked_attrs`."""
+    group.attrs.update(attrs)
+    group.attrs[_ATTRS_CRC32] = np.uint32(_crc32_of(plain_attrs(attrs)))
+
+
+def checked_attrs(group: h5py.Group) -> dict[str, Any]:
+    """The attributes of a group as plain values.
+
+    Raises:
+        RuntimeError: they are not those that were written. Files from before there was a checksum have none to compare.
+    """
+    attrs = plain_attrs(group.attrs)
+    if attrs.pop(_ATTRS_CRC32, None) not in (None, _crc32_of(attrs)):
+        raise RuntimeError("its attributes are not those that were written")
+    return attrs
+
+
+def put_table(file: h5py.File, rows: Iterable[tuple], columns: np.dtype) -> None:
+    """Write `/table`, and its checksum as a root attribute; for `read_table`."""
+    table = np.array(list(rows), columns)
+    file.create_dataset("table", data=table)
+    file.attrs[_TABLE_CRC32] = np.uint32(_crc32_of([columns.names, *_plain_rows(table)]))
+
+
+def read_table(file: h5py.File) -> tuple[tuple[str, ...], list[tuple]]:
+    """The names of the columns of `/table`, and its rows.
+
+    Raises:
+        RuntimeError: as `checked_attrs`, of the table.
+    """
+    names, rows = file["table"].dtype.names, _plain_rows(file["table"][()])
+    if file.attrs.get(_TABLE_CRC32) not in (None, _crc32_of([names, *rows])):
+        raise RuntimeError("its table is not the one that was written")
+    return names, rows
+
+
+def _plain_rows(table: np.ndarray) -> list[tuple]:
+    """Rows of plain Python values; h5py reads text as bytes."""
+    return [tuple(cell.decode() if isinstance(cell, bytes) else cell for cell in row) for row in table.tolist()]
+
+
+def _crc32_of(values: Any) -> int:
+    return zlib.crc32(json.dumps(values, sort_keys=True).encode())
 
 
 def write_arrays(path: Path | str, kind: str, arrays: Mapping[str, Any], attrs: Mapping[str, Any]) -> None:

@@ -11,8 +11,9 @@ from typing import Any
 
 import h5py
 
-from pipeline.store.container import open_file, opened, plain_attrs, repair_advice, text
+from pipeline.store.container import open_file, opened, plain_attrs, read_table, repair_advice
 from pipeline.store.stored_clip import StoredClip
+from pipeline.store.writer import content_key
 from pipeline.system.errors import DamagedFile
 
 _OPEN_SHARDS = 32
@@ -32,13 +33,14 @@ class Store(Mapping[str, StoredClip]):
             self.path = self.path / "index.h5"
         with opened(self.path, kind) as file:
             self.attrs = plain_attrs(file.attrs)
-            names = file["table"].dtype.names
-            rows = [dict(zip(names, map(text, row), strict=True)) for row in file["table"][()].tolist()]
-        self.rows = {
-            row["id"]: row | {"split": row.get("split", ""), "shard": row.get("shard", self.path.stem)} for row in rows
-        }
-        told = {video_id: row["reason"] for video_id, row in self.rows.items() if row["reason"]}
-        self.failed = {video_id: row["reason"] for video_id, row in self.rows.items() if row["status"] != "ok"}
+            names, found = read_table(file)
+            rows = [dict(zip(names, row, strict=True)) for row in found]
+            only_in_index = {"split": "", "shard": self.path.stem}
+            self.rows = {row["id"]: row | {n: row.get(n, v) for n, v in only_in_index.items()} for row in rows}
+            told = {row["id"]: row["reason"] for row in rows if row["reason"]}
+            self.failed = {row["id"]: row["reason"] for row in rows if row["status"] != "ok"}
+            if "shard" not in self.attrs and self.key != content_key(kind, self.attrs["digest"], found):
+                raise RuntimeError("its key is not that of its table")
         self.odd = {video_id: reason for video_id, reason in told.items() if video_id not in self.failed}
         self._folder = self.path.parent if "shard" in self.attrs else self.path.parent / "shards"
         self._forget()
@@ -100,7 +102,7 @@ class Store(Mapping[str, StoredClip]):
             shard = self._shard(self.rows[video_id]["shard"])
             try:
                 yield shard[f"clips/{video_id}"]
-            except (OSError, KeyError, RuntimeError) as error:
+            except (OSError, KeyError, RuntimeError, UnicodeDecodeError) as error:
                 if getattr(error, "errno", None):
                     raise
                 raise self.damaged(f"clip {video_id!r}", error) from error

@@ -6,12 +6,12 @@ import functools
 import os
 import zlib
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from pipeline import quantize
-from pipeline.store.container import crc32_of_parts, plain_attrs
+from pipeline.store.container import checked_attrs, crc32_of_parts
 from pipeline.system.errors import ClipError, DamagedFile
 from pipeline.video import jpeg
 
@@ -64,13 +64,8 @@ class StoredClip:
             ranges = {direction: f"{path}range_px" for direction, path in where.items()}
             self.ranges_px = {direction: group[name][()] for direction, name in ranges.items() if name in group}
             """Direction -> (T - 1, 2, 2) float32, pixels: [field][x, y][minimum, maximum]; only if min-max scaled."""
-            self._bound_px = group.attrs.get("bound_px")
-
-    @functools.cached_property
-    def attrs(self) -> dict[str, Any]:
-        """The clip's attributes as plain values, read on first access."""
-        with self._store.located(self.id) as group:
-            return plain_attrs(group.attrs)
+            self.attrs = checked_attrs(group)
+            """The clip's attributes as plain values."""
 
     @property
     def height(self) -> int:
@@ -194,7 +189,7 @@ class StoredClip:
         q = planes.reshape(last - first, 2, *planes.shape[1:])
         if direction in self.ranges_px:
             return quantize.minmax_to_pixels(q, self.ranges_px[direction][first:last])
-        return quantize.to_pixels(q, bound_px=float(self._bound_px))
+        return quantize.to_pixels(q, bound_px=float(self.attrs["bound_px"]))
 
     def stored_flow(
         self, first: int, last: int, *, backward: bool = False, encoded: bool = False
@@ -213,7 +208,7 @@ class StoredClip:
         if direction in self.ranges_px:
             low, high = self.ranges_px[direction][first:last].astype(np.float64).reshape(-1, 2).T
             return planes, (high - low) / 255, low
-        bound = float(self._bound_px)
+        bound = float(self.attrs["bound_px"])
         return planes, np.full(len(planes), 2 * bound / 255), np.full(len(planes), -bound)
 
     def _direction(self, first: int, last: int, backward: bool) -> str:

@@ -13,7 +13,16 @@ import h5py
 import numpy as np
 
 from pipeline.specs.base import digest_of
-from pipeline.store.container import TEXT, crc32_of_parts, create, opened, read_attrs, text
+from pipeline.store.container import (
+    TEXT,
+    crc32_of_parts,
+    create,
+    opened,
+    put_attrs,
+    put_table,
+    read_attrs,
+    read_table,
+)
 
 _COPY_BYTES = 8 << 20
 
@@ -98,7 +107,7 @@ class ClipWriter:
                 _put_checked(where, "range_px", ranges)
         if seconds is not None:
             _put_checked(group, "seconds", np.array(seconds, np.float64))
-        group.attrs.update({**attrs, "crc32": np.uint32(crc32)})
+        put_attrs(group, {**attrs, "crc32": np.uint32(crc32)})
         return crc32
 
 
@@ -129,7 +138,7 @@ class ShardWriter:
     def __exit__(self, kind, error, trace) -> None:
         try:
             if kind is None:
-                self._file.create_dataset("table", data=np.array([tuple(record) for record in self._records], _RECORD))
+                put_table(self._file, [tuple(record) for record in self._records], _RECORD)
         except BaseException:
             self._create.__exit__(*sys.exc_info())
             raise
@@ -150,7 +159,15 @@ def shard_is_current(path: Path, kind: str, *, digest: str, inputs: str) -> bool
 def read_records(path: Path, kind: str) -> list[Record]:
     """The outcome of each clip in a shard."""
     with opened(path, kind) as file:
-        return [Record(*map(text, row)) for row in file["table"][()].tolist()]
+        return [Record(*row) for row in read_table(file)[1]]
+
+
+def content_key(kind: str, digest: str, rows: Iterable[tuple]) -> str:
+    """Content key of a store with these rows of its index, 12 hex digits.
+
+    Equal keys mean that every clip has the same images and labels: the columns that only the index has do not count.
+    """
+    return digest_of(kind, digest, [row[: len(_COLUMNS)] for row in rows])
 
 
 def write_index(
@@ -158,7 +175,7 @@ def write_index(
 ) -> None:
     """Write the index over finished shards; it exists only when the whole store does.
 
-    Its `key` attribute is the content key: equal keys mean that every clip has the same images and labels.
+    Its `key` attribute is the `content_key`.
 
     Args:
         path: `<store>/index.h5`; the shards lie in `<store>/shards/`.
@@ -169,9 +186,9 @@ def write_index(
     """
     found = sorted(found, key=lambda pair: pair[0].id)
     rows = [(*record, parts.get(record.id, ""), shard) for record, shard in found]
-    key = digest_of(kind, attrs["digest"], [list(record) for record, _ in found])
+    key = content_key(kind, attrs["digest"], rows)
     with create(path, kind, {**attrs, "key": key}) as file:
-        file.create_dataset("table", data=np.array(rows, _ROW))
+        put_table(file, rows, _ROW)
         clips = file.create_group("clips")
         for record, shard in found:
             if record.status == "ok":
