@@ -163,6 +163,23 @@ def test_workers_that_come_later_get_no_more_jobs_than_they_offer_gpus(tmp_path,
     assert not overlap([(begin, end) for *_, begin, end in log_of(tmp_path / "log")])
 
 
+def test_jobs_of_a_queue_that_end_by_their_time_limit_are_submitted_anew(monkeypatch):
+    import dask
+
+    monkeypatch.setattr(cluster, "_PATIENCE_SECONDS", 0.2)
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    found = []
+    with dask.config.set({"distributed.deploy.lost-worker-timeout": "0.1s"}), late_cluster(1, 0) as late:
+        monkeypatch.setitem(sys.modules, "dask_jobqueue", types.SimpleNamespace(SLURMCluster=lambda **_: late))
+        with Workers(ClusterSpec(kind="jobqueue", workers=1), most=4) as workers:
+            for _, result in workers.run(double, range(4)):
+                if not found:
+                    late.sync(late.workers[0].close)
+                found.append(result)
+        cluster.KEPT.close()
+    assert sorted(found) == [0, 2, 4, 6]
+
+
 def test_one_worker_a_device_and_its_share_of_the_cores(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(16)))
     gpus = tuple(f"cuda:{k}" for k in range(8))

@@ -153,7 +153,9 @@ class Workers:
                 self._running[future] = job
                 ended.add(future)
 
-        with _watching(client, self._running, give_up=not elsewhere):
+        # a job of a queue that has ended, by its time limit or a failed machine, is submitted anew
+        renew = functools.partial(client.cluster.scale, jobs=self.count) if self.spec.kind == "jobqueue" else None
+        with _watching(client, self._running, give_up=not elsewhere, renew=renew):
             hand_out()
             while self._running:
                 future = next(ended)
@@ -198,11 +200,14 @@ def _outcome(function: Callable[[Any], Any], job: Any) -> Any:
 
 
 @contextlib.contextmanager
-def _watching(client: Any, running: dict[Any, Any], *, give_up: bool) -> Iterator[None]:
+def _watching(
+    client: Any, running: dict[Any, Any], *, give_up: bool, renew: Callable[[], None] | None = None
+) -> Iterator[None]:
     """Within the block, say so if no worker is there for a while: jobs wait for one without end.
 
     Workers elsewhere may come at any time, and it is told when one comes. Those of this machine are started anew when
     they die; if none has been for long (`give_up`), there is no memory or the like for them, and the jobs are dropped.
+    `renew` is called again and again, to replace workers that are gone for good.
     """
     over = threading.Event()
 
@@ -211,6 +216,8 @@ def _watching(client: Any, running: dict[Any, Any], *, give_up: bool) -> Iterato
         while not over.wait(_PATIENCE_SECONDS):
             try:
                 count = len(client.nthreads())
+                if renew:
+                    renew()
             except Exception:  # the scheduler is gone, which whoever waits for a job is told
                 return
             if count and absent:
@@ -238,7 +245,8 @@ def _result_of(future: Any, *, carried: bool) -> Any:
         done, result = future.result() if carried else (True, future.result())
     except KilledWorker:
         return WorkerDied(
-            "its worker processes died, each time: a crash in native code, a kill from outside, or too little memory"
+            "its worker processes died, each time: a crash in native code, a kill from outside (such as the time limit "
+            "of a queue), or too little memory"
         )
     except CancelledError as error:
         return MachineFault(f"its workers, or the dask scheduler, are gone and do not come back ({error})")
