@@ -24,6 +24,18 @@ def test_commit_shows_the_file_only_at_the_end(tmp_path):
     assert os.listdir(path.parent) == ["a.h5"]
 
 
+def test_two_writers_of_a_file_do_not_share_the_one_they_write(tmp_path):
+    """A thread that a killed run left in a worker may still write a shard that the next run has given to another."""
+    path = tmp_path / "a.h5"
+    with files.commit(path) as late:
+        with files.commit(path) as early:
+            late.write_text("late, and not at its end")
+            early.write_text("whole")
+        assert path.read_text() == "whole"
+        late.write_text("whole")
+    assert os.listdir(tmp_path) == ["a.h5"]
+
+
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
 def test_commit_leaves_nothing_after_an_error_and_says_where(tmp_path, error):
     path = tmp_path / "a.txt"

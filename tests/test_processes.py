@@ -139,3 +139,26 @@ def test_nothing_is_left_of_a_command_that_was_killed(script):
     command.kill()
     command.wait(PATIENCE_S)
     assert ends(command.pid)
+
+
+DECODING = """
+from pipeline.video import try_decoding as work
+given = ["a.avi"], {"timeout_seconds": 60}
+"""
+FLOW = """
+from types import SimpleNamespace
+from pipeline.preprocess.jobs.flow import _crash_of as work
+from pipeline.specs import FlowSpec
+given = [SimpleNamespace(frames="shard.h5", spec=FlowSpec()), "a"], {}
+"""
+
+
+@pytest.mark.parametrize("script", [DECODING, FLOW], ids=["decoding", "flow"])
+def test_a_clip_that_hangs_is_not_tried_on_after_its_worker_was_killed(tmp_path, script):
+    (tmp_path / "cv2.py").write_text("import time; time.sleep(600)")  # stands for a decoder that hangs
+    hang = f"import os, threading; os.environ['PYTHONPATH'] = '{tmp_path}' + os.pathsep + os.environ['PYTHONPATH']\n"
+    say_up = "threading.Timer(1, print, ['up'], {'flush': True}).start()\n"
+    command = group_of(f"{script}{hang}{say_up}work(*given[0], **given[1])")
+    command.kill()
+    command.wait(PATIENCE_S)
+    assert ends(command.pid)

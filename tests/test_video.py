@@ -3,12 +3,14 @@
 import os
 import signal
 import stat
+import subprocess
+import sys
 import time
 
 import cv2
 import numpy as np
 import pytest
-from conftest import moving_texture, write_video
+from conftest import ROOT, moving_texture, write_video
 
 from pipeline.system.errors import MachineFault
 from pipeline.video import Video, VideoError, jpeg, target_size, try_decoding
@@ -76,6 +78,17 @@ def test_files_that_are_no_videos(tmp_path, content, message):
     path.write_bytes(content)
     with pytest.raises(VideoError, match=message):
         Video(path)
+
+
+def test_opencv_prints_nothing_of_a_file_that_it_cannot_open(tmp_path):
+    """Its warnings do not name the file, and come from native code."""
+    (tmp_path / "a.avi").write_bytes(b"no video")
+    code = "import sys; from pipeline.video import Video; Video(sys.argv[1])"
+    env = {name: value for name, value in os.environ.items() if name != "OPENCV_LOG_LEVEL"}
+    done = subprocess.run(
+        [sys.executable, "-c", code, tmp_path / "a.avi"], capture_output=True, text=True, env=env, cwd=ROOT
+    )
+    assert done.stderr.startswith("Traceback") and "VideoError: it cannot be opened" in done.stderr, done.stderr
 
 
 def test_a_file_that_is_gone_is_no_fault_of_the_video(tmp_path):

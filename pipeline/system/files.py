@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -19,6 +20,7 @@ MADE_FROM = "made_from.json"
 LOCK = ".lock"  # in an artifact's folder; held by the one run that writes there
 IN_USE = ".in_use"  # in the folder of all artifacts; every run holds it as a shared lock
 _TEMPORARY = ".tmp-"
+_NUMBERS = itertools.count()
 _HELD: ContextVar[frozenset[Path]] = ContextVar("held", default=frozenset())  # folders that this thread is writing
 
 
@@ -47,7 +49,9 @@ def commit(path: Path | str) -> Iterator[Path]:
 
 def _temporary_beside(path: Path) -> Path:
     # with the host name, since containers on several machines often have the same process numbers
-    return path.with_name(f".{path.stem}{_TEMPORARY}{plain_name(socket.gethostname())}-{os.getpid()}{path.suffix}")
+    # and a number, since a thread that a killed run left behind in a worker may still write the same file
+    writer = f"{plain_name(socket.gethostname())}-{os.getpid()}-{next(_NUMBERS)}"
+    return path.with_name(f".{path.stem}{_TEMPORARY}{writer}{path.suffix}")
 
 
 def write_text(path: Path | str, text: str) -> None:

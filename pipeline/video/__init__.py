@@ -123,7 +123,8 @@ def try_decoding(path: Path | str, *, timeout_seconds: float) -> None:
     command = [
         sys.executable,
         "-c",
-        "import sys; from pipeline.video import Video; [None for _ in Video(sys.argv[1])]",
+        "import sys; from pipeline.system.processes import end_with_parent; end_with_parent(); "
+        "from pipeline.video import Video; [None for _ in Video(sys.argv[1])]",
         str(path),
     ]
     try:

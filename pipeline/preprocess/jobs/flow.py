@@ -114,7 +114,8 @@ def _crash_of(job: FlowJob, video_id: str) -> str:
     command = [
         sys.executable,
         "-c",
-        "import sys; from pipeline.preprocess.jobs.flow import try_clip; try_clip(*sys.argv[1:])",
+        "import sys; from pipeline.system.processes import end_with_parent; end_with_parent(); "
+        "from pipeline.preprocess.jobs.flow import try_clip; try_clip(*sys.argv[1:])",
     ]
     command += [str(job.frames), video_id, json.dumps(job.spec.as_dict())]
     code = subprocess.run(command, capture_output=True).returncode
