@@ -105,8 +105,18 @@ class TrainStream(OnDevice):
         if may_write():
             imagenet.fetch(self.stream_spec)
         self._check_other()
+        self._check_start()
         if warning := self.stream_spec.warning:
             say(warning)
+
+    def _check_start(self) -> None:
+        """Refuse weights that saw clips held out here, if an older catalog knows the contents of the videos."""
+        if not self.files_read():
+            return
+        from pipeline.training import together
+
+        if clips := self.clone(Catalog).outline(contents=True):
+            together.refuse_start_that_saw(self.stream_spec, clips)
 
     def _check_other(self) -> None:
         """Refuse conflicts with the other set's classes or clips before anything is made: flow may take days."""

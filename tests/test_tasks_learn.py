@@ -1,5 +1,7 @@
 """What a training says before it begins: settings that are hardly meant, and processes on a CPU."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from chains import build, fresh
@@ -80,6 +82,19 @@ def test_who_starts_from_another_training_needs_no_imagenet_weights(monkeypatch,
 
 def test_the_weights_behind_imagenet_have_a_name():
     assert imagenet.name_of(StreamSpec(network="resnet18", start="imagenet")) == "ResNet18_Weights.IMAGENET1K_V1"
+
+
+def test_weights_that_saw_the_test_clips_of_another_split_are_refused_before_any_work(config):
+    lists = Path(config.get("dataset.four", "lists"))
+    assert build(fresh(TrainStream, stream="spatial"))
+    config.set("spatial", "start", str(fresh(TrainStream, stream="spatial").weights))
+    fresh(TrainStream, stream="spatial").check()  # of the split that they were trained for
+    swapped = lists.read_text().replace("b,train", "b,test").replace("d,test", "d,train")
+    lists.write_text(swapped)
+    task = fresh(TrainStream, stream="spatial")
+    with pytest.raises(ValueError, match=r"\[spatial\] start: the weights in .* on 1 clips .* of split 1: 'b'; start"):
+        task.complete()
+    assert not task.folder.exists()
 
 
 def test_mirrored_views_of_a_stream_that_never_saw_any_are_warned_of_once(config, capsys):

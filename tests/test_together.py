@@ -17,7 +17,15 @@ from pipeline.networks import build
 from pipeline.networks.checkpoint import load_checkpoint
 from pipeline.training import train, train_step
 from pipeline.training.state import TrainingState
-from pipeline.training.together import OtherDataset, other_classes, refuse_overlap, same_classes, training_set
+from pipeline.training.together import (
+    OtherDataset,
+    other_classes,
+    refuse_overlap,
+    refuse_start_that_saw,
+    same_classes,
+    trained_on,
+    training_set,
+)
 
 CPU = torch.device("cpu")
 HEADS = {"with_dataset": "more", "with_how": "heads"}
@@ -279,6 +287,46 @@ def test_a_start_from_what_is_validated_or_tested_here_is_refused(sets):
     refuse_overlap(settings, catalog, with_content(tested.content, "test"))
     for harmless in (trained.content, UNREADABLE):
         refuse_overlap(settings, catalog, with_content(harmless))
+
+
+def test_weights_of_another_split_that_saw_the_clips_held_out_here_are_refused(sets, tmp_path):
+    catalog, other = sets()
+    clips = [replace(clip, content=f"{n + 1:016x}") for n, clip in enumerate(catalog.clips)]
+    one = replace(catalog, clips=tuple(clips))
+    other = other._replace(catalog=replace(other.catalog, clips=(replace(other.catalog.clips[0], content="e" * 16),)))
+    run(spec(steps=1, milestones=()), one, None, tmp_path)
+    run(spec(steps=1, milestones=(), **HEADS), one, sets()[1]._replace(catalog=other.catalog), tmp_path / "both")
+    start = spec(start=str(tmp_path / "checkpoint.pt"), steps=1, milestones=())
+    taken = {part: next(clip.id for clip in one.part(part)) for part in ("train", "val", "test")}
+
+    def moved(video_id, part, **changes):
+        parts = {video_id: {"part": part, **changes}}
+        return replace(one, clips=tuple(replace(clip, **parts.get(clip.id, {})) for clip in clips), split_name="2")
+
+    told = (
+        r"start: the weights in '.*checkpoint.pt' were trained or chosen on 1 clips that are validation or test clips "
+    )
+    for video_id, part in ((taken["train"], "test"), (taken["train"], "val"), (taken["val"], "test")):
+        with pytest.raises(ValueError, match=f"{told}of split 2: '{video_id}'; start from weights that did not see"):
+            train(
+                start,
+                store_path="own",
+                catalog=moved(video_id, part),
+                folder=tmp_path / "no",
+                inputs_key="in",
+                device="cpu",
+            )
+    assert not (tmp_path / "no").exists()
+    both = replace(start, start=str(tmp_path / "both/checkpoint.pt"))
+    with pytest.raises(ValueError, match=told):
+        refuse_start_that_saw(both, moved(taken["test"], "test", content="e" * 16))
+    for harmless in (one, moved(taken["test"], "train"), moved(taken["val"], "train")):
+        refuse_start_that_saw(start, harmless)
+    refuse_start_that_saw(start, moved(taken["test"], "test", content=clips[0].content))  # a copy of a training clip
+    copied = moved(taken["test"], "test", content="e" * 16)  # a clip of the other set, which is left out there
+    assert trained_on(one, other)[-1] == "e" * 16 and "e" * 16 not in trained_on(copied, other)
+    torch.save(build(start, 2).state_dict(), tmp_path / "others.pth")  # which do not say what they saw
+    refuse_start_that_saw(replace(start, start=str(tmp_path / "others.pth")), moved(taken["train"], "test"))
 
 
 def test_a_set_without_clips_in_its_store_is_refused(sets, monkeypatch):

@@ -18,7 +18,7 @@ from pipeline.networks.checkpoint import load_checkpoint
 from pipeline.training import TrainingDiverged, state, train, train_step, validation
 from pipeline.training.parallel import World
 from pipeline.training.state import Curve, TrainingState
-from pipeline.training.validation import validate
+from pipeline.training.validation import validate, validation_set
 
 CPU = torch.device("cpu")
 
@@ -63,7 +63,7 @@ def test_a_step_refuses_a_batch_that_has_no_equal_parts():
 
 def test_a_step_is_sgd_with_momentum_and_weight_decay(data):
     data("frames")
-    given = {"momentum": 0.9, "weight_decay": 0.01, "train_layers": "last", "label_smoothing": 0.1}
+    given = {"momentum": 0.9, "weight_decay": 0.5, "train_layers": "last", "label_smoothing": 0.1}
     settings = spec(dropout=0.0, milestones=(1, 2), **given)
     now = TrainingState(settings, 2, CPU)
     inputs, labels = torch.randn(4, 3, 24, 24), torch.tensor([0, 1, 1, 0])
@@ -76,8 +76,8 @@ def test_a_step_is_sgd_with_momentum_and_weight_decay(data):
         logits -= np.log(np.exp(logits).sum(1, keepdims=True))
         expected_loss = -(targets * logits).sum(1).mean()
         slope = (np.exp(logits) - targets) / 4
-        momentum_weight = 0.9 * momentum_weight + slope.T @ features + 0.01 * weight
-        momentum_bias = 0.9 * momentum_bias + slope.sum(0) + 0.01 * bias
+        momentum_weight = 0.9 * momentum_weight + slope.T @ features + 0.5 * weight
+        momentum_bias = 0.9 * momentum_bias + slope.sum(0) + 0.5 * bias
         weight, bias = weight - rate * momentum_weight, bias - rate * momentum_bias
         assert train_step(now, inputs, labels) == pytest.approx(expected_loss, rel=1e-4)
         now.step += 1
@@ -226,10 +226,10 @@ def validated(monkeypatch, tmp_path, catalog, results):
     return curve["best_step"], seen, found
 
 
-def training_evaluation(probabilities):
+def training_evaluation(probabilities, *, failed=()):
     from pipeline.networks.evaluation import Evaluation
 
-    return Evaluation(probabilities, probabilities, {})
+    return Evaluation(probabilities, probabilities, dict.fromkeys(failed, "it failed"))
 
 
 @pytest.mark.parametrize(
@@ -250,11 +250,18 @@ def test_the_best_validated_weights_are_kept(data, tmp_path, monkeypatch, result
 def test_validation_counts_clips_and_their_log_probability(data, monkeypatch):
     catalog = data("frames", val=3)  # left_4 left_5 left_6 right_4 right_5 right_6
     table = np.array([[0.9, 0.1], [0.4, 0.6], [np.nan, np.nan], [0.2, 0.8], [0.7, 0.3], [0.25, 0.75]])
-    monkeypatch.setattr(validation, "evaluate", lambda *_, **__: training_evaluation(table))
+    monkeypatch.setattr(validation, "evaluate", lambda *_, **__: training_evaluation(table, failed=["left_6"]))
     now = TrainingState(spec(), 2, CPU)
     validate(now, EvalSet(spec(), "i", catalog.part("val"), frames=1, crops=1))
     assert now.best.top1 == pytest.approx(3 / 6)  # the clip that failed counts as wrong
     assert now.best.loss == pytest.approx(-np.log([0.9, 0.4, 0.8, 0.3, 0.75]).mean(), rel=1e-6)
+
+
+def test_validation_looks_at_the_center_of_five_frames_of_this_process_s_clips(data):
+    catalog = data("frames", val=3)
+    made = validation_set(spec(), "i", catalog, World(1, 2, 2))
+    assert made.clips == catalog.part("val")[1::2] and len(made) == 3 * 5
+    assert made[0].views.values.shape == (1, 3, 24, 24)
 
 
 def test_without_validation_clips_the_last_weights_are_kept_and_it_is_said(data, tmp_path, capsys):
@@ -265,9 +272,10 @@ def test_without_validation_clips_the_last_weights_are_kept_and_it_is_said(data,
 
 
 def test_validation_clips_that_cannot_be_read_choose_no_weights(data, tmp_path, monkeypatch, capsys):
-    nothing = training_evaluation(np.full((2, 2), np.nan))
+    catalog = data("frames")
+    nothing = training_evaluation(np.full((2, 2), np.nan), failed=[clip.id for clip in catalog.part("val")])
     monkeypatch.setattr(validation, "evaluate", lambda *_, **__: nothing)
-    found, curve = run(spec(validate_every=5), data("frames"), tmp_path)
+    found, curve = run(spec(validate_every=5), catalog, tmp_path)
     assert found.record["best_step"] == curve["best_step"] == 12
     assert curve["validation"] == [{"step": step, "top1": 0.0, "loss": None} for step in (5, 10, 12)]
     assert "no validation clip can be read, so the weights of the last step are kept" in capsys.readouterr().err
@@ -295,6 +303,29 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_rate(data, tmp_path):
     with pytest.raises(TrainingDiverged, match=r"spatial stream is (nan|inf) at step \d+, learning rate 1e\+30"):
         run(spec(learning_rate=1e30, milestones=()), catalog, tmp_path)
     assert not (tmp_path / "checkpoint.pt").exists()
+
+
+@pytest.mark.parametrize(
+    ("val", "told"),
+    [
+        (2, r"network of the spatial stream gives NaN after step 12; lower \[spatial\] learning_rate"),
+        (0, r"weights of the spatial stream are not finite after the last step; lower \[spatial\] learning_rate"),
+    ],
+)
+def test_a_last_step_that_diverges_is_no_result(data, tmp_path, monkeypatch, val, told):
+    """The loss is that before the step, so it tells nothing of the last one."""
+    real = training.train_step
+
+    def ruinous(now, inputs, labels):
+        loss = real(now, inputs, labels)
+        if now.step == now.spec.steps - 1:
+            now.network.head.weight.data.fill_(torch.inf)
+        return loss
+
+    monkeypatch.setattr(training, "train_step", ruinous)
+    with pytest.raises(TrainingDiverged, match=told):
+        run(spec(), data("frames", val=val), tmp_path)
+    assert not {"checkpoint.pt", "curve.json"} & {path.name for path in tmp_path.iterdir()}
 
 
 def test_only_the_head_changes_when_only_the_last_layer_is_trained(data, tmp_path):

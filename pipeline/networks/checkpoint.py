@@ -46,7 +46,7 @@ def save_checkpoint(
     catalog: Catalog,
     *,
     other_classes: Sequence[str] = (),
-    **record: str | int | float | None,
+    **record: str | int | float | Sequence[str] | None,
 ) -> None:
     """Write a checkpoint, whole or not at all.
 
@@ -55,7 +55,7 @@ def save_checkpoint(
         state: the network's tensors by name.
         spec, catalog: the settings and clips of the training.
         other_classes: classes of another dataset for which the network has outputs too.
-        record: further plain values to store.
+        record: further plain values to store; `trained_on` and `chosen_on` are what `clips_seen` reads.
     """
     about = {
         "format": CHECKPOINT_FORMAT,
@@ -121,6 +121,20 @@ def _load(path: Path, *, mmap: bool = False) -> dict[str, Any]:
     if not whole or not all(isinstance(name, str) for name in values["classes"] + values["other_classes"]):
         raise ValueError(f"{path} lacks the settings, the classes or the weights of a trained stream; train it again")
     return values
+
+
+def clips_seen(path: Path) -> tuple[frozenset[str], frozenset[str]]:
+    """Content of the clips that the weights in a file were trained on, and of those that they were chosen on.
+
+    Both are empty if the file does not say: weights of others, or of an older version.
+
+    Raises:
+        FileNotFoundError, DamagedFile: as `read_tensors`.
+    """
+    values = read_tensors(path, mmap=True)
+    ours = isinstance(values, dict) and values.get("format") == CHECKPOINT_FORMAT
+    trained, chosen = (frozenset(values.get(name, ()) if ours else ()) for name in ("trained_on", "chosen_on"))
+    return trained, chosen
 
 
 def refuse_unfit(path: Path, stream: str, data_digest: str) -> None:

@@ -26,7 +26,6 @@ from pipeline.dataset.inputs import ViewBatch, to_inputs
 from pipeline.networks import resolve_device
 from pipeline.networks.checkpoint import save_checkpoint, weights_hash
 from pipeline.specs import StreamSpec
-from pipeline.system.errors import StageFailed
 from pipeline.system.files import one_writer, write_json
 from pipeline.system.progress import Progress, duration_text, say
 from pipeline.system.tensors import limit_threads
@@ -34,15 +33,11 @@ from pipeline.training.feeding import training_batches
 from pipeline.training.launch import TrainingJob, launch_processes
 from pipeline.training.parallel import ItemSampler, World, process_count
 from pipeline.training.recipe import algorithms, learning_rate, remark_on_milestones
-from pipeline.training.state import UNUSABLE, Best, Curve, Saving, TrainingState, identity_of
-from pipeline.training.together import OtherDataset, other_classes, training_set
+from pipeline.training.state import UNUSABLE, Best, Curve, Saving, TrainingDiverged, TrainingState, identity_of
+from pipeline.training.together import OtherDataset, other_classes, refuse_start_that_saw, trained_on, training_set
 from pipeline.training.validation import validate, validation_set
 
 _LONG_S = 24 * 3600  # a longer training on a CPU gets a warning
-
-
-class TrainingDiverged(StageFailed):
-    """The loss of a step is not a finite number."""
 
 
 def train(
@@ -71,9 +66,10 @@ def train(
         data_digest: digest of the settings that made the store; the checkpoint keeps it, and scoring compares it.
 
     Raises:
-        ValueError: a setting, weights file or device that does not fit, no usable training clip, a missing other
-            dataset, or processes that would not resume from the same step of the same training.
-        TrainingDiverged: a loss that is not finite.
+        ValueError: a setting, weights file or device that does not fit, a weights file that saw clips held out here,
+            no usable training clip, a missing other dataset, or processes that would not resume from the same step of
+            the same training.
+        TrainingDiverged: a loss or a weight that is not finite, or a network that gives NaN.
         TrainingFailed: one of several processes failed, for whatever reason.
 
     Source: paper, section 5. Our addition: weights are chosen on validation clips, which are never test clips.
@@ -83,6 +79,7 @@ def train(
             f"[{spec.stream}] with_how is {spec.with_how!r}, which does not fit what train() was given: heads and "
             "classes need other, start needs start, and nothing else may be given"
         )
+    refuse_start_that_saw(spec, catalog)
     job = TrainingJob(spec, Path(store_path), catalog, Path(folder), inputs_key, device, other, start, data_digest)
     count = process_count(spec, device)
     with one_writer(job.folder):  # which also removes what a killed run has left half written
@@ -243,6 +240,11 @@ def _finish(run: TrainingState, job: TrainingJob, others: tuple[str, ...]) -> No
         why = "no validation clip can be read" if len(job.catalog.part("val")) else "no validation clips"
         say(f"{run.spec.stream}: {why}, so the weights of the last step are kept")
         best = Best(run.step, run.network.cpu().state_dict())
+        if not all(values.isfinite().all() for values in best.state.values()):
+            raise TrainingDiverged(
+                f"the weights of the {run.spec.stream} stream are not finite after the last step; "
+                f"lower [{run.spec.stream}] learning_rate"
+            )
     how = run.how()
     save_checkpoint(
         folder / "checkpoint.pt",
@@ -256,6 +258,8 @@ def _finish(run: TrainingState, job: TrainingJob, others: tuple[str, ...]) -> No
         best_step=best.step,
         validation_top1=best.top1,
         validation_loss=best.loss,
+        trained_on=trained_on(job.catalog, job.other),
+        chosen_on=[clip.content for clip in job.catalog.part("val")],
         **how,
     )
     curve = {name: values for name, values in asdict(run.curve).items() if name != "pending"}

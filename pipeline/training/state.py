@@ -13,6 +13,7 @@ import torch
 from pipeline.networks import build, imagenet
 from pipeline.networks.checkpoint import load_tensors
 from pipeline.specs import StreamSpec
+from pipeline.system.errors import StageFailed
 from pipeline.system.progress import say
 from pipeline.system.tensors import save_tensors
 from pipeline.training import recipe
@@ -54,6 +55,10 @@ def _read(path: Path, *, mmap: bool = False) -> dict[str, Any]:
     if not whole or any(saved[name].keys() != {part.name for part in fields(of)} for name, of in kinds.items()):
         raise ValueError(f"{path} does not hold the state of a training as this version of the code keeps it")
     return saved
+
+
+class TrainingDiverged(StageFailed):
+    """Weights or losses of a training are no longer finite numbers."""
 
 
 @dataclass

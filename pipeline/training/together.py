@@ -17,6 +17,7 @@ from torch.utils.data import Dataset
 
 from pipeline.catalog import UNREADABLE, Catalog, Clip
 from pipeline.dataset import TrainingSet
+from pipeline.networks.checkpoint import clips_seen
 from pipeline.specs import StreamSpec
 from pipeline.specs.base import unknown_name
 from pipeline.system.console import some
@@ -145,6 +146,33 @@ def refuse_overlap(spec: StreamSpec, catalog: Catalog, other: OtherDataset) -> N
             f"[{spec.stream}] with_how is start, but {len(twice)} training or validation clips of {other.name} are "
             f"validation or test clips of this set: {some([clip.id for clip in twice])}; "
             "take them out there, or set with_how to heads or classes, which leave them out"
+        )
+
+
+def trained_on(catalog: Catalog, other: OtherDataset | None) -> list[str]:
+    """Content of the clips that a training uses, those of the other set included; for the checkpoint."""
+    left_out = {clip.id for clip in _held_out(catalog, other)} if other else ()
+    others = [clip for clip in other.catalog.part("train") if clip.id not in left_out] if other else []
+    return [clip.content for clip in (*catalog.part("train"), *others)]
+
+
+def refuse_start_that_saw(spec: StreamSpec, catalog: Catalog) -> None:
+    """Refuse a file of weights to start from that saw clips which are held out here, as one of another split did.
+
+    Raises:
+        ValueError: it was trained on validation or test clips of this split that are not training clips too, or chosen
+            on its test clips.
+    """
+    if not spec.start_file:
+        return
+    trained, chosen = clips_seen(spec.start_file)
+    own = {clip.content for clip in catalog.part("train")} | {UNREADABLE}
+    seen = {"val": trained - own, "test": (trained | chosen) - own}
+    if twice := [clip.id for part, contents in seen.items() for clip in catalog.part(part) if clip.content in contents]:
+        raise ValueError(
+            f"[{spec.stream}] start: the weights in {str(spec.start_file)!r} were trained or chosen on {len(twice)} "
+            f"clips that are validation or test clips of split {catalog.split_name}: {some(twice)}; start from weights "
+            "that did not see them"
         )
 
 

@@ -11,7 +11,7 @@ from pipeline.dataset import EvalSet
 from pipeline.networks.evaluation import evaluate
 from pipeline.specs import StreamSpec
 from pipeline.training.parallel import World
-from pipeline.training.state import Best, TrainingState
+from pipeline.training.state import Best, TrainingDiverged, TrainingState
 
 VALIDATION_FRAMES = 5  # per clip, center crop only: cheap, and enough to compare one validation with another
 
@@ -28,14 +28,23 @@ def validate(run: TrainingState, validation: EvalSet) -> None:
     The best weights have the highest top-1, in a tie the lowest loss (mean over clips of -log of the mean softmax at
     the label). Clips that failed in the store count as wrong and have no loss; if all did, no weights are kept. Without
     validation clips nothing is done. Each process scores its share of the clips.
+
+    Raises:
+        TrainingDiverged: the network gives NaN for a clip that has not failed.
     """
     labels = np.array([clip.label for clip in validation.clips], int)
-    probabilities = np.empty((0, run.network.num_classes), np.float32)
+    probabilities, failed = np.empty((0, run.network.num_classes), np.float32), []
     if len(labels):
         loading = {"workers": run.spec.loader_workers, "sharing": run.world.local_size}
-        probabilities = evaluate(run.network, validation, device=run.device, **loading).probabilities
-    shares = run.world.gather((labels, probabilities))
-    labels, probabilities = (np.concatenate(column) for column in zip(*shares, strict=True))
+        probabilities, _, reasons = evaluate(run.network, validation, device=run.device, **loading)
+        failed = [clip.id in reasons for clip in validation.clips]
+    shares = run.world.gather((labels, probabilities, np.array(failed, bool)))
+    labels, probabilities, failed = (np.concatenate(column) for column in zip(*shares, strict=True))
+    if (np.isnan(probabilities).any(1) & ~failed).any():  # in every process alike
+        raise TrainingDiverged(
+            f"the network of the {run.spec.stream} stream gives NaN after step {run.step}; "
+            f"lower [{run.spec.stream}] learning_rate"
+        )
     if len(labels):
         _note_validation(run, labels, probabilities)
 
