@@ -76,7 +76,7 @@ class Report(Stage):
 
     def own_digest(self) -> str:
         """Digest of everything that is reported."""
-        return digest_of("report", 4, [task.digest for task in self.before()])
+        return digest_of("report", 5, [task.digest for task in self.before()])
 
     def requires(self) -> dict[str, Stage]:
         """The fusion, the trainings (for their curves), the stores (for failed clips) and the catalog."""

@@ -155,7 +155,7 @@ class PaperTable(Repeated, OnDevice):
     def own_digest(self) -> str:
         """Digest of the table and, for each row, of what it is made from or of the reason it is not run."""
         rows = [[p.row.key, p.reason, p.changes, [task.digest for task in p.tasks]] for p in self.plan]
-        return digest_of("tables", 2, self.table, rows)
+        return digest_of("tables", 3, self.table, rows)
 
     def requires(self) -> list[Stage]:
         """The stores that the rows share."""

@@ -3,6 +3,7 @@
 import json
 import re
 import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -37,6 +38,16 @@ def test_metrics_are_those_counted_by_hand(tmp_path):
     assert numbers["seeds"] == {"temporal.seed": 7}
     assert numbers["fusion"] == {"weighted": {"weight": 0.65}, "svm": {"c": 1.0, "absent": []}}
     assert {"numpy", "numba", "python"} <= set(numbers["versions"])
+
+
+def test_failed_clips_of_all_parts_are_counted_once():
+    given = arguments(failed=[{"id": name, "stage": "flow", "reason": "empty"} for name in ("of training", "clip5")])
+    chain = metrics.Chain(**{name: given[name] for name in metrics.Chain.__dataclass_fields__ if name in given})
+    tables = metrics.join(given["streams"], given["fused"])
+    numbers = metrics.collect(tables, chain, dataset="toy", split="1")
+    assert (numbers["num_failed"], numbers["num_failed_all_parts"]) == (1, 2)
+    silent = metrics.collect(tables, replace(chain, failed=[]), dataset="toy", split="1")
+    assert (silent["num_failed"], silent["num_failed_all_parts"]) == (1, 1)
 
 
 def test_streams_are_joined_by_id():

@@ -96,7 +96,14 @@ def test_a_page_without_validation_clips_claims_no_choice(tmp_path):
     assert titles == [["loss", "learning rate"], ["loss", "validation accuracy", "learning rate"]]
 
 
-@pytest.mark.parametrize(("choice", "said"), [({"chosen_from": [1.0]}, True), ({"note": "given"}, False)])
+@pytest.mark.parametrize(
+    ("choice", "said"),
+    [
+        ({"chosen_from": [0.1, 1.0], "right": [5, 4]}, True),
+        ({"note": "given"}, False),
+        ({"chosen_from": [0.1, 1.0], "right": []}, False),  # no folds: it is the default
+    ],
+)
 def test_a_c_that_was_given_is_not_called_chosen(tmp_path, choice, said):
     svm = {"c": 1.0, "choice": choice, "fitted_top1": 1.0}
     write(tmp_path, **arguments(fusion={**arguments()["fusion"], "svm": svm}))

@@ -17,7 +17,8 @@ CLASSES = ("x", "y")
 def run(split="anna", seed=0, spatial="1100", temporal="1010", average="1110", **changes) -> Run:
     ids = [f"{split}{i}" for i in range(len(spatial))]
     said = {"spatial": spatial, "temporal": temporal, "average": average, "svm": average}
-    of = {name: table(right, ids, changes.get("groups", [split] * len(ids))) for name, right in said.items()}
+    groups, classes = changes.get("groups", [split] * len(ids)), changes.get("classes", CLASSES)
+    of = {name: table(right, ids, groups, classes) for name, right in said.items()}
     fusion = {"weighted": {"weight": 0.55}, "svm": {"c": 0.1}}
     streams, fused = ({name: of[name] for name in names} for names in (("spatial", "temporal"), ("average", "svm")))
     return Run(split=split, seed=seed, streams=streams, fused=fused, fusion=fusion, page=changes.get("page", ""))
@@ -38,6 +39,7 @@ def test_means_spreads_and_pooled_counts_by_hand(tmp_path):
     assert mean["top1_std_seeds"] is None
     pooled = numbers["pooled"]["average"]
     assert (pooled["correct"], pooled["total"], pooled["top1"]) == (8, 10, 0.8)
+    assert list(numbers["against_stream"]) == ["average", "svm"]
     against = numbers["against_stream"]["svm"]  # temporal has 2 + 6 right, spatial 2 + 0
     assert (against["stream"], against["only_fusion"], against["only_stream"]) == ("temporal", 1, 1)
     assert against["mcnemar_p"] == 1
@@ -94,10 +96,12 @@ def test_the_markdown_table(tmp_path):
     assert lines[6] == "| mean |  | 50.0% | 50.0% | 87.5% | 87.5% |"
     assert lines[7] == "| standard deviation between splits |  | 0.0% | 0.0% | 17.7% | 17.7% |"
     assert lines[8].startswith("| pooled | 8 | 50.0% (4) | ")
+    assert lines[9].startswith("| 95 % interval |  | 21.5% to 78.5% | ")  # Wilson's for 4 of 8
+    assert lines[10] == "| mean class accuracy |  | 50.0% | 50.0% | 87.5% | 87.5% |"
     assert len({line.count("|") for line in lines[2:10]}) == 1
     assert "Interval: BCa bootstrap over 8 clips (there are too few groups to resample, 2 of at least 5" in lines[-1]
     assert (
-        "; where fewer than 5 clips have a wrong clip, or fewer than 5 a right one, in classes that have both, Wilson's for 8"
+        "; where fewer than 5 clips have a wrong clip, or fewer than 5 a right one, in classes of several clips that have both, Wilson's for 8"
         in lines[-1]
     )
     told = json.loads((tmp_path / "summary.json").read_text())
@@ -156,6 +160,7 @@ def test_hostile_names_are_only_text(tmp_path):
             ],
             "split 'b' has other classes or fusions than split 'anna'",
         ),
+        ([run(), run("b", classes=("x", "z"))], "split 'b' has other classes or fusions than split 'anna'"),
     ],
 )
 def test_refusals(runs, message):

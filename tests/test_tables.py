@@ -31,6 +31,8 @@ def test_splits_count_alike_or_all_clips_do():
     (pooled,) = collected(*trials, pooled=True)["rows"]
     assert apart["top1"] == pytest.approx((0.5 + 1) / 2) and pooled["top1"] == pytest.approx(8 / 10)
     assert apart["clips"] == pooled["clips"] == 10
+    assert "per cent, mean over splits 1, 2 (" in tables.markdown(collected(*trials))
+    assert "per cent, of the clips of all splits 1, 2;" in tables.markdown(collected(*trials, pooled=True))
     assert apart["top1_lowest"] == apart["top1_highest"] == apart["top1"]
     assert apart["mean_class"] == pytest.approx((0.5 + 1) / 2)
 
@@ -41,10 +43,11 @@ def test_seeds_are_averaged_and_their_ends_are_told():
     (row,) = numbers["rows"]
     assert row["top1"] == pytest.approx((0.25 + 1 + 0.75) / 3)
     assert (row["top1_lowest"], row["top1_highest"]) == (0.25, 1.0)
+    assert row["mean_class"] == pytest.approx((0.25 + 1 + 0.75) / 3)
     assert row["clips"] == 4 and [t["failed"] for t in row["trials"]] == [0, 0, 1]
     assert numbers["seeds"] == [0, 1, 2] and numbers["splits"] == ["1"]
     text = tables.markdown(numbers)
-    assert "66.7 | 25.0 to 100.0 |" in text and "mean of seeds 0, 1, 2" in text
+    assert "66.7 | 25.0 to 100.0 |" in text and "per cent, split 1; mean of seeds 0, 1, 2;" in text
 
 
 def test_the_interval_is_over_groups_however_many_seeds():
@@ -55,7 +58,9 @@ def test_the_interval_is_over_groups_however_many_seeds():
     assert one["rows"][0]["interval"]["top1"] == pytest.approx(two["rows"][0]["interval"]["top1"])
     low, high = one["rows"][0]["interval"]["top1"]
     assert low <= 0.75 <= high and low < high
-    assert "over 8 groups" in tables.markdown(one)
+    text = tables.markdown(one)
+    assert "over 8 groups" in text and f"| 75.0 | {100 * low:.1f} to {100 * high:.1f} |" in text
+    assert "| 75.0 | 75.0 to 75.0 | " in tables.markdown(two)  # of both seeds
 
 
 def test_a_difference_is_given_on_the_papers_clips_only(monkeypatch):
@@ -64,6 +69,7 @@ def test_a_difference_is_given_on_the_papers_clips_only(monkeypatch):
     assert row["difference"] == pytest.approx(0.75 - 0.739) and row["paper"] == {"ucf101": 0.739}
     numbers = collected(trial("1110"), on="ucf101")
     assert numbers["compared_with"] == "UCF-101" and numbers["no_difference"] == []
+    assert numbers["sets"] == {"ucf101": "UCF-101"}
     assert "| +1.1 |" in tables.markdown(numbers) and "for orientation" not in tables.markdown(numbers)
     for trials, on, why in [
         ([trial("1110")], "", "another dataset than the paper's"),
@@ -110,6 +116,12 @@ def test_rows_without_figures_keep_their_places(tmp_path):
     assert shown.tags.count("table") == 2 and not shown.loose_tables
 
 
+def test_rows_without_figures_have_as_many_cells_beside_rows_of_several_seeds():
+    seeds = Result(row=ROW, trials=[trial("1110"), trial("1100", seed=1)])
+    text = tables.markdown(tables.collect(TABLE, "toy", [seeds, *results()[1:]]))
+    assert len({line.count("|") for line in text.splitlines() if line.startswith("|")}) == 1
+
+
 def test_a_table_without_any_figure_is_a_table(tmp_path):
     numbers = tables.write(tmp_path, table=TABLE, dataset="toy", results=results()[2:])
     assert numbers["intervals"] is None and "No row was measured." in (tmp_path / "table.md").read_text()
@@ -129,6 +141,17 @@ def test_every_table_of_the_paper_has_as_many_cells_in_each_row(name):
     assert len(rows) == len(paper.TABLES[name].rows)
     widths = {line.count("|") for line in tables.markdown(numbers).splitlines() if line.startswith("|")}
     assert len(widths) == 1
+
+
+def test_rows_of_one_seed_each_are_no_mean_over_seeds():
+    """The streams may have seeds of their own; repeated trainings are those of one row."""
+    of = [Result(row=ROW, trials=[trial("1100", seed=seed)]) for seed in (0, 7, "0 and 7")]
+    numbers = tables.collect(TABLE, "toy", of)
+    text, html = tables.markdown(numbers), page.render_table(numbers)
+    assert "split 1; seeds 0, 7, 0 and 7, one for each row;" in text and "lowest to highest" not in text
+    assert "mean over seeds" not in html and "lowest" not in html and "seeds 0, 7, 0 and 7" in html
+    several = collected(trial("1100", seed=0), trial("1100", seed=1))
+    assert "; mean of seeds 0, 1;" in tables.markdown(several) and "mean over seeds" in page.render_table(several)
 
 
 def test_nothing_of_a_name_or_reason_is_markup(tmp_path):

@@ -49,6 +49,32 @@ def test_intervals_over_clips_that_are_not_independent_do_not():
     assert covered(0.85, 30, 5, known=False) < 0.88
 
 
+def classes_of_one_group(rng, count: int = 20, clips: int = 5) -> Scores:
+    """A table of `count` classes whose only group has an accuracy of its own, 0.7 on average."""
+    labels = np.repeat(np.arange(count), clips)
+    right = rng.random(len(labels)) < np.repeat(rng.beta(1.4, 0.6, count), clips)
+    rows = np.eye(count, dtype=np.float32)[np.where(right, labels, (labels + 1) % count)]
+    names = [f"c{k}" for k in range(count)]
+    return Scores([f"v{i}" for i in range(len(labels))], rows, labels, names, groups=[f"g{k}" for k in labels])
+
+
+def test_intervals_over_classes_of_one_group_each_hold_their_level():
+    """Such a class has the same accuracy in all resamples that have it at all."""
+    rng, hits = np.random.default_rng(0), 0
+    for _ in range(100):
+        table = classes_of_one_group(rng)
+        low, high = Bootstrap({"a": table}, table.groups, resamples=1000).top1("a")
+        hits += low <= 0.7 <= high
+    assert hits >= 91
+
+
+def test_a_difference_over_classes_of_one_group_each_has_no_interval():
+    rng = np.random.default_rng(0)
+    a, b = classes_of_one_group(rng), classes_of_one_group(rng)
+    found = Bootstrap({"a": a, "b": b}, a.groups)
+    assert found.difference("a", "b") is None and found.top1_method("a") == uncertainty.WILSON
+
+
 def test_the_interval_of_one_sample_by_plain_loops():
     """The same resamples summed one by one, and BCa by its formulas."""
     from scipy.stats import norm
@@ -100,6 +126,12 @@ def test_groups_of_one_class_each_do_not_widen_the_interval_by_the_spread_of_the
 def test_bca_of_a_symmetric_sample_is_the_percentile_interval():
     resampled = np.linspace(-1, 1, 2001)
     assert bca(0.0, resampled, np.array([-1.0, 1.0])) == pytest.approx((-0.95, 0.95), abs=1e-3)
+
+
+def test_bca_of_an_estimate_beyond_all_resamples_is_at_their_end():
+    resampled = np.linspace(0, 1, 1001)
+    assert bca(-1.0, resampled, np.array([-1.0, 1.0])) == pytest.approx((0, 0), abs=1e-3)
+    assert bca(2.0, resampled, np.array([-1.0, 1.0])) == pytest.approx((1, 1), abs=1e-3)
 
 
 def test_tables_share_their_resamples():
@@ -184,6 +216,13 @@ def test_one_clip_says_next_to_nothing():
     table = answered([True])
     low, high = Bootstrap({"a": table}, None).top1("a")
     assert low == pytest.approx(0.2065, abs=1e-3) and high == 1
+
+
+def test_a_class_of_one_clip_counts_as_much_as_any_in_the_mean_of_the_classes():
+    table = answered([True] * 20 + [False], [0] * 20 + [1])
+    found = Bootstrap({"a": table}, None)
+    assert table.mean_class_accuracy() == 0.5
+    assert found.mean_class("a") == wilson(0.5, 21) and found.top1("a") == wilson(20 / 21, 21)
 
 
 def test_clips_whose_class_nobody_knows_are_in_no_interval():

@@ -57,7 +57,7 @@ def render(tables: Mapping[str, Scores], numbers: Mapping, drawn: Mapping[str, F
             groups_shown=GROUPS_SHOWN,
             cell_counts=figures.CELL_COUNTS,
             fusion=_fusion_rows(numbers["fusion"]),
-            c_was_chosen="chosen_from" in numbers["fusion"].get("svm", {}).get("choice", {}),
+            c_was_chosen=len(numbers["fusion"].get("svm", {}).get("choice", {}).get("right", ())) > 1,
             few_to_choose_on=_few_to_choose_on(numbers),
             settings={stage: list(metrics.flattened(values)) for stage, values in chain.settings.items()},
             stage_columns=_columns(numbers["stages"]),

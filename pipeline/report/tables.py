@@ -112,6 +112,8 @@ def collect(
         "compared_with": SETS[on] if any(row["difference"] is not None for row in measured) else "",
         "splits": list(dict.fromkeys(trial.split for trial in trials)),
         "seeds": list(dict.fromkeys(trial.seed for trial in trials)),
+        # the two streams may have seeds of their own, and each row still be a single training
+        "several_seeds": any(len({trial["seed"] for trial in row["trials"]}) > 1 for row in rows),
         "accuracy": "of the clips of all splits" if pooled else MEAN_OVER_SPLITS,
         "intervals": measured[0]["interval"] | {"top1": None, "method": BCA} if measured else None,
         "setup": dict(setup or {}),
@@ -201,7 +203,7 @@ def _not_comparable(table: Table, result: Result, on: str) -> str:
 
 def markdown(numbers: Mapping[str, Any]) -> str:
     """The table as Markdown, in per cent; a row that has no figure says why."""
-    several = len(numbers["seeds"]) > 1
+    several = numbers["several_seeds"]
     heading = ["setting", *(f"paper, {name}" for name in numbers["sets"].values()), "ours"]
     heading += [*(["lowest to highest"] if several else []), "95 % interval", "mean class", "clips", "difference", ""]
     lines = [heading, ["---", *["---:"] * (len(heading) - 2), "---"]]
@@ -235,7 +237,8 @@ def note(numbers: Mapping[str, Any]) -> str:
     of = f"split {splits[0]}" if len(splits) == 1 else f"{numbers['accuracy']} {', '.join(splits)}"
     if len(splits) > 1 and numbers["accuracy"] == MEAN_OVER_SPLITS:
         of += " (the interval is that of all their clips together)"
-    of += f"; mean of seeds {', '.join(map(str, seeds))}" if len(seeds) > 1 else f"; seed {seeds[0]}"
+    of += f"; {'mean of ' * numbers['several_seeds']}seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
+    of += ", one for each row" * (len(seeds) > 1 and not numbers["several_seeds"])
     why = "; ".join(numbers["no_difference"])
     paper = f" The paper's figures are for orientation where no difference is given: {cell(why)}." if why else ""
     training = numbers["setup"].get("training", "")

@@ -28,10 +28,11 @@ class Bootstrap:
     """Intervals of the accuracies of tables over the same clips; all come from the same resamples, so they are paired.
 
     The method is BCa (bias-corrected and accelerated): near 0 and 1, and with few groups, plain percentiles are too
-    narrow and lie on the wrong side. If fewer than five groups have a wrong clip (or a correct one), in classes that
-    have both, resampling sees almost no variation, and 19 of 20 would look more certain than 20 of 20. Then Wilson's
-    interval is given, with as many trials as there are groups: it is wide, since so few errors cannot show how alike
-    the clips of a group are.
+    narrow and lie on the wrong side. If fewer than five groups have a wrong clip (or a correct one), in classes of
+    several groups that have both, resampling sees almost no variation, and 19 of 20 would look more certain than 20 of
+    20. Then Wilson's interval is given, with as many trials as there are groups: it is wide, since so few errors cannot
+    show how alike the clips of a group are. A class of one group does not count: drawn once or three times, its
+    accuracy is the same, and intervals that rest on such classes would cover about 84 %, not 95 %.
 
     If each group has one class (UCF-101), the class frequencies vary from resample to resample. This is not part of the
     uncertainty, since the classes are given. So a resample gives an accuracy of each class, and these are weighted by
@@ -108,8 +109,11 @@ class Bootstrap:
         return self._of_share(name, self._clips > 0)[1]
 
     def difference(self, name: str, other: str) -> Interval | None:
-        """95 % interval of name's top-1 minus other's; None if they differ in fewer than five groups."""
-        differ = (self._right(self._values, name) != self._right(self._values, other)).any(axis=1)
+        """95 % interval of name's top-1 minus other's; None if they differ in fewer than five groups.
+
+        As for a share, classes of a single group do not count.
+        """
+        differ = (self._right(self._values, name) != self._right(self._values, other))[:, self._several].any(axis=1)
 
         def of(sums: np.ndarray) -> np.ndarray:
             return _of_classes(self._right(sums, name) - self._right(sums, other), sums[..., -1, :], self._clips)
@@ -121,7 +125,8 @@ class Bootstrap:
             return _of_classes(self._right(sums, name), sums[..., -1, :], weights)
 
         right, clips = self._right(self._values, name), self._values[:, -1]
-        varied = (right.sum(axis=0) > 0) & (right.sum(axis=0) < self._clips)  # other classes look certain in a resample
+        # other classes look certain in a resample
+        varied = (right.sum(axis=0) > 0) & (right.sum(axis=0) < self._clips) & self._several
         right, wrong = right[:, varied].sum(axis=1), (clips - right)[:, varied].sum(axis=1)
         enough = min((right > 0).sum(), (wrong > 0).sum()) >= FEWEST
         if interval := self._resample(of) if enough else None:
@@ -131,6 +136,11 @@ class Bootstrap:
     def _right(self, sums: np.ndarray, name: str) -> np.ndarray:
         """Number of correct clips of one table, (..., K), out of `sums` (..., tables + 1, K)."""
         return sums[..., list(self.tables).index(name), :]
+
+    @property
+    def _several(self) -> np.ndarray:
+        """(K,) whether a class has several units: of a single one only the presence varies."""
+        return (self._values[:, -1] > 0).sum(axis=0) > 1
 
     @property
     def _clips(self) -> np.ndarray:
@@ -173,7 +183,8 @@ def interval_text(how: Mapping[str, Any]) -> str:
     """How intervals were made, from `Bootstrap.as_dict`, as the end of a sentence."""
     unit, units, few = how["unit"], how["units"], how["fewest"]
     otherwise = (
-        f"where fewer than {few} {unit} have a wrong clip, or fewer than {few} a right one, in classes that have both"
+        f"where fewer than {few} {unit} have a wrong clip, or fewer than {few} a right one, in classes of several "
+        f"{unit} that have both"
     )
     note = f" ({how['note']})" if how["note"] else ""
     return f"{how['method']} over {units} {unit}{note}; {otherwise}, {WILSON}'s for {units} trials"
