@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from pipeline.artifacts.status import STAGE_FILES, configured_artifacts, status
+from pipeline.artifacts.status import STAGE_FILES, configured_artifacts, read_settings, status
 from pipeline.system.console import in_bytes, plain, print_table, some
 
 ROWS_SHOWN = 20
@@ -25,7 +25,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run one command; returns its exit status."""
     given = sys.argv[1:] if argv is None else argv
     if given[:1] == ["plan"]:  # its flags are Luigi's, unknown to this parser
-        return _plan(given[1:])
+        return _answered(_plan, given[1:])
     arguments = _parser().parse_args(given)
     try:
         return _answered(arguments.run, arguments)
@@ -76,9 +76,8 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(run=_for_each_path(_repair))
 
     command = commands.add_parser("status", help="every artifact: stage, digest, done or not, size, what differs")
-    _with_artifacts(command)
     command.add_argument("--json", action="store_true")
-    command.set_defaults(run=_status)
+    _with_artifacts(command, _status)
 
     commands.add_parser("plan", help="what a run would make, how long it takes, how much disk it fills; plan --help")
 
@@ -88,8 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     which.add_argument("--dataset", default="", help="of this dataset only; needed if several have such artifacts")
     which.add_argument("--all", action="store_true", help="of all datasets")
     command.add_argument("--digest", default="", help="of this one alone, as status shows it; its first digits will do")
-    _with_artifacts(command)
-    command.set_defaults(run=_invalidate)
+    _with_artifacts(command, _invalidate)
 
     command = commands.add_parser("gc", help="list artifacts of settings no longer used, and leftovers of killed runs")
     command.add_argument("--yes", action="store_true", help="remove them; else they are listed")
@@ -99,14 +97,12 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--unfinished", action="store_true", help="also unfinished artifacts, which a run would resume"
     )
-    _with_artifacts(command)
-    command.set_defaults(run=_gc)
+    _with_artifacts(command, _gc)
 
     command = commands.add_parser("doctor", help="what works on this machine, what does not and why, and how fast")
-    _with_artifacts(command)
     command.add_argument("--seconds", type=float, default=1.5, help="for which a flow method is timed; %(default)s")
     command.add_argument("--json", action="store_true")
-    command.set_defaults(run=_doctor)
+    _with_artifacts(command, _doctor)
     return parser
 
 
@@ -197,14 +193,14 @@ def _repair(path: Path, arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _status(arguments: argparse.Namespace) -> int:
+def _status(artifacts: Path, arguments: argparse.Namespace) -> int:
     from pipeline.artifacts.differences import with_settings
 
-    rows = with_settings(status(arguments.artifacts))
+    rows = with_settings(status(artifacts))
     if arguments.json:
         print(json.dumps(rows, indent=1))
     elif not rows:
-        print(f"nothing has been made in {arguments.artifacts}; `luigi --module tasks FullPipeline` makes the demo")
+        print(f"nothing has been made in {artifacts}; `luigi --module tasks FullPipeline` makes the demo")
     else:
         shown = ("dataset", "stage", "label", "digest", "state")
         more = {"settings"} if any(row["settings"] for row in rows) else set()
@@ -214,8 +210,10 @@ def _status(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _with_artifacts(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--artifacts", type=Path, default=configured_artifacts(), help="default: %(default)s")
+def _with_artifacts(command: argparse.ArgumentParser, run: Callable[[Path, argparse.Namespace], int]) -> None:
+    """A command that is given the folder of all artifacts, which is read from luigi.cfg unless it is an argument."""
+    command.add_argument("--artifacts", type=Path, help="default: [run] artifacts of luigi.cfg, or of the preset")
+    command.set_defaults(run=lambda arguments: run(arguments.artifacts or configured_artifacts(), arguments))
 
 
 @contextlib.contextmanager
@@ -234,28 +232,29 @@ def _no_run_in(artifacts: Path) -> Iterator[None]:
 
 def _plan(argv: list[str]) -> int:
     """Replace this process by the planner, which needs Luigi; nothing in `pipeline` imports that."""
+    read_settings()  # Luigi, when it is imported, would print a traceback for an error of syntax
     os.execv(sys.executable, [sys.executable, "-m", "tasks.plan", *argv])
 
 
-def _invalidate(arguments: argparse.Namespace) -> int:
+def _invalidate(artifacts: Path, arguments: argparse.Namespace) -> int:
     from pipeline.artifacts import garbage
 
     chosen = {"dataset": arguments.dataset, "all_datasets": arguments.all, "digest": arguments.digest}
-    with _no_run_in(arguments.artifacts):
-        removed = garbage.invalidate(arguments.artifacts, arguments.stage, **chosen)
-    print("\n".join(f"removed {folder}" for folder in removed) or f"nothing to remove in {arguments.artifacts}")
+    with _no_run_in(artifacts):
+        removed = garbage.invalidate(artifacts, arguments.stage, **chosen)
+    print("\n".join(f"removed {folder}" for folder in removed) or f"nothing to remove in {artifacts}")
     return 0
 
 
-def _gc(arguments: argparse.Namespace) -> int:
+def _gc(artifacts: Path, arguments: argparse.Namespace) -> int:
     from pipeline.artifacts import garbage
 
     options = {"old": arguments.old, "unfinished": arguments.unfinished}
     if arguments.yes:
-        with _no_run_in(arguments.artifacts):
-            return _remove(garbage.find(arguments.artifacts, **options))
-    waste = garbage.find(arguments.artifacts, **options)
-    _print_waste(waste, arguments.artifacts)
+        with _no_run_in(artifacts):
+            return _remove(garbage.find(artifacts, **options))
+    waste = garbage.find(artifacts, **options)
+    _print_waste(waste, artifacts)
     return 0
 
 
@@ -276,10 +275,10 @@ def _remove(waste: list) -> int:
     return 0
 
 
-def _doctor(arguments: argparse.Namespace) -> int:
+def _doctor(artifacts: Path, arguments: argparse.Namespace) -> int:
     from pipeline import doctor
 
-    found = doctor.examine(arguments.artifacts, seconds=arguments.seconds)
+    found = doctor.examine(artifacts, seconds=arguments.seconds)
     print(json.dumps(found, indent=1) if arguments.json else "\n".join(doctor.lines(found)))
     return 1 if found["broken"] else 0
 
@@ -292,10 +291,14 @@ def _print_values(values: dict[str, Any]) -> None:
 def _in_short(value: Any) -> str:
     """A value on one line; a long list, such as the loss curve, is shortened to its ends (`--json` has all of it)."""
     if isinstance(value, list) and len(value) > _LIST_SHOWN:
-        return f"{json.dumps(value[:3])[:-1]}, ..., {json.dumps(value[-3:])[1:]} ({len(value)} in all)"
+        return f"{_json(value[:3])[:-1]}, ..., {_json(value[-3:])[1:]} ({len(value)} in all)"
     if isinstance(value, (dict, list)):
-        return json.dumps(value)
+        return _json(value)
     return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)  # names as they are, in any script
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -125,10 +126,10 @@ def check_dataset(name: str) -> None:
 
 
 def check_flags(words: Sequence[str]) -> None:
-    """Refuse a flag that the task on a command line does not have; Luigi would print its usage and no more.
+    """Refuse what Luigi would answer by printing its usage: a flag that the task does not have, a word of no flag.
 
     Raises:
-        ValueError: there is such a flag; the message says which one it resembles.
+        ValueError: there is such a flag or word; the message says which flag it resembles, or that quotes are needed.
     """
     found = [word for word in words if (task := _task_named(word)) and not issubclass(task, luigi.Config)]
     root = found[0] if found else ""
@@ -142,6 +143,10 @@ def check_flags(words: Sequence[str]) -> None:
             shown = sorted(name for name in known if name[2:3].islower())  # not --Flow-videos, --Frames-videos ...
             near = unknown_name(f"flag {flag}", flag, shown).partition(" allowed: ")[0]
             raise ValueError(f"{near} `luigi --module tasks {root or 'TASK'} --help-all` lists all")
+    for before, word in itertools.pairwise(words):
+        takes_it = before.startswith("-") and "=" not in before
+        if root and not takes_it and not word.startswith("-") and word != root:
+            raise ValueError(f"{word!r} belongs to no flag; a value with spaces needs quotes")
 
 
 def _flag(name: str) -> str:

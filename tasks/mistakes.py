@@ -15,9 +15,10 @@ import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
-from luigi.parameter import ParameterException
+from luigi.parameter import ChoiceParameter, ParameterException
 from luigi.task_register import TaskClassException
 
+from pipeline.specs.base import unknown_name
 from pipeline.system import files
 from pipeline.system.console import one_line
 from pipeline.system.errors import DamagedFile, MachineFault, StageFailed, WorkerDied
@@ -109,7 +110,10 @@ def mistake_of_command(error: BaseException | None) -> str:
         for frame, _ in traceback.walk_tb(error.__traceback__):
             if frame.f_code.co_name == "_get_task_kwargs":  # Luigi's, whose message does not name the parameter
                 name, text = (frame.f_locals.get(local, "?") for local in ("param_name", "attr"))
-                return f"--{name.replace('_', '-')} is {text!r}: {error}"
+                flag, parameter = f"--{name.replace('_', '-')}", frame.f_locals.get("param_obj")
+                if isinstance(parameter, ChoiceParameter):  # whose message has the choices in any order
+                    return unknown_name(f"{flag} {text!r}", text, parameter._choices)
+                return f"{flag} is {text!r}: {error}"
     return ""
 
 

@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from pipeline.catalog import Catalog, Clip, changes
+from pipeline.catalog.groups import grouped
 from pipeline.catalog.parts import draw_groups
 from pipeline.catalog.rows import ListedClip
+from pipeline.specs import DatasetSpec
 
 ROOT = Path(__file__).parents[1]
 
@@ -47,7 +49,7 @@ def test_a_catalog_refuses_an_unknown_part():
 
 
 def test_a_catalog_shows_counts():
-    assert "1 clips, 1 classes, split '1': train=1, val=0" in repr(Catalog((clip(),), ("x",), "1", ()))
+    assert "1 clips, 1 classes, 1 groups, split '1': train=1, val=0" in repr(Catalog((clip(),), ("x",), "1", ()))
 
 
 @pytest.mark.parametrize(
@@ -75,7 +77,7 @@ def test_what_became_of_the_videos_is_told():
     new = Catalog((*touched, *other, clip(id="new", path="new.avi")), ("x", "y"), "1", ())
     assert changes(old, old) == [] and changes(old, new) == [
         "gone, and all that was made of them goes: 2 of 6 videos ('e', 'f')",
-        "new: 1 of 6 videos ('new')",
+        "new: 1 of 5 videos ('new')",
         "changed: 1 of 6 videos ('b')",
         "of another class or group: 2 of 6 videos ('c', 'd')",
     ]
@@ -107,6 +109,41 @@ def test_groups_that_span_classes():
         assert drawn and "only" not in drawn
         for name in "xyz":
             assert {row.group for row in data if row.class_name == name} - drawn
+
+
+def spanning(*groups):
+    """Groups by the names of their classes: "ab" is a group of the classes a and b."""
+    return rows(*((name, group) for group in groups for name in group))
+
+
+def test_a_class_that_got_no_group_gets_one_that_it_shares():
+    seen = set()
+    for seed in range(40):
+        drawn = draw_groups(spanning("ab", "bc", "ac", "abc"), 0.1, key=str(seed))
+        assert len(drawn) == (1 if drawn == {"abc"} else 2)
+        for name in "abc":
+            assert 1 <= sum(name in group for group in drawn) <= 2  # of three
+        seen.add(frozenset(drawn))
+    assert {"abc"} in seen and {"ab", "bc"} in seen
+
+
+def test_a_class_gets_no_group_if_it_would_be_the_last_of_another():
+    for seed in range(20):
+        assert len(draw_groups(spanning("ab", "bc", "ac"), 0.1, key=str(seed))) == 1
+
+
+@pytest.mark.parametrize(("clips", "drawn"), [(8, True), (9, False)])
+def test_a_group_of_more_than_twice_the_share_of_its_class_is_drawn_last(clips, drawn):
+    """One of five groups is wanted, so 0.2 of the class: 8 of 20 clips are twice that, 9 are more."""
+    sizes = {"large": clips, "b": 3, "c": 3, "d": 3, "e": 20 - clips - 9}
+    data = rows(*(("x", group) for group, size in sizes.items() for _ in range(size)))
+    assert any("large" in draw_groups(data, 0.2, key=str(seed)) for seed in range(60)) is drawn
+
+
+def test_the_pattern_is_for_clips_without_a_group_only():
+    given, found = ListedClip("1", "1.avi", "x", "anna", "train"), ListedClip("2", "x/ben_2.avi", "x", "", "train")
+    spec = DatasetSpec(group_pattern=r"/(?P<group>[a-z]+)_")
+    assert [row.group for row in grouped([given, found], spec)] == ["anna", "ben"]
 
 
 def test_importing_the_catalog_is_light():

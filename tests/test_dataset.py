@@ -188,7 +188,7 @@ def test_a_clip_that_failed_is_left_out_of_training_and_said(monkeypatch, capsys
     fake.failed["left_1"] = "decodes no frame"
     use_store(monkeypatch, fake)
     dataset = TrainingSet(spec(), "index.h5", catalog.part("train"))
-    assert "spatial: 1 of 8 training clips are not in the store, such as 'left_1'" in capsys.readouterr().err
+    assert "spatial: 1 of 8 training clips are left out, such as left_1: decodes no frame" in capsys.readouterr().err
     assert "left_1" not in {dataset.clips[dataset.choose(n)].id for n in range(200)}
 
 

@@ -145,7 +145,7 @@ def test_the_folder_of_artifacts_is_the_configured_one(frames, tmp_path, monkeyp
         ("", "nothing has been made in data/artifacts;"),
         (f"[run]\nartifacts = {tmp_path}\n", "0123456789ab"),
         (f"[run]\nartifacts = ~/{tmp_path.name}\n", "0123456789ab"),
-        ("[run\n", "nothing has been made in data/artifacts;"),
+        (f"[run]\nartifacts = ${{HOME}}/{tmp_path.name}\n", "0123456789ab"),
     ]:
         Path("luigi.cfg").write_text(text)
         assert main(["status"]) == 0 and shown in capsys.readouterr().out
@@ -154,6 +154,33 @@ def test_the_folder_of_artifacts_is_the_configured_one(frames, tmp_path, monkeyp
     monkeypatch.setenv("LUIGI_CONFIG_PATH", "mine.cfg")
     assert main(["status"]) == 0 and "0123456789ab" in capsys.readouterr().out
     assert main(["status", "--artifacts", "here"]) == 0 and "nothing has been made in here;" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (b"[run\n", "luigi.cfg cannot be read: File contains no section headers"),
+        (b"[flow]\n[flow]\n", "luigi.cfg cannot be read: .*line +2.*section 'flow' already exists"),
+        ("# Größe".encode("latin-1"), "luigi.cfg is not UTF-8: "),
+    ],
+)
+def test_nothing_is_looked_for_or_removed_by_settings_that_cannot_be_read(tmp_path, monkeypatch, capsys, text, told):
+    """They may name another folder than the one that would be taken without them."""
+    monkeypatch.chdir(tmp_path)
+    kept = write_frames(tmp_path / "data/artifacts/set/frames/native-0123456789ab", {"a": moving_texture(2)})
+    Path("luigi.cfg").write_bytes(text)
+    for command in ("status", "gc --yes", "invalidate frames --all", "doctor", "plan --quick"):
+        assert main(command.split()) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert re.match(f"error: {told}", line)
+    assert kept.exists() and main(["status", "--artifacts", "data/artifacts"]) == 0
+
+
+def test_text_is_shown_as_it_is_in_any_script(tmp_path, capsys):
+    clips = (Clip("a", "größe/a.avi", 0, "größe", "g", "train", 1, 2, "0" * 16),)
+    store.write_catalog(tmp_path / "catalog.h5", Catalog(clips=clips, classes=("größe",), split_name="1", absent=()))
+    main(["inspect", str(tmp_path / "catalog.h5")])
+    assert '["größe"]' in capsys.readouterr().out
 
 
 def test_a_data_set_named_on_the_command_line_is_found_by_the_name_given_there(frames, tmp_path):

@@ -25,7 +25,13 @@ from tasks import Catalog, command, mistakes
     [
         (["TrainStream"], "error: TrainStream requires the 'stream' parameter to be set\n"),
         (["PaperTable"], "error: PaperTable requires the 'table' parameter to be set\n"),
-        (["PaperTable", "--table", "5"], "error: --table is '5': 5 is not a valid choice from {"),
+        (["PaperTable", "--table", "5"], "error: --table '5' does not exist; allowed: 1a, 1b, 2, 3, 4\n"),
+        (
+            ["ScoreVideos", "--fuse", "weigthed"],
+            "error: --fuse 'weigthed' does not exist; did you mean 'weighted'? allowed: average, svm, weighted\n",
+        ),
+        (["Flow", "--data-videos", "my", "videos"], "error: 'videos' belongs to no flag; a value with spaces needs q"),
+        (["Flow", "--data-videos=my", "videos", "--seed", "1"], "error: 'videos' belongs to no flag; a value with sp"),
         (["FullPipline"], "error: No task FullPipline. Did you mean: FullPipeline\n"),
         (["Flow", "--seed", "x"], "error: --seed is 'x': invalid literal for int() with base 10: 'x'\n"),
         (["Flow", "--changes", "{"], "error: --changes is '{': Expecting property name"),

@@ -39,6 +39,9 @@ def test_bad_clips_are_recorded_and_the_run_goes_on(tiny_dataset, tmp_path, caps
     assert "frames: right__ben_right failed: the file is empty" in capsys.readouterr().err
     flow = flow_of(frames, tmp_path / "flow")
     assert flow.failed == frames.failed and len(flow) == 6
+    # what was allowed for the frames is not known here
+    with pytest.raises(StageFailed, match=r"max_bad_fraction = 0.05 \(in Python: the argument of make_flow\) allows: "):
+        make_flow(tmp_path / "again", frames.path, spec=FlowSpec(method="dis_ultrafast"), cluster=INLINE, device="cpu")
 
 
 def test_clips_that_are_shorter_than_they_say_are_told_of(tiny_dataset, tmp_path, monkeypatch, capsys):

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import configparser
-import contextlib
 import os
 from pathlib import Path
 from typing import Any
 
 from pipeline.specs import RunSpec
+from pipeline.system.console import one_line
 from pipeline.system.files import size_of
 
 # stage -> the files of its artifacts: first the one that is written last, then others without which it is unfinished
@@ -27,12 +27,30 @@ STAGE_FILES = {
 
 
 def configured_artifacts() -> Path:
-    """The folder that runs from here write to: [run] artifacts of luigi.cfg, or of the preset over it."""
-    parser = configparser.ConfigParser()
-    with contextlib.suppress(configparser.Error, UnicodeDecodeError):  # Luigi tells what is wrong with the file
-        parser.read(["luigi.cfg", os.environ.get("LUIGI_CONFIG_PATH", "")])
-        return Path(parser.get("run", "artifacts", fallback=RunSpec.artifacts)).expanduser()
-    return Path(RunSpec.artifacts)
+    """The folder that runs from here write to: [run] artifacts of luigi.cfg, or of the preset over it.
+
+    Raises:
+        ValueError: as `read_settings`.
+    """
+    found = read_settings().get("run", "artifacts", fallback=RunSpec.artifacts)
+    return Path(os.path.expandvars(found)).expanduser()  # Luigi replaces ${NAME} too
+
+
+def read_settings() -> configparser.ConfigParser:
+    """luigi.cfg of the current folder, and the preset of LUIGI_CONFIG_PATH over it; a missing file is left out.
+
+    Raises:
+        ValueError: one of them has an error of syntax, or is not UTF-8.
+    """
+    parser = configparser.ConfigParser(interpolation=None)
+    for path in ("luigi.cfg", os.environ.get("LUIGI_CONFIG_PATH", "")):
+        try:
+            parser.read(path, encoding="utf-8")
+        except configparser.Error as error:
+            raise ValueError(f"{path} cannot be read: {one_line(str(error))}") from None
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path} is not UTF-8: {error}") from None
+    return parser
 
 
 def status(artifacts: Path) -> list[dict[str, Any]]:

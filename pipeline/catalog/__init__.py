@@ -116,7 +116,12 @@ def changes(old: Catalog, new: Catalog) -> list[str]:
             a.id for a, b in both if a.part != b.part and old.split_name == new.split_name
         ],
     }
-    return [f"{what}: {len(names)} of {len(before)} videos ({some(names)})" for what, names in told.items() if names]
+    of_all = {"new": len(now)}
+    return [
+        f"{what}: {len(names)} of {of_all.get(what, len(before))} videos ({some(names)})"
+        for what, names in told.items()
+        if names
+    ]
 
 
 def _outline(spec: DatasetSpec, split: str, videos: dict[str, Stat]) -> Catalog:

@@ -68,7 +68,10 @@ class Catalog:
 
     def __repr__(self) -> str:
         parts = ", ".join(f"{name}={len(self.part(name))}" for name in PARTS)
-        return f"Catalog({len(self.clips)} clips, {len(self.classes)} classes, split {self.split_name!r}: {parts})"
+        counts = (
+            f"{len(self.clips)} clips, {len(self.classes)} classes, {len({clip.group for clip in self.clips})} groups"
+        )
+        return f"Catalog({counts}, split {self.split_name!r}: {parts})"
 
     def part(self, name: str) -> tuple[Clip, ...]:
         """The clips of "train", "val", "test" or "unused", sorted by id.

@@ -23,7 +23,7 @@ from pipeline.dataset.encoded import EncodedBatch, stack_partly_encoded
 from pipeline.dataset.inputs import Room, ViewBatch, join_views, new_room
 from pipeline.specs import StackSpec, StreamSpec
 from pipeline.stacks.stored import EncodedStack, Planes, stored_stack
-from pipeline.system.console import some
+from pipeline.system.console import plain
 from pipeline.system.errors import DamagedFile
 from pipeline.system.progress import say
 from pipeline.transforms import EncodedView, EvalViews, TrainView, View
@@ -68,9 +68,10 @@ class Pictures:
         for clip in clips:
             (held if clip.id in self.store else lost).append(clip)
         if lost:
+            reason = self.store.failed.get(lost[0].id, "it is not in the store")
             say(
-                f"{self.spec.stream}: {len(lost)} of {len(clips)} {use} clips are not in the store, such as "
-                f"{some([clip.id for clip in lost], 3)}"
+                f"{self.spec.stream}: {len(lost)} of {len(clips)} {use} clips are left out, such as "
+                f"{plain(lost[0].id)}: {reason}"
             )
         return held
 

@@ -288,9 +288,10 @@ def _refuse_too_many_failures(folder: Path, kind: str, records: list[store.Recor
         say(f"{kind}: ... and {len(failed) - 20} more failed clips")
     if len(failed) > max_bad_fraction * len(records):
         names = "; ".join(f"{plain(record.id)} ({record.reason})" for record in failed[:20])
+        also = "" if kind == "frames" else " (in Python: the argument of make_flow)"
         raise StageFailed(
             f"{kind}: {len(failed)} of {len(records)} clips failed, more than [frames] max_bad_fraction = "
-            f"{max_bad_fraction:g} allows: {names}. Mend or remove these videos, or allow a larger fraction; if the "
-            f"fault was not theirs (a time limit), `python -m pipeline repair {shlex.quote(str(folder))} --failed` has "
-            "them tried again."
+            f"{max_bad_fraction:g}{also} allows: {names}. Mend or remove these videos, or allow a larger fraction; if "
+            f"the fault was not theirs (a time limit), `python -m pipeline repair {shlex.quote(str(folder))} --failed` "
+            "has them tried again."
         )
