@@ -44,10 +44,16 @@ def test_classes_are_dealt_evenly():
         assert np.bincount(made.labels[held]).tolist() == [6, 6, 6, 6]
 
 
+def test_a_group_goes_where_its_own_classes_are_fewest_however_full_that_fold_is():
+    made = table([1] * 10 + [0] * 5, ["a"] * 10 + ["b"] * 3 + ["c"] * 2)
+    assert cut_folds(made, 2, by_class=False).of_row.tolist() == [0] * 10 + [1] * 3 + [0] * 2
+
+
 def test_with_fewer_groups_than_folds_each_group_is_a_fold():
     made = persons(3)
     folds = cut_folds(made, 10)
     assert len(folds) == folds.units == 3
+    assert (cut_folds(persons(2), 10).unit, len(cut_folds(persons(2), 10))) == ("groups", 2)
     assert sorted({made.groups[row] for row in held} for _, held in folds) == [{"p0"}, {"p1"}, {"p2"}]
 
 
@@ -73,7 +79,7 @@ def test_a_class_of_a_single_group_cannot_be_judged_by_group():
 
 def test_one_clip_a_class_is_not_cut_at_all():
     folds = cut_folds(table(np.arange(4), ["lena"] * 4), 3)
-    assert (folds.unit, len(folds), list(folds)) == ("none", 0, [])
+    assert (folds.unit, folds.units, len(folds), list(folds)) == ("none", 0, 0, [])
     assert folds.note.startswith("there is only one of the groups; cut by clips, 4 of 4 clips")
     assert (
         cut_folds(table([2], None), 2, by_class=False).note == "the groups are unknown; there is only one of the clips"

@@ -99,6 +99,7 @@ def test_equal_accuracy_stays_with_the_average_then_goes_to_the_lower_likelihood
 
 
 def test_equal_tables_go_to_the_middle():
+    assert choose_weight(two_rows(0.9, 0.3), two_rows(0.9, 0.3))[0] == 0.5  # its neighbors are 0.45 and 0.55
     assert choose_weight(two_rows(0.9, 0.3), two_rows(0.9, 0.3), step=0.25)[0] == 0.5
     assert choose_weight(two_rows(0.9, 0.3), two_rows(0.9, 0.3), step=0.4)[0] == 0.4  # of 0, 0.4, 0.8, 1
 

@@ -51,6 +51,7 @@ def test_official_hmdb51_counts(shared, split):
     rows = read_hmdb51_lists(shared / "data/splits/testTrainMulti_7030_splits", split)
     assert Counter(row.part for row in rows) == {"train": 3570, "test": 1530, "unused": 1666}
     assert len({row.class_name for row in rows}) == 51
+    assert [row.path for row in rows] == sorted(row.path for row in rows)
     per_class = Counter((row.class_name, row.part) for row in rows if row.part != "unused")
     assert set(per_class.values()) == {70, 30}
 
@@ -96,6 +97,7 @@ def test_ucf101_lists_with_windows_line_ends_and_byte_order_mark(tmp_path):
         ({"train": "Run/v_Run_g02_c01.avi 7\n"}, "has label 7"),
         ({"train": "Run/v_Run_g01_c01.avi 1\n"}, "listed twice in one split, as test and as train"),
         ({"train": "v_Run_g02_c01.avi 1\n"}, "is not <Class>/<video>"),
+        ({"train": "Run/more/v_Run_g02_c01.avi 1\n"}, "is not <Class>/<video>"),
         ({"train": "Run/a.avi 1\n"}, "no _gNN_, so its group is unknown"),
         ({"train": "../Run/v_Run_g02_c01.avi 1\n"}, "must be relative to the folder"),
         ({"train": "/Run/v_Run_g02_c01.avi 1\n"}, "must be relative to the folder"),

@@ -61,6 +61,14 @@ def test_minmax_of_a_hardly_visible_range_is_finite():
     assert np.abs(minmax_to_pixels(*minmax_to_bytes(flow))).max() <= 1e-44
 
 
+def test_minmax_of_a_range_that_float32_cannot_tell_ends_at_the_last_byte():
+    """The largest value lies above the stored maximum; a byte of 374 would wrap around to 118."""
+    flow = np.stack([np.linspace(10 + 4e-7, 10 + 1.4e-6, 16).reshape(4, 4)] * 2)
+    for q, range_px in (minmax_to_bytes(flow), minmax_to_bytes(torch.from_numpy(flow))):
+        assert float(range_px[0, 1]) < flow.max()
+        assert np.diff(np.asarray(q)[0].ravel().astype(int)).min() >= 0 and q[0, -1, -1] == 255
+
+
 def test_flip_mirrors_and_negates_x_only():
     flow = np.array([[[[1.0, 2.0, 3.0]], [[4.0, 5.0, 6.0]]]], np.float32)
     assert flip(flow).tolist() == [[[[-3, -2, -1]], [[6, 5, 4]]]]
@@ -105,6 +113,8 @@ def test_refuses_wrong_types_and_shapes():
             to_bytes(listed)
     with pytest.raises(ValueError, match="q is float32; it must be uint8"):
         to_pixels(flow)
+    with pytest.raises(ValueError, match="q is float32; it must be uint8"):
+        minmax_to_pixels(flow, np.zeros((2, 2)))
     with pytest.raises(ValueError, match="bound_px is 0; it must be above 0"):
         to_bytes(flow, bound_px=0)
     with pytest.raises(ValueError, match="bound_px is nan"):

@@ -165,6 +165,7 @@ ROW = [0.25] * 4
         ({"features": np.zeros(5)}, r"features is \(5,\)"),
         ({"groups": ["p"]}, "groups has 1 names; 5 clips need 5"),
         ({"probabilities": [ROW, [0.5] * 4, ROW, ROW, ROW]}, "1 rows neither .* the first is 'b' with sum 2"),
+        ({"probabilities": [ROW, [0.1] * 4, ROW, ROW, ROW]}, "1 rows neither .* the first is 'b' with sum 0.4"),
         ({"probabilities": [ROW, ROW, [0.5, 0.7, -0.2, 0], ROW, ROW]}, "1 rows neither .* 'c' with sum 1"),
         ({"probabilities": [[NAN, 0.5, 0.5, 0], ROW, ROW, ROW, ROW]}, "1 rows neither .* 'a' with sum nan"),
         ({"probabilities": [ROW, ROW, ROW, [np.inf, -np.inf, 0, 0], [np.inf, 0, 0, 0]]}, "2 rows neither .* 'd'"),

@@ -87,6 +87,13 @@ def test_a_path_through_motion_that_differs_from_point_to_point(seed):
     assert np.allclose(trajectory_stack(flow, 0, 10), transcribed(flow, "trajectory"), rtol=0, atol=1e-5)
 
 
+def test_beyond_the_border_nothing_is_left_to_chance(monkeypatch):
+    """In numpy: points on the last row and column multiply their neighbors outside by 0, and 0 times NaN is NaN."""
+    flow = np.random.default_rng(1).normal(0, 2, (4, 2, 5, 6))
+    monkeypatch.setattr(np, "empty", lambda shape, dtype=float: np.full(shape, np.nan, dtype))
+    assert np.allclose(trajectory_stack(flow, 0, 4), transcribed(flow, "trajectory"), atol=1e-5)
+
+
 def test_paths_of_the_random_cases_leave_the_image():
     flow = random_flow(np.random.default_rng(2), 6, speed=8.0)
     assert not np.allclose(trajectory_stack(flow, 0, 6), flow_stack(flow, 0, 6))
@@ -222,6 +229,8 @@ def test_errors_of_the_helpers():
         window(12, spec, 3)
     with pytest.raises(ValueError, match=r"count is 0 and n is 3"):
         spaced(0, 3)
+    with pytest.raises(ValueError, match=r"count is 3 and n is 0"):
+        spaced(3, 0)
     with pytest.raises(ValueError, match=r"short is 'zero'; allowed: repeat_last, wrap"):
         fill(0, 2, 1, short="zero")
     where = window(12, spec, 0)
@@ -238,6 +247,8 @@ def test_stored_bytes_are_no_flow(flow, got):
     for stack in (flow_stack, trajectory_stack):
         with pytest.raises(ValueError, match=f"flow is {got}; it must be a numpy array, floating, in pixels"):
             stack(flow, 0, 2)
+    with pytest.raises(ValueError, match=f"forward is {got}; it must be a numpy array, floating, in pixels"):
+        bidirectional_stack(flow, flow, 4, 2)
 
 
 @pytest.mark.parametrize("strange", [np.nan, np.inf, -np.inf, 3e38])

@@ -216,6 +216,8 @@ def test_wrong_use_is_refused(tmp_path):
         frames.flow(0, 1)
     with pytest.raises(ValueError, match=r"is a flow store; it has no .frames\(\)"):
         flow.frames(0, 1)
+    with pytest.raises(ValueError, match=r"is a flow store; it has no .frames\(\)"):
+        flow.gray(0, 1)
     with pytest.raises(ValueError, match=r"holds no backward flow; run the Flow stage with \[flow\] backward = true"):
         flow.flow(0, 1, backward=True)
     for first, last in [(-1, 1), (0, 0), (2, 4), (3, 4)]:

@@ -5,7 +5,7 @@ import pytest
 
 from pipeline import quantize
 from pipeline.specs import StackSpec
-from pipeline.stacks import num_windows, window
+from pipeline.stacks import bidirectional_stack, num_windows, window
 from pipeline.stacks.stored import Planes, stored_stack
 from pipeline.store import Record, ShardWriter, open_flow
 from pipeline.video import jpeg
@@ -60,6 +60,16 @@ def test_a_trajectory_is_in_pixels():
     made = stored_stack(fields, None, spec, window(3, spec, 0))
     assert made.planes[0].dtype == np.float32
     np.testing.assert_allclose(made.pixels(), np.broadcast_to([[[1.25]], [[-0.75]]] * 3, (6, 4, 5)), atol=1e-5)
+
+
+def test_a_trajectory_in_both_directions_is_that_of_the_pixels():
+    rng = np.random.default_rng(4)
+    (forward, forward_px), (backward, backward_px) = (stored(rng, 6, 7, 9, "bound") for _ in range(2))
+    spec = StackSpec(length=4, kind="trajectory", direction="bidirectional", subtract_mean=False)
+    where = window(6, spec, 1)  # around frame 3: fields 3 and 4 ahead, 2 and 1 behind
+    read = [Planes(*(part[a:b] for part in fields)) for fields, a, b in ((forward, 6, 10), (backward, 2, 6))]
+    expected = bidirectional_stack(forward_px, backward_px, 3, 4, kind="trajectory")
+    np.testing.assert_allclose(stored_stack(*read, spec, where).pixels(), expected, atol=1e-3)
 
 
 def test_other_fields_than_the_window_asks_for_are_refused():

@@ -178,6 +178,11 @@ def test_svm_with_two_classes():
     fused = LinearSVM.fit(a, b).apply(a, b)
     assert fused.probabilities.shape == (40, 2)
     assert fused.top1() > 0.95
+    few = np.array([0, 1, 0, 0, 0, 1, 0, 0])  # so that there is an intercept
+    a, b = noisy(few, 1, 2, classes=("x", "y")), noisy(few, 1, 3, classes=("x", "y"))
+    svm = LinearSVC(C=1.0, multi_class="crammer_singer", random_state=0, max_iter=20_000).fit(stacked(a, b), few)
+    margins = LinearSVM.fit(a, b, c=1.0).margins(a, b)
+    np.testing.assert_allclose(margins[:, 1] - margins[:, 0], svm.decision_function(stacked(a, b)), atol=1e-9)
 
 
 def test_svm_never_predicts_a_class_that_it_did_not_see():

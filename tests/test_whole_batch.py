@@ -16,12 +16,18 @@ def layers(kind):
 
 
 @pytest.mark.parametrize("kind", ["dropout", "depth", "batch"])
-@pytest.mark.parametrize("shape", [(12, 50), (12, 5, 4, 3), (12, 7, 8)])
+@pytest.mark.parametrize(
+    ("shape", "memory"),
+    [
+        ((12, 50), torch.contiguous_format),
+        ((12, 5, 4, 3), torch.contiguous_format),
+        ((12, 5, 4, 3), torch.channels_last),
+        ((12, 7, 8), torch.contiguous_format),
+    ],
+)
 @pytest.mark.parametrize("count", [1, 2, 3, 4])
-def test_a_piece_gets_the_draws_that_it_has_in_the_whole_batch(kind, shape, count):
-    inputs = torch.randn(shape)
-    if len(shape) == 4:
-        inputs = inputs.contiguous(memory_format=torch.channels_last)
+def test_a_piece_gets_the_draws_that_it_has_in_the_whole_batch(kind, shape, memory, count):
+    inputs = torch.randn(shape).contiguous(memory_format=memory)
     torch.manual_seed(3)
     expected, found = layers(kind)(inputs), []
     piece, network = Piece(count), layers(kind)

@@ -221,8 +221,6 @@ def _temperature(margins: np.ndarray, labels: np.ndarray) -> float:
     """
     known = np.isfinite(margins[np.arange(len(labels)), labels])
     margins, labels = margins[known], labels[known]
-    if not len(labels):
-        return 1.0
     finite = np.isfinite(margins)
     targets = finite / (len(labels) + finite.sum(axis=1, keepdims=True))
     targets[np.arange(len(labels)), labels] *= len(labels) + 1
