@@ -1,5 +1,6 @@
 """Workers of a running scheduler and of a job queue, and what is said where workers are missing."""
 
+import contextlib
 import dataclasses
 import re
 import shutil
@@ -141,6 +142,37 @@ def test_that_no_worker_is_there_is_told_and_when_one_comes(scheduler, capsys):
     said = capsys.readouterr().err
     assert said.count("no worker at tcp://127.0.0.1:") == 1
     assert len(re.findall(r"workers at tcp://127.0.0.1:\d+: 1; going on", said)) == 1
+
+
+def test_jobs_that_no_worker_has_begun_are_taken_back_after_ctrl_c(scheduler, tmp_path, capsys, hears_ctrl_c):
+    """With one worker of one thread, one job has begun and the others wait; without any worker, all do."""
+    spec = ClusterSpec(kind="address", address=scheduler.scheduler_address)
+    scheduler.scale(1)
+    begun = time.monotonic()
+    with pytest.raises(KeyboardInterrupt), Workers(spec, most=9) as workers:
+        for _ in workers.run(write_slowly, [tmp_path / str(number) for number in range(9)]):
+            raise KeyboardInterrupt
+    assert f"jobs still running at {spec.address}: 1; waiting for them" in capsys.readouterr().err
+    scheduler.scale(0)
+    time.sleep(1)
+    assert {path.read_text() for path in tmp_path.iterdir()} == {"whole"} and len(list(tmp_path.iterdir())) == 2
+    with pytest.raises(KeyboardInterrupt), Workers(spec, most=1) as workers, _interrupted_soon():
+        list(workers.run(double, [1, 2]))
+    assert "jobs still running" not in capsys.readouterr().err and time.monotonic() - begun < 60
+
+
+def write_slowly(path):
+    path.write_text("half")
+    time.sleep(0.5)
+    path.write_text("whole")
+
+
+@contextlib.contextmanager
+def _interrupted_soon():
+    soon = threading.Timer(0.5, signal.raise_signal, [signal.SIGINT])
+    soon.start()
+    yield
+    soon.join()
 
 
 def slowly_double(job):

@@ -85,16 +85,21 @@ class Workers:
             self._held.close()
 
     def _await_running(self) -> None:
-        """After an error, wait for the jobs that are handed out: they must not write at the same time as a later stage.
+        """After an error, wait for the jobs that have begun: they must not write at the same time as a later stage.
 
-        Closing our own workers ends them; those of a running scheduler go on with what they have begun.
+        Closing our own workers ends them; those of a running scheduler go on with what they have begun. Jobs that none
+        of them has begun are taken back.
         """
         from distributed import wait as wait_for
 
         left = [future for future in self._running if not future.done()]
-        if left and self.spec.kind == "address":
-            say(f"jobs still running at {self.spec.address}: {len(left)}; waiting for them to end")
-            with contextlib.suppress(Exception):  # the scheduler may be gone; the error that led here is what counts
+        if not left or self.spec.kind != "address":
+            return
+        with contextlib.suppress(Exception):  # the scheduler may be gone; the error that led here is what counts
+            begun = _begun(self._held.client)
+            self._held.client.cancel([future for future in left if future.key not in begun])
+            if left := [future for future in left if future.key in begun]:
+                say(f"jobs still running at {self.spec.address}: {len(left)}; waiting for them to end")
                 wait_for(left)
 
     def run(self, function: Callable[[Any], Any], jobs: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
@@ -190,6 +195,12 @@ def _offer_gpus(client: Any) -> bool:
     return client.run_on_scheduler(
         lambda dask_scheduler: any(worker.resources.get("GPU") for worker in dask_scheduler.workers.values())
     )
+
+
+def _begun(client: Any) -> set[str]:
+    """Keys of the jobs that workers are computing now; others wait, at a worker or for one."""
+    found = client.run(lambda dask_worker: [task.key for task in dask_worker.state.executing])  # pickled by value, too
+    return {key for keys in found.values() for key in keys}
 
 
 def _outcome(function: Callable[[Any], Any], job: Any) -> Any:
