@@ -5,20 +5,24 @@ import dataclasses
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
+import types
 from pathlib import Path
 
 import cloudpickle
 import pytest
-from work import double
+from work import double, fail_on_three
 
-from pipeline import cluster
+from pipeline import cluster, preprocess
 from pipeline.cluster import Workers, portable
+from pipeline.preprocess.jobs import make_shard
 from pipeline.specs import ClusterSpec
-from pipeline.system.errors import MachineFault
+from pipeline.system import packages
+from pipeline.system.errors import MachineFault, StageFailed
 
 
 def test_a_running_scheduler_is_used_by_its_address(monkeypatch):
@@ -83,8 +87,8 @@ def test_a_worker_elsewhere_runs_jobs_of_its_own_version_only(monkeypatch):
 
 def test_the_code_has_another_key_if_a_line_differs(tmp_path, monkeypatch):
     key = portable.code_key()
-    shutil.copytree(portable._CODE, tmp_path / "copy", ignore=shutil.ignore_patterns("__pycache__"))
-    monkeypatch.setattr(portable, "_CODE", tmp_path / "copy")
+    shutil.copytree(packages.CODE, tmp_path / "copy", ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(packages, "CODE", tmp_path / "copy")
     assert portable.code_key.__wrapped__() == key
     with (tmp_path / "copy/flow/tvl1.py").open("a") as file:
         file.write("# changed")
@@ -197,6 +201,28 @@ def test_a_job_that_a_worker_elsewhere_refuses_is_a_fault_of_the_machine(schedul
     with Workers(ClusterSpec(kind="address", address=scheduler.scheduler_address), most=2) as workers:
         ((_, refused),) = workers.run(double, [4])
     assert isinstance(refused, MachineFault) and str(refused) == "it has another version"
+
+
+def test_where_a_job_failed_elsewhere_is_told(scheduler):
+    """On one of many machines a disk may not be mounted."""
+    scheduler.scale(1)
+    with Workers(ClusterSpec(kind="address", address=scheduler.scheduler_address), most=2) as workers:
+        ((_, failed),) = workers.run(fail_on_three, [3])
+    where = f"on the worker on {socket.gethostname()} ({sys.executable})"
+    assert isinstance(failed, ValueError) and failed.__notes__ == [where]
+    job = types.SimpleNamespace(kind="frames", path="s.h5")
+    told = f"frames: shard s.h5 could not be made: ValueError: three is refused, {where}. Finished shards are kept"
+    with pytest.raises(StageFailed, match=re.escape(told)):
+        preprocess._units_of(job, failed)
+
+
+def test_a_worker_that_does_not_see_the_artifacts_makes_nothing(tmp_path):
+    job = types.SimpleNamespace(path=tmp_path / "artifacts/frames/shards/s.h5", make=lambda: 1 / 0)
+    with pytest.raises(
+        MachineFault, match=f"{socket.gethostname()} does not see .*shards; every worker needs the folder"
+    ):
+        make_shard(job)
+    assert not list(tmp_path.iterdir())
 
 
 def test_workers_that_cannot_be_started_are_a_fault_of_the_machine(monkeypatch):

@@ -197,16 +197,23 @@ def test_what_a_process_raises_is_said_by_the_one_that_waits(data, tmp_path, mon
     ("elsewhere", "message"),
     [
         (
-            lambda step, identity: (step + 4, identity),
-            r"\[spatial\] process 1 goes on from step 4, process 0 from step 0",
+            lambda step, identity, code: (step + 4, identity, code),
+            r"\[spatial\] process 1, on far, goes on from step 4, process 0 from step 0",
         ),
-        (lambda step, identity: (step, "other"), r"process 1 has other settings or data; all machines need one folder"),
+        (
+            lambda step, identity, code: (step, "other", code),
+            r"process 1, on far, has other settings or data; all machines need one folder",
+        ),
+        (
+            lambda step, identity, code: (step, identity, "other"),
+            r"process 1, on far, has another version of this project; all machines",
+        ),
     ],
 )
 def test_processes_that_do_not_start_alike_are_refused(data, tmp_path, elsewhere, message):
     class Two(World):
         def gather(self, value):
-            return [value, elsewhere(*value)]
+            return [value, elsewhere(*value) if isinstance(value, tuple) else "far"]
 
     job = TrainingJob(spec(), data[1], data[0], tmp_path, "in", "cpu")
     with pytest.raises(ValueError, match=message):
@@ -291,6 +298,7 @@ def test_several_machines_meet_with_torchrun_and_the_command_is_said(data, tmp_p
         "run: OMP_NUM_THREADS=4 torchrun --nnodes=2 --nproc-per-node=2 --rdzv-backend=c10d --rdzv-endpoint=gpu1:29500 --rdzv-id=in"
         in said
     )
+    assert "--rdzv-conf=join_timeout=86400" in said and "--rdzv-conf=join_timeout=86400" in arguments
     assert f"-m pipeline.training {tmp_path}/job" in said
 
 

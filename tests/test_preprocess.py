@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import cv2
 import h5py
@@ -144,7 +145,7 @@ class Deadly:
     kind, units, cost = "flow", 1, 0
 
     def __init__(self, number, log, tries=1):
-        self.number, self.path, self.log, self.tries = number, f"shard {number}", log, tries
+        self.number, self.path, self.log, self.tries = number, Path(f"shard {number}"), log, tries
 
     def again(self):
         return Deadly(self.number, self.log, self.tries + 1)

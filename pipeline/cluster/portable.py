@@ -5,22 +5,11 @@ Otherwise it could write different bytes, such as those of an older algorithm, u
 
 from __future__ import annotations
 
-import functools
 import pickle
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-from pipeline.specs.base import digest_of
-from pipeline.system.files import file_hash
-
-_CODE = Path(__file__).parents[1]
-
-
-@functools.cache
-def code_key() -> str:
-    """Key of the code in pipeline/, which is the same wherever the same version is installed."""
-    return digest_of({str(path.relative_to(_CODE)): file_hash(path) for path in sorted(_CODE.rglob("*.py"))})
+from pipeline.system.packages import code_key
 
 
 def carrier() -> Callable[[bytes], tuple[bool, Any]]:
@@ -42,12 +31,17 @@ def carrier() -> Callable[[bytes], tuple[bool, Any]]:
             return False, f"{where} has loaded another version of the project; restart it"
         try:
             from pipeline.cluster import portable
+            from pipeline.system import packages
         except ImportError as error:
             return False, f"{where} has not this version of the project: {type(error).__name__}: {error}"
         if portable.code_key() != key:
-            return False, f"{where} has another version of the project, at {portable._CODE}; give all machines the same"
+            return False, f"{where} has another version of the project, at {packages.CODE}; give all machines the same"
         function, job = pickle.loads(packed)
-        return True, function(job)
+        try:
+            return True, function(job)
+        except Exception as error:
+            error.add_note(f"on {where}")
+            raise
 
     return run
 

@@ -260,8 +260,9 @@ def _run_jobs(jobs: Sequence[FramesJob] | Sequence[FlowJob], start: Callable[...
 
 def _units_of(job: ShardJob, result: Any) -> int:
     if isinstance(result, BaseException):
+        said = f"{type(result).__name__}: {_said(result)}{_where(result)}"
         raise StageFailed(
-            f"{job.kind}: shard {job.path} could not be made: {type(result).__name__}: {_said(result)}. "
+            f"{job.kind}: shard {job.path} could not be made: {said}. "
             "Finished shards are kept; when the cause is mended, run the same command again and it goes on from there."
         ) from result
     return result
@@ -271,6 +272,11 @@ def _said(error: BaseException) -> str:
     """The error's message; where a disk is full only that, because HDF5's is lines long."""
     full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     return os.strerror(error.errno) if full else str(error)
+
+
+def _where(error: BaseException) -> str:
+    """The notes of an error, such as the worker that raised it: on one of many machines a disk may not be mounted."""
+    return "".join(f", {note}" for note in getattr(error, "__notes__", ()))
 
 
 def _say_what_is_odd(records: list[store.Record]) -> None:

@@ -32,6 +32,7 @@ from pipeline.training.together import OtherDataset
 _ROOT = Path(__file__).parents[2]
 _POLL_SECONDS, _GRACE_SECONDS = 0.1, 10
 _LOOPBACK = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
+_JOIN_SECONDS = 24 * 3600  # machines may come from a queue; torchrun would wait for ten minutes
 _SHOWN_CHARACTERS = 2000  # shown of the end of a dead process's output
 
 
@@ -124,6 +125,7 @@ def _commands(job: TrainingJob, count: int) -> Iterator[tuple[list[str], dict[st
     if job.spec.machines > 1:
         meet = [f"--nnodes={job.spec.machines}", f"--nproc-per-node={count}", "--rdzv-backend=c10d"]
         meet += [f"--rdzv-endpoint={job.spec.rendezvous}", f"--rdzv-id={job.inputs_key}"]
+        meet += [f"--rdzv-conf=join_timeout={_JOIN_SECONDS}"]
         command = f"OMP_NUM_THREADS={threads['OMP_NUM_THREADS']} torchrun {shlex.join([*meet, *work])}"
         say(f"on each other machine, in the same folder, run: {command}")
         yield ["torch.distributed.run", *meet, *work, "--watched"], threads

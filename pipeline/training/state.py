@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -14,6 +15,7 @@ from pipeline.networks import build, imagenet
 from pipeline.networks.checkpoint import load_tensors
 from pipeline.specs import StreamSpec
 from pipeline.system.errors import StageFailed
+from pipeline.system.packages import code_key
 from pipeline.system.progress import say
 from pipeline.system.tensors import save_tensors
 from pipeline.training import recipe
@@ -159,16 +161,20 @@ class TrainingState:
         """Resume from `resume.pt` if it has the same identity; if it exists but cannot be used, print why.
 
         Raises:
-            ValueError: the processes would resume from different steps, or have different identities.
+            ValueError: the processes would resume from different steps, or have different identities or code.
         """
         self._load(path, identity)
-        starts = self.world.gather((self.step, identity))  # each has read files and settings itself
+        starts = self.world.gather((self.step, identity, code_key()))  # each has read files and settings itself
+        hosts = self.world.gather(socket.gethostname())
         if different := [rank for rank, start in enumerate(starts) if start != starts[0]]:
-            (step, own), (first, expected) = starts[different[0]], starts[0]
-            alike = f"goes on from step {step}, process 0 from step {first}"
-            what = alike if own == expected else "has other settings or data"
+            (step, own, code), (first, expected, first_code) = starts[different[0]], starts[0]
+            what = f"goes on from step {step}, process 0 from step {first}"
+            if own != expected:
+                what = "has other settings or data"
+            if code != first_code:
+                what = "has another version of this project"
             raise ValueError(
-                f"[{self.spec.stream}] process {different[0]} {what}; "
+                f"[{self.spec.stream}] process {different[0]}, on {hosts[different[0]]}, {what}; "
                 "all machines need one folder of artifacts, the same settings and the same version of this project"
             )
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import socket
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -57,7 +58,16 @@ class ShardJob(ABC):
 
 
 def make_shard(job: ShardJob) -> int:
-    """Make the shard of a job; the function that workers are given."""
+    """Make the shard of a job; the function that workers are given.
+
+    Raises:
+        MachineFault: the store's folder, which is made before any job is handed out, is not there.
+    """
+    if not job.path.parent.is_dir():
+        raise MachineFault(
+            f"{socket.gethostname()} does not see {job.path.parent}; every worker needs the folder of artifacts under "
+            "the same path, on a file system that all share"
+        )
     return job.make()
 
 
