@@ -158,7 +158,7 @@ def test_jobs_that_no_worker_has_begun_are_taken_back_after_ctrl_c(scheduler, tm
             raise KeyboardInterrupt
     assert f"jobs still running at {spec.address}: 1; waiting for them" in capsys.readouterr().err
     scheduler.scale(0)
-    time.sleep(1)
+    time.sleep(2)  # a job that went on would have begun to write
     assert {path.read_text() for path in tmp_path.iterdir()} == {"whole"} and len(list(tmp_path.iterdir())) == 2
     with pytest.raises(KeyboardInterrupt), Workers(spec, most=1) as workers, _interrupted_soon():
         list(workers.run(double, [1, 2]))
@@ -167,7 +167,7 @@ def test_jobs_that_no_worker_has_begun_are_taken_back_after_ctrl_c(scheduler, tm
 
 def write_slowly(path):
     path.write_text("half")
-    time.sleep(0.5)
+    time.sleep(1.5)  # long enough to be found at work on a busy machine
     path.write_text("whole")
 
 
