@@ -151,8 +151,7 @@ def refuse_overlap(spec: StreamSpec, catalog: Catalog, other: OtherDataset) -> N
 
 def trained_on(catalog: Catalog, other: OtherDataset | None) -> list[str]:
     """Content of the clips that a training uses, those of the other set included; for the checkpoint."""
-    left_out = {clip.id for clip in _held_out(catalog, other)} if other else ()
-    others = [clip for clip in other.catalog.part("train") if clip.id not in left_out] if other else []
+    others = _apart(catalog, other) if other else []
     return [clip.content for clip in (*catalog.part("train"), *others)]
 
 
@@ -182,16 +181,21 @@ def _held_out(catalog: Catalog, other: OtherDataset, parts: Sequence[str] = ("tr
     return [clip for part in parts for clip in other.catalog.part(part) if clip.content in held_out]
 
 
-def _clips_apart(spec: StreamSpec, catalog: Catalog, other: OtherDataset) -> list[Clip]:
+def _apart(catalog: Catalog, other: OtherDataset) -> list[Clip]:
     """Training clips of the other set, except those that are, byte for byte, validation or test clips of this set."""
+    left_out = {clip.id for clip in _held_out(catalog, other)}
+    return [clip for clip in other.catalog.part("train") if clip.id not in left_out]
+
+
+def _clips_apart(spec: StreamSpec, catalog: Catalog, other: OtherDataset) -> list[Clip]:
+    """The same, and say which are left out."""
     twice = [clip.id for clip in _held_out(catalog, other)]
     if twice:
         say(
             f"{spec.stream}: {len(twice)} training clips of {other.name} are validation or test clips here, and are "
             f"left out: {some(twice)}"
         )
-    left_out = set(twice)
-    return [clip for clip in other.catalog.part("train") if clip.id not in left_out]
+    return _apart(catalog, other)
 
 
 def _say_matching(spec: StreamSpec, catalog: Catalog, other: OtherDataset, added: Sequence[str]) -> None:
