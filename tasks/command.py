@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import itertools
 import logging
+import multiprocessing
 import os
 import signal
 import sys
@@ -117,6 +118,9 @@ def install() -> None:
     logging.getLogger("luigi-interface").addFilter(_WithoutTraceback())
     if any(frame.f_code is run_with_retcodes.__code__ for frame, _ in traceback.walk_stack(None)):
         sys.excepthook = _say_or_show
+        # Luigi's workers must know the flags. By default they are forked no more (Python 3.14; macOS before that), and
+        # would run their tasks with the settings of luigi.cfg alone
+        multiprocessing.set_start_method("fork", force=True)
         atexit.register(_say_again)
         if threading.current_thread() is threading.main_thread():
             _end_as_after_ctrl_c()

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import re
 import time
 
@@ -283,6 +284,16 @@ def test_mistakes_are_refused_before_any_work(overlay, tmp_path, arguments, mess
     assert refused.returncode != 0 and message in refused.stderr
     assert "Traceback" not in refused.stderr
     assert not list((tmp_path / "artifacts").rglob("*.h5"))
+
+
+def test_workers_know_the_flags_whatever_way_python_starts_processes_by_default(overlay, tmp_path):
+    (tmp_path / "sitecustomize.py").write_text("import multiprocessing as m\nm.set_start_method('forkserver')")
+    path = f"{tmp_path}{os.pathsep}{ROOT}"
+    flags = ["--frames-jpeg-quality", "51", "--cluster-kind", "inline", "--workers", "2"]
+    done = luigi_command("Frames", *flags, cwd=ROOT, PYTHONPATH=path, **overlay)
+    assert done.returncode == 0, done.stderr
+    (made,) = (tmp_path / "artifacts").glob("four/frames/*")
+    assert json.loads(store.read_attrs(made / "index.h5")["spec"])["jpeg_quality"] == 51
 
 
 def test_what_reads_no_seed_is_one_task_for_all_seeds(config):
