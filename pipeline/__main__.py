@@ -15,10 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.artifacts.status import STAGE_FILES, configured_artifacts, read_settings, status
-from pipeline.system.console import in_bytes, plain, print_table, some
+from pipeline.system.console import in_bytes, plain, print_table, print_values, some
 
 ROWS_SHOWN = 20
-_LIST_SHOWN = 12
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -126,14 +125,14 @@ def _inspect_one(path: Path, arguments: argparse.Namespace) -> int:
     if arguments.clip:
         print_table(_rows_of(found, arguments.clip))
     else:
-        _print_values({**found["attrs"], **found["summary"]})
+        print_values({**found["attrs"], **found["summary"]})
         rows = found["rows"] if arguments.all else found["rows"][:ROWS_SHOWN]
         print_table(rows)
         if len(rows) < len(found["rows"]):
             print(f"... and {len(found['rows']) - len(rows)} more (--all)")
     if found["clip"]:
         print(f"\nclip {plain(found['clip']['id'])}")
-        _print_values(found["clip"])
+        print_values(found["clip"])
     return 0
 
 
@@ -281,24 +280,6 @@ def _doctor(artifacts: Path, arguments: argparse.Namespace) -> int:
     found = doctor.examine(artifacts, seconds=arguments.seconds)
     print(json.dumps(found, indent=1) if arguments.json else "\n".join(doctor.lines(found)))
     return 1 if found["broken"] else 0
-
-
-def _print_values(values: dict[str, Any]) -> None:
-    for name, value in values.items():
-        print(f"  {name:16} {plain(_in_short(value))}")
-
-
-def _in_short(value: Any) -> str:
-    """A value on one line; a long list, such as the loss curve, is shortened to its ends (`--json` has all of it)."""
-    if isinstance(value, list) and len(value) > _LIST_SHOWN:
-        return f"{_json(value[:3])[:-1]}, ..., {_json(value[-3:])[1:]} ({len(value)} in all)"
-    if isinstance(value, (dict, list)):
-        return _json(value)
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False)  # names as they are, in any script
 
 
 if __name__ == "__main__":

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any
+
+_LIST_SHOWN = 12
 
 
 def print_table(rows: Sequence[dict[str, Any]]) -> None:
@@ -11,6 +14,25 @@ def print_table(rows: Sequence[dict[str, Any]]) -> None:
     if rows:
         names = sorted(rows[0], key=lambda name: name in ("reason", "note"))
         print("\n".join(aligned([names, *([str(row[name]) for name in names] for row in rows)])))
+
+
+def print_values(values: dict[str, Any]) -> None:
+    """Print a line for each value, with its name."""
+    for name, value in values.items():
+        print(f"  {name:16} {plain(_in_short(value))}")
+
+
+def _in_short(value: Any) -> str:
+    """A value on one line; a long list, such as the loss curve, is shortened to its ends (`--json` has all of it)."""
+    if isinstance(value, list) and len(value) > _LIST_SHOWN:
+        return f"{_json(value[:3])[:-1]}, ..., {_json(value[-3:])[1:]} ({len(value)} in all)"
+    if isinstance(value, (dict, list)):
+        return _json(value)
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)  # names as they are, in any script
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
