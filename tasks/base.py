@@ -20,6 +20,7 @@ import luigi
 
 from pipeline.specs import RunSpec
 from pipeline.specs.base import Spec, digest_of
+from pipeline.system.errors import StageFailed
 from pipeline.system.files import one_writer, read_json, read_made_from, record_made_from, try_exclusive_lock
 from pipeline.system.progress import say
 from tasks import checks, settings
@@ -222,6 +223,7 @@ class Stage(luigi.Task):
         with one_writer(self.folder):
             if self.is_current():
                 return
+            self._refuse_what_changed()
             begun = time.monotonic()
             say(f"{self.title}: {self.folder}")
             self.record()
@@ -230,9 +232,40 @@ class Stage(luigi.Task):
             self.make()
             say(f"{self.title}: done in {time.monotonic() - begun:.1f} s")
 
+    def _refuse_what_changed(self) -> None:
+        """Refuse to go on if what this stage reads has been replaced since this command looked at it.
+
+        Else a catalog that another run has remade meanwhile might name, as test clips, those that a stream was trained
+        on; and what is made from a new file of weights would lie in the folder of the old one.
+
+        Raises:
+            StageFailed: it has; the same command begins with what is there now.
+        """
+        seen: set[Path] = set()
+        if self.own_digest() != self.digest or not all(task.agrees(seen) for task in self._stages_before()):
+            raise StageFailed(
+                "what it reads has been replaced since this command began, by another run or by hand; run the same "
+                "command again"
+            )
+        self._inputs_key = ""
+        self._inputs_key = self.inputs_key()  # to be recorded: that of what `make` is about to read
+
+    def agrees(self, seen: set[Path]) -> bool:
+        """Whether the artifact and all before it were made from what is there now; `seen`: folders looked at."""
+        if self.folder in seen or not self.output().exists():
+            return True
+        seen.add(self.folder)
+        if not all(task.agrees(seen) for task in self._stages_before()):
+            return False
+        self._inputs_key = ""
+        return self.output().recorded().get("inputs") == self.inputs_key()
+
+    def _stages_before(self) -> list[Stage]:
+        return [task for task in self.before() if isinstance(task, Stage)]
+
     def record(self) -> None:
         """Record what the artifact is made from, for `python -m pipeline gc`."""
-        before = [task.folder for task in self.before() if isinstance(task, Stage)]
+        before = [task.folder for task in self._stages_before()]
         record_made_from(self.folder, Path(self.run_spec.artifacts), [*before, *self.files_read()])
 
     def _record_if_lost(self) -> None:

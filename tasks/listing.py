@@ -110,6 +110,10 @@ class Catalog(OfVideos):
         """Whether the catalog exists but the folder of its videos does not."""
         return self.path.is_file() and not Path(self.spec("dataset").videos).is_dir()
 
+    def agrees(self, seen: set[Path]) -> bool:
+        """True: a video that is added while a command runs is for the next one."""
+        return True
+
     def key(self) -> str:
         """Content key of the videos, the classes and the parts."""
         return self.output().recorded()["key"]

@@ -72,6 +72,16 @@ def reasons(path):
     return {record.id: record.reason for record in store.read_records(path, "flow") if record.status == "failed"}
 
 
+def test_frames_made_anew_since_the_run_began_get_no_flow(frames, tmp_path):
+    records = tuple(store.read_records(frames, "frames"))
+    for other in ({"crc32": 1}, {"frames": 99}):
+        given = {"path": tmp_path / "s.h5", "frames": frames, "attrs": {"digest": "d"}}
+        known = tuple(record._replace(**other) if record.id == "b" else record for record in records)
+        with pytest.raises(MachineFault, match="the frames of clip 'b' of .* have been made anew since this run began"):
+            FlowJob(**given, records=known, spec=DIS, device="cpu").make()
+        assert not (tmp_path / "s.h5").exists()
+
+
 ALWAYS = {"e": "no flow: one frame alone has no flow", "h": "the file is empty (0 bytes)"}
 
 

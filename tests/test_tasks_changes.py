@@ -16,9 +16,11 @@ from torchvision.models.optical_flow import raft_small
 from pipeline import store
 from pipeline.artifacts import damage
 from pipeline.flow import estimate
+from pipeline.networks import checkpoint
 from pipeline.preprocess import make_flow
 from pipeline.scores import Scores
 from pipeline.specs import ClusterSpec
+from pipeline.system.errors import StageFailed
 from pipeline.system.files import file_hash
 from tasks import Catalog, Flow, Frames, FullPipeline, Fuse, Report, ScoreStream, TrainStream
 
@@ -45,6 +47,50 @@ def test_a_setting_that_cannot_change_the_result_redoes_nothing(config):
     ]:
         config.set(section, name, value)
     assert fresh(Frames).complete()
+
+
+def swap_b_and_d(lists):
+    """Make the training clip of a class its test clip, and the other way round; returns the list as it was."""
+    before = lists.read_text()
+    lists.write_text(before.replace("b,train", "b,test").replace("d,test", "d,train"))
+    return before
+
+
+def test_what_another_run_remade_is_not_joined_with_what_was_made_before(config, tmp_path):
+    """The stream was trained; then its training clips became the test clips, while this command went on."""
+    assert build(fresh(TrainStream, stream="spatial"))
+    score = fresh(ScoreStream, stream="spatial")
+    before = swap_b_and_d(tmp_path / "clips.csv")
+    assert build(fresh(Catalog))
+    with pytest.raises(StageFailed, match="what it reads has been replaced since this command began"):
+        score.run()
+    assert not score.complete() and not score.folder.joinpath("scores.h5").exists()
+    (tmp_path / "clips.csv").write_text(before)
+    assert build(fresh(ScoreStream, stream="spatial"))
+
+
+def test_a_training_records_the_catalog_that_it_reads(config, tmp_path):
+    assert build(fresh(Frames))
+    train = fresh(TrainStream, stream="spatial")
+    assert not train.complete()  # looks at the catalog of now
+    swap_b_and_d(tmp_path / "clips.csv")
+    assert build(fresh(Catalog))
+    train.run()
+    assert fresh(TrainStream, stream="spatial").complete()
+    of_now = {clip.content for clip in fresh(Catalog).read().clips if clip.part == "train"}
+    assert checkpoint.clips_seen(train.weights)[0] == of_now
+
+
+def test_weights_replaced_since_the_command_began_start_no_training(config, tmp_path):
+    start = tmp_path / "start.pt"
+    start.write_bytes(b"one")
+    config.set("spatial", "start", str(start))
+    assert build(fresh(Frames))
+    train = fresh(TrainStream, stream="spatial")
+    assert train.digest
+    start.write_bytes(b"two")
+    with pytest.raises(StageFailed, match="what it reads has been replaced since this command began"):
+        train.run()
 
 
 def test_a_changed_video_redoes_its_shard_and_what_follows(config, tmp_path, capsys):

@@ -16,7 +16,7 @@ from pipeline.preprocess.jobs import BAD_CLIP, machine_faults
 from pipeline.preprocess.jobs.earlier import Earlier, copied
 from pipeline.specs import FlowSpec
 from pipeline.system.console import one_line
-from pipeline.system.errors import ClipError, DamagedFile
+from pipeline.system.errors import ClipError, DamagedFile, MachineFault
 
 FlowBytes = dict[str, tuple[np.ndarray, np.ndarray | None]]  # direction -> bytes (n, 2, H, W), range_px or None
 
@@ -43,11 +43,19 @@ class FlowClip:
         source: the frames.
         writer: gets the images of the flow.
         earlier: shards that may hold the flow of the same frames already; then the clip is complete from the start.
+
+    Raises:
+        MachineFault: the frames are not those of the record.
     """
 
     def __init__(self, record: store.Record, source: store.Store, writer: store.ClipWriter, earlier: Earlier):
         self.record, self.stored, self.writer = record, source[record.id], writer
         self._frames_folder = source.folder
+        if (len(self.stored), self.stored.attrs["crc32"]) != (record.frames, record.crc32):  # its flow would be kept
+            raise MachineFault(
+                f"the frames of clip {record.id!r} of {source.folder} have been made anew since this run began; run "
+                "the same command again"
+            )
         self.size, self.pairs = (self.stored.height, self.stored.width), len(self.stored) - 1
         self._errors: list[tuple[int, BaseException]] = []
         self._crc32 = 0  # of the images read so far
