@@ -92,6 +92,7 @@ def test_csv_with_group_and_split_and_any_name(tmp_path):
         ("a.avi,x\n", "1", r"the header is 'a.avi,x'; it must be path,label\[,group\]"),
         ("path,label,person\n", "1", "the header is"),
         ("", "1", "the header is ''"),
+        ("path,label,split,split\na.avi,x,val,train\n", "1", "the header is 'path,label,split,split'"),
         ("path,label\na.avi\n", "1", "line 2: the number of fields"),
         ("path,label\na.avi,x,y\n", "1", "line 2: the number of fields"),
         ("path,label\na.avi,\n", "1", "'a.avi' has no label"),
@@ -229,6 +230,19 @@ def test_clips_without_groups_are_not_left_out_one_by_one(tiny_dataset, tmp_path
         ValueError, match="there are no two groups, .* by .dataset. group_pattern or a group column in the CSV"
     ):
         split_names(DatasetSpec(layout="csv", lists=str(file)))
+
+
+@pytest.mark.parametrize("layout", ["csv", "folder"])
+def test_names_spelled_with_composed_and_decomposed_accents_are_one_class_and_one_group(tmp_path, layout):
+    one, other = "na\u00efve/Jos\u00e9_a.avi", "nai\u0308ve/Jose\u0301_b.avi"
+    touch(tmp_path, "x/eli_c.avi", one, other)
+    text = f"path,label,group\n{one},na\u00efve,Jos\u00e9\n{other},nai\u0308ve,Jose\u0301\nx/eli_c.avi,x,eli\n"
+    spec = csv_spec(tmp_path, text)
+    if layout == "folder":
+        spec = DatasetSpec(layout="folder", videos=str(tmp_path), group_pattern="/(?P<group>[^_/]+)_")
+    rows, classes = read_layout(spec, "Jose\u0301", scan_videos(tmp_path))
+    assert classes == ["na\u00efve", "x"]
+    assert sorted(row.group for row in rows if row.part == "test") == ["Jos\u00e9"] * 2
 
 
 def test_blanks_in_a_csv_file_make_no_other_class_or_group(tmp_path):

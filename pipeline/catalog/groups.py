@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 
-from pipeline.catalog.rows import ListedClip, path_id
+from pipeline.catalog.rows import ListedClip, composed, path_id
 from pipeline.specs import DatasetSpec
 from pipeline.system.console import some
 
@@ -24,7 +24,7 @@ def grouped(rows: list[ListedClip], spec: DatasetSpec) -> list[ListedClip]:
             f"[dataset] group_pattern {spec.group_pattern!r} finds no group in {len(lost)} of {len(found)} paths: "
             f"{some(lost, 3)}"
         )
-    return [row if row.group else replace(row, group=found[row.path]["group"]) for row in rows]
+    return [row if row.group else replace(row, group=composed(found[row.path]["group"])) for row in rows]
 
 
 def refuse_torn_groups(name: str, rows: list[ListedClip]) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 
 from pipeline.catalog.groups import grouped, refuse_torn_groups
 from pipeline.catalog.official import read_hmdb51_lists, read_ucf101_classes, read_ucf101_lists, split_numbers
-from pipeline.catalog.rows import PARTS, ListedClip, folded, path_id, safe_path
+from pipeline.catalog.rows import PARTS, ListedClip, composed, folded, path_id, safe_path
 from pipeline.specs import DatasetSpec
 from pipeline.specs.base import unknown_name
 from pipeline.system.console import some
@@ -139,7 +139,8 @@ def read_layout(spec: DatasetSpec, split: str, videos: Iterable[str]) -> tuple[l
         rows = _hold_out(rows, split)
     classes = {row.class_name for row in rows}
     if spec.layout == "folder":  # a class folder without videos is a class too, so the catalog can reject it
-        classes |= {file.name for file in Path(spec.videos).iterdir() if file.is_dir() and file.name[0] != "."}
+        folders = (file.name for file in Path(spec.videos).iterdir() if file.is_dir())
+        classes |= {composed(name) for name in folders if name[0] != "."}
     return rows, sorted(classes)
 
 
@@ -181,7 +182,7 @@ def _read_folder(spec: DatasetSpec, videos: list[str]) -> list[ListedClip]:
             f"{len(loose)} of {len(videos)} videos lie in no class folder ({some(loose, 3)}); layout folder needs "
             "<class>/<clip>"
         )
-    return grouped([ListedClip(path_id(path), path, path.split("/")[0], "", "") for path in videos], spec)
+    return grouped([ListedClip(path_id(path), path, composed(path.split("/")[0]), "", "") for path in videos], spec)
 
 
 def _read_csv(spec: DatasetSpec, split: str) -> list[ListedClip]:
@@ -190,7 +191,8 @@ def _read_csv(spec: DatasetSpec, split: str) -> list[ListedClip]:
     with file.open(encoding="utf-8-sig", newline="") as stream, _told_if_unreadable(file):
         reader = csv.DictReader(stream)
         columns = reader.fieldnames or []
-        if not {"path", "label"} <= set(columns) <= {"path", "label", "group", "split"}:
+        names = set(columns)
+        if not {"path", "label"} <= names <= {"path", "label", "group", "split"} or len(names) < len(columns):
             raise ValueError(f"{file.name}: the header is {','.join(columns)!r}; it must be path,label[,group][,split]")
         if "split" in columns and split != "1":
             raise ValueError(f"split {split!r} does not exist; the split column of {file.name} is split 1")
@@ -222,7 +224,7 @@ def _csv_row(record: dict, where: str) -> ListedClip:
         raise ValueError(f"{where}: the number of fields is not that of the header")
     path = safe_path(record["path"], where)
     # nobody sees a trailing blank, which would make another class or group
-    label, group, part = (record.get(name, "").strip() for name in ("label", "group", "split"))
+    label, group, part = (composed(record.get(name, "").strip()) for name in ("label", "group", "split"))
     if not label:
         raise ValueError(f"{where}: {path!r} has no label")
     if "split" in record and part not in PARTS:
@@ -232,7 +234,7 @@ def _csv_row(record: dict, where: str) -> ListedClip:
 
 def _hold_out(rows: list[ListedClip], split: str) -> list[ListedClip]:
     """Make the group named `split` the test part; if there is none and `split` is a number, leave the parts open."""
-    groups = {row.group for row in rows}
+    groups, split = {row.group for row in rows}, composed(split)
     if split in groups:
         return [replace(row, part="test" if row.group == split else "train") for row in rows]
     if not re.fullmatch(r"\d+", split):

@@ -25,9 +25,14 @@ def path_id(path: str) -> str:
     return str(PurePosixPath(path).with_suffix("")).replace("/", "__")
 
 
+def composed(text: str) -> str:
+    """The text with its accents composed: two spellings of a person's name must not become two groups."""
+    return unicodedata.normalize("NFC", text)
+
+
 def folded(text: str) -> str:
     """Normalize a text so that letter case and the Unicode composition of accents do not matter."""
-    return unicodedata.normalize("NFC", text).casefold()
+    return composed(text).casefold()
 
 
 def safe_path(path: str, where: str) -> str:
