@@ -4,6 +4,7 @@ import os
 import time
 from pathlib import Path
 
+import distributed
 import pytest
 from work import double, fail_on_three
 
@@ -42,6 +43,15 @@ def test_local_workers_are_other_processes_and_no_more_than_the_work():
         assert workers.count == 2
         pids = {pid for _, pid in workers.run(where, range(8))}
     assert len(pids) == 2 and os.getpid() not in pids
+
+
+def test_environment_and_dask_client_of_the_user_stay(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    before = dict(os.environ)
+    with Workers(ClusterSpec(workers=1), most=9) as workers:
+        assert list(workers.run(double, [1])) == [(1, 2)]
+        assert dict(os.environ) == before
+        assert distributed.client._get_global_client() is None
 
 
 def test_a_worker_that_dies_is_told_from_its_neighbors():

@@ -100,7 +100,8 @@ class Workers:
             self._held.client.cancel([future for future in left if future.key not in begun])
             if left := [future for future in left if future.key in begun]:
                 say(f"jobs still running at {self.spec.address}: {len(left)}; waiting for them to end")
-                wait_for(left)
+                with self._held.client.as_current():
+                    wait_for(left)
 
     def run(self, function: Callable[[Any], Any], jobs: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
         """Yield (job, result) as jobs end; the result of a job that raised is its exception.

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
+from collections.abc import Iterator
 from typing import Any
 
 from pipeline.specs import ClusterSpec
@@ -51,7 +53,7 @@ def connect(
 
     with dask.config.set(_DASK_SETTINGS):
         where = spec.address if spec.kind == "address" else _start_cluster(spec, workers, devices, at_once, stack)
-        client = Client(where, timeout="30s")
+        client = Client(where, timeout="30s", set_as_default=False)  # the user may have one
     stack.callback(client.close)  # not a context manager: a timer's thread may close it
     return client
 
@@ -74,12 +76,24 @@ def _start_cluster(
             "silence_logs": logging.CRITICAL,
         }
         try:
-            with deaf_children():  # workers and their replacements: a thread of dask starts them
+            with deaf_children(), _own_environment():  # workers and their replacements: a thread of dask starts them
                 cluster = LocalCluster(n_workers=workers, threads_per_worker=at_once, **options)
                 stack.callback(cluster.close)  # before a Ctrl-C is heard
         except (RuntimeError, OSError) as error:
             raise MachineFault(f"workers cannot be started on this machine: {_first_cause(error)}") from error
     return cluster
+
+
+@contextlib.contextmanager
+def _own_environment() -> Iterator[None]:
+    """Give this process its environment back: dask sets that of its workers here, and trainings would believe it."""
+    before = dict(os.environ)
+    try:
+        yield
+    finally:
+        for name in set(os.environ) - set(before):
+            del os.environ[name]
+        os.environ.update(before)
 
 
 def _first_cause(error: BaseException) -> str:
