@@ -102,6 +102,14 @@ def _say_what_died(task: luigi.Task, message: str) -> None:
     )
 
 
+@luigi.Task.event_handler(luigi.Event.TIMEOUT)
+def _say_what_took_too_long(task: luigi.Task, message: str) -> None:
+    say_failure(
+        f"{type(task).__name__} FAILED: it took longer than [worker] timeout or its worker_timeout allows; the same "
+        "command goes on"
+    )
+
+
 def _say_again() -> None:
     lines = os.pread(_FAILURES, os.fstat(_FAILURES).st_size, 0).decode().splitlines()
     os.ftruncate(_FAILURES, 0)
