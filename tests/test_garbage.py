@@ -55,7 +55,7 @@ def made(tmp_path) -> Made:
     return made
 
 
-GIVEN_UP = {f"d/flow/tvl1-{B}": "there is a newer one, which alone is used"}
+GIVEN_UP = {f"d/flow/tvl1-{B}": "there is a newer one, and no result was made from this"}
 
 
 def test_what_is_not_the_newest_and_served_no_result_may_go(made):
@@ -90,7 +90,7 @@ def test_what_was_begun_stays_with_what_it_reads(made):
 def test_another_datasets_artifact_is_kept_for_what_was_made_from_it(made):
     made.add(f"e/flow/tvl1-{A}")
     made.add(f"e/flow/tvl1-{B}")
-    assert made.waste() == GIVEN_UP | {f"e/flow/tvl1-{A}": "there is a newer one, which alone is used"}
+    assert made.waste() == GIVEN_UP | {f"e/flow/tvl1-{A}": "there is a newer one, and no result was made from this"}
     made.add(f"d/train_stream/temporal-heads-e-{A}", f"e/flow/tvl1-{A}")
     assert made.waste() == GIVEN_UP
 
@@ -128,7 +128,7 @@ def test_the_command_lists_and_removes_when_told(made, capsys):
     said = capsys.readouterr().out
     assert (
         f"tvl1-{B}" in said
-        and "there is a newer one, which alone is used" in said
+        and "there is a newer one, and no result was made from this" in said
         and "in all; --yes removes them" in said
     )
     assert main(["gc", "--yes", *options]) == 0

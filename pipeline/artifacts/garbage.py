@@ -56,7 +56,9 @@ def find(artifacts: Path, *, old: bool = False, unfinished: bool = False) -> lis
                 with contextlib.suppress(FileNotFoundError):  # finished meanwhile
                     waste.append(Waste(path, folder, path.stat().st_size, "half written"))
         else:
-            reason = "begun, and not ended" if name in begun else "there is a newer one, which alone is used"
+            reason = (
+                "begun, and not ended" if name in begun else "there is a newer one, and no result was made from this"
+            )
             waste.append(Waste(folder, folder, row["bytes"], reason))
     return waste
 
