@@ -215,6 +215,8 @@ def test_errors_name_what_is_allowed():
         bidirectional_stack(flow, flow, 7, 14)
     with pytest.raises(ValueError, match=r"length is 3; a bidirectional stack needs an even number"):
         bidirectional_stack(flow, flow, 5, 3)
+    with pytest.raises(ValueError, match="backward is uint8; it must be a numpy array, floating, in pixels"):
+        bidirectional_stack(flow, flow.astype(np.uint8), 5, 4)
     with pytest.raises(ValueError, match=r"backward has shape .*; it must be that of forward"):
         bidirectional_stack(flow, flow[1:], 5, 4)
     with pytest.raises(ValueError, match=r"kind is 'path'; allowed: stack, trajectory"):

@@ -175,6 +175,14 @@ def test_a_store_is_a_mapping_of_the_clips_that_are_ok(tmp_path):
         opened["z"]
 
 
+def test_a_store_opened_by_a_relative_path_is_read_wherever_the_process_goes(tmp_path, monkeypatch):
+    path = write_frames(tmp_path / "of", {"a": moving_texture(3)})
+    monkeypatch.chdir(tmp_path)
+    opened = store.open_frames(path.relative_to(tmp_path))
+    monkeypatch.chdir("/")
+    assert opened["a"].frames(0, 3).shape == (3, 48, 64, 3)
+
+
 def test_pickled_and_forked_readers_open_their_own_files(tmp_path):
     opened = store.open_frames(write_frames(tmp_path, {"a": moving_texture(3)}))
     here = opened["a"].frames(0, 3)

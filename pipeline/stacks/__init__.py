@@ -97,6 +97,7 @@ def bidirectional_stack(
     Source: paper, section 3.1, which does not give the order of the backward fields.
     """
     _check_flow("forward", forward)
+    _check_flow("backward", backward)
     if backward.shape != forward.shape:
         raise ValueError(f"backward has shape {backward.shape}; it must be that of forward, {forward.shape}")
     half, count = length // 2, len(forward)

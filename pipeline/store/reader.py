@@ -24,7 +24,7 @@ class Store(Mapping[str, StoredClip]):
     """Read-only view of a frames or flow store, or of one shard: clip id -> StoredClip, for the clips that are ok.
 
     Each process opens files when first needed, at most 32 shards at a time. Open files are neither shared with a forked
-    process nor pickled.
+    process nor pickled. A store is for one thread: one that opens a shard may close that of another. Give each its own.
     """
 
     def __init__(self, path: Path | str, kind: str):
@@ -42,7 +42,8 @@ class Store(Mapping[str, StoredClip]):
             if "shard" not in self.attrs and self.key != content_key(kind, self.attrs["digest"], found):
                 raise RuntimeError("its key is not that of its table")
         self.odd = {video_id: reason for video_id, reason in told.items() if video_id not in self.failed}
-        self._folder = self.path.parent if "shard" in self.attrs else self.path.parent / "shards"
+        folder = self.path.parent.absolute()  # the working folder may change
+        self._folder = folder if "shard" in self.attrs else folder / "shards"
         self._forget()
 
     def shard_paths(self) -> list[Path]:
