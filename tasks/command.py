@@ -105,8 +105,8 @@ def _say_what_died(task: luigi.Task, message: str) -> None:
 @luigi.Task.event_handler(luigi.Event.TIMEOUT)
 def _say_what_took_too_long(task: luigi.Task, message: str) -> None:
     say_failure(
-        f"{type(task).__name__} FAILED: it took longer than [worker] timeout or its worker_timeout allows; the same "
-        "command goes on"
+        f"{type(task).__name__} FAILED: it took longer than [worker] timeout, or its worker_timeout, allows "
+        f"({message}); the same command goes on"
     )
 
 
