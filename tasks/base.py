@@ -247,8 +247,7 @@ class Stage(luigi.Task):
                 "what it reads has been replaced since this command began, by another run or by hand; run the same "
                 "command again"
             )
-        self._inputs_key = ""
-        self._inputs_key = self.inputs_key()  # to be recorded: that of what `make` is about to read
+        self._inputs_now()  # which is what the artifact records
 
     def agrees(self, seen: set[Path]) -> bool:
         """Whether the artifact and all before it were made from what is there now; `seen`: folders looked at."""
@@ -257,8 +256,13 @@ class Stage(luigi.Task):
         seen.add(self.folder)
         if not all(task.agrees(seen) for task in self._stages_before()):
             return False
+        return self.output().recorded().get("inputs") == self._inputs_now()
+
+    def _inputs_now(self) -> str:
+        """Content key of what this stage reads, of what is there now, which replaces the remembered one."""
         self._inputs_key = ""
-        return self.output().recorded().get("inputs") == self.inputs_key()
+        self._inputs_key = self.inputs_key()
+        return self._inputs_key
 
     def _stages_before(self) -> list[Stage]:
         return [task for task in self.before() if isinstance(task, Stage)]
