@@ -103,9 +103,14 @@ def check_dataset(name: str) -> None:
     Raises:
         FileNotFoundError: LUIGI_CONFIG_PATH names no file, or there is no luigi.cfg.
         PermissionError: one of them cannot be read.
-        ValueError: the dataset has no section, a section or a dataset's setting is unknown, or the file of
-            LUIGI_CONFIG_PATH has no sections at all.
+        ValueError: the dataset has no section, a section or a dataset's setting is unknown, the file of
+            LUIGI_CONFIG_PATH has no sections at all, or tasks are to be looked at in parallel.
     """
+    if settings.from_command_line() and luigi.interface.core().parallel_scheduling:
+        raise ValueError(
+            "parallel_scheduling is not possible here: Luigi would wait without end for tasks that are refused; leave "
+            "it out (what is complete is found in little time, and --workers does run tasks in parallel)"
+        )
     overlay = os.environ.get("LUIGI_CONFIG_PATH", "")
     if overlay and not Path(overlay).is_file():
         raise FileNotFoundError(f"LUIGI_CONFIG_PATH is {overlay!r}, and there is no such file")

@@ -27,6 +27,7 @@ from tasks import settings
 _RAISE = dis.opmap["RAISE_VARARGS"]
 _OURS = Path(__file__).parents[1]
 _NOT_OURS = (WorkerDied, DamagedFile, MachineFault)
+_OF_LUIGI = "Task finished running, but complete() is still returning false"
 _OF_TORCH = "enforce fail at inline_container"  # torch's message if a file of weights could not be written
 
 
@@ -61,6 +62,11 @@ def error_line(error: BaseException, folder: Path | None = None) -> str:
     said = one_line(str(error)) or type(error).__name__
     if getattr(error, "errno", None) == errno.ENOSPC:
         said = "no space left"  # HDF5 says the same in six lines
+    elif _OF_LUIGI in said:
+        said = (
+            "it ended, but what it reads or what it made has been changed meanwhile, by another run or by hand; run "
+            "the same command again"
+        )
     elif _OF_TORCH in said:  # which does not say why
         said = f"{said}, perhaps for want of space"
     text = ", ".join([said, *getattr(error, "__notes__", [])])
@@ -78,7 +84,7 @@ def _is_full(error: BaseException | None) -> bool:
 
 def _is_plain(error: BaseException | None) -> bool:
     """Whether the message suffices: a fault of files or the machine, or an error our code raised on purpose."""
-    if isinstance(error, OSError) or _is_full(error):
+    if isinstance(error, OSError) or _is_full(error) or _OF_LUIGI in str(error):
         return True
     if isinstance(error, _NOT_OURS) or type(error).__name__ == "OutOfMemoryError":  # torch's
         return True

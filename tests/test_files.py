@@ -85,6 +85,23 @@ def test_a_second_writer_waits_and_says_for_whom(tmp_path, capsys):
     holder.join()
 
 
+def test_a_script_without_a_guard_is_told_so_by_the_process_that_imports_it_again(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import multiprocessing, pathlib\n"
+        "from pipeline.system import files\n"
+        "with files.one_writer(pathlib.Path('folder')):\n"
+        "    child = multiprocessing.get_context('spawn').Process(target=print)\n"
+        "    child.start()\n"
+        "    child.join(60)\n"
+        "print(child.exitcode)\n"
+    )
+    ran = subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, text=True)
+    assert ran.stdout == "1\n"
+    told = 'put what it does under `if __name__ == "__main__":`, so that they do not do it too'
+    assert f"RuntimeError: this script starts processes, which import it again; {told}" in ran.stderr
+
+
 def test_small_files_and_names(tmp_path):
     files.write_json(tmp_path / "a.json", {"b": [1, 2], "a": "é"})
     assert (tmp_path / "a.json").read_text() == '{\n "a": "\\u00e9",\n "b": [\n  1,\n  2\n ]\n}\n'

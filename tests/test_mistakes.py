@@ -11,7 +11,7 @@ import luigi
 import numpy as np
 import pytest
 import torch
-from chains import fresh, luigi_command
+from chains import build, fresh, luigi_command
 from conftest import ROOT
 
 from pipeline import quantize
@@ -33,6 +33,7 @@ from tasks import Catalog, command, mistakes
         (["Flow", "--data-videos", "my", "videos"], "error: 'videos' belongs to no flag; a value with spaces needs q"),
         (["Flow", "--data-videos=my", "videos", "--seed", "1"], "error: 'videos' belongs to no flag; a value with sp"),
         (["FullPipline"], "error: No task FullPipline. Did you mean: FullPipeline\n"),
+        (["Flow", "--parallel-scheduling"], "error: parallel_scheduling is not possible here: Luigi would wait without"),
         (["Flow", "--seed", "x"], "error: --seed is 'x': invalid literal for int() with base 10: 'x'\n"),
         (["Flow", "--changes", "{"], "error: --changes is '{': Expecting property name"),
     ],
@@ -142,6 +143,18 @@ def test_a_stage_that_failed_for_a_fault_of_the_program_keeps_its_traceback(caus
     file = str(ROOT / "pipeline/made_up.py")
     error = caught(lambda: exec(compile(line, file, "exec"), {"StageFailed": StageFailed, "cause": cause}))
     assert bool(mistakes.plainly(error)) == plain
+
+
+def test_a_change_while_a_task_runs_is_told_in_one_line(config, monkeypatch, caplog, capsys):
+    def made(self):
+        write_catalog(self)
+        self.path.unlink()
+
+    write_catalog = Catalog.make
+    monkeypatch.setattr(Catalog, "make", made)
+    assert not build(fresh(Catalog))
+    assert "Catalog FAILED: it ended, but what it reads or what it made has been changed" in capsys.readouterr().err
+    assert "Traceback" not in caplog.text
 
 
 def test_other_programs_keep_their_hook():

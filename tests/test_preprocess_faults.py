@@ -134,6 +134,29 @@ def test_a_video_that_is_replaced_while_frames_are_made_is_no_frame_of_the_forme
     assert not store.open_frames(tmp_path / "frames").failed
 
 
+def test_an_unlabelled_video_that_is_still_being_written_fails_alone_until_it_is_whole(tiny_dataset, tmp_path):
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    for path in sorted(tiny_dataset.rglob("*.avi"))[:2]:
+        shutil.copy(path, videos)
+    written, other = sorted(videos.iterdir())
+    whole = written.read_bytes()
+    about = {"videos": videos, "spec": replace(FRAMES, max_bad_fraction=0.5), "cluster": INLINE}
+
+    def made():
+        return read_dataset(DatasetSpec(layout="unlabelled", videos=str(videos)), "1")
+
+    written.write_bytes(whole[: len(whole) // 2])
+    catalog = made()
+    written.write_bytes(whole)
+    make_frames(tmp_path / "frames", catalog, **about)
+    found = store.open_frames(tmp_path / "frames")
+    reason = "the file has changed since the catalog was read; run the same command again, which reads it"
+    assert found.failed == {written.name: reason} and len(found[other.name])
+    make_frames(tmp_path / "frames", made(), **about)
+    assert not store.open_frames(tmp_path / "frames").failed
+
+
 def test_too_little_memory_is_no_fault_of_a_video(tiny_dataset, tmp_path, monkeypatch):
     catalog = read_dataset(DatasetSpec(videos=str(tiny_dataset), group_pattern=GROUPS), "dan")
     job = replace(frames_shard_of(catalog, tiny_dataset, tmp_path), spec=FrameSpec())

@@ -7,6 +7,7 @@ import fcntl
 import hashlib
 import itertools
 import json
+import multiprocessing
 import os
 import shutil
 import socket
@@ -131,7 +132,16 @@ def one_writer(folder: Path) -> Iterator[None]:
     """Hold the folder's lock. A second run prints who holds it and waits. The lock is freed when its holder dies.
 
     The holder may enter again.
+
+    Raises:
+        RuntimeError: a process that some function has started imports the script, which has no guard; the first one
+            holds the lock until this one is there.
     """
+    if getattr(multiprocessing.current_process(), "_inheriting", False):  # so multiprocessing itself finds out
+        raise RuntimeError(
+            "this script starts processes, which import it again; put what it does under "
+            '`if __name__ == "__main__":`, so that they do not do it too'
+        )
     place = folder.absolute()
     if place in _HELD.get():
         yield

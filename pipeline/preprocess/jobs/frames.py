@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import cv2
 
 from pipeline import store
-from pipeline.catalog import UNREADABLE, Clip
+from pipeline.catalog import UNKNOWN, UNREADABLE, Clip
 from pipeline.preprocess.jobs import BAD_CLIP, ShardJob, machine_faults
 from pipeline.preprocess.jobs.earlier import Earlier, copied
 from pipeline.specs import FrameSpec
@@ -109,12 +109,21 @@ def _frames_clip(shard: store.ShardWriter, job: FramesJob, clip: Clip) -> store.
 
 
 def _refuse_changed(path: Path, clip: Clip) -> None:
-    """Refuse a video that is no longer what the catalog knows: its images would be kept as those of the former one."""
+    """Refuse a video that is no longer what the catalog knows: its images would be kept as those of the former one.
+
+    Raises:
+        VideoError: it has changed, and has no label: a folder into which videos are still being written is scored
+            without them, and the next run finds them changed.
+        MachineFault: it has changed, and its dataset would lack it without anyone wanting that.
+    """
     if clip.content == UNREADABLE or not path.is_file():  # whoever opens it tells why
         return
     about = path.stat()
     if (about.st_size, about.st_mtime_ns) != (clip.bytes, clip.mtime_ns) and file_hash(path) != clip.content:
-        raise MachineFault(f"{path} has changed since the catalog was read; run the same command again, which reads it")
+        told = "has changed since the catalog was read; run the same command again, which reads it"
+        if clip.label == UNKNOWN:
+            raise VideoError(f"the file {told}")
+        raise MachineFault(f"{path} {told}")
 
 
 def _end_if_hanging(spec: FrameSpec) -> None:
