@@ -18,7 +18,9 @@ from pipeline.specs import DatasetSpec
 
 
 def test_labels_are_zero_based_in_official_order(tmp_path):
-    catalog = read_dataset(make_ucf(tmp_path), "1")
+    spec = make_ucf(tmp_path)
+    catalog = read_dataset(spec, "1")
+    assert catalog == read_dataset(spec, 1)
     assert catalog.classes == ("Run", "Jump")
     assert {(c.class_name, c.label) for c in catalog.clips} == {("Run", 0), ("Jump", 1)}
     assert [c.id for c in catalog.clips] == sorted(path.split("/")[1][:-4] for path in ucf_paths())

@@ -95,6 +95,15 @@ def test_items_depend_on_seed_step_and_place_only(monkeypatch, stream):
     assert not torch.equal(items(other)[0][0], batches[0][0])
 
 
+def test_training_items_end_like_a_list(monkeypatch):
+    catalog, fake = two_classes("frames")
+    use_store(monkeypatch, fake)
+    dataset = TrainingSet(spec(steps=2), "index.h5", catalog.part("train"))
+    assert sum(1 for _ in dataset) == len(dataset) == 8
+    with pytest.raises(IndexError, match="there is no training item -1; there are 8"):
+        dataset[-1]
+
+
 def test_loader_processes_change_nothing(monkeypatch):
     catalog, fake = two_classes("flow")
     use_store(monkeypatch, fake)

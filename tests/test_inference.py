@@ -47,8 +47,10 @@ def test_scores_are_the_mean_softmax_over_frames_and_crops(monkeypatch, tmp_path
     catalog, fake = two_classes("frames", frames=9)
     use_store(monkeypatch, fake)
     network = save_untrained(tmp_path / "c.pt", spec(), catalog)
+    state = torch.random.get_rng_state()
     made = score(tmp_path / "c.pt", store_path="i", catalog=catalog, part="test", spec=ScoreSpec(frames=3, crops=10))
 
+    assert torch.equal(state, torch.random.get_rng_state())
     assert made.video_ids == tuple(clip.id for clip in catalog.part("test")) and made.labels.tolist() == [0, 0, 1, 1]
     assert made.classes == catalog.classes and made.groups == ("g",) * 4
     mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])

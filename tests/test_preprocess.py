@@ -46,6 +46,16 @@ def test_frames_and_flow_hold_what_the_videos_show(tiny_dataset, tmp_path):
     assert {row["split"] for row in frames.rows.values()} == {"train", "val", "test"}
 
 
+def test_opencv_keeps_the_threads_of_whoever_calls(tiny_dataset, tmp_path):
+    before = cv2.getNumThreads()
+    try:
+        cv2.setNumThreads(5)
+        flow_of(frames_of(tiny_dataset, tmp_path / "frames"), tmp_path / "flow")
+        assert cv2.getNumThreads() == 5
+    finally:
+        cv2.setNumThreads(before)
+
+
 def test_flow_in_pieces_equals_flow_at_once(tiny_dataset, tmp_path, monkeypatch):
     frames = frames_of(tiny_dataset, tmp_path / "frames")
     whole = flow_of(frames, tmp_path / "whole")

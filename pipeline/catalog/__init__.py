@@ -54,7 +54,7 @@ def files_fingerprint(spec: DatasetSpec) -> str:
     return digest_of(videos, of_lists, *([closed] if closed else []))
 
 
-def read_dataset(spec: DatasetSpec, split: str, *, known: Iterable[Clip] = ()) -> Catalog:
+def read_dataset(spec: DatasetSpec, split: str | int, *, known: Iterable[Clip] = ()) -> Catalog:
     """Read a dataset of any layout, drawing by group the parts that the layout does not define.
 
     With `spec.partial`, listed but absent videos are left out and named in `Catalog.absent`. Classes without videos are
@@ -73,6 +73,7 @@ def read_dataset(spec: DatasetSpec, split: str, *, known: Iterable[Clip] = ()) -
         ValueError: no videos, a duplicate id, an unknown label, a class without clips or without training clips,
             a split that does not exist.
     """
+    split = str(split)
     others: list[str] = []
     lost: list[str] = []
     videos = _videos(spec, others, lost)

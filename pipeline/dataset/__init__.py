@@ -181,6 +181,8 @@ class TrainingSet(Dataset):
 
     def _read(self, number: int, read: Callable) -> tuple[Clip, list, np.ndarray]:
         """The clip of an item, what `read` (a method of `Pictures`) returns, and the numbers drawn for its view."""
+        if not 0 <= number < len(self):
+            raise IndexError(f"there is no training item {number}; there are {len(self)}")
         chosen = self.choose(number)
         clip, pictures = self.clips[chosen], self.pictures[chosen]
         rng = _generator(self.spec.seed, _ITEM, *divmod(number, self.spec.batch))

@@ -65,7 +65,14 @@ def loader(
     if workers and pin and torch.accelerator.is_available():  # only then does torch pin
         collate = _InReusedMemory(collate)
     batches = _Loader(
-        dataset, batch_size=batch, sampler=numbers, num_workers=workers, pin_memory=pin, collate_fn=collate, **parallel
+        dataset,
+        batch_size=batch,
+        sampler=numbers,
+        num_workers=workers,
+        pin_memory=pin,
+        collate_fn=collate,
+        generator=torch.Generator(),  # torch's loader draws a number for its processes; not from the caller's state
+        **parallel,
     )
     return batches if workers else _ahead(batches)
 

@@ -18,7 +18,7 @@ from typing import Any
 from pipeline import flow, store
 from pipeline.catalog import Catalog
 from pipeline.cluster import Workers, threads_each
-from pipeline.preprocess.jobs import ShardJob, make_shard
+from pipeline.preprocess.jobs import ShardJob, make_shard, opencv_threads_as_before
 from pipeline.preprocess.jobs.flow import FlowJob
 from pipeline.preprocess.jobs.frames import FramesJob
 from pipeline.preprocess.sharding import Shards, plan_shards
@@ -225,7 +225,8 @@ def _make_store(
         if waiting and len(waiting) < len(jobs):
             say(f"{kind}: {len(jobs) - len(waiting)} of {len(jobs)} shards are there already")
         # the longest jobs first: the short ones at the end keep all workers busy
-        _run_jobs(sorted(waiting, key=lambda job: -job.cost), workers)
+        with opencv_threads_as_before():
+            _run_jobs(sorted(waiting, key=lambda job: -job.cost), workers)
         found = [(record, job.path.stem) for job in jobs for record in store.read_records(job.path, kind)]
         if kind == "frames":
             _say_what_is_odd([record for record, _ in found])

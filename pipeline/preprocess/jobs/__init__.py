@@ -72,6 +72,16 @@ def make_shard(job: ShardJob) -> int:
 
 
 @contextlib.contextmanager
+def opencv_threads_as_before() -> Iterator[None]:
+    """Give OpenCV its threads back after the block: a job limits it to one, in whatever process it runs."""
+    before = cv2.getNumThreads()
+    try:
+        yield
+    finally:
+        cv2.setNumThreads(before)
+
+
+@contextlib.contextmanager
 def machine_faults() -> Iterator[None]:
     """Turn OpenCV's errors that are the machine's fault, not a clip's, into `MachineFault`."""
     try:
