@@ -248,7 +248,7 @@ def test_names_spelled_with_composed_and_decomposed_accents_are_one_class_and_on
 def test_blanks_in_a_csv_file_make_no_other_class_or_group(tmp_path):
     """A blank at the end is seen by nobody: with two groups of one person, half of the person would be trained on."""
     touch(tmp_path, "a.avi", "b.avi")
-    spec = csv_spec(tmp_path, "path,label,group,split\na.avi,run,ido,train\nb.avi,run , ido ,train \n")
+    spec = csv_spec(tmp_path, "path, label, group, split\na.avi,run,ido,train\nb.avi,run , ido ,train \n")
     rows, classes = read_layout(spec, "1", scan_videos(tmp_path))
     assert classes == ["run"] and {(row.group, row.part) for row in rows} == {("ido", "train")}
 

@@ -190,7 +190,7 @@ def _read_csv(spec: DatasetSpec, split: str) -> list[ListedClip]:
     file = Path(spec.lists)
     with file.open(encoding="utf-8-sig", newline="") as stream, _told_if_unreadable(file):
         reader = csv.DictReader(stream)
-        columns = reader.fieldnames or []
+        reader.fieldnames = columns = [name.strip() for name in reader.fieldnames or []]
         names = set(columns)
         if not {"path", "label"} <= names <= {"path", "label", "group", "split"} or len(names) < len(columns):
             raise ValueError(f"{file.name}: the header is {','.join(columns)!r}; it must be path,label[,group][,split]")
