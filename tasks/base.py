@@ -11,6 +11,7 @@ from __future__ import annotations
 import abc
 import contextlib
 import functools
+import re
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -137,7 +138,7 @@ class Stage(luigi.Task):
     @functools.cached_property
     def folder(self) -> Path:
         """Folder of the artifact."""
-        stage = self.kind or _snake(type(self).__name__)
+        stage = self.kind or re.sub("(?<=.)(?=[A-Z])", "_", type(self).__name__).lower()  # train_stream
         return Path(self.run_spec.artifacts) / self.dataset_folder / stage / f"{self.label}-{self.digest}"
 
     @property
@@ -243,10 +244,7 @@ class Stage(luigi.Task):
         """
         seen: set[Path] = set()
         if self.own_digest() != self.digest or not all(task.agrees(seen) for task in self._stages_before()):
-            raise StageFailed(
-                "what it reads has been replaced since this command began, by another run or by hand; run the same "
-                "command again"
-            )
+            raise StageFailed("what it reads has been replaced since this command began; run the same command again")
         self._inputs_now()  # which is what the artifact records
 
     def agrees(self, seen: set[Path]) -> bool:
@@ -300,14 +298,3 @@ class Whole(luigi.WrapperTask):
 
     dataset, split, seed = Stage.dataset, Stage.split, Stage.seed
     artifacts, device, changes = Stage.artifacts, Stage.device, Stage.changes
-
-
-def _snake(name: str) -> str:
-    """Folder of a task class: `TrainStream` -> `train_stream`."""
-    return "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in name).lstrip("_")
-
-
-@luigi.Task.event_handler(luigi.Event.DEPENDENCY_PRESENT)
-def _say_present(task: luigi.Task) -> None:
-    if hasattr(task, "say_present"):
-        task.say_present()

@@ -110,6 +110,12 @@ def _say_what_took_too_long(task: luigi.Task, message: str) -> None:
     )
 
 
+@luigi.Task.event_handler(luigi.Event.DEPENDENCY_PRESENT)
+def _say_present(task: luigi.Task) -> None:
+    if hasattr(task, "say_present"):
+        task.say_present()
+
+
 def _say_again() -> None:
     lines = os.pread(_FAILURES, os.fstat(_FAILURES).st_size, 0).decode().splitlines()
     os.ftruncate(_FAILURES, 0)

@@ -33,7 +33,10 @@ from tasks import Catalog, command, mistakes
         (["Flow", "--data-videos", "my", "videos"], "error: 'videos' belongs to no flag; a value with spaces needs q"),
         (["Flow", "--data-videos=my", "videos", "--seed", "1"], "error: 'videos' belongs to no flag; a value with sp"),
         (["FullPipline"], "error: No task FullPipline. Did you mean: FullPipeline\n"),
-        (["Flow", "--parallel-scheduling"], "error: parallel_scheduling is not possible here: Luigi would wait without"),
+        (
+            ["Flow", "--parallel-scheduling"],
+            "error: parallel_scheduling is not possible here: Luigi would wait without",
+        ),
         (["Flow", "--seed", "x"], "error: --seed is 'x': invalid literal for int() with base 10: 'x'\n"),
         (["Flow", "--changes", "{"], "error: --changes is '{': Expecting property name"),
     ],

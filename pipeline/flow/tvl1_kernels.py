@@ -166,8 +166,7 @@ def median(flow, start, filtered, height, width, ROWS: tl.constexpr, COLUMNS: tl
         low_1, middle_1, high_1 = _sorted(flow_plane, start_plane, above + left, y * width + left, below + left)
         low_2, middle_2, high_2 = _sorted(flow_plane, start_plane, above + x, y * width + x, below + x)
         low_3, middle_3, high_3 = _sorted(flow_plane, start_plane, above + right, y * width + right, below + right)
-        low = tl.maximum(tl.maximum(low_1, low_2), low_3)
-        high = tl.minimum(tl.minimum(high_1, high_2), high_3)
+        low, high = tl.maximum(tl.maximum(low_1, low_2), low_3), tl.minimum(tl.minimum(high_1, high_2), high_3)
         middle = _middle(low, _middle(middle_1, middle_2, middle_3), high)
         tl.store(filtered + shift + y * width + x, middle, mask=stored)
 

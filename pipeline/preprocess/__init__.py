@@ -7,10 +7,7 @@ with a shard. A shard is the unit of work and of restart. The bytes of a shard d
 from __future__ import annotations
 
 import dataclasses
-import errno
 import functools
-import os
-import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +15,7 @@ from typing import Any
 from pipeline import flow, store
 from pipeline.catalog import Catalog
 from pipeline.cluster import Workers, threads_each
+from pipeline.preprocess import failures
 from pipeline.preprocess.jobs import ShardJob, make_shard, opencv_threads_as_before
 from pipeline.preprocess.jobs.flow import FlowJob
 from pipeline.preprocess.jobs.frames import FramesJob
@@ -25,7 +23,6 @@ from pipeline.preprocess.sharding import Shards, plan_shards
 from pipeline.specs import ClusterSpec, FlowSpec, FrameSpec
 from pipeline.specs.base import canonical_json, digest_of
 from pipeline.store import motion
-from pipeline.system.console import plain
 from pipeline.system.errors import StageFailed, WorkerDied
 from pipeline.system.files import file_hash, one_writer
 from pipeline.system.progress import Progress, say
@@ -229,8 +226,8 @@ def _make_store(
             _run_jobs(sorted(waiting, key=lambda job: -job.cost), workers)
         found = [(record, job.path.stem) for job in jobs for record in store.read_records(job.path, kind)]
         if kind == "frames":
-            _say_what_is_odd([record for record, _ in found])
-        _refuse_too_many_failures(folder, kind, [record for record, _ in found], max_bad_fraction)
+            failures.say_what_is_odd([record for record, _ in found])
+        failures.refuse_too_many(folder, kind, [record for record, _ in found], max_bad_fraction)
         store.write_index(folder / "index.h5", kind, found, parts, attrs)
         for path in set(shards.glob("*.h5")) - {job.path for job in jobs}:
             path.unlink()
@@ -261,44 +258,8 @@ def _run_jobs(jobs: Sequence[FramesJob] | Sequence[FlowJob], start: Callable[...
 
 def _units_of(job: ShardJob, result: Any) -> int:
     if isinstance(result, BaseException):
-        said = f"{type(result).__name__}: {_said(result)}{_where(result)}"
         raise StageFailed(
-            f"{job.kind}: shard {job.path} could not be made: {said}. "
+            f"{job.kind}: shard {job.path} could not be made: {failures.told(result)}. "
             "Finished shards are kept; when the cause is mended, run the same command again and it goes on from there."
         ) from result
     return result
-
-
-def _said(error: BaseException) -> str:
-    """The error's message; where a disk is full only that, because HDF5's is lines long."""
-    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    return os.strerror(error.errno) if full else str(error)
-
-
-def _where(error: BaseException) -> str:
-    """The notes of an error, such as the worker that raised it: on one of many machines a disk may not be mounted."""
-    return "".join(f", {note}" for note in getattr(error, "__notes__", ()))
-
-
-def _say_what_is_odd(records: list[store.Record]) -> None:
-    """Report clips that are used although fewer frames decode than their video promises, as in half a download."""
-    odd = [f"{plain(record.id)}: {record.reason}" for record in records if record.status == "ok" and record.reason]
-    if odd:
-        say(f"frames: {len(odd)} of {len(records)} clips are used but incomplete, such as {'; '.join(odd[:3])}")
-
-
-def _refuse_too_many_failures(folder: Path, kind: str, records: list[store.Record], max_bad_fraction: float) -> None:
-    failed = [record for record in records if record.status != "ok"]
-    for record in failed[:20]:
-        say(f"{kind}: {plain(record.id)} failed: {record.reason}")
-    if len(failed) > 20:
-        say(f"{kind}: ... and {len(failed) - 20} more failed clips")
-    if len(failed) > max_bad_fraction * len(records):
-        names = "; ".join(f"{plain(record.id)} ({record.reason})" for record in failed[:20])
-        also = "" if kind == "frames" else " (in Python: the argument of make_flow)"
-        raise StageFailed(
-            f"{kind}: {len(failed)} of {len(records)} clips failed, more than [frames] max_bad_fraction = "
-            f"{max_bad_fraction:g}{also} allows: {names}. Mend or remove these videos, or allow a larger fraction; if "
-            f"the fault was not theirs (a time limit), `python -m pipeline repair {shlex.quote(str(folder))} --failed` "
-            "has them tried again."
-        )
