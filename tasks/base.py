@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import abc
 import contextlib
-import functools
 import re
 import time
 from collections.abc import Iterable
@@ -19,14 +18,14 @@ from typing import Any
 
 import luigi
 
-from pipeline.specs import RunSpec
-from pipeline.specs.base import Spec, digest_of
+from pipeline.specs.base import digest_of
 from pipeline.system.errors import StageFailed
 from pipeline.system.files import one_writer, read_json, read_made_from, record_made_from, try_exclusive_lock
 from pipeline.system.progress import say
 from tasks import checks, settings
 from tasks.mistakes import told_plainly
-from tasks.session import may_write, one_look, use_artifacts
+from tasks.parameters import OfDataset
+from tasks.session import may_write, one_look, remembered, use_artifacts
 
 
 class Artifact(luigi.Target):
@@ -34,6 +33,9 @@ class Artifact(luigi.Target):
 
     def __init__(self, path: Path):
         self.path = path
+
+    def __str__(self) -> str:
+        return str(self.path)
 
     def exists(self) -> bool:
         """Whether the artifact is complete."""
@@ -48,20 +50,8 @@ class Artifact(luigi.Target):
         return store.read_attrs(self.path)
 
 
-class Stage(luigi.Task):
+class Stage(OfDataset):
     """A stage of the chain for one dataset and split. A subclass defines what it reads, its digest and its function."""
-
-    dataset = luigi.Parameter(default="", description="section [dataset.NAME] of luigi.cfg; default: [run] dataset")
-    split = luigi.Parameter(default="", description="split number or name of the test group; default: the dataset's")
-    seed = luigi.IntParameter(default=-1, description="seed of the training; default: [run] seed")
-    artifacts = luigi.Parameter(default="", description="folder of everything that is made; default: [run] artifacts")
-    # not significant: the device does not change the name of the result
-    device = luigi.Parameter(
-        default="", significant=False, description="auto, cpu, cuda or cuda:N; default: [run] device"
-    )
-    changes = luigi.DictParameter(
-        default={}, description='settings that this task changes, as JSON, such as {"stack_length": "5"}'
-    )
 
     file = ""  # the file that is written last
     beside: tuple[str, ...] = ()  # the artifact's other files; it is remade if one is missing
@@ -72,7 +62,7 @@ class Stage(luigi.Task):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self._inputs_key, self._is_complete, self._is_checked = "", False, False  # each is kept once known
-        self._look: object = None  # the look in which the first two were determined
+        self._look: object = None  # the look in which they were determined
         with told_plainly():
             checks.check(self.dataset_name, self.changes)
 
@@ -86,32 +76,6 @@ class Stage(luigi.Task):
             kwargs["seed"] = -1
             kwargs["changes"] = settings.of_sections(kwargs.get("changes", self.changes), reads)
         return super().clone(cls, **kwargs)
-
-    @functools.cached_property
-    def run_spec(self) -> RunSpec:
-        """The [run] settings, overridden by the parameters of this task."""
-        given = {"dataset": self.dataset, "device": self.device, "artifacts": self.artifacts, "seed": self.seed}
-        return settings.resolve("run", **{name: value for name, value in given.items() if value not in ("", -1)})
-
-    @functools.cached_property
-    def dataset_name(self) -> str:
-        """Name of the dataset, which must have a section in luigi.cfg."""
-        checks.check_dataset(self.run_spec.dataset)
-        return self.run_spec.dataset
-
-    def spec(self, section: str) -> Spec:
-        """The settings of a section for this dataset."""
-        return settings.resolve(section, self.dataset_name, self.changes)
-
-    @functools.cached_property
-    def split_name(self) -> str:
-        """Name of the split; the dataset's own if none was given."""
-        return self.named_split(self.split or self.spec("dataset").split)
-
-    def named_split(self, name: str) -> str:
-        """The canonical name of a split: splits of official lists are numbers, so 01 becomes 1."""
-        official = settings.has_official_splits(self.dataset_name)
-        return str(int(name)) if official and name.isdecimal() else name
 
     # --- what a subclass defines
 
@@ -130,12 +94,12 @@ class Stage(luigi.Task):
 
     # --- derived from that
 
-    @functools.cached_property
+    @remembered
     def digest(self) -> str:
         """`own_digest`, computed once."""
         return self.own_digest()
 
-    @functools.cached_property
+    @remembered
     def folder(self) -> Path:
         """Folder of the artifact."""
         stage = self.kind or re.sub("(?<=.)(?=[A-Z])", "_", type(self).__name__).lower()  # train_stream
@@ -190,14 +154,21 @@ class Stage(luigi.Task):
 
     def complete(self) -> bool:
         """Whether the artifact and all it needs are current. True is remembered; if False, `check` runs once."""
-        use_artifacts(self.run_spec.artifacts)
         with one_look() as look:
+            use_artifacts(self.run_spec.artifacts)
             if self._look is not look:
-                self._look, self._inputs_key, self._is_complete = look, "", False
+                self._begin(look)
             self._look_for_it()
-        if not self._is_complete:  # Luigi calls this for every task before it runs any: the time to refuse
-            self.check_once()
-        return self._is_complete
+            if not self._is_complete:  # Luigi calls this for every task before it runs any: the time to refuse
+                self.check_once()
+            return self._is_complete
+
+    def _begin(self, look: object) -> None:
+        """Forget what was determined in an earlier look; since then, a program may have changed the settings."""
+        if self._look is not None:
+            with told_plainly():
+                checks.check(self.dataset_name, self.changes)
+        self._look, self._inputs_key, self._is_complete, self._is_checked = look, "", False, False
 
     def _look_for_it(self) -> None:
         if not self._inputs_key and all(task.complete() for task in self.before()):
@@ -220,18 +191,21 @@ class Stage(luigi.Task):
 
     def run(self) -> None:
         """Make the artifact with its folder locked; do nothing if another run has just made it."""
-        use_artifacts(self.run_spec.artifacts, create=True)
-        with one_writer(self.folder):
-            if self.is_current():
-                return
-            self._refuse_what_changed()
-            begun = time.monotonic()
-            say(f"{self.title}: {self.folder}")
-            self.record()
-            if not self.keeps_old:  # from here until the end there is no artifact, only parts of one
-                self.path.unlink(missing_ok=True)
-            self.make()
-            say(f"{self.title}: done in {time.monotonic() - begun:.1f} s")
+        with one_look():
+            use_artifacts(self.run_spec.artifacts, create=True)
+            with one_writer(self.folder):
+                if not self.is_current():
+                    self._refuse_what_changed()
+                    self._make_anew()
+
+    def _make_anew(self) -> None:
+        begun = time.monotonic()
+        say(f"{self.title}: {self.folder}")
+        self.record()
+        if not self.keeps_old:  # from here until the end there is no artifact, only parts of one
+            self.path.unlink(missing_ok=True)
+        self.make()
+        say(f"{self.title}: done in {time.monotonic() - begun:.1f} s")
 
     def _refuse_what_changed(self) -> None:
         """Refuse to go on if what this stage reads has been replaced since this command looked at it.
@@ -291,10 +265,3 @@ class Stage(luigi.Task):
     def title(self) -> str:
         """Name of the stage in messages."""
         return f"{type(self).__name__} {self.label}"
-
-
-class Whole(luigi.WrapperTask):
-    """A task that only requires stages, and has the parameters that all of them have."""
-
-    dataset, split, seed = Stage.dataset, Stage.split, Stage.seed
-    artifacts, device, changes = Stage.artifacts, Stage.device, Stage.changes

@@ -28,9 +28,17 @@ _OF_LUIGI = [
     "email",
     "smtp",
     "sendgrid",
-    "batch_notifier",
+    "batch-notifier",
     "logging",
+    "task_history",
+    "cors",
+    "datadog",
+    "prometheus",
+    "upstream",
 ]
+# Tasks that no other task requires; a section with the parameters of any other would reach it only where no task gives
+# them, as [Flow] videos would to the flow that a training reads.
+_LAST = ("AllSplits", "ExtractFeatures", "FullPipeline", "PaperTable", "ScoreVideos")
 
 
 def check(dataset: str, changes: Mapping[str, str] = NOTHING) -> None:
@@ -39,6 +47,8 @@ def check(dataset: str, changes: Mapping[str, str] = NOTHING) -> None:
     Raises:
         ValueError: an unknown section, setting or value, or settings in conflict; the message names it.
     """
+    if not isinstance(changes, Mapping):
+        raise ValueError(f'--changes is {changes!r}; it must be settings and their values, as {{"stack_length": "5"}}')
     for name in changes:
         if name not in (names := settings.changeable(settings.stage_of(name))):
             raise ValueError(unknown_name(f"setting {name} in changes", name, names))
@@ -104,8 +114,11 @@ def check_dataset(name: str) -> None:
         FileNotFoundError: LUIGI_CONFIG_PATH names no file, or there is no luigi.cfg.
         PermissionError: one of them cannot be read.
         ValueError: the dataset has no section, a section or a dataset's setting is unknown, the file of
-            LUIGI_CONFIG_PATH has no sections at all, or tasks are to be looked at in parallel.
+            LUIGI_CONFIG_PATH has no sections at all or is of TOML, or tasks are to be looked at in parallel.
     """
+    for variable in ("LUIGI_CONFIG_PARSER", "LUIGI_CONFIG_PATH"):
+        if (given := os.environ.get(variable, "")).endswith("toml"):
+            raise ValueError(f"{variable} is {given!r}; settings are read from .cfg files only")
     if settings.from_command_line() and luigi.interface.core().parallel_scheduling:
         raise ValueError(
             "parallel_scheduling is not possible here: Luigi would wait without end for tasks that are refused; leave "
@@ -131,10 +144,12 @@ def check_dataset(name: str) -> None:
 
 
 def check_flags(words: Sequence[str]) -> None:
-    """Refuse what Luigi would answer by printing its usage: a flag that the task does not have, a word of no flag.
+    """Refuse what Luigi would answer by printing its usage, and a parameter of a task that it would not get.
 
     Raises:
-        ValueError: there is such a flag or word; the message says which flag it resembles, or that quotes are needed.
+        ValueError: there is a flag that the task does not have, or a word of no flag; the message says which flag it
+            resembles, or that quotes are needed. Or a flag, such as --TrainStream-seed, is of a task that gets its
+            parameters from the one that requires it.
     """
     found = [word for word in words if (task := _task_named(word)) and not issubclass(task, luigi.Config)]
     root = found[0] if found else ""
@@ -144,7 +159,13 @@ def check_flags(words: Sequence[str]) -> None:
         if task == root:
             known.add(_flag(name))
     for flag in (word.partition("=")[0] for word in words if re.match(r"--\w", word)):
+        family, _, name = flag[2:].partition("-")
+        if root and family != root and _is_ours(_task_named(family)):
+            instead = f"; give --{name}" if f"--{name}" in known else ""
+            raise ValueError(f"flag {flag} has no effect or a wrong one: {root} gives {family} its parameters{instead}")
         if not any(name.startswith(flag) for name in known):  # argparse takes abbreviations
+            if misspelled := "" if root else _bare_word(words):
+                raise ValueError(unknown_name(f"task {misspelled!r}", misspelled, _LAST))
             shown = sorted(name for name in known if name[2:3].islower())  # not --Flow-videos, --Frames-videos ...
             near = unknown_name(f"flag {flag}", flag, shown).partition(" allowed: ")[0]
             raise ValueError(f"{near} `luigi --module tasks {root or 'TASK'} --help-all` lists all")
@@ -173,16 +194,31 @@ def check_sections() -> None:
             task = _task_named(section)
             if task is None:
                 raise ValueError(unknown_name(f"section [{section}]", section, [*settings.SECTIONS, "dataset.<name>"]))
+            if _is_ours(task) and section not in _LAST:
+                raise ValueError(
+                    f"section [{section}] has no effect or a wrong one: other tasks give {section} its parameters; "
+                    "settings of stages are in sections such as [flow]"
+                )
             parameters = [name for name, _ in task.get_params()]
             for name in settings.items(section):
                 if name.replace("-", "_") not in parameters:
-                    what = f"parameter {name} of task {section}, whose settings are in sections such as [flow],"
+                    what = f"parameter {name} of task {section}"
                     raise ValueError(unknown_name(what, name, parameters))
 
 
 def _task_named(name: str) -> type[luigi.Task] | None:
     """The task of this name, or None. (`data` is not one: it is the prefix of [dataset]'s flags.)"""
     return _register().get_task_cls(name) if name != "data" and name in _register().task_names() else None
+
+
+def _is_ours(task: type[luigi.Task] | None) -> bool:
+    return task is not None and task.__module__.startswith("tasks.") and not issubclass(task, luigi.Config)
+
+
+def _bare_word(words: Sequence[str]) -> str:
+    """The first word that is no flag and follows none, which must be meant as the task; "" if there is none."""
+    pairs = itertools.pairwise(["", *words])
+    return next((word for before, word in pairs if not word.startswith("-") and not before.startswith("-")), "")
 
 
 def _register() -> type[luigi.task_register.Register]:

@@ -89,23 +89,31 @@ def say_failure(line: str) -> None:
     say(line)
 
 
+def _named(task: luigi.Task) -> str:
+    """Name of a task in messages, which distinguishes it from others of the same command."""
+    try:
+        title, seed = task.title, task.seed
+    except Exception:  # not a stage; or what is wrong is what its title is made of
+        return type(task).__name__
+    return title if seed in ("", -1) else f"{title}, seed {seed},"
+
+
 @luigi.Task.event_handler(luigi.Event.FAILURE)
 def _say_what_failed(task: luigi.Task, error: BaseException) -> None:
-    say_failure(f"{type(task).__name__} FAILED: {error_line(error, getattr(task, 'folder', None))}")
+    say_failure(f"{_named(task)} FAILED: {error_line(error, getattr(task, 'folder', None))}")
 
 
 @luigi.Task.event_handler(luigi.Event.PROCESS_FAILURE)
 def _say_what_died(task: luigi.Task, message: str) -> None:
     say_failure(
-        f"{type(task).__name__} FAILED: its process has died, perhaps for want of memory ({message}); the same command "
-        "goes on"
+        f"{_named(task)} FAILED: its process has died, perhaps for want of memory ({message}); the same command goes on"
     )
 
 
 @luigi.Task.event_handler(luigi.Event.TIMEOUT)
 def _say_what_took_too_long(task: luigi.Task, message: str) -> None:
     say_failure(
-        f"{type(task).__name__} FAILED: it took longer than [worker] timeout, or its worker_timeout, allows "
+        f"{_named(task)} FAILED: it took longer than [worker] timeout, or its worker_timeout, allows "
         f"({message}); the same command goes on"
     )
 

@@ -11,9 +11,10 @@ from pipeline.specs.base import digest_of
 from pipeline.system import files
 from pipeline.system.progress import say
 from tasks import settings
-from tasks.base import Stage, Whole
+from tasks.base import Stage
 from tasks.learn import ScoreStream, TrainStream
 from tasks.listing import Catalog
+from tasks.parameters import Whole
 from tasks.prepare import Flow, Frames
 
 

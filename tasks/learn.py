@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,11 +11,12 @@ from pipeline.specs import STREAMS, StreamSpec
 from pipeline.system import files
 from pipeline.system.progress import say
 from tasks import checks, settings
-from tasks.base import Stage, Whole
+from tasks.base import Stage
 from tasks.listing import Catalog, OfVideos
 from tasks.mistakes import told_plainly
+from tasks.parameters import Whole
 from tasks.prepare import Flow, Frames
-from tasks.session import may_write
+from tasks.session import may_write, remembered
 
 if TYPE_CHECKING:
     from pipeline import catalog
@@ -72,7 +72,7 @@ class TrainStream(OnDevice):
         """The frames (spatial stream) or the flow (temporal stream), the catalog, and `of_other`."""
         return [self.clone(data_of(self.stream)), self.clone(Catalog), *self.of_other]
 
-    @functools.cached_property
+    @remembered
     def of_other(self) -> list[Stage]:
         """What the training reads of the other dataset, if any: its store and catalog, or its training."""
         spec = self.stream_spec

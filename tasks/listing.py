@@ -15,12 +15,13 @@ from pipeline.system.progress import say, say_once
 from tasks import checks, settings
 from tasks.base import Stage
 from tasks.mistakes import told_plainly
+from tasks.session import OfProgram
 
 if TYPE_CHECKING:
     from pipeline import catalog
 
 
-class DemoVideos(luigi.Task):
+class DemoVideos(OfProgram):
     """The demo dataset, written as real video files if it is not there yet."""
 
     folder = luigi.Parameter(description="where it goes: its videos/ and ucfTrainTestlist/")

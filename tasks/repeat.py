@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -18,7 +17,7 @@ from tasks.conclude import Report
 from tasks.learn import TrainStream
 from tasks.listing import Catalog
 from tasks.mistakes import told_plainly
-from tasks.session import may_write, use_artifacts
+from tasks.session import may_write, remembered, use_artifacts
 
 
 class Repeated(Stage):
@@ -36,7 +35,7 @@ class Repeated(Stage):
         dataset = self.spec("dataset")
         return list(demo.SPLITS) if dataset.generator else layouts.split_names(dataset)
 
-    @functools.cached_property
+    @remembered
     def split_list(self) -> list[str]:
         """The splits, in order."""
         with told_plainly():
@@ -53,7 +52,7 @@ class Repeated(Stage):
             for split in self.split_list:
                 self.clone(Catalog, split=split).check_parts(*parts)
 
-    @functools.cached_property
+    @remembered
     def seed_list(self) -> list[int]:
         """The seeds, in order; -1 stands for the seed of [run]."""
         with told_plainly():

@@ -1,4 +1,4 @@
-"""What lasts as long as a command or a `luigi.build`: what tasks remember, and the lock that keeps `gc` off."""
+"""What lasts as long as a command or a `luigi.build`: settings, what tasks remember, the lock that keeps `gc` off."""
 
 from __future__ import annotations
 
@@ -6,10 +6,14 @@ import contextlib
 import errno
 import os
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
+from multiprocessing.context import get_spawning_popen
 from pathlib import Path
+from typing import Any
+from weakref import WeakKeyDictionary
 
+import luigi
 from luigi.cmdline_parser import CmdlineParser
 from luigi.worker import Worker
 
@@ -17,7 +21,8 @@ from pipeline.system import files
 from tasks import settings
 from tasks.mistakes import told_plainly
 
-_QUESTION: ContextVar[object] = ContextVar("question", default=None)
+_LOOK: ContextVar[object] = ContextVar("look", default=None)
+_LOOKS: WeakKeyDictionary[object, object] = WeakKeyDictionary()  # command or worker -> its look, which can be pickled
 _MAY_WRITE: ContextVar[bool] = ContextVar("may_write", default=True)
 _OF_WORKERS = {Worker.add.__code__, Worker.run.__code__}
 _IN_USE: dict[tuple[str, int], int] = {}  # (artifacts, process) -> lock that keeps `gc` off
@@ -61,15 +66,57 @@ def one_look() -> Iterator[object]:
     It is Luigi's command, or the worker of `luigi.build`: a program may build again a day later, and Luigi would give
     it the same task objects. If a program only queries a task, each query, with those it makes in turn, is a new scope.
     """
-    if of_luigi := CmdlineParser.get_instance() or _worker():
-        yield of_luigi
-        return
-    within = _QUESTION.get()
-    given = _QUESTION.set(within or object())
+    look = _LOOK.get()
+    if look is None:
+        of_luigi = CmdlineParser.get_instance() or _worker()
+        look = object() if of_luigi is None else _LOOKS.setdefault(of_luigi, object())
+    given = _LOOK.set(look)
     try:
-        yield _QUESTION.get()
+        yield look
     finally:
-        _QUESTION.reset(given)
+        _LOOK.reset(given)
+
+
+class remembered:
+    """A property of a task that is computed once in a look: between two, a program may have changed the settings."""
+
+    def __init__(self, compute: Callable[[Any], Any]):
+        self._compute, self.__doc__ = compute, compute.__doc__
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = f"remembered {name}"
+
+    def __get__(self, task: luigi.Task | None, owner: type) -> Any:
+        if task is None:
+            return self
+        with one_look() as look:
+            of_look, value = task.__dict__.get(self._name, (None, None))
+            if of_look is not look:
+                value = self._compute(task)
+                task.__dict__[self._name] = look, value
+            return value
+
+
+class OfProgram(luigi.Task):
+    """A task whose result depends on the settings of this program, or of this command, not only on its parameters."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        # a scheduler that serves several commands knows tasks by this, and must not take one's for the other's
+        self.task_id += f"_{settings.fingerprint()}"
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is pickled, for a process that may be forked later but not spawned.
+
+        Raises:
+            RuntimeError: for a spawned process, which would run the task with the settings of luigi.cfg alone.
+        """
+        if get_spawning_popen() is not None:
+            raise RuntimeError(
+                "Luigi's worker processes must be forked: others would not know the settings of this program. Call "
+                'multiprocessing.set_start_method("fork"), or take workers=1'
+            )
+        return self.__dict__
 
 
 def _worker() -> Worker | None:

@@ -19,7 +19,7 @@ from typing import Any
 
 import luigi
 from luigi.cmdline_parser import CmdlineParser
-from luigi.configuration import get_config
+from luigi.configuration import LuigiConfigParser, get_config
 
 from pipeline import specs
 from pipeline.specs.base import Spec, digest_of
@@ -91,6 +91,15 @@ def command_line() -> str:
     overlay = os.environ.get("LUIGI_CONFIG_PATH", "")
     words = [f"LUIGI_CONFIG_PATH={shlex.quote(overlay)}"] if overlay else []
     return " ".join([*words, shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])])
+
+
+def fingerprint() -> str:
+    """Digest of all settings, of luigi.cfg and of the command line."""
+    config, sections = get_config(), [*SECTIONS, *(f"dataset.{name}" for name in datasets())]
+    if not isinstance(config, LuigiConfigParser):  # refused by `checks`
+        return ""
+    read = {name: config.items(name, raw=True) for name in sections if config.has_section(name)}
+    return digest_of(read, [_of_command_line(section) for section in SECTIONS])[:6]
 
 
 def datasets() -> list[str]:
@@ -198,11 +207,13 @@ def items(section: str) -> dict[str, str]:
     """What luigi.cfg says in one section, as text; nothing if there is no such section.
 
     Raises:
-        ValueError: a percent or dollar sign that stands for itself but is not doubled.
+        ValueError: a percent sign that stands for itself but is not doubled, or an unknown environment variable.
     """
     config = get_config()
     try:
-        return dict(config.items(section)) if config.has_section(section) else {}
+        found = dict(config.items(section)) if config.has_section(section) else {}
+        defaults = config.defaults()  # [DEFAULT], which Python adds to every section
+        return {name: text for name, text in found.items() if defaults.get(name) != config.get(section, name, raw=True)}
     except InterpolationError as error:
         what = f"[{section}] {one_line(str(error))}"
-        raise ValueError(f"{what}; a percent sign is written %%, a dollar sign $$") from None
+        raise ValueError(f"{what}; a percent sign is written %%, and ${{NAME}} is an environment variable") from None

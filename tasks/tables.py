@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +9,7 @@ from types import MappingProxyType
 
 import luigi
 
+from pipeline.artifacts.status import PARTIAL
 from pipeline.report import paper
 from pipeline.specs import STREAMS
 from pipeline.specs.base import digest_of, unknown_name
@@ -25,8 +25,7 @@ from tasks.listing import Catalog
 from tasks.mistakes import Refused, error_line, told_plainly
 from tasks.prepare import Flow, Frames
 from tasks.repeat import Repeated, listed, seed_of
-
-PARTIAL = "partial"  # recorded as the inputs of a table with failed rows
+from tasks.session import remembered
 
 
 class RowsFailed(StageFailed):
@@ -91,7 +90,7 @@ class PaperTable(Repeated, OnDevice):
         """The table."""
         return self.table
 
-    @functools.cached_property
+    @remembered
     def split_list(self) -> list[str]:
         """The named splits; all of them for table 4 or with `all`; else the dataset's own."""
         with told_plainly():
@@ -106,7 +105,7 @@ class PaperTable(Repeated, OnDevice):
 
     # --- rows
 
-    @functools.cached_property
+    @remembered
     def plan(self) -> list[Planned]:
         """Every row, with its tasks or the reason it is not run."""
         planned = [self._planned(row) for row in self.definition.rows]
@@ -250,7 +249,7 @@ class PaperTable(Repeated, OnDevice):
             setup="" if failure or planned.reason else self._training_of(planned),
         )
 
-    @functools.cached_property
+    @remembered
     def _changed(self) -> set[str]:
         """Names of the settings that any row changes."""
         return {name for planned in self.plan for name in planned.changes}

@@ -220,14 +220,15 @@ def test_a_plan_writes_down_nothing(tiny, config, tmp_path):
 def test_weights_that_a_training_starts_from_are_kept(config, tmp_path):
     first = fresh(TrainStream, stream="spatial")
     assert build(first)
-    config.read_dict({"spatial": {"start": str(first.weights)}})
+    weights = first.weights
+    config.read_dict({"spatial": {"start": str(weights)}})
     second = fresh(TrainStream, stream="spatial")
-    assert build(second) and first.folder != second.folder
+    assert build(second) and weights.parent != second.folder
     assert garbage.find(tmp_path / "artifacts") == []
-    scored = fresh(ScoreStream, stream="spatial", checkpoint=os.path.relpath(first.weights))
+    scored = fresh(ScoreStream, stream="spatial", checkpoint=os.path.relpath(weights))
     assert build(scored)
     names = files.read_made_from(scored.folder)
-    assert first.folder.relative_to(tmp_path / "artifacts").as_posix() in names
+    assert weights.parent.relative_to(tmp_path / "artifacts").as_posix() in names
 
 
 def test_nothing_was_read_yet_where_nothing_is_written_down(made):

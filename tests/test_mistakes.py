@@ -100,7 +100,8 @@ def test_a_folder_that_cannot_be_written_is_one_line(overlay, tmp_path):
     failed = luigi_command("Catalog", cwd=ROOT, PYTHONPATH=str(ROOT), **overlay)
     assert failed.returncode == 30 and "Traceback" not in failed.stderr
     assert (
-        f"Catalog FAILED: [run] artifacts is '{tmp_path / 'artifacts'}', where nothing can be written" in failed.stderr
+        f"Catalog 1 FAILED: [run] artifacts is '{tmp_path / 'artifacts'}', where nothing can be written"
+        in failed.stderr
     )
 
 
@@ -156,7 +157,7 @@ def test_a_change_while_a_task_runs_is_told_in_one_line(config, monkeypatch, cap
     write_catalog = Catalog.make
     monkeypatch.setattr(Catalog, "make", made)
     assert not build(fresh(Catalog))
-    assert "Catalog FAILED: it ended, but what it reads or what it made has been changed" in capsys.readouterr().err
+    assert "Catalog 1 FAILED: it ended, but what it reads or what it made has been changed" in capsys.readouterr().err
     assert "Traceback" not in caplog.text
 
 
@@ -232,7 +233,7 @@ def test_a_task_that_luigi_ends_for_its_time_is_told(capsys):
     task = Catalog(dataset="demo")
     task.trigger_event(luigi.Event.TIMEOUT, task, "Task x timed out after 2 seconds and was terminated.")
     said = capsys.readouterr().err
-    assert said.startswith("Catalog FAILED: it took longer than [worker] timeout, or its") and "2 seconds" in said
+    assert said.startswith("Catalog 1 FAILED: it took longer than [worker] timeout, or its") and "2 seconds" in said
     command._say_again()
     assert "what failed:" not in capsys.readouterr().err  # it was the last that was said
 
@@ -242,7 +243,7 @@ def test_the_death_of_a_task_process_is_told(capsys):
     task.trigger_event(luigi.Event.PROCESS_FAILURE, task, "Task x died unexpectedly with exit code -9")
     said = capsys.readouterr().err
     assert (
-        said.startswith("Catalog FAILED: its process has died, perhaps for want of memory (Task x died")
+        said.startswith("Catalog 1 FAILED: its process has died, perhaps for want of memory (Task x died")
         and said.count("\n") == 1
     )
     command._say_again()

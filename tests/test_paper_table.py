@@ -30,6 +30,11 @@ def states(of: PaperTable) -> dict[str, str]:
     return {row["key"]: row["state"] for row in table(of)["rows"]}
 
 
+def state_on_disk(of: PaperTable) -> str:
+    (state,) = [row["state"] for row in status(of.folder.parents[2]) if row["path"] == str(of.folder)]
+    return state
+
+
 # --- changes
 
 
@@ -233,6 +238,7 @@ def test_a_row_that_fails_loses_no_other_and_is_made_on_the_next_run(config, mon
     of = fresh(PaperTable, **TWO_ROWS)
     assert (states(of)["l1"], states(of)["l5"]) == ("failed", "measured") and not of.complete()
     assert "failed: TrainStream temporal-small-1: the loss is nan" in (of.folder / "table.md").read_text()
+    assert state_on_disk(of) == "unfinished"
     assert tried == [1, 5]
     with pytest.raises(RowsFailed, match="rows that failed: l1; run the command again to go on with them") as failed:
         of.run()
@@ -242,6 +248,7 @@ def test_a_row_that_fails_loses_no_other_and_is_made_on_the_next_run(config, mon
     assert build(fresh(PaperTable, **TWO_ROWS))
     assert tried == [1, 5, 1]
     assert states(of)["l1"] == "measured" and fresh(PaperTable, **TWO_ROWS).complete()
+    assert state_on_disk(of) == "done"
 
 
 def test_a_row_that_fails_shows_no_scores_that_lay_there_before(config, tmp_path, monkeypatch):

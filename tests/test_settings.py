@@ -83,8 +83,9 @@ def test_a_dataset_overrides_stages_only(bare_config, name):
         ({"data": {"layout": "csv"}}, r"section \[data\] does not exist; did you mean 'dataset'\?"),
         (
             {"Flow": {"method": "tvl1"}},
-            r"parameter method of task Flow, whose settings are in sections such as \[flow\]",
+            r"section \[Flow\] has no effect or a wrong one: other tasks give Flow .*; settings of stages are in .* \[flow\]",
         ),
+        ({"AllSplits": {"seed": "1"}}, r"parameter seed of task AllSplits does not exist; did you mean 'seeds'\?"),
     ],
 )
 def test_what_does_not_exist_is_refused(bare_config, content, message):
@@ -101,6 +102,27 @@ def test_an_unknown_section_is_refused_by_the_demo_too(bare_config, tmp_path):
         DemoVideos(folder=str(tmp_path / "videos"), dataset="demo").complete()
 
 
+def test_what_all_sections_share_is_no_setting_of_theirs(bare_config):
+    bare_config.read_string("[DEFAULT]\nroot = /data\n[dataset.mine]\nvideos = %(root)s/v\n[flow]\nbound_px = 9\n")
+    bare_config.read_dict({"cors": {"enabled": "true"}, "AllSplits": {"seeds": "0,1"}})
+    checks.check_dataset("mine")
+    assert settings.resolve("dataset", "mine").videos == "/data/v" and settings.resolve("flow", "mine").bound_px == 9
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"), [("LUIGI_CONFIG_PARSER", "toml"), ("LUIGI_CONFIG_PATH", "a/luigi.toml")]
+)
+def test_settings_of_another_format_are_refused(monkeypatch, variable, value):
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(ValueError, match=f"{variable} is '{value}'; settings are read from .cfg files only"):
+        checks.check_dataset("demo")
+
+
+def test_changes_that_are_no_settings_are_refused():
+    with pytest.raises(ValueError, match=r"--changes is \(1,\); it must be settings and their values, as {"):
+        checks.check("", (1,))
+
+
 def test_a_percent_sign_that_is_not_doubled(bare_config):
     bare_config.read_string("[dataset.mine]\nvideos = a\n[dataset.other]\nvideos = 50%/v\n")
     with pytest.raises(ValueError, match=r"\[dataset.other\] '%' must be followed by .*; a percent sign is written %%"):
@@ -109,9 +131,7 @@ def test_a_percent_sign_that_is_not_doubled(bare_config):
 
 def test_the_section_dataset_is_for_all_data_sets(bare_config):
     """Messages name settings by it, such as [dataset] partial."""
-    bare_config.read_dict(
-        {"dataset": {"partial": "true", "split": "2"}, "dataset.mine": {"split": "3"}, "Flow": {"device": "cpu"}}
-    )
+    bare_config.read_dict({"dataset": {"partial": "true", "split": "2"}, "dataset.mine": {"split": "3"}})
     assert settings.resolve("dataset", "mine").partial and settings.resolve("dataset", "mine").split == "3"
     bare_config.read_dict({"dataset": {"partail": "true"}})
     with pytest.raises(ValueError, match=r"setting \[dataset\] partail does not exist; did you mean 'partial'\?"):
@@ -227,6 +247,11 @@ def test_help_lists_the_flags(capsys, task, asked):
         ),
         ("PaperTable --tabel=1b", "flag --tabel does not exist; did you mean '--table'?"),
         ("Flow --table 1b", "flag --table does not exist"),  # another task's
+        ("FullPipelin --dataset demo", "task 'FullPipelin' does not exist; did you mean 'FullPipeline'?"),
+        ("--module tasks PaperTables --table 1b", "task 'PaperTables' does not exist; did you mean 'PaperTable'?"),
+        ("FullPipeline --TrainStream-seed 5", "flag --TrainStream-seed has no effect or a wrong one: .*; give --seed"),
+        ("Flow --Frames-videos=x", "flag --Frames-videos has .*: Flow gives Frames its parameters; give --videos"),
+        ("FullPipeline --Flow-videos x", "flag --Flow-videos has .*: FullPipeline gives Flow its parameters$"),
         ("--workrs 2", "flag --workrs does not exist; did you mean '--workers'?.* tasks TASK --help-all` lists all"),
     ],
 )
@@ -239,7 +264,7 @@ def test_an_unknown_flag_is_refused(words, message):
     "words",
     [
         "--module tasks Flow --flow-method tvl1 --split=1 --data-videos data --dataset demo",  # names of Luigi's classes
-        "FullPipeline --flow-meth tvl1 --Frames-videos x --workers 2 --help-all -x",  # argparse takes abbreviations
+        "FullPipeline --flow-meth tvl1 --FullPipeline-split 2 --workers 2 --help-all -x",  # argparse takes abbreviations
         "AllSplits --seeds 0,1 --local-scheduler",
         "",
     ],

@@ -1,7 +1,9 @@
 """What a change makes anew, and what it leaves alone."""
 
 import json
+import multiprocessing
 import os
+import pickle
 import shutil
 from pathlib import Path
 
@@ -23,6 +25,7 @@ from pipeline.specs import ClusterSpec
 from pipeline.system.errors import StageFailed
 from pipeline.system.files import file_hash
 from tasks import Catalog, Flow, Frames, FullPipeline, Fuse, Report, ScoreStream, TrainStream
+from tasks.session import one_look
 
 
 def test_a_changed_flow_setting_redoes_flow_and_what_follows(config, tmp_path):
@@ -87,10 +90,11 @@ def test_weights_replaced_since_the_command_began_start_no_training(config, tmp_
     config.set("spatial", "start", str(start))
     assert build(fresh(Frames))
     train = fresh(TrainStream, stream="spatial")
-    assert train.digest
-    start.write_bytes(b"two")
-    with pytest.raises(StageFailed, match="what it reads has been replaced since this command began"):
-        train.run()
+    with one_look():
+        assert train.digest
+        start.write_bytes(b"two")
+        with pytest.raises(StageFailed, match="what it reads has been replaced since this command began"):
+            train.run()
 
 
 def test_a_changed_video_redoes_its_shard_and_what_follows(config, tmp_path, capsys):
@@ -115,6 +119,50 @@ def test_a_program_may_build_again_after_a_change(config, tmp_path):
     assert Flow() is task and not task.complete()
     assert build(Flow()) and task.complete()
     assert len(store.open_flow(task.path)["c"]) == 10
+
+
+def test_a_program_may_build_again_with_other_settings(config):
+    """What a task kept of the first build once gave the second one's artifact the name of the first's."""
+    made = {}
+    for method, steps in (("dis_ultrafast", "4"), ("dis_fast", "6")):
+        config.set("flow", "method", method)
+        config.set("temporal", "steps", steps)
+        assert build(TrainStream(stream="temporal"))
+        made[method] = Flow().path, TrainStream(stream="temporal").weights
+    assert len({path for paths in made.values() for path in paths}) == 4
+    for method, (flow, weights) in made.items():
+        assert json.loads(store.open_flow(flow).attrs["spec"])["method"] == method
+        assert checkpoint.load_checkpoint(weights).spec.steps == (4 if method == "dis_ultrafast" else 6)
+
+
+def test_a_program_may_not_build_again_with_settings_in_conflict(config):
+    task = Flow()
+    assert build(task)
+    config.set("stack", "direction", "bidirectional")
+    with pytest.raises(ValueError, match="direction is bidirectional, which needs backward flow"):
+        task.complete()
+
+
+def test_tasks_of_other_settings_are_other_tasks_to_a_scheduler(config):
+    one = fresh(Flow).task_id
+    assert fresh(Flow).task_id == one
+    config.set("flow", "method", "dis_fast")
+    assert fresh(Flow).task_id != one and fresh(FullPipeline).task_id != one
+
+
+def test_tasks_may_be_looked_at_in_parallel_by_a_program(config):
+    assert luigi.build(
+        [Catalog()], workers=2, local_scheduler=True, log_level="ERROR", parallel_scheduling=True, no_lock=True
+    )
+    assert Catalog().complete()
+
+
+def test_a_task_is_not_given_to_a_process_that_does_not_know_the_settings(config):
+    task = fresh(Flow)
+    process = multiprocessing.get_context("spawn").Process(target=print, args=[task])
+    with pytest.raises(RuntimeError, match="worker processes must be forked: .* settings of this program. Call"):
+        process.start()
+    assert pickle.loads(pickle.dumps(task)).digest == task.digest
 
 
 def test_a_video_that_changes_during_a_build_is_for_the_next_one(config, tmp_path, monkeypatch):

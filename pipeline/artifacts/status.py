@@ -9,7 +9,7 @@ from typing import Any
 
 from pipeline.specs import RunSpec
 from pipeline.system.console import one_line
-from pipeline.system.files import size_of
+from pipeline.system.files import read_json, size_of
 
 # stage -> the files of its artifacts: first the one that is written last, then others without which it is unfinished
 STAGE_FILES = {
@@ -24,6 +24,8 @@ STAGE_FILES = {
     "all_splits": ("summary.json", "summary.html", "summary.md"),
     "tables": ("table.json", "table.html", "table.md"),
 }
+
+PARTIAL = "partial"  # what a table of which a row failed records as its inputs
 
 
 def configured_artifacts() -> Path:
@@ -53,6 +55,14 @@ def read_settings() -> configparser.ConfigParser:
     return parser
 
 
+def _lacks_rows(table: Path) -> bool:
+    """Whether the folder is of a table of which a row failed."""
+    try:
+        return read_json(table / "table.json").get("inputs") == PARTIAL
+    except (OSError, ValueError, AttributeError):  # of another stage, or damaged, which `verify` tells
+        return False
+
+
 def status(artifacts: Path) -> list[dict[str, Any]]:
     """One row per artifact below `artifacts`: dataset, stage, label, digest, whether it is done, bytes, path."""
     rows = []
@@ -62,7 +72,7 @@ def status(artifacts: Path) -> list[dict[str, Any]]:
         if latest or not folder.is_dir() or stage not in STAGE_FILES:
             continue
         label, _, digest = folder.name.rpartition("-")
-        done = all((folder / name).is_file() for name in STAGE_FILES[stage])
+        done = all((folder / name).is_file() for name in STAGE_FILES[stage]) and not _lacks_rows(folder)
         row = {"dataset": folder.parent.parent.name, "stage": stage, "label": label, "digest": digest}
         rows.append({**row, "state": "done" if done else "unfinished", "bytes": size_of(folder), "path": str(folder)})
     order = list(STAGE_FILES)
