@@ -16,6 +16,7 @@ from pipeline.networks.checkpoint import load_checkpoint, refuse_other_data
 from pipeline.networks.evaluation import Evaluation, evaluate
 from pipeline.scores import Scores
 from pipeline.specs import ScoreSpec
+from pipeline.system.errors import StageFailed
 from pipeline.system.progress import Progress, say
 from pipeline.system.tensors import limit_threads
 
@@ -73,7 +74,7 @@ def score(
     Raises:
         ValueError: a checkpoint of another format, with other classes, or trained on a store made by other settings; or
             a clip that has not failed in the store cannot be read, or the network gives NaN for it.
-        RuntimeError: every clip of a labeled part has failed in the store.
+        StageFailed: every clip of a labeled part has failed in the store.
     """
     limit_threads()
     target, trained = resolve_device(device), load_checkpoint(checkpoint, classes=catalog.classes or None)
@@ -117,5 +118,8 @@ def _report_failures(found: Evaluation, clips: int, what: str, *, counted: bool)
         return
     shown = "; ".join(f"{video_id}: {reason}" for video_id, reason in list(found.failed.items())[:_SHOWN])
     if len(found.failed) == clips and counted:
-        raise RuntimeError(f"{what}: all {clips} clips failed, such as {shown}")
+        raise StageFailed(
+            f"{what}: all {clips} clips failed, such as {shown}. Mend these videos, or take another split; if all are "
+            "validation clips, [dataset] val_fraction = 0 does without"
+        )
     say(f"{what}: {len(found.failed)} of {clips} clips failed{' and count as wrong' * counted}: {shown}")

@@ -60,8 +60,9 @@ def error_line(error: BaseException, folder: Path | None = None) -> str:
     if isinstance(error, Refused):
         error = error.error
     said = one_line(str(error)) or type(error).__name__
-    if getattr(error, "errno", None) == errno.ENOSPC:
-        said = "no space left"  # HDF5 says the same in six lines
+    number = getattr(error, "errno", None)
+    if number in files.NO_SPACE:  # HDF5 says the same in six lines
+        said = "no space left" if number == errno.ENOSPC else os.strerror(number)
     elif _OF_LUIGI in said:
         said = (
             "it ended, but what it reads or what it made has been changed meanwhile, by another run or by hand; run "
@@ -70,7 +71,9 @@ def error_line(error: BaseException, folder: Path | None = None) -> str:
     elif _OF_TORCH in said:  # which does not say why
         said = f"{said}, perhaps for want of space"
     text = ", ".join([said, *getattr(error, "__notes__", [])])
-    if not _is_full(error):
+    if number == errno.EDQUOT:  # the disk's free space would mislead
+        return f"{text} (free some, and run the same command again)"
+    if number == errno.EFBIG or not _is_full(error):
         return text
     where = Path(getattr(error, "filename", None) or folder or ".")
     return f"{text} ({files.free_space_text(where)}; free some, and run the same command again)"

@@ -36,8 +36,15 @@ def use_artifacts(artifacts: str, *, create: bool = False) -> None:
             try:
                 _IN_USE[key] = files.hold_shared_lock(Path(artifacts), create=create)
             except OSError as error:
-                if error.errno == errno.ENOSPC:
+                if error.errno in files.NO_SPACE:
                     raise
+                if error.errno in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+                    if not create:  # nothing is written
+                        return
+                    raise ValueError(
+                        f"[run] artifacts is {artifacts!r}, whose file system has no locks ({error.strerror}), which "
+                        "keep two runs from writing the same file; give another folder by --artifacts"
+                    ) from None
                 raise ValueError(
                     f"[run] artifacts is {artifacts!r}, where nothing can be written ({error.strerror}); give another "
                     "folder by --artifacts"

@@ -201,6 +201,18 @@ def test_a_clip_that_failed_is_left_out_of_training_and_said(monkeypatch, capsys
     assert "left_1" not in {dataset.clips[dataset.choose(n)].id for n in range(200)}
 
 
+def test_a_class_that_lost_all_its_training_clips_is_said(monkeypatch, capsys):
+    catalog, fake = two_classes("frames")
+    for clip in catalog.part("train"):
+        if clip.class_name == "left":
+            del fake.clips[clip.id]
+    use_store(monkeypatch, fake)
+    TrainingSet(spec(), "index.h5", catalog.part("train"))
+    said = capsys.readouterr().err
+    assert "4 of 8 training clips are left out" in said
+    assert "spatial: no training clip is left of 'left', which will not be learned" in said
+
+
 def test_nothing_to_train_on_is_an_error(monkeypatch):
     catalog, _ = two_classes("frames")
     use_store(monkeypatch, FakeStore({}))

@@ -1,5 +1,6 @@
 """A file is whole or absent; a folder has one writer."""
 
+import errno
 import multiprocessing
 import os
 import signal
@@ -123,6 +124,20 @@ def test_link_is_replaced_in_one_step(tmp_path):
         files.link(tmp_path / "latest", tmp_path / name)
     assert os.readlink(tmp_path / "latest") == "two"
     assert sorted(os.listdir(tmp_path)) == ["latest", "one", "two"]
+
+
+def test_where_no_link_is_possible_it_is_said(tmp_path, monkeypatch, capsys):
+    def refused(path, target):
+        raise OSError(number, os.strerror(number), str(path))
+
+    monkeypatch.setattr(Path, "symlink_to", refused)
+    number = errno.EPERM
+    files.link(tmp_path / "latest", tmp_path / "one")
+    said = "latest does not lead to one, because links are not possible there (Operation not permitted)"
+    assert said in capsys.readouterr().err and not os.listdir(tmp_path)
+    number = errno.ENOSPC
+    with pytest.raises(OSError, match="No space left"):
+        files.link(tmp_path / "latest", tmp_path / "one")
 
 
 def test_room_is_that_of_the_nearest_folder_that_exists(tmp_path, monkeypatch):

@@ -16,6 +16,7 @@ from pipeline.networks.evaluation import evaluate
 from pipeline.networks.starting import CHECKPOINT_FORMAT
 from pipeline.scores import Scores
 from pipeline.specs import ScoreSpec, StackSpec, StreamSpec
+from pipeline.system.errors import StageFailed
 
 
 def spec(stream="spatial", **values):
@@ -167,7 +168,7 @@ def test_if_every_clip_fails_it_is_an_error(monkeypatch, tmp_path):
         score(tmp_path / "c.pt", catalog=unlabelled, **views)
     use_store(monkeypatch, FakeStore({}, dict.fromkeys(ids, "no frame decodes")))
     assert score(tmp_path / "c.pt", catalog=unlabelled, **views).failed == tuple(ids)
-    with pytest.raises(RuntimeError, match="spatial scores of test: all 4 clips failed, such as left_5: no frame d"):
+    with pytest.raises(StageFailed, match="spatial scores of test: all 4 clips failed, such as left_5: no frame d"):
         score(tmp_path / "c.pt", catalog=catalog, **views)
 
 

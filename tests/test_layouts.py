@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 
+from pipeline.catalog import files_fingerprint, outline, read_dataset
 from pipeline.catalog.layouts import list_files, read_layout, scan_videos, split_names
 from pipeline.specs import DatasetSpec
 
@@ -174,8 +175,19 @@ def test_scan_refuses_what_it_cannot_read_or_name(tmp_path):
     with pytest.raises(FileNotFoundError, match="the folder '.*none' does not exist"):
         scan_videos(tmp_path / "none")
     touch(tmp_path, os.fsdecode(b"\xff.avi"))
-    with pytest.raises(ValueError, match="is not UTF-8; rename it"):
+    with pytest.raises(ValueError, match=r"the name of the video '\\udcff.avi' is not UTF-8; rename it"):
         scan_videos(tmp_path)
+    touch(tmp_path, os.fsdecode(b"\xfe.avi"))
+    with pytest.raises(ValueError, match=r"the name of the video '\\udcfe.avi', and 1 more is not UTF-8; rename it"):
+        scan_videos(tmp_path)
+
+
+def test_an_unlabelled_video_whose_name_cannot_be_written_is_left_out(tmp_path, capsys):
+    touch(tmp_path, "a.avi", os.fsdecode(b"\xff.avi"))
+    spec = DatasetSpec(layout="unlabelled", videos=str(tmp_path))
+    assert [clip.id for clip in read_dataset(spec, "1").clips] == ["a.avi"]
+    assert r"the names of 1 videos in" in (said := capsys.readouterr().err) and r"'\udcff.avi'; rename them" in said
+    assert outline(spec, "1").clips[0].id == "a.avi" and files_fingerprint(spec)
 
 
 @pytest.mark.parametrize("layout", ["ucf101", "hmdb51", "csv"])

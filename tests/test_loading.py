@@ -33,6 +33,7 @@ class Squares:
 @pytest.fixture
 def shared_memory(monkeypatch):
     """A function that says how many bytes of it are free."""
+    loading.say_once.cache_clear()
 
     def free(size):
         monkeypatch.setattr(loading.os, "statvfs", lambda path: SimpleNamespace(f_bavail=size, f_frsize=1))
@@ -74,7 +75,7 @@ def test_no_more_processes_than_shared_memory_has_room_for(shared_memory, batche
 def test_without_shared_memory_a_thread_loads(shared_memory, capsys):
     shared_memory(10_000)
     assert firsts(2) == [n * n % 251 for n in range(3, 23)]
-    assert "0 loading processes instead of 2: /dev/shm has 0.00 GiB free" in capsys.readouterr().err
+    assert "0 loading processes instead of 2: /dev/shm has 0 MiB free, they need 1; enlarge" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("empty", [3, 13, 22])

@@ -1,5 +1,6 @@
 """Mistakes of whoever typed a command are one line each, and no traceback."""
 
+import errno
 import logging
 import os
 import signal
@@ -17,7 +18,7 @@ from conftest import ROOT
 from pipeline import quantize
 from pipeline.scores import Scores
 from pipeline.system.errors import DamagedFile, MachineFault, StageFailed, WorkerDied
-from tasks import Catalog, command, mistakes
+from tasks import Catalog, command, mistakes, session
 
 
 @pytest.mark.parametrize(
@@ -58,6 +59,8 @@ def test_a_wrong_task_or_parameter_is_one_line(arguments, message):
             "shard x: [Errno 28] No space left on device",
             True,
         ),
+        (OSError(122, "Unable to create file (errno = 122, ...)"), "Disk quota exceeded", False),
+        (OSError(27, "Can't write data (errno = 27, ...)"), "File too large", False),
         (RuntimeError(), "RuntimeError", False),
     ],
 )
@@ -66,6 +69,11 @@ def test_a_message_holds_what_was_noted_and_the_room_of_a_full_disk(tmp_path, er
     told = mistakes.error_line(error, tmp_path / "none")
     room = f"MB are free on the disk of {tmp_path / 'none'}; free some, and run the same command again)"
     assert f"{said}, while writing it" in told and told.endswith(room) == full
+
+
+def test_a_quota_is_no_full_disk(tmp_path):
+    told = mistakes.error_line(OSError(122, "Disk quota exceeded"), tmp_path)
+    assert told == "Disk quota exceeded (free some, and run the same command again)"
 
 
 def raised_far_below(error: Exception) -> Exception:
@@ -103,6 +111,18 @@ def test_a_folder_that_cannot_be_written_is_one_line(overlay, tmp_path):
         f"Catalog 1 FAILED: [run] artifacts is '{tmp_path / 'artifacts'}', where nothing can be written"
         in failed.stderr
     )
+
+
+def test_a_folder_whose_file_system_has_no_locks_is_one_line(config, tmp_path, monkeypatch):
+    def refused(*arguments):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("tasks.settings.from_command_line", lambda: True)
+    monkeypatch.setattr("pipeline.system.files.fcntl.flock", refused)
+    told = f"error: .run. artifacts is '{tmp_path}', whose file system has no locks .No locks available., which keep"
+    with pytest.raises(SystemExit, match=told):
+        session.use_artifacts(str(tmp_path), create=True)
+    session.use_artifacts(str(tmp_path))  # to look at what is there
 
 
 def test_an_interrupted_command_says_how_it_goes_on(capsys):

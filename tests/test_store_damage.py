@@ -13,7 +13,8 @@ from stores import ATTRS, smooth_flow, write_flow, write_frames
 
 from pipeline import store
 from pipeline.artifacts import damage
-from pipeline.system.errors import DamagedFile
+from pipeline.store import container
+from pipeline.system.errors import DamagedFile, MachineFault
 from pipeline.video import jpeg
 
 
@@ -246,14 +247,42 @@ with store.ShardWriter(Path(path), "frames", {"digest": "d"}) as shard:
 """
 
 
-@pytest.mark.parametrize(("limit", "size", "clips"), [(100_000, 9000, 8), (100_000, 900, 60), (3000, 10, 1)])
-def test_a_full_disk_is_one_error_and_leaves_nothing(tmp_path, limit, size, clips):
+VIEWS = """
+with store.create_scores(Path(path), {"digest": "d"}, clips=clips, views=5) as views:
+    for number in range(clips * 5):
+        views.put(*divmod(number, 5), np.ones((1, 101), np.float32), np.ones((1, size), np.float32))
+"""
+
+
+@pytest.mark.parametrize(
+    ("code", "limit", "size", "clips"),
+    [
+        *[(FULL, 100_000, 9000, 8), (FULL, 100_000, 900, 60), (FULL, 3000, 10, 1)],
+        *[(FULL.partition("with")[0] + VIEWS, limit, 512, 10) for limit in (7000, 30_000, 100_000)],
+    ],
+)
+def test_a_full_disk_is_one_error_and_leaves_nothing(tmp_path, code, limit, size, clips):
     """A limit on the size of files stands for the full disk."""
-    command = [sys.executable, "-c", FULL, str(tmp_path / "shard.h5"), *map(str, (limit, size, clips))]
+    command = [sys.executable, "-c", code, str(tmp_path / "shard.h5"), *map(str, (limit, size, clips))]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 1  # no crash at the end
     assert done.stderr.count("Traceback") == 1 and "Exception ignored" not in done.stderr
     assert "errno = 27" in done.stderr and not list(tmp_path.iterdir())
+
+
+def test_too_little_memory_is_no_damage(tmp_path, monkeypatch):
+    """Whoever believed it would delete the file."""
+    path = tmp_path / "scores.h5"
+    store.write_arrays(path, "scores", {"numbers": np.arange(4.0)}, {})
+
+    def fails(*arguments, **options):
+        raise OSError("Can't synchronously read data (memory allocation failed for chunk)")
+
+    for owner, name in ((container, "plain_attrs"), (h5py, "File")):
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, fails)
+            with pytest.raises(MachineFault, match=r"there is too little memory to read .*scores.h5 \(Can't .*chunk\)"):
+                store.read_arrays(path, "scores")
 
 
 def test_arrays_that_are_not_those_that_were_written_are_damage(tmp_path):

@@ -76,10 +76,12 @@ def read_dataset(spec: DatasetSpec, split: str | int, *, known: Iterable[Clip] =
     split = str(split)
     others: list[str] = []
     lost: list[str] = []
-    videos = _videos(spec, others, lost)
+    unnamed: list[str] = []
+    videos = _videos(spec, others, lost, unnamed)
     found = _outline(spec, split, videos)
     clips = len(found.clips)
-    remarks.on_files(spec, clips=clips, videos=len(videos), absent=found.absent, others=sorted(others), lost=lost)
+    ignored = {"others": sorted(others), "lost": lost, "unnamed": unnamed}
+    remarks.on_files(spec, clips=clips, videos=len(videos), absent=found.absent, **ignored)
     trained = {clip.class_name for clip in found.part("train")}
     remarks.on_classes(spec, found.classes, trained=trained, split=split)
     remarks.on_names(Counter(clip.class_name for clip in found.clips if clip.class_name))
@@ -151,13 +153,21 @@ def _outline(spec: DatasetSpec, split: str, videos: dict[str, Stat]) -> Catalog:
     return Catalog(tuple(clips), tuple(classes), split, tuple(absent))
 
 
-def _videos(spec: DatasetSpec, others: list[str] | None = None, lost: list[str] | None = None) -> dict[str, Stat]:
+def _videos(
+    spec: DatasetSpec,
+    others: list[str] | None = None,
+    lost: list[str] | None = None,
+    unnamed: list[str] | None = None,
+) -> dict[str, Stat]:
     if not spec.videos:  # an empty path would mean the current folder
         raise ValueError("[dataset] videos is empty; give the folder of the videos")
     lost = [] if lost is None else lost
+    if spec.layout == "unlabelled":  # a name that cannot be written affects that video alone
+        unnamed = [] if unnamed is None else unnamed
+        return scan_videos(Path(spec.videos), others=others, lost=lost, unnamed=unnamed)
     videos = scan_videos(Path(spec.videos), others=others, lost=lost)
     # everything made from videos on an unmounted disk would go; an unlabelled set loses only those videos
-    if lost and not spec.partial and spec.layout != "unlabelled":
+    if lost and not spec.partial:
         raise FileNotFoundError(
             f"{told_lost(spec, lost)}; mount the disk that they lead to, remove the links, or, if the set is meant to "
             "be partial, set [dataset] partial = true"

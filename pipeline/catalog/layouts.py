@@ -34,20 +34,27 @@ class Stat:
     mtime_ns: int
 
 
-def scan_videos(folder: Path, *, others: list[str] | None = None, lost: list[str] | None = None) -> dict[str, Stat]:
+def scan_videos(
+    folder: Path,
+    *,
+    others: list[str] | None = None,
+    lost: list[str] | None = None,
+    unnamed: list[str] | None = None,
+) -> dict[str, Stat]:
     """Find every video file below a folder by its suffix; links are followed, names with a leading dot are skipped.
 
     Args:
         folder: folder of the videos.
         others: if given, the paths of files with other suffixes are appended to it, in any order.
         lost: if given, the paths of broken links that may be videos or folders of them are appended to it.
+        unnamed: if given, the paths that are not UTF-8, which cannot be written to an artifact, are appended to it.
 
     Returns:
         Path relative to the folder, with forward slashes -> size and timestamp, sorted by path.
 
     Raises:
         FileNotFoundError, NotADirectoryError: the folder does not exist, or is a file.
-        ValueError: a path is not UTF-8, so it cannot be written to an artifact.
+        ValueError: a path is not UTF-8, and `unnamed` is not given.
     """
     if folder.is_file():
         raise NotADirectoryError(f"[dataset] videos: {str(folder)!r} is a file; give the folder that it lies in")
@@ -58,9 +65,14 @@ def scan_videos(folder: Path, *, others: list[str] | None = None, lost: list[str
         )
     found: dict[str, Stat] = {}
     _scan(folder, "", (), found, [] if others is None else others, [] if lost is None else lost)
-    for path in found:
-        if any("\ud800" <= letter <= "\udfff" for letter in path):  # surrogates stand for bytes that are not UTF-8
-            raise ValueError(f"the name of the video {path!r} is not UTF-8; rename it")
+    # surrogates stand for bytes that are not UTF-8
+    bad = sorted(path for path in found if any("\ud800" <= letter <= "\udfff" for letter in path))
+    if bad and unnamed is None:
+        more = f", and {len(bad) - 1} more" if len(bad) > 1 else ""
+        raise ValueError(f"the name of the video {bad[0]!r}{more} is not UTF-8; rename it")
+    for path in bad:
+        unnamed.append(path)
+        del found[path]
     return dict(sorted(found.items()))
 
 

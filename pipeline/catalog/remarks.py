@@ -15,7 +15,14 @@ _RARE = 2  # clips of a class whose name may be a slip
 
 
 def on_files(
-    spec: DatasetSpec, *, clips: int, videos: int, absent: Sequence[str], others: Sequence[str], lost: Sequence[str]
+    spec: DatasetSpec,
+    *,
+    clips: int,
+    videos: int,
+    absent: Sequence[str],
+    others: Sequence[str],
+    lost: Sequence[str],
+    unnamed: Sequence[str],
 ) -> None:
     """Print which files in the folder are ignored and which listed videos are absent.
 
@@ -26,7 +33,13 @@ def on_files(
         absent: listed paths that are not on disk.
         others: paths of files that are not videos.
         lost: paths of broken links.
+        unnamed: paths of videos that are not UTF-8.
     """
+    if unnamed:
+        say(
+            f"catalog: the names of {len(unnamed)} videos in {spec.videos!r} are not UTF-8, so that they are ignored: "
+            f"{some(unnamed)}; rename them"
+        )
     if lost:
         say(f"catalog: {told_lost(spec, lost)}; they are ignored")
     if absent:

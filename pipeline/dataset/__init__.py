@@ -23,7 +23,7 @@ from pipeline.dataset.encoded import EncodedBatch, stack_partly_encoded
 from pipeline.dataset.inputs import Room, ViewBatch, join_views, new_room
 from pipeline.specs import StackSpec, StreamSpec
 from pipeline.stacks.stored import EncodedStack, Planes, stored_stack
-from pipeline.system.console import plain
+from pipeline.system.console import plain, some
 from pipeline.system.errors import DamagedFile
 from pipeline.system.progress import say
 from pipeline.transforms import EncodedView, EvalViews, TrainView, View
@@ -151,6 +151,7 @@ class TrainingSet(Dataset):
                 raise ValueError(
                     f"none of the {len(wanted)} training clips is in {path}; `python -m pipeline inspect` shows why"
                 )
+            _say_lost_classes(spec, wanted, held)
             self.clips += held
             self.pictures += [pictures] * len(held)
         self.choose = ClassUniform([clip.label for clip in self.clips], seed=spec.seed)
@@ -194,6 +195,11 @@ class TrainingSet(Dataset):
             error.add_note(f"while reading training clip {clip.id!r}")
             raise
         return clip, found, rng.random(TrainView.DRAWS)
+
+
+def _say_lost_classes(spec: StreamSpec, wanted: Sequence[Clip], held: Sequence[Clip]) -> None:
+    if lost := sorted({clip.class_name for clip in wanted} - {clip.class_name for clip in held}):
+        say(f"{spec.stream}: no training clip is left of {some(lost)}, which will not be learned")
 
 
 class EvalItem(NamedTuple):

@@ -22,7 +22,7 @@ from pipeline.system.console import one_line
 from pipeline.system.errors import MachineFault
 from pipeline.system.limits import usable_cores
 from pipeline.system.processes import deaf_children, end_with_parent
-from pipeline.system.progress import say
+from pipeline.system.progress import say_once
 
 _SHARED_MEMORY = "/dev/shm"  # where torch's loading processes put their batches, on Linux
 _MAX_WORKERS = 16
@@ -193,9 +193,9 @@ def _that_fit(workers: int, batch_bytes: int) -> int:
     found = max(0, min(workers, int(free / batch_bytes - 2) // _BATCHES_AHEAD))
     if found < workers:
         needed = (workers * _BATCHES_AHEAD + 2) * batch_bytes
-        say(
-            f"{found} loading processes instead of {workers}: {_SHARED_MEMORY} has {free / 2**30:.2f} GiB free, they "
-            f"need {needed / 2**30:.2f}; enlarge it (in a container, --shm-size), or set loader_workers"
+        say_once(
+            f"{found} loading processes instead of {workers}: {_SHARED_MEMORY} has {free >> 20} MiB free, they need "
+            f"{-(-needed >> 20)}; enlarge it (in a container, --shm-size), or set loader_workers"
         )
     return found
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import shlex
 from pathlib import Path
 
 from pipeline import store
+from pipeline.system import files
 from pipeline.system.console import plain
 from pipeline.system.errors import StageFailed
 from pipeline.system.progress import say
@@ -18,7 +18,7 @@ def told(error: BaseException) -> str:
 
     The notes follow, such as the worker that raised it: on one of many machines a disk may not be mounted.
     """
-    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    full = isinstance(error, OSError) and error.errno in files.NO_SPACE
     message = os.strerror(error.errno) if full else str(error)
     return ", ".join([f"{type(error).__name__}: {message}", *getattr(error, "__notes__", ())])
 

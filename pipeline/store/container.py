@@ -16,13 +16,13 @@ from typing import Any
 import h5py
 import numpy as np
 
-from pipeline.system.errors import DamagedFile
+from pipeline.system.errors import DamagedFile, MachineFault
 from pipeline.system.files import commit
 
 FORMAT_VERSION = 1
 TEXT = h5py.string_dtype("utf-8")
 _ATTRS_CRC32, _TABLE_CRC32 = "attrs_crc32", "table_crc32"
-# HDF5's usual driver would buffer small writes until an array is closed, where failures go unreported
+# HDF5 would keep small writes, and chunks (rdcc_nbytes), until an array is closed, where failures go unreported
 _AT_ONCE = "two-stream-at-once"
 h5py.register_driver(_AT_ONCE, lambda access: access.set_sieve_buf_size(0))
 
@@ -31,7 +31,7 @@ h5py.register_driver(_AT_ONCE, lambda access: access.set_sieve_buf_size(0))
 def create(path: Path | str, kind: str, attrs: Mapping[str, Any]) -> Iterator[h5py.File]:
     """Create a file of format `two-stream-<kind>`; it exists only if the block ends without an error."""
     with commit(path) as temporary:
-        file = h5py.File(temporary, "w", driver=_AT_ONCE)
+        file = h5py.File(temporary, "w", driver=_AT_ONCE, rdcc_nbytes=0)
         try:
             file.attrs["format"] = f"two-stream-{kind}"
             file.attrs["format_version"] = FORMAT_VERSION
@@ -71,8 +71,21 @@ def _damage_told(path: Path) -> Iterator[None]:
     except (OSError, RuntimeError, TypeError, KeyError, UnicodeDecodeError) as error:
         if getattr(error, "errno", None):  # from the disk
             raise
+        _refuse_too_little_memory(path, error)
         advice = _repair_of(path) or _deletion_of(path)
         raise DamagedFile(f"{path} is damaged ({error}); {advice}") from error
+
+
+def _refuse_too_little_memory(path: Path, error: Exception) -> None:
+    """Tell too little memory, which HDF5 reports like damage, from damage, whose cure is to remove the file.
+
+    Raises:
+        MachineFault: memory could not be allocated.
+    """
+    if "memory allocation failed" in str(error):
+        raise MachineFault(
+            f"there is too little memory to read {path} ({error}); if there is plenty, the file is damaged"
+        ) from error
 
 
 def open_file(path: Path | str, kind: str | None) -> h5py.File:
@@ -91,6 +104,7 @@ def open_file(path: Path | str, kind: str | None) -> h5py.File:
     except OSError as error:
         if error.errno:  # no permission, or locked: the file need not be damaged
             raise
+        _refuse_too_little_memory(path, error)
         advice = _repair_of(path) or _deletion_of(path)
         raise DamagedFile(f"{path} is no HDF5 file, or a damaged one ({error}); {advice}") from None
     try:

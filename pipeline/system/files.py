@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import itertools
@@ -18,9 +19,11 @@ from pathlib import Path
 from pipeline.system.progress import say
 
 MADE_FROM = "made_from.json"
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # a full disk, a quota used up, a limit of the size of files
 LOCK = ".lock"  # in an artifact's folder; held by the one run that writes there
 IN_USE = ".in_use"  # in the folder of all artifacts; every run holds it as a shared lock
 _TEMPORARY = ".tmp-"
+_IMPOSSIBLE = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP)  # what a file system does not have at all
 _NUMBERS = itertools.count()
 _HELD: ContextVar[frozenset[Path]] = ContextVar("held", default=frozenset())  # folders that this thread is writing
 
@@ -260,8 +263,17 @@ def plain_name(text: str) -> str:
 
 
 def link(path: Path, target: Path) -> None:
-    """Point the symbolic link `path` at its sibling `target`, atomically replacing an older link."""
+    """Point the symbolic link `path` at its sibling `target`, atomically replacing an older link.
+
+    On a file system that has no links, it is only said that there is none: the link is a convenience.
+    """
     temporary = _temporary_beside(path)
     temporary.unlink(missing_ok=True)
-    temporary.symlink_to(target.name)
+    try:
+        temporary.symlink_to(target.name)
+    except OSError as error:
+        if error.errno not in _IMPOSSIBLE:
+            raise
+        say(f"{path} does not lead to {target.name}, because links are not possible there ({error.strerror})")
+        return
     temporary.replace(path)
