@@ -210,10 +210,12 @@ def items(section: str) -> dict[str, str]:
         ValueError: a percent sign that stands for itself but is not doubled, or an unknown environment variable.
     """
     config = get_config()
+    if not config.has_section(section):
+        return {}
+    # what [DEFAULT] says, Python adds to every section
+    shared = {name for name, text in config.defaults().items() if text == config.get(section, name, raw=True)}
     try:
-        found = dict(config.items(section)) if config.has_section(section) else {}
-        defaults = config.defaults()  # [DEFAULT], which Python adds to every section
-        return {name: text for name, text in found.items() if defaults.get(name) != config.get(section, name, raw=True)}
+        return {name: text for name, text in config.items(section) if name not in shared}
     except InterpolationError as error:
         what = f"[{section}] {one_line(str(error))}"
         raise ValueError(f"{what}; a percent sign is written %%, and ${{NAME}} is an environment variable") from None
