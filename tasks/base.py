@@ -156,8 +156,7 @@ class Stage(OfDataset):
         """Whether the artifact and all it needs are current. True is remembered; if False, `check` runs once."""
         with one_look() as look:
             use_artifacts(self.run_spec.artifacts)
-            if self._look is not look:
-                self._begin(look)
+            self._begin(look)
             self._look_for_it()
             if not self._is_complete:  # Luigi calls this for every task before it runs any: the time to refuse
                 self.check_once()
@@ -165,6 +164,8 @@ class Stage(OfDataset):
 
     def _begin(self, look: object) -> None:
         """Forget what was determined in an earlier look; since then, a program may have changed the settings."""
+        if self._look is look:
+            return
         if self._look is not None:
             with told_plainly():
                 checks.check(self.dataset_name, self.changes)
@@ -191,7 +192,8 @@ class Stage(OfDataset):
 
     def run(self) -> None:
         """Make the artifact with its folder locked; do nothing if another run has just made it."""
-        with one_look():
+        with one_look() as look:
+            self._begin(look)
             use_artifacts(self.run_spec.artifacts, create=True)
             with one_writer(self.folder):
                 if not self.is_current():
