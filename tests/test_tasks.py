@@ -237,7 +237,7 @@ def test_a_failed_task_is_a_failed_command(overlay, tmp_path):
     failed = luigi_command("Frames", "--cluster-kind", "inline", cwd=ROOT, **overlay)
     assert failed.returncode == 30
     assert (
-        "Frames native FAILED: frames: 1 of 4 clips failed" in failed.stderr
+        "Frames short256 FAILED: frames: 1 of 4 clips failed" in failed.stderr
         and "a (the file is empty (0 bytes))" in failed.stderr
     )
 
