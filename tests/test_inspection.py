@@ -1,6 +1,7 @@
 """Looking inside: what is shown is what is there, damage is found, and mistakes are answered in words."""
 
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -96,6 +97,17 @@ def test_status_lists_artifacts_in_the_order_of_the_chain(frames, flow, tmp_path
     ]
     sizes = sum(file.stat().st_size for file in frames.parent.rglob("*.h5"))
     assert rows[0]["bytes"] == sizes
+
+
+def test_a_folder_that_may_not_be_read_is_not_taken_for_an_empty_one(tmp_path, monkeypatch):
+    assert status(tmp_path / "none") == []
+
+    def refused(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(os, "scandir", refused)  # root may read anything
+    with pytest.raises(PermissionError, match=str(tmp_path)):
+        status(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -64,7 +64,13 @@ def _lacks_rows(table: Path) -> bool:
 
 
 def status(artifacts: Path) -> list[dict[str, Any]]:
-    """One row per artifact below `artifacts`: dataset, stage, label, digest, whether it is done, bytes, path."""
+    """One row per artifact below `artifacts`: dataset, stage, label, digest, whether it is done, bytes, path.
+
+    Raises:
+        PermissionError: `artifacts` may not be read.
+    """
+    if artifacts.is_dir():
+        os.scandir(artifacts).close()  # `glob` would find nothing in a folder that may not be read
     rows = []
     for folder in sorted(artifacts.glob("*/*/*-*")):
         stage = folder.parent.name
