@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn.functional import conv2d
 
 from pipeline.networks import backbones, build, build_untrained, imagenet, resolve_device
+from pipeline.networks.checkpoint import weights_hash
 from pipeline.networks.starting import CHECKPOINT_FORMAT
 from pipeline.specs import StackSpec, StreamSpec
 
@@ -357,3 +358,30 @@ def test_cnn_m_has_as_many_weights_as_its_layers_say():
         count = sum(k * k * a * b + b for k, a, b in convolutions) + sum(a * b + b for a, b in full)
         network = on_meta(spec(stream, "cnn_m_2048", crop_px=224), 101)
         assert sum(weight.numel() for weight in network.parameters()) == count
+
+
+def test_the_hash_of_weights_is_of_names_and_values():
+    state = {"a": torch.zeros(3), "b": torch.ones(2)}
+    assert weights_hash(state) == weights_hash({"b": torch.ones(2), "a": torch.zeros(3)})
+    assert weights_hash({**state, "a": torch.tensor([0, 0, 1e-7])}) != weights_hash(state)
+    assert weights_hash({"a": torch.zeros(3), "c": torch.ones(2)}) != weights_hash(state)
+
+
+def test_dropout_is_that_before_the_head_and_not_of_transformer_blocks():
+    with torch.device("meta"):
+        body = build_untrained(spec(network="vit_b_16", crop_px=224, resize_px=256, dropout=0.9), 5).body
+    found = {name: module.p for name, module in body.named_modules() if isinstance(module, nn.Dropout)}
+    assert {p for name, p in found.items() if name.startswith("encoder.")} == {0.0}
+    assert [p for name, p in found.items() if not name.startswith("encoder.")] == [0.9]
+
+
+def test_networks_with_auxiliary_heads_train_without_them():
+    network = build_untrained(spec(network="googlenet", crop_px=64, resize_px=64), 5).train()
+    assert network(torch.zeros(2, 3, 64, 64)).shape == (2, 5)
+
+
+def test_small_stays_the_network_of_old_checkpoints():
+    layers = [m for m in build_untrained(spec(), 5).body if isinstance(m, nn.Conv2d)]
+    found = [(m.in_channels, m.out_channels, m.kernel_size[0], m.stride[0], m.padding[0], m.bias) for m in layers]
+    expected = [(3, 16, 5, 2, 2, None), (16, 32, 3, 2, 1, None), (32, 64, 3, 2, 1, None), (64, 128, 3, 2, 1, None)]
+    assert found == expected

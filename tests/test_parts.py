@@ -6,7 +6,8 @@ import pytest
 from trees import csv_spec, folder_spec, make_ucf
 
 from pipeline.catalog import outline, read_dataset
-from pipeline.catalog.parts import check_classes, check_parts
+from pipeline.catalog.parts import check_classes, check_parts, draw_parts
+from pipeline.catalog.rows import ListedClip
 from pipeline.specs import DatasetSpec
 
 HAS_NO = {"val": "split 1 has no validation clips, on which fusions are", "test": "split 1 has no test clips, on which"}
@@ -65,3 +66,17 @@ def test_an_outline_is_the_catalog_without_contents_and_says_nothing(tmp_path, m
         assert (found.counts(), found.classes, found.absent) == (catalog.counts(), catalog.classes, catalog.absent)
         assert [(c.id, c.part, c.group) for c in found.clips] == [(c.id, c.part, c.group) for c in catalog.clips]
     assert not capsys.readouterr().err
+
+
+def test_validation_clips_are_drawn_from_training_clips_alone():
+    """Test clips whose group also has training clips, as a list may have it, stay test clips."""
+    rows = [ListedClip(f"{part}{g}", f"{part}{g}", "x", g, part) for part in ("train", "test") for g in "abcd"]
+    parts = [row.part for row in draw_parts(DatasetSpec(val_fraction=0.5), rows, "1")]
+    assert parts[4:] == ["test"] * 4 and parts[:4].count("val") == 2
+
+
+def test_the_draw_of_validation_groups_never_changes():
+    """Else the streams of every user would be trained and chosen on other clips than before."""
+    rows = [ListedClip(f"c{n}", f"c{n}", "x", f"g{n}", "train") for n in range(12)]
+    drawn = [row.group for row in draw_parts(DatasetSpec(val_fraction=0.25), rows, "1") if row.part == "val"]
+    assert drawn == ["g6", "g10", "g11"]

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from pages import Page
-from reports import CURVE, arguments, grouped, write
+from reports import CURVE, arguments, certain, grouped, write
 
 from pipeline import report
 from pipeline.report import figures, metrics
@@ -192,3 +192,29 @@ def test_the_headline_as_text(tmp_path):
     lines = metrics.headline_text(numbers).splitlines()
     assert lines[1].split() == ["top-1", "95", "%", "interval", "mean", "class"]
     assert lines[2].split() == ["spatial", "95.0%", f"{low:.1%}", "to", f"{high:.1%}", "95.0%"]
+
+
+def test_where_the_streams_agree_and_what_fusion_adds(tmp_path):
+    numbers = write(tmp_path, **arguments())
+    assert numbers["agreement"]["only_spatial"] == {"clips": 1, "fused_right": 0}  # clip 2
+    assert numbers["fused"]["average"]["against_stream"] == {
+        "stream": "temporal",
+        "difference": pytest.approx(-1 / 6),
+        "difference_interval": None,
+        "only_fusion": 0,
+        "only_stream": 1,
+        "mcnemar_p": 1.0,
+    }
+
+
+def test_pairs_of_confused_classes_come_most_frequent_first():
+    table = certain([1, 0, 0, 2, 2, 2, 0], [0, 1, 1, 1, 1, 1, 0], ("x", "y", "z"))
+    found = [(row["truth"], row["predicted"], row["clips"]) for row in metrics.confused_pairs(table)]
+    assert found == [("y", "z", 3), ("y", "x", 2), ("x", "y", 1)]
+    assert [row["clips"] for row in metrics.confused_pairs(table, most=2)] == [3, 2]
+
+
+def test_a_wrong_clip_has_the_probability_of_what_was_said_and_of_the_truth():
+    table = certain([1, 0], [0, 0], ("x", "y", "z"))
+    (row,) = metrics.misclassified(dict.fromkeys(("spatial", "temporal", "average"), table))
+    assert (row["p_predicted"], row["p_truth"]) == (pytest.approx(0.9), pytest.approx(0.05))

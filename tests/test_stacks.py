@@ -280,3 +280,44 @@ def test_compiled_and_on_a_device_the_paths_are_bit_for_bit_the_same(monkeypatch
     for each, compiled, found in zip(fields, by_numba, on_device, strict=True):
         expected = trajectory_stack(each, 0, 6)
         assert np.array_equal(compiled, expected) and np.array_equal(found.numpy(), expected)
+
+
+def test_a_short_clip_has_its_middle_frame_at_half_its_fields():
+    where = window(5, StackSpec(length=10, direction="bidirectional"), 0)
+    assert (where.ahead, where.behind) == ((2, 3, 4, 4, 4), (1, 0, 0, 0, 0))
+
+
+def test_equal_spacing_rounds_halves_up():
+    assert spaced(4, 3).tolist() == [0, 2, 3] and spaced(13, 25).tolist()[:4] == [0, 1, 1, 2]
+
+
+def test_whoever_changes_a_stack_does_not_change_the_flow():
+    fields = np.zeros((4, 2, 3, 3), np.float32)
+    for made in (flow_stack, trajectory_stack):
+        made(fields, 0, 4)[:] = 1
+    assert not fields.any()
+
+
+@pytest.mark.parametrize("shape", [(6, 3, 4, 4), (6, 4, 4, 2)])  # the second is OpenCV's
+def test_fields_without_two_components_are_refused(shape):
+    with pytest.raises(ValueError, match="it must be"):
+        flow_stack(np.zeros(shape, np.float32), 0, 2)
+
+
+def test_no_bidirectional_stack_has_no_fields():
+    flow = np.zeros((6, 2, 4, 4), np.float32)
+    with pytest.raises(ValueError, match="at least 2"):
+        bidirectional_stack(flow, flow, 3, 0)
+
+
+def test_a_path_at_the_border_reads_nothing_beyond_the_fields():
+    memory = np.full(3 * 2 * 5 * 6 + 7, np.nan, np.float32)
+    fields = memory[:180].reshape(3, 2, 5, 6)
+    fields[:] = 0.25
+    assert np.isfinite(along_path(fields)).all()
+
+
+def test_a_path_that_is_no_number_ends_within_a_field_of_any_width():
+    fields = torch.ones((1, 4, 2, 9, 13))
+    fields[0, 0, :, 3, 4] = float("nan")
+    assert stacks_torch.along_path(fields).shape == (1, 8, 9, 13)

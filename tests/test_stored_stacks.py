@@ -99,3 +99,8 @@ def test_a_store_gives_bytes_that_stand_for_its_flow(tmp_path, scaling):
     np.testing.assert_allclose(fields.pixels(), clip.flow(1, 4).reshape(6, 8, 12), atol=1e-5)
     with pytest.raises(ValueError, match="holds no backward flow; run the Flow stage"):
         clip.stored_flow(0, 1, backward=True)
+
+
+def test_planes_that_are_floats_are_scaled_like_bytes():
+    planes = Planes([np.full((2, 2), 3.0, np.float32)] * 2, np.array([2.0, 4.0]), np.array([1.0, -1.0]))
+    assert planes.pixels()[:, 0, 0].tolist() == [7, 11]

@@ -221,3 +221,21 @@ def test_svm_refusals():
     message = r"3 classes \('one', 'two', 'three'\); the SVM was fitted on 4 \('tl', 'tr', 'cl', \.\.\.\)"
     with pytest.raises(ValueError, match=message):
         LinearSVM.fit(a, b).apply(other, other)
+
+
+def all_right(labels, classes: int) -> Scores:
+    rows = np.full((len(labels), classes), 0.1)
+    rows[np.arange(len(labels)), labels] = 0.9
+    rows /= rows.sum(1, keepdims=True)
+    return Scores([f"v{i}" for i in range(len(labels))], rows, labels, [f"c{i}" for i in range(classes)])
+
+
+def test_validation_clips_of_one_class_leave_the_temperature_alone():
+    a = all_right([1] * 6, 3)
+    c, temperature, _ = choose_c(a, a, [0.1, 1.0])
+    assert LinearSVM.fit(a, a, c=c, temperature=temperature).apply(a, a).predictions().tolist() == [1] * 6
+
+
+def test_a_c_that_is_given_twice_is_tried_once():
+    a = all_right([0, 1] * 3, 2)
+    assert choose_c(a, a, [1, 1.0, 0.1]).why["chosen_from"] == [0.1, 1.0]

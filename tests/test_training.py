@@ -379,3 +379,29 @@ def test_float16_with_parts_and_clipping_learns_on_cuda(data, tmp_path):
     )
     train(settings, store_path="i", catalog=catalog, folder=tmp_path, inputs_key="in", device="cuda")
     assert scores_of_test_part(tmp_path, catalog).top1() == 1.0
+
+
+def test_scaled_gradients_are_clipped_in_their_own_unit():
+    """float16 training on a GPU scales its loss; here a scaler of the CPU does."""
+    settings = spec(clip_norm=1.0, momentum=0.0, weight_decay=0.0)
+    generator = torch.Generator().manual_seed(0)
+    inputs, labels = torch.randn(4, 3, 32, 32, generator=generator), torch.tensor([0, 1, 0, 1])
+    found = []
+    for scale in (None, 2.0**12):
+        torch.manual_seed(0)
+        made = TrainingState(settings, 2, torch.device("cpu"))
+        before = [p.detach().clone() for p in made.network.parameters()]
+        if scale:
+            made.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+        train_step(made, inputs, labels)
+        moved = [(p - b).flatten() for p, b in zip(made.network.parameters(), before, strict=True)]
+        found.append(torch.cat(moved).detach())
+    assert found[0].norm() > 0
+    torch.testing.assert_close(found[1], found[0], rtol=1e-3, atol=1e-7)
+
+
+def test_a_point_of_a_long_curve_is_the_mean_of_its_losses():
+    curve = Curve()
+    for step, loss in enumerate((1.0, 2.0, 6.0, 4.0), 1):
+        curve.record(loss, spec(steps=3000), step)
+    assert (curve.steps, curve.loss, curve.pending) == ([3], [3.0], [4.0])

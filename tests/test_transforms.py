@@ -267,3 +267,27 @@ def test_views_of_several_pictures_stack():
     view = EvalViews(spec("temporal"), crops=10)(quantized(24, 32)[0])
     assert isinstance(view, View) and view.values.dtype == np.uint8
     assert view.values.shape == (10, 4, 16, 16) and view.scale.shape == view.offset.shape == (10, 4)
+
+
+def test_the_largest_corner_crop_of_a_portrait_is_as_wide_as_it():
+    picture = frame(48, 32)
+    view = TrainView(spec(cropping="corners", flip=False))(picture, drawn(0, 0)).values
+    expected = cv2.resize(picture[:32, :32], (16, 16), interpolation=cv2.INTER_AREA)
+    np.testing.assert_array_equal(view, expected.transpose(2, 0, 1))
+
+
+def test_a_corner_crop_within_two_pixels_of_the_networks_side_has_that_side():
+    """int(0.875 * 258, 259, 260) is 225, 226, 227. Source: TSN's code, which leaves out the resizing then."""
+    assert [corner_sizes(short, 224)[3] for short in (258, 259, 260)] == [(224, 224), (224, 224), (227, 227)]
+
+
+@pytest.mark.parametrize(("channel", "gray"), [(0, 60), (1, 117), (2, 23)])  # 0.299, 0.587, 0.114 of 200
+def test_the_gray_of_jitter_is_that_of_bt_601(channel, gray):
+    picture = np.zeros((2, 2, 3), np.uint8)
+    picture[..., channel] = 200
+    assert (jitter(picture, np.array([1, 1, 0.0])) == gray).all()
+
+
+def test_jitter_rounds_to_the_nearest():
+    picture = np.random.default_rng(0).integers(50, 200, (64, 64, 3)).astype(np.uint8)
+    assert abs(jitter(picture, np.array([1.1, 1, 1])) - picture * 1.1).max() <= 0.501

@@ -1,5 +1,7 @@
 """TV-L1: its definition against plain loops and another solver, what it finds, and within which bounds."""
 
+import itertools
+import math
 import tracemalloc
 
 import numpy as np
@@ -9,7 +11,7 @@ from conftest import moving_texture
 from motions import MOTIONS, TERMS, error_px, moved, reference
 
 from pipeline.flow import estimate, tvl1, tvl1_torch, warp
-from pipeline.flow.filters import MEDIAN_FACTORS, median_offsets
+from pipeline.flow.filters import MEDIAN_FACTORS, gaussian_taps, median_offsets, pyramid_sizes, shrinking_sigmas_px
 from pipeline.flow.tvl1_model import is_precise
 from pipeline.specs import FlowSpec
 
@@ -253,3 +255,21 @@ def test_memory_does_not_grow_with_the_clip():
         peaks.append(tracemalloc.get_traced_memory()[1] - 2 * flow.nbytes)
         tracemalloc.stop()
     assert peaks[1] < 1.2 * peaks[0]
+
+
+def test_levels_are_blurred_by_their_ratio_and_more_below_half_the_size():
+    sizes = [(240, 320), (149, 198), (92, 123), (57, 76)]
+    ratios = [max(x / y for x, y in zip(*pair, strict=True)) for pair in itertools.pairwise(sizes)]
+    plain = [0.6 * math.sqrt(ratio * ratio - 1) for ratio in ratios]
+    assert shrinking_sigmas_px(sizes) == pytest.approx([plain[0], plain[1], 1.25 * plain[2]])
+
+
+@pytest.mark.parametrize(("sigma_px", "radius"), [(0.5, 2), (1.0, 3), (2.0, 6)])
+def test_taps_are_a_gaussian_up_to_three_sigmas(sigma_px, radius):
+    taps = [math.exp(-k * k / (2 * sigma_px * sigma_px)) for k in range(-radius, radius + 1)]
+    assert gaussian_taps(sigma_px) == pytest.approx([tap / sum(taps) for tap in taps])
+    assert gaussian_taps(0) == [1.0]
+
+
+def test_a_strip_is_never_enlarged():
+    assert pyramid_sizes(5, 200, step=0.5, min_side=12) == [(5, 200), (5, 100), (5, 50)]

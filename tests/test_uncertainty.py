@@ -296,3 +296,30 @@ def test_classes_that_are_all_right_or_all_wrong_look_certain_but_are_not(clips,
     )
     found = Bootstrap({"a": table}, None)
     assert found.top1_method("a") == "Wilson" and found.top1("a") == wilson(correct.mean(), len(labels))
+
+
+def of_classes(right, labels, classes: int) -> Scores:
+    """A table of several classes; a wrong clip gets the class after its own."""
+    rows = np.full((len(right), classes), 0.01)
+    rows[np.arange(len(right)), (np.asarray(labels) + ~np.asarray(right)) % classes] = 1
+    rows /= rows.sum(1, keepdims=True)
+    return Scores([f"v{i}" for i in range(len(right))], rows, labels, [f"c{i}" for i in range(classes)])
+
+
+@pytest.mark.parametrize(
+    ("right", "labels"),
+    [
+        (np.arange(30) % 5 == 0, np.repeat(np.arange(6), 5)),  # one right clip a class
+        (np.arange(20) % 2 == 0, np.repeat(np.arange(10), 2)),  # two units a class
+    ],
+)
+def test_classes_of_few_clips_are_resampled_too(right, labels):
+    assert Bootstrap({"a": of_classes(right, labels, labels.max() + 1)}, None).top1_method("a") == "BCa bootstrap"
+
+
+def test_a_tables_interval_does_not_depend_on_the_others():
+    labels = np.arange(40) % 3
+    a, b = of_classes(np.arange(40) % 2 == 0, labels, 3), of_classes(np.zeros(40, bool), labels, 3)
+    both, alone = Bootstrap({"a": a, "b": b}, None), Bootstrap({"a": a}, None)
+    assert both.top1("a") == alone.top1("a")
+    assert both.top1_method("a") == alone.top1_method("a") == "BCa bootstrap"
