@@ -249,10 +249,9 @@ def test_a_set_that_adds_nothing_is_refused(sets):
 def test_what_is_validated_or_tested_here_is_not_trained_on_there(sets, capsys, how):
     catalog, other = sets()
     marked = [replace(clip, content=f"{n:016x}") for n, clip in enumerate(catalog.clips)]
-    tested = next(clip for clip in marked if clip.part == "test")
-    clips = [
-        replace(clip, content=tested.content if clip.id == "right_1" else "f" * 16) for clip in other.catalog.clips
-    ]
+    tested, trained = (next(clip.content for clip in marked if clip.part == part) for part in ("test", "train"))
+    copies = {"right_1": tested, "right_0": trained}  # what both sets train on stays
+    clips = [replace(clip, content=copies.get(clip.id, "f" * 16)) for clip in other.catalog.clips]
     other = other._replace(catalog=replace(other.catalog, clips=tuple(clips)))
     found = training_set(spec(**how), "own", replace(catalog, clips=tuple(marked)), other)
     used = found.sets[1].clips if how is HEADS else found.clips[8:]
