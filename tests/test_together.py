@@ -248,7 +248,7 @@ def test_a_set_that_adds_nothing_is_refused(sets):
 @pytest.mark.parametrize("how", [HEADS, CLASSES])
 def test_what_is_validated_or_tested_here_is_not_trained_on_there(sets, capsys, how):
     catalog, other = sets()
-    marked = [replace(clip, content=f"{n:016x}") for n, clip in enumerate(catalog.clips)]
+    marked = [replace(clip, content=f"{n:016x}") for n, clip in enumerate(catalog.clips, 1)]
     tested, trained = (next(clip.content for clip in marked if clip.part == part) for part in ("test", "train"))
     copies = {"right_1": tested, "right_0": trained}  # what both sets train on stays
     clips = [replace(clip, content=copies.get(clip.id, "f" * 16)) for clip in other.catalog.clips]
