@@ -144,6 +144,7 @@ def bare_config():
     config.clear()
     yield config
     config.clear()
+    config.defaults().clear()  # which `clear` leaves
     config.read_dict(before)
 
 
