@@ -14,7 +14,16 @@ from pathlib import Path
 from pipeline.catalog import remarks
 from pipeline.catalog.clips import UNKNOWN, UNREADABLE, Catalog, Clip, refuse_duplicates
 from pipeline.catalog.contents import by_stamp, hashes, reading_threads, stamp
-from pipeline.catalog.layouts import Stat, list_files, match, read_layout, scan_videos, told_lost
+from pipeline.catalog.layouts import (
+    Ignored,
+    Stat,
+    list_files,
+    match,
+    read_layout,
+    scan_videos,
+    told_lost,
+    told_unnamed,
+)
 from pipeline.catalog.parts import draw_parts
 from pipeline.catalog.rows import ListedClip
 from pipeline.specs import DatasetSpec
@@ -74,14 +83,11 @@ def read_dataset(spec: DatasetSpec, split: str | int, *, known: Iterable[Clip] =
             a split that does not exist.
     """
     split = str(split)
-    others: list[str] = []
-    lost: list[str] = []
-    unnamed: list[str] = []
-    videos = _videos(spec, others, lost, unnamed)
+    ignored = Ignored()
+    videos = _videos(spec, ignored)
     found = _outline(spec, split, videos)
     clips = len(found.clips)
-    ignored = {"others": sorted(others), "lost": lost, "unnamed": unnamed}
-    remarks.on_files(spec, clips=clips, videos=len(videos), absent=found.absent, **ignored)
+    remarks.on_files(spec, clips=clips, videos=len(videos), absent=found.absent, ignored=ignored)
     trained = {clip.class_name for clip in found.part("train")}
     remarks.on_classes(spec, found.classes, trained=trained, split=split)
     remarks.on_names(Counter(clip.class_name for clip in found.clips if clip.class_name))
@@ -153,24 +159,19 @@ def _outline(spec: DatasetSpec, split: str, videos: dict[str, Stat]) -> Catalog:
     return Catalog(tuple(clips), tuple(classes), split, tuple(absent))
 
 
-def _videos(
-    spec: DatasetSpec,
-    others: list[str] | None = None,
-    lost: list[str] | None = None,
-    unnamed: list[str] | None = None,
-) -> dict[str, Stat]:
+def _videos(spec: DatasetSpec, ignored: Ignored | None = None) -> dict[str, Stat]:
     if not spec.videos:  # an empty path would mean the current folder
         raise ValueError("[dataset] videos is empty; give the folder of the videos")
-    lost = [] if lost is None else lost
-    if spec.layout == "unlabelled":  # a name that cannot be written affects that video alone
-        unnamed = [] if unnamed is None else unnamed
-        return scan_videos(Path(spec.videos), others=others, lost=lost, unnamed=unnamed)
-    videos = scan_videos(Path(spec.videos), others=others, lost=lost)
-    # everything made from videos on an unmounted disk would go; an unlabelled set loses only those videos
-    if lost and not spec.partial:
+    ignored = ignored or Ignored()
+    videos = scan_videos(Path(spec.videos), ignored)
+    if spec.layout == "unlabelled":  # it loses only those videos
+        return videos
+    if ignored.unnamed:
+        raise ValueError(f"{told_unnamed(spec, ignored.unnamed)}; rename them")
+    if ignored.lost and not spec.partial:  # everything made from videos on an unmounted disk would go
         raise FileNotFoundError(
-            f"{told_lost(spec, lost)}; mount the disk that they lead to, remove the links, or, if the set is meant to "
-            "be partial, set [dataset] partial = true"
+            f"{told_lost(spec, ignored.lost)}; mount the disk that they lead to, remove the links, or, if the set is "
+            "meant to be partial, set [dataset] partial = true"
         )
     return videos
 

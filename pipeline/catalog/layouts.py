@@ -10,7 +10,7 @@ import csv
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
 from pipeline.catalog.groups import grouped, refuse_torn_groups
@@ -34,27 +34,30 @@ class Stat:
     mtime_ns: int
 
 
-def scan_videos(
-    folder: Path,
-    *,
-    others: list[str] | None = None,
-    lost: list[str] | None = None,
-    unnamed: list[str] | None = None,
-) -> dict[str, Stat]:
+@dataclass(frozen=True)
+class Ignored:
+    """What lies in the folder of the videos and is no video, or none that can be used."""
+
+    others: list[str] = field(default_factory=list)
+    """Paths of files with other suffixes, in any order."""
+    lost: list[str] = field(default_factory=list)
+    """Paths of broken links that may be videos or folders of them."""
+    unnamed: list[str] = field(default_factory=list)
+    """Paths of videos that are not UTF-8, which cannot be written to an artifact."""
+
+
+def scan_videos(folder: Path, ignored: Ignored | None = None) -> dict[str, Stat]:
     """Find every video file below a folder by its suffix; links are followed, names with a leading dot are skipped.
 
     Args:
         folder: folder of the videos.
-        others: if given, the paths of files with other suffixes are appended to it, in any order.
-        lost: if given, the paths of broken links that may be videos or folders of them are appended to it.
-        unnamed: if given, the paths that are not UTF-8, which cannot be written to an artifact, are appended to it.
+        ignored: if given, what is left out is appended to its lists.
 
     Returns:
         Path relative to the folder, with forward slashes -> size and timestamp, sorted by path.
 
     Raises:
         FileNotFoundError, NotADirectoryError: the folder does not exist, or is a file.
-        ValueError: a path is not UTF-8, and `unnamed` is not given.
     """
     if folder.is_file():
         raise NotADirectoryError(f"[dataset] videos: {str(folder)!r} is a file; give the folder that it lies in")
@@ -64,15 +67,7 @@ def scan_videos(
             "put the videos there, or name their folder (--data-videos; of ScoreVideos: --videos)"
         )
     found: dict[str, Stat] = {}
-    _scan(folder, "", (), found, [] if others is None else others, [] if lost is None else lost)
-    # surrogates stand for bytes that are not UTF-8
-    bad = sorted(path for path in found if any("\ud800" <= letter <= "\udfff" for letter in path))
-    if bad and unnamed is None:
-        more = f", and {len(bad) - 1} more" if len(bad) > 1 else ""
-        raise ValueError(f"the name of the video {bad[0]!r}{more} is not UTF-8; rename it")
-    for path in bad:
-        unnamed.append(path)
-        del found[path]
+    _scan(folder, "", (), found, ignored or Ignored())
     return dict(sorted(found.items()))
 
 
@@ -81,8 +76,7 @@ def _scan(
     prefix: str,
     above: tuple[tuple[int, int], ...],
     found: dict[str, Stat],
-    others: list[str],
-    lost: list[str],
+    ignored: Ignored,
 ) -> None:
     here = (folder.stat().st_dev, folder.stat().st_ino)
     if here in above:  # a link to a folder that contains the link
@@ -93,15 +87,18 @@ def _scan(
                 continue
             if entry.is_symlink() and not Path(entry.path).exists():
                 if PurePosixPath(entry.name).suffix.lower() in ("", *VIDEO_SUFFIXES):
-                    lost.append(prefix + entry.name)
+                    ignored.lost.append(prefix + entry.name)
                 continue
             if entry.is_dir():
-                _scan(Path(entry.path), f"{prefix}{entry.name}/", (*above, here), found, others, lost)
+                _scan(Path(entry.path), f"{prefix}{entry.name}/", (*above, here), found, ignored)
             elif entry.is_file() and PurePosixPath(entry.name).suffix.lower() in VIDEO_SUFFIXES:
-                stat = entry.stat()
-                found[prefix + entry.name] = Stat(stat.st_size, stat.st_mtime_ns)
+                path, stat = prefix + entry.name, entry.stat()
+                if any("\ud800" <= letter <= "\udfff" for letter in path):  # stand for bytes that are not UTF-8
+                    ignored.unnamed.append(path)
+                else:
+                    found[path] = Stat(stat.st_size, stat.st_mtime_ns)
             elif entry.is_file():
-                others.append(prefix + entry.name)
+                ignored.others.append(prefix + entry.name)
 
 
 def list_files(spec: DatasetSpec) -> list[Path]:
@@ -284,6 +281,11 @@ def told_absent(spec: DatasetSpec, absent: Sequence[str], present: int) -> str:
 def told_lost(spec: DatasetSpec, lost: Sequence[str]) -> str:
     """Message saying how many links are broken, and naming some."""
     return f"{len(lost)} links in {spec.videos!r} lead nowhere: {some(sorted(lost))}"
+
+
+def told_unnamed(spec: DatasetSpec, unnamed: Sequence[str]) -> str:
+    """Message saying how many videos have names that are not UTF-8, and naming some."""
+    return f"the names of videos in {spec.videos!r} are not UTF-8 ({len(unnamed)}): {some(sorted(unnamed))}"
 
 
 def _find(path: str, videos: dict[str, Stat], by_folded: dict[str, str]) -> str | None:

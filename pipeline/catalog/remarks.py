@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Collection, Mapping, Sequence
 
-from pipeline.catalog.layouts import told_absent, told_lost
+from pipeline.catalog.layouts import Ignored, told_absent, told_lost, told_unnamed
 from pipeline.specs import DatasetSpec
 from pipeline.system.console import some
 from pipeline.system.progress import say
@@ -14,16 +14,7 @@ _NAMES_OF_PARTS = {"train", "training", "val", "valid", "validation", "dev", "te
 _RARE = 2  # clips of a class whose name may be a slip
 
 
-def on_files(
-    spec: DatasetSpec,
-    *,
-    clips: int,
-    videos: int,
-    absent: Sequence[str],
-    others: Sequence[str],
-    lost: Sequence[str],
-    unnamed: Sequence[str],
-) -> None:
+def on_files(spec: DatasetSpec, *, clips: int, videos: int, absent: Sequence[str], ignored: Ignored) -> None:
     """Print which files in the folder are ignored and which listed videos are absent.
 
     Args:
@@ -31,22 +22,17 @@ def on_files(
         clips: number of clips in its catalog.
         videos: number of videos in the folder.
         absent: listed paths that are not on disk.
-        others: paths of files that are not videos.
-        lost: paths of broken links.
-        unnamed: paths of videos that are not UTF-8.
+        ignored: what else lies there.
     """
-    if unnamed:
-        say(
-            f"catalog: the names of {len(unnamed)} videos in {spec.videos!r} are not UTF-8, so that they are ignored: "
-            f"{some(unnamed)}; rename them"
-        )
-    if lost:
-        say(f"catalog: {told_lost(spec, lost)}; they are ignored")
+    if ignored.unnamed:
+        say(f"catalog: {told_unnamed(spec, ignored.unnamed)}; they are ignored")
+    if ignored.lost:
+        say(f"catalog: {told_lost(spec, ignored.lost)}; they are ignored")
     if absent:
         say(f"catalog: {told_absent(spec, absent, clips)}")
-    if ignored := videos - clips:
-        say(f"catalog: {ignored} videos in {spec.videos!r} are in no list and are ignored")
-    if others:
+    if unlisted := videos - clips:
+        say(f"catalog: {unlisted} videos in {spec.videos!r} are in no list and are ignored")
+    if others := sorted(ignored.others):
         say(f"catalog: {len(others)} files in {spec.videos!r} lack the file extension of a video: {some(others)}")
 
 
