@@ -14,15 +14,15 @@ from pipeline.scores import Scores
 CLASSES = ("x", "y", "z")
 
 
-def answered(right, labels=None, groups=None) -> Scores:
+def answered(right, labels=None, groups=None, classes=CLASSES) -> Scores:
     """A table whose clips are right or wrong as said; None is a failed clip."""
     labels = np.zeros(len(right), int) if labels is None else np.asarray(labels)
-    rows = np.full((len(right), 3), 0.05)
+    rows = np.full((len(right), len(classes)), 0.1 / (len(classes) - 1))
     for row, (good, label) in enumerate(zip(right, labels, strict=True)):
-        rows[row, label if good else (label + 1) % 3] = 0.9
+        rows[row, label if good else (label + 1) % len(classes)] = 0.9
         if good is None:
             rows[row] = np.nan
-    return Scores([f"v{i}" for i in range(len(right))], rows, labels, CLASSES, groups=groups)
+    return Scores([f"v{i}" for i in range(len(right))], rows, labels, classes, groups=groups)
 
 
 def of_groups(rng, groups: int, clips: int, accuracy: float, alike: float) -> tuple[np.ndarray, list[str]]:
@@ -298,14 +298,6 @@ def test_classes_that_are_all_right_or_all_wrong_look_certain_but_are_not(clips,
     assert found.top1_method("a") == "Wilson" and found.top1("a") == wilson(correct.mean(), len(labels))
 
 
-def of_classes(right, labels, classes: int) -> Scores:
-    """A table of several classes; a wrong clip gets the class after its own."""
-    rows = np.full((len(right), classes), 0.01)
-    rows[np.arange(len(right)), (np.asarray(labels) + ~np.asarray(right)) % classes] = 1
-    rows /= rows.sum(1, keepdims=True)
-    return Scores([f"v{i}" for i in range(len(right))], rows, labels, [f"c{i}" for i in range(classes)])
-
-
 @pytest.mark.parametrize(
     ("right", "labels"),
     [
@@ -314,12 +306,13 @@ def of_classes(right, labels, classes: int) -> Scores:
     ],
 )
 def test_classes_of_few_clips_are_resampled_too(right, labels):
-    assert Bootstrap({"a": of_classes(right, labels, labels.max() + 1)}, None).top1_method("a") == "BCa bootstrap"
+    table = answered(right, labels, classes=[f"c{n}" for n in range(labels.max() + 1)])
+    assert Bootstrap({"a": table}, None).top1_method("a") == "BCa bootstrap"
 
 
 def test_a_tables_interval_does_not_depend_on_the_others():
     labels = np.arange(40) % 3
-    a, b = of_classes(np.arange(40) % 2 == 0, labels, 3), of_classes(np.zeros(40, bool), labels, 3)
+    a, b = answered(np.arange(40) % 2 == 0, labels), answered([False] * 40, labels)
     both, alone = Bootstrap({"a": a, "b": b}, None), Bootstrap({"a": a}, None)
     assert both.top1("a") == alone.top1("a")
     assert both.top1_method("a") == alone.top1_method("a") == "BCa bootstrap"
