@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import abc
 import contextlib
+import dataclasses
 import re
 import time
 from collections.abc import Iterable
@@ -50,6 +51,15 @@ class Artifact(luigi.Target):
         return store.read_attrs(self.path)
 
 
+@dataclasses.dataclass
+class _Known:
+    """What a stage has found out in one look."""
+
+    inputs_key: str = ""  # once all that it reads is complete
+    is_complete: bool = False
+    is_checked: bool = False  # its `check` has passed
+
+
 class Stage(OfDataset):
     """A stage of the chain for one dataset and split. A subclass defines what it reads, its digest and its function."""
 
@@ -61,10 +71,7 @@ class Stage(OfDataset):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        self._inputs_key, self._is_complete, self._is_checked = "", False, False  # each is kept once known
-        self._look: object = None  # the look in which they were determined
-        with told_plainly():
-            checks.check(self.dataset_name, self.changes)
+        _ = self.known  # wrong settings are refused at once
 
     def clone(self, cls: type[luigi.Task] | None = None, **kwargs: Any) -> luigi.Task:
         """A task with the same parameters, except those given; of `changes` and `seed` it gets only what it reads.
@@ -100,6 +107,13 @@ class Stage(OfDataset):
         return self.own_digest()
 
     @remembered
+    def known(self) -> _Known:
+        """What was found out in this look, which begins anew: since the last, a program may have changed a setting."""
+        with told_plainly():
+            checks.check(self.dataset_name, self.changes)
+        return _Known()
+
+    @remembered
     def folder(self) -> Path:
         """Folder of the artifact."""
         stage = self.kind or re.sub("(?<=.)(?=[A-Z])", "_", type(self).__name__).lower()  # train_stream
@@ -125,7 +139,7 @@ class Stage(OfDataset):
 
     def inputs_key(self) -> str:
         """Content key of everything this stage reads; remembered once all of it is complete."""
-        return self._inputs_key or digest_of(self.keys_read())
+        return self.known.inputs_key or digest_of(self.keys_read())
 
     def keys_read(self) -> list[str]:
         """Content key of each thing that this stage reads."""
@@ -154,46 +168,36 @@ class Stage(OfDataset):
 
     def complete(self) -> bool:
         """Whether the artifact and all it needs are current. True is remembered; if False, `check` runs once."""
-        with one_look() as look:
+        with one_look():
             use_artifacts(self.run_spec.artifacts)
-            self._begin(look)
             self._look_for_it()
-            if not self._is_complete:  # Luigi calls this for every task before it runs any: the time to refuse
+            if not self.known.is_complete:  # Luigi calls this for every task before it runs any: the time to refuse
                 self.check_once()
-            return self._is_complete
-
-    def _begin(self, look: object) -> None:
-        """Forget what was determined in an earlier look; since then, a program may have changed the settings."""
-        if self._look is look:
-            return
-        if self._look is not None:
-            with told_plainly():
-                checks.check(self.dataset_name, self.changes)
-        self._look, self._inputs_key, self._is_complete, self._is_checked = look, "", False, False
+            return self.known.is_complete
 
     def _look_for_it(self) -> None:
-        if not self._inputs_key and all(task.complete() for task in self.before()):
+        known = self.known
+        if not known.inputs_key and all(task.complete() for task in self.before()):
             with told_plainly():
-                self._inputs_key = self.inputs_key()
-        if self._inputs_key and not self._is_complete:
-            self._is_complete = self.is_current()
-            if self._is_complete and may_write():  # a plan writes nothing
+                known.inputs_key = self.inputs_key()
+        if known.inputs_key and not known.is_complete:
+            known.is_complete = self.is_current()
+            if known.is_complete and may_write():  # a plan writes nothing
                 self._record_if_lost()
 
     def check_once(self) -> None:
         """Call `check`, unless it has already passed."""
-        if not self._is_checked:
+        if not self.known.is_checked:
             with told_plainly():
                 self.check()
-            self._is_checked = True
+            self.known.is_checked = True
 
     def check(self) -> None:
         """Refuse what cannot succeed, before anything is made. May write only weights and `made_from.json`."""
 
     def run(self) -> None:
         """Make the artifact with its folder locked; do nothing if another run has just made it."""
-        with one_look() as look:
-            self._begin(look)
+        with one_look():
             use_artifacts(self.run_spec.artifacts, create=True)
             with one_writer(self.folder):
                 if not self.is_current():
@@ -234,9 +238,9 @@ class Stage(OfDataset):
 
     def _inputs_now(self) -> str:
         """Content key of what this stage reads, of what is there now, which replaces the remembered one."""
-        self._inputs_key = ""
-        self._inputs_key = self.inputs_key()
-        return self._inputs_key
+        self.known.inputs_key = ""
+        self.known.inputs_key = self.inputs_key()
+        return self.known.inputs_key
 
     def _stages_before(self) -> list[Stage]:
         return [task for task in self.before() if isinstance(task, Stage)]

@@ -105,7 +105,7 @@ class Catalog(OfVideos):
             say_once(f"Catalog: the videos are no longer at {dataset.videos}; going on with what was made from them")
             return self.output().recorded()["inputs"]
         with told_plainly():
-            return self._inputs_key or catalog.files_fingerprint(dataset)
+            return self.known.inputs_key or catalog.files_fingerprint(dataset)
 
     def outlives_its_videos(self) -> bool:
         """Whether the catalog exists but the folder of its videos does not."""
