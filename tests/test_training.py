@@ -8,13 +8,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from fakes import FakeStore, use_store
+from fakes import FakeStore, two_classes, use_store
 from trainings import assert_same_weights, interrupt_after, run, scores_of_test_part, spec
 
 from pipeline import training
 from pipeline.dataset import EvalSet, TrainingSet
 from pipeline.networks import build
 from pipeline.networks.checkpoint import load_checkpoint
+from pipeline.system.errors import StageFailed
 from pipeline.training import TrainingDiverged, state, train, train_step, validation
 from pipeline.training.parallel import World
 from pipeline.training.state import Curve, TrainingState
@@ -271,14 +272,20 @@ def test_without_validation_clips_the_last_weights_are_kept_and_it_is_said(data,
     assert "no validation clips, so the weights of the last step are kept" in capsys.readouterr().err
 
 
-def test_validation_clips_that_cannot_be_read_choose_no_weights(data, tmp_path, monkeypatch, capsys):
-    catalog = data("frames")
-    nothing = training_evaluation(np.full((2, 2), np.nan), failed=[clip.id for clip in catalog.part("val")])
-    monkeypatch.setattr(validation, "evaluate", lambda *_, **__: nothing)
-    found, curve = run(spec(validate_every=5), catalog, tmp_path)
-    assert found.record["best_step"] == curve["best_step"] == 12
-    assert curve["validation"] == [{"step": step, "top1": 0.0, "loss": None} for step in (5, 10, 12)]
-    assert "no validation clip can be read, so the weights of the last step are kept" in capsys.readouterr().err
+def test_if_every_validation_clip_failed_nothing_is_trained(monkeypatch, tmp_path):
+    catalog, fake = two_classes("frames", val=2)
+    wanted = [clip.id for clip in catalog.part("val")]
+    use_store(monkeypatch, FakeStore(fake.clips, {}))
+    for rank in range(8):  # some of them without a clip of their own
+        validation_set(spec(), "i", catalog, World(rank, 8, 8))
+    one = {name: clip for name, clip in fake.clips.items() if name not in wanted[1:]}
+    use_store(monkeypatch, FakeStore(one, {}))
+    validation_set(spec(), "i", catalog, World(3, 4, 4))  # another process has the one that is left
+    without = {name: clip for name, clip in fake.clips.items() if name not in wanted}
+    use_store(monkeypatch, FakeStore(without, dict.fromkeys(wanted, "no frame decodes")))
+    with pytest.raises(StageFailed, match="all 4 validation clips failed, such as left_4: no frame decodes. Mend the"):
+        run(spec(), catalog, tmp_path)
+    assert not (tmp_path / "curve.json").exists() and not (tmp_path / "resume.pt").exists()
 
 
 def test_processes_that_validate_side_by_side_share_memory_and_cores(data, monkeypatch):

@@ -68,12 +68,15 @@ class Pictures:
         for clip in clips:
             (held if clip.id in self.store else lost).append(clip)
         if lost:
-            reason = self.store.failed.get(lost[0].id, "it is not in the store")
             say(
                 f"{self.spec.stream}: {len(lost)} of {len(clips)} {use} clips are left out, such as "
-                f"{plain(lost[0].id)}: {reason}"
+                f"{plain(lost[0].id)}: {self.why_lost(lost[0].id)}"
             )
         return held
+
+    def why_lost(self, video_id: str) -> str:
+        """Why the store does not have the clip."""
+        return self.store.failed.get(video_id, "it is not in the store")
 
 
 class ClassUniform:
@@ -231,9 +234,9 @@ class EvalSet(Dataset):
         `evaluate` raises, unless the clip is recorded as failed in the store.
         """
         place, j = divmod(number, self.frames)
-        video_id, failed = self.clips[place].id, self.pictures.store.failed
+        video_id = self.clips[place].id
         if video_id not in self.pictures.store:
-            return EvalItem(number, None, failed.get(video_id, "it is not in the store"))
+            return EvalItem(number, None, self.pictures.why_lost(video_id))
         try:
             position = stacks.spaced(self.pictures.count(video_id), self.frames)[j]
             return EvalItem(number, self.views(self.pictures.read(video_id, int(position))), "")

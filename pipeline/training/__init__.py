@@ -69,6 +69,7 @@ def train(
         ValueError: a setting, weights file or device that does not fit, a weights file that saw clips held out here,
             no usable training clip, a missing other dataset, or processes that would not resume from the same step of
             the same training.
+        StageFailed: none of the validation clips is in the store.
         TrainingDiverged: a loss or a weight that is not finite, or a network that gives NaN.
         TrainingFailed: one of several processes failed, for whatever reason.
 
@@ -237,8 +238,7 @@ def _finish(run: TrainingState, job: TrainingJob, others: tuple[str, ...]) -> No
     """Write the checkpoint, then the curve: once the curve exists, the result is complete."""
     best, folder = run.best, job.folder
     if best is None:
-        why = "no validation clip can be read" if len(job.catalog.part("val")) else "no validation clips"
-        say(f"{run.spec.stream}: {why}, so the weights of the last step are kept")
+        say(f"{run.spec.stream}: no validation clips, so the weights of the last step are kept")
         best = Best(run.step, run.network.cpu().state_dict())
         if not all(values.isfinite().all() for values in best.state.values()):
             raise TrainingDiverged(

@@ -10,6 +10,8 @@ from pipeline.catalog import Catalog
 from pipeline.dataset import EvalSet
 from pipeline.networks.evaluation import evaluate
 from pipeline.specs import StreamSpec
+from pipeline.system.console import plain
+from pipeline.system.errors import StageFailed
 from pipeline.training.parallel import World
 from pipeline.training.state import Best, TrainingDiverged, TrainingState
 
@@ -17,17 +19,29 @@ VALIDATION_FRAMES = 5  # per clip, center crop only: cheap, and enough to compar
 
 
 def validation_set(spec: StreamSpec, store_path: Path, catalog: Catalog, world: World) -> EvalSet:
-    """This process's share of the validation clips."""
-    own = catalog.part("val")[world.rank :: world.size]
-    return EvalSet(spec, store_path, own, frames=VALIDATION_FRAMES, crops=1)
+    """This process's share of the validation clips.
+
+    Raises:
+        StageFailed: there are validation clips, but the store has none of them; neither weights nor, later, a fusion
+            could be chosen.
+    """
+    clips = catalog.part("val")
+    made = EvalSet(spec, store_path, clips[world.rank :: world.size], frames=VALIDATION_FRAMES, crops=1)
+    if len(clips) and not any(clip.id in made.pictures.store for clip in clips):
+        raise StageFailed(
+            f"{spec.stream}: all {len(clips)} validation clips failed, such as {plain(clips[0].id)}: "
+            f"{made.pictures.why_lost(clips[0].id)}. Mend these videos, or take another split; [dataset] val_fraction "
+            "= 0 does without"
+        )
+    return made
 
 
 def validate(run: TrainingState, validation: EvalSet) -> None:
     """Score the validation clips, add the result to the curve, and keep the weights if they are the best so far.
 
     The best weights have the highest top-1, in a tie the lowest loss (mean over clips of -log of the mean softmax at
-    the label). Clips that failed in the store count as wrong and have no loss; if all did, no weights are kept. Without
-    validation clips nothing is done. Each process scores its share of the clips.
+    the label). Clips that failed in the store count as wrong and have no loss. Without validation clips nothing is
+    done. Each process scores its share of the clips.
 
     Raises:
         TrainingDiverged: the network gives NaN for a clip that has not failed.
@@ -51,9 +65,6 @@ def validate(run: TrainingState, validation: EvalSet) -> None:
 
 def _note_validation(run: TrainingState, labels: np.ndarray, probabilities: np.ndarray) -> None:
     read = ~np.isnan(probabilities).any(1)
-    if not read.any():  # nothing to choose by
-        run.curve.validation.append({"step": run.step, "top1": 0.0, "loss": None})
-        return
     top1 = float((read & (probabilities.argmax(1) == labels)).mean())
     loss = float(-np.log(probabilities[read, labels[read]].clip(1e-12)).mean())
     run.curve.validation.append({"step": run.step, "top1": top1, "loss": loss})
