@@ -21,7 +21,7 @@ from luigi.task_register import TaskClassException
 from pipeline.specs.base import unknown_name
 from pipeline.system import files
 from pipeline.system.console import one_line
-from pipeline.system.errors import DamagedFile, MachineFault, StageFailed, WorkerDied
+from pipeline.system.errors import DamagedFile, MachineFault, StageFailed, WorkerDied, is_out_of_memory
 from tasks import settings
 
 _RAISE = dis.opmap["RAISE_VARARGS"]
@@ -89,7 +89,7 @@ def _is_plain(error: BaseException | None) -> bool:
     """Whether the message suffices: a fault of files or the machine, or an error our code raised on purpose."""
     if isinstance(error, OSError) or _is_full(error) or _OF_LUIGI in str(error):
         return True
-    if isinstance(error, _NOT_OURS) or type(error).__name__ == "OutOfMemoryError":  # torch's
+    if isinstance(error, _NOT_OURS) or (error is not None and is_out_of_memory(error)):
         return True
     if isinstance(error, StageFailed) and isinstance(error.__cause__, Exception):  # what a worker raised
         return _is_plain(error.__cause__)

@@ -69,6 +69,35 @@ def test_scores_are_the_mean_softmax_over_frames_and_crops(monkeypatch, tmp_path
         np.testing.assert_allclose(made.features[row], features.numpy().mean(0), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("CUDNN_STATUS_ALLOC_FAILED")]
+)
+def test_views_that_do_not_fit_into_memory_take_several_passes(monkeypatch, error):
+    catalog, fake = two_classes("frames")
+    use_store(monkeypatch, fake)
+    views = EvalSet(spec(), "i", catalog.part("test"), frames=3, crops=5)  # 4 clips: 60 views
+    network = build(spec(), 2).eval()
+    expected = evaluate(network, views, device=torch.device("cpu"))
+    features, sizes = network.features, []
+
+    def with_little_memory(inputs):
+        sizes.append(len(inputs))
+        if len(inputs) > most:
+            raise error
+        return features(inputs)
+
+    monkeypatch.setattr(network, "features", with_little_memory)
+    most = 10
+    found = evaluate(network, views, device=torch.device("cpu"), batch=30)
+    assert sizes == [30, 15, *[8, 8, 8, 6] * 2]  # what did not fit is not tried again
+    np.testing.assert_allclose(found.probabilities, expected.probabilities, rtol=1e-5)
+    np.testing.assert_allclose(found.features, expected.features, rtol=1e-4, atol=1e-6)
+    most = 0
+    with pytest.raises(RuntimeError, match=str(error)):
+        evaluate(network, views, device=torch.device("cpu"), batch=30)
+    assert sizes[-1] == 1
+
+
 def test_a_network_in_training_is_evaluated_without_dropout_and_by_its_running_statistics(monkeypatch):
     catalog, fake = two_classes("frames")
     use_store(monkeypatch, fake)

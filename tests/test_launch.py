@@ -239,10 +239,17 @@ def test_a_process_that_fails_says_so_and_waits_for_nobody(data, tmp_path, monke
     monkeypatch.setattr("pipeline.training.__main__.train_here", lambda *_: group.append("trained"))
     assert main([str(job.job_folder)]) == 0 and group == ["joined", "trained", "left"]
     group.clear()
-    monkeypatch.setattr("pipeline.training.__main__.train_here", lambda *_: 1 / 0)
+
+    def fail(*_):
+        error = ZeroDivisionError("division by zero")
+        error.add_note("while reading training clip 'a'")
+        raise error
+
+    monkeypatch.setattr("pipeline.training.__main__.train_here", fail)
     assert main([str(job.job_folder)]) == 1 and group == ["joined"]
-    assert (job.job_folder / "error-1").read_text() == "ZeroDivisionError: division by zero"
-    assert "1 / 0" in capsys.readouterr().err
+    said = (job.job_folder / "error-1").read_text()
+    assert said == "ZeroDivisionError: division by zero, while reading training clip 'a'"
+    assert "in fail" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")

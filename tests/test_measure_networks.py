@@ -69,12 +69,15 @@ def test_memory_that_does_not_suffice_for_more_ends_the_trial(clock, monkeypatch
     assert (found.step_seconds, found.clip_seconds) == (0.0, 0.5)  # of one size alone: all of it is the clips'
 
 
-def test_memory_that_does_not_suffice_at_all_is_said(monkeypatch):
+@pytest.mark.parametrize(("fits", "error"), [(0, torch.OutOfMemoryError("out of memory")), (2, RuntimeError("a bug"))])
+def test_memory_that_does_not_suffice_at_all_and_any_other_error_are_raised(clock, monkeypatch, fits, error):
     def train_step(run, inputs, labels):
-        raise torch.OutOfMemoryError("out of memory")
+        clock.now += 1
+        if len(inputs) > fits:
+            raise error
 
     monkeypatch.setattr(measure_networks, "train_step", train_step)
-    with pytest.raises(RuntimeError, match="out of memory"):
+    with pytest.raises(RuntimeError, match=str(error)):
         network(SMALL, 3, device="cpu")
 
 

@@ -158,7 +158,10 @@ def test_only_what_was_raised_on_purpose_is_told_without_traceback():
     [
         *((error, True) for error in (None, OSError(5, "Input/output error"), WorkerDied("it died"))),
         *((error, True) for error in (MachineFault("no memory"), DamagedFile("damaged"), torch.OutOfMemoryError())),
-        *((error, False) for error in (MemoryError(), KeyError("x"), RecursionError(), NotImplementedError())),
+        (MemoryError("Unable to allocate 12. GiB for an array with shape (3,)"), True),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 4096 bytes"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        *((error, False) for error in (KeyError("x"), RecursionError(), NotImplementedError())),
         (RuntimeError("The size of tensor a (3) must match the size of tensor b (4)"), False),
     ],
 )

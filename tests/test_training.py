@@ -305,6 +305,19 @@ def test_what_killed_processes_left_is_removed_at_the_end(data, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "checkpoint.pt", "curve.json"]
 
 
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("another")])
+def test_too_little_memory_for_a_step_is_told_with_what_helps(data, tmp_path, monkeypatch, error):
+    def step(*_):
+        raise error
+
+    monkeypatch.setattr(training, "train_step", step)
+    with pytest.raises(RuntimeError, match=str(error)) as found:
+        run(spec(), data("frames"), tmp_path)
+    notes = getattr(found.value, "__notes__", [])
+    told = "raise [spatial] accumulate (now 1), the parts that a batch is cut into, or lower batch"
+    assert notes == ([told] if str(error) != "another" else [])
+
+
 def test_a_loss_that_is_not_finite_stops_with_step_and_rate(data, tmp_path):
     catalog = data("frames")
     with pytest.raises(TrainingDiverged, match=r"spatial stream is (nan|inf) at step \d+, learning rate 1e\+30"):

@@ -21,6 +21,7 @@ from pipeline.estimates.measure import timed
 from pipeline.flow.device import one_thread as on_one_thread
 from pipeline.networks import resolve_device
 from pipeline.specs import StreamSpec
+from pipeline.system.errors import is_out_of_memory
 from pipeline.system.progress import say
 from pipeline.system.tensors import limit_threads, true_float32
 from pipeline.training import train_step
@@ -99,10 +100,10 @@ def _steps(run: TrainingState, classes: int, shortest: Callable[..., float]) -> 
             if not times or run.device.type == "cuda":  # warm-up
                 train_step(run, inputs, labels)
             times[clips] = shortest(train_step, run, inputs, labels)
-        except RuntimeError:  # out of memory: use what was measured before
-            if not times:
+        except RuntimeError as error:
+            if not times or not is_out_of_memory(error):
                 raise
-            break
+            break  # use what was measured before
         clips = min(4 * clips, most)
     return times
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipeline.system.errors import is_out_of_memory
 from pipeline.system.progress import say
 
 if TYPE_CHECKING:
@@ -130,11 +131,6 @@ def ignoring_out_of_memory() -> Iterator[None]:
         if not is_out_of_memory(error):
             raise
     _give_back()
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether the error means that a device ran out of memory. torch has a type for it; Triton and CUDA only say so."""
-    return type(error).__name__ == "OutOfMemoryError" or "out of memory" in str(error)
 
 
 def _give_back() -> None:

@@ -13,8 +13,9 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from pipeline.flow.device import as_tensor, computed_once, has_numba, is_out_of_memory, pairs_at_once
+from pipeline.flow.device import as_tensor, computed_once, has_numba, pairs_at_once
 from pipeline.specs import FlowSpec
+from pipeline.system.errors import is_out_of_memory
 from pipeline.system.progress import say
 
 if TYPE_CHECKING:

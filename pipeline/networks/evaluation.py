@@ -10,9 +10,10 @@ import numpy as np
 import torch
 
 from pipeline.dataset import EvalBatch, EvalSet, stack_test_items
-from pipeline.dataset.inputs import to_inputs
+from pipeline.dataset.inputs import ViewBatch, to_inputs
 from pipeline.dataset.loading import fitting_workers, loader, loader_workers
 from pipeline.networks import Network
+from pipeline.system.errors import is_out_of_memory
 from pipeline.system.progress import Progress
 from pipeline.system.tensors import true_float32
 
@@ -48,7 +49,7 @@ def evaluate(
         test_set: the clips and their views.
         device: where the network runs.
         batch: views in one forward pass, rounded down to whole pictures (all crops of a frame or a stack), at least one
-            picture; 0 chooses by device.
+            picture; 0 chooses by device. If they do not fit into the device's memory, they take several passes.
         workers: loading processes; -1 chooses by device.
         sharing: number of processes on this machine that score at the same time and share its cores and memory.
         progress: advanced by the number of pictures done.
@@ -61,6 +62,7 @@ def evaluate(
     Raises:
         ValueError: a clip that has not failed in the store cannot be read. The store is damaged or the disk fails; the
             clip must not count as wrong for that, in scores that no later run would redo.
+        torch.OutOfMemoryError: the device has no room for a single view.
     """
     network.eval()
     batch = max(1, (batch or _BATCH.get(device.type, 64)) // test_set.views.crops)
@@ -70,11 +72,11 @@ def evaluate(
     batches = loader(test_set, numbers, batch=batch, workers=workers, pin=pin, collate=stack_test_items)
     classes, crops = network.num_classes, test_set.views.crops
     means = np.full((len(test_set.clips), classes + network.head.in_features), np.nan, np.float32)
-    total, reasons = np.zeros(means.shape[1]), {}
+    total, reasons, forward = np.zeros(means.shape[1]), {}, _Forward(network, device)
     for found in batches:
         _refuse_damage(test_set, found.failed)
         reasons |= {number // test_set.frames: reason for number, reason in found.failed.items()}
-        for number, both in zip(found.numbers, _of_pictures(network, found, crops, device), strict=True):
+        for number, both in zip(found.numbers, forward.of_pictures(found, crops), strict=True):
             place, j = divmod(number, test_set.frames)
             total = both.sum(0, dtype=np.float64) + (total if j else 0)
             if j == test_set.frames - 1:  # the pictures of a clip come one after another
@@ -96,12 +98,28 @@ def _refuse_damage(test_set: EvalSet, failed: dict[int, str]) -> None:
             raise ValueError(f"{path}: clip {video_id!r} cannot be read: {reason}; {cure}")
 
 
-@true_float32()
-@torch.inference_mode()
-def _of_pictures(network: Network, batch: EvalBatch, crops: int, device: torch.device) -> np.ndarray:
-    """(pictures, crops, K + D) float32: softmax and features of each view."""
-    if batch.views is None:
-        return np.empty((0, crops, 0), np.float32)
-    features = network.features(to_inputs(batch.views, device))
-    both = torch.cat([network.probabilities(features), features], 1)
-    return both.reshape(len(batch.numbers), crops, -1).cpu().numpy()
+class _Forward:
+    """The network's softmax and features of batches of views, each in as many passes as the device's memory needs."""
+
+    def __init__(self, network: Network, device: torch.device):
+        self.network, self.device, self.passes = network, device, 1
+
+    @true_float32()
+    @torch.inference_mode()
+    def of_pictures(self, batch: EvalBatch, crops: int) -> np.ndarray:
+        """(pictures, crops, K + D) float32: softmax and features of each view."""
+        if batch.views is None:
+            return np.empty((0, crops, 0), np.float32)
+        while True:
+            try:
+                parts = [self._pass(part) for part in batch.views.chunk(self.passes)]
+                return torch.cat(parts).reshape(len(batch.numbers), crops, -1).numpy()
+            except RuntimeError as error:  # a validation runs beside what the training keeps on the device
+                if not is_out_of_memory(error) or self.passes >= len(batch.views):
+                    raise
+            torch.cuda.empty_cache()  # outside the handler, whose traceback would keep the tensors alive
+            self.passes *= 2
+
+    def _pass(self, views: ViewBatch) -> torch.Tensor:
+        features = self.network.features(to_inputs(views, self.device))
+        return torch.cat([self.network.probabilities(features), features], 1).cpu()

@@ -19,3 +19,10 @@ class DamagedFile(ValueError):
 
 class StageFailed(RuntimeError):
     """A stage could not be finished; the message says why and what to do."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, of this machine or of a device. Torch has types for some of it; CUDA only says so."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's
+        return True
+    return any(words in str(error) for words in ("out of memory", "STATUS_ALLOC_FAILED", "DefaultCPUAllocator"))

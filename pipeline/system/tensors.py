@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from pipeline.system.errors import DamagedFile
+from pipeline.system.errors import DamagedFile, is_out_of_memory
 from pipeline.system.files import commit, file_hash
 from pipeline.system.limits import usable_cores
 
@@ -43,7 +43,7 @@ def read_tensors(path: Path | str, *, mmap: bool = False) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and zipfile.is_zipfile(path))
     except Exception as error:  # whatever an unpickler or zip reader may raise
         file_hash(Path(path))  # torch confuses damage and a failing disk: raises for the latter
-        if isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error):
+        if is_out_of_memory(error):
             raise MemoryError(f"there is not enough memory to read {path}") from error
         raise DamagedFile(
             f"{path} cannot be loaded with weights_only=True ({type(error).__name__}): it is damaged, or holds "

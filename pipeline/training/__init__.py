@@ -26,6 +26,7 @@ from pipeline.dataset.inputs import ViewBatch, to_inputs
 from pipeline.networks import resolve_device
 from pipeline.networks.checkpoint import save_checkpoint, weights_hash
 from pipeline.specs import StreamSpec
+from pipeline.system.errors import is_out_of_memory
 from pipeline.system.files import one_writer, write_json
 from pipeline.system.progress import Progress, duration_text, say
 from pipeline.system.tensors import limit_threads
@@ -157,7 +158,15 @@ def _waited_for(batches: Iterable, curve: Curve) -> Iterator:
 
 def _timed_step(run: TrainingState, inputs: torch.Tensor, labels: torch.Tensor) -> float:
     began = time.monotonic()
-    loss = train_step(run, inputs, labels)
+    try:
+        loss = train_step(run, inputs, labels)
+    except Exception as error:
+        if is_out_of_memory(error):
+            where, parts = f"[{run.spec.stream}]", run.spec.accumulate
+            error.add_note(
+                f"raise {where} accumulate (now {parts}), the parts that a batch is cut into, or lower batch"
+            )
+        raise
     run.curve.seconds_stepping += time.monotonic() - began
     return loss
 

@@ -44,7 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _report(error: Exception, path: Path) -> None:
     """Write the error to the file and to standard error, even if the disk of one of them is full."""
     with contextlib.suppress(OSError):
-        path.write_text(f"{type(error).__name__}: {error}")
+        path.write_text(", ".join([f"{type(error).__name__}: {error}", *getattr(error, "__notes__", [])]))
     with contextlib.suppress(OSError):
         traceback.print_exception(error)
 
