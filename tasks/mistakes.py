@@ -73,6 +73,8 @@ def error_line(error: BaseException, folder: Path | None = None) -> str:
     text = ", ".join([said, *getattr(error, "__notes__", [])])
     if number == errno.EDQUOT:  # the disk's free space would mislead
         return f"{text} (free some, and run the same command again)"
+    if number == errno.EMFILE:
+        return f"{text} (`ulimit -n` tells how many a process may open, and raises it)"
     if number == errno.EFBIG or not _is_full(error):
         return text
     where = Path(getattr(error, "filename", None) or folder or ".")

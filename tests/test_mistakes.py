@@ -76,6 +76,11 @@ def test_a_quota_is_no_full_disk(tmp_path):
     assert told == "Disk quota exceeded (free some, and run the same command again)"
 
 
+def test_too_many_open_files_are_told_with_the_command_that_raises_their_number():
+    told = mistakes.error_line(OSError(errno.EMFILE, "Too many open files", "a.h5"))
+    assert told.endswith("open files: 'a.h5' (`ulimit -n` tells how many a process may open, and raises it)")
+
+
 def raised_far_below(error: Exception) -> Exception:
     """The error as if a library had raised it."""
     try:
