@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import statistics
 from pathlib import Path
+
+from pipeline.system.limits import processors
 
 ROOT = Path(__file__).parents[1]
 
 
 def machine() -> str:
     """The machine in words: usable cores, processor, and the GPU if there is one."""
-    names = [
-        line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
-    ]
-    text = f"{len(os.sched_getaffinity(0))} cores of {names[0] if names else platform.machine()}"
+    about = Path("/proc/cpuinfo")  # of Linux
+    lines = about.read_text().splitlines() if about.is_file() else []
+    names = [line.split(":")[1].strip() for line in lines if "model name" in line]
+    text = f"{len(processors())} cores of {names[0] if names else platform.machine()}"
     try:
         import torch
 

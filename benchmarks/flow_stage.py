@@ -12,7 +12,6 @@ without any video. Luigi, dask and an installation of the project are not needed
 from __future__ import annotations
 
 import argparse
-import os
 import tempfile
 import time
 from pathlib import Path
@@ -35,6 +34,7 @@ from pipeline.flow import (
 from pipeline.flow.device import pinned_array
 from pipeline.preprocess import make_flow
 from pipeline.specs import ClusterSpec, FlowSpec, FrameSpec
+from pipeline.system.limits import processors
 from pipeline.video import jpeg
 
 PARTS = ("decode", "flow", "encode")
@@ -168,7 +168,7 @@ def report(runs: list[dict], settings: dict, device: str, cluster: ClusterSpec) 
             "clips, frames of each, height x width",
             "{clips}, {frames[0]} to {frames[1]}, {size[0]} x {size[1]}".format(**settings),
         ),
-        ("threads beside the flow, cores", f"{threads if threads > 1 else 0}, {len(os.sched_getaffinity(0))}"),
+        ("threads beside the flow, cores", f"{threads if threads > 1 else 0}, {len(processors())}"),
         ("flow alone, pairs/s", spread([run["bare"] for run in runs], 1)),
         ("stage, pairs/s", spread([run["stage"] for run in runs], 1)),
         ("stage over flow alone", spread(share)),

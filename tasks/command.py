@@ -16,12 +16,13 @@ import luigi
 from luigi.retcodes import run_with_retcodes
 
 from pipeline.system.console import plain
+from pipeline.system.files import nameless_file
 from pipeline.system.progress import last_said, say
 from tasks import checks
 from tasks.mistakes import error_line, mistake_of_command, plainly
 
 _FORKED = threading.Event()  # tasks run in their own processes, whose last message is not known here
-_FAILURES = os.memfd_create("failures")  # a line each; shared with Luigi's workers, which are forked
+_FAILURES = nameless_file()  # a line each; shared with Luigi's workers, which are forked
 
 
 class _WithoutTraceback(logging.Filter):

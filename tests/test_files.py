@@ -208,3 +208,14 @@ def test_the_size_of_a_folder_follows_no_link(tmp_path):
     (tmp_path / "a/b/.two").write_bytes(b"45")
     (tmp_path / "a/link").symlink_to(tmp_path / "a/one")
     assert files.size_of(tmp_path / "a") == 5 and files.size_of(tmp_path / "none") == 0
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_a_file_without_a_name_holds_what_is_written_and_leaves_nothing(tmp_path, monkeypatch, in_memory):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    if not in_memory:  # macOS
+        monkeypatch.delattr(os, "memfd_create")
+    number = files.nameless_file()
+    assert os.write(number, b"a line\n") == 7 and os.pread(number, 100, 0) == b"a line\n"
+    os.close(number)
+    assert not list(tmp_path.iterdir())

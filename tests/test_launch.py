@@ -282,13 +282,15 @@ def test_a_job_is_read_as_it_was_written(data, tmp_path):
         TrainingJob.read(tmp_path)
 
 
-def test_the_processes_of_one_machine_stay_on_loopback(data, tmp_path, monkeypatch):
+@pytest.mark.parametrize("loopback", ["lo", "lo0"])
+def test_the_processes_of_one_machine_stay_on_loopback(data, tmp_path, monkeypatch, loopback):
     monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
+    monkeypatch.setattr("socket.if_nameindex", lambda: [(1, "en0"), (2, loopback), (3, "eth0")])
     job = TrainingJob(spec(processes=2), data[1], data[0], tmp_path, "in", "cpu")
     found = list(launch._commands(job, 2))
     assert [environment["RANK"] for _, environment in found] == ["0", "1"]
     assert all(
-        environment["GLOO_SOCKET_IFNAME"] == environment["NCCL_SOCKET_IFNAME"] == "lo" for _, environment in found
+        environment["GLOO_SOCKET_IFNAME"] == environment["NCCL_SOCKET_IFNAME"] == loopback for _, environment in found
     )
     assert all(environment["WORLD_SIZE"] == environment["LOCAL_WORLD_SIZE"] == "2" for _, environment in found)
 

@@ -49,6 +49,20 @@ def test_cores_are_those_that_time_is_given_for(machine, own, files, cores):
     assert limits.usable_cores() == cores
 
 
+def test_where_the_system_tells_little_all_of_it_counts(machine, monkeypatch, tmp_path):
+    """As on macOS: no affinity, no /proc, no number of free pages."""
+    machine("", {})
+    monkeypatch.delattr(os, "sched_getaffinity")
+    monkeypatch.setattr(os, "cpu_count", lambda: 6)
+    assert limits.processors() == set(range(6)) and limits.usable_cores() == 6
+    monkeypatch.setattr(limits, "_MEMORY", tmp_path / "none")
+    monkeypatch.setattr(os, "sysconf", {"SC_AVPHYS_PAGES": 10, "SC_PHYS_PAGES": 30, "SC_PAGE_SIZE": 4096}.get)
+    assert limits.free_memory_bytes() == 10 * 4096
+    names = {name: number for name, number in os.sysconf_names.items() if name != "SC_AVPHYS_PAGES"}
+    monkeypatch.setattr(os, "sysconf_names", names)
+    assert limits.free_memory_bytes() == 30 * 4096
+
+
 @pytest.mark.parametrize(
     ("siblings", "processes", "speed"),
     [

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.system.console import one_line
-from pipeline.system.limits import free_memory_bytes, usable_cores
+from pipeline.system.limits import free_memory_bytes, processors, usable_cores
 from pipeline.system.packages import OPENCVS, PACKAGES, version
 
 FILE_BACKENDS = ("GSTREAMER", "MSMF", "AVFOUNDATION", "CV_MJPEG")  # OpenCV's, besides FFMPEG; others are for cameras
@@ -75,7 +75,7 @@ def load() -> dict[str, Any]:
 
     If so, threads that wait for one another distort timings: a small training step was seen to take 100 times as long.
     """
-    wanted, cores = os.getloadavg()[0], len(os.sched_getaffinity(0))
+    wanted, cores = os.getloadavg()[0], len(processors())
     return {"load": wanted, "cores": cores, "busy": wanted > cores}
 
 

@@ -17,7 +17,7 @@ import h5py
 import numpy as np
 
 from pipeline.system.errors import DamagedFile, MachineFault
-from pipeline.system.files import commit
+from pipeline.system.files import commit, nameless_file
 
 FORMAT_VERSION = 1
 TEXT = h5py.string_dtype("utf-8")
@@ -49,7 +49,7 @@ def _give_up(file: h5py.File) -> None:
 
     On a full disk it could not be closed: every array would print a traceback, and the process would crash on exit.
     """
-    nowhere = os.memfd_create("given-up")
+    nowhere = nameless_file()
     os.dup2(nowhere, file.id.get_vfd_handle())
     os.close(nowhere)
     with contextlib.suppress(OSError, RuntimeError):

@@ -12,6 +12,7 @@ import multiprocessing
 import os
 import shutil
 import socket
+import tempfile
 from collections.abc import Iterable, Iterator
 from contextvars import ContextVar
 from pathlib import Path
@@ -214,6 +215,14 @@ def hold_shared_lock(artifacts: Path, *, create: bool) -> int:
         say(f"something is being removed from {artifacts}; waiting for that to end")
         fcntl.flock(descriptor, fcntl.LOCK_SH)
     return descriptor
+
+
+def nameless_file() -> int:
+    """Descriptor of a new, empty file, which is gone when it is closed; in memory where the system has that (Linux)."""
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create("nameless")
+    with tempfile.TemporaryFile() as file:
+        return os.dup(file.fileno())
 
 
 def _flush(path: Path) -> None:

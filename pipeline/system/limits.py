@@ -22,7 +22,12 @@ _SECOND_THREAD = 0.3  # assumed gain of a core's second hardware thread, as a sh
 def usable_cores() -> int:
     """Number of cores: those this process may run on, or fewer if its CPU time is limited (rounded up)."""
     shares = [quota / period for quota, period in map(_cpu_quota, _groups("cpu")) if quota > 0 and period > 0]
-    return max(1, min([len(os.sched_getaffinity(0)), *map(math.ceil, shares)]))
+    return max(1, min([len(processors()), *map(math.ceil, shares)]))
+
+
+def processors() -> set[int]:
+    """Numbers of the processors that this process may run on; all, where the system does not tell (macOS)."""
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
 
 
 def speed_of(processes: int) -> float:
@@ -30,8 +35,8 @@ def speed_of(processes: int) -> float:
 
     No more than the usable cores work at a time, and two hardware threads of a core do less than two cores.
     """
-    working, processors = min(processes, usable_cores()), os.sched_getaffinity(0)
-    files = (_PROCESSORS / f"cpu{number}" / "topology" / "thread_siblings_list" for number in processors)
+    working = min(processes, usable_cores())
+    files = (_PROCESSORS / f"cpu{number}" / "topology" / "thread_siblings_list" for number in processors())
     cores = len({tuple(_lines(file)) or file for file in files})
     return min(working, cores) + _SECOND_THREAD * max(0, working - cores)
 
@@ -79,7 +84,8 @@ def _available() -> int:
     sizes = dict(line.split(":") for line in _lines(_MEMORY))
     if "MemAvailable" in sizes:
         return int(sizes["MemAvailable"].split()[0]) * 1024
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    pages = "SC_AVPHYS_PAGES" if "SC_AVPHYS_PAGES" in os.sysconf_names else "SC_PHYS_PAGES"  # all of macOS's
+    return os.sysconf(pages) * os.sysconf("SC_PAGE_SIZE")
 
 
 def _lines(path: Path) -> list[str]:

@@ -10,6 +10,7 @@ import os
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -31,7 +32,7 @@ from pipeline.training.together import OtherDataset
 
 _ROOT = Path(__file__).parents[2]
 _POLL_SECONDS, _GRACE_SECONDS = 0.1, 10
-_LOOPBACK = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
+_INTERFACES = "GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"
 _JOIN_SECONDS = 24 * 3600  # machines may come from a queue; torchrun would wait for ten minutes
 _SHOWN_CHARACTERS = 2000  # shown of the end of a dead process's output
 
@@ -130,9 +131,10 @@ def _commands(job: TrainingJob, count: int) -> Iterator[tuple[list[str], dict[st
         say(f"on each other machine, in the same folder, run: {command}")
         yield ["torch.distributed.run", *meet, *work, "--watched"], threads
         return
+    loopback = next(name for _, name in socket.if_nameindex() if name.startswith("lo"))  # lo; lo0 on macOS
     for rank in range(count):
         place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
-        network = {name: os.environ.get(name, value) for name, value in _LOOPBACK.items()}
+        network = {name: os.environ.get(name, loopback) for name in _INTERFACES}
         yield [*work[1:], "--watched"], network | threads | {name: str(value) for name, value in place.items()}
 
 
