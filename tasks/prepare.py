@@ -100,7 +100,14 @@ class Flow(_Store):
         if self.spec("cluster").kind in ("inline", "local") and (may_write() or not self.to_download()):
             from pipeline import flow
 
-            flow.check(self.spec("flow"), device=self.run_spec.device)
+            flow.check(self.spec("flow"), device=self.on_device)
+
+    @property
+    def on_device(self) -> str:
+        """The device of the run, which is also that of its trainings; "auto" for a method that knows only the CPU."""
+        from pipeline import flow
+
+        return self.run_spec.device if "cuda" in flow.devices(self.spec("flow").method) else "auto"
 
     @property
     def resources(self) -> dict[str, int]:
@@ -125,6 +132,6 @@ class Flow(_Store):
             self.requires()[0].path,
             spec=self.spec("flow").with_absolute_paths(),
             cluster=self.spec("cluster"),
-            device=self.run_spec.device,
+            device=self.on_device,
             max_bad_fraction=self.spec("frames").max_bad_fraction,
         )

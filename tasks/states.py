@@ -146,4 +146,4 @@ class ArtifactStates:
         if frames is task:
             return remaining.frames_left(jobs)
         spec, attrs = task.spec("flow"), preprocess.store_attrs(task.spec("flow"), frames.digest)
-        return remaining.flow_left(task.folder, jobs, spec=spec, device=task.run_spec.device, attrs=attrs)
+        return remaining.flow_left(task.folder, jobs, spec=spec, device=task.on_device, attrs=attrs)

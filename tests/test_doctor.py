@@ -263,7 +263,10 @@ def test_devices_of_torch(monkeypatch):
     assert machine.devices()["torch"] == {"found": [], "why_not": "this torch is built for the CPU only"}
     monkeypatch.setattr(torch.version, "cuda", "13.2")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert "its driver is too old" in machine.devices()["torch"]["why_not"]
+    assert machine.devices()["torch"]["why_not"] == "torch is built for CUDA, but finds no device"
+    monkeypatch.setattr("pipeline.system.gpus._supported_by_driver", lambda: (12, 8))
+    assert machine.devices()["torch"]["why_not"].startswith("the NVIDIA driver supports CUDA 12.8, but this torch was")
+    monkeypatch.setattr("pipeline.system.gpus._supported_by_driver", lambda: None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     about = SimpleNamespace(name="H200", total_memory=139 << 30)
@@ -295,9 +298,9 @@ def test_torchcodec_is_tried_where_it_is_installed(monkeypatch):
 
 
 def test_nvjpeg_is_tried_where_there_is_a_gpu(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(machine, "cuda_count", lambda: 0)
     assert machine.decoders()["nvjpeg"] == "does not work: RuntimeError: no CUDA device; only a training on one uses it"
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(machine, "cuda_count", lambda: 1)
     for found, outcome in ((5, "works"), (4, "does not work: 4 of 5 frames decode")):
         monkeypatch.setattr(encoded, "decode", lambda data, device, found=found: data[:found])
         assert machine.decoders()["nvjpeg"] == outcome

@@ -132,7 +132,7 @@ def test_four_tiny_clips_go_all_the_way(config, tmp_path):
             "raft_weights is './none.pth', and there is no such",
         ),
         ({"method": "nvidia_of"}, "auto", r"\[flow\] method nvidia_of is not available: OpenCV sees no CUDA device"),
-        ({"method": "dis_fast"}, "cuda", "method dis_fast computes on the CPU only"),
+        ({"method": "tvl1"}, "cuda", "device is 'cuda', but torch sees 0 CUDA devices here"),
     ],
 )
 def test_a_flow_method_that_cannot_work_here_is_refused_before_any_work(config, monkeypatch, settings, device, message):
@@ -143,6 +143,13 @@ def test_a_flow_method_that_cannot_work_here_is_refused_before_any_work(config, 
     assert not fresh(Frames).folder.exists()
     config.read_dict({"cluster": {"kind": "jobqueue"}})  # what other machines can do is not known here
     assert not fresh(Flow).complete()
+
+
+def test_a_method_that_knows_no_gpu_computes_beside_the_one_that_a_run_names(config, monkeypatch):
+    monkeypatch.setattr("tasks.learn.TrainStream.check", lambda self: None)  # this machine has none
+    config.read_dict({"run": {"device": "cuda:1"}})
+    assert build(fresh(Flow)) and fresh(TrainStream, stream="spatial").run_spec.device == "cuda:1"
+    assert fresh(Flow).resources == {}
 
 
 def test_a_gpu_serves_one_training_at_a_time_and_cpus_many(config):

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.system.console import one_line
+from pipeline.system.gpus import cuda_count, driver_too_old
 from pipeline.system.limits import free_memory_bytes, processors, usable_cores
 from pipeline.system.packages import OPENCVS, PACKAGES, version
 
@@ -97,9 +98,10 @@ def _torch_devices() -> tuple[list[dict[str, Any]], str]:
 
     if torch.version.cuda is None:
         return [], "this torch is built for the CPU only"
-    if not torch.cuda.is_available():
-        return [], "torch is built for CUDA, but there is no device, or its driver is too old"
-    each = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
+    count = cuda_count()
+    if not count:
+        return [], driver_too_old() or "torch is built for CUDA, but finds no device"
+    each = [torch.cuda.get_device_properties(i) for i in range(count)]
     return [{"name": device.name, "memory": device.total_memory} for device in each], ""
 
 
@@ -169,7 +171,7 @@ def _nvjpeg(images: int) -> int:
     from pipeline.dataset import encoded
     from pipeline.video import jpeg
 
-    if not torch.cuda.is_available():
+    if not cuda_count():
         raise RuntimeError("no CUDA device; only a training on one uses it")
     data = np.frombuffer(jpeg.encode(np.zeros((48, 64), np.uint8), quality=95), np.uint8).copy()
     return len(encoded.decode([torch.from_numpy(data)] * images, torch.device("cuda")))

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from pipeline.specs import RAFT_WEIGHTS, FlowSpec
 from pipeline.specs.base import check_device
 from pipeline.system import downloads
+from pipeline.system.gpus import cuda_count
 
 
 class Method(NamedTuple):
@@ -161,6 +162,4 @@ def _counted(method: Method) -> tuple[str, int]:
         from pipeline.flow import opencv_cuda
 
         return "OpenCV", opencv_cuda.device_count()
-    import torch
-
-    return "torch", torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return "torch", cuda_count()

@@ -17,6 +17,7 @@ from pipeline.networks.backbones import (
 from pipeline.networks.starting import of_body, read_weights, start_from
 from pipeline.specs import StreamSpec
 from pipeline.specs.base import check_device
+from pipeline.system.gpus import cuda_count
 from pipeline.system.progress import say
 
 
@@ -28,10 +29,9 @@ def resolve_device(device: str) -> torch.device:
     """
     check_device("device", device)
     if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device("cuda" if cuda_count() else "cpu")
     found = torch.device(device)
-    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
-        count = torch.cuda.device_count()
+    if found.type == "cuda" and (found.index or 0) >= (count := cuda_count()):
         raise ValueError(f"device is {device!r}, but torch sees {count} CUDA devices here; use auto or cpu")
     return found
 

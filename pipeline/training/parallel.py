@@ -20,6 +20,7 @@ from torch import distributed, nn
 
 from pipeline.networks import check_deterministic, resolve_device
 from pipeline.specs import StreamSpec
+from pipeline.system.gpus import cuda_count
 from pipeline.training.whole_batch import normalize_over_processes
 
 _TIMEOUT = timedelta(minutes=30)  # longest wait for another process, which may be reading slow disks
@@ -59,7 +60,7 @@ def process_count(spec: StreamSpec, device: str) -> int:
     target = resolve_device(device)
     if target.type != "cuda":
         return max(1, spec.processes)
-    found = torch.cuda.device_count()
+    found = cuda_count()
     count = spec.processes or (1 if target.index is not None else found)
     if count * spec.machines > 1 and target.index is not None:
         raise ValueError(
