@@ -18,7 +18,7 @@ from pipeline.system.packages import PACKAGES
 
 UCF101_PAIRS = 2_456_655  # pairs of consecutive frames in the 13,320 clips, forward
 SIZE_PX = (256, 341)  # height and width of its cached frames
-CUDA_PAIRS = 64  # pairs in one call on a GPU, which needs many to be fast
+CUDA_BATCHES = 3  # batches in one call on a GPU: as in the Flow stage, one is fetched while the next is computed
 DAY_HOURS = 24.0
 # by mean end-point error on Middlebury (docs/results.md), except Brox, which is as good as TV-L1 at a sixteenth of its
 # speed; RAFT needs weights and was not measured
@@ -123,11 +123,13 @@ def pairs_per_second(method: str, *, device: str, seconds: float) -> float:
     On a CPU it runs on one thread, as in workers, and CPU time is measured, so other programs do not make a method look
     slow. A first call warms up, since a method may compile; then flow is computed for `seconds`, at least once.
     """
-    from pipeline.flow import estimate
+    from pipeline.flow import estimate, pairs_of, tensor_device
     from pipeline.flow.device import one_thread
 
-    pairs = CUDA_PAIRS if device == "cuda" else 1
-    frames, spec = _moving_texture(pairs + 1), FlowSpec(method=method)
+    spec, pairs = FlowSpec(method=method), 1
+    if device == "cuda":
+        pairs = CUDA_BATCHES * pairs_of(SIZE_PX, spec, device=tensor_device(method, device))
+    frames = _moving_texture(pairs + 1)
     with one_thread():
         estimate(frames if device == "cuda" else frames[:, :64, :64], spec, device=device)
         clock = time.perf_counter if device == "cuda" else time.process_time
