@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 
 from pipeline import store
-from pipeline.catalog import Catalog
+from pipeline.catalog import UNREADABLE, Catalog, Clip
 from pipeline.dataset import EvalSet
 from pipeline.networks import resolve_device
-from pipeline.networks.checkpoint import load_checkpoint, refuse_other_data
+from pipeline.networks.checkpoint import Checkpoint, load_checkpoint, refuse_other_data
 from pipeline.networks.evaluation import Evaluation, evaluate
 from pipeline.scores import Scores
 from pipeline.specs import ScoreSpec
+from pipeline.system.console import some
 from pipeline.system.errors import StageFailed
 from pipeline.system.progress import Progress, say
 from pipeline.system.tensors import limit_threads
@@ -80,6 +81,7 @@ def score(
     target, trained = resolve_device(device), load_checkpoint(checkpoint, classes=catalog.classes or None)
     refuse_other_data(checkpoint, trained.record.get("data_digest"), data_digest)
     clips = catalog.part(part)
+    _say_what_was_seen(trained, clips, part)
     test_set = EvalSet(trained.spec, store_path, clips, frames=spec.frames, crops=spec.crops)
     with Progress(f"scoring {part}, {trained.spec.stream}", len(test_set), "pictures") as progress:
         found = evaluate(
@@ -100,6 +102,17 @@ def score(
         features=found.features,
         groups=tuple(clip.group for clip in clips),
     )
+
+
+def _say_what_was_seen(trained: Checkpoint, clips: Sequence[Clip], part: str) -> None:
+    """Say which clips the weights were trained on, or, of test clips, chosen on, as those of another split were."""
+    kinds = {"val": ("trained_on",), "test": ("trained_on", "chosen_on")}.get(part, ())
+    contents = {content for kind in kinds for content in trained.record.get(kind, ())} - {UNREADABLE}
+    if seen := [clip.id for clip in clips if clip.label >= 0 and clip.content in contents]:
+        say(
+            f"{trained.spec.stream} scores of {part}: the weights were trained or chosen on {len(seen)} of "
+            f"{len(clips)} clips: {some(seen)}; an accuracy on clips that are known says little"
+        )
 
 
 def _refuse_nonsense(checkpoint: Path | str, found: Evaluation, video_ids: Sequence[str]) -> None:

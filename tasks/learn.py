@@ -116,7 +116,7 @@ class TrainStream(OnDevice):
         from pipeline.training import together
 
         if clips := self.clone(Catalog).outline(contents=True):
-            together.refuse_start_that_saw(self.stream_spec, clips)
+            together.refuse_start_that_saw(self.stream_spec, clips, self.stream_spec.start_file)
 
     def _check_other(self) -> None:
         """Refuse conflicts with the other set's classes or clips before anything is made: flow may take days."""

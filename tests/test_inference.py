@@ -7,7 +7,7 @@ import pytest
 import torch
 from fakes import BrokenClip, FakeStore, two_classes, use_store
 
-from pipeline.catalog import Catalog
+from pipeline.catalog import UNREADABLE, Catalog
 from pipeline.dataset import EvalSet
 from pipeline.inference import score, score_to
 from pipeline.networks import build
@@ -184,6 +184,33 @@ def test_unlabelled_clips_get_the_classes_of_the_stream(monkeypatch, tmp_path, c
     assert made.classes == catalog.classes and made.labels.tolist() == [-1] * 4
     np.testing.assert_array_equal(made.probabilities, labeled.probabilities)
     assert "1 of 4 clips failed: left_5" in capsys.readouterr().err
+
+
+def test_clips_that_the_weights_know_are_named(monkeypatch, tmp_path, capsys):
+    catalog, fake = two_classes("frames")
+    use_store(monkeypatch, fake)
+    known = {"train": "a" * 16, "val": "b" * 16, "test": UNREADABLE}
+    catalog = replace(catalog, clips=tuple(replace(clip, content=known[clip.part]) for clip in catalog.clips))
+    network = save_untrained(tmp_path / "c.pt", spec(), catalog)
+    record = {"trained_on": ["a" * 16, UNREADABLE], "chosen_on": ["b" * 16]}
+    save_checkpoint(tmp_path / "c.pt", network.state_dict(), spec(), catalog, inputs="i", best_step=3, **record)
+
+    def told(catalog, part):
+        score(tmp_path / "c.pt", store_path="i", catalog=catalog, part=part, spec=ScoreSpec(frames=1, crops=1))
+        return [line for line in capsys.readouterr().err.splitlines() if "trained or chosen" in line]
+
+    assert told(catalog, "train") == told(catalog, "val") == told(catalog, "test") == []
+    first, *rest = catalog.part("train")
+    parts = {first.id: "test", rest[0].id: "val", catalog.part("val")[0].id: "test"}
+    other = replace(catalog, clips=tuple(replace(clip, part=parts.get(clip.id, clip.part)) for clip in catalog.clips))
+    of = "the weights were trained or chosen on"
+    assert told(other, "val") == [
+        f"spatial scores of val: {of} 1 of 2 clips: '{rest[0].id}'; an accuracy on clips that are known says little"
+    ]
+    (line,) = told(other, "test")
+    assert f"scores of test: {of} 2 of 6 clips: " in line and f"'{first.id}'" in line
+    unlabelled = replace(other, clips=tuple(replace(clip, label=-1, class_name="") for clip in other.clips), classes=())
+    assert told(unlabelled, "test") == []
 
 
 def test_if_every_clip_fails_it_is_an_error(monkeypatch, tmp_path):

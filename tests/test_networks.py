@@ -20,6 +20,17 @@ def spec(stream="spatial", network="small", **values):
     return StreamSpec(stream=stream, network=network, stack=stack, **{"resize_px": 0, "crop_px": 64, **values})
 
 
+def test_a_network_without_a_convolution_starts_from_its_own_weights(monkeypatch, tmp_path):
+    def body(spec):
+        return nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(16 * spec.channels, 8)), 8, "head"
+
+    monkeypatch.setitem(backbones.OWN, "flat", body)
+    first, path = build(spec(network="flat"), 3), tmp_path / "weights.pth"
+    torch.save(first.state_dict(), path)
+    again = build(spec(network="flat", start=str(path)), 4)
+    assert torch.equal(again.body[2].weight, first.body[2].weight)
+
+
 @pytest.fixture(scope="module")
 def squeezenet_file(tmp_path_factory):
     """Random weights in the file format of torchvision's squeezenet1_1, and the state in it."""

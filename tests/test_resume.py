@@ -1,12 +1,15 @@
 """A training that was killed goes on, and ends with the same bits; the file of another one is not used."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 from trainings import assert_same_weights, interrupt_after, run, spec
 
 from pipeline import training
+from pipeline.networks import backbones
 from pipeline.specs import StreamSpec
 from pipeline.system import tensors
 from pipeline.system.tensors import save_tensors
@@ -50,6 +53,22 @@ def test_an_interrupted_training_ends_with_the_same_bits(data, tmp_path, monkeyp
 
 def without_seconds(curve):
     return {name: value for name, value in curve.items() if not name.startswith("seconds")}
+
+
+def test_a_network_whose_code_has_changed_is_trained_anew(data, tmp_path, monkeypatch, capsys):
+    def of_width(width):
+        body = lambda spec: nn.Sequential(nn.Conv2d(spec.channels, width, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())  # noqa: E731
+        monkeypatch.setitem(backbones.OWN, "mine", lambda spec: (body(spec), width, "head"))
+
+    of_width(8)
+    with monkeypatch.context() as until, pytest.raises(ZeroDivisionError):
+        interrupt_after(until, 5)
+        run(replace(spec(), network="mine"), data("frames"), tmp_path)
+    assert (tmp_path / "resume.pt").is_file()
+    of_width(16)
+    found, curve = run(replace(spec(), network="mine"), data("frames"), tmp_path)
+    assert "training starts anew: since" in (said := capsys.readouterr().err) and "the code of mine has changed" in said
+    assert found.network.head.in_features == 16 and curve["steps"] == list(range(1, 13))
 
 
 def test_resuming_repeats_no_step(data, tmp_path, monkeypatch, capsys):

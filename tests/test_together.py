@@ -14,7 +14,7 @@ from pipeline import training
 from pipeline.catalog import UNREADABLE, Catalog
 from pipeline.dataset import TrainingSet
 from pipeline.networks import build
-from pipeline.networks.checkpoint import load_checkpoint
+from pipeline.networks.checkpoint import clips_seen, load_checkpoint
 from pipeline.training import train, train_step
 from pipeline.training.state import TrainingState
 from pipeline.training.together import (
@@ -23,7 +23,7 @@ from pipeline.training.together import (
     refuse_overlap,
     refuse_start_that_saw,
     same_classes,
-    trained_on,
+    seen_by,
     training_set,
 )
 
@@ -318,14 +318,45 @@ def test_weights_of_another_split_that_saw_the_clips_held_out_here_are_refused(s
     assert not (tmp_path / "no").exists()
     both = replace(start, start=str(tmp_path / "both/checkpoint.pt"))
     with pytest.raises(ValueError, match=told):
-        refuse_start_that_saw(both, moved(taken["test"], "test", content="e" * 16))
+        refuse_start_that_saw(both, moved(taken["test"], "test", content="e" * 16), both.start_file)
     for harmless in (one, moved(taken["test"], "train"), moved(taken["val"], "train")):
-        refuse_start_that_saw(start, harmless)
-    refuse_start_that_saw(start, moved(taken["test"], "test", content=clips[0].content))  # a copy of a training clip
+        refuse_start_that_saw(start, harmless, start.start_file)
+    copy = moved(taken["test"], "test", content=clips[0].content)  # of a training clip
+    refuse_start_that_saw(start, copy, start.start_file)
     copied = moved(taken["test"], "test", content="e" * 16)  # a clip of the other set, which is left out there
-    assert trained_on(one, other)[-1] == "e" * 16 and "e" * 16 not in trained_on(copied, other)
+    assert "e" * 16 in seen_by(one, other, None)["trained_on"]
+    assert "e" * 16 not in seen_by(copied, other, None)["trained_on"]
     torch.save(build(start, 2).state_dict(), tmp_path / "others.pth")  # which do not say what they saw
-    refuse_start_that_saw(replace(start, start=str(tmp_path / "others.pth")), moved(taken["train"], "test"))
+    refuse_start_that_saw(start, moved(taken["train"], "test"), tmp_path / "others.pth")
+
+
+@pytest.mark.parametrize("how", ["a file", "the other set's training"])
+def test_weights_know_what_those_had_seen_from_which_they_began(sets, tmp_path, how):
+    catalog = sets()[0]
+    first, second, third = (
+        replace(
+            catalog, clips=tuple(replace(clip, content=f"{n + 100 * k:016x}") for n, clip in enumerate(catalog.clips))
+        )
+        for k in range(3)
+    )
+
+    def from_weights_of(name):
+        path = tmp_path / name / "checkpoint.pt"
+        return ({"start": str(path)}, None) if how == "a file" else ({"with_dataset": "x", "with_how": "start"}, path)
+
+    given = {"store_path": "own", "inputs_key": "in", "device": "cpu"}
+    train(spec(steps=1, milestones=()), catalog=first, folder=tmp_path / "first", **given)
+    for before, name, clips in (("first", "second", second), ("second", "third", third)):
+        settings, path = from_weights_of(before)
+        train(spec(steps=1, milestones=(), **settings), catalog=clips, folder=tmp_path / name, start=path, **given)
+    seen = clips_seen(tmp_path / "third" / "checkpoint.pt")
+    for kind, part in zip(seen, ("train", "val"), strict=True):
+        assert kind == {clip.content for clips in (first, second, third) for clip in clips.part(part)}
+    other_part = {"train": "test", "val": "train", "test": "val"}
+    turned = replace(first, clips=tuple(replace(clip, part=other_part[clip.part]) for clip in first.clips))
+    settings, path = from_weights_of("third")
+    with pytest.raises(ValueError, match=r"trained or chosen on \d+ clips that are validation or test clips of split"):
+        train(spec(steps=1, milestones=(), **settings), catalog=turned, folder=tmp_path / "no", start=path, **given)
 
 
 def test_a_set_without_clips_in_its_store_is_refused(sets, monkeypatch):

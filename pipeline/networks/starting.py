@@ -27,7 +27,7 @@ def start_from(network: Network, spec: StreamSpec, start: str | Path) -> None:
     read = imagenet.read(spec) if start == "imagenet" else read_weights(start)
     state = of_body(network, read, spec, start)
     name = _first_layer(network)
-    if state[name].shape != read.get(name, read.get(name.removeprefix("body."))).shape:
+    if name in state and state[name].shape != read.get(name, read.get(name.removeprefix("body."))).shape:
         say(
             f"{spec.network}: first layer {name.removeprefix('body.')} inflated from 3 to {spec.channels} channels "
             "by the mean over RGB"

@@ -35,7 +35,7 @@ from pipeline.training.launch import TrainingJob, launch_processes
 from pipeline.training.parallel import ItemSampler, World, process_count
 from pipeline.training.recipe import algorithms, learning_rate, remark_on_milestones
 from pipeline.training.state import UNUSABLE, Best, Curve, Saving, TrainingDiverged, TrainingState, identity_of
-from pipeline.training.together import OtherDataset, other_classes, refuse_start_that_saw, trained_on, training_set
+from pipeline.training.together import OtherDataset, other_classes, refuse_start_that_saw, seen_by, training_set
 from pipeline.training.validation import validate, validation_set
 
 _LONG_S = 24 * 3600  # a longer training on a CPU gets a warning
@@ -81,7 +81,7 @@ def train(
             f"[{spec.stream}] with_how is {spec.with_how!r}, which does not fit what train() was given: heads and "
             "classes need other, start needs start, and nothing else may be given"
         )
-    refuse_start_that_saw(spec, catalog)
+    refuse_start_that_saw(spec, catalog, start or spec.start_file)
     job = TrainingJob(spec, Path(store_path), catalog, Path(folder), inputs_key, device, other, start, data_digest)
     count = process_count(spec, device)
     with one_writer(job.folder):  # which also removes what a killed run has left half written
@@ -97,6 +97,7 @@ def train_here(job: TrainingJob, world: World, device: torch.device) -> None:
     spec, catalog, resume = job.spec, job.catalog, job.folder / "resume.pt"
     others = other_classes(spec, catalog, job.other)
     identity = identity_of(spec, job.inputs_key, catalog.classes, others)
+    seen = seen_by(catalog, job.other, job.start or spec.start_file)  # at the end, that file may be gone
     with _own_random_state(device), algorithms(spec):
         run = TrainingState(spec, len(catalog.classes), device, world, other_classes=len(others), start=job.start)
         run.resume(resume, identity)
@@ -104,7 +105,7 @@ def train_here(job: TrainingJob, world: World, device: torch.device) -> None:
         validation = validation_set(spec, job.store_path, catalog, world)
         _take_steps(run, training, validation, lambda: run.save(resume, identity))
     if world.rank == 0:
-        _finish(run, job, others)
+        _finish(run, job, others, seen)
 
 
 def _own_random_state(device: torch.device) -> contextlib.AbstractContextManager:
@@ -243,7 +244,7 @@ def _loss(run: TrainingState, inputs: ViewBatch | torch.Tensor, labels: torch.Te
         )
 
 
-def _finish(run: TrainingState, job: TrainingJob, others: tuple[str, ...]) -> None:
+def _finish(run: TrainingState, job: TrainingJob, others: tuple[str, ...], seen: dict[str, list[str]]) -> None:
     """Write the checkpoint, then the curve: once the curve exists, the result is complete."""
     best, folder = run.best, job.folder
     if best is None:
@@ -267,8 +268,7 @@ def _finish(run: TrainingState, job: TrainingJob, others: tuple[str, ...]) -> No
         best_step=best.step,
         validation_top1=best.top1,
         validation_loss=best.loss,
-        trained_on=trained_on(job.catalog, job.other),
-        chosen_on=[clip.content for clip in job.catalog.part("val")],
+        **seen,
         **how,
     )
     curve = {name: values for name, values in asdict(run.curve).items() if name != "pending"}

@@ -191,12 +191,19 @@ class TrainingState:
         if saved["identity"] != identity:
             say(f"{self.spec.stream}: training starts anew: {path} belongs to other settings or inputs")
             return
+        if _shapes(saved["network"]) != _shapes(self.network.state_dict()):
+            say(f"{self.spec.stream}: training starts anew: since {path} the code of {self.spec.network} has changed")
+            return
         for name in ("network", "optimizer", "scaler"):
             if saved[name]:  # a scaler that was not in use has no state to load
                 getattr(self, name).load_state_dict(saved[name])
         self.step, self.curve = saved["step"], Curve(**saved["curve"])
         self.best = Best(**saved["best"]) if saved["best"] else None
         say(f"{self.spec.stream}: training goes on from step {self.step} of {self.spec.steps}")
+
+
+def _shapes(state: dict[str, torch.Tensor]) -> dict[str, torch.Size]:
+    return {name: value.shape for name, value in state.items()}
 
 
 class Saving:

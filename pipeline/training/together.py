@@ -149,27 +149,34 @@ def refuse_overlap(spec: StreamSpec, catalog: Catalog, other: OtherDataset) -> N
         )
 
 
-def trained_on(catalog: Catalog, other: OtherDataset | None) -> list[str]:
-    """Content of the clips that a training uses, those of the other set included; for the checkpoint."""
-    others = _apart(catalog, other) if other else []
-    return [clip.content for clip in (*catalog.part("train"), *others)]
+def seen_by(catalog: Catalog, other: OtherDataset | None, start: Path | None) -> dict[str, list[str]]:
+    """What the checkpoint records as `trained_on` and `chosen_on`: content of the clips that the weights have seen.
+
+    They include the clips of the other set, and all that the weights had seen from which the training starts.
+    """
+    trained, chosen = clips_seen(start) if start else (frozenset(), frozenset())
+    used = [*catalog.part("train"), *(_apart(catalog, other) if other else [])]
+    return {
+        "trained_on": sorted(trained.union(clip.content for clip in used)),
+        "chosen_on": sorted(chosen.union(clip.content for clip in catalog.part("val"))),
+    }
 
 
-def refuse_start_that_saw(spec: StreamSpec, catalog: Catalog) -> None:
+def refuse_start_that_saw(spec: StreamSpec, catalog: Catalog, start: Path | None) -> None:
     """Refuse a file of weights to start from that saw clips which are held out here, as one of another split did.
 
     Raises:
         ValueError: it was trained on validation or test clips of this split that are not training clips too, or chosen
             on its test clips.
     """
-    if not spec.start_file:
+    if not start:
         return
-    trained, chosen = clips_seen(spec.start_file)
+    trained, chosen = clips_seen(start)
     own = {clip.content for clip in catalog.part("train")} | {UNREADABLE}
     seen = {"val": trained - own, "test": (trained | chosen) - own}
     if twice := [clip.id for part, contents in seen.items() for clip in catalog.part(part) if clip.content in contents]:
         raise ValueError(
-            f"[{spec.stream}] start: the weights in {str(spec.start_file)!r} were trained or chosen on {len(twice)} "
+            f"[{spec.stream}] start: the weights in {str(start)!r} were trained or chosen on {len(twice)} "
             f"clips that are validation or test clips of split {catalog.split_name}: {some(twice)}; start from weights "
             "that did not see them"
         )
