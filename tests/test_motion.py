@@ -19,8 +19,17 @@ def test_motion_in_pixels(tmp_path):
     fields[:, 0, :4], fields[:, 1, :4] = 3, -4
     found = of(tmp_path, fields)
     assert found.fields == motion.FIELDS and found.at_bound == 0
-    assert found.rms_px == pytest.approx((0.1 * 25 / 2) ** 0.5, abs=0.1)
+    assert found.rms_px == pytest.approx((0.1 * 25) ** 0.5, abs=0.1)
     assert found.p99_px == pytest.approx(5, abs=0.2) and found.max_px == pytest.approx(5, abs=0.2)
+
+
+def test_all_of_a_clip_counts(tmp_path):
+    """Of 70 fields only the last 7 move, by (6, -8)."""
+    fields = np.zeros((70, 2, 16, 16), np.float32)
+    fields[-7:, 0], fields[-7:, 1] = 6, -8
+    found = motion.of_clip(store.open_flow(write_flow(tmp_path, fields))["a"])
+    expected = {"mean_x_px": 0.6, "mean_y_px": -0.8, "mean_speed_px": 1.0, "max_speed_px": 10.0}
+    assert found == pytest.approx(expected, abs=0.12)
 
 
 @pytest.mark.parametrize("minmax", (False, True))

@@ -69,6 +69,23 @@ def test_scores_and_catalogs_are_checked_as_a_whole_and_not_repaired(tmp_path, c
     assert damage.verify(path) == [fault]
 
 
+def test_views_are_checked_by_verify(tmp_path):
+    path, half = tmp_path / "scores.h5", np.full((4, 2), 0.5, np.float32)
+    table = Scores(("a", "b"), half[:2], np.array([0, 1]), ("x", "y"), np.zeros((2, 3), np.float32))
+    with store.create_scores(path, {}, clips=2, views=4) as writer:
+        for row, first in ((0, 0), (0, 2), (1, 0)):  # two batches of the first clip
+            writer.put(row, first, half[:2], np.zeros((2, 3), np.float32))
+        writer.put_table(table.arrays())
+    assert damage.verify(path) == [] and np.isnan(store.Views(path)["b"].probabilities[2:]).all()
+    with h5py.File(path) as file:
+        place = file["views/probabilities"].id.get_chunk_info(1).byte_offset
+    with path.open("r+b") as file:
+        file.seek(place + 2)
+        file.write(b"\x55")
+    (fault,) = damage.verify(path)
+    assert fault.startswith(f"{path} is damaged (") and fault.endswith("; delete it and run its stage again")
+
+
 def test_every_table_of_an_artifact_is_checked(tmp_path, capsys):
     (tmp_path / "fusion.json").write_text("{}")
     for name in ("average", "svm"):

@@ -51,15 +51,21 @@ def verify(path: Path) -> list[str]:
     """Check every clip of a store: all bytes against their CRC-32, and that every image decodes. Returns the faults.
 
     A catalog or scores file is checked against the hash written with it, as is every one in the folder of an artifact
-    of several. Raises as `is_store`, and if nothing has checksums.
+    of several; scores of single views against HDF5's own checksums. Raises as `is_store`, and if nothing has checksums.
     """
     if _has_several_tables(path):
         return [f"{file.relative_to(path)}: {fault}" for file in sorted(path.glob("*/*.h5")) for fault in verify(file)]
     path = file_of(path)
     if not is_store(path):
-        fault = _what_raises(describe, path, cure="; delete it and run its stage again")
+        fault = _what_raises(_read_all, path, cure="; delete it and run its stage again")
         return [fault] if fault else []
     return [f"{video_id}: {fault}" for video_id, fault in _damage(store.Store(path, kind_of(path))).items()]
+
+
+def _read_all(path: Path) -> None:
+    describe(path)
+    if kind_of(path) == "scores":
+        store.read_every_view(path)
 
 
 def _damage(opened: store.Store) -> dict[str, str]:

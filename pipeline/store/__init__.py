@@ -14,7 +14,7 @@ from pipeline.store.container import (
     write_arrays,
 )
 from pipeline.store.reader import Store, StoredClip, open_flow, open_frames
-from pipeline.store.views import ClipViews, Views, ViewWriter, create_scores
+from pipeline.store.views import ClipViews, Views, ViewWriter, create_scores, read_every_view
 from pipeline.store.writer import ClipWriter, Record, ShardWriter, read_records, shard_is_current, write_index
 
 __all__ = [
@@ -34,6 +34,7 @@ __all__ = [
     "read_arrays",
     "read_attrs",
     "read_catalog",
+    "read_every_view",
     "read_records",
     "repair_advice",
     "shard_is_current",
