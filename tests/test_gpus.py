@@ -54,9 +54,14 @@ def test_cards_whose_driver_is_too_old_do_not_count(driver, capsys, version, how
             resolve_device("cuda")
 
 
-def test_what_torch_has_begun_to_use_is_not_doubted(driver, monkeypatch):
+def test_what_cuda_itself_has_said_is_not_doubted(driver, monkeypatch):
     driver(12080)
-    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    with monkeypatch.context() as begun:
+        begun.setattr(torch.cuda, "is_initialized", lambda: True)
+        assert cuda_count() == 1
+    assert cuda_count() == 0
+    monkeypatch.delenv("PYTORCH_NVML_BASED_CUDA_CHECK")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert cuda_count() == 1
 
 

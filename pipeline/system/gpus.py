@@ -5,23 +5,26 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
+import os
 
 from pipeline.system.progress import say_once
 
+_BY_NVML = "PYTORCH_NVML_BASED_CUDA_CHECK"  # torch's own variable
 _NVML = "libnvidia-ml.so.1"  # comes with the driver
 
 
 def cuda_count() -> int:
     """Number of CUDA devices that torch can use here; prints a line if that is none for the age of the driver.
 
-    Under Luigi torch asks NVML for the devices (PYTORCH_NVML_BASED_CUDA_CHECK), which counts those of a driver that is
-    too old for this torch as well; CUDA itself would not, but a process that has asked it cannot fork others to use it.
+    Under Luigi torch asks NVML for the devices (`tasks/__init__.py`), which counts those of a driver that is too old
+    for this torch as well; CUDA itself would not, but a process that has asked it cannot fork others to use it.
     """
     import torch
 
     if not torch.cuda.is_available():
         return 0
-    if not torch.cuda.is_initialized() and (why := driver_too_old()):
+    asked_nvml = os.environ.get(_BY_NVML) == "1" and not torch.cuda.is_initialized()
+    if asked_nvml and (why := driver_too_old()):
         say_once(f"no GPU is used: {why}")
         return 0
     return torch.cuda.device_count()
