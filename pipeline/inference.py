@@ -108,7 +108,7 @@ def _say_what_was_seen(trained: Checkpoint, clips: Sequence[Clip], part: str) ->
     """Say which clips the weights were trained on, or, of test clips, chosen on, as those of another split were."""
     kinds = {"val": ("trained_on",), "test": ("trained_on", "chosen_on")}.get(part, ())
     contents = {content for kind in kinds for content in trained.record.get(kind, ())} - {UNREADABLE}
-    if seen := [clip.id for clip in clips if clip.label >= 0 and clip.content in contents]:
+    if seen := [clip.id for clip in clips if clip.content in contents]:
         say(
             f"{trained.spec.stream} scores of {part}: the weights were trained or chosen on {len(seen)} of "
             f"{len(clips)} clips: {some(seen)}; an accuracy on clips that are known says little"

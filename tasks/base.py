@@ -108,7 +108,7 @@ class Stage(OfDataset):
 
     @remembered
     def known(self) -> _Known:
-        """What was found out in this look, which begins anew: since the last, a program may have changed a setting."""
+        """What was found out in this look. It begins with a check of the settings: a program may have changed them."""
         with told_plainly():
             checks.check(self.dataset_name, self.changes)
         return _Known()

@@ -125,6 +125,7 @@ class Report(Stage):
                 for t in self.before()
             ],
             counts=catalog.counts(),
+            absent=catalog.absent,
             groups=catalog.groups(),
             command=settings.command_line(),
         )

@@ -54,9 +54,9 @@ def pytest_collection_modifyitems(items):
     marked = [item for item in items if item.get_closest_marker("needs_cuda")]
     if not marked or os.environ.get("FAIL_WITHOUT_CUDA"):
         return
-    import torch
+    from pipeline.system.gpus import cuda_count
 
-    if not torch.cuda.is_available():
+    if not cuda_count():
         for item in marked:
             item.add_marker(pytest.mark.skip(reason="no CUDA device here"))
 

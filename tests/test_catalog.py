@@ -386,3 +386,32 @@ def test_test_clips_that_are_training_clips_are_told(tmp_path, capsys):
     found = read_dataset(replace(spec, val_fraction=0.0), "d")
     assert found.part("test")[0].id == "run__d_1"
     assert "1 validation or test clips are byte for byte training clips: 'run__d_1'" in capsys.readouterr().err
+
+
+# what is told
+
+
+def test_groups_that_differ_only_by_case_are_told(tmp_path, capsys):
+    names = [f"{c}/{n}_{c}.avi" for c in ("run", "walk") for n in ("ann", "ben", "cas", "dan")]
+    names[0] = "run/Ann_run.avi"
+    read_dataset(folder_spec(tmp_path, *names, group_pattern=r"/(?P<group>[A-Za-z]+)_"), "1")
+    assert "groups differ only by upper and lower case, and may be in different parts: 'Ann', 'ann'" in (
+        capsys.readouterr().err
+    )
+
+
+@pytest.mark.parametrize("blank", [True, False])
+def test_clips_without_a_group_where_others_have_one_are_told(tmp_path, capsys, blank):
+    """As spreadsheets export merged cells: only the first clip of each group names it."""
+    videos = [f"{n}{k}.avi" for n in "abcd" for k in range(4)]
+    lines = [f"{v},{'xy'[int(v[1]) % 2]},{'' if blank and v[1] != '0' else v[0]}" for v in videos]
+    read_dataset(csv_spec(tmp_path, "path,label,group\n" + "\n".join(lines) + "\n", *videos), "1")
+    assert ("catalog: 12 of 16 clips have no group in clips.csv; each is then" in capsys.readouterr().err) == blank
+
+
+def test_classes_that_are_never_tested_or_validated_are_told(tmp_path, capsys):
+    names = [f"{c}/g{g}.avi" for c in "xy" for g in range(6)] + [f"{c}/g0_{k}.avi" for c in "zw" for k in range(3)]
+    read_dataset(folder_spec(tmp_path, *names, group_pattern=r"/(?P<group>g\d)"), "1")
+    told = capsys.readouterr().err
+    assert "2 of 4 classes have no test clip, so no accuracy covers them: 'w', 'z'" in told
+    assert "2 of 4 classes have no val clip, so the SVM never answers them: 'w', 'z'" in told

@@ -105,6 +105,11 @@ def row_digest(task: type) -> str:
     return fresh(task).digest
 
 
+def test_a_method_that_knows_no_gpu_is_timed_on_the_cpu(planned, by_hand):
+    assert build(fresh(Frames))
+    assert row_of(planned("Flow", "--device", "cuda:1"), "Flow")["seconds"] == 32
+
+
 def test_a_disk_that_does_not_suffice_is_said(config, by_hand, monkeypatch, capsys):
     monkeypatch.setattr(machine, "resources", lambda artifacts: {"disk_free": 10})
     monkeypatch.setattr(machine, "load", lambda: {"load": 5.04, "cores": 2, "busy": True})

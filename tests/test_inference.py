@@ -70,7 +70,8 @@ def test_scores_are_the_mean_softmax_over_frames_and_crops(monkeypatch, tmp_path
 
 
 @pytest.mark.parametrize(
-    "error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("CUDNN_STATUS_ALLOC_FAILED")]
+    "error",
+    [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("CUDNN_STATUS_ALLOC_FAILED"), MemoryError("no 12 GiB")],
 )
 def test_views_that_do_not_fit_into_memory_take_several_passes(monkeypatch, error):
     catalog, fake = two_classes("frames")
@@ -93,7 +94,7 @@ def test_views_that_do_not_fit_into_memory_take_several_passes(monkeypatch, erro
     np.testing.assert_allclose(found.probabilities, expected.probabilities, rtol=1e-5)
     np.testing.assert_allclose(found.features, expected.features, rtol=1e-4, atol=1e-6)
     most = 0
-    with pytest.raises(RuntimeError, match=str(error)):
+    with pytest.raises(type(error), match=str(error)):
         evaluate(network, views, device=torch.device("cpu"), batch=30)
     assert sizes[-1] == 1
 
@@ -210,7 +211,7 @@ def test_clips_that_the_weights_know_are_named(monkeypatch, tmp_path, capsys):
     (line,) = told(other, "test")
     assert f"scores of test: {of} 2 of 6 clips: " in line and f"'{first.id}'" in line
     unlabelled = replace(other, clips=tuple(replace(clip, label=-1, class_name="") for clip in other.clips), classes=())
-    assert told(unlabelled, "test") == []
+    assert told(unlabelled, "test") == [line]  # someone may compute an accuracy from the names of folders
 
 
 def test_if_every_clip_fails_it_is_an_error(monkeypatch, tmp_path):

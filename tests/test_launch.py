@@ -282,10 +282,10 @@ def test_a_job_is_read_as_it_was_written(data, tmp_path):
         TrainingJob.read(tmp_path)
 
 
-@pytest.mark.parametrize("loopback", ["lo", "lo0"])
-def test_the_processes_of_one_machine_stay_on_loopback(data, tmp_path, monkeypatch, loopback):
+@pytest.mark.parametrize(("there", "loopback"), [("lo", "lo"), ("lo0", "lo0"), ("eth1", "lo")])
+def test_the_processes_of_one_machine_stay_on_loopback(data, tmp_path, monkeypatch, there, loopback):
     monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
-    monkeypatch.setattr("socket.if_nameindex", lambda: [(1, "en0"), (2, loopback), (3, "eth0")])
+    monkeypatch.setattr("socket.if_nameindex", lambda: [(1, "en0"), (2, there), (3, "eth0")])
     job = TrainingJob(spec(processes=2), data[1], data[0], tmp_path, "in", "cpu")
     found = list(launch._commands(job, 2))
     assert [environment["RANK"] for _, environment in found] == ["0", "1"]

@@ -11,6 +11,7 @@ from pipeline.networks import backbones, build, build_untrained, imagenet, resol
 from pipeline.networks.checkpoint import weights_hash
 from pipeline.networks.starting import CHECKPOINT_FORMAT
 from pipeline.specs import StackSpec, StreamSpec
+from pipeline.system.gpus import cuda_count
 
 torch.set_num_threads(1)
 
@@ -335,7 +336,7 @@ def test_unknown_networks_and_layers_are_refused(monkeypatch):
 
 def test_devices():
     assert resolve_device("cpu") == torch.device("cpu")
-    assert resolve_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+    assert resolve_device("auto").type == ("cuda" if cuda_count() else "cpu")
     with pytest.raises(ValueError, match="device is 'gpu'; allowed: auto, cpu"):
         resolve_device("gpu")
     with pytest.raises(ValueError, match="device is 'cuda:99', but torch sees"):

@@ -73,10 +73,10 @@ def test_views_are_checked_by_verify(tmp_path):
     path, half = tmp_path / "scores.h5", np.full((4, 2), 0.5, np.float32)
     table = Scores(("a", "b"), half[:2], np.array([0, 1]), ("x", "y"), np.zeros((2, 3), np.float32))
     with store.create_scores(path, {}, clips=2, views=4) as writer:
-        for row, first in ((0, 0), (0, 2), (1, 0)):  # two batches of the first clip
+        for row, first in ((0, 0), (0, 2), (1, 0), (1, 2)):
             writer.put(row, first, half[:2], np.zeros((2, 3), np.float32))
         writer.put_table(table.arrays())
-    assert damage.verify(path) == [] and np.isnan(store.Views(path)["b"].probabilities[2:]).all()
+    assert damage.verify(path) == []
     with h5py.File(path) as file:
         place = file["views/probabilities"].id.get_chunk_info(1).byte_offset
     with path.open("r+b") as file:

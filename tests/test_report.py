@@ -40,6 +40,20 @@ def test_metrics_are_those_counted_by_hand(tmp_path):
     assert {"numpy", "numba", "python"} <= set(numbers["versions"])
 
 
+def test_a_headline_tells_what_no_figure_covers_and_what_is_easier(tmp_path):
+    fusion = {"weighted": {"weight": 0.65}, "svm": {"c": 1.0, "coefficients": [], "absent": ["z"]}}
+    numbers = write(tmp_path, **arguments(fusion=fusion, absent=["z/b.avi", "z/a.avi"]))
+    assert numbers["absent"] == ["z/b.avi", "z/a.avi"]
+    first, *_, last = metrics.headline_text(numbers).splitlines()
+    assert first == "toy, split 1: 6 test clips; 2 listed videos, of any part, are absent and in no figure"
+    assert last.startswith("the svm chose among 2 of 3 classes, as the others have no validation clip")
+    page = (tmp_path / "report.html").read_text()
+    assert "2 listed videos, of any part, are absent" in page and "C = 1; never answers 1 class<" in page
+    assert "test clips of 3 of 3 classes are right" in page
+    without = metrics.headline_text(write(tmp_path, **arguments()))
+    assert "absent" not in without and "the svm chose" not in without
+
+
 def test_failed_clips_of_all_parts_are_counted_once():
     given = arguments(failed=[{"id": name, "stage": "flow", "reason": "empty"} for name in ("of training", "clip5")])
     chain = metrics.Chain(**{name: given[name] for name in metrics.Chain.__dataclass_fields__ if name in given})

@@ -274,6 +274,17 @@ def test_arrays_and_catalogs_come_back_as_they_were(tmp_path):
     assert store.read_attrs(tmp_path / "catalog.h5")["key"] == catalog.key
 
 
+def test_views_reach_the_file_once_a_clip_is_whole(tmp_path):
+    """HDF5 would read, check and write all of a clip for each part of it, since its chunk has a checksum."""
+    with store.create_scores(tmp_path / "s.h5", {}, clips=1, views=6) as writer:
+        for first in (0, 2, 4):
+            assert first == 0 or writer._file["views/features"].id.get_num_chunks() == 0
+            writer.put(0, first, np.ones((2, 2), np.float32), np.ones((2, 5), np.float32))
+        assert writer._file["views/features"].id.get_num_chunks() == 1
+        writer.put_table({"video_ids": ["a"]})
+    assert (store.Views(tmp_path / "s.h5")["a"].features == 1).all()
+
+
 def test_views_are_written_clip_by_clip_and_read_one_at_a_time(tmp_path):
     rng = np.random.default_rng(0)
     said, seen = rng.random((3, 4, 2), np.float32), rng.random((3, 4, 5), np.float32)

@@ -107,6 +107,7 @@ def test_rows_without_figures_keep_their_places(tmp_path):
     lines = (tmp_path / "table.md").read_text().splitlines()
     body = [line for line in lines if line.startswith("|")]
     assert len(body) == 6 and len({line.replace("\\|", "").count("|") for line in body}) == 1
+    assert "All rows: flow: tvl1." in lines[-1]
     assert "| failed: TrainStream: diverged |" in body[3] and "| not run: needs a second dataset |" in body[4]
     assert body[5].startswith("| others | - | 66.8 |") and body[2].startswith("| one field | 73.9 | - | 75.0 |")
     shown = Page((tmp_path / "table.html").read_text())

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 
+from pipeline.catalog.clips import Clip
 from pipeline.catalog.layouts import Ignored, told_absent, told_lost, told_unnamed
+from pipeline.catalog.rows import path_id
 from pipeline.specs import DatasetSpec
 from pipeline.system.console import some
 from pipeline.system.progress import say
@@ -64,6 +67,29 @@ def on_names(counts: Mapping[str, int]) -> None:
         if alike:
             clips = f"{count} clip{'s' * (count > 1)}"
             say(f"catalog: class {name!r} has {clips}; is it {alike[0]!r} ({counts[alike[0]]}), misspelled?")
+
+
+def on_groups(spec: DatasetSpec, clips: Sequence[Clip]) -> None:
+    """Print groups that are likely one, spelled differently, and clips without a group where others have one."""
+    spelled: dict[str, set[str]] = {}
+    for clip in clips:
+        spelled.setdefault(clip.group.casefold(), set()).add(clip.group)
+    if twice := sorted(name for names in spelled.values() if len(names) > 1 for name in names):
+        say(f"catalog: groups differ only by upper and lower case, and may be in different parts: {some(twice)}")
+    alone = [clip.id for clip in clips if clip.group == path_id(clip.path)]
+    if spec.layout == "csv" and 0 < len(alone) < len(clips):
+        say(
+            f"catalog: {len(alone)} of {len(clips)} clips have no group in {Path(spec.lists).name}; each is then a "
+            f"group of its own, and may be in another part than what belongs to it: {some(alone)}"
+        )
+
+
+def on_untested(clips: Sequence[Clip], classes: Sequence[str]) -> None:
+    """Print which classes have no test clip, so that no accuracy covers them, and which no validation clip."""
+    for part, so in (("test", "no accuracy covers them"), ("val", "the SVM never answers them")):
+        present = {clip.class_name for clip in clips if clip.part == part}
+        if present and (names := [name for name in classes if name not in present]):
+            say(f"catalog: {len(names)} of {len(classes)} classes have no {part} clip, so {so}: {some(names)}")
 
 
 def on_group(spec: DatasetSpec, split: str, tested: Collection[str]) -> None:

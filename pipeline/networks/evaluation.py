@@ -114,7 +114,10 @@ class _Forward:
             try:
                 parts = [self._pass(part) for part in batch.views.chunk(self.passes)]
                 return torch.cat(parts).reshape(len(batch.numbers), crops, -1).numpy()
-            except RuntimeError as error:  # a validation runs beside what the training keeps on the device
+            except (
+                RuntimeError,
+                MemoryError,
+            ) as error:  # a validation runs beside a training's memory
                 if not is_out_of_memory(error) or self.passes >= len(batch.views):
                     raise
             torch.cuda.empty_cache()  # outside the handler, whose traceback would keep the tensors alive

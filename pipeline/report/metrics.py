@@ -38,6 +38,8 @@ class Chain:
     """Part -> numbers of `clips` and `groups`, as `Catalog.counts` gives them."""
     groups: Mapping[str, Sequence[str]] = field(default_factory=dict)
     """Part -> names of its groups, as `Catalog.groups` gives them."""
+    absent: Sequence[str] = ()
+    """Listed videos that were not there, as `Catalog.absent` has them: no accuracy covers them."""
     command: str = ""
     """The command that made the report."""
 
@@ -47,10 +49,17 @@ def headline_text(numbers: Mapping[str, Any]) -> str:
     fused = sorted(numbers["fused"].items(), key=lambda item: FUSIONS.index(item[0]) if item[0] in FUSIONS else 99)
     rows = {name: numbers[name] for name in STREAMS} | {f"fused, {name}": row for name, row in fused}
     heading = f"{numbers['dataset']}, split {numbers['split']}: {numbers['num_test']} test clips"
+    if absent := numbers.get("absent"):
+        heading += f"; {len(absent)} listed videos, of any part, are absent and in no figure"
     lines = [f"{'':16} {'top-1':>7} {'95 % interval':>16} {'mean class':>11}"]
     for name, row in rows.items():
         interval = "{:.1%} to {:.1%}".format(*row["top1_interval"])
         lines.append(f"{name:16} {row['top1']:7.1%} {interval:>16} {row['mean_class']:11.1%}")
+    if absent := numbers["fusion"].get("svm", {}).get("absent"):
+        lines.append(
+            f"the svm chose among {len(numbers['classes']) - len(absent)} of {len(numbers['classes'])} classes, as the "
+            "others have no validation clip: an easier task than that of the other rows"
+        )
     return "\n".join([heading, *lines])
 
 
@@ -83,6 +92,7 @@ def collect(tables: Mapping[str, Scores], chain: Chain, *, dataset: str, split: 
         "num_test": len(average),
         "num_failed": len(average.failed),
         "num_failed_all_parts": len({row["id"] for row in chain.failed} | set(average.failed)),
+        "absent": list(chain.absent),
         "odd": dict(chain.odd),
         **{name: summary(name, bootstrap) for name in STREAMS},
         "fused": {n: {**summary(n, bootstrap), "against_stream": comparison(n, bootstrap)} for n in fusions},

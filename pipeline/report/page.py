@@ -138,7 +138,9 @@ def _note(name: str, parameters: Mapping[str, Any]) -> str:
     if name == "weighted" and "weight" in parameters:
         return f"temporal weight {parameters['weight']:g}"
     if name == "svm" and "c" in parameters:
-        return f"linear, C = {parameters['c']:g}"
+        unknown = len(parameters.get("absent", ()))
+        never = f"; never answers {unknown} class{'es' * (unknown > 1)}" if unknown else ""
+        return f"linear, C = {parameters['c']:g}{never}"
     return {"spatial": "single frames", "temporal": "optical flow", "average": "mean of both"}.get(name, "")
 
 

@@ -243,4 +243,6 @@ def note(numbers: Mapping[str, Any]) -> str:
     paper = f" The paper's figures are for orientation where no difference is given: {cell(why)}." if why else ""
     training = numbers["setup"].get("training", "")
     more = "".join(f" {text}" for text in (training and f"Training: {cell(training)}.", numbers["note"]) if text)
+    common = "; ".join(f"{name}: {text}" for name, text in numbers["setup"].items() if name != "training")
+    more += f" All rows: {cell(common)}." if common else ""
     return f"Top-1 in per cent, {cell(of)}; a failed clip counts as wrong. Interval: {interval_text(how)}.{paper}{more}"

@@ -20,9 +20,10 @@ class ViewWriter:
 
     def __init__(self, file: h5py.File, clips: int, views: int):
         self._file, self._shape = file, (clips, views)
+        self._clip: dict[str, np.ndarray] = {}  # the views of one clip so far
 
     def put(self, place: int, first: int, probabilities: np.ndarray, features: np.ndarray) -> None:
-        """Write some views of one clip.
+        """Take some views of one clip, in their order; the last of them writes all.
 
         Args:
             place: row of the clip in the table.
@@ -30,11 +31,14 @@ class ViewWriter:
             probabilities, features: (n, K) and (n, D) float32, of n views.
         """
         for name, values in (("probabilities", probabilities), ("features", features)):
-            if f"{_GROUP}/{name}" not in self._file:
-                shape = (*self._shape, values.shape[1])
-                one_clip = {"chunks": (1, *shape[1:]), "fletcher32": True, "fillvalue": np.float32(np.nan)}
-                self._file.create_dataset(f"{_GROUP}/{name}", shape, np.float32, **one_clip)
-            self._file[f"{_GROUP}/{name}"][place, first : first + len(values)] = values
+            (clips, views), width = self._shape, values.shape[1]
+            if name not in self._clip:
+                self._clip[name] = np.empty((views, width), np.float32)
+                one_clip = {"chunks": (1, views, width), "fletcher32": True, "fillvalue": np.float32(np.nan)}
+                self._file.create_dataset(f"{_GROUP}/{name}", (clips, views, width), np.float32, **one_clip)
+            self._clip[name][first : first + len(values)] = values
+            if first + len(values) == views:  # for a part of them, HDF5 would read and write the whole clip
+                self._file[f"{_GROUP}/{name}"][place] = self._clip[name]
 
     def put_table(self, arrays: Mapping[str, Any]) -> None:
         """Write the table itself, named arrays as for `write_arrays`."""

@@ -14,7 +14,7 @@ _NVML = "libnvidia-ml.so.1"  # comes with the driver
 
 
 def cuda_count() -> int:
-    """Number of CUDA devices that torch can use here; prints a line if that is none for the age of the driver.
+    """Number of CUDA devices that torch can use here; prints a line if the driver is too old for any.
 
     Under Luigi torch asks NVML for the devices (`tasks/__init__.py`), which counts those of a driver that is too old
     for this torch as well; CUDA itself would not, but a process that has asked it cannot fork others to use it.

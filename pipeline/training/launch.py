@@ -131,7 +131,7 @@ def _commands(job: TrainingJob, count: int) -> Iterator[tuple[list[str], dict[st
         say(f"on each other machine, in the same folder, run: {command}")
         yield ["torch.distributed.run", *meet, *work, "--watched"], threads
         return
-    loopback = next(name for _, name in socket.if_nameindex() if name.startswith("lo"))  # lo; lo0 on macOS
+    loopback = next((name for _, name in socket.if_nameindex() if name.startswith("lo")), "lo")  # lo0 on macOS
     for rank in range(count):
         place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
         network = {name: os.environ.get(name, loopback) for name in _INTERFACES}
