@@ -110,14 +110,11 @@ class _Forward:
         """(pictures, crops, K + D) float32: softmax and features of each view."""
         if batch.views is None:
             return np.empty((0, crops, 0), np.float32)
-        while True:
+        while True:  # a validation runs beside what the training keeps on the device
             try:
                 parts = [self._pass(part) for part in batch.views.chunk(self.passes)]
                 return torch.cat(parts).reshape(len(batch.numbers), crops, -1).numpy()
-            except (
-                RuntimeError,
-                MemoryError,
-            ) as error:  # a validation runs beside a training's memory
+            except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error) or self.passes >= len(batch.views):
                     raise
             torch.cuda.empty_cache()  # outside the handler, whose traceback would keep the tensors alive

@@ -55,10 +55,11 @@ def headline_text(numbers: Mapping[str, Any]) -> str:
     for name, row in rows.items():
         interval = "{:.1%} to {:.1%}".format(*row["top1_interval"])
         lines.append(f"{name:16} {row['top1']:7.1%} {interval:>16} {row['mean_class']:11.1%}")
-    if absent := numbers.get("fusion", {}).get("svm", {}).get("absent"):
+    if unknown := numbers.get("fusion", {}).get("svm", {}).get("absent"):
+        classes = len(numbers["classes"])
         lines.append(
-            f"the svm chose among {len(numbers['classes']) - len(absent)} of {len(numbers['classes'])} classes, as the "
-            "others have no validation clip: an easier task than that of the other rows"
+            f"the svm chose among {classes - len(unknown)} of {classes} classes, as the others have no validation "
+            "clip: an easier task than that of the other rows"
         )
     return "\n".join([heading, *lines])
 
