@@ -52,6 +52,12 @@ class Fuse(Stage):
         """Path of the scores fused in one way: `average/scores.h5` and so on."""
         return self.folder / name / "scores.h5"
 
+    def chosen(self) -> dict[str, dict]:
+        """The parameters of every fusion that was made."""
+        from pipeline import fusion
+
+        return fusion.read_parameters(self.path)
+
     def make(self) -> None:
         """Fuse the test scores as chosen on the validation scores; write a table for each way, then `fusion.json`."""
         from pipeline import fusion
@@ -77,7 +83,7 @@ class Report(Stage):
 
     def own_digest(self) -> str:
         """Digest of everything that is reported."""
-        return digest_of("report", 5, [task.digest for task in self.before()])
+        return digest_of("report", 6, [task.digest for task in self.before()])
 
     def requires(self) -> dict[str, Stage]:
         """The fusion, the trainings (for their curves), the stores (for failed clips) and the catalog."""
@@ -94,17 +100,11 @@ class Report(Stage):
         from pipeline.scores import Scores
 
         fuse = self.requires()["fuse"]
-        made = self.chosen()
+        made = fuse.chosen()
         return {
             "streams": {s: Scores.read(fuse.requires()["test"][s].path) for s in STREAMS},
             "fused": {name: Scores.read(fuse.scores_path(name)) for name in FUSIONS if name in made},
         }
-
-    def chosen(self) -> dict[str, dict]:
-        """The parameters of every fusion."""
-        from pipeline import fusion
-
-        return fusion.read_parameters(self.requires()["fuse"].path)
 
     def make(self) -> None:
         """Write the report and point the link `latest` at it."""
@@ -115,7 +115,7 @@ class Report(Stage):
         stores = {"Frames": store.open_frames(above["frames"].path), "Flow": store.open_flow(above["flow"].path)}
         catalog = above["catalog"].read()
         chain = report.Chain(
-            fusion=self.chosen(),
+            fusion=self.requires()["fuse"].chosen(),
             curves={stream: files.read_json(above[stream].path) for stream in STREAMS},
             failed=metrics.first_reasons({stage: opened.failed for stage, opened in stores.items()}),
             odd=stores["Frames"].odd,

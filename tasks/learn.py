@@ -172,13 +172,17 @@ class TrainStream(OnDevice):
     def make(self) -> None:
         """Train in as many processes as the stream's settings say, resuming an interrupted run with the same inputs."""
         from pipeline import training
+        from pipeline.training import together
 
         spec, (data, catalog, *_) = self.stream_spec, self.requires()
         self._check_other()
+        clips = catalog.read()
+        if self.of_other:
+            together.say_shared_groups(spec, clips, self._other())
         training.train(
             spec,
             store_path=data.path,
-            catalog=catalog.read(),
+            catalog=clips,
             folder=self.folder,
             inputs_key=self.inputs_key(),
             device=self.run_spec.device,

@@ -116,7 +116,7 @@ class AllSplits(Repeated):
 
     def own_digest(self) -> str:
         """Digest of all reports."""
-        return digest_of("all_splits", 2, [task.digest for task in self.before()])
+        return digest_of("all_splits", 3, [task.digest for task in self.before()])
 
     def requires(self) -> list[Report]:
         """The report of each split and seed."""

@@ -154,7 +154,7 @@ class PaperTable(Repeated, OnDevice):
     def own_digest(self) -> str:
         """Digest of the table and, for each row, of what it is made from or of the reason it is not run."""
         rows = [[p.row.key, p.reason, p.changes, [task.digest for task in p.tasks]] for p in self.plan]
-        return digest_of("tables", 3, self.table, rows)
+        return digest_of("tables", 4, self.table, rows)
 
     def requires(self) -> list[Stage]:
         """The stores that the rows share."""
@@ -229,7 +229,7 @@ class PaperTable(Repeated, OnDevice):
         files.link(self.folder.parent / f"latest-{self.table}", self.folder)
 
     def _result(self, planned: Planned):
-        from pipeline.report import tables
+        from pipeline.report import metrics, tables
         from pipeline.scores import Scores
 
         trials, failure = [], self.failures.get(planned.row.key, "")
@@ -239,6 +239,8 @@ class PaperTable(Repeated, OnDevice):
             path = task.scores_path(planned.row.score) if isinstance(task, Fuse) else task.path
             seed = seed_of(task, [planned.row.score] if isinstance(task, ScoreStream) else STREAMS)
             trial = {"split": task.split_name, "seed": seed, "made": str(path)}
+            if isinstance(task, Fuse):
+                trial["never_answers"] = metrics.never_answered(planned.row.score, task.chosen())
             trials.append(tables.Trial(scores=Scores.read(path), **trial))
         return tables.Result(
             row=planned.row,

@@ -44,14 +44,17 @@ def test_a_headline_tells_what_no_figure_covers_and_what_is_easier(tmp_path):
     fusion = {"weighted": {"weight": 0.65}, "svm": {"c": 1.0, "coefficients": [], "absent": ["z"]}}
     numbers = write(tmp_path, **arguments(fusion=fusion, absent=["z/b.avi", "z/a.avi"]))
     assert numbers["absent"] == ["z/b.avi", "z/a.avi"]
-    first, *_, last = metrics.headline_text(numbers).splitlines()
+    first, *_, easier, last = metrics.headline_text(numbers).splitlines()
     assert first == "toy, split 1: 6 test clips; 2 listed videos, of any part, are absent and in no figure"
-    assert last.startswith("the svm chose among 2 of 3 classes, as the others have no validation clip")
+    assert easier.startswith("the svm chose among 2 of 3 classes, as the others have no validation clip")
+    assert last.startswith("of the intervals: groups are unknown, so clips are resampled as if each were independent")
     page = (tmp_path / "report.html").read_text()
     assert "2 listed videos, of any part, are absent" in page and "C = 1; never answers 1 class<" in page
     assert "test clips of 3 of 3 classes are right" in page
+    assert {name: row["against_stream"]["never_answers"] for name, row in numbers["fused"].items()}["svm"] == 1
     without = metrics.headline_text(write(tmp_path, **arguments()))
     assert "absent" not in without and "the svm chose" not in without
+    assert "of the intervals" not in metrics.headline_text(write(tmp_path, **grouped()))
 
 
 def test_failed_clips_of_all_parts_are_counted_once():
@@ -218,6 +221,7 @@ def test_where_the_streams_agree_and_what_fusion_adds(tmp_path):
         "only_fusion": 0,
         "only_stream": 1,
         "mcnemar_p": 1.0,
+        "never_answers": 0,
     }
 
 

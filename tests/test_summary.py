@@ -47,6 +47,17 @@ def test_means_spreads_and_pooled_counts_by_hand(tmp_path):
     assert "there are too few groups to resample, 2 of at least 5" in numbers["intervals"]["note"]
 
 
+def test_an_svm_that_cannot_answer_all_classes_is_told_to_have_an_easier_task(tmp_path):
+    few = Run(**{**vars(run("ben")), "fusion": {"svm": {"c": 0.1, "absent": ["y"]}}})
+    numbers = summary.write(tmp_path, dataset="toy", runs=[run(), few])
+    told = "In 1 of 2 runs the svm chose among fewer classes than the other columns (up to 1 have no validation clip)"
+    assert numbers["note"].startswith(told)
+    assert told in (tmp_path / "summary.md").read_text().splitlines()[-1]
+    assert told in " ".join((tmp_path / "summary.html").read_text().split())
+    assert {n: against["never_answers"] for n, against in numbers["against_stream"].items()} == {"average": 0, "svm": 1}
+    assert summary.write(tmp_path, dataset="toy", runs=[run()])["note"] == ""
+
+
 def test_spread_between_seeds_is_that_of_means_over_splits():
     found = {("anna", 0): "1111", ("anna", 1): "1100", ("ben", 0): "1000", ("ben", 1): "1110"}
     mean = summary.collect("toy", [run(s, n, average=right) for (s, n), right in found.items()])["mean"]["average"]
@@ -99,7 +110,10 @@ def test_the_markdown_table(tmp_path):
     assert lines[9].startswith("| 95 % interval |  | 21.5% to 78.5% | ")  # Wilson's for 4 of 8
     assert lines[10] == "| mean class accuracy |  | 50.0% | 50.0% | 87.5% | 87.5% |"
     assert len({line.count("|") for line in lines[2:10]}) == 1
-    assert "Interval: BCa bootstrap over 8 clips (there are too few groups to resample, 2 of at least 5" in lines[-1]
+    assert (
+        "Interval: BCa bootstrap over 8 clips, widened by Student's t (there are too few groups to resample, 2 of at least 5"
+        in lines[-1]
+    )
     assert (
         "; where fewer than 5 clips have a wrong clip, or fewer than 5 a right one, in classes of several clips that have both, Wilson's for 8"
         in lines[-1]
@@ -187,6 +201,9 @@ def test_a_comparison_in_words(difference, interval, p, said):
         "mcnemar_p": p,
         "only_fusion": 5,
         "only_stream": 1,
+        "never_answers": 0,
     }
     assert page.verdict(against) == said
+    better = said == "fusion is better"
+    assert page.verdict({**against, "never_answers": 2}) == said + ", choosing among fewer classes" * better
     assert page.verdict({**against, "only_fusion": 0, "only_stream": 0}) == "right on the same clips"

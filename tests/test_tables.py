@@ -85,6 +85,12 @@ def test_a_difference_is_given_on_the_papers_clips_only(monkeypatch):
     assert collected(*three, on="ucf101", table=dataclasses.replace(TABLE, split="all"))["no_difference"] == []
 
 
+def test_a_row_whose_fusion_cannot_answer_all_classes_says_so():
+    told = "chose among fewer classes, as 3 have no validation clip: an easier task"
+    trials = trial("1100", "1"), Trial(**{**vars(trial("1110", "2")), "never_answers": 3})
+    assert collected(*trials)["rows"][0]["setup"] == told and collected(trials[0])["rows"][0]["setup"] == ""
+
+
 def results() -> list[Result]:
     """Two measured rows, one that failed after a seed, one that was not run, one of others."""
     others = Row(key="o", words="others", paper={"hmdb51": 66.8})

@@ -54,6 +54,14 @@ def test_a_stream_is_trained_together_and_scored_on_its_own_classes(two, tmp_pat
     assert not fresh(TrainStream, stream="temporal").complete() and fresh(Flow).complete()
 
 
+def test_a_group_held_out_here_and_trained_on_there_is_told(two, tmp_path, capsys):
+    listed = tmp_path / "more/clips.csv"
+    listed.write_text(listed.read_text().replace(",d,test", ",d,train"))
+    together(two, "heads")
+    assert build(fresh(TrainStream, stream="temporal"))
+    assert "1 groups that are held out here have training clips in more, by their names: 'd'" in capsys.readouterr().err
+
+
 def test_the_report_says_what_it_was_trained_together_with(two):
     together(two, "heads")
     assert build(fresh(Report))

@@ -23,6 +23,7 @@ from pipeline.training.together import (
     refuse_overlap,
     refuse_start_that_saw,
     same_classes,
+    say_shared_groups,
     seen_by,
     training_set,
 )
@@ -260,6 +261,28 @@ def test_what_is_validated_or_tested_here_is_not_trained_on_there(sets, capsys, 
         "1 training clips of more are validation or test clips here, and are left out: 'right_1'"
         in capsys.readouterr().err
     )
+
+
+@pytest.mark.parametrize("how", ["heads", "classes", "start"])
+def test_groups_held_out_here_and_trained_on_there_are_told(sets, capsys, how):
+    catalog, other = sets()
+    named = {"train": "anna", "val": "ben", "test": "cleo"}
+    own = replace(catalog, clips=tuple(replace(c, group=named[c.part]) for c in catalog.clips))
+    settings = spec(with_dataset="more", with_how=how)
+
+    def told(*groups):
+        clips = [replace(c, group=groups[n % len(groups)]) for n, c in enumerate(other.catalog.clips)]
+        say_shared_groups(settings, own, other._replace(catalog=replace(other.catalog, clips=tuple(clips))))
+        return capsys.readouterr().err
+
+    assert (
+        "2 groups that are held out here have training clips in more, by their names: 'ben', 'cleo'; if they"
+        in told("anna", "ben", "cleo")
+    )
+    assert told("anna", "dora") == ""
+    tested = [replace(c, group="cleo", part="test") for c in other.catalog.clips]
+    say_shared_groups(settings, own, other._replace(catalog=replace(other.catalog, clips=tuple(tested))))
+    assert capsys.readouterr().err == ""
 
 
 def test_a_start_from_what_is_validated_or_tested_here_is_refused(sets):

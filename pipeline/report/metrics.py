@@ -55,12 +55,14 @@ def headline_text(numbers: Mapping[str, Any]) -> str:
     for name, row in rows.items():
         interval = "{:.1%} to {:.1%}".format(*row["top1_interval"])
         lines.append(f"{name:16} {row['top1']:7.1%} {interval:>16} {row['mean_class']:11.1%}")
-    if unknown := numbers.get("fusion", {}).get("svm", {}).get("absent"):
+    if unknown := never_answered("svm", numbers.get("fusion", {})):
         classes = len(numbers["classes"])
         lines.append(
-            f"the svm chose among {classes - len(unknown)} of {classes} classes, as the others have no validation "
+            f"the svm chose among {classes - unknown} of {classes} classes, as the others have no validation "
             "clip: an easier task than that of the other rows"
         )
+    if note := numbers.get("intervals", {}).get("note"):
+        lines.append(f"of the intervals: {note}")
     return "\n".join([heading, *lines])
 
 
@@ -96,7 +98,10 @@ def collect(tables: Mapping[str, Scores], chain: Chain, *, dataset: str, split: 
         "absent": list(chain.absent),
         "odd": dict(chain.odd),
         **{name: summary(name, bootstrap) for name in STREAMS},
-        "fused": {n: {**summary(n, bootstrap), "against_stream": comparison(n, bootstrap)} for n in fusions},
+        "fused": {
+            n: {**summary(n, bootstrap), "against_stream": comparison(n, bootstrap, never_answered(n, chain.fusion))}
+            for n in fusions
+        },
         "intervals": bootstrap.as_dict(),
         "classes": list(average.classes),
         "per_class": per_class(tables),
@@ -128,8 +133,17 @@ def summary(name: str, bootstrap: Bootstrap) -> dict[str, Any]:
     }
 
 
-def comparison(name: str, bootstrap: Bootstrap) -> dict[str, Any]:
-    """Compare a fusion with the better stream on the same clips: the difference in top-1, and McNemar's test."""
+def never_answered(name: str, fusion: Mapping[str, Any]) -> int:
+    """Number of classes that a fusion cannot answer, as they have no validation clip; `fusion` as `Chain.fusion`."""
+    return len(fusion.get(name, {}).get("absent", ()))
+
+
+def comparison(name: str, bootstrap: Bootstrap, never: int = 0) -> dict[str, Any]:
+    """Compare a fusion with the better stream on the same clips: the difference in top-1, and McNemar's test.
+
+    `never` is the number of classes that the fusion cannot answer. Where these have no test clip either, its task is
+    easier than the stream's.
+    """
     tables = bootstrap.tables
     stream = uncertainty.better(STREAMS, tables)
     only_fusion, only_stream = uncertainty.discordant(tables[name], tables[stream])
@@ -141,6 +155,7 @@ def comparison(name: str, bootstrap: Bootstrap) -> dict[str, Any]:
         "only_fusion": only_fusion,
         "only_stream": only_stream,
         "mcnemar_p": uncertainty.mcnemar(only_fusion, only_stream),
+        "never_answers": never,
     }
 
 

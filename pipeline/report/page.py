@@ -125,7 +125,9 @@ def verdict(against: Mapping[str, Any]) -> str:
         return "right on the same clips"
     if interval is None or interval[0] <= 0 <= interval[1] or (p or 0) >= 0.05:
         return "no clear difference"
-    return "fusion is better" if against["difference"] > 0 else "the stream is better"
+    if against["difference"] < 0:
+        return "the stream is better"
+    return "fusion is better" + ", choosing among fewer classes" * bool(against["never_answers"])
 
 
 def chance(table: Scores) -> dict[str, float]:
@@ -138,7 +140,7 @@ def _note(name: str, parameters: Mapping[str, Any]) -> str:
     if name == "weighted" and "weight" in parameters:
         return f"temporal weight {parameters['weight']:g}"
     if name == "svm" and "c" in parameters:
-        unknown = len(parameters.get("absent", ()))
+        unknown = metrics.never_answered(name, {name: parameters})
         never = f"; never answers {unknown} class{'es' * (unknown > 1)}" if unknown else ""
         return f"linear, C = {parameters['c']:g}{never}"
     return {"spatial": "single frames", "temporal": "optical flow", "average": "mean of both"}.get(name, "")

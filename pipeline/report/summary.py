@@ -82,9 +82,10 @@ def collect(dataset: str, runs: Sequence[Run]) -> dict[str, Any]:
         "runs": [_row(run, of) for run, of in zip(runs, tables, strict=True)],
         "mean": {name: _mean(runs, [of[name] for of in tables]) for name in pooled},
         "pooled": {name: metrics.summary(name, bootstrap) for name in pooled},
-        "against_stream": {n: _comparison(n, bootstrap, repeated) for n in pooled if n not in STREAMS},
+        "against_stream": {n: _comparison(n, bootstrap, repeated, runs) for n in pooled if n not in STREAMS},
         "clips_tested_more_than_once": repeated,
         "intervals": bootstrap.as_dict(),
+        "note": _easier(runs),
         "versions": versions(),
     }
 
@@ -113,8 +114,19 @@ def markdown(numbers: Mapping[str, Any]) -> str:
     heading = [*first, "clips", *names]
     lines = [" | ".join(heading), " | ".join(["---"] * len(first) + ["---:"] * (len(heading) - len(first)))]
     lines += [" | ".join(row) for row in rows]
-    note = f"Top-1 and right clips. Interval: {interval_text(numbers['intervals'])}."
+    note = f"Top-1 and right clips. Interval: {interval_text(numbers['intervals'])}. {numbers['note']}".rstrip()
     return "\n".join([f"{cell(numbers['dataset'])}\n", *(f"| {line} |" for line in lines), f"\n{note}\n"])
+
+
+def _easier(runs: Sequence[Run]) -> str:
+    """A sentence on runs whose SVM cannot answer all classes; "" if there is none."""
+    never = [count for count in (metrics.never_answered("svm", run.fusion) for run in runs) if count]
+    if not never:
+        return ""
+    return (
+        f"In {len(never)} of {len(runs)} runs the svm chose among fewer classes than the other columns (up to "
+        f"{max(never)} have no validation clip): an easier task."
+    )
 
 
 def _check(runs: Sequence[Run]) -> None:
@@ -183,8 +195,8 @@ def _mean(runs: Sequence[Run], tables: Sequence[Scores]) -> dict[str, float | No
     return found
 
 
-def _comparison(name: str, bootstrap: Bootstrap, repeated: int) -> dict[str, Any]:
-    found = metrics.comparison(name, bootstrap)
+def _comparison(name: str, bootstrap: Bootstrap, repeated: int, runs: Sequence[Run]) -> dict[str, Any]:
+    found = metrics.comparison(name, bootstrap, max(metrics.never_answered(name, run.fusion) for run in runs))
     return {**found, "mcnemar_p": None} if repeated else found
 
 

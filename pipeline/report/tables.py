@@ -28,6 +28,8 @@ class Trial:
     scores: Scores
     made: str = ""
     """Path of the scores file."""
+    never_answers: int = 0
+    """Number of classes that the row's fusion cannot answer, as they have no validation clip."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -131,7 +133,7 @@ def _row(table: Table, result: Result, on: str, pooled: bool) -> dict[str, Any]:
         "words": row.words,
         "score": row.score,
         "changes": dict(result.changes),
-        "setup": result.setup,
+        "setup": "; ".join(text for text in (result.setup, _easier(result.trials)) if text),
         "state": result.state,
         "reason": result.reason,
         "paper": {name: round(figure / 100, 4) for name, figure in row.paper.items()},
@@ -159,6 +161,11 @@ def _row(table: Table, result: Result, on: str, pooled: bool) -> dict[str, Any]:
         "difference": None if why else float(np.mean(top1)) - found["paper"][on],
         "no_difference": why,
     }
+
+
+def _easier(trials: Sequence[Trial]) -> str:
+    never = max((trial.never_answers for trial in trials), default=0)
+    return f"chose among fewer classes, as {never} have no validation clip: an easier task" if never else ""
 
 
 def _trial(trial: Trial) -> dict[str, Any]:

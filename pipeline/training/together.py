@@ -149,6 +149,22 @@ def refuse_overlap(spec: StreamSpec, catalog: Catalog, other: OtherDataset) -> N
         )
 
 
+def say_shared_groups(spec: StreamSpec, catalog: Catalog, other: OtherDataset) -> None:
+    """Say which groups that are held out here have training clips in the other set, by their names.
+
+    The same person, or the same video encoded anew, is no byte-for-byte copy, so that nothing is left out; and equal
+    names may be chance. So this is for the user to judge.
+    """
+    held_out = {clip.group for part in ("val", "test") for clip in catalog.part(part)}
+    held_out -= {clip.group for clip in catalog.part("train")}
+    shared = sorted(held_out & {clip.group for clip in other.catalog.part("train")})
+    if shared:
+        say(
+            f"{spec.stream}: {len(shared)} groups that are held out here have training clips in {other.name}, by their "
+            f"names: {some(shared)}; if they are the same people or videos, the accuracy here is too high"
+        )
+
+
 def seen_by(catalog: Catalog, other: OtherDataset | None, start: Path | None) -> dict[str, list[str]]:
     """What the checkpoint records as `trained_on` and `chosen_on`: content of the clips that the weights have seen.
 
