@@ -54,7 +54,7 @@ class ScoreVideos(OfVideos):
 
     def own_digest(self) -> str:
         """Digest of the fusion and of everything it reads."""
-        return digest_of("score_videos", 2, self.fuse, [task.digest for task in self.before()])
+        return digest_of("score_videos", 3, self.fuse, [task.digest for task in self.before()])
 
     def requires(self) -> dict[str, Stage]:
         """The scores of both streams, the catalog, the stores (for failed clips), and `Fuse` unless by average."""
@@ -102,6 +102,7 @@ class ScoreVideos(OfVideos):
     def make(self) -> None:
         """Fuse the scores of both streams, and write the predictions and the fused scores."""
         from pipeline import fusion, store
+        from pipeline.networks.checkpoint import clips_seen
         from pipeline.scores import Scores, predictions
 
         of = self.requires()
@@ -109,7 +110,8 @@ class ScoreVideos(OfVideos):
         tables = {stream: Scores.read(of[stream].path) for stream in STREAMS}
         fused = how.apply(*tables.values())
         stores = store.open_frames(of["frames"].path), store.open_flow(of["flow"].path)
-        predictions.write(self.table, {"fused": fused, **tables}, of["catalog"].read(), *stores)
+        known = frozenset().union(*(seen for s in STREAMS for seen in clips_seen(of[s].weights)))
+        predictions.write(self.table, {"fused": fused, **tables}, of["catalog"].read(), *stores, known)
         if len(fused.failed) == len(fused):  # without scores the task is not complete: the next run tries again
             self._show()
             raise StageFailed(f"none of the {len(fused)} videos could be scored")

@@ -2,6 +2,7 @@
 
 import csv
 from collections import defaultdict
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -94,6 +95,18 @@ def test_scores_of_other_clips_are_refused(tmp_path):
     tables = {"fused": scores({"a": [0, 0, 1]}), "spatial": scores({"b": [0, 0, 1]})}
     with pytest.raises(ValueError, match="the tables hold different clips"):
         predictions.write(tmp_path / "p.csv", tables, catalog("a.avi"), Store(), Store())
+
+
+def test_a_video_that_the_streams_know_is_noted(tmp_path):
+    clips = [replace(clip, content=clip.id * 16) for clip in catalog("a.avi", "b.avi", "c.avi").clips]
+    clips.append(replace(clips[0], id="d", path="d.avi", content=UNREADABLE))
+    said = dict.fromkeys("abcd", [1.0, 0, 0])
+    frames, known = Store(odd={"a": "28 of 50 decode"}), {"a" * 16, "b" * 16, UNREADABLE}
+    tables, path = {"fused": scores(said)}, tmp_path / "p.csv"
+    predictions.write(path, tables, Catalog(tuple(clips), (), "1", ()), frames, Store(), known)
+    notes = {row["path"]: row["note"] for row in csv.DictReader(path.open(newline=""))}
+    told = "the streams were trained or chosen on it"
+    assert notes == {"a.avi": f"28 of 50 decode; {told}", "b.avi": told, "c.avi": "", "d.avi": ""}
 
 
 def test_a_terminal_gets_the_first_videos_and_then_those_that_failed(tmp_path):

@@ -57,6 +57,14 @@ def test_videos_are_scored_as_the_datasets_own_are(strangers, capsys):
         np.testing.assert_array_equal(table.probabilities[row], Scores.read(own).probabilities[0])
 
 
+def test_a_video_that_was_trained_on_is_noted(strangers, tmp_path):
+    shutil.copy(tmp_path / "videos" / "a.avi", strangers)  # a training clip
+    task = fresh(ScoreVideos, videos=strangers)
+    assert build(task)
+    notes = {path: row["note"] for path, row in rows_of(task).items()}
+    assert notes.pop("a.avi") == "the streams were trained or chosen on it" and set(notes.values()) == {""}
+
+
 def test_a_rerun_does_nothing_and_a_new_video_is_scored(strangers, capsys):
     assert build(fresh(ScoreVideos, videos=strangers))
     task = fresh(ScoreVideos, videos=strangers)

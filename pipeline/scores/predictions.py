@@ -4,34 +4,43 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import numpy as np
 
-from pipeline.catalog import Catalog
+from pipeline.catalog import UNREADABLE, Catalog
 from pipeline.scores import Scores
 from pipeline.store import Store
 from pipeline.system import files
 from pipeline.system.console import aligned, plain
 
 BEST = 5  # classes listed for a video, the likeliest first
+KNOWN = "the streams were trained or chosen on it"
 _SHOWN = 20  # rows that are printed
 
 
-def write(path: Path, tables: Mapping[str, Scores], catalog: Catalog, frames: Store, flow: Store) -> None:
+def write(
+    path: Path,
+    tables: Mapping[str, Scores],
+    catalog: Catalog,
+    frames: Store,
+    flow: Store,
+    known: Collection[str] = (),
+) -> None:
     """Write `predictions.csv`: for each video, the likeliest classes and the prediction of each stream alone.
 
     Columns: `path` (relative to the videos' folder); `class`, `probability`, `class_2`, `probability_2` and so on, for
     at most five classes; the likeliest class of each stream and its probability; `frames`, how many were decoded;
-    `note`, what is odd about a video that was scored all the same (read in part); `reason`, why it failed: then it has
-    no classes.
+    `note`, what is odd about a video that was scored all the same (read in part, or known to the streams); `reason`,
+    why it failed: then it has no classes.
 
     Args:
         path: the file; it exists only once it is complete.
         tables: "fused", "spatial" and "temporal" -> their scores, over the same clips in any order.
         catalog: the clips, with their paths.
         frames, flow: stores of the videos, which know why those that failed have no score.
+        known: content of the clips that a stream was trained or chosen on, as `Clip.content`.
 
     Raises:
         ValueError: the tables do not join, or their clips are not the catalog's.
@@ -39,6 +48,7 @@ def write(path: Path, tables: Mapping[str, Scores], catalog: Catalog, frames: St
     fused = tables["fused"]
     streams = {name: fused.join(table)[1] for name, table in tables.items() if name != "fused"}
     paths = {clip.id: clip.path for clip in catalog.clips}
+    seen = {clip.id for clip in catalog.clips if clip.content in set(known) - {UNREADABLE}}
     if unknown := set(fused.video_ids) ^ set(paths):
         raise ValueError(f"the scores and the catalog hold different clips, such as {min(unknown)!r}")
     best = min(BEST, len(fused.classes))
@@ -48,8 +58,10 @@ def write(path: Path, tables: Mapping[str, Scores], catalog: Catalog, frames: St
     for row, video_id in enumerate(fused.video_ids):
         said = _likeliest(fused, row, best) + [cell for table in streams.values() for cell in _likeliest(table, row, 1)]
         reason = why.get(video_id, "scoring failed") if fused.failed_rows[row] else ""
-        about = [str(frames.rows[video_id]["frames"]), "" if reason else frames.odd.get(video_id, ""), reason]
-        rows.append([paths[video_id], *([""] * len(said) if reason else said), *about])
+        notes = [frames.odd.get(video_id, ""), KNOWN if video_id in seen else ""]
+        note = "" if reason else "; ".join(filter(None, notes))
+        count = str(frames.rows[video_id]["frames"])
+        rows.append([paths[video_id], *([""] * len(said) if reason else said), count, note, reason])
     text = io.StringIO(newline="")
     csv.writer(text, lineterminator="\n").writerows(rows)
     files.write_text(path, text.getvalue())
