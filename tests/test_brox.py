@@ -7,7 +7,7 @@ import torch
 from conftest import middlebury
 from motions import MOTIONS, error_px, moved, texture
 
-from pipeline.flow import brox, estimate, sor, warp
+from pipeline.flow import brox, brox_model, brox_numba, brox_rows, brox_torch, estimate, sor, warp
 from pipeline.specs import FlowSpec
 
 SPEC = FlowSpec(method="brox")
@@ -95,11 +95,14 @@ def test_a_pair_alone_is_the_pair_in_a_batch_of_mixed_content(size):
         assert flow_of(frames, FlowSpec(method="brox", batch_pairs=pairs)).tobytes() == together.tobytes()
 
 
-def test_threads_do_not_change_a_bit():
+@pytest.mark.parametrize("numba", [True, False])
+def test_threads_do_not_change_a_bit(monkeypatch, numba):
+    monkeypatch.setattr(brox, "has_numba", lambda: numba)
     frames = np.concatenate([moved(MOTIONS["rotation"], 161, 183)[0], moved(MOTIONS["zoom"], 161, 183)[0]])
     spec = FlowSpec(method="brox", batch_pairs=3, brox_scale_step=0.5, brox_warps=1)
     one = flow_of(frames, spec)
     torch.set_num_threads(2)
+    monkeypatch.setattr(cv2, "getNumThreads", lambda: 2)
     assert flow_of(frames, spec).tobytes() == one.tobytes()
 
 
@@ -116,8 +119,9 @@ def test_any_content_is_finite_and_not_farther_than_the_image(size):
 
 def test_memory_is_bounded_by_batches(monkeypatch):
     seen = []
-    original = brox._coarse_to_fine
-    monkeypatch.setattr(brox, "_coarse_to_fine", lambda a, b, spec: seen.append(len(a)) or original(a, b, spec))
+    original = brox_torch.flow_between
+    monkeypatch.setattr(brox, "has_numba", lambda: False)
+    monkeypatch.setattr(brox_torch, "flow_between", lambda a, b, spec: seen.append(len(a)) or original(a, b, spec))
     frames = np.zeros((8, 20, 20), np.uint8)
     flow = brox.between(frames[:-1], frames[1:], FlowSpec(method="brox", batch_pairs=3), device="cpu")
     assert isinstance(flow, np.ndarray) and flow.shape == (7, 2, 20, 20)
@@ -191,15 +195,20 @@ def euler_lagrange(first, warped, inside, flow, spec):
     matrix, right = np.zeros((3, height, width)), np.zeros((2, height, width))
     for y, x in zip(*np.nonzero(inside), strict=True):
         slopes = [np.array([along_x[y, x], along_y[y, x]]) for along_x, along_y in normals]
-        scales = [inside[y, x] / np.sqrt(n @ n + brox.STEEP**2) for n in slopes]
-        far = [(difference[y, x] * scale / brox.FAR_PX) ** 2 for difference, scale in zip(change, scales, strict=True)]
+        scales = [inside[y, x] / np.sqrt(n @ n + brox_model.STEEP**2) for n in slopes]
+        far = [
+            (difference[y, x] * scale / brox_model.FAR_PX) ** 2
+            for difference, scale in zip(change, scales, strict=True)
+        ]
         scales = [scales[0] / (1 + far[0]), *(scale / (1 + far[1] + far[2]) for scale in scales[1:])]
         rows = []
         for n, difference, scale in zip(slopes, change, scales, strict=True):
             # at the present flow the linearized constraint is the difference itself
             rows.append((n * scale, (difference[y, x] - n @ flow[:, y, x]) * scale, difference[y, x] * scale))
-        gray = 1 / np.hypot(rows[0][2], brox.DATA_EPSILON_PX)
-        gradient = spec.brox_gradient_weight / np.sqrt(rows[1][2] ** 2 + rows[2][2] ** 2 + brox.DATA_EPSILON_PX**2)
+        gray = 1 / np.hypot(rows[0][2], brox_model.DATA_EPSILON_PX)
+        gradient = spec.brox_gradient_weight / np.sqrt(
+            rows[1][2] ** 2 + rows[2][2] ** 2 + brox_model.DATA_EPSILON_PX**2
+        )
         for (n, constant, _), weight in zip(rows, (gray, gradient, gradient), strict=True):
             matrix[:, y, x] += weight * np.array([n[0] * n[0], n[0] * n[1], n[1] * n[1]])
             right[:, y, x] -= weight * n * constant
@@ -212,15 +221,15 @@ def euler_lagrange(first, warped, inside, flow, spec):
     def weight(y, x, dy, dx):
         along = ((flow[:, y + dy, x + dx] - flow[:, y, x]) ** 2).sum()
         other = (central(y, x, dx, dy) + central(y + dy, x + dx, dx, dy)) / 2
-        edge = np.exp(-brox.EDGE * abs(first[y + dy, x + dx] - first[y, x]))
-        return edge * spec.brox_smoothness / np.sqrt(along + other + brox.SMOOTH_EPSILON**2)
+        edge = np.exp(-brox_model.EDGE * abs(first[y + dy, x + dx] - first[y, x]))
+        return edge * spec.brox_smoothness / np.sqrt(along + other + brox_model.SMOOTH_EPSILON**2)
 
     across = np.array([[weight(y, x, 0, 1) for x in range(width - 1)] for y in range(height)])
     down = np.array([[weight(y, x, 1, 0) for x in range(width)] for y in range(height - 1)])
     return dense(flow, across, down, matrix, right)
 
 
-@pytest.mark.parametrize(("height", "width"), [(6, 7), (5, 6)])
+@pytest.mark.parametrize(("height", "width"), [(6, 7), (5, 6), (4, 9)])
 def test_one_step_solves_the_euler_lagrange_equations(height, width):
     rng = np.random.default_rng(4)
     first, second = (cv2.GaussianBlur(rng.uniform(0, 255, (height, width)), (0, 0), 1.0) for _ in range(2))
@@ -229,9 +238,29 @@ def test_one_step_solves_the_euler_lagrange_equations(height, width):
     given = [torch.from_numpy(part.astype(np.float32))[None] for part in (first[None], second[None], flow)]
     warped, inside = (part[0, 0].numpy() for part in warp.warp(given[1], given[2]))
     assert inside.max() == 1 and inside.min() == 0
-    step = brox._step(given[2], brox._constraints(*given), brox._smoothness(given[0], spec.brox_smoothness), spec)
+    smoothness = brox_torch._smoothness(given[0], spec.brox_smoothness)
+    step = brox_torch._step(given[2], brox_torch._constraints(*given), smoothness, spec)
     expected = euler_lagrange(first, warped.astype(float), inside, flow, spec)
     np.testing.assert_allclose(step[0].numpy(), expected, atol=2e-3)
+    np.testing.assert_allclose(compiled_step(first, warped, inside, flow, spec), expected, atol=1e-6)
+
+
+def compiled_step(first, warped, inside, flow, spec):
+    """The same step by the compiled loops, in double precision."""
+    height, width = first.shape
+    state, half_width = np.zeros((height, brox_rows.FIELDS, width)), (width + 1) // 2
+    state[:, :2] = flow.transpose(1, 0, 2)
+    still, mean = np.zeros((2, 2, height, width))
+    derivative = np.array([1, -8, 0, 8, -1]) / 12
+    brox_rows.gradient(first, derivative, still)
+    brox_numba._set_smoothness(state, first, spec.brox_smoothness)
+    images = (part.astype(float) for part in (warped, first))
+    scales = brox_model.STEEP**2, 1 / brox_model.FAR_PX**2
+    brox_rows.constrain(state, *images, still, inside.astype(float), mean, derivative, *scales)
+    parts = np.full((2, height, brox_rows.PARTS, half_width), np.nan)
+    unknowns = np.zeros((2, height + 2, 2, half_width + 2))
+    brox_rows.solve(state, parts, unknowns, spec.brox_sweeps, brox_numba._numbers(spec, np.float64))
+    return state[:, :2].transpose(1, 0, 2)
 
 
 @pytest.mark.parametrize(
@@ -250,12 +279,49 @@ def test_extreme_settings_are_finite_even_between_unrelated_images(extreme):
     assert np.isfinite(flow_of(frames, FlowSpec(method="brox", **extreme))).all()
 
 
+def apart_from_the_definition(monkeypatch, frames, spec=SPEC):
+    """How far the compiled flow of each pair is from that of plain torch with all levels in double precision, px."""
+    found = flow_of(frames, spec)
+    monkeypatch.setattr(brox_model, "PRECISE_SHARE", 2.0)
+    first, second = (torch.from_numpy(of) for of in (frames[:-1], frames[1:]))
+    exact = brox_torch.flow_between(first, second, spec)
+    assert exact.dtype == torch.float64
+    return np.abs(found - exact.numpy())
+
+
+@pytest.mark.parametrize("motion", MOTIONS)
+def test_compiled_agrees_with_the_definition(monkeypatch, motion):
+    frames, _ = moved(MOTIONS[motion])
+    apart = apart_from_the_definition(monkeypatch, frames)
+    assert apart.mean() <= 1e-4 and apart.max() <= 0.02
+
+
+@pytest.mark.parametrize("size", [(61, 83), (14, 60), (60, 14), (17, 13), (16, 16)])
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"brox_warps": 1, "brox_sweeps": 1}, {"brox_scale_step": 0.5, "brox_gradient_weight": 0.0}],
+    ids=["defaults", "one sweep", "no gradient"],
+)
+def test_compiled_agrees_whatever_the_settings_and_sizes(monkeypatch, size, settings):
+    frames, _ = moved(MOTIONS["subpixel"], *size)
+    apart = apart_from_the_definition(monkeypatch, frames, FlowSpec(method="brox", **settings))
+    assert apart.mean() <= 1e-4 and apart.max() <= 0.02
+
+
+@pytest.mark.parametrize("name", ["RubberWhale", "Hydrangea"])
+def test_compiled_agrees_on_real_images(monkeypatch, shared, name):
+    frames = middlebury(shared, name)[0]
+    gray = np.stack([cv2.cvtColor(f, cv2.COLOR_RGB2GRAY) if f.ndim == 3 else f for f in frames])[:, ::2, ::2].copy()
+    apart = apart_from_the_definition(monkeypatch, gray)
+    assert apart.mean() <= 2e-5 and apart.max() <= 0.005
+
+
 @pytest.mark.parametrize("size", [(33, 47), (1, 1)])
 def test_everything_is_made_on_the_device_of_the_images(size):
     images = torch.rand(2, 1, *size, device="meta")  # stands for a GPU: refuses to be mixed with tensors of the CPU
     with pytest.raises(RuntimeError, match="device"):
         images + torch.rand(size)
-    flow = brox._coarse_to_fine(images, images, QUICK)
+    flow = brox_torch.flow_between(images[:, 0], images[:, 0], QUICK)
     assert flow.device.type == "meta" and flow.shape == (2, 2, *size) and flow.dtype == torch.float32
 
 
@@ -274,11 +340,16 @@ def test_trust_is_what_the_constraints_leave():
     a, b, c = np.random.default_rng(3).normal(0, 1, (3, 1, 3, 5, 6))
     flow = np.random.default_rng(4).normal(0, 1, (1, 2, 5, 6))
     spec = FlowSpec(method="brox", brox_gradient_weight=2.0)
-    constraints = brox._Constraints(*(torch.from_numpy(field) for field in (a, b, c)))
+    constraints = brox_torch._Constraints(*(torch.from_numpy(field) for field in (a, b, c)))
     distance = np.abs(a * flow[:, :1] + b * flow[:, 1:] + c)[0]
     cost = distance[0] + 2 * (distance[1] + distance[2])
-    found = brox._trust(torch.from_numpy(flow), constraints, spec)
-    np.testing.assert_allclose(found[0, 0], 0.05 + 0.95 / (1 + (cost / 3) ** 2))
+    found, expected = brox_torch._trust(torch.from_numpy(flow), constraints, spec), 0.05 + 0.95 / (1 + (cost / 3) ** 2)
+    np.testing.assert_allclose(found[0, 0], expected)
+    state, compiled = np.zeros((5, brox_rows.FIELDS, 6)), np.empty((5, 6))
+    for first, of in ((brox_rows.FLOW, flow), (brox_rows.A, a), (brox_rows.B, b), (brox_rows.C, c)):
+        state[:, first : first + of.shape[1]] = of[0].transpose(1, 0, 2)
+    brox_rows.trust(state, 2.0, 1 / 3, 0.05, compiled)
+    np.testing.assert_allclose(compiled, expected)
     assert cost.min() < 3 < cost.max()
 
 
@@ -291,6 +362,6 @@ def test_single_precision_on_the_fine_levels_is_near_double_precision_on_all(mon
     frames = [cv2.cvtColor(video.read()[1], cv2.COLOR_BGR2GRAY) for _ in range(at[1] + 1)]
     pair = np.stack([frames[k] for k in at])
     found = estimate(pair, FlowSpec(method="brox"), device="cpu")
-    monkeypatch.setattr(brox, "PRECISE_SHARE", 2.0)
+    monkeypatch.setattr(brox_model, "PRECISE_SHARE", 2.0)
     apart = np.abs(estimate(pair, FlowSpec(method="brox"), device="cpu") - found)
     assert apart.max() < 0.02 and apart.mean() < 1e-4

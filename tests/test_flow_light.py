@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
-from pipeline.flow import brox, estimate, tvl1_model
+from pipeline.flow import brox_model, estimate, tvl1_model
 from pipeline.specs import FlowSpec
 
 SHIFT = np.array([2.3, -1.1], np.float32)[:, None, None]
@@ -39,7 +39,7 @@ def error_px(flow):
 def test_a_change_of_light_is_not_taken_for_motion(monkeypatch, method, change, most_px):
     frames = moved_and_lit(change)
     assert error_px(estimate(frames, FlowSpec(method=method), device="cpu")) < most_px
-    monkeypatch.setattr(brox if method == "brox" else tvl1_model, "FAR_PX", 1e9)  # what keeps it so
+    monkeypatch.setattr(brox_model if method == "brox" else tvl1_model, "FAR_PX", 1e9)  # what keeps it so
     assert error_px(estimate(frames, FlowSpec(method=method), device="cpu")) > 2 * most_px
 
 

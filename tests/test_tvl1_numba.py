@@ -12,7 +12,18 @@ import pytest
 import torch
 from motions import MOTIONS, TERMS, moved, reference
 
-from pipeline.flow import compiled, estimate, median_numba, to_gray, tvl1, tvl1_numba, tvl1_rows, warp
+from pipeline.flow import (
+    compiled,
+    device,
+    estimate,
+    median_numba,
+    to_gray,
+    tvl1,
+    tvl1_numba,
+    tvl1_rows,
+    warp,
+    warp_numba,
+)
 from pipeline.flow.filters import MEDIAN_FACTORS, median_offsets
 from pipeline.specs import FlowSpec
 
@@ -80,7 +91,7 @@ def test_resizing_is_torchs(sizes):
     (height, width), to = sizes
     state = np.random.default_rng(2).normal(size=(height, 3, width))
     resized = np.full((to[0], 3, to[1]), np.nan)
-    tvl1_rows.resize(state, resized, np.array([0, 2]))
+    warp_numba.resize(state, resized, np.array([0, 2]))
     expected = warp.resize(torch.from_numpy(state.transpose(1, 0, 2).copy())[None], to)[0].numpy().transpose(1, 0, 2)
     np.testing.assert_allclose(resized[:, [0, 2]], expected[:, [0, 2]], atol=1e-12)
     assert np.isnan(resized[:, 1]).all()
@@ -151,7 +162,7 @@ def test_the_second_image_is_warped_as_the_definition_does(size, precision):
     state = np.zeros((size[0], tvl1_rows.DATA, size[1]), precision)
     state[:, tvl1_rows.FLOW : tvl1_rows.FLOW + 2] = flow.transpose(1, 0, 2)
     warped, inside = np.empty((3, *size), precision), np.empty(size, precision)
-    tvl1_rows.warp(median_numba.padded(images.astype(precision), 1, 2), state, warped, inside)
+    warp_numba.warp(median_numba.padded(images.astype(precision), 1, 2), state, warped, inside)
     tolerance = 1e-9 if precision is np.float64 else 2e-3
     np.testing.assert_allclose(warped, expected[0], atol=tolerance)
     np.testing.assert_allclose(inside, expected[1][0], atol=tolerance)
@@ -177,7 +188,7 @@ print(pages[-1] - pages[-4])
 
 
 def test_who_waits_for_the_compiler_is_told(monkeypatch, capsys):
-    monkeypatch.setattr(tvl1, "_PATIENCE_S", 0.0)
+    monkeypatch.setattr(device, "_PATIENCE_S", 0.0)
     monkeypatch.setattr(tvl1_numba, "flow_between", lambda *_: time.sleep(0.2))
     tvl1._compile_for_cpu.__wrapped__()
     assert (

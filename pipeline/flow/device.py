@@ -20,6 +20,7 @@ from pipeline.system.progress import say
 if TYPE_CHECKING:
     from torch import Tensor
 
+_PATIENCE_S = 3.0  # seconds after which a first call says what it is waiting for
 HOST_PIXELS = 2 << 20  # in a batch of frames on a CPU: with more, frames and flow would not stay in its caches
 CUDA_PIXELS = 128 * 320 * 240  # in a batch of pairs, at most: enough to occupy the largest device
 CUDA_BYTES_PER_PIXEL = 640  # memory that a method needs per pixel of a pair; Brox, in plain torch, needs 480
@@ -48,6 +49,18 @@ def computed_once(function: Callable) -> Callable:
 
     waiting.cache_clear = cached.cache_clear
     return waiting
+
+
+@contextlib.contextmanager
+def patience(message: str) -> Iterator[None]:
+    """Print the message if the block, such as a first call that compiles, takes longer than `_PATIENCE_S`."""
+    timer = threading.Timer(_PATIENCE_S, say, [message])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def has_numba() -> bool:

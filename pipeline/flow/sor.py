@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-RELAXATION = 1.9  # over-relaxation; anything below 2 converges
-SINGULAR = 1e-12  # least determinant to divide by; only a pixel with neither data nor neighbors has a smaller one
+from pipeline.flow.brox_model import RELAXATION, SINGULAR
 
 
 class _Color(NamedTuple):

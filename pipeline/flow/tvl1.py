@@ -7,13 +7,11 @@ installed but fails, a message says so.
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from pipeline.flow.device import as_tensor, computed_once, has_numba, pairs_at_once
+from pipeline.flow.device import as_tensor, computed_once, has_numba, pairs_at_once, patience
 from pipeline.specs import FlowSpec
 from pipeline.system.errors import is_out_of_memory
 from pipeline.system.progress import say
@@ -22,7 +20,6 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-_PATIENCE_S = 3.0  # seconds after which the first call prints what it is waiting for
 CPU_PIXELS_AT_ONCE = 320 * 240  # without numba; on CUDA `device.pairs_at_once` decides
 
 
@@ -117,7 +114,7 @@ def triton_works(device: str) -> bool:
     import torch
 
     try:
-        with _patience("flow: Triton compiles its kernels, which may take a minute, once"):
+        with patience("flow: Triton compiles its kernels, which may take a minute, once"):
             from pipeline.flow import tvl1_triton
 
             image = torch.zeros(1, 80, 80, dtype=torch.uint8, device=device)  # has levels of either precision
@@ -137,18 +134,6 @@ def _compile_for_cpu() -> None:
 
     from pipeline.flow import tvl1_numba
 
-    with _patience("tvl1: numba compiles its loops, which takes about twenty seconds, once, or loads them"):
+    with patience("tvl1: numba compiles its loops, which takes about twenty seconds, once, or loads them"):
         image = np.zeros((1, 80, 80), np.uint8)  # has levels of either precision
         tvl1_numba.flow_between(image, image, FlowSpec())
-
-
-@contextlib.contextmanager
-def _patience(message: str) -> Iterator[None]:
-    """Print the message if the block takes longer than `_PATIENCE_S`."""
-    timer = threading.Timer(_PATIENCE_S, say, [message])
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()

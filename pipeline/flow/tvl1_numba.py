@@ -8,26 +8,14 @@ is a plain loop, which LLVM turns into vector instructions.
 
 from __future__ import annotations
 
-import functools
-from concurrent.futures import ThreadPoolExecutor
-
-import cv2
 import numpy as np
 
 from pipeline.flow import tvl1_model as model
 from pipeline.flow import tvl1_rows as rows
-from pipeline.flow.filters import (
-    DERIVATIVE,
-    TRUST_FLOOR,
-    gaussian_taps,
-    pyramid_sizes,
-    shrinking_sigmas_px,
-)
+from pipeline.flow import warp_numba
+from pipeline.flow.filters import DERIVATIVE, TRUST_FLOOR, pyramid_sizes
 from pipeline.flow.median_numba import median3, padded, weighted_median
 from pipeline.specs import FlowSpec
-
-_THE_ONLY = np.array([0])  # index of an image's only field
-_KEPT_BYTES = 31 << 20  # glibc adapts its threshold to freed blocks of no more than 32 MiB
 
 
 def flow_between(first: np.ndarray, second: np.ndarray, spec: FlowSpec) -> np.ndarray:
@@ -40,44 +28,19 @@ def flow_between(first: np.ndarray, second: np.ndarray, spec: FlowSpec) -> np.nd
     Returns:
         (N, 2, H, W) float32, pixels; the same bits regardless of the number of threads and the other pairs.
     """
-    _keep_freed_memory()
-    count = len(first)
-    threads = max(1, min(cv2.getNumThreads(), count))
-    flow = np.empty((count, 2, *first.shape[1:]), np.float32)
-
-    def compute(k: int) -> None:
-        flow[k] = _of_pair(first[k], second[k], spec)
-
-    if threads == 1:
-        for k in range(count):
-            compute(k)
-        return flow
-    with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(compute, range(count)))
-    return flow
-
-
-@functools.cache
-def _keep_freed_memory() -> None:
-    """Make glibc keep a pair's freed arrays for the next one; done once per process.
-
-    By default it returns blocks of their size to the system, which must then clear their pages again; that takes a
-    seventh of the time of a single pair of 320 x 240. Freeing a block raises glibc's threshold to its size (mallopt(3),
-    M_MMAP_THRESHOLD). Nothing is written to the block, so it takes no memory.
-    """
-    np.empty(_KEPT_BYTES, np.uint8)
+    return warp_numba.of_pairs(lambda k: _of_pair(first[k], second[k], spec), first.shape)
 
 
 def _of_pair(first: np.ndarray, second: np.ndarray, spec: FlowSpec) -> np.ndarray:
     """Flow of one pair, (2, H, W), coarse to fine."""
     sizes = pyramid_sizes(*first.shape, step=spec.tvl1_scale_step, min_side=model.MIN_SIDE_PX)
-    levels = list(zip(_pyramid(first, sizes), _pyramid(second, sizes), strict=True))
+    pyramids = [warp_numba.pyramid(image, sizes, model.PRESMOOTH_PX) for image in (first, second)]
     channels = len(model.box_of(spec))
     state = np.zeros((sizes[-1][0], rows.DATA + rows.GROUPS * channels, sizes[-1][1]))
     for number, size in reversed(list(enumerate(sizes))):
         precision = np.float64 if model.is_precise(size, sizes[0]) else np.float32
         state = _resized(state, size, channels, precision)
-        images = (level.astype(precision, copy=False) for level in levels[number])
+        images = (levels[number].astype(precision, copy=False) for levels in pyramids)
         _improve(state, *images, spec, scale=spec.tvl1_scale_step**number)
     return _flow(state).transpose(1, 0, 2)
 
@@ -91,7 +54,7 @@ def _improve(state: np.ndarray, first: np.ndarray, second: np.ndarray, spec: Flo
     numbers = (number(n) for n in (model.FLAT, 1 / model.SATURATION, 1 / (model.SATURATION * model.FAR_PX)))
     flat, per_slope, per_far = numbers
     for turn in range(spec.tvl1_warps):
-        rows.warp(moving, state, warped, inside)
+        warp_numba.warp(moving, state, warped, inside)
         rows.linearize(warped, still, inside, state, derivative, flat, per_slope, per_far)
         start = _flow(state).copy()
         rows.solve(state, box, spec.tvl1_iterations)
@@ -111,35 +74,8 @@ def _flow(state: np.ndarray) -> np.ndarray:
     return state[:, rows.FLOW : rows.FLOW + 2]
 
 
-def _pyramid(image: np.ndarray, sizes: list[tuple[int, int]]) -> list[np.ndarray]:
-    levels = [_blur(image.astype(np.float64), model.PRESMOOTH_PX)]
-    for size, sigma_px in zip(sizes[1:], shrinking_sigmas_px(sizes), strict=True):
-        levels.append(_resize(_blur(levels[-1], sigma_px), size))
-    return levels
-
-
-def _blur(image: np.ndarray, sigma_px: float) -> np.ndarray:
-    return _filter(image, gaussian_taps(sigma_px), gaussian_taps(sigma_px))
-
-
-def _filter(image: np.ndarray, along_x, along_y) -> np.ndarray:
-    taps = (np.array(taps, np.float64) for taps in (along_x, along_y))
-    return cv2.sepFilter2D(image, -1, *taps, borderType=cv2.BORDER_REPLICATE)
-
-
-def _gradient(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    return _filter(image, DERIVATIVE, [1.0]), _filter(image, [1.0], DERIVATIVE)
-
-
-def _resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Resize an image (H, W); OpenCV's function would round to single precision."""
-    resized = np.empty((size[0], 1, size[1]), image.dtype)
-    rows.resize(image[:, None], resized, _THE_ONLY)
-    return resized[:, 0]
-
-
 def _channels(image: np.ndarray, spec: FlowSpec) -> np.ndarray:
-    parts = list(_gradient(image)) if spec.tvl1_gradient_weight else []
+    parts = list(warp_numba.gradient(image)) if spec.tvl1_gradient_weight else []
     return np.stack([*parts, image] if spec.tvl1_brightness_weight else parts)
 
 
@@ -149,7 +85,7 @@ def _resized(state: np.ndarray, size: tuple[int, int], channels: int, precision:
         return state.astype(precision, copy=False)
     finer = np.empty((size[0], state.shape[1], size[1]), precision)
     flow, duals = range(rows.FLOW, rows.FLOW + 2), range(rows.DUAL_X, rows.STEP)
-    rows.resize(state, finer, np.array([*flow, *duals, *range(rows.DATA, rows.DATA + channels)]))
+    warp_numba.resize(state, finer, np.array([*flow, *duals, *range(rows.DATA, rows.DATA + channels)]))
     number = finer.dtype.type
     finer[:, rows.FLOW] *= number(size[1] / state.shape[2])
     finer[:, rows.FLOW + 1] *= number(size[0] / state.shape[0])

@@ -9,71 +9,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from pipeline.flow.compiled import compiled, inlined
+from pipeline.flow.compiled import compiled
 
 _f = np.float32
 # first fields, two each (x and y); from DATA on, five groups of one field per channel: the dual variable, then the
 # groups numbered in the second line
 FLOW, AHEAD, DUAL_X, DUAL_Y, STEP, DATA = 0, 2, 4, 6, 8, 10
 SLOPE_X, SLOPE_Y, CONSTANT, DATA_STEP, GROUPS = 1, 2, 3, 4, 5
-
-
-@compiled
-def warp(moving, state, warped, inside):
-    """Bicubic sampling of every channel (C, H + 3, W + 3, padded) at the points the flow leads to; see `warp.warp`."""
-    channels, height, width = warped.shape
-    stride, plane = np.uint64(width + 3), np.uint64(height + 3) * np.uint64(width + 3)
-    values, corners = moving.reshape(-1), np.empty(width, np.uint64)
-    across, down = np.empty(width, warped.dtype), np.empty(width, warped.dtype)
-    for y in range(height):
-        _land(state[y, FLOW], state[y, FLOW + 1], y, height, corners, across, down, inside[y])
-        for x in range(width):
-            along_x, along_y = _cubic_taps(across[x]), _cubic_taps(down[x])
-            for c in range(channels):  # unsigned indices: numba tests whether signed ones count from the end
-                first = corners[x] + np.uint64(c) * plane
-                second, third = first + stride, first + stride + stride
-                warped[c, y, x] = (
-                    along_y[0] * _line(values, first, along_x)
-                    + along_y[1] * _line(values, second, along_x)
-                    + along_y[2] * _line(values, third, along_x)
-                    + along_y[3] * _line(values, third + stride, along_x)
-                )
-
-
-@compiled
-def _land(flow_x, flow_y, y, height, corners, across, down, inside):
-    """Where the points of a row land: index of the first of 16 neighbors, fractions along x and y, and `inside`.
-
-    See `warp._landing`. Pixel positions are whole numbers, which floating point holds exactly.
-    """
-    width, zero, one = len(flow_x), _f(0), _f(1)
-    last_x, last_y = _f(width - 1), _f(height - 1)
-    for x in range(width):
-        whole_x, whole_y = np.floor(flow_x[x]), np.floor(flow_y[x])
-        t, s = flow_x[x] - whole_x, flow_y[x] - whole_y
-        left, top = _f(x) + whole_x, _f(y) + whole_y
-        out_x = max(-left - t, zero) + max(left - last_x + t, zero)
-        out_y = max(-top - s, zero) + max(top - last_y + s, zero)
-        inside[x] = max(one - out_x - out_y, zero)
-        across[x] = t if zero <= left < last_x else zero
-        down[x] = s if zero <= top < last_y else zero
-        left, top = min(max(left, zero), last_x), min(max(top, zero), last_y)
-        corners[x] = np.int64(top) * (width + 3) + np.int64(left)
-
-
-@inlined
-def _cubic_taps(t):
-    """See `warp._cubic_taps`."""
-    half, two = _f(0.5), _f(2)
-    before, here = t * (t * (_f(1) - half * t) - half), t * t * (_f(1.5) * t - _f(2.5)) + _f(1)
-    return before, here, t * (t * (two - _f(1.5) * t) + half), t * t * (half * t - half)
-
-
-@inlined
-def _line(values, first, taps):
-    a, b = taps[0] * values[first], taps[1] * values[first + np.uint64(1)]
-    c, d = taps[2] * values[first + np.uint64(2)], taps[3] * values[first + np.uint64(3)]
-    return a + b + c + d
 
 
 @compiled
@@ -214,32 +156,3 @@ def trust(state, box, per_cost, floor, trusted):
                 cost[x] += weight * abs(constant[x] + slope_x[x] * u[x] + slope_y[x] * v[x])
         for x in range(len(u)):
             cost[x] = floor + (one - floor) / (one + cost[x] * cost[x])
-
-
-@compiled
-def resize(source, resized, fields):
-    """Resize some fields of (H, fields, W) bilinearly, grids aligned at the outer pixel edges; see `warp.resize`.
-
-    A pixel's position in the source is a ratio of whole numbers, so it is exact at any distance.
-    """
-    size, to_size = source.shape[2], resized.shape[2]
-    left, right, share = np.empty(to_size, np.int64), np.empty(to_size, np.int64), np.empty(to_size, source.dtype)
-    for x in range(to_size):
-        left[x], right[x], share[x] = _between(x, size, to_size)
-    line = np.empty(size, source.dtype)
-    for y in range(resized.shape[0]):
-        top, bottom, down = _between(y, source.shape[0], resized.shape[0])
-        for field in fields:
-            upper, lower, row = source[top, field], source[bottom, field], resized[y, field]
-            for x in range(size):
-                line[x] = upper[x] + down * (lower[x] - upper[x])
-            for x in range(to_size):
-                row[x] = line[left[x]] + share[x] * (line[right[x]] - line[left[x]])
-
-
-@compiled
-def _between(to, size, to_size):
-    """Source pixels before and after a pixel of the resized image, and its distance from the first."""
-    position = max((2 * to + 1) * size - to_size, 0)
-    before = position // (2 * to_size)
-    return before, min(before + 1, size - 1), (position - before * 2 * to_size) / (2 * to_size)
