@@ -1,4 +1,4 @@
-"""Flow methods compared: accuracy, speed, and whether the fast TV-L1 agrees with its definition.
+"""Flow methods compared: accuracy, speed, and whether fast TV-L1 and Brox agree with their definitions.
 
     python benchmarks/flow.py                                            # every method on every device here
     python benchmarks/flow.py --methods tvl1 dis_medium --devices cpu    # some
@@ -10,8 +10,8 @@
 stereo, and on those that `streets.py` and `scenes.py` draw, whose motion is exact; in brackets, over the points that
 stay visible. *Speed* is measured in one process, all methods taking turns in every round, so a machine that slows
 down slows them all. The baseline is OpenCV's own TV-L1 with its defaults, the obvious alternative. *Agreement* is
-the distance of the compiled TV-L1 from its definition, `tvl1_torch.py` in float64 on the CPU. Only `pipeline.flow`
-is needed, not luigi, dask, OpenCV's contrib modules or an installation of the project (PYTHONPATH=.).
+the distance of our methods from their definitions, `tvl1_torch.py` and `brox_torch.py` in float64 on the CPU. Only
+`pipeline.flow` is needed, not luigi, dask, OpenCV's contrib modules or an installation of the project (PYTHONPATH=.).
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ QUICK_SIZE = (60, 80)
 STREETS, STREETS_REACH_PX = 4, 12.0  # pairs of each kind; bound of their motion
 DARKER = 0.7  # brightness of the second frame when the Middlebury pairs are compared once more
 FAR_PX = 0.02  # a difference worth counting: an eighth of a quantization step at [flow] bound_px = 20
+DEFINED = ("tvl1", "brox")  # methods of ours, which have a definition in float64
 
 
 def main() -> None:
@@ -62,7 +63,7 @@ def main() -> None:
     pairs = read(arguments)
     record = {"threads": arguments.threads, "unavailable": {k: v for k, v in found.items() if v != "available"}}
     record["error"] = accuracy(lanes, pairs)
-    record["agreement"] = agreement([lane for lane in lanes if lane.method == "tvl1" and lane.enlarge == 1], pairs)
+    record["agreement"] = agreement([lane for lane in lanes if lane.method in DEFINED and lane.enlarge == 1], pairs)
     sizes = (QUICK_SIZE,) if arguments.quick else SIZES
     record["speed"] = flow_speed.measure(lanes, sizes, arguments.threads, arguments.seconds, arguments.rounds)
     write("flow quick" if arguments.quick else "flow", record)
@@ -184,21 +185,21 @@ def _mean_of(found: list[dict]) -> str:
 
 
 def agreement(lanes: list[Lane], pairs: list[Pair]) -> list[dict]:
-    """How far TV-L1 on each device is from its definition in float64, on all pairs."""
+    """How far our methods on each device are from their definitions in float64, on all pairs."""
     if not lanes:
         return []
     found: dict[tuple[str, str], list[np.ndarray]] = {}
     for pair in pairs:
-        exact = tvl1_in_float64(pair.frames)
+        exact = {method: in_float64(method, pair.frames) for method in {lane.method for lane in lanes}}
         for lane in lanes:
-            apart = np.abs(estimated(lane, pair.frames) - exact).max(0)
+            apart = np.abs(estimated(lane, pair.frames) - exact[lane.method]).max(0)
             found.setdefault((str(lane), pair.group), []).append(apart.ravel())
     rows = []
     for (lane, group), parts in found.items():
         apart = np.concatenate(parts)
         values = {"mean_px": apart.mean(), "max_px": apart.max(), "share": (apart > FAR_PX).mean()}
         rows.append({"lane": lane, "group": group, **{name: float(value) for name, value in values.items()}})
-    header = ["tvl1 against float64", "pairs of", "mean, px", "largest, px", f"pixels above {FAR_PX} px, %"]
+    header = ["against float64", "pairs of", "mean, px", "largest, px", f"pixels above {FAR_PX} px, %"]
     cells = [
         [r["lane"], r["group"], f"{r['mean_px']:.1e}", f"{r['max_px']:.3f}", f"{100 * r['share']:.4f}"] for r in rows
     ]
@@ -206,14 +207,18 @@ def agreement(lanes: list[Lane], pairs: list[Pair]) -> list[dict]:
     return rows
 
 
-def tvl1_in_float64(frames: np.ndarray) -> np.ndarray:
-    """(2, H, W) float64 flow of two RGB frames by the definition."""
+def in_float64(method: str, frames: np.ndarray) -> np.ndarray:
+    """(2, H, W) float64 flow of two RGB frames by a method's definition."""
     import torch
 
+    first, second = (torch.from_numpy(gray)[None].double() for gray in flow.to_gray(frames))
+    if method == "brox":
+        from pipeline.flow import brox_torch
+
+        return brox_torch.flow_between(first, second, FlowSpec(method="brox"))[0].numpy()
     from pipeline.flow import tvl1_torch
 
-    first, second = (torch.from_numpy(gray)[None, None].double() for gray in flow.to_gray(frames))
-    return tvl1_torch.flow_between(first, second, FlowSpec())[0].numpy()
+    return tvl1_torch.flow_between(first[None], second[None], FlowSpec())[0].numpy()
 
 
 if __name__ == "__main__":

@@ -176,11 +176,11 @@ def run(bench, monkeypatch, tmp_path):
 
 
 def test_quick_runs(run, capsys):
-    found = run("--quick", "--methods", "tvl1", "dis_fast", "--devices", "cpu")
-    assert {"tvl1, cpu", "dis_fast, cpu"} <= set(found["error"])
+    found = run("--quick", "--methods", "tvl1", "brox", "dis_fast", "--devices", "cpu")
+    assert {"tvl1, cpu", "brox, cpu", "dis_fast, cpu"} <= set(found["error"])
     easy = [row["all"] for row in found["error"]["tvl1, cpu"] if row["group"] == "translation"]
     assert len(easy) == 1 and 0 < easy[0] < 0.3
-    assert {row["lane"] for row in found["agreement"]} == {"tvl1, cpu"}
+    assert {row["lane"] for row in found["agreement"]} == {"tvl1, cpu", "brox, cpu"}
     assert max(row["mean_px"] for row in found["agreement"]) < 0.01
     assert {"tvl1, cpu", "dis_fast, cpu"} <= {row["lane"] for row in found["speed"]}
     assert all(rate > 0 for row in found["speed"] for rate in row["pairs_per_second"])

@@ -209,10 +209,11 @@ def test_methods_say_what_is_there(monkeypatch):
     assert methods()["farneback"] == "available"
 
 
-def test_torch_is_imported_only_for_tvl1():
+@pytest.mark.parametrize("method", ["dis_medium", "tvl1", "brox"])
+def test_flow_on_the_cpu_does_not_wait_for_torch(method):
     code = (
         "import sys, numpy; from pipeline.flow import estimate, methods; from pipeline.specs import FlowSpec; "
-        "estimate(numpy.zeros((2, 20, 20), 'uint8'), FlowSpec(method='dis')); methods(); "
+        f"estimate(numpy.zeros((2, 20, 20), 'uint8'), FlowSpec(method={method!r}), device='cpu'); methods(); "
         "print('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"

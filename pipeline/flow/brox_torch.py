@@ -37,18 +37,19 @@ def flow_between(first: Tensor, second: Tensor, spec: FlowSpec) -> Tensor:
     """Flow of each pair, coarse to fine.
 
     Args:
-        first, second: (N, H, W), gray values 0 to 255 of any type.
+        first, second: (N, H, W), gray values 0 to 255; with float64, all levels are computed in double precision.
         spec: the `brox_*` settings.
 
     Returns:
-        (N, 2, H, W) float32 (float64 if the finest level is computed in double precision), pixels.
+        (N, 2, H, W), pixels; float64 if the images are, else float32.
     """
+    wanted = torch.float64 if first.dtype == torch.float64 else torch.float32
     first, second = (warp.blur(of.unsqueeze(1).double(), sigma_px=PRESMOOTH_PX) for of in (first, second))
     sizes = pyramid_sizes(*first.shape[-2:], step=spec.brox_scale_step, min_side=MIN_SIDE_PX)
     levels = list(zip(warp.pyramid(first, sizes), warp.pyramid(second, sizes), strict=True))
     flow = first.new_zeros(len(first), 2, *sizes[-1])
     for number, size in reversed(list(enumerate(sizes))):
-        precision = torch.float64 if is_precise(size, sizes[0]) else torch.float32
+        precision = torch.float64 if is_precise(size, sizes[0]) else wanted
         flow = warp.resize_flow(flow, size).to(precision)
         images = (level.to(precision) for level in levels[number])
         flow = _improved(flow, *images, spec, scale=spec.brox_scale_step**number)
