@@ -3,7 +3,9 @@
 import argparse
 import importlib
 import json
+import os
 import struct
+import subprocess
 import sys
 
 import cv2
@@ -187,6 +189,14 @@ def test_quick_runs(run, capsys):
     printed = capsys.readouterr().out
     assert "| method, device | layers, up to 6 px (1) | layers, up to 25 px (1) |" in printed
     assert "| 80 x 60 | dis_fast, cpu |" in printed
+
+
+def test_no_benchmark_hides_a_package_that_numba_looks_for(monkeypatch):
+    """Python finds what lies beside a script first: a `coverage.py` there would leave us without numba."""
+    code = "import pipeline.flow.device as device; print(device.has_numba())"
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(["benchmarks", os.environ.get("PYTHONPATH", "")]))
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert told.stdout == "True\n", told.stderr
 
 
 def test_without_contrib_there_is_a_word_for_it(run, monkeypatch, capsys):

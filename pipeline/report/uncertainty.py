@@ -29,7 +29,7 @@ class Bootstrap:
     are then moved out, since resamples of few groups vary too little, and few groups do not show how much they vary: by
     the ratio of Student's t times an unbiased standard error to 1.96 times the deviation of the resamples. In
     simulations with nine persons the truth is then covered in 94 to 95 % of cases, instead of 88 to 90 %
-    (`benchmarks/coverage.py`).
+    (`benchmarks/intervals.py`).
 
     If fewer than five groups have a wrong clip (or a correct one), in classes of several groups that have both,
     resampling sees almost no variation, and 19 of 20 would look more certain than 20 of 20. Then Wilson's interval is

@@ -1,6 +1,6 @@
 """How often the 95 % interval of an accuracy covers the truth, in simulated tests with few groups.
 
-    python benchmarks/coverage.py                # 1000 tests of each kind, with the plain BCa bootstrap beside ours
+    python benchmarks/intervals.py                # 1000 tests of each kind, with the plain BCa bootstrap beside ours
 
 Each clip is right with a probability whose logit is that of its class plus normal deviates of its group, and of its
 group in this class. The truth is the expected accuracy over new groups for the same classes. People have clips of every
@@ -58,7 +58,7 @@ def main() -> None:
         for typical in TYPICAL:
             plain, ours, right = measured(design, typical, arguments.tests, arguments.seed)
             rows.append((f"{design}; {right:.0%} right", f"{plain:.1%} plain, {ours:.1%} ours"))
-    show("coverage", rows, {"tests": arguments.tests, "seed": arguments.seed, "rows": rows})
+    show("intervals", rows, {"tests": arguments.tests, "seed": arguments.seed, "rows": rows})
 
 
 def measured(design: Design, typical: float, tests: int, seed: int) -> tuple[float, float, float]:
