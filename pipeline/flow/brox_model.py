@@ -12,7 +12,7 @@ FAR_PX = 3.0  # a residual of this many pixels has half weight: one so large is 
 DOUBT = 3.0  # violation of the constraints at which a pixel's flow has half weight in the weighted median
 RELAXATION = 1.9  # over-relaxation of the linear solver; anything below 2 converges
 SINGULAR = 1e-12  # least determinant to divide by; only a pixel with neither data nor neighbors has a smaller one
-PRECISE_SHARE = 0.45  # levels with less than this share of the image's pixels are computed in double precision
+PRECISE_SHARE = 0.7  # levels with less than this share of the image's pixels are computed in double precision
 
 
 def is_precise(size: tuple[int, int], full: tuple[int, int]) -> bool:
