@@ -20,7 +20,7 @@ UCF101_PAIRS = 2_456_655  # pairs of consecutive frames in the 13,320 clips, for
 SIZE_PX = (256, 341)  # height and width of its cached frames
 CUDA_BATCHES = 3  # batches in one call on a GPU: as in the Flow stage, one is fetched while the next is computed
 DAY_HOURS = 24.0
-# by mean end-point error on Middlebury (docs/results.md), except Brox, which is as good as TV-L1 at a quarter of its
+# by mean end-point error on Middlebury (docs/results.md), except Brox, which is as good as TV-L1 at a fifth of its
 # speed; RAFT needs weights and was not measured
 BY_ACCURACY = ("tvl1", "brox", "deepflow", "dis_medium", "pcaflow", "dis_fast", "dis_ultrafast", "farneback")
 
