@@ -4,10 +4,11 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from brox_equations import dense, euler_lagrange, one_step
 from conftest import middlebury
 from motions import MOTIONS, error_px, moved, texture
 
-from pipeline.flow import brox, brox_model, brox_numba, brox_rows, brox_torch, estimate, sor, warp
+from pipeline.flow import brox, brox_model, brox_torch, estimate, sor
 from pipeline.specs import FlowSpec
 
 SPEC = FlowSpec(method="brox")
@@ -147,25 +148,6 @@ def test_middlebury_end_point_error(shared, name, limit_px):
     assert np.linalg.norm(flow_of(frames)[0] - truth, axis=0)[known].mean() < limit_px
 
 
-def dense(flow, across, down, matrix, right):
-    """The same system as one dense matrix, unknowns in the order u0 v0 u1 v1 ..., row by row."""
-    height, width = flow.shape[1:]
-    system, known = np.zeros((2 * height * width,) * 2), np.zeros(2 * height * width)
-    for y in range(height):
-        for x in range(width):
-            i = 2 * (y * width + x)
-            system[i : i + 2, i : i + 2] += [[matrix[0, y, x], matrix[1, y, x]], [matrix[1, y, x], matrix[2, y, x]]]
-            known[i : i + 2] = right[:, y, x]
-            ahead = ([(i + 2, across[y, x])] if x + 1 < width else []) + (
-                [(i + 2 * width, down[y, x])] if y + 1 < height else []
-            )
-            for j, weight in ahead:
-                for k in (0, 1):
-                    system[[i + k, j + k], [i + k, j + k]] += weight
-                    system[[i + k, j + k], [j + k, i + k]] -= weight
-    return np.linalg.solve(system, known).reshape(height, width, 2).transpose(2, 0, 1)
-
-
 @pytest.mark.parametrize(("height", "width"), [(6, 8), (5, 7), (4, 5), (1, 6), (7, 1), (1, 1)])
 def test_relaxation_solves_the_system(height, width):
     rng = np.random.default_rng(3)
@@ -180,87 +162,12 @@ def test_relaxation_solves_the_system(height, width):
     np.testing.assert_allclose(solved[0].numpy(), dense(flow, across, down, matrix, right), atol=1e-3)
 
 
-def slope(image, axis):
-    """Five-point derivative, borders repeated."""
-    size, taps = image.shape[axis], {-2: 1 / 12, -1: -8 / 12, 1: 8 / 12, 2: -1 / 12}
-    return sum(tap * np.take(image, np.clip(np.arange(size) + k, 0, size - 1), axis) for k, tap in taps.items())
-
-
-def euler_lagrange(first, warped, inside, flow, spec):
-    """One linearized step from `flow`, from the energy's definition, pixel by pixel."""
-    height, width = first.shape
-    bright = [(slope(first, axis) + slope(warped, axis)) / 2 for axis in (1, 0)]
-    change = [warped - first, *(slope(warped, axis) - slope(first, axis) for axis in (1, 0))]
-    normals = [bright, *([slope(side, 1), slope(side, 0)] for side in bright)]
-    matrix, right = np.zeros((3, height, width)), np.zeros((2, height, width))
-    for y, x in zip(*np.nonzero(inside), strict=True):
-        slopes = [np.array([along_x[y, x], along_y[y, x]]) for along_x, along_y in normals]
-        scales = [inside[y, x] / np.sqrt(n @ n + brox_model.STEEP**2) for n in slopes]
-        far = [
-            (difference[y, x] * scale / brox_model.FAR_PX) ** 2
-            for difference, scale in zip(change, scales, strict=True)
-        ]
-        scales = [scales[0] / (1 + far[0]), *(scale / (1 + far[1] + far[2]) for scale in scales[1:])]
-        rows = []
-        for n, difference, scale in zip(slopes, change, scales, strict=True):
-            # at the present flow the linearized constraint is the difference itself
-            rows.append((n * scale, (difference[y, x] - n @ flow[:, y, x]) * scale, difference[y, x] * scale))
-        gray = 1 / np.hypot(rows[0][2], brox_model.DATA_EPSILON_PX)
-        gradient = spec.brox_gradient_weight / np.sqrt(
-            rows[1][2] ** 2 + rows[2][2] ** 2 + brox_model.DATA_EPSILON_PX**2
-        )
-        for (n, constant, _), weight in zip(rows, (gray, gradient, gradient), strict=True):
-            matrix[:, y, x] += weight * np.array([n[0] * n[0], n[0] * n[1], n[1] * n[1]])
-            right[:, y, x] -= weight * n * constant
-
-    def central(y, x, dy, dx):
-        """Squared central derivative along (dy, dx); the flow goes on unchanged beyond the border."""
-        ahead, behind = (np.clip([y + s * dy, x + s * dx], 0, [height - 1, width - 1]) for s in (1, -1))
-        return (((flow[:, *ahead] - flow[:, *behind]) / 2) ** 2).sum()
-
-    def weight(y, x, dy, dx):
-        along = ((flow[:, y + dy, x + dx] - flow[:, y, x]) ** 2).sum()
-        other = (central(y, x, dx, dy) + central(y + dy, x + dx, dx, dy)) / 2
-        edge = np.exp(-brox_model.EDGE * abs(first[y + dy, x + dx] - first[y, x]))
-        return edge * spec.brox_smoothness / np.sqrt(along + other + brox_model.SMOOTH_EPSILON**2)
-
-    across = np.array([[weight(y, x, 0, 1) for x in range(width - 1)] for y in range(height)])
-    down = np.array([[weight(y, x, 1, 0) for x in range(width)] for y in range(height - 1)])
-    return dense(flow, across, down, matrix, right)
-
-
 @pytest.mark.parametrize(("height", "width"), [(6, 7), (5, 6), (4, 9)])
 def test_one_step_solves_the_euler_lagrange_equations(height, width):
-    rng = np.random.default_rng(4)
-    first, second = (cv2.GaussianBlur(rng.uniform(0, 255, (height, width)), (0, 0), 1.0) for _ in range(2))
-    flow = rng.uniform(-1.5, 1.5, (2, height, width))
-    spec = FlowSpec(method="brox", brox_sweeps=500, brox_smoothness=1.5, brox_gradient_weight=2.0)
-    given = [torch.from_numpy(part.astype(np.float32))[None] for part in (first[None], second[None], flow)]
-    warped, inside = (part[0, 0].numpy() for part in warp.warp(given[1], given[2]))
-    assert inside.max() == 1 and inside.min() == 0
+    spec, given, fields = one_step(height, width)
     smoothness = brox_torch._smoothness(given[0], spec.brox_smoothness)
     step = brox_torch._step(given[2], brox_torch._constraints(*given), smoothness, spec)
-    expected = euler_lagrange(first, warped.astype(float), inside, flow, spec)
-    np.testing.assert_allclose(step[0].numpy(), expected, atol=2e-3)
-    np.testing.assert_allclose(compiled_step(first, warped, inside, flow, spec), expected, atol=1e-6)
-
-
-def compiled_step(first, warped, inside, flow, spec):
-    """The same step by the compiled loops, in double precision."""
-    height, width = first.shape
-    state, half_width = np.zeros((height, brox_rows.FIELDS, width)), (width + 1) // 2
-    state[:, :2] = flow.transpose(1, 0, 2)
-    still, mean = np.zeros((2, 2, height, width))
-    derivative = np.array([1, -8, 0, 8, -1]) / 12
-    brox_rows.gradient(first, derivative, still)
-    brox_numba._set_smoothness(state, first, spec.brox_smoothness)
-    images = (part.astype(float) for part in (warped, first))
-    scales = brox_model.STEEP**2, 1 / brox_model.FAR_PX**2
-    brox_rows.constrain(state, *images, still, inside.astype(float), mean, derivative, *scales)
-    parts = np.full((2, height, brox_rows.PARTS, half_width), np.nan)
-    unknowns = np.zeros((2, height + 2, 2, half_width + 2))
-    brox_rows.solve(state, parts, unknowns, spec.brox_sweeps, brox_numba._numbers(spec, np.float64))
-    return state[:, :2].transpose(1, 0, 2)
+    np.testing.assert_allclose(step[0].numpy(), euler_lagrange(*fields, spec), atol=2e-3)
 
 
 @pytest.mark.parametrize(
@@ -277,41 +184,6 @@ def compiled_step(first, warped, inside, flow, spec):
 def test_extreme_settings_are_finite_even_between_unrelated_images(extreme):
     frames = np.stack([texture(*np.meshgrid(np.arange(40.0), np.arange(30.0)), seed=seed) for seed in range(3)])
     assert np.isfinite(flow_of(frames, FlowSpec(method="brox", **extreme))).all()
-
-
-def apart_from_the_definition(frames, spec=SPEC):
-    """How far the compiled flow of each pair is from that of plain torch with all levels in double precision, px."""
-    first, second = (torch.from_numpy(of).double() for of in (frames[:-1], frames[1:]))
-    exact = brox_torch.flow_between(first, second, spec)
-    assert exact.dtype == torch.float64
-    return np.abs(flow_of(frames, spec) - exact.numpy())
-
-
-@pytest.mark.parametrize("motion", MOTIONS)
-def test_compiled_agrees_with_the_definition(motion):
-    frames, _ = moved(MOTIONS[motion])
-    apart = apart_from_the_definition(frames)
-    assert apart.mean() <= 1e-4 and apart.max() <= 0.02
-
-
-@pytest.mark.parametrize("size", [(61, 83), (14, 60), (60, 14), (17, 13), (16, 16)])
-@pytest.mark.parametrize(
-    "settings",
-    [{}, {"brox_warps": 1, "brox_sweeps": 1}, {"brox_scale_step": 0.5, "brox_gradient_weight": 0.0}],
-    ids=["defaults", "one sweep", "no gradient"],
-)
-def test_compiled_agrees_whatever_the_settings_and_sizes(size, settings):
-    frames, _ = moved(MOTIONS["subpixel"], *size)
-    apart = apart_from_the_definition(frames, FlowSpec(method="brox", **settings))
-    assert apart.mean() <= 1e-4 and apart.max() <= 0.02
-
-
-@pytest.mark.parametrize("name", ["RubberWhale", "Hydrangea"])
-def test_compiled_agrees_on_real_images(shared, name):
-    frames = middlebury(shared, name)[0]
-    gray = np.stack([cv2.cvtColor(f, cv2.COLOR_RGB2GRAY) if f.ndim == 3 else f for f in frames])[:, ::2, ::2].copy()
-    apart = apart_from_the_definition(gray)
-    assert apart.mean() <= 2e-5 and apart.max() <= 0.005
 
 
 @pytest.mark.parametrize("size", [(33, 47), (1, 1)])
@@ -341,13 +213,8 @@ def test_trust_is_what_the_constraints_leave():
     constraints = brox_torch._Constraints(*(torch.from_numpy(field) for field in (a, b, c)))
     distance = np.abs(a * flow[:, :1] + b * flow[:, 1:] + c)[0]
     cost = distance[0] + 2 * (distance[1] + distance[2])
-    found, expected = brox_torch._trust(torch.from_numpy(flow), constraints, spec), 0.05 + 0.95 / (1 + (cost / 3) ** 2)
-    np.testing.assert_allclose(found[0, 0], expected)
-    state, compiled = np.zeros((5, brox_rows.FIELDS, 6)), np.empty((5, 6))
-    for first, of in ((brox_rows.FLOW, flow), (brox_rows.A, a), (brox_rows.B, b), (brox_rows.C, c)):
-        state[:, first : first + of.shape[1]] = of[0].transpose(1, 0, 2)
-    brox_rows.trust(state, 2.0, 1 / 3, 0.05, compiled)
-    np.testing.assert_allclose(compiled, expected)
+    found = brox_torch._trust(torch.from_numpy(flow), constraints, spec)
+    np.testing.assert_allclose(found[0, 0], 0.05 + 0.95 / (1 + (cost / 3) ** 2))
     assert cost.min() < 3 < cost.max()
 
 
