@@ -188,3 +188,28 @@ def test_nvjpeg_gives_nearly_the_same_inputs(flow_index, recipe):
         difference = (to_inputs(views, CUDA).cpu() - to_inputs(expected, CPU)).abs()
         assert difference.max() < 2.5 * expected.scale.abs().max()  # two steps of a byte, and their mean
         assert difference.mean() < 0.5 * expected.scale.abs().max()
+
+
+def test_a_single_item_of_a_batch_may_be_encoded(flow_index):
+    plain = items_of(spec(), flow_index())
+    partly = PartlyEncoded(plain, 0.17, batch=6)
+    made, _ = stack_items([partly[k] for k in range(6)])
+    expected, _ = stack_items([plain[k] for k in range(6)])
+    assert len(made.places) == 1
+    torch.testing.assert_close(to_inputs(made.to(CPU), CPU), to_inputs(expected, CPU), rtol=1e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize(("plane", "clip"), [(5, "a"), (6, "b"), (11, "b")])
+@pytest.mark.parametrize("content", ["no JPEG", "another size"])
+def test_a_damaged_plane_is_of_the_clip_whose_view_holds_it(flow_index, plane, clip, content):
+    """Three fields a view: planes 0 to 5 are of the first view, here of clip a, 6 to 11 of the second, of clip b."""
+    made, _ = encoded_batch(flow_index)
+    stack = made.views[1][0].stack
+    second = made.views[1][0]._replace(stack=stack._replace(source=("b", stack.source[1])))
+    views = [made.views[0], [second], *made.views[2:]]
+    other = jpeg.encode(np.zeros((48, 60), np.uint8), quality=90) if content == "another size" else bytes(9)
+    planes = list(made.data.split(made.sizes))
+    planes[plane] = torch.from_numpy(np.frombuffer(other, np.uint8).copy())
+    strange = EncodedBatch(made.shape, None, views, made.places, torch.cat(planes), [len(p) for p in planes])
+    with pytest.raises(DamagedFile, match=f"flow of clip '{clip}' of "):
+        strange.to(CPU)

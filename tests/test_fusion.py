@@ -8,6 +8,7 @@ from scored import CLASSES, appearance_and_motion, noisy, shuffled
 
 from pipeline import fusion
 from pipeline.fusion import LinearSVM, average, choose_weight, fuse, weighted
+from pipeline.fusion.svm import choose_c
 from pipeline.scores import Scores
 from pipeline.specs import FusionSpec
 
@@ -252,3 +253,29 @@ def test_what_is_no_fusion_is_refused(tmp_path, content, message):
         fusion.read(tmp_path / "fusion.json")
     with pytest.raises(FileNotFoundError):
         fusion.read(tmp_path / "absent.json")
+
+
+def test_probabilities_of_the_fused_svm_are_those_of_the_chosen_temperature():
+    """Softmax of margins / T, with the T that `choose_c` found on held-out clips, in plain numpy."""
+    val, test = (appearance_and_motion(seed, prefix=p) for seed, p in ((0, "v"), (1, "t")))
+    spec = FusionSpec()
+    fused, parameters = fuse(*(dict(zip(("spatial", "temporal"), part, strict=True)) for part in (val, test)), spec)
+    chosen = choose_c(*val, spec.svm_c_grid, folds=spec.folds)
+    assert parameters["svm"]["temperature"] == chosen.temperature != 1
+    powers = np.exp(LinearSVM.fit(*val, c=chosen.c).margins(*test) / chosen.temperature)
+    np.testing.assert_allclose(fused["svm"].probabilities, powers / powers.sum(axis=1, keepdims=True), atol=1e-6)
+
+
+def test_a_weight_is_judged_by_group_even_if_each_class_has_one_group_only():
+    """Nothing is learned of a class for a given weight, so a fold need not find its classes in the others."""
+    labels = np.arange(30) % 3
+    pair = [Scores(**{**vars(noisy(labels, 1.0, seed)), "groups": [f"g{k}" for k in labels]}) for seed in (0, 1)]
+    why = choose_weight(*pair)[1]
+    assert (why["unit"], why["units"], why["folds"]) == ("groups", 3, 3)
+
+
+@pytest.mark.parametrize("lacking", ["spatial", "temporal"])
+def test_a_stream_without_validation_scores_is_refused(lacking):
+    val, test = (dict(zip(("spatial", "temporal"), appearance_and_motion(0, prefix=p), strict=True)) for p in "vt")
+    with pytest.raises(ValueError, match="the tables hold different clips"):
+        fuse({**val, lacking: val[lacking].take([])}, test, FusionSpec())

@@ -397,3 +397,15 @@ def test_small_stays_the_network_of_old_checkpoints():
     found = [(m.in_channels, m.out_channels, m.kernel_size[0], m.stride[0], m.padding[0], m.bias) for m in layers]
     expected = [(3, 16, 5, 2, 2, None), (16, 32, 3, 2, 1, None), (32, 64, 3, 2, 1, None), (64, 128, 3, 2, 1, None)]
     assert found == expected
+
+
+def test_a_first_layer_without_bias_is_inflated_as_it_is(tmp_path):
+    """ResNet's: 7 x 7, stride 2, padding 3, no bias, as in most networks with batch normalization."""
+    published = torchvision.models.resnet18()
+    torch.save(published.state_dict(), tmp_path / "resnet18.pth")
+    made = build(spec("temporal", "resnet18", start=str(tmp_path / "resnet18.pth"), length=2), 4).body
+    first, images = made.conv1, torch.randn(2, 1, 32, 32).expand(-1, 3, -1, -1)  # gray: the mean is all that counts
+    assert first.weight.shape == (64, 4, 7, 7) and first.bias is None
+    found = first(images[:, :1].expand(-1, 4, -1, -1)) * 3 / 4
+    torch.testing.assert_close(found, published.conv1(images), rtol=1e-4, atol=1e-5)
+    assert set(made.state_dict()) == {name for name in published.state_dict() if not name.startswith("fc.")}

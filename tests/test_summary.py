@@ -207,3 +207,14 @@ def test_a_comparison_in_words(difference, interval, p, said):
     better = said == "fusion is better"
     assert page.verdict({**against, "never_answers": 2}) == said + ", choosing among fewer classes" * better
     assert page.verdict({**against, "only_fusion": 0, "only_stream": 0}) == "right on the same clips"
+
+
+def test_the_markdown_table_of_several_seeds_keeps_its_columns(tmp_path):
+    summary.write(tmp_path, dataset="toy", runs=[run(seed=0), run(seed=1, average="1111")])
+    lines = (tmp_path / "summary.md").read_text().splitlines()
+    assert lines[2] == "| split | seed | clips | spatial | temporal | average | svm |"
+    assert lines[5] == "| anna | 1 | 4 | 50.0% (2) | 50.0% (2) | 100.0% (4) | 100.0% (4) |"
+    assert lines[6] == "| mean |  |  | 50.0% | 50.0% | 87.5% | 87.5% |"
+    assert lines[7] == "| standard deviation between seeds |  |  | 0.0% | 0.0% | 17.7% | 17.7% |"
+    assert lines[8].startswith("| pooled |  | 8 | 50.0% (4) | ")
+    assert len({line.count("|") for line in lines[2:11]}) == 1

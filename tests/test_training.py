@@ -425,3 +425,18 @@ def test_a_point_of_a_long_curve_is_the_mean_of_its_losses():
     for step, loss in enumerate((1.0, 2.0, 6.0, 4.0), 1):
         curve.record(loss, spec(steps=3000), step)
     assert (curve.steps, curve.loss, curve.pending) == ([3], [3.0], [4.0])
+
+
+def test_a_process_without_validation_clips_of_its_own_scores_those_of_the_others(data):
+    """Three processes, two clips: the third gets the scores of both, and has none to give."""
+    others = [(np.array([k]), np.float32([[0.8, 0.2]]), np.array([False])) for k in (0, 1)]
+
+    class Third(World):
+        def gather(self, value):
+            assert [len(column) for column in value] == [0, 0, 0]
+            return [*others, value]
+
+    now = TrainingState(spec(), 2, torch.device("cpu"))
+    now.world = Third(2, 3, 3)
+    validate(now, validation_set(spec(), "i", data("frames"), now.world))
+    assert now.best.top1 == 0.5 and now.best.loss == pytest.approx(-np.log([0.8, 0.2]).mean(), rel=1e-6)

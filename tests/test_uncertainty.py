@@ -335,3 +335,34 @@ def test_a_tables_interval_does_not_depend_on_the_others():
     both, alone = Bootstrap({"a": a, "b": b}, None), Bootstrap({"a": a}, None)
     assert both.top1("a") == alone.top1("a")
     assert both.top1_method("a") == alone.top1_method("a") == "BCa bootstrap"
+
+
+def test_a_difference_takes_its_variances_from_the_clips(monkeypatch):
+    """Per class, the variance over clips of (right in b) - (right in a), which weighs the degrees of freedom."""
+    rng, labels = np.random.default_rng(1), np.repeat([0, 1, 2], [40, 20, 10])
+    groups = [f"g{i % 10}" for i in range(70)]
+    a, b = rng.random(70) < 0.4, rng.random(70) < np.repeat([0.9, 0.5, 0.4], [40, 20, 10])
+    given = {}
+
+    def noted(sums, clips, variances, weights):
+        given.update(clips=clips.sum(axis=0), variances=variances)
+        return clustered(sums, clips, variances, weights)
+
+    monkeypatch.setattr(uncertainty, "clustered", noted)
+    tables = {name: answered(right, labels, groups) for name, right in (("a", a), ("b", b))}
+    assert Bootstrap(tables, tuple(groups)).difference("b", "a") is not None
+    more = b.astype(int) - a
+    np.testing.assert_allclose(given["variances"], [more[labels == k].var() for k in range(3)])
+    assert given["clips"].tolist() == [40, 20, 10]
+
+
+def test_classes_of_one_group_do_not_add_to_the_groups_that_tell():
+    """Three groups of x have a wrong clip; those of y and z, each the only one of its class, say nothing of others."""
+    labels = np.repeat([0, 1, 2], [24, 4, 4])
+    groups = [f"x{i // 2}" for i in range(24)] + ["y"] * 4 + ["z"] * 4
+    right = np.array([i not in (0, 2, 4) for i in range(24)] + [True, True, False, False] * 2)
+    table = answered(right, labels, groups)
+    found = Bootstrap({"a": table, "b": answered(np.ones(32, bool), labels, groups)}, table.groups)
+    assert found.units == 14 and found.top1_method("a") == found.mean_class_method("a") == uncertainty.WILSON
+    assert found.top1("a") == pytest.approx(wilson(25 / 32, 14))
+    assert found.difference("b", "a") is None
