@@ -24,16 +24,17 @@ TYPICAL, CLASS_SPREAD, GROUP_SPREAD, SPREAD_IN_CLASS = (0.5, 2.0), 1.0, 0.8, 0.8
 
 @dataclass(frozen=True)
 class Design:
-    """`people` who have `clips` of each of `classes`, or, if 0, classes with `groups` of their own of `clips` each."""
+    """`people` who have `clips` of each of `classes`; if 0, classes with groups of their own, of `sizes` clips."""
 
     classes: int
-    clips: int
     people: int = 0
-    groups: int = 0
+    clips: int = 0
+    sizes: tuple[int, ...] = ()
 
     def __str__(self) -> str:
-        who = f"{self.people} people" if self.people else f"{self.groups} groups a class"
-        return f"{who}, {self.classes} classes, {self.clips} clip{'s' * (self.clips > 1)} each"
+        if self.people:
+            return f"{self.people} people, {self.classes} classes, {self.clips} clip{'s' * (self.clips > 1)} each"
+        return f"{self.classes} classes, groups of {', '.join(map(str, self.sizes))} in each"
 
 
 DESIGNS = (
@@ -42,9 +43,13 @@ DESIGNS = (
     Design(people=9, classes=6, clips=16),
     Design(people=9, classes=10, clips=1),
     Design(people=15, classes=6, clips=8),
-    Design(groups=2, classes=6, clips=10),
-    Design(groups=2, classes=20, clips=5),
-    Design(groups=3, classes=50, clips=5),
+    Design(classes=6, sizes=(10, 10)),
+    Design(classes=20, sizes=(5, 5)),
+    Design(classes=50, sizes=(5, 5, 5)),
+    Design(classes=6, sizes=(30, 5)),
+    Design(classes=10, sizes=(40, 5, 5)),
+    Design(classes=12, sizes=(14, 6, 4, 3, 2, 1)),
+    Design(classes=20, sizes=(12, 6, 3)),
 )
 
 
@@ -89,8 +94,8 @@ def simulated(design: Design, typical: float, rng: np.random.Generator) -> tuple
         labels = np.tile(np.repeat(np.arange(k), clips), design.people)
         group = np.repeat(np.arange(design.people), k * clips)
     else:
-        labels = np.repeat(np.arange(k), design.groups * clips)
-        group = np.repeat(np.arange(k * design.groups), clips)
+        labels = np.repeat(np.arange(k), sum(design.sizes))
+        group = np.repeat(np.arange(k * len(design.sizes)), design.sizes * k)
     shift = GROUP_SPREAD * rng.standard_normal(group.max() + 1)
     shift_in_class = SPREAD_IN_CLASS * rng.standard_normal((group.max() + 1, k))
     logit = of_class[labels] + shift[group] + shift_in_class[group, labels]

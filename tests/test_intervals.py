@@ -31,37 +31,41 @@ def test_wilson_holds_the_share_itself(share):
         assert 0 <= low <= share <= high <= 1
 
 
-def by_matrices(values, labels, groups, weights):
-    """Variance and degrees of freedom of a mean of class means: CR2 of a regression on class indicators, in matrices."""
-    x = (labels[:, None] == np.unique(labels)).astype(float)
-    inverse = np.linalg.inv(x.T @ x)
-    hat, mean = x @ inverse @ x.T, inverse @ weights / weights.sum()
-    rest = values - hat @ values
-    variance, of_noise = 0.0, []
-    for name in np.unique(groups):
-        mine = groups == name
-        size, directions = np.linalg.eigh(np.eye(mine.sum()) - hat[np.ix_(mine, mine)])
-        root = (directions * [1 / math.sqrt(s) if s > 1e-9 else 0 for s in size]) @ directions.T
-        adjusted = root @ x[mine] @ mean
-        variance += (adjusted @ rest[mine]) ** 2
-        of_noise.append(adjusted @ (np.eye(len(values)) - hat)[mine])
-    noise = np.array([np.var(values[labels == k]) for k in labels])
-    covariance = (np.array(of_noise) * noise) @ np.array(of_noise).T
-    return variance, np.trace(covariance) ** 2 / (covariance**2).sum()
+def by_matrices(values, clips, variances, weights):
+    """The square of the standard error, and the degrees of freedom, from the unit's means (n, K), in whole matrices."""
+    n, classes = clips.shape
+    linear = np.zeros((n, n, classes))  # the deviation of each unit, from the mean of each unit and class
+    for k in range(classes):
+        part = clips[:, k] / clips[:, k].sum()
+        minus_mean = np.eye(n) - np.outer(np.ones(n), part)
+        expected = np.diag(minus_mean @ minus_mean.T)
+        for g in range(n):
+            if 0 < part[g] < 1:
+                linear[g, :, k] = weights[k] / weights.sum() * part[g] / math.sqrt(expected[g]) * minus_mean[g]
+    covariance = np.einsum("ghk,ihk,k->gi", linear, linear, variances)
+    deviations = np.einsum("ghk,hk->g", linear, values)
+    return (deviations**2).sum(), np.trace(covariance) ** 2 / (covariance**2).sum()
 
 
 @pytest.mark.parametrize("seed", range(6))
 def test_the_clustered_standard_error_by_matrices(seed):
     rng = np.random.default_rng(seed)
-    labels, groups = rng.integers(4, size=60), rng.integers(7, size=60).astype(str)
-    groups[labels == 3] = "alone"  # a class that one group has all of, and nothing else does
-    values, weights = rng.integers(-1, 2, size=60).astype(float), rng.random(4) + 0.1
-    names = np.unique(groups)
-    cell = [[(groups == name) & (labels == k) for k in range(4)] for name in names]
-    sums, clips = (np.array([[v[c].sum() for c in row] for row in cell]) for v in (values, np.ones(60)))
-    found = clustered(sums, clips, np.array([np.var(values[labels == k]) for k in range(4)]), weights)
-    variance, freedom = by_matrices(values, labels, groups, weights)
-    assert found == (pytest.approx(math.sqrt(variance), rel=1e-9), pytest.approx(freedom, rel=1e-9))
+    clips = rng.integers(0, 6, size=(7, 4)).astype(float)
+    clips[0, :3] += 1
+    clips[:, 3] = [0, 0, 9, 0, 0, 0, 0]  # a class that one unit has all of
+    values, variances, weights = rng.normal(size=(7, 4)), rng.random(4) + 0.1, rng.random(4) + 0.1
+    error, freedom = clustered(values * clips, clips, variances, weights)
+    square, expected = by_matrices(values, clips, variances, weights)
+    assert (error**2, freedom) == (pytest.approx(square, rel=1e-9), pytest.approx(expected, rel=1e-9))
+
+
+@pytest.mark.parametrize("sizes", [(20, 20), (30, 5), (12, 6, 3), (14, 6, 4, 3, 2, 1)])
+def test_the_standard_error_has_no_bias_where_clips_of_a_group_are_alike(sizes):
+    rng, clips = np.random.default_rng(0), np.array(sizes, float)[:, None]
+    means = rng.normal(size=(20000, len(sizes), 1))
+    squares = [clustered(drawn * clips, clips, np.ones(1), np.ones(1))[0] ** 2 for drawn in means]
+    truth = (clips**2).sum() / clips.sum() ** 2
+    assert np.mean(squares) == pytest.approx(truth, rel=0.04)
 
 
 def test_groups_that_have_the_same_clips_leave_one_degree_of_freedom_less_than_they_are():

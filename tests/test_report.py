@@ -46,7 +46,12 @@ def test_a_headline_tells_what_no_figure_covers_and_what_is_easier(tmp_path):
     assert numbers["absent"] == ["z/b.avi", "z/a.avi"]
     first, *_, easier, last = metrics.headline_text(numbers).splitlines()
     assert first == "toy, split 1: 6 test clips; 2 listed videos, of any part, are absent and in no figure"
-    assert easier.startswith("the svm chose among 2 of 3 classes, as the others have no validation clip")
+    told = "the svm chose among 2 classes: 1 has no validation clip and cannot be answered, so that"
+    assert easier.startswith(f"{told} {numbers['per_class']['z']['clips']} test clips count as wrong")
+    assert numbers["per_class"]["z"]["clips"] > 0
+    assert metrics.fewer(2, 0).endswith(
+        "; without test clips of these either, the task is easier than that of the others"
+    )
     assert last.startswith("of the intervals: groups are unknown, so clips are resampled as if each were independent")
     page = (tmp_path / "report.html").read_text()
     assert "2 listed videos, of any part, are absent" in page and "C = 1; never answers 1 class<" in page

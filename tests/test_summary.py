@@ -49,8 +49,12 @@ def test_means_spreads_and_pooled_counts_by_hand(tmp_path):
 
 def test_an_svm_that_cannot_answer_all_classes_is_told_to_have_an_easier_task(tmp_path):
     few = Run(**{**vars(run("ben")), "fusion": {"svm": {"c": 0.1, "absent": ["y"]}}})
+    assert few.fused["average"].per_class()[1].tolist() == [2, 2]
     numbers = summary.write(tmp_path, dataset="toy", runs=[run(), few])
-    told = "In 1 of 2 runs the svm chose among fewer classes than the other columns (up to 1 have no validation clip)"
+    told = (
+        "In 1 of 2 runs the svm chose among fewer classes: up to 1 has no validation clip and cannot be answered, "
+        "so that 2 test clips count as wrong"
+    )
     assert numbers["note"].startswith(told)
     assert told in (tmp_path / "summary.md").read_text().splitlines()[-1]
     assert told in " ".join((tmp_path / "summary.html").read_text().split())

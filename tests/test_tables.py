@@ -86,9 +86,14 @@ def test_a_difference_is_given_on_the_papers_clips_only(monkeypatch):
 
 
 def test_a_row_whose_fusion_cannot_answer_all_classes_says_so():
-    told = "chose among fewer classes, as 3 have no validation clip: an easier task"
-    trials = trial("1100", "1"), Trial(**{**vars(trial("1110", "2")), "never_answers": 3})
-    assert collected(*trials)["rows"][0]["setup"] == told and collected(trials[0])["rows"][0]["setup"] == ""
+    first, second = trial("1100", "1"), trial("1110", "2")
+    absent = second.scores.classes[-1:]
+    clips = second.scores.per_class()[1][-1]
+    lost = [Trial(**{**vars(second), "never_answers": absent})]
+    (row,) = collected(first, *lost)["rows"]
+    told = "chose among fewer classes: up to 1 has no validation clip and cannot be answered"
+    assert row["setup"].startswith(told) and (f"so that {clips} test clips count" in row["setup"]) == bool(clips)
+    assert collected(first)["rows"][0]["setup"] == ""
 
 
 def results() -> list[Result]:

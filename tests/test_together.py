@@ -263,12 +263,34 @@ def test_what_is_validated_or_tested_here_is_not_trained_on_there(sets, capsys, 
     )
 
 
+def apart(catalog):
+    """The catalog with a group, and contents of their own, for each part: anna, ben and cleo."""
+    named = {"train": "anna", "val": "ben", "test": "cleo"}
+    clips = enumerate(catalog.clips, 1)
+    return replace(catalog, clips=tuple(replace(c, group=named[c.part], content=f"{n:016x}") for n, c in clips))
+
+
+def test_groups_of_clips_that_are_left_out_are_not_told(sets, capsys):
+    catalog, other = sets()
+    own, clips = apart(catalog), [replace(c, group="dora", content="f" * 16) for c in other.catalog.clips]
+    first = next(n for n, c in enumerate(clips) if c.part == "train")
+    clips[first] = replace(clips[first], group="cleo", content=own.part("test")[0].content)
+    say_shared_groups(spec(**HEADS), own, other._replace(catalog=replace(other.catalog, clips=tuple(clips))))
+    assert capsys.readouterr().err == ""
+
+
+def test_groups_of_classes_that_are_not_added_are_not_told(sets, capsys):
+    catalog, other = sets()
+    same = same_classes(catalog.classes, other.catalog.classes)
+    clips = tuple(replace(c, group="cleo" if c.class_name in same else "dora") for c in other.catalog.clips)
+    say_shared_groups(spec(**CLASSES), apart(catalog), other._replace(catalog=replace(other.catalog, clips=clips)))
+    assert capsys.readouterr().err == ""
+
+
 @pytest.mark.parametrize("how", ["heads", "classes", "start"])
 def test_groups_held_out_here_and_trained_on_there_are_told(sets, capsys, how):
     catalog, other = sets()
-    named = {"train": "anna", "val": "ben", "test": "cleo"}
-    own = replace(catalog, clips=tuple(replace(c, group=named[c.part]) for c in catalog.clips))
-    settings = spec(with_dataset="more", with_how=how)
+    own, settings = apart(catalog), spec(with_dataset="more", with_how=how)
 
     def told(*groups):
         clips = [replace(c, group=groups[n % len(groups)]) for n, c in enumerate(other.catalog.clips)]
@@ -280,7 +302,10 @@ def test_groups_held_out_here_and_trained_on_there_are_told(sets, capsys, how):
         in told("anna", "ben", "cleo")
     )
     assert told("anna", "dora") == ""
-    tested = [replace(c, group="cleo", part="test") for c in other.catalog.clips]
+    tested = [
+        replace(c, group="cleo", part="test") if n % 2 else replace(c, group="dora")
+        for n, c in enumerate(other.catalog.clips)
+    ]
     say_shared_groups(settings, own, other._replace(catalog=replace(other.catalog, clips=tuple(tested))))
     assert capsys.readouterr().err == ""
 

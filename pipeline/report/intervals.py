@@ -37,15 +37,16 @@ def bca(estimate: float, resampled: np.ndarray, without_each: np.ndarray) -> Int
 def widened(interval: Interval, estimate: float, by: float, lowest: float) -> Interval:
     """The ends of an interval moved away from the estimate, `by` times as far (never nearer), within lowest..1."""
     low, high = (float(estimate + max(1.0, by) * (end - estimate)) for end in interval)
-    return max(lowest, low), min(1.0, high)
+    return max(float(lowest), low), min(1.0, high)
 
 
 def clustered(sums: np.ndarray, clips: np.ndarray, variances: np.ndarray, weights: np.ndarray) -> tuple[float, float]:
     """Standard error of a mean of class means whose clips come in units, and its degrees of freedom.
 
-    It is free of the bootstrap's bias: of n units that all have every class, resamples vary by (n - 1) / n of what they
-    should, and of a class with two units of its own by half. A unit that has all clips of a class tells nothing of how
-    that class varies, and does not count.
+    It takes the clips of a unit and class as alike, and units as independent, and then has no bias if every class is
+    divided among units in the same way. The bootstrap has: of n units that have the same clips, resamples vary by
+    (n - 1) / n of what they should. A unit that has all clips of a class tells nothing of how that class varies, and
+    does not count.
 
     Args:
         sums: (n, K) sum over the clips of each unit and class of what is averaged.
@@ -57,21 +58,27 @@ def clustered(sums: np.ndarray, clips: np.ndarray, variances: np.ndarray, weight
         Standard error and degrees of freedom (n - 1 if every unit has the same clips of every class); (0, 0) if nothing
         varies.
 
-    Source: R. M. Bell and D. F. McCaffrey, Survey Methodology 28 (2002): the estimator known as CR2, here of a
-    regression on class indicators, with Satterthwaite's degrees of freedom for independent clips.
+    Source: R. M. Bell and D. F. McCaffrey, Survey Methodology 28 (2002): each unit's part is divided by the root of its
+    expected square (there by a matrix root, with independent clips: CR2), and Satterthwaite's degrees of freedom.
     """
     total = np.maximum(clips.sum(axis=0), 1)
-    left = np.where(clips < total, 1 - clips / total, np.inf)  # of the class, outside of the unit
-    share = weights / weights.sum() / total / np.sqrt(left)  # (n, K) what a clip adds to the mean, by unit
+    part = clips / total
+    squares = (part**2).sum(axis=0)
+    # what is expected of the square of a unit's mean minus the class's, as a share of the variance between units
+    expected = np.where(clips < total, 1 - 2 * part + squares, np.inf)
+    share = weights / weights.sum() / total / np.sqrt(expected)  # (n, K) what a clip adds to the mean, by unit
     deviations = (share * (sums - sums.sum(axis=0) / total * clips)).sum(axis=1)
-    own = (share**2 * variances * clips).sum(axis=1)
-    by_mean = share * clips * np.sqrt(variances / total)
-    # covariance of the deviations: diag(own) - by_mean @ by_mean.T; its trace, and the sum of its squares
-    trace = own.sum() - (by_mean**2).sum()
-    squares = (own**2).sum() - 2 * (own * (by_mean**2).sum(axis=1)).sum() + ((by_mean.T @ by_mean) ** 2).sum()
+    # their covariance: diag(own) - a b^T - b a^T + a diag(squares) a^T; its trace, and the sum of its squares
+    a = share * clips * np.sqrt(variances)
+    b, own, same = a * part, (a**2).sum(axis=1), np.eye(len(total))
+    rest = (a**2 * (squares - 2 * part)).sum(axis=1)
+    trace = (own + rest).sum()
     if trace <= 1e-12 * own.sum():
         return 0.0, 0.0
-    return float(np.sqrt((deviations**2).sum())), float(trace**2 / squares)
+    both = np.hstack([a, b])
+    inner = np.block([[np.diag(squares), -same], [-same, np.zeros_like(same)]]) @ (both.T @ both)
+    of_squares = (own**2).sum() + 2 * (own * rest).sum() + (inner * inner.T).sum()
+    return float(np.sqrt((deviations**2).sum())), float(trace**2 / of_squares)
 
 
 def student(freedom: float) -> float:

@@ -56,10 +56,9 @@ def headline_text(numbers: Mapping[str, Any]) -> str:
         interval = "{:.1%} to {:.1%}".format(*row["top1_interval"])
         lines.append(f"{name:16} {row['top1']:7.1%} {interval:>16} {row['mean_class']:11.1%}")
     if unknown := never_answered("svm", numbers.get("fusion", {})):
-        classes = len(numbers["classes"])
+        lost = sum(numbers["per_class"][name]["clips"] for name in unknown)
         lines.append(
-            f"the svm chose among {classes - unknown} of {classes} classes, as the others have no validation "
-            "clip: an easier task than that of the other rows"
+            f"the svm chose among {len(numbers['classes']) - len(unknown)} classes: {fewer(len(unknown), lost)}"
         )
     if note := numbers.get("intervals", {}).get("note"):
         lines.append(f"of the intervals: {note}")
@@ -99,7 +98,10 @@ def collect(tables: Mapping[str, Scores], chain: Chain, *, dataset: str, split: 
         "odd": dict(chain.odd),
         **{name: summary(name, bootstrap) for name in STREAMS},
         "fused": {
-            n: {**summary(n, bootstrap), "against_stream": comparison(n, bootstrap, never_answered(n, chain.fusion))}
+            n: {
+                **summary(n, bootstrap),
+                "against_stream": comparison(n, bootstrap, len(never_answered(n, chain.fusion))),
+            }
             for n in fusions
         },
         "intervals": bootstrap.as_dict(),
@@ -133,16 +135,28 @@ def summary(name: str, bootstrap: Bootstrap) -> dict[str, Any]:
     }
 
 
-def never_answered(name: str, fusion: Mapping[str, Any]) -> int:
-    """Number of classes that a fusion cannot answer, as they have no validation clip; `fusion` as `Chain.fusion`."""
-    return len(fusion.get(name, {}).get("absent", ()))
+def never_answered(name: str, fusion: Mapping[str, Any]) -> tuple[str, ...]:
+    """The classes that a fusion cannot answer, as they have no validation clip; `fusion` as `Chain.fusion`."""
+    return tuple(fusion.get(name, {}).get("absent", ()))
+
+
+def clips_of(classes: Sequence[str], table: Scores) -> int:
+    """How many clips of a table are of these classes."""
+    return int(sum(table.per_class()[1][table.classes.index(name)] for name in classes))
+
+
+def fewer(classes: int, clips: int) -> str:
+    """What it means for an accuracy that a fusion cannot answer some classes, which have this many test clips."""
+    which = f"{classes} {'has' if classes == 1 else 'have'} no validation clip and cannot be answered"
+    if clips:
+        return f"{which}, so that {clips} test clips count as wrong; on the others the task is easier"
+    return f"{which}; without test clips of these either, the task is easier than that of the others"
 
 
 def comparison(name: str, bootstrap: Bootstrap, never: int = 0) -> dict[str, Any]:
     """Compare a fusion with the better stream on the same clips: the difference in top-1, and McNemar's test.
 
-    `never` is the number of classes that the fusion cannot answer. Where these have no test clip either, its task is
-    easier than the stream's.
+    `never` is the number of classes that the fusion cannot answer: see `fewer`.
     """
     tables = bootstrap.tables
     stream = uncertainty.better(STREAMS, tables)

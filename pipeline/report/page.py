@@ -140,7 +140,7 @@ def _note(name: str, parameters: Mapping[str, Any]) -> str:
     if name == "weighted" and "weight" in parameters:
         return f"temporal weight {parameters['weight']:g}"
     if name == "svm" and "c" in parameters:
-        unknown = metrics.never_answered(name, {name: parameters})
+        unknown = len(metrics.never_answered(name, {name: parameters}))
         never = f"; never answers {unknown} class{'es' * (unknown > 1)}" if unknown else ""
         return f"linear, C = {parameters['c']:g}{never}"
     return {"spatial": "single frames", "temporal": "optical flow", "average": "mean of both"}.get(name, "")

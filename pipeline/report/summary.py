@@ -120,13 +120,12 @@ def markdown(numbers: Mapping[str, Any]) -> str:
 
 def _easier(runs: Sequence[Run]) -> str:
     """A sentence on runs whose SVM cannot answer all classes; "" if there is none."""
-    never = [count for count in (metrics.never_answered("svm", run.fusion) for run in runs) if count]
+    never = [(metrics.never_answered("svm", run.fusion), run.fused["average"]) for run in runs]
+    never = [(classes, table) for classes, table in never if classes]
     if not never:
         return ""
-    return (
-        f"In {len(never)} of {len(runs)} runs the svm chose among fewer classes than the other columns (up to "
-        f"{max(never)} have no validation clip): an easier task."
-    )
+    most, clips = max(len(classes) for classes, _ in never), sum(metrics.clips_of(*of) for of in never)
+    return f"In {len(never)} of {len(runs)} runs the svm chose among fewer classes: up to {metrics.fewer(most, clips)}."
 
 
 def _check(runs: Sequence[Run]) -> None:
@@ -196,7 +195,7 @@ def _mean(runs: Sequence[Run], tables: Sequence[Scores]) -> dict[str, float | No
 
 
 def _comparison(name: str, bootstrap: Bootstrap, repeated: int, runs: Sequence[Run]) -> dict[str, Any]:
-    found = metrics.comparison(name, bootstrap, max(metrics.never_answered(name, run.fusion) for run in runs))
+    found = metrics.comparison(name, bootstrap, max(len(metrics.never_answered(name, run.fusion)) for run in runs))
     return {**found, "mcnemar_p": None} if repeated else found
 
 

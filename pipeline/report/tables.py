@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.report import metrics
 from pipeline.report.paper import SETS, TEST_CLIPS, Row, Table
 from pipeline.report.summary import cell, pool
 from pipeline.report.uncertainty import BCA, Bootstrap, interval_text
@@ -28,8 +29,8 @@ class Trial:
     scores: Scores
     made: str = ""
     """Path of the scores file."""
-    never_answers: int = 0
-    """Number of classes that the row's fusion cannot answer, as they have no validation clip."""
+    never_answers: Sequence[str] = ()
+    """Classes that the row's fusion cannot answer, as they have no validation clip."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -164,8 +165,9 @@ def _row(table: Table, result: Result, on: str, pooled: bool) -> dict[str, Any]:
 
 
 def _easier(trials: Sequence[Trial]) -> str:
-    never = max((trial.never_answers for trial in trials), default=0)
-    return f"chose among fewer classes, as {never} have no validation clip: an easier task" if never else ""
+    most = max((len(trial.never_answers) for trial in trials), default=0)
+    clips = sum(metrics.clips_of(trial.never_answers, trial.scores) for trial in trials)
+    return f"chose among fewer classes: up to {metrics.fewer(most, clips)}" if most else ""
 
 
 def _trial(trial: Trial) -> dict[str, Any]:

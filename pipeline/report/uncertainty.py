@@ -27,7 +27,7 @@ class Bootstrap:
 
     The method is BCa (bias-corrected and accelerated): near 0 and 1, plain percentiles lie on the wrong side. Its ends
     are then moved out, since resamples of few groups vary too little, and few groups do not show how much they vary: by
-    the ratio of Student's t times an unbiased standard error to 1.96 times the deviation of the resamples. In
+    the ratio of Student's t times a standard error without that bias to 1.96 times the deviation of the resamples. In
     simulations with nine persons the truth is then covered in 94 to 95 % of cases, instead of 88 to 90 %
     (`benchmarks/intervals.py`).
 

@@ -150,14 +150,18 @@ def refuse_overlap(spec: StreamSpec, catalog: Catalog, other: OtherDataset) -> N
 
 
 def say_shared_groups(spec: StreamSpec, catalog: Catalog, other: OtherDataset) -> None:
-    """Say which groups that are held out here have training clips in the other set, by their names.
+    """Say which groups that are held out here have clips in the other set that are trained on, by their names.
 
     The same person, or the same video encoded anew, is no byte-for-byte copy, so that nothing is left out; and equal
     names may be chance. So this is for the user to judge.
     """
     held_out = {clip.group for part in ("val", "test") for clip in catalog.part(part)}
     held_out -= {clip.group for clip in catalog.part("train")}
-    shared = sorted(held_out & {clip.group for clip in other.catalog.part("train")})
+    used = _apart(catalog, other)
+    if spec.with_how == "classes":
+        added = other_classes(spec, catalog, other)
+        used = [clip for clip in used if clip.class_name in added]
+    shared = sorted(held_out & {clip.group for clip in used})
     if shared:
         say(
             f"{spec.stream}: {len(shared)} groups that are held out here have training clips in {other.name}, by their "
