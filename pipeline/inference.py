@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from pipeline import store
-from pipeline.catalog import UNREADABLE, Catalog, Clip
+from pipeline.catalog import NO_VIDEO, Catalog, Clip
 from pipeline.dataset import EvalSet
 from pipeline.networks import resolve_device
 from pipeline.networks.checkpoint import Checkpoint, load_checkpoint, refuse_other_data
@@ -107,7 +107,7 @@ def score(
 def _say_what_was_seen(trained: Checkpoint, clips: Sequence[Clip], part: str) -> None:
     """Say which clips the weights were trained on, or, of test clips, chosen on, as those of another split were."""
     kinds = {"val": ("trained_on",), "test": ("trained_on", "chosen_on")}.get(part, ())
-    contents = {content for kind in kinds for content in trained.record.get(kind, ())} - {UNREADABLE}
+    contents = {content for kind in kinds for content in trained.record.get(kind, ())} - NO_VIDEO
     if seen := [clip.id for clip in clips if clip.content in contents]:
         say(
             f"{trained.spec.stream} scores of {part}: the weights were trained or chosen on {len(seen)} of "

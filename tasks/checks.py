@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import itertools
 import os
 import re
@@ -11,7 +12,6 @@ from pathlib import Path
 import luigi
 from luigi.configuration import get_config
 
-from pipeline import specs
 from pipeline.specs import STREAMS
 from pipeline.specs.base import Spec, unknown_name
 from tasks import settings
@@ -132,6 +132,10 @@ def check_dataset(name: str) -> None:
             text = Path(path).read_text(errors="replace")
             if path == overlay and not re.search(r"^\[", text, re.MULTILINE):
                 raise ValueError(f"LUIGI_CONFIG_PATH is {overlay!r}, which holds no settings")
+    if Path("luigi.cfg").is_file() and settings.from_command_line():
+        check_sections()  # a misspelled section says more than a missing one
+        if not get_config().has_section("retcode"):
+            raise ValueError("luigi.cfg has no section [retcode], without which a failed task would end with status 0")
     # a preset alone lacks the rest, such as the exit status for failed tasks
     if not settings.datasets() or (settings.from_command_line() and not get_config().has_section("retcode")):
         raise FileNotFoundError(
@@ -188,9 +192,11 @@ def check_sections() -> None:
     for section in get_config().sections():
         if section.startswith("dataset."):
             for name in settings.items(section):
-                if not settings.stage_of(name) and name not in specs.DatasetSpec.settings():
-                    raise ValueError(unknown_name(f"setting [{section}] {name}", name, specs.DatasetSpec.settings()))
-        elif section not in settings.SECTIONS and section not in _OF_LUIGI:
+                if name not in (names := _names_in_a_dataset(settings.stage_of(name))):
+                    raise ValueError(unknown_name(f"setting [{section}] {name}", name, names))
+        elif section in _OF_LUIGI:
+            _check_luigis(section)
+        elif section not in settings.SECTIONS:
             task = _task_named(section)
             if task is None:
                 raise ValueError(unknown_name(f"section [{section}]", section, [*settings.SECTIONS, "dataset.<name>"]))
@@ -204,6 +210,23 @@ def check_sections() -> None:
                 if name.replace("-", "_") not in parameters:
                     what = f"parameter {name} of task {section}"
                     raise ValueError(unknown_name(what, name, parameters))
+
+
+def _names_in_a_dataset(stage: str) -> list[str]:
+    """The names of a stage's settings, or of the dataset's own, in the section of a dataset."""
+    if stage == "demo":
+        return [f"demo_{name}" for name in settings.SECTIONS["demo"].settings()]
+    return settings.changeable(stage)
+
+
+def _check_luigis(section: str) -> None:
+    """Refuse names that resemble a setting of Luigi's, which would be ignored; it has some that it does not declare."""
+    task = _task_named(section)
+    declared = [name for name, _ in task.get_params()] if task else []
+    for name in settings.items(section):
+        near = difflib.get_close_matches(name.replace("-", "_"), declared, 1, 0.85)
+        if near and name.replace("-", "_") not in declared:
+            raise ValueError(f"setting [{section}] {name} does not exist; did you mean {near[0]!r}?")
 
 
 def _task_named(name: str) -> type[luigi.Task] | None:

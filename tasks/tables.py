@@ -275,6 +275,8 @@ class PaperTable(Repeated, OnDevice):
             s = settings.stream(name, self.dataset_name, 0, self.changes)
             parts = {"": s.network, "start": f"starts from {s.start}", "steps": f"{s.steps} steps"}
             told = [text for setting, text in parts.items() if f"{name}_{setting}" not in self._changed]
+            if f"{name}_with_how" in self._changed:  # rows then start from other weights, and each tells from which
+                told = [text for text in told if text != parts["start"]]
             found[name] = ", ".join([*told, f"batch {s.batch}", f"precision {s.precision}"])
         train, val = (_span([len(catalog.part(part)) for catalog in catalogs]) for part in ("train", "val"))
         found["training"] = f"{train} clips, and {val} for validation"

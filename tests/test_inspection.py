@@ -168,6 +168,16 @@ def test_the_folder_of_artifacts_is_the_configured_one(frames, tmp_path, monkeyp
     assert main(["status", "--artifacts", "here"]) == 0 and "nothing has been made in here;" in capsys.readouterr().out
 
 
+def test_nothing_is_looked_for_or_removed_if_the_named_settings_are_not_there(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LUIGI_CONFIG_PATH", "klien.cfg")
+    kept = write_frames(tmp_path / "data/artifacts/set/frames/native-0123456789ab", {"a": moving_texture(2)})
+    for command in ("status", "gc --yes", "invalidate frames --all", "doctor"):
+        assert main(command.split()) == 2
+        assert "LUIGI_CONFIG_PATH is 'klien.cfg', and there is no such file" in capsys.readouterr().err
+    assert kept.exists()
+
+
 @pytest.mark.parametrize(
     ("text", "told"),
     [

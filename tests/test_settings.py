@@ -79,7 +79,22 @@ def test_a_dataset_overrides_stages_only(bare_config, name):
         ({"flow": {"metod": "tvl1"}}, r"setting \[flow\] metod does not exist; did you mean 'method'\?"),
         ({"flow": {"method": "x"}}, r"\[flow\] method is 'x'; allowed: "),
         ({"dataset.mine": {"vidoes": "x"}}, r"setting \[dataset.mine\] vidoes does not exist; did you mean 'videos'\?"),
-        ({"dataset.mine": {"flow_metod": "x"}}, r"setting \[flow\] metod does not exist"),
+        (
+            {"dataset.other": {"flow_metod": "x"}},
+            r"setting \[dataset.other\] flow_metod does not exist; did you mean 'flow_method'\?",
+        ),
+        (
+            {"dataset.demo": {"demo_clipz": "x"}},
+            r"setting \[dataset.demo\] demo_clipz does not exist; did you mean 'demo_",
+        ),
+        (
+            {"core": {"local_schedular": "true"}},
+            r"setting \[core\] local_schedular does not exist; did you mean 'local_scheduler'\?",
+        ),
+        (
+            {"retcode": {"task-faild": "3"}},
+            r"setting \[retcode\] task-faild does not exist; did you mean 'task_failed'\?",
+        ),
         ({"data": {"layout": "csv"}}, r"section \[data\] does not exist; did you mean 'dataset'\?"),
         (
             {"Flow": {"method": "tvl1"}},
@@ -94,6 +109,21 @@ def test_what_does_not_exist_is_refused(bare_config, content, message):
     with pytest.raises(ValueError, match=message):
         checks.check_dataset("mine")
         checks.check("mine")
+
+
+def test_a_settings_file_without_exit_statuses_is_not_called_absent(bare_config, tmp_path, monkeypatch):
+    monkeypatch.delenv("LUIGI_CONFIG_PATH", raising=False)
+    monkeypatch.setattr(settings, "from_command_line", lambda: True)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "luigi.cfg").write_text("[dataset.mine]\n")
+    bare_config.read_dict({"dataset.mine": {}})
+    with pytest.raises(
+        ValueError, match=r"luigi.cfg has no section \[retcode\], without which a failed task would end"
+    ):
+        checks.check_dataset("mine")
+    bare_config.read_dict({"retcodes": {}})
+    with pytest.raises(ValueError, match=r"section \[retcodes\] does not exist"):
+        checks.check_dataset("mine")
 
 
 def test_an_unknown_section_is_refused_by_the_demo_too(bare_config, tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 from chains import build, fresh, luigi_command, snapshot, write_four_clips
@@ -112,6 +113,8 @@ def test_rows_of_a_table_use_the_other_set_as_they_say_and_not_as_is_configured(
         task for p in fresh(PaperTable, table="3").plan if p.row.key == "average" for task in p.tasks[0].requires()
     ]
     assert not any(t.requires()[0].stream_spec.with_dataset for t in fused if isinstance(t, ScoreStream))
+    catalogs = [SimpleNamespace(part=lambda name: [0])]
+    assert "starts from" not in fresh(PaperTable, table="2")._setup(catalogs)["temporal"]  # as one row does not
     # fine-tuning is shorter, the training that it starts from is not
     assert (trained["tuned"].stream_spec.steps, trained["tuned"].stream_spec.milestones) == (10, (7,))
     start = trained["tuned"].requires()[2]

@@ -39,13 +39,16 @@ def configured_artifacts() -> Path:
 
 
 def read_settings() -> configparser.ConfigParser:
-    """luigi.cfg of the current folder, and the preset of LUIGI_CONFIG_PATH over it; a missing file is left out.
+    """luigi.cfg of the current folder, if there is one, and the preset of LUIGI_CONFIG_PATH over it.
 
     Raises:
+        FileNotFoundError: LUIGI_CONFIG_PATH names no file: other settings than the user meant may name other artifacts.
         ValueError: one of them has an error of syntax, or is not UTF-8.
     """
-    parser = configparser.ConfigParser(interpolation=None)
-    for path in ("luigi.cfg", os.environ.get("LUIGI_CONFIG_PATH", "")):
+    parser, overlay = configparser.ConfigParser(interpolation=None), os.environ.get("LUIGI_CONFIG_PATH", "")
+    if overlay and not Path(overlay).is_file():
+        raise FileNotFoundError(f"LUIGI_CONFIG_PATH is {overlay!r}, and there is no such file")
+    for path in ("luigi.cfg", overlay):
         try:
             parser.read(path, encoding="utf-8")
         except configparser.Error as error:

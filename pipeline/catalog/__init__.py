@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from pipeline.catalog import remarks
-from pipeline.catalog.clips import UNKNOWN, UNREADABLE, Catalog, Clip, refuse_duplicates
+from pipeline.catalog.clips import NO_VIDEO, UNKNOWN, UNREADABLE, Catalog, Clip, refuse_duplicates
 from pipeline.catalog.contents import by_stamp, hashes, reading_threads, stamp
 from pipeline.catalog.layouts import (
     Ignored,
@@ -33,6 +33,7 @@ from pipeline.system.console import some
 __all__ = [
     "UNKNOWN",
     "UNREADABLE",
+    "NO_VIDEO",
     "Catalog",
     "Clip",
     "changes",
@@ -197,5 +198,5 @@ def _classes(spec: DatasetSpec, rows: list[ListedClip], listed: list[str], split
 
 def _copies(catalog: Catalog) -> list[str]:
     """Ids of validation and test clips that are byte-for-byte copies of a training clip."""
-    trained = {clip.content for clip in catalog.part("train")} - {UNREADABLE}
+    trained = {clip.content for clip in catalog.part("train")} - NO_VIDEO
     return [clip.id for part in ("val", "test") for clip in catalog.part(part) if clip.content in trained]

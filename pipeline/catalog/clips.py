@@ -5,6 +5,7 @@ Labels become zero-based in the catalog and nowhere else.
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from pipeline.specs.base import digest_of
 
 UNKNOWN = -1  # label of an unlabelled clip
 UNREADABLE = "0" * 16  # `content` of a file that was not or cannot be read; decoding it later tells why
+NO_VIDEO = frozenset({UNREADABLE, hashlib.blake2b(digest_size=8).hexdigest()})  # that, and `content` of an empty file
 
 
 @dataclass(frozen=True)

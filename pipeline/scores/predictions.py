@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.catalog import UNREADABLE, Catalog
+from pipeline.catalog import NO_VIDEO, Catalog
 from pipeline.scores import Scores
 from pipeline.store import Store
 from pipeline.system import files
@@ -48,7 +48,7 @@ def write(
     fused = tables["fused"]
     streams = {name: fused.join(table)[1] for name, table in tables.items() if name != "fused"}
     paths = {clip.id: clip.path for clip in catalog.clips}
-    seen = {clip.id for clip in catalog.clips if clip.content in set(known) - {UNREADABLE}}
+    seen = {clip.id for clip in catalog.clips if clip.content in set(known) - NO_VIDEO}
     if unknown := set(fused.video_ids) ^ set(paths):
         raise ValueError(f"the scores and the catalog hold different clips, such as {min(unknown)!r}")
     best = min(BEST, len(fused.classes))

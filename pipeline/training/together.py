@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from torch.utils.data import Dataset
 
-from pipeline.catalog import UNREADABLE, Catalog, Clip
+from pipeline.catalog import NO_VIDEO, Catalog, Clip
 from pipeline.dataset import TrainingSet
 from pipeline.networks.checkpoint import clips_seen
 from pipeline.specs import StreamSpec
@@ -192,7 +192,7 @@ def refuse_start_that_saw(spec: StreamSpec, catalog: Catalog, start: Path | None
     if not start:
         return
     trained, chosen = clips_seen(start)
-    own = {clip.content for clip in catalog.part("train")} | {UNREADABLE}
+    own = {clip.content for clip in catalog.part("train")} | NO_VIDEO
     seen = {"val": trained - own, "test": (trained | chosen) - own}
     if twice := [clip.id for part, contents in seen.items() for clip in catalog.part(part) if clip.content in contents]:
         raise ValueError(
@@ -204,7 +204,7 @@ def refuse_start_that_saw(spec: StreamSpec, catalog: Catalog, start: Path | None
 
 def _held_out(catalog: Catalog, other: OtherDataset, parts: Sequence[str] = ("train",)) -> list[Clip]:
     """Clips of these parts of the other set that are, byte for byte, validation or test clips of this set."""
-    held_out = {clip.content for clip in catalog.clips if clip.part in ("val", "test")} - {UNREADABLE}
+    held_out = {clip.content for clip in catalog.clips if clip.part in ("val", "test")} - NO_VIDEO
     return [clip for part in parts for clip in other.catalog.part(part) if clip.content in held_out]
 
 
