@@ -48,7 +48,8 @@ def write(
     fused = tables["fused"]
     streams = {name: fused.join(table)[1] for name, table in tables.items() if name != "fused"}
     paths = {clip.id: clip.path for clip in catalog.clips}
-    seen = {clip.id for clip in catalog.clips if clip.content in set(known) - NO_VIDEO}
+    contents = set(known) - NO_VIDEO
+    seen = {clip.id for clip in catalog.clips if clip.content in contents}
     if unknown := set(fused.video_ids) ^ set(paths):
         raise ValueError(f"the scores and the catalog hold different clips, such as {min(unknown)!r}")
     best = min(BEST, len(fused.classes))
