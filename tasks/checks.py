@@ -12,6 +12,7 @@ from pathlib import Path
 import luigi
 from luigi.configuration import get_config
 
+from pipeline.artifacts.status import preset
 from pipeline.specs import STREAMS
 from pipeline.specs.base import Spec, unknown_name
 from tasks import settings
@@ -113,8 +114,9 @@ def check_dataset(name: str) -> None:
     Raises:
         FileNotFoundError: LUIGI_CONFIG_PATH names no file, or there is no luigi.cfg.
         PermissionError: one of them cannot be read.
-        ValueError: the dataset has no section, a section or a dataset's setting is unknown, the file of
-            LUIGI_CONFIG_PATH has no sections at all or is of TOML, or tasks are to be looked at in parallel.
+        ValueError: the dataset has no section, a section or a dataset's setting is unknown, luigi.cfg has no exit
+            statuses, the file of LUIGI_CONFIG_PATH has no sections at all or is of TOML, or tasks are to be looked at
+            in parallel.
     """
     for variable in ("LUIGI_CONFIG_PARSER", "LUIGI_CONFIG_PATH"):
         if (given := os.environ.get(variable, "")).endswith("toml"):
@@ -124,25 +126,22 @@ def check_dataset(name: str) -> None:
             "parallel_scheduling is not possible here: Luigi would wait without end for tasks that are refused; leave "
             "it out (what is complete is found in little time, and --workers does run tasks in parallel)"
         )
-    overlay = os.environ.get("LUIGI_CONFIG_PATH", "")
-    if overlay and not Path(overlay).is_file():
-        raise FileNotFoundError(f"LUIGI_CONFIG_PATH is {overlay!r}, and there is no such file")
+    overlay = preset()
     for path in filter(None, ("luigi.cfg", overlay)):  # Luigi silently skips what it cannot open
         if Path(path).is_file():
             text = Path(path).read_text(errors="replace")
             if path == overlay and not re.search(r"^\[", text, re.MULTILINE):
                 raise ValueError(f"LUIGI_CONFIG_PATH is {overlay!r}, which holds no settings")
-    if Path("luigi.cfg").is_file() and settings.from_command_line():
-        check_sections()  # a misspelled section says more than a missing one
-        if not get_config().has_section("retcode"):
-            raise ValueError("luigi.cfg has no section [retcode], without which a failed task would end with status 0")
     # a preset alone lacks the rest, such as the exit status for failed tasks
-    if not settings.datasets() or (settings.from_command_line() and not get_config().has_section("retcode")):
+    lacks_statuses = settings.from_command_line() and not get_config().has_section("retcode")
+    if not Path("luigi.cfg").is_file() and (lacks_statuses or not settings.datasets()):
         raise FileNotFoundError(
             f"there is no luigi.cfg in {str(Path.cwd())!r}; run from the project's root, or give the path of the "
             "project's luigi.cfg as LUIGI_CONFIG_PATH"
         )
-    check_sections()
+    check_sections()  # before what is missing: it may be misspelled
+    if lacks_statuses:
+        raise ValueError("luigi.cfg has no section [retcode], without which a failed task would end with status 0")
     if name not in settings.datasets():
         raise ValueError(unknown_name(f"dataset {name!r}", name, settings.datasets()))
 

@@ -38,17 +38,27 @@ def configured_artifacts() -> Path:
     return Path(os.path.expandvars(found)).expanduser()  # Luigi replaces ${NAME} too
 
 
+def preset() -> str:
+    """The file of settings that LUIGI_CONFIG_PATH names; "" if it names none.
+
+    Raises:
+        FileNotFoundError: it names a file that is not there; other settings would mean other artifacts.
+    """
+    path = os.environ.get("LUIGI_CONFIG_PATH", "")
+    if path and not Path(path).is_file():
+        raise FileNotFoundError(f"LUIGI_CONFIG_PATH is {path!r}, and there is no such file")
+    return path
+
+
 def read_settings() -> configparser.ConfigParser:
     """luigi.cfg of the current folder, if there is one, and the preset of LUIGI_CONFIG_PATH over it.
 
     Raises:
-        FileNotFoundError: LUIGI_CONFIG_PATH names no file: other settings than the user meant may name other artifacts.
+        FileNotFoundError: as `preset`.
         ValueError: one of them has an error of syntax, or is not UTF-8.
     """
-    parser, overlay = configparser.ConfigParser(interpolation=None), os.environ.get("LUIGI_CONFIG_PATH", "")
-    if overlay and not Path(overlay).is_file():
-        raise FileNotFoundError(f"LUIGI_CONFIG_PATH is {overlay!r}, and there is no such file")
-    for path in ("luigi.cfg", overlay):
+    parser = configparser.ConfigParser(interpolation=None)
+    for path in ("luigi.cfg", preset()):
         try:
             parser.read(path, encoding="utf-8")
         except configparser.Error as error:
