@@ -22,7 +22,10 @@ _ABOVE, _BELOW, _LEFT, _RIGHT, _INVERSE, _OFF, _KNOWN, PARTS = 0, 1, 2, 3, 4, 6,
 
 @compiled
 def gradient(image, derivative, slopes):
-    """Write the derivatives of an image (H, W) along x and y into (2, H, W); see `warp.gradient`."""
+    """Write the derivatives of an image (H, W) along x and y into (2, H, W); see `warp.gradient`.
+
+    Not OpenCV's, as `constrain` computes those of the warped image: of equal images, both must have the same bits.
+    """
     line = np.empty(image.shape[1] + 4, image.dtype)
     for y in range(image.shape[0]):
         _slopes(image, y, derivative, line, slopes[0, y], slopes[1, y])
