@@ -85,11 +85,13 @@ def test_a_pair_alone_is_the_pair_in_a_batch(size):
     assert together.tobytes() == alone.tobytes()
 
 
-def test_plain_torch_gives_the_same_bytes_in_any_batch():
+def test_plain_torch_gives_the_same_bytes_in_any_batch(monkeypatch):
     """numba computes a pair at a time; torch takes `batch_pairs` of them, as CUDA does."""
+    monkeypatch.setattr(tvl1, "has_numba", lambda: False)
     y, x = np.mgrid[:33, :47].astype(float)
     frames = np.stack([texture(x - 0.8 * t, y + 0.3 * t * t) for t in range(6)])
-    found = [tvl1._on_tensors(frames[:-1], frames[1:], FlowSpec(batch_pairs=pairs), "cpu") for pairs in (1, 2, 5)]
+    given = frames[:-1], frames[1:]
+    found = [tvl1.between(*given, FlowSpec(batch_pairs=pairs), device="cpu") for pairs in (1, 2, 5)]
     assert found[0].tobytes() == found[1].tobytes() == found[2].tobytes()
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pipeline.flow.device import as_tensor, computed_once, has_numba, patience
+from pipeline.flow.device import computed_once, has_numba, in_batches, patience
 from pipeline.specs import FlowSpec
 
 if TYPE_CHECKING:
@@ -51,21 +51,11 @@ def between(
 
         _compile_for_cpu()
         return brox_numba.flow_between(first, second, spec)
-    return _on_tensors(first, second, spec, device)
-
-
-def _on_tensors(first: np.ndarray | Tensor, second: np.ndarray | Tensor, spec: FlowSpec, device: str):
-    import torch
-
     from pipeline.flow import brox_torch
 
-    count, height, width = first.shape
-    flow = torch.empty(count, 2, height, width, dtype=torch.float32, device=device)
-    pairs = spec.batch_pairs or max(1, PIXELS_AT_ONCE[torch.device(device).type] // (height * width))
-    for start in range(0, count, pairs):
-        images = (as_tensor(of[start : start + pairs], device) for of in (first, second))
-        flow[start : start + pairs] = brox_torch.flow_between(*images, spec)
-    return flow if flow.is_cuda else flow.numpy()
+    at_once = PIXELS_AT_ONCE[device.partition(":")[0]]
+    pairs = spec.batch_pairs or max(1, at_once // (first.shape[1] * first.shape[2]))
+    return in_batches(lambda a, b: brox_torch.flow_between(a, b, spec), first, second, pairs=pairs, device=device)
 
 
 @computed_once

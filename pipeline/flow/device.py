@@ -38,6 +38,27 @@ def pairs_at_once(pixels: int, *, device: str, batch_pairs: int = 0) -> int:
     return batch_pairs or max(1, min(CUDA_PIXELS, _free_bytes(device) // 3 // CUDA_BYTES_PER_PIXEL) // pixels)
 
 
+def in_batches(
+    compute: Callable[[Tensor, Tensor], Tensor],
+    first: np.ndarray | Tensor,
+    second: np.ndarray | Tensor,
+    *,
+    pairs: int,
+    device: str,
+) -> np.ndarray | Tensor:
+    """Flow of images (N, H, W), (N, 2, H, W) float32: as many pairs at once as said, each batch by `compute`.
+
+    `compute` gets two tensors on the device. The result is a tensor there, or a numpy array for the CPU.
+    """
+    import torch
+
+    count, height, width = first.shape
+    flow = torch.empty(count, 2, height, width, dtype=torch.float32, device=device)
+    for start in range(0, count, pairs):
+        flow[start : start + pairs] = compute(*(as_tensor(of[start : start + pairs], device) for of in (first, second)))
+    return flow if flow.is_cuda else flow.numpy()
+
+
 def computed_once(function: Callable) -> Callable:
     """`functools.cache` for threads: a second caller waits for the first instead of repeating the computation."""
     cached, lock = functools.cache(function), threading.RLock()

@@ -11,7 +11,7 @@ import importlib.util
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from pipeline.flow.device import as_tensor, computed_once, has_numba, pairs_at_once, patience
+from pipeline.flow.device import computed_once, has_numba, in_batches, pairs_at_once, patience
 from pipeline.specs import FlowSpec
 from pipeline.system.errors import is_out_of_memory
 from pipeline.system.progress import say
@@ -66,19 +66,8 @@ def between(
 
         _compile_for_cpu()
         return tvl1_numba.flow_between(first, second, spec)
-    return _on_tensors(first, second, spec, device)
-
-
-def _on_tensors(first: np.ndarray | Tensor, second: np.ndarray | Tensor, spec: FlowSpec, device: str):
-    import torch
-
-    count, height, width = first.shape
-    flow = torch.empty(count, 2, height, width, dtype=torch.float32, device=device)
-    flow_between, pairs = _implementation(device), _pairs_at_once(height * width, spec, device)
-    for start in range(0, count, pairs):
-        images = (as_tensor(of[start : start + pairs], device) for of in (first, second))
-        flow[start : start + pairs] = flow_between(*images, spec)
-    return flow if flow.is_cuda else flow.numpy()
+    flow_between, pairs = _implementation(device), _pairs_at_once(first.shape[1] * first.shape[2], spec, device)
+    return in_batches(lambda a, b: flow_between(a, b, spec), first, second, pairs=pairs, device=device)
 
 
 def _pairs_at_once(pixels: int, spec: FlowSpec, device: str) -> int:
