@@ -93,6 +93,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--quick", action="store_true", help="a smoke test: small synthetic pairs only, one round")
     arguments = parser.parse_args()
+    if min(arguments.rounds, arguments.threads) < 1:
+        parser.error("--rounds and --threads must be at least 1")
     if arguments.quick:
         arguments.seconds, arguments.rounds = 0.0, 1
     return arguments

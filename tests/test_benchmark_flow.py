@@ -209,6 +209,13 @@ def test_without_contrib_there_is_a_word_for_it(run, monkeypatch, capsys):
     assert "deepflow is not available: this OpenCV has no contrib modules" in printed
 
 
+@pytest.mark.parametrize("option", ["--rounds", "--threads"])
+def test_no_rounds_or_threads_are_refused_before_any_work(run, option, capsys):
+    with pytest.raises(SystemExit):
+        run("--methods", "farneback", option, "0")
+    assert "error: --rounds and --threads must be at least 1" in capsys.readouterr().err
+
+
 def test_nothing_to_measure_is_an_error(run):
     with pytest.raises(SystemExit, match="no method of farneback is available on cuda; `python -m pipeline doctor`"):
         run("--quick", "--methods", "farneback", "--devices", "cuda")

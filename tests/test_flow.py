@@ -9,7 +9,7 @@ import torch
 from conftest import middlebury, moving_texture
 from motions import CLASSICAL, MOTIONS, error_px, moved, texture
 
-from pipeline.flow import brox, estimate, methods, opencv, to_gray, tvl1, tvl1_torch, warp
+from pipeline.flow import brox, check, estimate, estimate_on_device, methods, opencv, to_gray, tvl1, tvl1_torch, warp
 from pipeline.flow.filters import pyramid_sizes, shrinking_sigmas_px
 from pipeline.specs import FLOW_METHODS, FlowSpec
 
@@ -208,7 +208,27 @@ def test_methods_say_what_is_there(monkeypatch):
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "torch" else find(name))
     assert methods()["tvl1"] == "not available: torch is not installed; pip install torch"
+    assert methods()["raft_small"] == "not available: torch is not installed; pip install torch"
     assert methods()["farneback"] == "available"
+
+
+@pytest.mark.parametrize(("hidden", "method"), [("torch", "tvl1"), ("torch", "raft_small"), ("torchvision", "raft_small")])  # fmt: skip
+def test_what_is_not_installed_is_named_wherever_flow_is_asked_for(monkeypatch, hidden, method):
+    find, load = importlib.util.find_spec, importlib.import_module
+
+    def import_module(name):
+        if name == f"pipeline.flow.{method.partition('_')[0]}":
+            raise ModuleNotFoundError(f"No module named {hidden!r}")
+        return load(name)
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == hidden else find(name))
+    monkeypatch.setattr(importlib, "import_module", import_module)
+    message = rf"\[flow\] method {method} is not available: {hidden} is not installed; pip install {hidden}$"
+    frames, spec = np.zeros((2, 32, 32), np.uint8), FlowSpec(method=method)
+    with pytest.raises(ValueError, match=message):
+        check(spec)
+    with pytest.raises(ValueError, match=message):
+        estimate(frames, spec, device="cpu")
 
 
 @pytest.mark.parametrize("method", ["dis_medium", "tvl1", "brox"])
@@ -342,3 +362,5 @@ def test_what_is_no_flow_of_the_pairs_is_refused(monkeypatch, returned, message)
 def test_a_name_is_no_spec():
     with pytest.raises(ValueError, match=r"spec is 'tvl1'; it must be a FlowSpec, such as FlowSpec\(method='tvl1'\)"):
         estimate(np.zeros((2, 8, 9), np.uint8), "tvl1")
+    with pytest.raises(ValueError, match="spec is 'tvl1'; it must be a FlowSpec"):
+        estimate_on_device(np.zeros((2, 8, 9), np.uint8), "tvl1")

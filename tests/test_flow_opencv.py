@@ -1,8 +1,11 @@
 """OpenCV's estimators beyond the known motions of test_flow.py: contrib's edges, and the CUDA ones with a fake OpenCV."""
 
+import contextlib
 import importlib.util
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -49,6 +52,16 @@ def test_a_pair_alone_has_the_bits_of_the_pair_in_a_batch(method):
     assert together.tobytes() == np.concatenate(alone[::-1]).tobytes()
 
 
+@pytest.mark.parametrize(("method", "size"), [("dis_ultrafast", (64, 80)), ("dis_fast", (64, 80)), ("dis_medium", (40, 40)), ("dis_fast", (90, 1))])  # fmt: skip
+def test_dis_keeps_nothing_of_a_pair(method, size):
+    """OpenCV's, given small images, lowers its own finest scale, so the next pair would start from another one."""
+    noise = np.random.default_rng(0).integers(0, 256, (4, *size), dtype=np.uint8)
+    frames = np.stack([cv2.blur(image, (5, 5)) for image in noise])
+    alone = np.concatenate([estimate(frames[t : t + 2], FlowSpec(method=method)) for t in range(3)])
+    assert estimate(frames, FlowSpec(method=method)).tobytes() == alone.tobytes()
+    assert alone.any()
+
+
 def test_pcaflow_of_what_cannot_be_tracked_is_zero(monkeypatch):
     texture = moving_texture(2, height=60, width=80)[0, ..., 0]
     frames = np.stack([np.zeros_like(texture), np.zeros_like(texture), texture])
@@ -77,6 +90,22 @@ def test_pcaflow_uses_no_opencl_and_leaves_its_switch_alone():
         fake = SimpleNamespace(calc=lambda *images: seen.append(cv2.ocl.useOpenCL()))  # noqa: B023
         opencv._pcaflow(fake, None, None)
         assert seen == [False] and cv2.ocl.useOpenCL() == before
+
+
+def test_two_pcaflows_at_once_leave_opencvs_threads_as_they_were():
+    """Each sets their number to 1 and back; the second of two would take 1 for what it was."""
+    cv2.setNumThreads(2)
+    both, seen = threading.Barrier(2), []
+
+    def calc(*images):
+        seen.append(cv2.getNumThreads())
+        with contextlib.suppress(threading.BrokenBarrierError):
+            both.wait(0.5)  # broken, because only one is let in
+
+    fake = SimpleNamespace(calc=calc)
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda _: opencv._pcaflow(fake, None, None), range(2)))
+    assert (seen, both.broken, cv2.getNumThreads()) == ([1, 1], True, 2)
 
 
 # --- what is missing

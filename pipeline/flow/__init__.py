@@ -8,7 +8,6 @@ the device for methods with `tensors` on CUDA. The flow is (N, 2, H, W) float32,
 from __future__ import annotations
 
 import functools
-import importlib
 import itertools
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -27,6 +26,7 @@ from pipeline.flow.device import (
 from pipeline.flow.enlarging import brought_back, enlarged
 from pipeline.flow.registry import (
     REGISTRY,
+    between,
     check,
     cuda_devices,
     devices,
@@ -77,13 +77,12 @@ def estimate(frames: np.ndarray, spec: FlowSpec, *, device: str = "auto", direct
 
     Raises:
         ValueError: frames of the wrong type or shape, fewer than two frames, an unknown direction or device, a device
-            that this machine lacks or the method cannot use, or weights that do not fit RAFT.
+            that this machine lacks or the method cannot use, a missing package, or weights that do not fit RAFT.
         OSError: RAFT's weights are not on this machine and cannot be downloaded.
 
     Source: `between` in the method's module cites its paper and says what we do differently.
     """
-    if not isinstance(spec, FlowSpec):
-        raise ValueError(f"spec is {spec!r}; it must be a FlowSpec, such as FlowSpec(method='tvl1')")
+    _check_spec(spec)
     _refuse_one_rgb_frame(frames)
     device = method_device(spec.method, device)
     on_cpu = tensor_device(spec.method, device) == "cpu"
@@ -132,6 +131,7 @@ def estimate_on_device(
     Raises:
         ValueError: as for `estimate`, or cuts that leave a clip of fewer than two frames.
     """
+    _check_spec(spec)
     _check_frames(frames)
     if direction not in ("forward", "backward"):
         raise ValueError(f"direction is {direction!r}; allowed: forward, backward")
@@ -139,7 +139,7 @@ def estimate_on_device(
     if min(np.diff(bounds)) < 2:
         raise ValueError(f"cuts are {list(cuts)} in {len(frames)} frames; every clip needs at least 2")
     method, device = REGISTRY[spec.method], method_device(spec.method, device)
-    between = importlib.import_module(method.module).between
+    compute_pairs = between(spec.method)
     with on_cuda_device(tensor_device(spec.method, device)):
         images = np.ascontiguousarray(to_rgb(frames) if method.color else to_gray(frames))
         images = enlarged(images, spec.enlarge)
@@ -149,12 +149,12 @@ def estimate_on_device(
         )
         if direction == "backward":
             first, second = second, first
-        compute = functools.partial(_between, between, spec=spec, device=device)
+        compute = functools.partial(_checked, compute_pairs, spec=spec, device=device)
         flow = in_halving_batches(compute, first, second, pairs=len(first))
         return brought_back(flow, spec.enlarge)
 
 
-def _between(between: Callable, first: np.ndarray | Tensor, second: np.ndarray | Tensor, **given: Any) -> Any:
+def _checked(between: Callable, first: np.ndarray | Tensor, second: np.ndarray | Tensor, **given: Any) -> Any:
     """The method's result, rejected if it cannot be the flow of these pairs; it would be stored all the same."""
     flow, wanted = between(first, second, **given), (len(first), 2, *first.shape[1:3])
     kind = str(getattr(flow, "dtype", type(flow).__name__)).removeprefix("torch.")
@@ -184,6 +184,11 @@ def to_gray(frames: np.ndarray) -> np.ndarray:
 def to_rgb(frames: np.ndarray) -> np.ndarray:
     """(T, H, W) uint8 gray -> (T, H, W, 3) uint8 with three equal channels; RGB frames are returned unchanged."""
     return frames if frames.ndim == 4 else np.repeat(frames[..., None], 3, axis=3)
+
+
+def _check_spec(spec: FlowSpec) -> None:
+    if not isinstance(spec, FlowSpec):
+        raise ValueError(f"spec is {spec!r}; it must be a FlowSpec, such as FlowSpec(method='tvl1')")
 
 
 def _refuse_one_rgb_frame(frames: np.ndarray) -> None:

@@ -5,6 +5,7 @@ They use as many threads as `cv2.setNumThreads` allows (PCAFlow: one); worker pr
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 
 import cv2
@@ -27,6 +28,7 @@ DIS_MIN_SIZE_PX = {"dis_ultrafast": (32, 32), "dis_fast": (32, 32), "dis_medium"
 # is smaller
 PCAFLOW_MIN_SIZE_PX = (56, 72)
 _NOTHING_TRACKED = ("checkVector", "empty matrix")  # in PCAFlow's messages when no point can be tracked
+_SWITCHES = threading.Lock()  # OpenCV's switches are global: threads would restore each other's changes
 
 OfPair = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
@@ -85,14 +87,20 @@ def _estimator(method: str) -> tuple[OfPair, tuple[int, int]]:
     if method in PRESETS:
         # a new one for each size: it keeps the coarsest scale that the smallest image so far allowed
         dis = cv2.DISOpticalFlow.create(PRESETS[method])
-        # None: no initial flow, so pairs are independent
-        return lambda a, b: dis.calc(a, b, None), DIS_MIN_SIZE_PX[method]
+        finest = dis.getFinestScale()
+        return lambda a, b: _dis(dis, finest, a, b), DIS_MIN_SIZE_PX[method]
     if why := why_not(method):
         raise ValueError(f"[flow] method {method} is not available: {why}")
     contrib = getattr(cv2.optflow, CONTRIB[method])()
     if method == "pcaflow":
         return lambda a, b: _pcaflow(contrib, a, b), PCAFLOW_MIN_SIZE_PX
     return lambda a, b: contrib.calc(a, b, None), (1, 1)
+
+
+def _dis(estimator: cv2.DISOpticalFlow, finest: int, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Run DIS, whose finest scale a small image lowers for all that follow, which would then get other scales."""
+    estimator.setFinestScale(finest)
+    return estimator.calc(first, second, None)  # None: no initial flow, so pairs are independent
 
 
 def _farneback(first: np.ndarray, second: np.ndarray) -> np.ndarray:
@@ -107,15 +115,16 @@ def _pcaflow(estimator: cv2.DenseOpticalFlow, first: np.ndarray, second: np.ndar
     The flow is 0 if no point can be tracked (a black frame): OpenCV rejects such a pair, and the damped least squares
     fit to no points is 0.
     """
-    threads, opencl = cv2.getNumThreads(), cv2.ocl.useOpenCL()
-    cv2.setNumThreads(1)
-    cv2.ocl.setUseOpenCL(False)
-    try:
-        return estimator.calc(first, second, None)
-    except cv2.error as error:
-        if not any(words in error.err for words in _NOTHING_TRACKED):
-            raise
-        return np.zeros((*first.shape, 2), np.float32)
-    finally:
-        cv2.setNumThreads(threads)
-        cv2.ocl.setUseOpenCL(opencl)
+    with _SWITCHES:
+        threads, opencl = cv2.getNumThreads(), cv2.ocl.useOpenCL()
+        cv2.setNumThreads(1)
+        cv2.ocl.setUseOpenCL(False)
+        try:
+            return estimator.calc(first, second, None)
+        except cv2.error as error:
+            if not any(words in error.err for words in _NOTHING_TRACKED):
+                raise
+            return np.zeros((*first.shape, 2), np.float32)
+        finally:
+            cv2.setNumThreads(threads)
+            cv2.ocl.setUseOpenCL(opencl)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+from collections.abc import Callable
 from typing import NamedTuple
 
 from pipeline.specs import RAFT_WEIGHTS, FlowSpec
@@ -102,7 +103,7 @@ def check(spec: FlowSpec, *, device: str = "auto") -> None:
     Raises:
         ValueError, OSError: as for `estimate`, or a missing package or module.
     """
-    if spec.method in RAFT_WEIGHTS and importlib.util.find_spec("torchvision"):
+    if spec.method in RAFT_WEIGHTS and not _missing_package(REGISTRY[spec.method]):
         from pipeline.flow import raft
 
         raft.load(spec)
@@ -125,12 +126,31 @@ def to_download(spec: FlowSpec) -> str:
 def _missing(name: str) -> str:
     """What the method lacks on this machine and what to do, or "" if it can be used."""
     method = REGISTRY[name]
-    if importlib.util.find_spec(method.needs) is None:
-        return f"{method.needs} is not installed; pip install {method.package}"
+    if missing := _missing_package(method):
+        return missing
     try:
         return importlib.import_module(method.asks).why_not(name) if method.asks else ""
     except ImportError as error:
         return f"{method.needs} is installed, but cannot be imported ({error}); `python -m pipeline doctor` says more"
+
+
+def _missing_package(method: Method) -> str:
+    for module, package in ((method.needs, method.package), *([("torch", "torch")] if method.tensors else [])):
+        if importlib.util.find_spec(module) is None:
+            return f"{module} is not installed; pip install {package}"
+    return ""
+
+
+def between(name: str) -> Callable:
+    """The function of method `name` that computes flow.
+
+    Raises:
+        ValueError: what it needs is not installed, or cannot be imported.
+    """
+    try:
+        return importlib.import_module(REGISTRY[name].module).between
+    except ImportError as error:
+        raise ValueError(f"[flow] method {name} is not available: {_missing(name) or error}") from error
 
 
 def method_device(name: str, device: str) -> str:

@@ -191,8 +191,9 @@ class FlowSpec(Spec):
         "tvl1": 5,
         "brox": 5,
         "farneback": 1,
-        "dis_ultrafast": 1,
-        "dis_fast": 1,
+        "dis_ultrafast": 2,
+        "dis_fast": 2,
+        "dis_medium": 1,
         **dict.fromkeys(RAFT_WEIGHTS, 1),
     }  # how often a method's algorithm has changed
 
