@@ -190,6 +190,7 @@ def test_neighbors_of_the_median_stand_on_rings(scale):
 
 def test_coarse_levels_are_computed_in_double_precision():
     assert [is_precise(size, (256, 340)) for size in [(256, 340), (159, 211), (98, 131), (61, 81), (38, 50)]] == [False] * 3 + [True, True]  # fmt: skip
+    assert [is_precise((h, w), (h, w)) for h, w in [(1, 2047), (1, 2048), (45, 45), (45, 46)]] == [True, False, True, False]  # fmt: skip
 
 
 def test_plain_torch_in_single_precision_agrees_and_fills_in(monkeypatch):

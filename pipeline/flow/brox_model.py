@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pipeline.flow.filters import SMALL_PX
+
 MIN_SIDE_PX = 10  # of the coarsest pyramid level; lower loses repeating textures, higher loses large pans
 PRESMOOTH_PX = 0.7
 DATA_EPSILON_PX = 0.2  # residuals well below it are penalized quadratically, well above it linearly
@@ -21,4 +23,4 @@ def is_precise(size: tuple[int, int], full: tuple[int, int]) -> bool:
     Where matches are ambiguous, errors grow from level to level: in single precision throughout, results on real frames
     were up to 8 px off; with exact coarse levels, at most 0.005 px (docs/results.md). Compiled, it costs a tenth more.
     """
-    return size[0] * size[1] < PRECISE_SHARE * full[0] * full[1]
+    return size[0] * size[1] < max(PRECISE_SHARE * full[0] * full[1], SMALL_PX)

@@ -53,7 +53,7 @@ def flow_between(first: Tensor, second: Tensor, spec: FlowSpec) -> Tensor:
         flow = warp.resize_flow(flow, size).to(precision)
         images = (level.to(precision) for level in levels[number])
         flow = _improved(flow, *images, spec, scale=spec.brox_scale_step**number)
-    return flow
+    return flow.to(wanted)
 
 
 def _improved(flow: Tensor, first: Tensor, second: Tensor, spec: FlowSpec, *, scale: float) -> Tensor:

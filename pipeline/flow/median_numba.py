@@ -8,12 +8,14 @@ import numpy as np
 from pipeline.flow.compiled import compiled, inlined
 from pipeline.flow.filters import MEDIAN_FACTORS, MEDIAN_FLOOR, MEDIAN_GRAY, MEDIAN_SPREAD, median_offsets
 
-_f = np.float32
-# A table has _PLACES rows of _LANES values: a row for the pixel itself and each of its neighbors (23 rows are used),
-# and a lane for each of _LANES adjacent pixels in an image row. Both are constants, because LLVM vectorizes a loop over
-# the lanes only if it knows the distance between a table's rows.
-_LANES, _PLACES = 64, 24
-_EIGHT = 8 * _LANES
+_f, _u = np.float32, np.uint64
+# The weighted median works on a table: a row for the pixel itself and each of its neighbors (23 of _PLACES rows are
+# used), and a lane for each of up to _LANES adjacent pixels in an image row. Both are constants, because LLVM
+# vectorizes a loop over the lanes without checks only if it knows the distance between rows. The values (_PLACES rows)
+# are followed by the weights, which move with them, and by the weights in their first order, for both components of
+# the flow. Indices are unsigned, because numba tests whether signed ones count from the end.
+_LANES, _PLACES, _VECTOR = 96, 24, 16
+_ROW, _WEIGHTS, _UNSORTED = _u(_LANES), _u(_PLACES * _LANES), _u(2 * _PLACES * _LANES)
 
 
 def median3(flow: np.ndarray) -> np.ndarray:
@@ -82,117 +84,142 @@ def _median3(around, filtered):
 def _rows(around, gray, trusted, filtered, offsets, factors, per_gray, floor, spread):
     """See `warp.weighted_median`; `around` (the flow), `gray` and `trusted` are padded by the reach of the offsets."""
     _, height, width = filtered.shape
-    count, reach = len(offsets), (gray.shape[0] - height) // 2
-    of_all, weights = np.zeros(_PLACES * _LANES, gray.dtype), np.zeros(_PLACES * _LANES, gray.dtype)
-    values, total = np.zeros(_PLACES * _LANES, gray.dtype), np.zeros(_LANES, gray.dtype)
-    values[count * _LANES :] = np.inf  # unused places sort last and have zero weight
+    count, reach, stride = len(offsets), (gray.shape[0] - height) // 2, gray.shape[1]
+    steps = offsets[:, 1] * stride + offsets[:, 0]
+    flow, gray, trusted = around.reshape(2, -1), gray.reshape(-1), trusted.reshape(-1)
+    table, total = np.zeros(3 * _PLACES * _LANES, gray.dtype), np.zeros(_LANES, gray.dtype)
+    table[count * _LANES : _PLACES * _LANES] = np.inf  # unused places stay the last ones, and have zero weight
     for y in range(height):
         for left in range(0, width, _LANES):
-            size = min(_LANES, width - left)
-            middle = gray[reach + y, reach + left : reach + left + size]
+            size = _u(min(_LANES, width - left))
+            lanes = (size + _u(_VECTOR - 1)) // _u(_VECTOR) * _u(_VECTOR)  # what is beyond the image is not used
+            here = (reach + y) * stride + reach + left
             total[:] = 0
             for j in range(count):
-                row, start = reach + y + offsets[j, 1], reach + left + offsets[j, 0]
-                there, believed = gray[row, start : start + size], trusted[row, start : start + size]
-                weight = of_all[j * _LANES : (j + 1) * _LANES]
-                _weigh(there, middle, believed, factors[j], per_gray, floor, weight, total)
+                there, weight = _u(here + steps[j]), _UNSORTED + _u(j) * _ROW
+                for x in range(size):
+                    difference = (gray[there + x] - gray[_u(here) + x]) * per_gray
+                    difference *= difference
+                    similar = floor + (_f(1) - floor) / (_f(1) + difference * difference)
+                    table[weight + x] = factors[j] * trusted[there + x] * similar
+                    total[x] += table[weight + x]
             for component in range(2):
                 for j in range(count):
-                    row, start = reach + y + offsets[j, 1], reach + left + offsets[j, 0]
-                    there, value = around[component, row, start : start + size], values[j * _LANES : (j + 1) * _LANES]
+                    there, value = _u(here + steps[j]), _u(j) * _ROW
                     for x in range(size):
-                        value[x] = there[x]
-                for x in range(_PLACES * _LANES):
-                    weights[x] = of_all[x]
-                _sort(values, weights)
-                _middle_mean(values, weights, total, count, spread, filtered[component, y, left : left + size])
+                        table[value + x] = flow[component, there + x]
+                _sort(table, lanes)
+                _middle_mean(table, total, spread, filtered[component, y, left : left + np.int64(size)])
 
 
 @compiled
-def _weigh(there, middle, believed, factor, per_gray, floor, weight, total):
-    """Compute the weight of one neighbor of each pixel, and add it to the pixel's total."""
-    for x in range(len(there)):
-        difference = (there[x] - middle[x]) * per_gray
-        difference *= difference
-        weight[x] = factor * believed[x] * (floor + (_f(1) - floor) / (_f(1) + difference * difference))
-        total[x] += weight[x]
+def _sort(table, lanes):
+    """Sort the places of every lane but for the order of the second and third, the fourth and fifth, and so on.
+
+    Three groups of eight are sorted and merged. Batcher's merging (Knuth, The art of computer programming, volume 3,
+    5.3.4) first merges the places with even numbers and those with odd numbers; what is left is to order each of the
+    odd ones and the even one after it.
+    """
+    for group in range(3):
+        start = _u(8 * group) * _ROW
+        for x in range(lanes):
+            i, k = start + x, start + x + _u(4) * _ROW
+            eight = _sorted_eight(_four(table, i, _ROW, _UNSORTED) + _four(table, k, _ROW, _UNSORTED))
+            _put_four(table, i, _ROW, eight[:4])
+            _put_four(table, k, _ROW, eight[4:])
+    every_other = _u(2) * _ROW
+    for odd in range(2):
+        for x in range(lanes):
+            i = _u(odd) * _ROW + x
+            k = i + _u(8) * _ROW
+            eight = _merged_four_four(_four(table, i, every_other, _WEIGHTS) + _four(table, k, every_other, _WEIGHTS))
+            _put_four(table, i, every_other, eight[:4])
+            _put_four(table, k, every_other, eight[4:])
+    for x in range(lanes):
+        _order(table, x, 1)
+        _order(table, x, 3)
+        _order(table, x, 5)
+        _order(table, x, 7)
+        _order(table, x, 9)
+        _order(table, x, 11)
+        _order(table, x, 13)
+    for odd in range(2):
+        for x in range(lanes):
+            i = _u(odd) * _ROW + x
+            k, m = i + _u(8) * _ROW, i + _u(16) * _ROW
+            eight = _four(table, i, every_other, _WEIGHTS) + _four(table, k, every_other, _WEIGHTS)
+            twelve = _merged_eight_four(eight + _four(table, m, every_other, _WEIGHTS))
+            _put_four(table, i, every_other, twelve[:4])
+            _put_four(table, k, every_other, twelve[4:8])
+            _put_four(table, m, every_other, twelve[8:])
 
 
 @compiled
-def _middle_mean(values, weights, total, count, spread, mean):
-    """Mean of the sorted values between the weighted quantiles 1/2 - spread and 1/2 + spread."""
-    below, sums = np.zeros(_LANES, values.dtype), np.zeros(_LANES, values.dtype)
-    for j in range(count):
-        value, weight = values[j * _LANES : (j + 1) * _LANES], weights[j * _LANES : (j + 1) * _LANES]
-        for x in range(_LANES):
-            until = below[x] + weight[x]
-            part = min(until, (_f(0.5) + spread) * total[x]) - max(below[x], (_f(0.5) - spread) * total[x])
-            sums[x] += value[x] * max(part, _f(0))
-            below[x] = until
-    for x in range(len(mean)):
-        mean[x] = sums[x] / (_f(2) * spread * total[x])
-
-
-@compiled
-def _sort(values, weights):
-    """Sort 24 values in each lane along with their weights: three groups of eight in registers, merged in pairs."""
-    for k in range(3):
-        _sort_eight(values[k * _EIGHT :], weights[k * _EIGHT :])
-    for k in (0, 1, 0):
-        _merge(values[k * _EIGHT :], weights[k * _EIGHT :])
-
-
-@compiled
-def _merge(values, weights):
-    """Merge two adjacent sorted groups of eight: separate the smaller half from the larger, then sort each half."""
-    for k in range(8):
-        i, j = k * _LANES, (15 - k) * _LANES
-        for x in range(_LANES):
-            less, more = _ordered((values[i + x], weights[i + x]), (values[j + x], weights[j + x]))
-            values[i + x], weights[i + x] = less
-            values[j + x], weights[j + x] = more
-    _sort_bitonic(values, weights)
-    _sort_bitonic(values[_EIGHT:], weights[_EIGHT:])
-
-
-@compiled
-def _sort_eight(values, weights):
-    for x in range(_LANES):
-        _put(values, weights, x, _sorted(_get(values, weights, x)))
-
-
-@compiled
-def _sort_bitonic(values, weights):
-    for x in range(_LANES):
-        _put(values, weights, x, _sorted_bitonic(_get(values, weights, x)))
+def _middle_mean(table, total, spread, mean):
+    """Mean of the values, in the order that `_sort` leaves, between the weighted quantiles 1/2 -+ spread."""
+    for x in range(_u(len(mean))):
+        bounds = (_f(0.5) - spread) * total[x], (_f(0.5) + spread) * total[x]
+        sums = _added((table[x], table[x + _WEIGHTS]), bounds, (_f(0), bounds[0], _f(0)))
+        sums = _added_two(table, x, 1, bounds, sums)
+        sums = _added_two(table, x, 3, bounds, sums)
+        sums = _added_two(table, x, 5, bounds, sums)
+        sums = _added_two(table, x, 7, bounds, sums)
+        sums = _added_two(table, x, 9, bounds, sums)
+        sums = _added_two(table, x, 11, bounds, sums)
+        sums = _added_two(table, x, 13, bounds, sums)
+        sums = _added_two(table, x, 15, bounds, sums)
+        sums = _added_two(table, x, 17, bounds, sums)
+        sums = _added_two(table, x, 19, bounds, sums)
+        sums = _added_two(table, x, 21, bounds, sums)
+        mean[x] = sums[2] / (bounds[1] - bounds[0])
 
 
 @inlined
-def _get(v, w, x):
-    """Eight (value, weight) pairs of a lane."""
-    a, b = (v[x], w[x]), (v[_LANES + x], w[_LANES + x])
-    c, d = (v[2 * _LANES + x], w[2 * _LANES + x]), (v[3 * _LANES + x], w[3 * _LANES + x])
-    e, f = (v[4 * _LANES + x], w[4 * _LANES + x]), (v[5 * _LANES + x], w[5 * _LANES + x])
-    g, h = (v[6 * _LANES + x], w[6 * _LANES + x]), (v[7 * _LANES + x], w[7 * _LANES + x])
-    return a, b, c, d, e, f, g, h
+def _added_two(table, x, place, bounds, sums):
+    i, j = _u(place) * _ROW + x, _u(place + 1) * _ROW + x
+    less, more = _ordered((table[i], table[i + _WEIGHTS]), (table[j], table[j + _WEIGHTS]))
+    return _added(more, bounds, _added(less, bounds, sums))
 
 
 @inlined
-def _put(v, w, x, eight):
-    a, b, c, d, e, f, g, h = eight
-    v[x], w[x] = a
-    v[_LANES + x], w[_LANES + x] = b
-    v[2 * _LANES + x], w[2 * _LANES + x] = c
-    v[3 * _LANES + x], w[3 * _LANES + x] = d
-    v[4 * _LANES + x], w[4 * _LANES + x] = e
-    v[5 * _LANES + x], w[5 * _LANES + x] = f
-    v[6 * _LANES + x], w[6 * _LANES + x] = g
-    v[7 * _LANES + x], w[7 * _LANES + x] = h
+def _added(pair, bounds, sums):
+    """Add the part of a (value, weight) pair that lies between the bounds: to the weight so far, the same between the
+    bounds, and the weighted sum of the values."""
+    until = sums[0] + pair[1]
+    inside = min(max(until, bounds[0]), bounds[1])
+    return until, inside, sums[2] + pair[0] * (inside - sums[1])
 
 
 @inlined
-def _sorted(eight):
-    """Sort eight pairs in 19 comparisons, the minimum; Knuth, The art of computer programming, volume 3, 5.3.4."""
+def _order(table, x, place):
+    """Order the pairs of this place and the next one."""
+    i, j = _u(place) * _ROW + x, _u(place + 1) * _ROW + x
+    less, more = _ordered((table[i], table[i + _WEIGHTS]), (table[j], table[j + _WEIGHTS]))
+    table[i], table[i + _WEIGHTS] = less
+    table[j], table[j + _WEIGHTS] = more
+
+
+@inlined
+def _four(table, i, step, weights):
+    """Four (value, weight) pairs, `step` apart; weights are that far behind the values."""
+    j, k, m = i + step, i + _u(2) * step, i + _u(3) * step
+    a, b = (table[i], table[i + weights]), (table[j], table[j + weights])
+    c, d = (table[k], table[k + weights]), (table[m], table[m + weights])
+    return a, b, c, d
+
+
+@inlined
+def _put_four(table, i, step, four):
+    j, k, m = i + step, i + _u(2) * step, i + _u(3) * step
+    table[i], table[i + _WEIGHTS] = four[0]
+    table[j], table[j + _WEIGHTS] = four[1]
+    table[k], table[k + _WEIGHTS] = four[2]
+    table[m], table[m + _WEIGHTS] = four[3]
+
+
+@inlined
+def _sorted_eight(eight):
+    """Sort eight pairs in 19 comparisons, the minimum; Knuth, same section."""
     a, b, c, d, e, f, g, h = eight
     (a, c), (b, d), (e, g), (f, h) = _ordered(a, c), _ordered(b, d), _ordered(e, g), _ordered(f, h)
     (a, e), (b, f), (c, g), (d, h) = _ordered(a, e), _ordered(b, f), _ordered(c, g), _ordered(d, h)
@@ -204,13 +231,45 @@ def _sorted(eight):
 
 
 @inlined
-def _sorted_bitonic(eight):
-    """Sort eight pairs whose values rise and then fall, or vice versa."""
+def _merged_eight_four(twelve):
+    """Merge eight sorted pairs and four sorted pairs."""
+    a, b, c, d, e, f, g, h, i, j, k, m = twelve
+    a, c, e, g, i, k = _merged_four_two(a, c, e, g, i, k)
+    b, d, f, h, j, m = _merged_four_two(b, d, f, h, j, m)
+    (b, c), (d, e), (f, g) = _ordered(b, c), _ordered(d, e), _ordered(f, g)
+    (h, i), (j, k) = _ordered(h, i), _ordered(j, k)
+    return a, b, c, d, e, f, g, h, i, j, k, m
+
+
+@inlined
+def _merged_four_four(eight):
     a, b, c, d, e, f, g, h = eight
-    (a, e), (b, f), (c, g), (d, h) = _ordered(a, e), _ordered(b, f), _ordered(c, g), _ordered(d, h)
-    (a, c), (b, d), (e, g), (f, h) = _ordered(a, c), _ordered(b, d), _ordered(e, g), _ordered(f, h)
-    (a, b), (c, d), (e, f), (g, h) = _ordered(a, b), _ordered(c, d), _ordered(e, f), _ordered(g, h)
+    a, c, e, g = _merged_two_two(a, c, e, g)
+    b, d, f, h = _merged_two_two(b, d, f, h)
+    (b, c), (d, e), (f, g) = _ordered(b, c), _ordered(d, e), _ordered(f, g)
     return a, b, c, d, e, f, g, h
+
+
+@inlined
+def _merged_four_two(a, b, c, d, e, f):
+    a, c, e = _merged_two_one(a, c, e)
+    b, d, f = _merged_two_one(b, d, f)
+    (b, c), (d, e) = _ordered(b, c), _ordered(d, e)
+    return a, b, c, d, e, f
+
+
+@inlined
+def _merged_two_two(a, b, c, d):
+    (a, c), (b, d) = _ordered(a, c), _ordered(b, d)
+    b, c = _ordered(b, c)
+    return a, b, c, d
+
+
+@inlined
+def _merged_two_one(a, b, c):
+    a, c = _ordered(a, c)
+    b, c = _ordered(b, c)
+    return a, b, c
 
 
 @inlined

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pipeline.flow.filters import SMALL_PX
 from pipeline.specs import FlowSpec
 
 # of the coarsest pyramid level: with 12, a pan of 30 px is mostly lost in frames of 180 x 144; with 8, it never was;
@@ -29,4 +30,4 @@ def is_precise(size: tuple[int, int], full: tuple[int, int]) -> bool:
     The coarse levels cost almost nothing. With them exact, single precision on the finer levels led to errors of about
     a hundredth of a pixel at most in all images tried, except pure noise (docs/results.md).
     """
-    return size[0] * size[1] < PRECISE_SHARE * full[0] * full[1]
+    return size[0] * size[1] < max(PRECISE_SHARE * full[0] * full[1], SMALL_PX)

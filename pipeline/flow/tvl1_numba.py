@@ -36,10 +36,10 @@ def _of_pair(first: np.ndarray, second: np.ndarray, spec: FlowSpec) -> np.ndarra
     sizes = pyramid_sizes(*first.shape, step=spec.tvl1_scale_step, min_side=model.MIN_SIDE_PX)
     pyramids = [warp_numba.pyramid(image, sizes, model.PRESMOOTH_PX) for image in (first, second)]
     channels = len(model.box_of(spec))
-    state = np.zeros((sizes[-1][0], rows.DATA + rows.GROUPS * channels, sizes[-1][1]))
+    state = np.zeros((sizes[-1][0], rows.DATA + channels, sizes[-1][1]))
     for number, size in reversed(list(enumerate(sizes))):
         precision = np.float64 if model.is_precise(size, sizes[0]) else np.float32
-        state = _resized(state, size, channels, precision)
+        state = _resized(state, size, precision)
         images = (levels[number].astype(precision, copy=False) for levels in pyramids)
         _improve(state, *images, spec, scale=spec.tvl1_scale_step**number)
     return _flow(state).transpose(1, 0, 2)
@@ -50,22 +50,16 @@ def _improve(state: np.ndarray, first: np.ndarray, second: np.ndarray, spec: Flo
     number = state.dtype.type
     box, derivative = np.array(model.box_of(spec), number), np.array(DERIVATIVE, number)
     still, moving = _channels(first, spec), padded(_channels(second, spec), 1, 2)
-    warped, inside = np.empty_like(still), np.empty_like(first)
-    numbers = (number(n) for n in (model.FLAT, 1 / model.SATURATION, 1 / (model.SATURATION * model.FAR_PX)))
-    flat, per_slope, per_far = numbers
+    warped, inside, trust = np.empty_like(still), np.empty_like(first), np.empty_like(first)
+    numbers = model.FLAT, 1 / model.SATURATION, 1 / (model.SATURATION * model.FAR_PX), 1 / model.DOUBT, TRUST_FLOOR
+    constants, most = (derivative, *(number(n) for n in numbers)), number(model.UPDATE_PX)
+    ring = rows.ring_of(first.shape[1], len(box), spec.tvl1_iterations, number)
     for turn in range(spec.tvl1_warps):
         warp_numba.warp(moving, state, warped, inside)
-        rows.linearize(warped, still, inside, state, derivative, flat, per_slope, per_far)
-        start = _flow(state).copy()
-        rows.solve(state, box, spec.tvl1_iterations)
-        rows.limit(state, start, number(model.UPDATE_PX))
+        rows.solve(state, ring, (warped, still, inside), box, spec.tvl1_iterations, constants, most, trust)
         flow = np.ascontiguousarray(_flow(state).transpose(1, 0, 2))
-        if turn < spec.tvl1_warps - 1:
-            filtered = median3(flow)
-        else:
-            trust = np.empty_like(first)
-            rows.trust(state, box, number(1 / model.DOUBT), number(TRUST_FLOOR), trust)
-            filtered = weighted_median(flow, first, trust, scale=scale)
+        last = turn == spec.tvl1_warps - 1
+        filtered = weighted_median(flow, first, trust, scale=scale) if last else median3(flow)
         _flow(state)[:] = filtered.transpose(1, 0, 2)
 
 
@@ -79,13 +73,12 @@ def _channels(image: np.ndarray, spec: FlowSpec) -> np.ndarray:
     return np.stack([*parts, image] if spec.tvl1_brightness_weight else parts)
 
 
-def _resized(state: np.ndarray, size: tuple[int, int], channels: int, precision: type) -> np.ndarray:
+def _resized(state: np.ndarray, size: tuple[int, int], precision: type) -> np.ndarray:
     """Flow and dual variables on a finer grid, in a new state."""
     if (state.shape[0], state.shape[2]) == size:
         return state.astype(precision, copy=False)
     finer = np.empty((size[0], state.shape[1], size[1]), precision)
-    flow, duals = range(rows.FLOW, rows.FLOW + 2), range(rows.DUAL_X, rows.STEP)
-    warp_numba.resize(state, finer, np.array([*flow, *duals, *range(rows.DATA, rows.DATA + channels)]))
+    warp_numba.resize(state, finer, np.arange(state.shape[1]))
     number = finer.dtype.type
     finer[:, rows.FLOW] *= number(size[1] / state.shape[2])
     finer[:, rows.FLOW + 1] *= number(size[0] / state.shape[0])

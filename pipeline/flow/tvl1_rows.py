@@ -1,158 +1,239 @@
-"""The compiled loops of `tvl1_numba`, over the rows of an image and along them.
+"""The compiled loops of `tvl1_numba`: all iterations of a warping in one sweep over the rows of an image.
 
-The state is (H, fields, W), float32 or float64, with all fields of a row side by side. Work along a row is a plain
-loop, which LLVM turns into vector instructions. Constants are float32 (`_f`), and exact: they preserve either
-precision, whereas a Python number would turn float32 into float64.
+The state is (H, 6 + C, W), float32 or float64, for C channels: all that outlasts a warping. What the iterations of a
+row need besides lies in a ring of rows, which stays in the cache: a row enters it just before its first iteration and
+leaves it after its last. In the ring a row is cut into tiles of `_TILE` pixels, with the fields of a tile one after
+the other at a constant distance. So LLVM knows that they do not overlap, and turns loops along a tile into vector
+instructions. Indices are unsigned, because numba tests whether signed ones count from the end. Constants are float32
+(`_f`), and exact: they preserve either precision, whereas a Python number would turn float32 into float64.
 """
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
-from pipeline.flow.compiled import compiled
+from pipeline.flow.compiled import compiled, inlined
 
-_f = np.float32
-# first fields, two each (x and y); from DATA on, five groups of one field per channel: the dual variable, then the
-# groups numbered in the second line
-FLOW, AHEAD, DUAL_X, DUAL_Y, STEP, DATA = 0, 2, 4, 6, 8, 10
-SLOPE_X, SLOPE_Y, CONSTANT, DATA_STEP, GROUPS = 1, 2, 3, 4, 5
+_f, _u = np.float32, np.uint64
+# first fields of the state; two each (x and y), then one per channel: the dual variable of the data term
+FLOW, DUAL_X, DUAL_Y, DATA = 0, 2, 4, 6
+# pixels of a tile, and the distance of its fields; the margin between two fields holds the neighbors of a tile's ends
+_TILE, _STRIDE, _VECTOR = 384, 400, 16
+# first fields of a tile, as places in it, two each (x and y); from _CHANNEL on, five fields per channel. What a loop
+# reads one pixel to the right (_AHEAD) comes after what it writes (_DUAL_X to _PULL): the other way round, LLVM would
+# use shorter vectors.
+_DUAL_X, _DUAL_Y, _PULL, _STEP, _FLOW, _AHEAD, _CHANNEL = (_u(k * _STRIDE + _VECTOR) for k in range(0, 14, 2))
+_DUAL, _SLOPE_X, _SLOPE_Y, _CONSTANT, _DATA_STEP, _CHANNEL_SIZE = (_u(k * _STRIDE) for k in range(6))
+_NEXT, _ONE = _u(_STRIDE), _u(1)  # from x to y of a field; from a pixel to its right neighbor
 
 
-@compiled
-def linearize(warped, still, inside, state, derivative, flat, per_slope, per_far):
-    """Write slopes, constants and step sizes of the data term, linearized around the current flow, into the state."""
-    channels, height, width = warped.shape
-    half, one = _f(0.5), _f(1)
-    line = np.empty(width + 4, warped.dtype)
-    for y in range(height):
-        row = state[y]
-        step_x, step_y = row[STEP], row[STEP + 1]
-        step_x[:] = _f(4)
-        step_y[:] = _f(4)
-        within = inside[y]
-        for c in range(channels):
-            slope_x, slope_y = row[DATA + SLOPE_X * channels + c], row[DATA + SLOPE_Y * channels + c]
-            constant, step = row[DATA + CONSTANT * channels + c], row[DATA + DATA_STEP * channels + c]
-            # half the sum of both images' derivatives is the derivative of half their sum
-            up2, up1 = max(y - 2, 0), max(y - 1, 0)
-            down1, down2 = min(y + 1, height - 1), min(y + 2, height - 1)
-            for x in range(width):
-                outer = (warped[c, down2, x] + still[c, down2, x]) - (warped[c, up2, x] + still[c, up2, x])
-                inner = (warped[c, down1, x] + still[c, down1, x]) - (warped[c, up1, x] + still[c, up1, x])
-                slope_y[x] = half * within[x] * (derivative[4] * outer + derivative[3] * inner)
-            for x in range(width):
-                line[x + 2] = warped[c, y, x] + still[c, y, x]
-            line[0] = line[1] = line[2]
-            line[width + 2] = line[width + 3] = line[width + 1]
-            for x in range(width):
-                outer, inner = line[x + 4] - line[x], line[x + 3] - line[x + 1]
-                slope_x[x] = half * within[x] * (derivative[4] * outer + derivative[3] * inner)
-            for x in range(width):
-                a, b = slope_x[x] * per_slope, slope_y[x] * per_slope
-                share = one / np.sqrt(one + (a * a + b * b))
-                residual = warped[c, y, x] - still[c, y, x]
-                far = residual * share * per_far
-                share /= one + far * far
-                a, b = slope_x[x] * share, slope_y[x] * share
-                slope_x[x], slope_y[x] = a, b
-                constant[x] = residual * share - a * row[FLOW, x] - b * row[FLOW + 1, x]
-                step[x] = one / (abs(a) + abs(b) + flat)
-                step_x[x] += abs(a)
-                step_y[x] += abs(b)
-        for x in range(width):
-            step_x[x] = one / step_x[x]
-            step_y[x] = one / step_y[x]
-            row[AHEAD, x] = row[FLOW, x]
-            row[AHEAD + 1, x] = row[FLOW + 1, x]
+def ring_of(width: int, channels: int, iterations: int, dtype: np.dtype) -> np.ndarray:
+    """A ring for `solve`, for any number of calls with images of the same width.
+
+    It starts at a cache line, and so do all fields: vectors that lie across two lines take a tenth more time.
+    """
+    shape = iterations + 2, -(-width // _TILE), 2 * _VECTOR + (12 + 5 * channels) * _STRIDE
+    places = np.zeros(math.prod(shape) + _VECTOR, dtype)
+    start = -places.ctypes.data % 64 // places.itemsize
+    return places[start : start + math.prod(shape)].reshape(shape)
 
 
 @compiled
-def solve(state, box, iterations):
-    """All primal-dual iterations of a warping in one sweep over the rows."""
-    height, nothing = state.shape[0], np.zeros(state.shape[2], state.dtype)
-    for time in range(height + iterations - 1):
+def solve(state, ring, images, box, iterations, constants, most, trusted):
+    """Linearize the data term around the current flow, then do all primal-dual iterations of a warping.
+
+    Args:
+        state, ring: see above; the flow moves by at most `most` pixels in each component.
+        images: the warped second image (C, H, W), the first one (C, H, W) and which points land inside (H, W).
+        box: (C,) bounds of the data term's dual variable.
+        constants: taps of the derivative; FLAT, 1 / SATURATION, 1 / (SATURATION * FAR_PX) of `tvl1_model`; 1 / DOUBT
+            and the least confidence.
+        trusted: (H, W), receives the confidence in the flow at each pixel; see `tvl1_torch._trust`.
+    """
+    height, width = state.shape[0], state.shape[2]
+    rows, tiles, tile = ring.shape
+    places, tile = ring.reshape(-1), _u(tile)
+    row, line = _u(tiles) * tile, np.empty(width + 4, state.dtype)
+    _enter(places, _u(0), tile, state, images, 0, line, constants)
+    for time in range(height + iterations):
+        following = time + 1  # the first iteration of a row needs the next row
+        if following < height:
+            _enter(places, _u(following % rows) * row, tile, state, images, following, line, constants)
         for k in range(max(0, time - height + 1), min(iterations, time + 1)):
             y = time - k  # iteration k - 1 has just done row y + 1, and will not touch rows y and y - 1 again
-            _dual_row(state, y)
-            _data_row(state[y], box)
-            _primal_row(state, y, len(box), nothing)
+            here, above = _u(y % rows) * row, _u((y - 1) % rows) * row
+            below = _u((y + 1) % rows) * row if y + 1 < height else here
+            _iterate(places, here, above, below, tile, width, y == 0, box)
+        if time >= iterations:
+            y = time - iterations
+            _leave(places, _u(y % rows) * row, tile, state, y, box, most, constants, trusted[y])
 
 
 @compiled
-def _dual_row(state, y):
-    """Gradient ascent in the dual of the total variation, with projection onto the unit ball."""
-    row = state[y]
-    below = state[min(y + 1, state.shape[0] - 1)]
-    u, v, u_below, v_below = row[AHEAD], row[AHEAD + 1], below[AHEAD], below[AHEAD + 1]
-    ux, vx, uy, vy = row[DUAL_X], row[DUAL_X + 1], row[DUAL_Y], row[DUAL_Y + 1]
-    rate, one, last = _f(0.5), _f(1), len(u) - 1
-    for x in range(last):
-        a, b = ux[x] + rate * (u[x + 1] - u[x]), uy[x] + rate * (u_below[x] - u[x])
-        c, d = vx[x] + rate * (v[x + 1] - v[x]), vy[x] + rate * (v_below[x] - v[x])
-        shrink = one / np.sqrt(max(one, a * a + b * b + c * c + d * d))
-        ux[x], uy[x], vx[x], vy[x] = a * shrink, b * shrink, c * shrink, d * shrink
-    b, d = uy[last] + rate * (u_below[last] - u[last]), vy[last] + rate * (v_below[last] - v[last])
-    shrink = one / np.sqrt(max(one, b * b + d * d))
-    uy[last], vy[last] = b * shrink, d * shrink
+def _iterate(ring, here, above, below, tile, width, top, box):
+    """Do one iteration of a row; `here`, `above` and `below` are the places of its first tile and of its neighbors'."""
+    for left in range(0, width, _TILE):
+        size, p, more = min(_TILE, width - left), _u(left // _TILE) * tile, left + _TILE < width
+        lanes = _u((size + _VECTOR - 1) // _VECTOR * _VECTOR)  # the flow of those beyond the image stays zero
+        _ascend(ring, here + p, above + p, below + p, lanes, top)
+        for c in range(len(box)):
+            _ascend_data(ring, here + p, _CHANNEL + _u(c) * _CHANNEL_SIZE, lanes, box[c])
+        _descend(ring, here + p, lanes)
+        _set_margins(ring, here + p, tile, _u(size), left > 0, more)
 
 
 @compiled
-def _data_row(row, box):
-    """Gradient ascent in the dual of the data term of each channel, clipped to its bound."""
-    channels = len(box)
-    u, v = row[AHEAD], row[AHEAD + 1]
+def _enter(ring, start, tile, state, images, y, line, constants):
+    """Write row y of the state into the ring, with slopes, constants and steps of the data term around its flow."""
+    derivative, flat, per_slope, per_far, _, _ = constants
+    warped, still, inside = images
+    channels, height, width = warped.shape
+    half, one = _f(0.5), _f(1)
+    up2, up1, down1, down2 = max(y - 2, 0), max(y - 1, 0), min(y + 1, height - 1), min(y + 2, height - 1)
+    for left in range(0, width, _TILE):
+        lanes, p = _u(min(_TILE, width - left)), start + _u(left // _TILE) * tile
+        for k in range(2):
+            flow, dual_x, dual_y = state[y, FLOW + k, left:], state[y, DUAL_X + k, left:], state[y, DUAL_Y + k, left:]
+            q = p + _u(k) * _NEXT
+            for x in range(lanes):
+                ring[q + _FLOW + x] = ring[q + _AHEAD + x] = flow[x]
+                ring[q + _DUAL_X + x] = dual_x[x]
+                ring[q + _DUAL_Y + x] = dual_y[x]
+                ring[q + _STEP + x] = _f(4)
+        _set_margins(ring, p, tile, lanes, left > 0, left + _TILE < width)
     for c in range(channels):
-        dual, bound = row[DATA + c], box[c]
-        slope_x, slope_y = row[DATA + SLOPE_X * channels + c], row[DATA + SLOPE_Y * channels + c]
-        constant, step = row[DATA + CONSTANT * channels + c], row[DATA + DATA_STEP * channels + c]
-        for x in range(len(u)):
-            raised = dual[x] + step[x] * (constant[x] + slope_x[x] * u[x] + slope_y[x] * v[x])
-            dual[x] = min(max(raised, -bound), bound)
+        for x in range(width):
+            line[x + 2] = warped[c, y, x] + still[c, y, x]
+        line[0] = line[1] = line[2]
+        line[width + 2] = line[width + 3] = line[width + 1]
+        for left in range(0, width, _TILE):
+            lanes, p = _u(min(_TILE, width - left)), start + _u(left // _TILE) * tile
+            q = p + _CHANNEL + _u(c) * _CHANNEL_SIZE
+            dual, within, middle = state[y, DATA + c, left:], inside[y, left:], line[left:]
+            moved, kept = warped[c, y, left:], still[c, y, left:]
+            a2, a1, b1, b2 = (
+                warped[c, up2, left:],
+                warped[c, up1, left:],
+                warped[c, down1, left:],
+                warped[c, down2, left:],
+            )
+            c2, c1, d1, d2 = still[c, up2, left:], still[c, up1, left:], still[c, down1, left:], still[c, down2, left:]
+            # half the sum of both images' derivatives is the derivative of half their sum
+            for x in range(lanes):
+                outer, inner = (b2[x] + d2[x]) - (a2[x] + c2[x]), (b1[x] + d1[x]) - (a1[x] + c1[x])
+                ring[q + _SLOPE_Y + x] = half * within[x] * (derivative[4] * outer + derivative[3] * inner)
+            for x in range(lanes):
+                outer, inner = middle[x + _u(4)] - middle[x], middle[x + _u(3)] - middle[x + _ONE]
+                ring[q + _SLOPE_X + x] = half * within[x] * (derivative[4] * outer + derivative[3] * inner)
+            for x in range(lanes):
+                slope_x, slope_y = ring[q + _SLOPE_X + x], ring[q + _SLOPE_Y + x]
+                a, b = slope_x * per_slope, slope_y * per_slope
+                share = one / np.sqrt(one + (a * a + b * b))
+                residual = moved[x] - kept[x]
+                far = residual * share * per_far
+                share /= one + far * far
+                a, b = slope_x * share, slope_y * share
+                ring[q + _SLOPE_X + x], ring[q + _SLOPE_Y + x] = a, b
+                ring[q + _CONSTANT + x] = residual * share - a * ring[p + _FLOW + x] - b * ring[p + _FLOW + _NEXT + x]
+                ring[q + _DATA_STEP + x] = one / (abs(a) + abs(b) + flat)
+                ring[q + _DUAL + x] = dual[x]
+                ring[p + _STEP + x] += abs(a)
+                ring[p + _STEP + _NEXT + x] += abs(b)
+    for left in range(0, width, _TILE):
+        lanes, p = _u(min(_TILE, width - left)), start + _u(left // _TILE) * tile
+        for x in range(lanes):
+            ring[p + _STEP + x] = one / ring[p + _STEP + x]
+            ring[p + _STEP + _NEXT + x] = one / ring[p + _STEP + _NEXT + x]
+
+
+@inlined
+def _set_margins(ring, p, tile, size, before, more):
+    """Copy the ends of a tile that its neighbors need into their margins, as far as there are neighbors."""
+    for k in range(2):
+        i = p + _u(k) * _NEXT
+        if more:
+            ring[i + tile + _DUAL_X - _ONE] = ring[i + _DUAL_X + size - _ONE]
+        else:  # as if the image went on with the same flow, so the last column's difference along x is zero
+            ring[i + _AHEAD + size] = ring[i + _AHEAD + size - _ONE]
+        if before:
+            ring[i - tile + _AHEAD + _u(_TILE)] = ring[i + _AHEAD]
+
+
+@inlined
+def _ascend(ring, p, above, below, lanes, top):
+    """Gradient ascent in the dual of the total variation, with projection onto the unit ball.
+
+    The pull on the flow starts with the part of the divergence along y.
+    """
+    rate, one, kept = _f(0.5), _f(1), _f(0) if top else _f(1)
+    for x in range(lanes):
+        i, j, k = p + x, below + x, above + x
+        right = i + _ONE
+        u, v = ring[i + _AHEAD], ring[i + _AHEAD + _NEXT]
+        a = ring[i + _DUAL_X] + rate * (ring[right + _AHEAD] - u)
+        b = ring[i + _DUAL_Y] + rate * (ring[j + _AHEAD] - u)
+        c = ring[i + _DUAL_X + _NEXT] + rate * (ring[right + _AHEAD + _NEXT] - v)
+        d = ring[i + _DUAL_Y + _NEXT] + rate * (ring[j + _AHEAD + _NEXT] - v)
+        shrink = one / np.sqrt(max(one, a * a + b * b + c * c + d * d))
+        b, d = b * shrink, d * shrink
+        ring[i + _DUAL_X], ring[i + _DUAL_Y] = a * shrink, b
+        ring[i + _DUAL_X + _NEXT], ring[i + _DUAL_Y + _NEXT] = c * shrink, d
+        ring[p + _PULL + x], ring[p + _PULL + _NEXT + x] = (
+            b - kept * ring[k + _DUAL_Y],
+            d - kept * ring[k + _DUAL_Y + _NEXT],
+        )
+
+
+@inlined
+def _ascend_data(ring, p, channel, lanes, bound):
+    """Gradient ascent in the dual of the data term of a channel, clipped to its bound; then add it to the pull."""
+    q = p + channel
+    for x in range(lanes):
+        slope_x, slope_y = ring[q + _SLOPE_X + x], ring[q + _SLOPE_Y + x]
+        residual = ring[q + _CONSTANT + x] + slope_x * ring[p + _AHEAD + x] + slope_y * ring[p + _AHEAD + _NEXT + x]
+        dual = min(max(ring[q + _DUAL + x] + ring[q + _DATA_STEP + x] * residual, -bound), bound)
+        ring[q + _DUAL + x] = dual
+        ring[p + _PULL + x] -= dual * slope_x
+        ring[p + _PULL + _NEXT + x] -= dual * slope_y
+
+
+@inlined
+def _descend(ring, p, lanes):
+    """Gradient descent of the flow, then its extrapolation."""
+    for x in range(lanes):
+        i = p + x
+        u, v = ring[i + _FLOW], ring[i + _FLOW + _NEXT]
+        a = ring[p + _PULL + x] + ring[i + _DUAL_X] - ring[i + _DUAL_X - _ONE]
+        b = ring[p + _PULL + _NEXT + x] + ring[i + _DUAL_X + _NEXT] - ring[i + _DUAL_X + _NEXT - _ONE]
+        moved_u, moved_v = u + ring[i + _STEP] * a, v + ring[i + _STEP + _NEXT] * b
+        ring[i + _AHEAD], ring[i + _AHEAD + _NEXT] = moved_u + moved_u - u, moved_v + moved_v - v
+        ring[i + _FLOW], ring[i + _FLOW + _NEXT] = moved_u, moved_v
 
 
 @compiled
-def _primal_row(state, y, channels, nothing):
-    """Gradient descent of the flow, then its extrapolation, whose fields (AHEAD) first serve as scratch space."""
-    row = state[y]
-    for component in range(2):
-        flow, ahead, step = row[FLOW + component], row[AHEAD + component], row[STEP + component]
-        dual_x, dual_y = row[DUAL_X + component], row[DUAL_Y + component]
-        above = state[y - 1, DUAL_Y + component] if y > 0 else nothing
-        ahead[0] = dual_x[0] + dual_y[0] - above[0]
-        for x in range(1, len(flow)):
-            ahead[x] = dual_x[x] - dual_x[x - 1] + dual_y[x] - above[x]
-        for c in range(channels):
-            dual, slope = row[DATA + c], row[DATA + (SLOPE_X + component) * channels + c]
-            for x in range(len(flow)):
-                ahead[x] -= dual[x] * slope[x]
-        for x in range(len(flow)):
-            moved = flow[x] + step[x] * ahead[x]
-            ahead[x] = moved + moved - flow[x]
-            flow[x] = moved
-
-
-@compiled
-def limit(state, start, most):
-    """Limit each component of the flow to at most `most` pixels from its value in `start` (H, 2, W)."""
-    for y in range(state.shape[0]):
-        for component in range(2):
-            flow, begun = state[y, FLOW + component], start[y, component]
-            for x in range(len(flow)):
-                flow[x] = begun[x] + min(max(flow[x] - begun[x], -most), most)
-
-
-@compiled
-def trust(state, box, per_cost, floor, trusted):
-    """Write the confidence in the flow at each pixel into `trusted` (H, W); see `tvl1_torch._trust`."""
-    channels, one = len(box), _f(1)
-    for y in range(state.shape[0]):
-        row, cost = state[y], trusted[y]
-        u, v = row[FLOW], row[FLOW + 1]
-        cost[:] = 0
-        for c in range(channels):
-            slope_x, slope_y = row[DATA + SLOPE_X * channels + c], row[DATA + SLOPE_Y * channels + c]
-            constant, weight = row[DATA + CONSTANT * channels + c], box[c] * per_cost
-            for x in range(len(u)):
-                cost[x] += weight * abs(constant[x] + slope_x[x] * u[x] + slope_y[x] * v[x])
-        for x in range(len(u)):
+def _leave(ring, start, tile, state, y, box, most, constants, trusted):
+    """Write a row of the ring back into row y of the state, the flow limited; and the confidence in it."""
+    _, _, _, _, per_cost, floor = constants
+    width, one = state.shape[2], _f(1)
+    for left in range(0, width, _TILE):
+        lanes, p = _u(min(_TILE, width - left)), start + _u(left // _TILE) * tile
+        for k in range(2):
+            flow, dual_x, dual_y = state[y, FLOW + k, left:], state[y, DUAL_X + k, left:], state[y, DUAL_Y + k, left:]
+            q = p + _u(k) * _NEXT
+            for x in range(lanes):
+                flow[x] += min(max(ring[q + _FLOW + x] - flow[x], -most), most)
+                dual_x[x] = ring[q + _DUAL_X + x]
+                dual_y[x] = ring[q + _DUAL_Y + x]
+        u, v, cost = state[y, FLOW, left:], state[y, FLOW + 1, left:], trusted[left:]
+        for x in range(lanes):
+            cost[x] = _f(0)
+        for c in range(len(box)):
+            q, dual, weight = p + _CHANNEL + _u(c) * _CHANNEL_SIZE, state[y, DATA + c, left:], box[c] * per_cost
+            for x in range(lanes):
+                dual[x] = ring[q + _DUAL + x]
+                along = ring[q + _SLOPE_X + x] * u[x] + ring[q + _SLOPE_Y + x] * v[x]
+                cost[x] += weight * abs(ring[q + _CONSTANT + x] + along)
+        for x in range(lanes):
             cost[x] = floor + (one - floor) / (one + cost[x] * cost[x])

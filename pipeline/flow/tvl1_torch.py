@@ -46,7 +46,7 @@ def flow_between(first: Tensor, second: Tensor, spec: FlowSpec) -> Tensor:
         state = state.resized(size).to(precision)
         images = (level.to(precision) for level in levels[number])
         _improve(state, *images, spec, scale=spec.tvl1_scale_step**number)
-    return state.flow
+    return state.flow.to(wanted)
 
 
 class _State:

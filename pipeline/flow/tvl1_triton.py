@@ -55,7 +55,7 @@ def flow_between(first: Tensor, second: Tensor, spec: FlowSpec) -> Tensor:
             precision = torch.float64 if is_precise(size, sizes[0]) else torch.float32
             state = state.resized(size).to(precision)
             _improve(state, levels[number].to(precision), spec, scale=spec.tvl1_scale_step**number)
-    return state.flow
+    return state.flow.float()
 
 
 @torch.inference_mode()

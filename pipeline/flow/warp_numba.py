@@ -151,7 +151,7 @@ def resize(source, resized, fields):
     A pixel's position in the source is a ratio of whole numbers, so it is exact at any distance.
     """
     size, to_size = source.shape[2], resized.shape[2]
-    left, right, share = np.empty(to_size, np.int64), np.empty(to_size, np.int64), np.empty(to_size, source.dtype)
+    left, right, share = np.empty(to_size, np.uint64), np.empty(to_size, np.uint64), np.empty(to_size, source.dtype)
     for x in range(to_size):
         left[x], right[x], share[x] = _between(x, size, to_size)
     line = np.empty(size, source.dtype)

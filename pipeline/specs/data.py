@@ -188,8 +188,8 @@ class FlowSpec(Spec):
     batch_pairs: int = setting(0, "pairs computed at once; 0 chooses by frame size and device", low=0, neutral=True)
 
     METHOD_CHANGES: ClassVar[dict[str, int]] = {
-        "tvl1": 5,
-        "brox": 5,
+        "tvl1": 6,
+        "brox": 6,
         "farneback": 1,
         "dis_ultrafast": 2,
         "dis_fast": 2,
