@@ -156,6 +156,17 @@ def test_fine_tuning_from_the_other_set_takes_the_papers_steps():
         assert "temporal_steps" not in changes(row("2", key), SCRATCH, temporal, "ucf101")
 
 
+def test_a_row_of_other_steps_warms_up_for_the_same_share_of_them():
+    temporal = specs.StreamSpec(steps=2000, milestones=(1250, 1750), warmup=400)
+    assert changes(row("2", "tuned"), SCRATCH, temporal, "ucf101")["temporal_warmup"] == "100"
+    short = specs.StreamSpec(steps=8, milestones=(5, 7), warmup=7)
+    found = changes(row("2", "tuned"), SCRATCH, short, "ucf101")
+    assert (found["temporal_steps"], found["temporal_warmup"]) == ("2", "1")  # less than the steps, as it must be
+    spatial = specs.StreamSpec(start="imagenet", steps=1000, milestones=(700,), warmup=50)
+    found = changes(row("1a", "scratch-0.5"), spatial, SCRATCH)
+    assert (found["spatial_steps"], found["spatial_warmup"]) == ("4000", "200")
+
+
 def test_steps_configured_for_fine_tuning_from_the_other_set_are_taken_for_that():
     configured = specs.StreamSpec(with_dataset="ucf101", with_how="start", steps=20_000, milestones=(14_000,))
     assert "temporal_steps" not in changes(row("2", "tuned"), SCRATCH, configured, "ucf101")

@@ -224,9 +224,9 @@ def changes(row: Row, spatial: StreamSpec, temporal: StreamSpec, with_dataset: s
     if row.start == "scratch":
         found |= {"spatial_start": "scratch", "spatial_partial_bn": "false"}  # random weights have nothing to keep
         if not from_scratch:
-            found |= _steps("spatial", 4 * spatial.steps, 5 / 8, 7 / 8)
+            found |= _steps("spatial", spatial, 4 * spatial.steps, 5 / 8, 7 / 8)
     elif from_scratch and (row.start == "weights" or (spatial.start != "scratch" and row.score != "temporal")):
-        found |= _steps("spatial", max(1, spatial.steps // 4), 7 / 10)
+        found |= _steps("spatial", spatial, max(1, spatial.steps // 4), 7 / 10)
     for name, configured in (("spatial", spatial), ("temporal", temporal)):
         if configured.with_dataset:
             found |= {f"{name}_with_dataset": "", f"{name}_with_how": ""}
@@ -235,16 +235,19 @@ def changes(row: Row, spatial: StreamSpec, temporal: StreamSpec, with_dataset: s
     tuned, tunes = temporal.with_how == "start", found.get("temporal_with_how") == "start"
     if row.score != "spatial" and temporal.start == "scratch" and tuned != tunes:
         found |= (
-            _steps("temporal", max(1, temporal.steps // 4), 7 / 10)
+            _steps("temporal", temporal, max(1, temporal.steps // 4), 7 / 10)
             if tunes
-            else _steps("temporal", 4 * temporal.steps, 5 / 8, 7 / 8)
+            else _steps("temporal", temporal, 4 * temporal.steps, 5 / 8, 7 / 8)
         )
     return dict(sorted(found.items()))
 
 
-def _steps(stream: str, steps: int, *falls: float) -> dict[str, str]:
-    """The settings of a stream's steps, and of its milestones at these fractions of them."""
-    return {f"{stream}_steps": str(steps), f"{stream}_milestones": ", ".join(str(round(steps * f)) for f in falls)}
+def _steps(name: str, configured: StreamSpec, steps: int, *falls: float) -> dict[str, str]:
+    """A stream's steps, its milestones at these fractions of them, and the configured share of warm-up."""
+    found = {f"{name}_steps": str(steps), f"{name}_milestones": ", ".join(str(round(steps * f)) for f in falls)}
+    if configured.warmup:
+        found[f"{name}_warmup"] = str(configured.warmup * steps // configured.steps)
+    return found
 
 
 def measured_on(layout: str, classes: int) -> str:
