@@ -1,9 +1,9 @@
 """TV-L1 on the CPU, compiled: the iterations of `tvl1_torch`, an order of magnitude faster.
 
-Two things make it fast. First, the fields of an image row are adjacent in memory, and row y of iteration k is computed
-right after row y + 1 of iteration k - 1. So what an iteration reads is still in the cache, whereas separate iterations
-would fetch the whole image each time. The arithmetic is that of one iteration after another. Second, work along a row
-is a plain loop, which LLVM turns into vector instructions.
+Two things make it fast. First, row y of iteration k is computed right after row y + 1 of iteration k - 1, and what only
+the iterations need lies in a ring of as many rows as there are iterations. So what an iteration reads is still in the
+cache, whereas separate iterations would fetch the whole image each time. The arithmetic is that of one iteration after
+another. Second, work along a row is a plain loop, which LLVM turns into vector instructions.
 """
 
 from __future__ import annotations

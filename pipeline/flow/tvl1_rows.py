@@ -87,11 +87,8 @@ def _iterate(ring, here, above, below, tile, width, top, box):
 @compiled
 def _enter(ring, start, tile, state, images, y, line, constants):
     """Write row y of the state into the ring, with slopes, constants and steps of the data term around its flow."""
-    derivative, flat, per_slope, per_far, _, _ = constants
     warped, still, inside = images
-    channels, height, width = warped.shape
-    half, one = _f(0.5), _f(1)
-    up2, up1, down1, down2 = max(y - 2, 0), max(y - 1, 0), min(y + 1, height - 1), min(y + 2, height - 1)
+    channels, _, width = warped.shape
     for left in range(0, width, _TILE):
         lanes, p = _u(min(_TILE, width - left)), start + _u(left // _TILE) * tile
         for k in range(2):
@@ -111,41 +108,55 @@ def _enter(ring, start, tile, state, images, y, line, constants):
         for left in range(0, width, _TILE):
             lanes, p = _u(min(_TILE, width - left)), start + _u(left // _TILE) * tile
             q = p + _CHANNEL + _u(c) * _CHANNEL_SIZE
-            dual, within, middle = state[y, DATA + c, left:], inside[y, left:], line[left:]
-            moved, kept = warped[c, y, left:], still[c, y, left:]
-            a2, a1, b1, b2 = (
-                warped[c, up2, left:],
-                warped[c, up1, left:],
-                warped[c, down1, left:],
-                warped[c, down2, left:],
-            )
-            c2, c1, d1, d2 = still[c, up2, left:], still[c, up1, left:], still[c, down1, left:], still[c, down2, left:]
-            # half the sum of both images' derivatives is the derivative of half their sum
+            _differentiate(ring, q, lanes, warped[c], still[c], inside[y], line, y, _u(left), constants[0])
+            _linearize(ring, p, q, lanes, warped[c, y], still[c, y], _u(left), constants)
+            dual = state[y, DATA + c, left:]
             for x in range(lanes):
-                outer, inner = (b2[x] + d2[x]) - (a2[x] + c2[x]), (b1[x] + d1[x]) - (a1[x] + c1[x])
-                ring[q + _SLOPE_Y + x] = half * within[x] * (derivative[4] * outer + derivative[3] * inner)
-            for x in range(lanes):
-                outer, inner = middle[x + _u(4)] - middle[x], middle[x + _u(3)] - middle[x + _ONE]
-                ring[q + _SLOPE_X + x] = half * within[x] * (derivative[4] * outer + derivative[3] * inner)
-            for x in range(lanes):
-                slope_x, slope_y = ring[q + _SLOPE_X + x], ring[q + _SLOPE_Y + x]
-                a, b = slope_x * per_slope, slope_y * per_slope
-                share = one / np.sqrt(one + (a * a + b * b))
-                residual = moved[x] - kept[x]
-                far = residual * share * per_far
-                share /= one + far * far
-                a, b = slope_x * share, slope_y * share
-                ring[q + _SLOPE_X + x], ring[q + _SLOPE_Y + x] = a, b
-                ring[q + _CONSTANT + x] = residual * share - a * ring[p + _FLOW + x] - b * ring[p + _FLOW + _NEXT + x]
-                ring[q + _DATA_STEP + x] = one / (abs(a) + abs(b) + flat)
                 ring[q + _DUAL + x] = dual[x]
-                ring[p + _STEP + x] += abs(a)
-                ring[p + _STEP + _NEXT + x] += abs(b)
     for left in range(0, width, _TILE):
         lanes, p = _u(min(_TILE, width - left)), start + _u(left // _TILE) * tile
         for x in range(lanes):
-            ring[p + _STEP + x] = one / ring[p + _STEP + x]
-            ring[p + _STEP + _NEXT + x] = one / ring[p + _STEP + _NEXT + x]
+            ring[p + _STEP + x] = _f(1) / ring[p + _STEP + x]
+            ring[p + _STEP + _NEXT + x] = _f(1) / ring[p + _STEP + _NEXT + x]
+
+
+@inlined
+def _differentiate(ring, q, lanes, warped, still, inside, line, y, left, derivative):
+    """Slopes of a channel, from column `left` on; half the sum of both images' derivatives is that of half their sum.
+
+    `line` is the sum of both images in row y, with two pixels more on either side.
+    """
+    half, last = _f(0.5), len(warped) - 1
+    up2, up1, down1, down2 = max(y - 2, 0), max(y - 1, 0), min(y + 1, last), min(y + 2, last)
+    for x in range(lanes):
+        i = left + x
+        outer = (warped[down2, i] + still[down2, i]) - (warped[up2, i] + still[up2, i])
+        inner = (warped[down1, i] + still[down1, i]) - (warped[up1, i] + still[up1, i])
+        ring[q + _SLOPE_Y + x] = half * inside[i] * (derivative[4] * outer + derivative[3] * inner)
+    for x in range(lanes):
+        i = left + x
+        outer, inner = line[i + _u(4)] - line[i], line[i + _u(3)] - line[i + _ONE]
+        ring[q + _SLOPE_X + x] = half * inside[i] * (derivative[4] * outer + derivative[3] * inner)
+
+
+@inlined
+def _linearize(ring, p, q, lanes, warped, still, left, constants):
+    """Slopes, constant and step of a channel, scaled by how far its residual is to be trusted, and the flow's steps."""
+    _, flat, per_slope, per_far, _, _ = constants
+    one = _f(1)
+    for x in range(lanes):
+        slope_x, slope_y = ring[q + _SLOPE_X + x], ring[q + _SLOPE_Y + x]
+        a, b = slope_x * per_slope, slope_y * per_slope
+        share = one / np.sqrt(one + (a * a + b * b))
+        residual = warped[left + x] - still[left + x]
+        far = residual * share * per_far
+        share /= one + far * far
+        a, b = slope_x * share, slope_y * share
+        ring[q + _SLOPE_X + x], ring[q + _SLOPE_Y + x] = a, b
+        ring[q + _CONSTANT + x] = residual * share - a * ring[p + _FLOW + x] - b * ring[p + _FLOW + _NEXT + x]
+        ring[q + _DATA_STEP + x] = one / (abs(a) + abs(b) + flat)
+        ring[p + _STEP + x] += abs(a)
+        ring[p + _STEP + _NEXT + x] += abs(b)
 
 
 @inlined
@@ -180,10 +191,8 @@ def _ascend(ring, p, above, below, lanes, top):
         b, d = b * shrink, d * shrink
         ring[i + _DUAL_X], ring[i + _DUAL_Y] = a * shrink, b
         ring[i + _DUAL_X + _NEXT], ring[i + _DUAL_Y + _NEXT] = c * shrink, d
-        ring[p + _PULL + x], ring[p + _PULL + _NEXT + x] = (
-            b - kept * ring[k + _DUAL_Y],
-            d - kept * ring[k + _DUAL_Y + _NEXT],
-        )
+        ring[i + _PULL] = b - kept * ring[k + _DUAL_Y]
+        ring[i + _PULL + _NEXT] = d - kept * ring[k + _DUAL_Y + _NEXT]
 
 
 @inlined
@@ -205,8 +214,8 @@ def _descend(ring, p, lanes):
     for x in range(lanes):
         i = p + x
         u, v = ring[i + _FLOW], ring[i + _FLOW + _NEXT]
-        a = ring[p + _PULL + x] + ring[i + _DUAL_X] - ring[i + _DUAL_X - _ONE]
-        b = ring[p + _PULL + _NEXT + x] + ring[i + _DUAL_X + _NEXT] - ring[i + _DUAL_X + _NEXT - _ONE]
+        a = ring[i + _PULL] + ring[i + _DUAL_X] - ring[i + _DUAL_X - _ONE]
+        b = ring[i + _PULL + _NEXT] + ring[i + _DUAL_X + _NEXT] - ring[i + _DUAL_X + _NEXT - _ONE]
         moved_u, moved_v = u + ring[i + _STEP] * a, v + ring[i + _STEP + _NEXT] * b
         ring[i + _AHEAD], ring[i + _AHEAD + _NEXT] = moved_u + moved_u - u, moved_v + moved_v - v
         ring[i + _FLOW], ring[i + _FLOW + _NEXT] = moved_u, moved_v
