@@ -59,7 +59,7 @@ def error_line(error: BaseException, folder: Path | None = None) -> str:
     """The error's message with its notes (such as the path), and the free space if the disk may be full."""
     if isinstance(error, Refused):
         error = error.error
-    said = one_line(str(error)) or type(error).__name__
+    said = _of_luigis_setting(error) or one_line(str(error)) or type(error).__name__
     number = getattr(error, "errno", None)
     if number in files.NO_SPACE:  # HDF5 says the same in six lines
         said = "no space left" if number == errno.ENOSPC else os.strerror(number)
@@ -118,6 +118,8 @@ def mistake_of_command(error: BaseException | None) -> str:
     if isinstance(error, (ParameterException, TaskClassException)):
         return re.sub(r"\[args=.*?\]:", "", one_line(str(error)))
     if isinstance(error, ValueError):
+        if mistake := _of_luigis_setting(error):
+            return mistake
         for frame, _ in traceback.walk_tb(error.__traceback__):
             if frame.f_code.co_name == "_get_task_kwargs":  # Luigi's, whose message does not name the parameter
                 name, text = (frame.f_locals.get(local, "?") for local in ("param_name", "attr"))
@@ -126,6 +128,12 @@ def mistake_of_command(error: BaseException | None) -> str:
                     return unknown_name(f"{flag} {text!r}", text, parameter._choices)
                 return f"{flag} is {text!r}: {error}"
     return ""
+
+
+def _of_luigis_setting(error: BaseException) -> str:
+    """What is wrong with the value of a setting in one of Luigi's own sections; "" for any other error."""
+    found = re.match(r"(\w+)\[args=.*\]: Error when parsing the default value of '(\w+)'", one_line(str(error)))
+    return f"[{found[1]}] {found[2]}, in luigi.cfg or as a flag: {one_line(str(error.__cause__))}" if found else ""
 
 
 def plainly(error: BaseException) -> str:

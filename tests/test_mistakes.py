@@ -40,12 +40,28 @@ from tasks import Catalog, command, mistakes, session
         ),
         (["Flow", "--seed", "x"], "error: --seed is 'x': invalid literal for int() with base 10: 'x'\n"),
         (["Flow", "--changes", "{"], "error: --changes is '{': Expecting property name"),
+        (
+            ["Flow", "--workers", "two"],
+            "error: [core] workers, in luigi.cfg or as a flag: invalid literal for int() with",
+        ),
+        (
+            ["Flow", "--retcode-task-failed", "x"],
+            "error: [retcode] task_failed, in luigi.cfg or as a flag: invalid lit",
+        ),
     ],
 )
 def test_a_wrong_task_or_parameter_is_one_line(arguments, message):
     refused = luigi_command(*arguments, cwd=ROOT, PYTHONPATH=str(ROOT))
     assert refused.returncode != 0 and refused.stderr.startswith(message)
     assert refused.stderr.count("\n") == 1 and not refused.stdout
+
+
+def test_a_wrong_value_of_luigis_own_is_one_line(tmp_path):
+    """That of a worker's setting is read when the tasks have been made and asked what they need."""
+    (tmp_path / "preset.cfg").write_text("[worker]\nkeep_alive = maybe\n")
+    refused = luigi_command("Catalog", cwd=ROOT, PYTHONPATH=str(ROOT), LUIGI_CONFIG_PATH=str(tmp_path / "preset.cfg"))
+    said = "error: [worker] keep_alive, in luigi.cfg or as a flag: cannot interpret 'maybe' as boolean\n"
+    assert refused.returncode != 0 and refused.stderr == said and not refused.stdout
 
 
 @pytest.mark.parametrize(
