@@ -53,7 +53,7 @@ def _improve(state: np.ndarray, first: np.ndarray, second: np.ndarray, spec: Flo
     warped, inside, trust = np.empty_like(still), np.empty_like(first), np.empty_like(first)
     numbers = model.FLAT, 1 / model.SATURATION, 1 / (model.SATURATION * model.FAR_PX), 1 / model.DOUBT, TRUST_FLOOR
     constants, most = (derivative, *(number(n) for n in numbers)), number(model.UPDATE_PX)
-    ring = rows.ring_of(first.shape[1], len(box), spec.tvl1_iterations, number)
+    ring = rows.ring_of(first.shape, len(box), spec.tvl1_iterations, number)
     for turn in range(spec.tvl1_warps):
         warp_numba.warp(moving, state, warped, inside)
         rows.solve(state, ring, (warped, still, inside), box, spec.tvl1_iterations, constants, most, trust)

@@ -29,12 +29,12 @@ _DUAL, _SLOPE_X, _SLOPE_Y, _CONSTANT, _DATA_STEP, _CHANNEL_SIZE = (_u(k * _STRID
 _NEXT, _ONE = _u(_STRIDE), _u(1)  # from x to y of a field; from a pixel to its right neighbor
 
 
-def ring_of(width: int, channels: int, iterations: int, dtype: np.dtype) -> np.ndarray:
-    """A ring for `solve`, for any number of calls with images of the same width.
+def ring_of(size: tuple[int, int], channels: int, iterations: int, dtype: type) -> np.ndarray:
+    """A ring for `solve`, for any number of calls with images of this size, (height, width).
 
     It starts at a cache line, and so do all fields: vectors that lie across two lines take a tenth more time.
     """
-    shape = iterations + 2, -(-width // _TILE), 2 * _VECTOR + (12 + 5 * channels) * _STRIDE
+    shape = min(iterations + 2, size[0]), -(-size[1] // _TILE), 2 * _VECTOR + (12 + 5 * channels) * _STRIDE
     places = np.zeros(math.prod(shape) + _VECTOR, dtype)
     start = -places.ctypes.data % 64 // places.itemsize
     return places[start : start + math.prod(shape)].reshape(shape)
