@@ -84,7 +84,7 @@ class TrainStream(OnDevice):
         other = {"dataset": spec.with_dataset, "split": self.split_name if official else ""}
         if spec.starts_from_other:
             # changed steps apply only to fine-tuning on this set, which takes fewer than the other set's training
-            own = {f"{self.stream}_steps", f"{self.stream}_milestones"}
+            own = {f"{self.stream}_{name}" for name in ("steps", "milestones", "warmup")}
             changes = {name: text for name, text in self.changes.items() if name not in own}
             return [self.clone(TrainStream, alone=True, changes=changes, **other)]
         return [self.clone(data_of(self.stream), **other), self.clone(Catalog, **other)]

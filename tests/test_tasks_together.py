@@ -99,7 +99,7 @@ def test_what_is_read_of_the_other_is_part_of_the_digest(two):
 
 
 def test_rows_of_a_table_use_the_other_set_as_they_say_and_not_as_is_configured(two):
-    two.read_dict({"temporal": {"steps": "40", "milestones": "25, 35"}})
+    two.read_dict({"temporal": {"steps": "40", "milestones": "25, 35", "warmup": "8"}})
     together(two, "heads")
     together(two, "heads", stream="spatial")
     trained = {p.row.key: p.tasks[0].requires()[0] for p in fresh(PaperTable, table="2").plan}
@@ -118,7 +118,8 @@ def test_rows_of_a_table_use_the_other_set_as_they_say_and_not_as_is_configured(
     # fine-tuning is shorter, the training that it starts from is not
     assert (trained["tuned"].stream_spec.steps, trained["tuned"].stream_spec.milestones) == (10, (7,))
     start = trained["tuned"].requires()[2]
-    assert start.dataset_name == "more" and start.stream_spec.steps == 40
+    assert trained["tuned"].stream_spec.warmup == 2
+    assert start.dataset_name == "more" and (start.stream_spec.steps, start.stream_spec.warmup) == (40, 8)
 
 
 def test_another_set_that_was_asked_for_and_does_not_go_with_this_one_is_refused(two):

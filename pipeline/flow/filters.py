@@ -8,8 +8,8 @@ from itertools import pairwise
 
 COARSE_BLUR = 1.25  # see `shrinking_sigmas_px`
 DERIVATIVE = (1 / 12, -8 / 12, 0.0, 8 / 12, -1 / 12)
-# images of fewer pixels are computed in double precision, which costs nothing there: where they are one pixel wide,
-# rounding may change the flow by pixels
+# images (and pyramid levels) of fewer pixels are computed in double precision: in narrow ones rounding may change the
+# flow. (Brox on images one pixel wide is ill-conditioned in either precision.)
 SMALL_PX = 2048
 NARROW = 2.5  # aspect ratio above which a frame is a narrow strip; see `pyramid_sizes`
 MEDIAN_GRAY = 16.0  # gray value difference at which a neighbor has half weight in the weighted median

@@ -13,7 +13,8 @@ _f, _u = np.float32, np.uint64
 # used), and a lane for each of up to _LANES adjacent pixels in an image row. Both are constants, because LLVM
 # vectorizes a loop over the lanes without checks only if it knows the distance between rows. The values (_PLACES rows)
 # are followed by the weights, which move with them, and by the weights in their first order, for both components of
-# the flow. Indices are unsigned, because numba tests whether signed ones count from the end.
+# the flow. Indices are unsigned, because numba tests whether signed ones count from the end, and compiles a function
+# anew for each literal integer.
 _LANES, _PLACES, _VECTOR = 96, 24, 16
 _ROW, _WEIGHTS, _UNSORTED = _u(_LANES), _u(_PLACES * _LANES), _u(2 * _PLACES * _LANES)
 
@@ -136,13 +137,13 @@ def _sort(table, lanes):
             _put_four(table, i, every_other, eight[:4])
             _put_four(table, k, every_other, eight[4:])
     for x in range(lanes):
-        _order(table, x, 1)
-        _order(table, x, 3)
-        _order(table, x, 5)
-        _order(table, x, 7)
-        _order(table, x, 9)
-        _order(table, x, 11)
-        _order(table, x, 13)
+        _order(table, x, _u(1))
+        _order(table, x, _u(3))
+        _order(table, x, _u(5))
+        _order(table, x, _u(7))
+        _order(table, x, _u(9))
+        _order(table, x, _u(11))
+        _order(table, x, _u(13))
     for odd in range(2):
         for x in range(lanes):
             i = _u(odd) * _ROW + x
@@ -160,23 +161,23 @@ def _middle_mean(table, total, spread, mean):
     for x in range(_u(len(mean))):
         bounds = (_f(0.5) - spread) * total[x], (_f(0.5) + spread) * total[x]
         sums = _added((table[x], table[x + _WEIGHTS]), bounds, (_f(0), bounds[0], _f(0)))
-        sums = _added_two(table, x, 1, bounds, sums)
-        sums = _added_two(table, x, 3, bounds, sums)
-        sums = _added_two(table, x, 5, bounds, sums)
-        sums = _added_two(table, x, 7, bounds, sums)
-        sums = _added_two(table, x, 9, bounds, sums)
-        sums = _added_two(table, x, 11, bounds, sums)
-        sums = _added_two(table, x, 13, bounds, sums)
-        sums = _added_two(table, x, 15, bounds, sums)
-        sums = _added_two(table, x, 17, bounds, sums)
-        sums = _added_two(table, x, 19, bounds, sums)
-        sums = _added_two(table, x, 21, bounds, sums)
+        sums = _added_two(table, x, _u(1), bounds, sums)
+        sums = _added_two(table, x, _u(3), bounds, sums)
+        sums = _added_two(table, x, _u(5), bounds, sums)
+        sums = _added_two(table, x, _u(7), bounds, sums)
+        sums = _added_two(table, x, _u(9), bounds, sums)
+        sums = _added_two(table, x, _u(11), bounds, sums)
+        sums = _added_two(table, x, _u(13), bounds, sums)
+        sums = _added_two(table, x, _u(15), bounds, sums)
+        sums = _added_two(table, x, _u(17), bounds, sums)
+        sums = _added_two(table, x, _u(19), bounds, sums)
+        sums = _added_two(table, x, _u(21), bounds, sums)
         mean[x] = sums[2] / (bounds[1] - bounds[0])
 
 
 @inlined
 def _added_two(table, x, place, bounds, sums):
-    i, j = _u(place) * _ROW + x, _u(place + 1) * _ROW + x
+    i, j = place * _ROW + x, (place + _u(1)) * _ROW + x
     less, more = _ordered((table[i], table[i + _WEIGHTS]), (table[j], table[j + _WEIGHTS]))
     return _added(more, bounds, _added(less, bounds, sums))
 
@@ -193,7 +194,7 @@ def _added(pair, bounds, sums):
 @inlined
 def _order(table, x, place):
     """Order the pairs of this place and the next one."""
-    i, j = _u(place) * _ROW + x, _u(place + 1) * _ROW + x
+    i, j = place * _ROW + x, (place + _u(1)) * _ROW + x
     less, more = _ordered((table[i], table[i + _WEIGHTS]), (table[j], table[j + _WEIGHTS]))
     table[i], table[i + _WEIGHTS] = less
     table[j], table[j + _WEIGHTS] = more
