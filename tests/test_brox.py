@@ -218,6 +218,11 @@ def test_trust_is_what_the_constraints_leave():
     assert cost.min() < 3 < cost.max()
 
 
+def test_small_images_and_coarse_levels_are_computed_in_double_precision():
+    assert [brox_model.is_precise(size, (240, 320)) for size in [(240, 320), (216, 288), (194, 259)]] == [False, False, True]  # fmt: skip
+    assert [brox_model.is_precise((h, w), (h, w)) for h, w in [(1, 2047), (1, 2048), (45, 45), (45, 46)]] == [True, False, True, False]  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("clip", "at"), [("run/daria_run", (10, 11)), ("skip/ira_skip", (10, 14)), ("run/ira_run", (10, 14))]
 )
