@@ -56,8 +56,7 @@ def solve(state, ring, images, box, iterations, constants, most, trusted):
     rows, tiles, tile = ring.shape
     places, tile = ring.reshape(-1), _u(tile)
     row, line = _u(tiles) * tile, np.empty(width + 4, state.dtype)
-    _enter(places, _u(0), tile, state, images, 0, line, constants)
-    for time in range(height + iterations):
+    for time in range(-1, height + iterations):
         following = time + 1  # the first iteration of a row needs the next row
         if following < height:
             _enter(places, _u(following % rows) * row, tile, state, images, following, line, constants)
