@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 _PATIENCE_S = 3.0  # seconds after which a first call says what it is waiting for
 HOST_PIXELS = 2 << 20  # in a batch of frames on a CPU: with more, frames and flow would not stay in its caches
 CUDA_PIXELS = 128 * 320 * 240  # in a batch of pairs, at most: enough to occupy the largest device
-CUDA_BYTES_PER_PIXEL = 640  # memory that a method needs per pixel of a pair; Brox, in plain torch, needs about 570
+# memory that a method needs per pixel of a pair; Brox, in plain torch, needs about 570, or about 790 in images of
+# fewer than `filters.SMALL_PX` pixels (both calculated), for which there is room, as a third of the memory is planned
+CUDA_BYTES_PER_PIXEL = 640
 
 
 def pairs_at_once(pixels: int, *, device: str, batch_pairs: int = 0) -> int:
