@@ -5,7 +5,9 @@ import hashlib
 import multiprocessing
 import os
 import pickle
+import shutil
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import cv2
 import h5py
@@ -200,9 +202,32 @@ def _read(opened):
 def test_a_forked_child_drops_the_handles_of_its_parent(tmp_path):
     opened = store.open_frames(write_frames(tmp_path, {"a": moving_texture(3)}))
     opened["a"].frames(0, 1)
+    handles = opened._shards
+    opened._lock.acquire()  # as if another thread were reading during the fork
     opened._process = -1  # as a child sees it
-    opened._own_process()
-    assert not opened._shards and not opened._clips
+    with ThreadPoolExecutor(1) as child:
+        assert child.submit(lambda: opened["a"].frames(0, 1).shape).result(timeout=60) == (1, 48, 64, 3)
+    assert opened._shards is not handles
+
+
+def test_threads_share_a_store(tmp_path, monkeypatch):
+    """More shards than may be open at once, and more clips than are known at once."""
+    monkeypatch.setattr("pipeline.store.reader._OPEN_SHARDS", 2)
+    monkeypatch.setattr("pipeline.store.reader._KNOWN_CLIPS", 3)
+    clips = {name: moving_texture(3, seed=seed) for seed, name in enumerate("abcdef")}
+    opened = store.open_frames(write_frames(tmp_path, clips))
+    for name in clips:
+        opened.rows[name]["shard"] = name
+        shutil.copy(tmp_path / "shards/shard-all.h5", tmp_path / f"shards/{name}.h5")
+
+    def largest_difference(name: str) -> int:
+        found, seconds = opened[name].frames(0, 3), opened[name].seconds
+        assert seconds.tolist() == [0, 1 / 25, 2 / 25]
+        return np.abs(found.astype(int) - clips[name]).max()
+
+    with ThreadPoolExecutor(8) as threads:
+        assert max(threads.map(largest_difference, list(clips) * 50)) < 12
+    assert len(opened._shards) == 2 and len(opened._clips) == 3
 
 
 def test_open_shards_are_bounded(tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -24,7 +25,7 @@ class Store(Mapping[str, StoredClip]):
     """Read-only view of a frames or flow store, or of one shard: clip id -> StoredClip, for the clips that are ok.
 
     Each process opens files when first needed, at most 32 shards at a time. Open files are neither shared with a forked
-    process nor pickled. A store is for one thread: one that opens a shard may close that of another. Give each its own.
+    process nor pickled. Threads may share a store: opening clips takes turns, reading and decoding images does not.
     """
 
     def __init__(self, path: Path | str, kind: str):
@@ -83,23 +84,23 @@ class Store(Mapping[str, StoredClip]):
     def __getitem__(self, video_id: str) -> StoredClip:
         if video_id not in self:
             raise KeyError(f"{video_id!r} is not in {self.path}: {self.failed.get(video_id, 'no such clip')}")
-        self._own_process()
-        if video_id not in self._clips:
-            self._clips[video_id] = StoredClip(self, video_id)
-        self._clips.move_to_end(video_id)
-        while len(self._clips) > _KNOWN_CLIPS:
-            self._clips.popitem(last=False)
-        return self._clips[video_id]
+        with self._in_turn():
+            if video_id not in self._clips:
+                self._clips[video_id] = StoredClip(self, video_id)
+            self._clips.move_to_end(video_id)
+            while len(self._clips) > _KNOWN_CLIPS:
+                self._clips.popitem(last=False)
+            return self._clips[video_id]
 
     @contextlib.contextmanager
     def located(self, video_id: str) -> Iterator[h5py.Group]:
-        """The clip's group; an error raised while it is in use gets a note saying where.
+        """The clip's group; an error raised while it is in use gets a note saying where. Other threads wait meanwhile.
 
         Raises:
             DamagedFile: something is missing from the group, or h5py fails otherwise on the file's structures.
             OSError: from the disk.
         """
-        with self.noting(video_id):
+        with self._in_turn(), self.noting(video_id):
             shard = self._shard(self.rows[video_id]["shard"])
             try:
                 yield shard[f"clips/{video_id}"]
@@ -122,7 +123,6 @@ class Store(Mapping[str, StoredClip]):
             raise
 
     def _shard(self, name: str) -> h5py.File:
-        self._own_process()
         if name not in self._shards:
             self._shards[name] = open_file(self._folder / f"{name}.h5", self.kind)
         self._shards.move_to_end(name)
@@ -130,14 +130,16 @@ class Store(Mapping[str, StoredClip]):
             self._shards.popitem(last=False)[1].close()
         return self._shards[name]
 
-    def _own_process(self) -> None:
+    def _in_turn(self) -> threading.RLock:
+        """The lock of this process's open files: a thread that opens a shard may close that of another."""
         if self._process != os.getpid():  # forked: handles share the parent's file positions and locks
             self._forget()
+        return self._lock
 
     def _forget(self) -> None:
-        self._process = os.getpid()
         self._shards: OrderedDict[str, h5py.File] = OrderedDict()
         self._clips: OrderedDict[str, StoredClip] = OrderedDict()
+        self._lock, self._process = threading.RLock(), os.getpid()
 
     def __enter__(self) -> Store:
         return self
@@ -147,12 +149,15 @@ class Store(Mapping[str, StoredClip]):
 
     def close(self) -> None:
         """Close the files; they are reopened when needed."""
-        for file in self._shards.values():
-            file.close()
-        self._forget()
+        with self._in_turn():
+            for file in self._shards.values():
+                file.close()
+            self._shards.clear()
+            self._clips.clear()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name not in ("_shards", "_clips", "_process")}
+        own = "_shards", "_clips", "_process", "_lock"
+        return {name: value for name, value in self.__dict__.items() if name not in own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
