@@ -122,7 +122,7 @@ class Stage(OfDataset):
     @property
     def dataset_folder(self) -> str:
         """The dataset's name; videos named on the command line form a dataset of their own."""
-        return self.dataset_name + settings.mark_of(settings.videos_on_command_line())
+        return self.dataset_name + settings.mark_of_command_line(self.dataset_name)
 
     def output(self) -> Artifact:
         """The file that is written last."""

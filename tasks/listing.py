@@ -72,7 +72,8 @@ class OfVideos(Stage):
     @property
     def dataset_folder(self) -> str:
         """The dataset's folder, or one beside it for each folder of other videos."""
-        return super().dataset_folder + settings.mark_of([self.spec("dataset").videos] if self.videos else [])
+        mark = settings.mark_of([self.spec("dataset").videos], unlabelled=True) if self.videos else ""
+        return super().dataset_folder + mark
 
 
 class Catalog(OfVideos):

@@ -68,10 +68,20 @@ def videos_on_command_line() -> list[str]:
     return [_absolute(given[name]) for name in PATHS if given.get(name)]
 
 
-def mark_of(paths: Sequence[str]) -> str:
-    """Suffix of a folder's name that identifies videos at these paths; "" for no paths."""
+def mark_of_command_line(dataset: str) -> str:
+    """The mark of the videos that the command line names, for the name of the dataset's folder; "" if it names none."""
+    paths = videos_on_command_line()
+    return mark_of(paths, unlabelled=resolve("dataset", dataset).layout == "unlabelled") if paths else ""
+
+
+def mark_of(paths: Sequence[str], *, unlabelled: bool) -> str:
+    """Suffix of a folder's name that identifies videos at these paths.
+
+    Without labels the same videos have other ids, so stores of both kinds in one folder would replace each other.
+    """
     paths = [_absolute(path) for path in paths]
-    return f"-{plain_name(Path(paths[0]).name)}-{digest_of(paths)[:6]}" if paths else ""
+    use = ["unlabelled"] if unlabelled else []
+    return f"-{plain_name(Path(paths[0]).name)}-{digest_of([*paths, *use])[:6]}"
 
 
 def _absolute(path: str) -> str:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from chains import build, fresh, snapshot
 from conftest import moving_texture, write_video
+from luigi.cmdline_parser import CmdlineParser
 
 from pipeline import store
 from pipeline.catalog import UNKNOWN
@@ -221,3 +222,20 @@ def test_other_videos_may_be_as_bad_as_they_like(strangers):
     assert build(fresh(ScoreVideos, videos=strangers))
     rows = rows_of(fresh(ScoreVideos, videos=strangers))
     assert [path for path, row in rows.items() if row["class"]] == ["more/d.avi"]
+
+
+def test_the_same_videos_with_and_without_labels_do_not_replace_each_other(config, tmp_path):
+    videos = str(tmp_path / "videos")
+    of_these = f"--data-videos={videos}"
+    with CmdlineParser.global_instance(["Frames", of_these], allow_override=True):
+        assert build(fresh(Frames))
+        labeled = fresh(Frames).path
+    config.remove_option("dataset.four", "lists")
+    with CmdlineParser.global_instance(["Frames", of_these, "--data-layout=unlabelled"], allow_override=True):
+        assert build(fresh(Frames))
+        unlabeled = fresh(Frames).path
+    config.set("dataset.four", "lists", str(tmp_path / "clips.csv"))
+    others = fresh(Frames, videos=videos)  # as for `ScoreVideos`
+    assert others.complete() and others.path == unlabeled
+    with CmdlineParser.global_instance(["Frames", of_these], allow_override=True):
+        assert fresh(Frames).complete() and fresh(Frames).path == labeled
