@@ -1,5 +1,6 @@
 """Reading datasets from small trees: matching with the disk, labels, parts, freshness."""
 
+import errno
 import hashlib
 import os
 import shutil
@@ -11,8 +12,9 @@ import pytest
 from trees import csv_spec, folder_spec, make_ucf, touch, ucf_paths
 
 from pipeline import store
-from pipeline.catalog import UNREADABLE, files_fingerprint, outline, read_dataset
+from pipeline.catalog import UNREADABLE, contents, files_fingerprint, outline, read_dataset
 from pipeline.specs import DatasetSpec
+from pipeline.system.errors import MachineFault
 
 # what is read
 
@@ -273,6 +275,17 @@ def test_a_file_that_cannot_be_read_is_left_to_the_decoder(tmp_path, monkeypatch
     assert "a.avi cannot be read: no" in capsys.readouterr().err
     monkeypatch.undo()
     assert UNREADABLE not in {c.content for c in read_dataset(spec, "1", known=catalog.clips).clips}
+
+
+def test_a_disk_that_fails_leaves_no_catalog_with_blanks(tmp_path, monkeypatch):
+    spec = folder_spec(tmp_path, "x/a.avi", "x/b.avi")
+
+    def fail(file):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(contents, "file_hash", fail)
+    with pytest.raises(MachineFault, match="a.avi cannot be read: .*Input/output error"):
+        read_dataset(spec, "1")
 
 
 def test_listing_changes_with_any_video_or_list(tmp_path):

@@ -180,15 +180,17 @@ def test_what_vanishes_while_a_folder_is_measured_has_no_size(tmp_path, monkeypa
 
 
 def test_a_folder_loses_first_what_makes_it_whole(tmp_path, monkeypatch):
-    (tmp_path / "made").mkdir()
-    for name in ("last", "other"):
+    (tmp_path / "made/folder").mkdir(parents=True)
+    for name in ("last", "folder/other"):
         (tmp_path / "made" / name).write_text("")
     monkeypatch.setattr(files.shutil, "rmtree", lambda folder: 1 / 0)  # killed at once
     with pytest.raises(ZeroDivisionError):
-        files.remove_folder(tmp_path / "made", first="last")
-    assert [path.name for path in (tmp_path / "made").iterdir()] == ["other"]
+        files.remove_artifact(tmp_path / "made", first="last")
+    assert {path.name for path in (tmp_path / "made").rglob("*")} == {"folder", "other", files.LOCK}
     monkeypatch.undo()
-    files.remove_folder(tmp_path / "made", first="last")
+    with files.one_writer(tmp_path / "made"):
+        assert not files.remove_artifact(tmp_path / "made", first="last") and (tmp_path / "made/folder/other").exists()
+    assert files.remove_artifact(tmp_path / "made", first="last")
     assert not (tmp_path / "made").exists()
 
 

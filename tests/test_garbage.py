@@ -1,5 +1,6 @@
 """What may go: on folders made by hand, whose records say what was made from what, and on the chain itself."""
 
+import contextlib
 import json
 import os
 import time
@@ -136,6 +137,30 @@ def test_the_command_lists_and_removes_when_told(made, capsys):
     assert f"removed {made.folder}/d/flow/tvl1-{B}\n" in said and said.endswith(" B freed\n")
     assert main(["gc", *options]) == 0 and "there is nothing to remove in" in capsys.readouterr().out
     assert set(snapshot(made.folder)) - {files.IN_USE} < set(before)
+
+
+@pytest.mark.parametrize("command", [["gc", "--yes", "--old"], ["invalidate", "flow"]])
+def test_a_file_that_is_open_does_not_keep_its_folder_on_nfs(made, monkeypatch, command):
+    """Instead of removing a file that this machine has open, NFS renames it."""
+    unlink = os.unlink
+
+    def unlink_of_nfs(path, *, dir_fd=None):
+        about = os.stat(path, dir_fd=dir_fd, follow_symlinks=False)
+        if not any(os.path.samestat(about, other) for other in _open_files()):
+            unlink(path, dir_fd=dir_fd)
+            return
+        renamed = Path(path).with_name(f".nfs{about.st_ino:x}")
+        os.rename(path, renamed, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
+
+    monkeypatch.setattr(os, "unlink", unlink_of_nfs)
+    assert main([*command, "--artifacts", str(made.folder)]) == 0
+    assert not (made.folder / f"d/flow/tvl1-{B}").exists()
+
+
+def _open_files():
+    for number in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):  # that of the listing itself
+            yield os.fstat(int(number))
 
 
 def test_the_command_says_what_stays(made, capsys):

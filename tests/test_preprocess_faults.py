@@ -1,6 +1,8 @@
 """Frames and flow when something goes wrong: what is a clip's fault, what is the machine's, and what is said."""
 
+import errno
 import faulthandler
+import itertools
 import re
 import shutil
 from dataclasses import replace
@@ -265,3 +267,45 @@ def test_odd_clips_all_have_an_outcome(shared, tmp_path):
     flow = flow_of(frames, tmp_path / "flow", spec=FlowSpec(method="dis_ultrafast"), cluster=LOCAL)
     assert set(flow.rows) == set(frames.rows)
     assert all(len(flow[i]) == frames.rows[i]["frames"] - 1 for i in flow)
+
+
+@pytest.fixture
+def cut(monkeypatch):
+    """How many frames each decoding of one video gives, in turn, None for all; it promises no length, as some do."""
+    counts = []
+
+    class Cut(frames_job.Video):
+        def __iter__(self):
+            if self.path.name != "ben_right.avi":
+                return super().__iter__()
+            self.promised_frames = 0
+            return itertools.islice(super().__iter__(), counts.pop(0) if counts else None)
+
+    monkeypatch.setattr(frames_job, "Video", Cut)
+    return counts
+
+
+@pytest.mark.parametrize("count", [0, 3])
+def test_a_read_that_fails_is_not_taken_for_the_end_of_a_video(tiny_dataset, tmp_path, cut, count):
+    cut[:] = [count, None]
+    made = frames_of(tiny_dataset, tmp_path / "frames")  # a second try has it right
+    assert not made.failed and made.rows["right__ben_right"]["frames"] > 3
+    cut[:] = [count, None] * 2
+    with pytest.raises(
+        StageFailed, match=rf"ben_right.avi gave {count} frames, and \d+ when it was read again, so its"
+    ):
+        frames_of(tiny_dataset, tmp_path / "again")
+
+
+def test_a_disk_that_fails_for_a_moment_costs_a_second_try(tiny_dataset, tmp_path, monkeypatch, cut):
+    errors = [OSError(errno.EIO, "Input/output error")]
+    file_hash = frames_job.file_hash
+    monkeypatch.setattr(frames_job, "file_hash", lambda path: _raise(errors.pop()) if errors else file_hash(path))
+    assert not frames_of(tiny_dataset, tmp_path / "frames").failed and not errors
+    errors = [OSError(errno.EIO, "Input/output error")] * 2
+    with pytest.raises(StageFailed, match="Input/output error, while reading .*ben_right.avi.*run the same command ag"):
+        frames_of(tiny_dataset, tmp_path / "again")
+
+
+def _raise(error):
+    raise error

@@ -1,6 +1,8 @@
 """The files on disk, read back with bare h5py; the reader, lazy, picklable and never carried over a fork."""
 
 import contextlib
+import errno
+import fcntl
 import hashlib
 import multiprocessing
 import os
@@ -345,3 +347,14 @@ def test_images_are_asked_for_by_numbers_that_are_there(tmp_path):
         flow.count(direction="back")
     with pytest.raises(ValueError, match=r"is a flow store; it has no \.seconds"):
         _ = flow.seconds
+
+
+def test_a_quota_that_is_told_when_the_file_is_written_out_is_told_as_such(tmp_path, monkeypatch):
+    def fsync(descriptor):  # as NFS: only the descriptor that was written to hears of it
+        if fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDONLY:
+            raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(OSError) as raised:
+        store.write_arrays(tmp_path / "a.h5", "scores", {"x": np.zeros(3)}, {})
+    assert raised.value.errno == errno.EDQUOT and not any(tmp_path.iterdir())

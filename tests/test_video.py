@@ -88,7 +88,7 @@ def test_opencv_prints_nothing_of_a_file_that_it_cannot_open(tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", code, tmp_path / "a.avi"], capture_output=True, text=True, env=env, cwd=ROOT
     )
-    assert done.stderr.startswith("Traceback") and "VideoError: it cannot be opened" in done.stderr, done.stderr
+    assert done.stderr.startswith("Traceback") and "NotDecoded: it cannot be opened" in done.stderr, done.stderr
 
 
 def test_a_file_that_is_gone_is_no_fault_of_the_video(tmp_path):
@@ -168,3 +168,13 @@ def test_jpeg_round_trip_and_its_errors():
         jpeg.decode(np.zeros(3, np.uint8), gray=True)
     with pytest.raises(ValueError, match=r"an image of shape \(1, 70000\) cannot be written as JPEG"):
         jpeg.encode(np.zeros((1, 70000), np.uint8), quality=95)
+
+
+def test_opencv_does_not_give_up_on_a_slow_disk(tmp_path, monkeypatch):
+    capture, given = cv2.VideoCapture, []
+    monkeypatch.setattr(
+        cv2, "VideoCapture", lambda path, how, options: given.append(options) or capture(path, how, options)
+    )
+    assert len(list(Video(write_video(tmp_path / "a.avi", moving_texture(5))))) == 5
+    options = dict(zip(given[0][::2], given[0][1::2], strict=True))
+    assert options[cv2.CAP_PROP_OPEN_TIMEOUT_MSEC] == options[cv2.CAP_PROP_READ_TIMEOUT_MSEC] == 0  # no limit

@@ -66,10 +66,11 @@ def find(artifacts: Path, *, old: bool = False, unfinished: bool = False) -> lis
 def remove(waste: Iterable[Waste]) -> Iterator[tuple[Waste, bool]]:
     """Remove what `find` returned; yields each item and whether it was removed: what another run is writing stays."""
     for item in waste:
+        if item.path == item.artifact:
+            yield item, files.remove_artifact(item.path, first=STAGE_FILES[item.path.parent.name][0])
+            continue
         with files.try_exclusive_lock(item.artifact) as free:
-            if free and item.path == item.artifact:
-                files.remove_folder(item.path, first=STAGE_FILES[item.path.parent.name][0])
-            elif free:
+            if free:
                 item.path.unlink(missing_ok=True)
         yield item, free
 
@@ -148,9 +149,7 @@ def invalidate(artifacts: Path, stage: str, *, dataset="", all_datasets=False, d
     if digest and len(meant := {row["digest"] for row in wanted}) > 1:
         raise ValueError(f"{len(meant)} digests of stage {stage} begin with {digest!r}: {', '.join(sorted(meant))}")
     folders = [Path(row["path"]) for row in wanted]
-    for remove in (False, True):  # all stay if one of them is being written
-        for folder in folders:
-            with files.no_writer(folder):
-                if remove:
-                    files.remove_folder(folder, first=STAGE_FILES[stage][0])
-    return folders
+    for folder in folders:  # all stay if one of them is being written
+        with files.no_writer(folder):
+            pass
+    return [folder for folder in folders if files.remove_artifact(folder, first=STAGE_FILES[stage][0])]

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from pipeline.catalog.clips import UNREADABLE, Catalog, Clip
 from pipeline.specs import DatasetSpec
-from pipeline.system.files import file_hash
+from pipeline.system.errors import MachineFault
+from pipeline.system.files import MAY_PASS, file_hash
 from pipeline.system.limits import usable_cores
 from pipeline.system.progress import Progress, say
 
@@ -67,5 +68,7 @@ def _hash_file(file: Path) -> str:
     try:
         return file_hash(file)
     except OSError as error:
+        if error.errno in MAY_PASS:  # a catalog with a blank would be kept, and differ from those of other splits
+            raise MachineFault(f"{file} cannot be read: {error}; mend that, or take the file away") from error
         say(f"catalog: {file} cannot be read: {error}")
         return UNREADABLE

@@ -23,8 +23,8 @@ from pipeline.preprocess.sharding import Shards, plan_shards
 from pipeline.specs import ClusterSpec, FlowSpec, FrameSpec
 from pipeline.specs.base import canonical_json, digest_of
 from pipeline.store import motion
-from pipeline.system.errors import StageFailed, WorkerDied
-from pipeline.system.files import file_hash, one_writer
+from pipeline.system.errors import Misread, StageFailed, WorkerDied
+from pipeline.system.files import MAY_PASS, file_hash, one_writer
 from pipeline.system.progress import Progress, say
 
 MUCH_AT_BOUND = 0.005
@@ -247,13 +247,18 @@ def _run_jobs(jobs: Sequence[FramesJob] | Sequence[FlowJob], start: Callable[...
     ):
         again = []
         for job, result in workers.run(make_shard, jobs):
-            if isinstance(result, WorkerDied):
+            if _may_pass(result):
                 again.append(job.again())
                 continue
             bar.advance(_units_of(job, result))
-        for suspect in again:  # one at a time, which tells the one that kills its worker from those beside it
+        for suspect in again:  # one at a time, which tells one that kills its worker from those beside it
             for job, result in workers.run(make_shard, [suspect]):
                 bar.advance(_units_of(job, result))
+
+
+def _may_pass(result: Any) -> bool:
+    """Whether what happened to a job is worth a second try at the end: one moment must not cost the night."""
+    return isinstance(result, (WorkerDied, Misread)) or (isinstance(result, OSError) and result.errno in MAY_PASS)
 
 
 def _units_of(job: ShardJob, result: Any) -> int:

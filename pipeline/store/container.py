@@ -38,6 +38,7 @@ def create(path: Path | str, kind: str, attrs: Mapping[str, Any]) -> Iterator[h5
             file.attrs.update(attrs)
             yield file
             file.flush()  # after this, closing writes nothing that could fail
+            os.fsync(file.id.get_vfd_handle())  # NFS tells of a full disk or quota now, to this descriptor alone
         except BaseException:
             _give_up(file)
             raise

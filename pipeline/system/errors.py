@@ -9,6 +9,10 @@ class MachineFault(RuntimeError):
     """This machine cannot do the work now, for example for lack of memory. No clip is at fault; a retry may succeed."""
 
 
+class Misread(MachineFault):
+    """A disk or a network did not give a file as it is."""
+
+
 class WorkerDied(RuntimeError):
     """The process that ran a job ended without an answer: a crash in native code, a kill, or too little memory."""
 

@@ -21,6 +21,8 @@ from pipeline.system.progress import say
 
 MADE_FROM = "made_from.json"
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # a full disk, a quota used up, a limit of the size of files
+# a disk or a network that fails, or a machine short of something: it may pass, and says nothing about a file
+MAY_PASS = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 LOCK = ".lock"  # in an artifact's folder; held by the one run that writes there
 IN_USE = ".in_use"  # in the folder of all artifacts; every run holds it as a shared lock
 _TEMPORARY = ".tmp-"
@@ -239,16 +241,27 @@ def free_space_text(folder: Path) -> str:
     return f"{shutil.disk_usage(there).free / 1e6:.0f} MB are free on the disk of {folder}"
 
 
-def remove_folder(folder: Path, *, first: str = "") -> None:
-    """Remove a folder and all in it; if it is a link, remove the folder it points to and the link.
+def remove_artifact(folder: Path, *, first: str) -> bool:
+    """Remove an artifact's folder, unless somebody is writing there. Returns whether it was removed.
 
-    The file `first` is removed before all others, so that the remains of an interrupted removal do not count as whole.
+    The file `first` goes before all others, so that the remains of an interrupted removal do not count as whole. The
+    lock goes last, when it is closed: NFS only renames an open file, and would keep the folder. If the folder is a
+    link, the one it points to and the link are removed.
     """
-    if first:
-        (folder / first).unlink(missing_ok=True)
-    shutil.rmtree(folder.resolve())
+    place = folder.resolve()
+    with try_exclusive_lock(folder) as free:
+        if not free:
+            return False
+        (place / first).unlink(missing_ok=True)
+        for path in list(place.iterdir()):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            elif path.name != LOCK:
+                path.unlink()
+    shutil.rmtree(place)
     if folder.is_symlink():
         folder.unlink()
+    return True
 
 
 def size_of(folder: Path) -> int:

@@ -25,6 +25,10 @@ class VideoError(ClipError):
     """A video gives no usable frames."""
 
 
+class NotDecoded(VideoError):
+    """No frames, or too few, came out of it. FFmpeg says the same if the disk failed, so that must be ruled out."""
+
+
 class Video:
     """One open video.
 
@@ -52,9 +56,11 @@ class Video:
         if not os.access(self.path, os.R_OK):
             raise VideoError("there is no permission to read the file")
         os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # FFmpeg's messages do not name the file; ours do
-        self._capture = cv2.VideoCapture(str(self.path), cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
+        # OpenCV would give up after 30 s, and say that the video ends there: a network disk may be away for longer
+        patient = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, 0, cv2.CAP_PROP_READ_TIMEOUT_MSEC, 0]
+        self._capture = cv2.VideoCapture(str(self.path), cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1, *patient])
         if not self._capture.isOpened():
-            raise VideoError("it cannot be opened: not a video, or one that OpenCV's FFmpeg does not know")
+            raise NotDecoded("it cannot be opened: not a video, or one that OpenCV's FFmpeg does not know")
         self.fps = self._positive(cv2.CAP_PROP_FPS)
         self.promised_frames = int(self._positive(cv2.CAP_PROP_FRAME_COUNT))
         self.codec = self._codec()

@@ -49,7 +49,7 @@ class ShardJob(ABC):
         """Make the shard; returns its number of clips."""
 
     def again(self) -> ShardJob:
-        """The second try, after its worker died: slower, but on a CPU no clip can end this one's process."""
+        """The second try, after a worker died or a disk failed: slower, but on a CPU no clip can end its process."""
         return dataclasses.replace(self, careful=True, earlier=())
 
     def is_current(self) -> bool:

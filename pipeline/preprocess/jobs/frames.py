@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import functools
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -13,14 +15,14 @@ from typing import Any, ClassVar
 import cv2
 
 from pipeline import store
-from pipeline.catalog import UNKNOWN, UNREADABLE, Clip
+from pipeline.catalog import NO_VIDEO, UNKNOWN, UNREADABLE, Clip
 from pipeline.preprocess.jobs import BAD_CLIP, ShardJob, machine_faults
 from pipeline.preprocess.jobs.earlier import Earlier, copied
 from pipeline.specs import FrameSpec
 from pipeline.system.console import one_line
-from pipeline.system.errors import MachineFault
+from pipeline.system.errors import MachineFault, Misread
 from pipeline.system.files import file_hash
-from pipeline.video import Video, VideoError, jpeg, try_decoding
+from pipeline.video import NotDecoded, Video, VideoError, jpeg, try_decoding
 
 _FRAMES_WATCHED = 256  # frames after which the time in which a decoder must not hang begins anew
 
@@ -77,27 +79,30 @@ def _attrs(clip: Clip, fps: float, shape: tuple[int, int], promised_frames: int)
 def _frames_clip(shard: store.ShardWriter, job: FramesJob, clip: Clip) -> store.Record:
     """Decode one clip into the shard; a fault of the video is recorded as the reason of its failure."""
     spec, path = job.spec, job.videos / clip.path
-    writer = shard.clip(clip.id)
+    writer, seconds, shape = shard.clip(clip.id), [], (0, 0)
     watched = job.watch and not job.careful
-    if watched:
-        _end_if_hanging(spec)
+    still_alive = functools.partial(_end_if_hanging, spec) if watched else lambda: None
+    still_alive()
     try:
         _refuse_changed(path, clip)
         if job.careful:
             try_decoding(path, timeout_seconds=spec.timeout_seconds)
         video = Video(path, short_side_px=spec.short_side_px, timeout_seconds=spec.timeout_seconds)
-        seconds, shape = [], (0, 0)
         with machine_faults():
             for image, pts_seconds in video:
                 writer.append(jpeg.encode(image, quality=spec.jpeg_quality))
                 seconds.append(pts_seconds)
                 shape = image.shape
-                if watched and len(seconds) % _FRAMES_WATCHED == 0:
-                    _end_if_hanging(spec)
+                if len(seconds) % _FRAMES_WATCHED == 0:
+                    still_alive()
         _refuse_changed(path, clip)
         if len(seconds) < spec.min_frames:
-            raise VideoError(_too_few(len(seconds), video))
+            raise NotDecoded(_too_few(len(seconds), video))
+        if not video.promised_frames or _oddity(len(seconds), video):
+            _refuse_misread(path, clip, len(seconds), still_alive)
     except BAD_CLIP as error:
+        if isinstance(error, NotDecoded):
+            _refuse_misread(path, clip, len(seconds), still_alive)
         return store.Record(clip.id, clip.class_name, clip.label, clip.group, 0, "failed", one_line(str(error)), 0)
     finally:
         if watched:
@@ -124,6 +129,32 @@ def _refuse_changed(path: Path, clip: Clip) -> None:
         if clip.label == UNKNOWN:
             raise VideoError(f"the file {told}")
         raise MachineFault(f"{path} {told}")
+
+
+def _refuse_misread(path: Path, clip: Clip, frames: int, still_alive: Callable[[], None]) -> None:
+    """Refuse a video that its disk did not give whole: FFmpeg takes a failed read for the end of the file.
+
+    Raises:
+        OSError: the file cannot be read to its end.
+        Misread: decoded once more, it gives another number of frames than the `frames` of the first time.
+    """
+    if clip.content in NO_VIDEO:
+        return
+    still_alive()
+    try:
+        file_hash(path)
+    except OSError as error:
+        error.add_note(f"while reading {path}")
+        raise
+    again = 0
+    with contextlib.suppress(VideoError):
+        for again, _ in enumerate(Video(path), start=1):
+            if again % _FRAMES_WATCHED == 0:
+                still_alive()
+    if again != frames:
+        raise Misread(
+            f"{path} gave {frames} frames, and {again} when it was read again, so its disk or network fails at times"
+        )
 
 
 def _end_if_hanging(spec: FrameSpec) -> None:
