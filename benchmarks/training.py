@@ -39,6 +39,8 @@ from pipeline.video import jpeg
 
 WIDTH_PX, HEIGHT_PX, FRAMES, CLASSES = 340, 256, 40, 8
 SKIPPED = 3  # first steps of a round: loading processes are starting, and the GPU's algorithms are being chosen
+WAITED = 0.25  # share of a step: whoever waits so long for a batch has used up those that were ready
+DRAINED = 10  # times as many steps as batches may be ready: if none waits, loading is at least 0.9 as fast as the steps
 BOUND_PX = 20.0
 COMPARED = 20  # steps of the trainings with one and with two processes
 # without and with batch normalization; the larger the steps, the sooner rounding makes trainings diverge
@@ -84,11 +86,14 @@ def settings(stream: str, **values) -> StreamSpec:
 
 
 def from_store(run: TrainingState, data: TrainingSet, steps: int) -> dict[str, float]:
-    """Mean seconds that a step waits and computes, once the loading processes are running."""
-    # this many batches may be ready after the first step
-    skipped = max(SKIPPED, 2 * loader_workers(run.spec.loader_workers, run.device))
+    """Mean seconds that a step waits and computes, once the batches are used up that were made during the first ones.
+
+    Before that, steps wait for nothing, however slow the loading processes are.
+    """
+    ready_at_first = max(SKIPPED, 2 * loader_workers(run.spec.loader_workers, run.device))
     batches, waits, works = training_batches(data, ItemSampler(run.spec, World(), run.step), run.device), [], []
-    for _ in range(skipped + steps):
+    skipped = None
+    while skipped is None or len(waits) < skipped + steps:
         begun = time.perf_counter()
         batch = next(batches)
         ready = time.perf_counter()
@@ -96,6 +101,9 @@ def from_store(run: TrainingState, data: TrainingSet, steps: int) -> dict[str, f
         waits.append(ready - begun)
         works.append(time.perf_counter() - ready)
         run.step += 1
+        waited, done = waits[-1] > WAITED * works[-1], len(waits)
+        if skipped is None and (done >= DRAINED * ready_at_first or (waited and done >= ready_at_first)):
+            skipped = done
     return {"waiting": float(np.sum(waits[skipped:])) / steps, "stepping": float(np.sum(works[skipped:])) / steps}
 
 
