@@ -70,8 +70,11 @@ def videos_on_command_line() -> list[str]:
 
 def mark_of_command_line(dataset: str) -> str:
     """The mark of the videos that the command line names, for the name of the dataset's folder; "" if it names none."""
-    paths = videos_on_command_line()
-    return mark_of(paths, unlabelled=resolve("dataset", dataset).layout == "unlabelled") if paths else ""
+    paths, spec = videos_on_command_line(), resolve("dataset", dataset)
+    unlabelled = spec.layout == "unlabelled"
+    if unlabelled and not paths and _of_command_line("dataset").get("layout"):
+        paths = [spec.videos]
+    return mark_of(paths, unlabelled=unlabelled) if paths else ""
 
 
 def mark_of(paths: Sequence[str], *, unlabelled: bool) -> str:

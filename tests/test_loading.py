@@ -259,3 +259,19 @@ def test_a_fork_server_that_is_gone_is_a_fault_of_the_machine(monkeypatch):
     monkeypatch.setattr(torch.utils.data.DataLoader, "__iter__", gone)
     with pytest.raises(MachineFault, match="a loading process has died, .*Connection refused"):
         list(batches)
+
+
+class _NoRoom:
+    """A batch for which shared memory has no room; torch says so in the thread that sends it."""
+
+    def __reduce__(self):
+        raise RuntimeError("unable to allocate shared memory(shm): No space left on device (28)")
+
+
+def _no_room(items):
+    return _NoRoom()
+
+
+def test_a_batch_that_cannot_be_sent_ends_its_loading_process():
+    with pytest.raises(MachineFault, match="a loading process has died, perhaps for want of memory"):
+        list(loader(range(4), range(4), batch=1, workers=1, pin=False, collate=_no_room))

@@ -1,5 +1,7 @@
 """A training that was killed goes on, and ends with the same bits; the file of another one is not used."""
 
+import errno
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -245,3 +247,17 @@ def test_what_ends_the_writing_of_a_file_is_what_is_raised(tmp_path, monkeypatch
     with pytest.raises(type(ends)) as raised:
         save_tensors(tmp_path / "t.pt", {"value": torch.ones(100_000)})
     assert raised.value is ends and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE])
+def test_a_disk_that_fails_for_a_moment_is_no_damage(tmp_path, monkeypatch, number):
+    """A resume.pt that is taken for damaged would be lost, and with it days of training."""
+    save_tensors(tmp_path / "t.pt", {"a": torch.ones(3)})
+
+    def fail(*_, **__):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(torch, "load", fail)
+    with pytest.raises(OSError, match=os.strerror(number)) as raised:
+        tensors.read_tensors(tmp_path / "t.pt")
+    assert raised.value.errno == number and raised.value.__notes__ == [f"while reading {tmp_path / 't.pt'}"]

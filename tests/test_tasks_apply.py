@@ -224,18 +224,19 @@ def test_other_videos_may_be_as_bad_as_they_like(strangers):
     assert [path for path, row in rows.items() if row["class"]] == ["more/d.avi"]
 
 
-def test_the_same_videos_with_and_without_labels_do_not_replace_each_other(config, tmp_path):
+@pytest.mark.parametrize("named", [True, False])
+def test_the_same_videos_with_and_without_labels_do_not_replace_each_other(config, tmp_path, named):
     videos = str(tmp_path / "videos")
-    of_these = f"--data-videos={videos}"
-    with CmdlineParser.global_instance(["Frames", of_these], allow_override=True):
+    of_these = [f"--data-videos={videos}"] if named else []
+    with CmdlineParser.global_instance(["Frames", *of_these], allow_override=True):
         assert build(fresh(Frames))
         labeled = fresh(Frames).path
     config.remove_option("dataset.four", "lists")
-    with CmdlineParser.global_instance(["Frames", of_these, "--data-layout=unlabelled"], allow_override=True):
+    with CmdlineParser.global_instance(["Frames", *of_these, "--data-layout=unlabelled"], allow_override=True):
         assert build(fresh(Frames))
         unlabeled = fresh(Frames).path
     config.set("dataset.four", "lists", str(tmp_path / "clips.csv"))
     others = fresh(Frames, videos=videos)  # as for `ScoreVideos`
     assert others.complete() and others.path == unlabeled
-    with CmdlineParser.global_instance(["Frames", of_these], allow_override=True):
+    with CmdlineParser.global_instance(["Frames", *of_these], allow_override=True):
         assert fresh(Frames).complete() and fresh(Frames).path == labeled

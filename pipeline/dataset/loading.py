@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import multiprocessing
+import multiprocessing.queues
 import os
 import pickle
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import forkserver
@@ -183,7 +185,7 @@ def loader_workers(wanted: int, device: torch.device, sharing: int = 1) -> int:
 
 
 def _that_fit(workers: int, batch_bytes: int) -> int:
-    """As many loading processes as shared memory has room for; a process that finds it full dies of a bus error."""
+    """As many loading processes as shared memory has room for; a process that finds it full dies."""
     try:
         memory = os.statvfs(_SHARED_MEMORY)
     except OSError:  # not on Linux: torch takes files elsewhere
@@ -216,3 +218,13 @@ def _ahead(batches: Iterable, begin: Callable[[], None] | None = None) -> Iterat
 def _begin_worker(worker: int) -> None:
     cv2.setNumThreads(1)
     end_with_parent()
+    multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(_end_instead_of_losing)
+
+
+def _end_instead_of_losing(error: Exception, batch: object) -> None:
+    """End this loading process: its thread that sends batches failed, as where shared memory is full.
+
+    Python would go on without the batch, which torch would wait for without end.
+    """
+    traceback.print_exception(error)
+    os._exit(1)

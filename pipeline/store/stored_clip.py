@@ -37,6 +37,15 @@ class _Version(NamedTuple):
         return cls(about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns)
 
 
+def _read_whole(file: int, count: int, start: int) -> bytes:
+    """Bytes of an open file. If a page cannot be read, Linux first gives those before it, and no error."""
+    parts: list[bytes] = []
+    while count and (part := os.pread(file, count, start)):
+        parts.append(part)
+        count, start = count - len(part), start + len(part)
+    return b"".join(parts)
+
+
 def _in_order(offsets: np.ndarray, nbytes: int) -> bool:
     """Whether the offsets are valid for images of this many bytes in all."""
     return len(offsets) > 0 and offsets[0] == 0 and offsets[-1] <= nbytes and bool((offsets[1:] >= offsets[:-1]).all())
@@ -143,7 +152,7 @@ class StoredClip:
         with self._store.noting(self.id), path.open("rb", buffering=0) as file:
             if _Version.of(file.fileno()) != self._version:
                 raise DamagedFile(f"{path} has changed since clip {self.id!r} was opened; open the store again")
-            return np.frombuffer(os.pread(file.fileno(), end - begin, start + begin), np.uint8)
+            return np.frombuffer(_read_whole(file.fileno(), end - begin, start + begin), np.uint8)
 
     def checksum(self) -> int:
         """CRC-32 over all images of the clip as they are now; `attrs["crc32"]` is that of the images as written."""

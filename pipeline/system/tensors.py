@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from pipeline.system.errors import DamagedFile, is_out_of_memory
-from pipeline.system.files import commit, file_hash
+from pipeline.system.files import MAY_PASS, commit, file_hash
 from pipeline.system.limits import usable_cores
 
 
@@ -42,6 +42,9 @@ def read_tensors(path: Path | str, *, mmap: bool = False) -> Any:
         # torch cannot map older files, which are not zip files
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and zipfile.is_zipfile(path))
     except Exception as error:  # whatever an unpickler or zip reader may raise
+        if isinstance(error, OSError) and error.errno in MAY_PASS:  # it may have passed, and nothing is damaged
+            error.add_note(f"while reading {path}")
+            raise
         file_hash(Path(path))  # torch confuses damage and a failing disk: raises for the latter
         if is_out_of_memory(error):
             raise MemoryError(f"there is not enough memory to read {path}") from error
