@@ -58,7 +58,7 @@ def test_a_catalog_shows_counts():
         ({"path": "else.avi"}, True, True),
         ({"mtime_ns": 3}, True, True),
         ({"part": "test"}, True, False),
-        ({"group": "h"}, False, False),
+        ({"group": "h"}, True, False),
         ({"content": "1" * 16}, False, False),
         ({"id": "b"}, False, False),
     ],

@@ -185,6 +185,28 @@ def test_all_splits_share_frames_and_flow(config, tiny_dataset):
     assert {c.group for c in dan.part("test")} == {"dan"} and {c.group for c in anna.part("test")} == {"anna"}
 
 
+def test_all_groupings_share_frames_and_flow(config, tiny_dataset):
+    """A command with other groups must not touch what the training of another one reads."""
+    section = {"layout": "folder", "videos": str(tiny_dataset), "group_pattern": r"/(?P<group>[a-z]+)_", "split": "1"}
+    config.read_dict({"dataset.tiny": section})
+    assert build(fresh(Flow, dataset="tiny"))
+    folder, catalog = fresh(Flow, dataset="tiny").folder, fresh(Catalog, dataset="tiny").path
+    before = snapshot(folder)
+    config.set("dataset.tiny", "group_pattern", r"^(?P<group>[a-z]+)/")
+    assert build(fresh(Flow, dataset="tiny"))
+    assert fresh(Flow, dataset="tiny").folder == folder
+    assert shards_and_index(snapshot(folder)) == shards_and_index(before)
+    one, other = (store.read_attrs(path)["key"] for path in (catalog, fresh(Catalog, dataset="tiny").path))
+    assert one != other
+
+
+def test_the_sizes_of_shards_rename_nothing(config):
+    assert build(fresh(Flow))
+    before = snapshot(fresh(Flow).folder)
+    config.set("frames", "shard_clips", "1")
+    assert fresh(Flow).complete() and build(fresh(Flow)) and snapshot(fresh(Flow).folder) == before
+
+
 def test_the_same_run_twice_gives_the_same_bytes_and_scores(config, tmp_path):
     found = []
     for name, cluster in [("one", "inline"), ("two", "local")]:

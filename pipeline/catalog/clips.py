@@ -102,13 +102,13 @@ class Catalog:
 
     @property
     def videos_key(self) -> str:
-        """12 hex digits over all that frames and flow depend on: the videos and their labels, but not the split."""
-        return digest_of([[c.id, c.label, c.class_name, c.group, c.content] for c in self.clips])
+        """12 hex digits over all that frames and flow depend on: the videos and their labels, not groups and parts."""
+        return digest_of([[c.id, c.label, c.class_name, c.content] for c in self.clips])
 
     @property
     def key(self) -> str:
-        """12 hex digits over all that training depends on: the videos, the classes and the part of each clip."""
-        return digest_of(self.videos_key, list(self.classes), [clip.part for clip in self.clips])
+        """12 hex digits over all that training depends on: the videos, the classes, each clip's part and group."""
+        return digest_of(self.videos_key, list(self.classes), [[clip.part, clip.group] for clip in self.clips])
 
 
 def refuse_duplicates(rows: Iterable[ListedClip | Clip]) -> None:

@@ -90,7 +90,7 @@ def frames_jobs(
     plan = plan_shards(catalog.clips, most_clips=spec.shard_clips, most_bytes=spec.shard_mb << 20)
     jobs = []
     for name, clips in plan.items():
-        inputs = digest_of([[clip.id, clip.label, clip.class_name, clip.group, clip.content] for clip in clips])
+        inputs = digest_of([[clip.id, clip.label, clip.class_name, clip.content] for clip in clips])
         jobs.append(
             FramesJob(
                 path=folder / "shards" / f"{name}.h5",

@@ -49,7 +49,7 @@ class DatasetSpec(Spec):
     """Where a video set lies and how it is read and split."""
 
     SECTION: ClassVar[str] = "dataset"
-    VERSION: ClassVar[int] = 2  # 2: groups that hold much of a class are drawn last
+    VERSION: ClassVar[int] = 4  # 2: groups that hold much of a class are drawn last; 4: `videos_key` without groups
     layout: str = setting(
         "folder",
         "how videos and labels lie on disk; unlabelled ones go as far as Flow, and ScoreVideos scores them",
@@ -91,11 +91,6 @@ class DatasetSpec(Spec):
             if not named:
                 raise ValueError(f"[dataset] group_pattern {self.group_pattern!r} has no (?P<group>...)")
 
-    def identity(self) -> dict[str, Any]:
-        """As for every spec; a pattern for a CSV file, which used to be ignored, counts as a newer version."""
-        found = super().identity()
-        return {**found, "version": self.VERSION + 1} if self.layout == "csv" and self.group_pattern else found
-
     def unlabelled(self, videos: str) -> DatasetSpec:
         """Settings for a folder `videos` of unlabeled videos, with the same default split."""
         return DatasetSpec(layout="unlabelled", videos=videos, split=self.split)
@@ -122,8 +117,10 @@ class FrameSpec(Spec):
     short_side_px: int = setting(256, "frames are resized to this short side; 0 keeps their size", low=0, high=8192)
     jpeg_quality: int = setting(95, "JPEG quality of the cached frames", low=1, high=100)
     min_frames: int = setting(2, "a clip of which fewer frames decode is recorded as failed", low=1)
-    shard_clips: int = setting(8, "clips in one shard, at most", low=1)
-    shard_mb: int = setting(256, "video file megabytes in one shard, at most (one clip may be larger)", low=1)
+    shard_clips: int = setting(8, "clips in one shard, at most", low=1, neutral=True)
+    shard_mb: int = setting(
+        256, "video file megabytes in one shard, at most (one clip may be larger)", low=1, neutral=True
+    )
     timeout_seconds: float = setting(
         600.0, "a clip that takes longer to decode is recorded as failed", low=0.01, neutral=True
     )

@@ -1,7 +1,7 @@
 """Copy clips from earlier shards of a store, if they were made with the same settings from the same content.
 
-A new class renumbers the labels behind it, a new group pattern renames groups, and an added video enters a shard or
-divides it. Such shards are written again, but their clips need not be decoded or computed again.
+A new class renumbers the labels behind it, and an added video enters a shard or divides it. Such shards are written
+again, but their clips need not be decoded or computed again.
 """
 
 from __future__ import annotations
