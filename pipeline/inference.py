@@ -74,7 +74,8 @@ def score(
 
     Raises:
         ValueError: a checkpoint of another format, with other classes, or trained on a store made by other settings; or
-            a clip that has not failed in the store cannot be read, or the network gives NaN for it.
+            the network gives NaN for a clip.
+        DamagedFile, OSError: a clip that has not failed in the store cannot be read.
         StageFailed: every clip of a labeled part has failed in the store.
     """
     limit_threads()

@@ -113,8 +113,8 @@ def second_set(kind):
 
 def use_store(monkeypatch, fake):
     """Make the dataset module open this store, whatever the path."""
-    monkeypatch.setattr("pipeline.dataset.store.open_frames", lambda path: fake)
-    monkeypatch.setattr("pipeline.dataset.store.open_flow", lambda path: fake)
+    monkeypatch.setattr("pipeline.dataset.pictures.store.open_frames", lambda path: fake)
+    monkeypatch.setattr("pipeline.dataset.pictures.store.open_flow", lambda path: fake)
 
 
 def write_frames_store(folder, fake, catalog):

@@ -1,6 +1,9 @@
 """Sampling statistics, determinism, windows of short clips, failures; on stores in memory, and one on disk."""
 
+import errno
+import os
 import pickle
+import re
 from collections import Counter
 
 import numpy as np
@@ -13,6 +16,7 @@ from pipeline.dataset import (
     EvalSet,
     Pictures,
     TrainingSet,
+    pictures,
     snippet_positions,
     stack_items,
 )
@@ -229,16 +233,67 @@ def test_a_training_clip_that_cannot_be_read_is_named(monkeypatch):
     assert "while reading training clip" in caught.value.__notes__[0]
 
 
-def test_a_test_clip_that_cannot_be_read_is_an_item_with_its_reason(monkeypatch):
+def test_a_test_clip_that_failed_is_an_item_with_its_reason_and_one_that_cannot_be_read_an_error(monkeypatch):
     catalog, fake = two_classes("frames")
     fake.clips["left_5"] = BrokenClip("frames", fake.clips["left_5"]._frames)
     del fake.clips["right_5"]
     fake.failed["right_5"] = "decodes no frame"
     use_store(monkeypatch, fake)
     tested = EvalSet(spec(), "index.h5", catalog.part("test"), frames=1, crops=1)
-    failed = [item for item in map(tested.__getitem__, range(4)) if item.views is None]
-    reasons = {tested.clips[item.number].id: item.reason for item in failed}  # one frame a clip
-    assert reasons == {"left_5": "OSError: bad JPEG", "right_5": "decodes no frame"}
+    numbers = {clip.id: number for number, clip in enumerate(tested.clips)}  # one frame a clip
+    assert tested[numbers["right_5"]] == (numbers["right_5"], None, "decodes no frame")
+    with pytest.raises(OSError, match="bad JPEG") as caught:
+        tested[numbers["left_5"]]
+    assert "while reading test clip 'left_5'" in caught.value.__notes__[0]
+
+
+class FailingClip(FakeClip):
+    """A clip whose disk fails `times` times with the error number `number`."""
+
+    def __init__(self, clip, number, times):
+        super().__init__("frames", clip._frames)
+        self.number, self.left = number, times
+
+    def frames(self, first, last):
+        self.left -= 1
+        if self.left >= 0:
+            raise OSError(self.number, os.strerror(self.number))
+        return super().frames(first, last)
+
+
+@pytest.fixture
+def failing(monkeypatch):
+    """Makes a training set of one clip whose disk fails; with it, the closings and the pauses that follow."""
+    seen = []
+
+    def make(number, times):
+        catalog, fake = two_classes("frames")
+        fake.clips["left_1"] = FailingClip(fake.clips["left_1"], number, times)
+        fake.close = lambda: seen.append("closed")
+        use_store(monkeypatch, fake)
+        return TrainingSet(spec(), "index.h5", [clip for clip in catalog.part("train") if clip.id == "left_1"]), seen
+
+    monkeypatch.setattr(pictures.time, "sleep", seen.append)
+    return make
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.ETIMEDOUT])
+def test_a_disk_that_fails_for_a_moment_is_waited_for(failing, number, capsys):
+    undisturbed, _ = failing(number, 0)
+    dataset, seen = failing(number, 3)
+    np.testing.assert_array_equal(dataset[1][0].inputs(), undisturbed[1][0].inputs())
+    assert seen == ["closed", 2, "closed", 15, "closed", 120]
+    told = f"spatial: index.h5 cannot be read ({os.strerror(number)}); it is tried again in"
+    assert capsys.readouterr().err == "".join(f"{told} {pause} s\n" for pause in (2, 15, 120))
+
+
+def test_a_disk_that_keeps_failing_or_refuses_ends_the_reading(failing):
+    for number, times, pauses in ((errno.EIO, 4, 3), (errno.EACCES, 1, 0)):
+        dataset, seen = failing(number, times)
+        seen.clear()
+        with pytest.raises(OSError, match=re.escape(os.strerror(number))) as raised:
+            dataset[0]
+        assert raised.value.errno == number and len(seen) == 2 * pauses
 
 
 def test_pictures_of_a_real_store_also_after_pickling(tmp_path):

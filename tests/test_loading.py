@@ -16,7 +16,7 @@ import torch
 from pipeline.dataset import loading, stack_items
 from pipeline.dataset.inputs import stack_views, to_inputs
 from pipeline.dataset.loading import fitting_workers, loader, loader_workers, sent_ahead
-from pipeline.system.errors import MachineFault
+from pipeline.system.errors import DamagedFile, MachineFault
 from pipeline.transforms import View
 
 
@@ -238,16 +238,29 @@ class Refuses:
 
     def __getitem__(self, number):
         if multiprocessing.parent_process():
-            raise self.error("a mistake of ours")
+            raise self.error
         return np.zeros(1)
 
 
-@pytest.mark.parametrize("error", [RuntimeError, ConnectionError])
-def test_what_a_dataset_raises_is_no_fault_of_the_machine(error):
-    batches = loader(Refuses(error), range(4), batch=1, workers=1, pin=False, collate=np.stack)
-    with pytest.raises(error, match="(?s)^Caught .*a mistake of ours") as raised:
+def test_what_a_dataset_raises_is_no_fault_of_the_machine():
+    mistake = RuntimeError("a mistake of ours")
+    batches = loader(Refuses(mistake), range(4), batch=1, workers=1, pin=False, collate=np.stack)
+    with pytest.raises(RuntimeError, match="(?s)^Caught .*a mistake of ours") as raised:
         list(batches)
     assert not isinstance(raised.value, MachineFault)
+
+
+@pytest.mark.parametrize(
+    "fault", [OSError(5, "Input/output error", "s.h5"), ConnectionError("lost"), DamagedFile("bad"), MachineFault("no")]
+)
+def test_a_fault_in_a_loading_process_is_told_as_the_dataset_raised_it(fault):
+    fault.add_note("while reading clip 'a'")
+    batches = loader(Refuses(fault), range(4), batch=1, workers=1, pin=False, collate=np.stack)
+    with pytest.raises(type(fault)) as raised:
+        list(batches)
+    found = raised.value
+    assert (str(found), found.args, found.__notes__) == (str(fault), fault.args, ["while reading clip 'a'"])
+    assert getattr(found, "errno", None) == getattr(fault, "errno", None)
 
 
 def test_a_fork_server_that_is_gone_is_a_fault_of_the_machine(monkeypatch):

@@ -217,6 +217,21 @@ def test_an_error_of_hdf5_is_damage_and_one_of_the_disk_is_not(tmp_path):
         raise OSError(5, "Input/output error")
 
 
+IN_WORDS = "open object (file read failed: filename = 's.h5', file descriptor = 5, errno = {}, error message = '...')"
+
+
+def test_the_disk_is_told_from_damage_where_h5py_has_the_number_only_in_words(tmp_path):
+    path = write_frames(tmp_path, {"a": moving_texture(3)})
+    opened = store.open_frames(path)
+    for block in (opened.located("a"), container.opened(path, "frames")):
+        with pytest.raises(OSError, match="Input/output error: .*h5") as raised, block:
+            raise KeyError(IN_WORDS.format(5))
+        assert raised.value.errno == 5
+    for block in (opened.located("a"), container.opened(path, "frames")):
+        with pytest.raises(DamagedFile, match="errno = 0"), block:
+            raise KeyError(IN_WORDS.format(0))
+
+
 def test_an_interrupted_shard_leaves_nothing(tmp_path):
     with pytest.raises(KeyboardInterrupt), store.ShardWriter(tmp_path / "s.h5", "frames", ATTRS) as shard:
         shard.clip("a").append(jpeg.encode(moving_texture(1)[0], quality=95))

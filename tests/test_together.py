@@ -41,7 +41,9 @@ def sets(monkeypatch):
         (own, own_store), (more, more_store) = two_classes(kind), second_set(kind)
         stores = {"own": own_store, "more": more_store}
         for name in ("open_frames", "open_flow"):
-            monkeypatch.setattr(f"pipeline.dataset.store.{name}", lambda path: stores.get(str(path), own_store))
+            monkeypatch.setattr(
+                f"pipeline.dataset.pictures.store.{name}", lambda path: stores.get(str(path), own_store)
+            )
         return own, OtherDataset("more", "more", more)
 
     return install
@@ -412,7 +414,9 @@ def test_weights_know_what_those_had_seen_from_which_they_began(sets, tmp_path, 
 def test_a_set_without_clips_in_its_store_is_refused(sets, monkeypatch):
     catalog, other = sets()
     own = two_classes("frames")[1]
-    monkeypatch.setattr("pipeline.dataset.store.open_frames", lambda path: own if path == "own" else FakeStore({}))
+    monkeypatch.setattr(
+        "pipeline.dataset.pictures.store.open_frames", lambda path: own if path == "own" else FakeStore({})
+    )
     for how in (HEADS, CLASSES):
         with pytest.raises(ValueError, match="none of the .* training clips is in more"):
             training_set(spec(**how), "own", catalog, other)

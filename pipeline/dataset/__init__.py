@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,66 +16,17 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from pipeline import stacks, store
+from pipeline import stacks
 from pipeline.catalog import Clip
 from pipeline.dataset.encoded import EncodedBatch, stack_partly_encoded
 from pipeline.dataset.inputs import Room, ViewBatch, join_views, new_room
-from pipeline.specs import StackSpec, StreamSpec
-from pipeline.stacks.stored import EncodedStack, Planes, stored_stack
-from pipeline.system.console import plain, some
-from pipeline.system.errors import DamagedFile
+from pipeline.dataset.pictures import Pictures
+from pipeline.specs import StreamSpec
+from pipeline.system.console import some
 from pipeline.system.progress import say
 from pipeline.transforms import EncodedView, EvalViews, TrainView, View
 
 _ITEM, _CLASS_ORDER, _CLIP_ORDER = range(3)  # purposes of random numbers: each has its own sequence
-
-
-class Pictures:
-    """A stream's pictures of each clip: its frames or flow stacks. Opens the store once per process."""
-
-    def __init__(self, spec: StreamSpec, store_path: Path | str):
-        self.spec, self.path = spec, Path(store_path)
-        self._in_order = spec.stack and replace(spec.stack, kind="stack", subtract_mean=False)
-        self.store = (store.open_frames if spec.stream == "spatial" else store.open_flow)(store_path)
-
-    def count(self, video_id: str) -> int:
-        """Number of pictures of the clip: frames, or possible starts of a flow stack."""
-        stored = self.store[video_id]
-        return stacks.num_windows(len(stored), self.spec.stack) if self.spec.stack else len(stored)
-
-    def read(self, video_id: str, position: int) -> np.ndarray | Planes:
-        """One picture: a frame (H, W, 3) uint8, or a stack of 2L planes. Each direction takes one read of the store."""
-        if self.spec.stack is None:
-            return self.store[video_id].frames(position, position + 1)[0]
-        return self._stack(video_id, position, self.spec.stack)
-
-    def read_encoded(self, video_id: str, position: int) -> EncodedStack:
-        """The fields of one stack in their order, not yet decoded."""
-        stored, planes = self.store[video_id], self._stack(video_id, position, self._in_order, encoded=True)
-        return EncodedStack(planes, stored.height, stored.width, (video_id, self.store.folder))
-
-    def _stack(self, video_id: str, position: int, spec: StackSpec, **how: bool) -> Planes:
-        stored = self.store[video_id]
-        where = stacks.window(len(stored), spec, position)
-        forward = Planes(*stored.stored_flow(*where.forward, **how))
-        backward = Planes(*stored.stored_flow(*where.backward, backward=True, **how)) if where.backward else None
-        return stored_stack(forward, backward, spec, where)
-
-    def usable(self, clips: Sequence[Clip], use: str) -> list[Clip]:
-        """The clips that the store holds; prints how many it lacks. `use` names their purpose in that message."""
-        held, lost = [], []
-        for clip in clips:
-            (held if clip.id in self.store else lost).append(clip)
-        if lost:
-            say(
-                f"{self.spec.stream}: {len(lost)} of {len(clips)} {use} clips are left out, such as "
-                f"{plain(lost[0].id)}: {self.why_lost(lost[0].id)}"
-            )
-        return held
-
-    def why_lost(self, video_id: str) -> str:
-        """Why the store does not have the clip."""
-        return self.store.failed.get(video_id, "it is not in the store")
 
 
 class ClassUniform:
@@ -211,9 +161,9 @@ class EvalItem(NamedTuple):
     number: int
     """Number of the item: picture j of clip k has number k * frames + j."""
     views: View | None
-    """(crops, C, crop_px, crop_px), or None if the clip cannot be read."""
+    """(crops, C, crop_px, crop_px), or None if the clip failed in the store."""
     reason: str
-    """Why the clip failed in the store, or cannot be read now; "" if it can."""
+    """Why it failed there; "" if it did not."""
 
 
 class EvalSet(Dataset):
@@ -228,20 +178,14 @@ class EvalSet(Dataset):
         return len(self.clips) * self.frames
 
     def __getitem__(self, number: int) -> EvalItem:
-        """Item number k * frames + j: picture j of clip k.
-
-        Whatever keeps a clip from being read becomes the item's reason, which a loading process can pass on as a line;
-        `evaluate` raises, unless the clip is recorded as failed in the store.
-        """
+        """Item number k * frames + j: picture j of clip k."""
         place, j = divmod(number, self.frames)
         video_id = self.clips[place].id
-        if video_id not in self.pictures.store:
+        if video_id in self.pictures.store.failed:
             return EvalItem(number, None, self.pictures.why_lost(video_id))
         try:
             position = stacks.spaced(self.pictures.count(video_id), self.frames)[j]
             return EvalItem(number, self.views(self.pictures.read(video_id, int(position))), "")
-        except (OSError, DamagedFile) as error:
-            return EvalItem(number, None, f"{type(error).__name__}: {error}")
         except Exception as error:
             error.add_note(f"while reading test clip {video_id!r}")
             raise
@@ -256,14 +200,14 @@ def stack_items(
 
 
 class EvalBatch(NamedTuple):
-    """Some pictures of a test set: those that could be read, and why the others could not."""
+    """Some pictures of a test set, and why those of failed clips are not there."""
 
     numbers: list[int]
-    """Numbers of the items that could be read."""
+    """Numbers of the items that are there."""
     views: ViewBatch | None
     """Their views: all crops of the first item, then of the second ...; None if there are none."""
     failed: dict[int, str]
-    """Number -> reason, for the items that could not be read."""
+    """Number -> reason, for the items of clips that failed in the store."""
 
 
 def stack_test_items(items: list[EvalItem], *, room: Room = new_room) -> EvalBatch:

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 from pipeline.dataset.encoded import EncodedBatch
 from pipeline.dataset.inputs import ViewBatch
 from pipeline.system.console import one_line
-from pipeline.system.errors import MachineFault
+from pipeline.system.errors import DamagedFile, MachineFault
 from pipeline.system.limits import usable_cores
 from pipeline.system.processes import deaf_children, end_with_parent
 from pipeline.system.progress import say_once
@@ -67,12 +67,12 @@ def loader(
     if workers and pin and torch.accelerator.is_available():  # only then does torch pin
         collate = _InReusedMemory(collate)
     batches = _Loader(
-        dataset,
+        _Items(dataset),
         batch_size=batch,
         sampler=numbers,
         num_workers=workers,
         pin_memory=pin,
-        collate_fn=collate,
+        collate_fn=_Collating(collate),
         generator=torch.Generator(),  # torch's loader draws a number for its processes; not from the caller's state
         **parallel,
     )
@@ -94,6 +94,32 @@ def fitting_workers(dataset: Dataset, numbers: Sequence[int], *, batch: int, wor
     some = {numbers[0], numbers[len(numbers) // 2], numbers[-1]}  # a single one may be empty: its clip failed
     workers = min(workers, -(-len(numbers) // batch))
     return _that_fit(workers, batch * max(len(pickle.dumps(dataset[k])) for k in some) * sharing)
+
+
+class _Items(Dataset):
+    """The items of a dataset, or the fault for which they cannot be read.
+
+    Of an error torch passes on the type, and all that a traceback says as its message.
+    """
+
+    def __init__(self, items: Dataset):
+        self.items = items
+
+    def __getitems__(self, numbers: list[int]) -> list | Exception:
+        try:
+            return [self.items[number] for number in numbers]
+        except (OSError, DamagedFile, MachineFault) as fault:
+            return fault
+
+
+class _Collating:
+    """Makes a batch of items; a fault remains what it is."""
+
+    def __init__(self, collate: Callable):
+        self.collate = collate
+
+    def __call__(self, items: list | Exception) -> Any:
+        return items if isinstance(items, Exception) else self.collate(items)
 
 
 class _InReusedMemory:
@@ -124,9 +150,19 @@ class _InReusedMemory:
 
 
 class _Loader(DataLoader):
-    """torch's, but that a loading process dies, or cannot be started, is a fault of the machine."""
+    """torch's, but that a loading process dies, or cannot be started, is a fault of the machine.
+
+    Raises:
+        OSError, DamagedFile, MachineFault: as the dataset raised it.
+    """
 
     def __iter__(self) -> Iterator:
+        for batch in self._batches():
+            if isinstance(batch, Exception):
+                raise batch
+            yield batch
+
+    def _batches(self) -> Iterator:
         try:
             yield from super().__iter__()
         except (RuntimeError, ConnectionError, EOFError) as error:

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shlex
 import socket
 import zlib
@@ -70,11 +71,23 @@ def _damage_told(path: Path) -> Iterator[None]:
         yield
     # depends on which HDF5 structure is damaged
     except (OSError, RuntimeError, TypeError, KeyError, UnicodeDecodeError) as error:
-        if getattr(error, "errno", None):  # from the disk
-            raise
+        refuse_fault_of_disk(path, error)
         _refuse_too_little_memory(path, error)
         advice = _repair_of(path) or _deletion_of(path)
         raise DamagedFile(f"{path} is damaged ({error}); {advice}") from error
+
+
+def refuse_fault_of_disk(path: Path, error: Exception) -> None:
+    """Tell a disk that fails from damage: where h5py opens a part of a file, it says so only in words.
+
+    Raises:
+        OSError: the error is from the disk. Of a failed read it says what matters, instead of HDF5's six lines.
+    """
+    told = re.search(r"file read failed: .*\berrno = (\d+)", str(error), re.DOTALL)
+    if told and (number := int(told[1])):
+        raise OSError(number, os.strerror(number), str(path)) from error
+    if getattr(error, "errno", None):
+        raise error
 
 
 def _refuse_too_little_memory(path: Path, error: Exception) -> None:
@@ -103,8 +116,7 @@ def open_file(path: Path | str, kind: str | None) -> h5py.File:
     try:
         file = h5py.File(path, "r")
     except OSError as error:
-        if error.errno:  # no permission, or locked: the file need not be damaged
-            raise
+        refuse_fault_of_disk(path, error)  # no permission, or locked: the file need not be damaged
         _refuse_too_little_memory(path, error)
         advice = _repair_of(path) or _deletion_of(path)
         raise DamagedFile(f"{path} is no HDF5 file, or a damaged one ({error}); {advice}") from None

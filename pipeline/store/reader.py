@@ -12,7 +12,14 @@ from typing import Any
 
 import h5py
 
-from pipeline.store.container import open_file, opened, plain_attrs, read_table, repair_advice
+from pipeline.store.container import (
+    open_file,
+    opened,
+    plain_attrs,
+    read_table,
+    refuse_fault_of_disk,
+    repair_advice,
+)
 from pipeline.store.stored_clip import StoredClip
 from pipeline.store.writer import content_key
 from pipeline.system.errors import DamagedFile
@@ -105,8 +112,7 @@ class Store(Mapping[str, StoredClip]):
             try:
                 yield shard[f"clips/{video_id}"]
             except (OSError, KeyError, RuntimeError, UnicodeDecodeError) as error:
-                if getattr(error, "errno", None):
-                    raise
+                refuse_fault_of_disk(self.shard_path(video_id), error)
                 raise self.damaged(f"clip {video_id!r}", error) from error
 
     def damaged(self, what: str, why: object) -> DamagedFile:
