@@ -95,6 +95,11 @@ class Report(Stage):
             "catalog": self.clone(Catalog),
         }
 
+    def keys_read(self) -> list[str]:
+        """As for any stage, and the absent videos that the report names: they are part of no clip, so of no key."""
+        absent = self.requires()["catalog"].read().absent if self.spec("dataset").partial else ()
+        return [*super().keys_read(), *([digest_of(absent)] if absent else [])]
+
     def tables(self) -> dict[str, dict]:
         """`streams` and `fused`: the score tables of the test part, by name."""
         from pipeline.scores import Scores

@@ -97,6 +97,18 @@ def test_whoever_wants_no_validation_clips_gets_the_average(config, tmp_path, ca
     assert set(summary["mean"]) == {"spatial", "temporal", "average"}
 
 
+def test_a_report_is_made_anew_when_other_listed_videos_are_absent(config, tmp_path):
+    config.set("dataset.four", "partial", "true")
+    assert build(fresh(FullPipeline))
+    trained = fresh(TrainStream, stream="spatial").path.stat().st_mtime_ns
+    with (tmp_path / "clips.csv").open("a") as listed:
+        listed.write("e.avi,right,e,train\n")
+    assert build(fresh(FullPipeline))
+    assert json.loads(fresh(Report).path.read_text())["absent"] == ["e.avi"]
+    assert fresh(TrainStream, stream="spatial").path.stat().st_mtime_ns == trained
+    assert fresh(FullPipeline).complete()
+
+
 def test_a_table_says_that_the_svm_needs_validation_clips(config, tmp_path):
     without_validation_clips(config, tmp_path, "0")
     table = fresh(PaperTable, table="4", rows="average,svm")
