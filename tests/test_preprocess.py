@@ -17,9 +17,9 @@ from conftest import moving_texture, write_video
 from stages import FLOW, FRAMES, GROUPS, INLINE, LOCAL, flow_of, frames_of, sums
 
 from pipeline import preprocess
-from pipeline.catalog import read_dataset
+from pipeline.catalog import Catalog, read_dataset
 from pipeline.flow import estimate
-from pipeline.preprocess import make_flow, remaining
+from pipeline.preprocess import make_flow, make_frames, remaining
 from pipeline.preprocess.jobs import frames as frames_job
 from pipeline.specs import ClusterSpec, DatasetSpec, FlowSpec
 from pipeline.system.errors import StageFailed
@@ -30,6 +30,11 @@ def times(folder):
 
 
 # --- frames and flow
+
+
+def test_no_store_is_made_of_nothing(tmp_path):
+    with pytest.raises(ValueError, match="the catalog has no clips, of which no store can be made"):
+        make_frames(tmp_path, Catalog((), (), "1", ()), videos=tmp_path, spec=FRAMES, cluster=INLINE)
 
 
 def test_frames_and_flow_hold_what_the_videos_show(tiny_dataset, tmp_path):

@@ -68,8 +68,11 @@ def make_frames(
             made again.
 
     Raises:
+        ValueError: the catalog has no clips.
         StageFailed: more than `spec.max_bad_fraction` of the clips failed, or a shard could not be made at all.
     """
+    if not catalog.clips:
+        raise ValueError("the catalog has no clips, of which no store can be made")
     folder = Path(folder).absolute()  # workers may have another working directory
     about = {**store_attrs(spec), **(attrs or {})}
     jobs = frames_jobs(folder, catalog, videos=Path(videos), spec=spec, cluster=cluster, attrs=about)
