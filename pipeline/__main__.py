@@ -180,8 +180,8 @@ def _repair(path: Path, arguments: argparse.Namespace) -> int:
             stack.enter_context(_no_run_in(artifacts))
         if (folder / files.LOCK).exists():
             stack.enter_context(files.no_writer(folder))
-        kind, shards, damaged = damage.repair(path, failed=arguments.failed)
-    lines = [f"removed {name}; run the stage again" for name in shards] or ["nothing is damaged"]
+        kind, removed, damaged = damage.repair(path, failed=arguments.failed)
+    lines = [f"removed {name}; run the stage again" for name in removed] or ["nothing is damaged"]
     print("\n".join(f"{path}: {line}" for line in lines))
     if damaged:
         made = "flow, trainings and scores" if kind == "frames" else "trainings and scores"

@@ -54,7 +54,6 @@ def score(
     spec: ScoreSpec,
     device: str = "auto",
     views: store.ViewWriter | None = None,
-    data_digest: str = "",
 ) -> Scores:
     """Score every clip of one part.
 
@@ -66,7 +65,6 @@ def score(
         spec: number of frames and crops over which the softmax is averaged.
         device: "auto", "cpu", "cuda" ...
         views: receives the probabilities and features of every view, clip by clip; None keeps only their means.
-        data_digest: digest of the settings that made the store; "" if unknown.
 
     Returns:
         Probabilities and penultimate features, means over frames x crops; a clip that failed in the store has a row of
@@ -80,10 +78,10 @@ def score(
     """
     limit_threads()
     target, trained = resolve_device(device), load_checkpoint(checkpoint, classes=catalog.classes or None)
-    refuse_other_data(checkpoint, trained.record.get("data_digest"), data_digest)
     clips = catalog.part(part)
     _say_what_was_seen(trained, clips, part)
     test_set = EvalSet(trained.spec, store_path, clips, frames=spec.frames, crops=spec.crops)
+    refuse_other_data(checkpoint, trained.record.get("data_digest"), test_set.pictures.digest)
     with Progress(f"scoring {part}, {trained.spec.stream}", len(test_set), "pictures") as progress:
         found = evaluate(
             trained.network.to(target),

@@ -188,7 +188,6 @@ class TrainStream(OnDevice):
             device=self.run_spec.device,
             other=self._other() if spec.reads_other else None,
             start=self.of_other[0].weights if spec.starts_from_other else None,
-            data_digest=data.digest,
         )
 
 
@@ -255,7 +254,6 @@ class ScoreStream(OfVideos, OnDevice):
             part=self.part,
             spec=self.spec("score"),
             device=self.run_spec.device,
-            data_digest=data.digest,
         )
 
 

@@ -69,7 +69,7 @@ class FakeStore(Mapping):
     folder = Path("in/memory")
 
     def __init__(self, clips, failed=None):
-        self.clips, self.failed = clips, failed or {}
+        self.clips, self.failed, self.attrs = clips, failed or {}, {}
 
     def __getitem__(self, video_id):
         return self.clips[video_id]

@@ -303,7 +303,7 @@ def test_pictures_of_a_real_store_also_after_pickling(tmp_path):
         writer = shard.clip(record.id)
         for frame in frames:
             writer.append(jpeg.encode(frame, quality=95))
-        writer.finish({"height": 16, "width": 24})
+        record = record._replace(crc32=writer.finish({"height": 16, "width": 24}))
         shard.record(record)
     write_index(tmp_path / "index.h5", "frames", [(record, "s")], {}, {"digest": "d"})
     pictures = Pictures(spec(), tmp_path / "index.h5")

@@ -243,13 +243,15 @@ def test_data_made_by_other_settings_than_those_of_the_training_is_refused(monke
     views = {"store_path": "i", "catalog": catalog, "part": "test", "spec": ScoreSpec(frames=2, crops=1)}
     tables = []
     for trained_on, given in (("", "abc"), ("abc", ""), ("abc", "abc")):
+        fake.attrs["digest"] = given
         save_checkpoint(tmp_path / "c.pt", network.state_dict(), spec(), catalog, data_digest=trained_on)
-        tables.append(score(tmp_path / "c.pt", data_digest=given, **views).probabilities)
+        tables.append(score(tmp_path / "c.pt", **views).probabilities)
     assert all(np.array_equal(table, tables[0]) for table in tables)
+    fake.attrs["digest"] = "xyz"
     with pytest.raises(
         ValueError, match=r"c.pt was trained on data made by other settings \(digest abc\) than these \(x"
     ):
-        score(tmp_path / "c.pt", data_digest="xyz", **views)
+        score(tmp_path / "c.pt", **views)
 
 
 def test_a_checkpoint_of_the_other_stream_is_refused(tmp_path):

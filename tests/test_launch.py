@@ -270,7 +270,7 @@ def test_on_a_full_disk_the_cause_is_said_where_it_can_be(data, tmp_path):
 
 
 def test_a_job_is_read_as_it_was_written(data, tmp_path):
-    job = TrainingJob(spec(stream="spatial"), data[1], data[0], tmp_path, "in", "cpu", data_digest="abc")
+    job = TrainingJob(spec(stream="spatial"), data[1], data[0], tmp_path, "in", "cpu")
     job.write()
     assert TrainingJob.read(job.job_folder) == job
     together = spec(with_dataset="more", with_how="classes", with_same=("left:up",))

@@ -37,6 +37,28 @@ def test_a_child_that_begins_within_the_block_does_not_hear_it():
     assert deaf.wait(PATIENCE_S) == -signal.SIGTERM
 
 
+FORKED = """
+import os, signal, cv2, numpy as np
+import pipeline
+cv2.setNumThreads(2)
+cv2.GaussianBlur(np.zeros((2000, 2000, 3), np.float32), (0, 0), 5)
+child = os.fork()
+if not child:
+    signal.alarm(20)
+    cv2.setNumThreads(1)
+    cv2.setNumThreads(2)
+    cv2.GaussianBlur(np.zeros((2000, 2000, 3), np.float32), (0, 0), 5)
+    os._exit(7)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), cv2.getNumThreads())
+"""
+
+
+def test_a_forked_child_may_set_the_threads_of_opencv():
+    """Where its parent has used several, OpenCV in the child would wait for threads that are not there."""
+    found = subprocess.run([sys.executable, "-c", FORKED], cwd=ROOT, capture_output=True, text=True)
+    assert (found.stdout, found.stderr) == ("7 2\n", "")
+
+
 def test_the_caller_hears_it_at_the_end_of_the_block(hears_ctrl_c):
     before, reached = signal.pthread_sigmask(signal.SIG_BLOCK, []), []
     with pytest.raises(KeyboardInterrupt):

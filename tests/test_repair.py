@@ -3,6 +3,8 @@
 import errno
 import json
 import os
+import re
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -14,6 +16,7 @@ from pipeline.__main__ import main
 from pipeline.artifacts import damage
 from pipeline.scores import Scores
 from pipeline.system import files
+from pipeline.system.errors import DamagedFile
 
 
 def test_damage_is_found(frames, flow, tmp_path):
@@ -108,12 +111,59 @@ def test_a_shard_that_is_cut_off_or_gone_is_repaired(frames, flow):
         of_failed.startswith("b: ")
         and f"`python -m pipeline repair {frames.parent}` removes its shard; run the stage again" in fault
     )
-    assert damage.repair(shard).shards == ["shard-all"]  # the shard stands for its store
+    assert damage.repair(shard).removed == ["shard-all"]  # the shard stands for its store
     assert not frames.exists() and not shard.exists()
     (flow.parent / "shards/shard-all.h5").unlink()
-    assert damage.repair(flow).shards == ["shard-all"] and not flow.exists()
+    assert damage.repair(flow).removed == ["shard-all"] and not flow.exists()
     with pytest.raises(FileNotFoundError, match="has no index.h5 yet; run its stage, which keeps the shards"):
         damage.repair(flow.parent)
+
+
+@pytest.fixture
+def half_new(tmp_path) -> Path:
+    """A store whose index was made of other flow than its shard holds, as after a run that was killed in between."""
+    old, new = (
+        write_flow(tmp_path / name, np.full((4, 2, 48, 64), motion, np.float32))
+        for name, motion in (("old", 3), ("new", 2))
+    )
+    (new.parent / "shards/shard-all.h5").replace(old.parent / "shards/shard-all.h5")
+    return old
+
+
+def test_an_index_of_other_shards_is_told(half_new, capsys):
+    told = (
+        f"clip 'a' of {half_new.parent}: its shard is not the one that the index was made of; run the stage again, or "
+        f"first `python -m pipeline repair {half_new.parent}`, if it finds nothing to do"
+    )
+    with pytest.raises(DamagedFile, match=re.escape(told)):
+        store.open_flow(half_new)["a"]
+    assert damage.verify(half_new) == [f"a: {told}"]
+    shard = half_new.parent / "shards/shard-all.h5"
+    assert store.open_flow(shard)["a"].flow(0, 1).mean() == pytest.approx(2, abs=0.1)
+    assert main(["repair", str(half_new.parent)]) == 0
+    assert capsys.readouterr().out.startswith(f"{half_new.parent}: removed index; run the stage again\n")
+    assert not half_new.exists() and shard.exists()  # which may be right, and the work of hours
+
+
+def test_what_is_damaged_in_the_shards_of_an_index_of_others_goes_too(half_new):
+    shard = half_new.parent / "shards/shard-all.h5"
+    with h5py.File(shard, "r+") as file:
+        file["clips/a/jpeg"][100] ^= 255
+    assert damage.repair(half_new) == ("flow", ["shard-all"], ["a"]) and not shard.exists() and not half_new.exists()
+
+
+def test_a_link_to_an_index_stands_for_it(flow, tmp_path, capsys):
+    (tmp_path / "elsewhere").mkdir()
+    link = tmp_path / "elsewhere/flow.h5"
+    link.symlink_to(flow)
+    with store.open_flow(link) as opened:
+        assert damage.verify(link) == [] and opened["a"].flow(0, 1).mean() == pytest.approx(3, abs=0.1)
+    assert main(["repair", str(link)]) == 0 and "nothing is damaged" in capsys.readouterr().out
+    assert link.is_symlink() and flow.exists()
+    with h5py.File(flow.parent / "shards/shard-all.h5", "r+") as file:
+        file["clips/a/jpeg"][100] ^= 255
+    assert damage.repair(link).removed == ["shard-all"]
+    assert not flow.exists() and not (flow.parent / "shards/shard-all.h5").exists()
 
 
 def test_an_unfinished_store_is_repaired_too(frames):
@@ -132,7 +182,7 @@ def test_damage_in_an_unfinished_store_is_repaired(frames):
         file["clips/a/jpeg"][100] ^= 255
     assert damage.repair(frames.parent) == ("frames", ["shard-all"], ["a"]) and not shard.exists()
     shard.write_bytes(whole[:-100])
-    assert damage.repair(frames.parent).shards == ["shard-all"] and not shard.exists()
+    assert damage.repair(frames.parent).removed == ["shard-all"] and not shard.exists()
 
 
 def test_a_shard_that_may_not_be_read_is_not_removed(frames, monkeypatch):
@@ -168,7 +218,7 @@ def test_a_shard_of_clips_that_failed_is_looked_at_too(tmp_path):
     path = write_frames(tmp_path, {}, failed={"b": "empty"})
     (tmp_path / "shards/shard-all.h5").unlink()
     assert "does not exist" in damage.verify(path)[0]
-    assert damage.repair(path).shards == ["shard-all"] and not path.exists()
+    assert damage.repair(path).removed == ["shard-all"] and not path.exists()
 
 
 def test_repair_removes_what_is_damaged_and_the_index(frames, flow, capsys):
@@ -245,4 +295,4 @@ def test_what_lies_beside_the_images_has_a_checksum_of_its_own(tmp_path, what, n
         file.write(bytes([byte ^ 64]))
     (fault,) = damage.verify(index)
     assert "read data" in fault and "`python -m pipeline repair" in fault
-    assert damage.repair(index).shards == ["shard-all"]
+    assert damage.repair(index).removed == ["shard-all"]

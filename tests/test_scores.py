@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 
+from pipeline import store
 from pipeline.scores import Scores
+from pipeline.system.errors import DamagedFile
 
 NAN = float("nan")
 CLASSES = ("jump", "run", "walk", "absent")
@@ -174,6 +176,29 @@ ROW = [0.25] * 4
 def test_a_wrong_table_is_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         table(**changes)
+
+
+def test_views_of_a_file_that_was_written_anew_are_refused(tmp_path):
+    """Its rows may be of other clips, as after a video was added."""
+    path = tmp_path / "scores.h5"
+
+    def write(*ids):
+        probabilities = np.array([[ord(i) / 200, 1 - ord(i) / 200] for i in ids], np.float32)
+        scores = Scores(ids, probabilities, np.zeros(len(ids)), ("x", "y"))
+        with store.create_scores(path, {}, clips=len(ids), views=1) as writer:
+            for row in range(len(ids)):
+                writer.put(row, 0, probabilities[row : row + 1], np.zeros((1, 3), np.float32))
+            writer.put_table(scores.arrays())
+        return Scores.read(path)
+
+    before = write("a", "c")
+    views, late = before.views, before.take([1])
+    np.testing.assert_array_equal(views["c"].probabilities, before.probabilities[1:])
+    after = write("a", "b", "c")
+    for read in (lambda: views["c"], lambda: late.views):
+        with pytest.raises(DamagedFile, match="scores.h5 has been written anew since it was read; read it again"):
+            read()
+    np.testing.assert_array_equal(after.views["c"].probabilities, after.probabilities[2:])
 
 
 def test_a_table_in_memory_has_no_views():

@@ -91,8 +91,8 @@ def test_a_store_gives_bytes_that_stand_for_its_flow(tmp_path, scaling):
             writer.append(jpeg.encode(plane, quality=100))
         if ranges is not None:
             writer.append_range(ranges)
-        writer.finish({"height": 8, "width": 12, "scaling": scaling, "bound_px": 20.0})
-        shard.record(record)
+        crc32 = writer.finish({"height": 8, "width": 12, "scaling": scaling, "bound_px": 20.0})
+        shard.record(record._replace(crc32=crc32))
     clip = open_flow(tmp_path / "s.h5")["c"]
     fields = Planes(*clip.stored_flow(1, 4))
     assert len(fields.planes) == 6 and fields.planes[0].dtype == np.uint8

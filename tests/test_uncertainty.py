@@ -281,6 +281,10 @@ def test_mcnemar_is_the_exact_binomial_test(b, c):
         assert mcnemar(b, c) == pytest.approx(binomtest(m, n, 0.5).pvalue, rel=1e-9)
 
 
+def test_mcnemar_of_numpys_integers_which_would_overflow():
+    assert mcnemar(np.int64(5), np.int64(60)) == mcnemar(5, 60) == pytest.approx(binomtest(5, 65, 0.5).pvalue, rel=1e-9)
+
+
 def test_mcnemar_at_its_ends():
     assert mcnemar(0, 0) == 1 and mcnemar(7, 7) == 1
     assert mcnemar(0, 6) == 2 / 64

@@ -131,14 +131,16 @@ class Repaired(NamedTuple):
 
     kind: str
     """frames or flow."""
-    shards: list[str]
-    """Names of the removed shards, sorted."""
+    removed: list[str]
+    """Names of the removed shards, sorted, or "index" if only that was removed."""
     damaged: list[str]
-    """Ids of the clips that were damaged."""
+    """Ids of the clips that were damaged, or not those of the index."""
 
 
 def repair(path: Path, *, failed: bool = False) -> Repaired:
     """Remove damaged shards, and the index, so that the next run of the stage makes them again.
+
+    Of an index that was made of other shards than those that are there, the shards may be whole, and stay.
 
     Args:
         path: the store, finished or not, or one of its shards.
@@ -157,6 +159,10 @@ def repair(path: Path, *, failed: bool = False) -> Repaired:
             "be repaired; `python -m pipeline invalidate` removes a stage, so that it is made again"
         )
     opened = store.Store(path, kind_of(path))
+    if others := _of_other_shards(opened):
+        path.unlink()
+        found = _repair_unfinished(folder, failed=failed)
+        return Repaired(opened.kind, found.removed or ["index"], sorted({*found.damaged, *others}))
     damaged = list(_damage(opened))
     shards = sorted({opened.rows[video_id]["shard"] for video_id in damaged + list(opened.failed if failed else ())})
     if shards:
@@ -164,6 +170,16 @@ def repair(path: Path, *, failed: bool = False) -> Repaired:
     for name in shards:
         (path.parent / "shards" / f"{name}.h5").unlink(missing_ok=True)
     return Repaired(opened.kind, shards, damaged)
+
+
+def _of_other_shards(opened: store.Store) -> list[str]:
+    """Ids of the clips that a readable shard does not have as the index says, as after a run that was killed."""
+    sums: dict[tuple[str, str], int] = {}
+    readable = [path for path in opened.shard_paths() if not _what_raises(store.read_records, path, opened.kind)]
+    for path in readable:
+        sums |= {(path.stem, record.id): record.crc32 for record in store.read_records(path, opened.kind)}
+    known, names = opened.rows.items(), {path.stem for path in readable}
+    return [i for i, row in known if row["shard"] in names and sums.get((row["shard"], i)) != row["crc32"]]
 
 
 def _repair_unfinished(folder: Path, *, failed: bool) -> Repaired:

@@ -59,7 +59,7 @@ def describe(path: Path, *, clip: str = "") -> dict[str, Any]:
 def file_of(path: Path) -> Path:
     """The file to inspect: in an artifact's folder, the file that its stage writes last; else the path itself."""
     if not path.is_dir():
-        return path
+        return store.target_of(path)
     found = [path / name for name in dict.fromkeys(names[0] for names in STAGE_FILES.values())]
     for file in found:
         if file.is_file():

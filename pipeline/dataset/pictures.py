@@ -33,6 +33,11 @@ class Pictures:
         self._in_order = spec.stack and replace(spec.stack, kind="stack", subtract_mean=False)
         self.store = (store.open_frames if spec.stream == "spatial" else store.open_flow)(store_path)
 
+    @property
+    def digest(self) -> str:
+        """Digest of the settings that made the store; "" if it does not say."""
+        return self.store.attrs.get("digest", "")
+
     def count(self, video_id: str) -> int:
         """Number of pictures of the clip: frames, or possible starts of a flow stack."""
         return self._patiently(lambda: self._count(self.store[video_id]))

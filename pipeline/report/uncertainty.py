@@ -6,6 +6,7 @@ independent clips. Therefore whole groups are resampled, and the number of group
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -236,6 +237,7 @@ def mcnemar(only_first: int, only_second: int) -> float:
 
     Source: Q. McNemar, Psychometrika 12 (1947), with the exact binomial distribution in place of chi-squared.
     """
+    only_first, only_second = operator.index(only_first), operator.index(only_second)  # numpy's would overflow
     if min(only_first, only_second) < 0:
         raise ValueError(f"the clips are {only_first} and {only_second}; counts are not negative")
     trials, term, tail = only_first + only_second, 1, 0

@@ -39,6 +39,8 @@ class Scores:
     """N group names (source video, person), or None."""
     source: Path | None = None
     """The file that the table was read from, and `views` reads from; None for a table in memory."""
+    content: str | None = None
+    """Hash of the table in that file, by which `views` knows whether it has been written anew."""
 
     def __post_init__(self):
         for name in ("video_ids", "classes", "groups"):
@@ -101,8 +103,8 @@ class Scores:
             ValueError: the file is damaged, or of another kind or version.
         """
         path = inside(path, "scores.h5")
-        arrays, _ = store.read_arrays(path, "scores")
-        return cls(**arrays, source=path)
+        arrays, attrs = store.read_arrays(path, "scores")
+        return cls(**arrays, source=path, content=attrs["content"])
 
     def write(self, path: str | Path, **attrs: str | int | float) -> None:
         """Write the table to an HDF5 file, atomically, with `attrs` as attributes of the file."""
@@ -128,10 +130,11 @@ class Scores:
 
         Raises:
             ValueError: the table was not read from a file, or its file holds no views.
+            DamagedFile: the file has been written anew since; so says every access to its views.
         """
         if self.source is None:
             raise ValueError("a table in memory has no views; read it from a file scored with [score] per_view = true")
-        return store.Views(self.source)
+        return store.Views(self.source, self.content)
 
     @property
     def failed_rows(self) -> np.ndarray:
@@ -187,7 +190,8 @@ class Scores:
         features = None if self.features is None else self.features[rows]
         groups = None if self.groups is None else tuple(self.groups[row] for row in rows)
         ids = tuple(self.video_ids[row] for row in rows)
-        return Scores(ids, self.probabilities[rows], self.labels[rows], self.classes, features, groups, self.source)
+        kept = {"features": features, "groups": groups, "source": self.source, "content": self.content}
+        return Scores(ids, self.probabilities[rows], self.labels[rows], self.classes, **kept)
 
     def with_probabilities(self, probabilities: np.ndarray) -> Scores:
         """The same clips with other probabilities (N, K), and without features, which belong to the old ones."""

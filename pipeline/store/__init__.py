@@ -13,7 +13,7 @@ from pipeline.store.container import (
     repair_advice,
     write_arrays,
 )
-from pipeline.store.reader import Store, StoredClip, open_flow, open_frames
+from pipeline.store.reader import Store, StoredClip, open_flow, open_frames, target_of
 from pipeline.store.views import ClipViews, Views, ViewWriter, create_scores, read_every_view
 from pipeline.store.writer import ClipWriter, Record, ShardWriter, read_records, shard_is_current, write_index
 
@@ -38,6 +38,7 @@ __all__ = [
     "read_records",
     "repair_advice",
     "shard_is_current",
+    "target_of",
     "write_arrays",
     "write_catalog",
     "write_index",

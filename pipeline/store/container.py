@@ -146,8 +146,12 @@ def crc32_of_parts(sums: Iterable[int]) -> int:
 
 def repair_advice(folder: Path) -> str:
     """What to do about damage to the store at `folder`, for messages."""
-    command = f"python -m pipeline repair {shlex.quote(str(folder))}"
-    return f"`{command}` removes its shard; run the stage again, which makes it anew"
+    return f"`{repair_command(folder)}` removes its shard; run the stage again, which makes it anew"
+
+
+def repair_command(folder: Path) -> str:
+    """The command that removes what is damaged in the store at `folder`, for messages."""
+    return f"python -m pipeline repair {shlex.quote(str(folder))}"
 
 
 def _repair_of(path: Path) -> str:

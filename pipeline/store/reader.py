@@ -36,7 +36,7 @@ class Store(Mapping[str, StoredClip]):
     """
 
     def __init__(self, path: Path | str, kind: str):
-        self.path, self.kind, self.planes = Path(path), kind, 1 if kind == "frames" else 2
+        self.path, self.kind, self.planes = target_of(Path(path)), kind, 1 if kind == "frames" else 2
         if self.path.is_dir():
             self.path = self.path / "index.h5"
         with opened(self.path, kind) as file:
@@ -168,6 +168,11 @@ class Store(Mapping[str, StoredClip]):
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._forget()
+
+
+def target_of(path: Path) -> Path:
+    """The path, or where it leads if it is a link to a store's file from elsewhere: the shards lie beside that."""
+    return path.resolve() if path.is_symlink() and path.is_file() and not path.with_name("shards").is_dir() else path
 
 
 def open_frames(path: Path | str) -> Store:

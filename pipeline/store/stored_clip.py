@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from pipeline import quantize
-from pipeline.store.container import checked_attrs, crc32_of_parts
+from pipeline.store.container import checked_attrs, crc32_of_parts, repair_command
 from pipeline.system.errors import ClipError, DamagedFile
 from pipeline.video import jpeg
 
@@ -75,6 +75,11 @@ class StoredClip:
             """Direction -> (T - 1, 2, 2) float32, pixels: [field][x, y][minimum, maximum]; only if min-max scaled."""
             self.attrs = checked_attrs(group)
             """The clip's attributes as plain values."""
+        if self.attrs.get("crc32") != store.rows[video_id]["crc32"]:  # a killed run, or a copied file
+            raise DamagedFile(
+                f"clip {video_id!r} of {store.folder}: its shard is not the one that the index was made of; run the "
+                f"stage again, or first `{repair_command(store.folder)}`, if it finds nothing to do"
+            )
 
     @property
     def height(self) -> int:

@@ -11,6 +11,7 @@ import h5py
 import numpy as np
 
 from pipeline.store.container import create, opened, put_arrays
+from pipeline.system.errors import DamagedFile
 
 _GROUP = "views"
 
@@ -64,14 +65,16 @@ class ClipViews(NamedTuple):
 class Views(Mapping[str, ClipViews]):
     """The views in a scores file: clip id -> ClipViews, one clip in memory at a time."""
 
-    def __init__(self, path: Path | str):
-        """Read the ids only.
+    def __init__(self, path: Path | str, content: str | None = None):
+        """Read the ids only; `content` is the hash of the table that the views belong to, if that has been read.
 
         Raises:
             ValueError: the file holds clips, but no views.
+            DamagedFile: it holds another table; reading a clip's views raises it, too, from then on.
         """
-        self.path = Path(path)
-        with opened(self.path, "scores") as file:
+        self.path, self._content = Path(path), content
+        with self._opened() as file:
+            self._content = file.attrs.get("content")
             self._rows = {video_id: row for row, video_id in enumerate(file["video_ids"].asstr()[()])}
             if self._rows and _GROUP not in file:
                 if "views" in file.attrs:
@@ -86,8 +89,15 @@ class Views(Mapping[str, ClipViews]):
 
     def __getitem__(self, video_id: str) -> ClipViews:
         row = self._rows[video_id]
-        with opened(self.path, "scores") as file:
+        with self._opened() as file:
             return ClipViews(*(file[f"{_GROUP}/{name}"][row] for name in ClipViews._fields))
+
+    @contextlib.contextmanager
+    def _opened(self) -> Iterator[h5py.File]:
+        with opened(self.path, "scores") as file:
+            if self._content not in (None, file.attrs.get("content")):  # its rows may be of other clips
+                raise DamagedFile(f"{self.path} has been written anew since it was read; read it again")
+            yield file
 
 
 def read_every_view(path: Path | str) -> None:

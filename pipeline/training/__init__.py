@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -51,7 +52,6 @@ def train(
     device: str = "auto",
     other: OtherDataset | None = None,
     start: Path | None = None,
-    data_digest: str = "",
 ) -> None:
     """Train one stream; resume an interrupted run of the same settings and inputs.
 
@@ -64,7 +64,6 @@ def train(
         device: "auto", "cpu", "cuda" ...
         other: the other dataset, if `spec.with_how` is heads or classes.
         start: weights of the other dataset's training, if `spec.with_how` is start.
-        data_digest: digest of the settings that made the store; the checkpoint keeps it, and scoring compares it.
 
     Raises:
         ValueError: a setting, weights file or device that does not fit, a weights file that saw clips held out here,
@@ -82,7 +81,7 @@ def train(
             "classes need other, start needs start, and nothing else may be given"
         )
     refuse_start_that_saw(spec, catalog, start or spec.start_file)
-    job = TrainingJob(spec, Path(store_path), catalog, Path(folder), inputs_key, device, other, start, data_digest)
+    job = TrainingJob(spec, Path(store_path), catalog, Path(folder), inputs_key, device, other, start)
     count = process_count(spec, device)
     with one_writer(job.folder):  # which also removes what a killed run has left half written
         if count * spec.machines == 1:
@@ -105,7 +104,7 @@ def train_here(job: TrainingJob, world: World, device: torch.device) -> None:
         validation = validation_set(spec, job.store_path, catalog, world)
         _take_steps(run, training, validation, lambda: run.save(resume, identity))
     if world.rank == 0:
-        _finish(run, job, others, seen)
+        _finish(run, job, others, {**seen, "data_digest": validation.pictures.digest})
 
 
 def _own_random_state(device: torch.device) -> contextlib.AbstractContextManager:
@@ -244,8 +243,8 @@ def _loss(run: TrainingState, inputs: ViewBatch | torch.Tensor, labels: torch.Te
         )
 
 
-def _finish(run: TrainingState, job: TrainingJob, others: tuple[str, ...], seen: dict[str, list[str]]) -> None:
-    """Write the checkpoint, then the curve: once the curve exists, the result is complete."""
+def _finish(run: TrainingState, job: TrainingJob, others: tuple[str, ...], data: dict[str, Any]) -> None:
+    """Write the checkpoint, with what was found about the `data`, then the curve: with it the result is complete."""
     best, folder = run.best, job.folder
     if best is None:
         say(f"{run.spec.stream}: no validation clips, so the weights of the last step are kept")
@@ -263,12 +262,11 @@ def _finish(run: TrainingState, job: TrainingJob, others: tuple[str, ...], seen:
         job.catalog,
         other_classes=others,
         inputs=job.inputs_key,
-        data_digest=job.data_digest,
         steps=run.step,
         best_step=best.step,
         validation_top1=best.top1,
         validation_loss=best.loss,
-        **seen,
+        **data,
         **how,
     )
     curve = {name: values for name, values in asdict(run.curve).items() if name != "pending"}

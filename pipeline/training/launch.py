@@ -52,7 +52,6 @@ class TrainingJob(NamedTuple):
     device: str
     other: OtherDataset | None = None
     start: Path | None = None
-    data_digest: str = ""
 
     @property
     def job_folder(self) -> Path:
@@ -64,7 +63,6 @@ class TrainingJob(NamedTuple):
         store.write_catalog(self.job_folder / "catalog.h5", self.catalog)
         plain = {"spec": self.spec.as_dict(), "store_path": str(self.store_path.absolute())}
         plain |= {"folder": str(self.folder.absolute()), "inputs": self.inputs_key, "device": self.device}
-        plain["data_digest"] = self.data_digest
         if self.start:
             plain["start"] = str(self.start.absolute())
         if self.other:
@@ -98,7 +96,6 @@ class TrainingJob(NamedTuple):
             device=plain["device"],
             other=other,
             start=Path(start) if start else None,
-            data_digest=plain["data_digest"],
         )
 
 
