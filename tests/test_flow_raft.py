@@ -84,6 +84,7 @@ def test_on_the_cpu_a_pair_has_the_same_bytes_in_any_batch(spec):
 def test_batches_on_cuda_are_bounded_by_memory():
     assert raft._pairs_at_once(240, 320, "cpu", 5) == 1 and raft._pairs_at_once(240, 320, "cuda:0", 5) == 5
     assert raft._pairs_at_once(1080, 1920, "cuda:0", 0) == 1
+    assert raft._pairs_at_once(256, 340, "cuda", 64) == 65_535 // (32 * 43)  # cells of a pair
     # 128 x 128: 1200 B a pixel and 6 B for each two of its 256 cells
     assert raft._pairs_at_once(5, 5, "cuda", 0) == (4 << 30) // (1200 * 128 * 128 + 6 * 256 * 256)
 

@@ -134,6 +134,14 @@ def test_the_normalization_has_the_bits_of_torchs_and_the_same_gradient(layout):
     torch.testing.assert_close(found[0][1], found[1][1], rtol=1e-5, atol=1e-6)
 
 
+def test_normalization_pools_no_more_values_at_once_than_cuda_counts(monkeypatch):
+    values = torch.randn(5, 8, 3, 4, generator=torch.Generator().manual_seed(0))
+    whole, pool, pooled = backbones._mean_over_channels(values, 5), backbones.avg_pool2d, []
+    monkeypatch.setattr(backbones, "_POOLED", 2 * 8 * 3 * 4)
+    monkeypatch.setattr(backbones, "avg_pool2d", lambda of, *a, **how: pooled.append(len(of)) or pool(of, *a, **how))
+    assert torch.equal(backbones._mean_over_channels(values, 5), whole) and pooled == [2, 1, 2]
+
+
 def test_the_gradient_of_the_normalization_is_that_of_finite_differences():
     layer = next(m for m in on_meta(spec("temporal", "cnn_m_2048")).modules() if isinstance(m, nn.LocalResponseNorm))
     inputs = torch.randn(2, 7, 3, 2, dtype=torch.float64).mul(60).requires_grad_()

@@ -22,6 +22,7 @@ MIN_SIDE_PX = 128  # its coarsest correlations need two cells per side
 MEMORY_BYTES = 4 << 30  # approximate memory of one batch on CUDA
 PIXEL_BYTES = 1200  # memory of an image pair per pixel: feature maps and the flow of every update
 CELL_PAIR_BYTES = 6  # memory of an image pair per pair of cells: correlations and their pyramid
+MOST_CELLS = 65_535  # of all pairs of a batch
 
 
 def between(
@@ -59,14 +60,17 @@ def between(
 def _pairs_at_once(height: int, width: int, device: str, batch_pairs: int) -> int:
     """Number of pairs in a batch: on CUDA by the memory of one pair, since correlations grow with the size squared.
 
+    Each cell of each pair is an image to cuDNN's grid sampler, which takes MOST_CELLS at a time (PyTorch issue 88380).
+
     On the CPU it is one, which is just as fast. The rounding of convolutions depends on the batch size, and the CPU
     must always give the same bytes.
     """
-    if device == "cpu" or batch_pairs:
-        return 1 if device == "cpu" else batch_pairs
+    if device == "cpu":
+        return 1
     height, width = (max(MIN_SIDE_PX, side) for side in (height, width))
     cells = height * width / CELL_PX**2
-    return max(1, int(MEMORY_BYTES / (PIXEL_BYTES * height * width + CELL_PAIR_BYTES * cells**2)))
+    fit = batch_pairs or int(MEMORY_BYTES / (PIXEL_BYTES * height * width + CELL_PAIR_BYTES * cells**2))
+    return max(1, min(fit, MOST_CELLS // (-(-height // CELL_PX) * -(-width // CELL_PX))))
 
 
 def load(spec: FlowSpec) -> nn.Module:

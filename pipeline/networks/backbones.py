@@ -17,6 +17,7 @@ from pipeline.specs import StreamSpec
 from pipeline.specs.base import unknown_name
 
 AUXILIARY = ("aux1", "aux2", "AuxLogits")
+_POOLED = 2**31 - 1  # values that CUDA's avg_pool2d counts in 32 bits: 1,882 views of cnn_m_2048
 
 
 def cnn_m_2048(spec: StreamSpec) -> tuple[nn.Module, int, str]:
@@ -126,6 +127,8 @@ def _wide(values: torch.Tensor) -> torch.Tensor:
 
 def _mean_over_channels(values: torch.Tensor, size: int) -> torch.Tensor:
     """Mean of (N, C, ...) over `size` channels around each, with zeros beyond the ends."""
+    if values.numel() > _POOLED and len(values) > 1:
+        return torch.cat([_mean_over_channels(half, size) for half in values.chunk(2)])
     rows = values.movedim(1, -1)
     flat = rows.flatten(1, -2).unsqueeze(1)  # (N, 1, H W, C)
     means = avg_pool2d(flat, (1, size), stride=1, padding=(0, size // 2)).squeeze(1)
