@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 
@@ -19,10 +19,33 @@ from pipeline.stacks.stored import EncodedStack, Planes, stored_stack
 from pipeline.system.console import plain
 from pipeline.system.progress import say
 
-T = TypeVar("T")
 _MOMENTARY = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT)  # what a network disk raises while its server is away
 PAUSES_SECONDS = (2.0, 15.0, 120.0)
 """How long a read that failed so is waited for, each time: a server that starts again must not end a night's work."""
+
+
+def _patient(read: Callable) -> Callable:
+    """A method of `Pictures` that tries again after each of PAUSES_SECONDS if the disk fails.
+
+    Raises:
+        OSError: it still fails, or in a way that does not pass.
+    """
+
+    @functools.wraps(read)
+    def tried(pictures: Pictures, *given):
+        for pause in PAUSES_SECONDS:
+            try:
+                return read(pictures, *given)
+            except OSError as error:
+                if error.errno not in _MOMENTARY:
+                    raise
+                why = os.strerror(error.errno)
+                say(f"{pictures.spec.stream}: {pictures.path} cannot be read ({why}); it is tried again in {pause:g} s")
+            pictures.store.close()  # after some faults files must be opened again
+            time.sleep(pause)
+        return read(pictures, *given)
+
+    return tried
 
 
 class Pictures:
@@ -38,45 +61,22 @@ class Pictures:
         """Digest of the settings that made the store; "" if it does not say."""
         return self.store.attrs.get("digest", "")
 
+    @_patient
     def count(self, video_id: str) -> int:
         """Number of pictures of the clip: frames, or possible starts of a flow stack."""
-        return self._patiently(lambda: self._count(self.store[video_id]))
-
-    def read(self, video_id: str, position: int) -> np.ndarray | Planes:
-        """One picture: a frame (H, W, 3) uint8, or a stack of 2L planes. Each direction takes one read of the store."""
-        return self._patiently(lambda: self._read(video_id, position))
-
-    def read_encoded(self, video_id: str, position: int) -> EncodedStack:
-        """The fields of one stack in their order, not yet decoded."""
-        return self._patiently(lambda: self._read_encoded(video_id, position))
-
-    def _patiently(self, read: Callable[[], T]) -> T:
-        """What `read` returns; if a disk fails meanwhile, it is tried again after each of PAUSES_SECONDS.
-
-        Raises:
-            OSError: it still fails, or in another way.
-        """
-        for pause in PAUSES_SECONDS:
-            try:
-                return read()
-            except OSError as error:
-                if error.errno not in _MOMENTARY:
-                    raise
-                why = os.strerror(error.errno)
-                say(f"{self.spec.stream}: {self.path} cannot be read ({why}); it is tried again in {pause:g} s")
-            self.store.close()  # after some faults files must be opened again
-            time.sleep(pause)
-        return read()
-
-    def _count(self, stored: store.StoredClip) -> int:
+        stored = self.store[video_id]
         return stacks.num_windows(len(stored), self.spec.stack) if self.spec.stack else len(stored)
 
-    def _read(self, video_id: str, position: int) -> np.ndarray | Planes:
+    @_patient
+    def read(self, video_id: str, position: int) -> np.ndarray | Planes:
+        """One picture: a frame (H, W, 3) uint8, or a stack of 2L planes. Each direction takes one read of the store."""
         if self.spec.stack is None:
             return self.store[video_id].frames(position, position + 1)[0]
         return self._stack(self.store[video_id], position, self.spec.stack)
 
-    def _read_encoded(self, video_id: str, position: int) -> EncodedStack:
+    @_patient
+    def read_encoded(self, video_id: str, position: int) -> EncodedStack:
+        """The fields of one stack in their order, not yet decoded."""
         stored = self.store[video_id]
         planes = self._stack(stored, position, self._in_order, encoded=True)
         return EncodedStack(planes, stored.height, stored.width, (video_id, self.store.folder))
