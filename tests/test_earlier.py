@@ -3,7 +3,6 @@
 from dataclasses import replace
 
 import h5py
-import numpy as np
 import pytest
 from conftest import moving_texture, write_video
 from stages import FLOW, FRAMES, INLINE, flow_of, sums
@@ -133,8 +132,15 @@ def damage_image(file):
     file["clips/down__ann_down/jpeg"][100] ^= 255
 
 
+def flip_bit(array):
+    """As a disk may: HDF5's checksum of the array stays that of what was written."""
+    start = (0,) * array.ndim
+    mask, data = array.id.read_direct_chunk(start)
+    array.id.write_direct_chunk(start, bytes([data[0] ^ 1, *data[1:]]), mask)
+
+
 def damage_times(file):
-    file["clips/down__ann_down/seconds"][1] = np.nan
+    flip_bit(file["clips/down__ann_down/seconds"])
 
 
 def remove_times(file):
@@ -158,10 +164,10 @@ def test_damage_is_not_copied(videos, tmp_path, work, damage):
     assert sorted(work) == sorted(f"{name}.avi" for name in expected) and len(made) == 6
 
 
-def test_ranges_that_cannot_be_are_not_copied(videos, tmp_path, work):
+def test_damaged_ranges_are_not_copied(videos, tmp_path, work):
     made = flow_of(frames_of(videos, tmp_path / "frames"), tmp_path / "flow", spec=BACKWARD)
     with h5py.File(tmp_path / "flow" / "shards" / f"{made.rows['down__ann_down']['shard']}.h5", "r+") as file:
-        file["clips/down__ann_down/backward/range_px"][0, 0] = [1, -1]
+        flip_bit(file["clips/down__ann_down/backward/range_px"])
     work.clear()
     flow_of(frames_of(videos, tmp_path / "frames", renamed=True), tmp_path / "flow", spec=BACKWARD)
     assert work == ["flow", "flow"]  # both directions of one clip

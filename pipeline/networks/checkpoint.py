@@ -126,7 +126,7 @@ def _load(path: Path, *, mmap: bool = False) -> dict[str, Any]:
 def clips_seen(path: Path) -> tuple[frozenset[str], frozenset[str]]:
     """Content of the clips that the weights in a file were trained on, and of those that they were chosen on.
 
-    Both are empty if the file does not say: weights of others, or of an older version.
+    Both are empty if the file does not say, as weights of others do not.
 
     Raises:
         FileNotFoundError, DamagedFile: as `read_tensors`.

@@ -193,10 +193,10 @@ def checked_attrs(group: h5py.Group) -> dict[str, Any]:
     """The attributes of a group as plain values.
 
     Raises:
-        RuntimeError: they are not those that were written. Files from before there was a checksum have none to compare.
+        RuntimeError: they are not those that were written.
     """
     attrs = plain_attrs(group.attrs)
-    if attrs.pop(_ATTRS_CRC32, None) not in (None, _crc32_of(attrs)):
+    if attrs.pop(_ATTRS_CRC32, None) != _crc32_of(attrs):
         raise RuntimeError("its attributes are not those that were written")
     return attrs
 
@@ -215,7 +215,7 @@ def read_table(file: h5py.File) -> tuple[tuple[str, ...], list[tuple]]:
         RuntimeError: as `checked_attrs`, of the table.
     """
     names, rows = file["table"].dtype.names, _plain_rows(file["table"][()])
-    if file.attrs.get(_TABLE_CRC32) not in (None, _crc32_of([names, *rows])):
+    if file.attrs.get(_TABLE_CRC32) != _crc32_of([names, *rows]):
         raise RuntimeError("its table is not the one that was written")
     return names, rows
 
