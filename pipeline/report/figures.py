@@ -5,10 +5,11 @@ All colors are defined here. On the page each becomes a CSS variable, so that a 
 
 from __future__ import annotations
 
+import contextlib
 import io
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ COLORS = {
 }
 PAGE_INCHES = 10.6  # the width of the page's column; text then has its nominal size
 CELL_COUNTS = 24  # up to so many classes the confusion matrix shows its counts
+_NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
 
 
 def draw(tables: Mapping[str, Scores], curves: Mapping[str, Mapping[str, Any]]) -> dict[str, Figure]:
@@ -147,21 +149,12 @@ def inline(figure: Figure, name: str) -> str:
     return svg.replace("<svg ", f'<svg role="img" style="width: {100 * width:.1f}%" ', 1)
 
 
-_NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-
-
-class _plain_text(warnings.catch_warnings):
+@contextlib.contextmanager
+def _plain_text() -> Iterator[None]:
     """While saving: SVG text stays text, ids are the same in every run, no warning about missing glyphs."""
-
-    def __enter__(self):
-        super().__enter__()
+    with warnings.catch_warnings(), matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "report"}):
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        self._settings = matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "report"})
-        self._settings.__enter__()
-
-    def __exit__(self, *error):
-        self._settings.__exit__(*error)
-        super().__exit__(*error)
+        yield
 
 
 def _figure(width_inches: float, height_inches: float) -> Figure:
