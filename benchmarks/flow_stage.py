@@ -96,7 +96,7 @@ def write_frames(folder: Path, frames: np.ndarray, lengths: list[int], shard_cli
     found = []
     for begin in range(0, len(lengths), shard_clips):
         name = f"shard-{begin:06}"
-        with store.ShardWriter(folder / "shards" / f"{name}.h5", "frames", attrs) as shard:
+        with store.create_shard(folder / "shards" / f"{name}.h5", "frames", attrs) as shard:
             for k, length in enumerate(lengths[begin : begin + shard_clips], begin):
                 clip = shard.clip(f"clip{k:06}")
                 for image in images[:length]:

@@ -50,7 +50,7 @@ def write_store(folder: Path, *, clips: int, fields: int, quality: int) -> None:
     rng, records = np.random.default_rng(0), []
     for first in range(0, clips, CLIPS_A_SHARD):
         name = f"shard-{first // CLIPS_A_SHARD}"
-        with store.ShardWriter(folder / "shards" / f"{name}.h5", "flow", {"digest": "d"}) as shard:
+        with store.create_shard(folder / "shards" / f"{name}.h5", "flow", {"digest": "d"}) as shard:
             for number in range(first, min(first + CLIPS_A_SHARD, clips)):
                 writer = shard.clip(f"clip{number:04}")
                 for plane in _planes(rng, fields):

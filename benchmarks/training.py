@@ -56,7 +56,7 @@ def write_store(folder: Path, kind: str, clips: int) -> Catalog:
         label, split = number % CLASSES, "val" if number < CLASSES else "train"
         rows.append(Clip(f"c{number}", f"c{number}.avi", label, names[label], f"g{number}", split, 1, 1, "0" * 16))
         shard_path = folder / "shards" / f"{number:04}.h5"
-        with store.ShardWriter(shard_path, kind, about) as shard:
+        with store.create_shard(shard_path, kind, about) as shard:
             writer = shard.clip(f"c{number}")
             for image in images(rng, kind, label):
                 writer.append(jpeg.encode(image, quality=95))

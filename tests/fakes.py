@@ -120,7 +120,7 @@ def use_store(monkeypatch, fake):
 def write_frames_store(folder, fake, catalog):
     """Put the frames of a FakeStore into a real store, for processes that cannot see it. Returns its index."""
     about = {"digest": "fake", "spec": "{}", "inputs": "fake"}
-    with store.ShardWriter(folder / "shards" / "only.h5", "frames", about) as shard:
+    with store.create_shard(folder / "shards" / "only.h5", "frames", about) as shard:
         records = [_write_clip(shard, clip, fake[clip.id]) for clip in catalog.clips]
     splits = {clip.id: clip.part for clip in catalog.clips}
     store.write_index(folder / "index.h5", "frames", [(record, "only") for record in records], splits, about)

@@ -15,7 +15,7 @@ ABOUT = {"label": 1, "class": "right", "group": "anna", "source": "right/a.avi",
 def write_frames(folder, clips: dict[str, np.ndarray], *, failed: dict[str, str] | None = None):
     """A frames store of one shard with these clips."""
     (folder / "shards").mkdir(parents=True)
-    with store.ShardWriter(folder / "shards/shard-all.h5", "frames", ATTRS) as shard:
+    with store.create_shard(folder / "shards/shard-all.h5", "frames", ATTRS) as shard:
         for video_id, frames in clips.items():
             clip = shard.clip(video_id)
             for frame in frames:
@@ -30,7 +30,7 @@ def write_frames(folder, clips: dict[str, np.ndarray], *, failed: dict[str, str]
 def write_flow(folder, forward: np.ndarray, *, backward: np.ndarray | None = None, minmax: bool = False):
     """A flow store of one clip, "a"."""
     (folder / "shards").mkdir(parents=True)
-    with store.ShardWriter(folder / "shards/shard-all.h5", "flow", ATTRS) as shard:
+    with store.create_shard(folder / "shards/shard-all.h5", "flow", ATTRS) as shard:
         clip = shard.clip("a")
         for direction, flow in {"forward": forward, "backward": backward}.items():
             if flow is None:

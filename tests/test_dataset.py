@@ -23,7 +23,7 @@ from pipeline.dataset import (
 from pipeline.dataset.inputs import to_inputs
 from pipeline.dataset.loading import loader
 from pipeline.specs import StackSpec, StreamSpec
-from pipeline.store import Record, ShardWriter, open_frames, write_index
+from pipeline.store import Record, create_shard, open_frames, write_index
 from pipeline.video import jpeg
 
 
@@ -299,7 +299,7 @@ def test_a_disk_that_keeps_failing_or_refuses_ends_the_reading(failing):
 def test_pictures_of_a_real_store_also_after_pickling(tmp_path):
     frames = np.random.default_rng(0).integers(0, 256, (4, 16, 24, 3)).astype(np.uint8)
     record = Record(id="a/b c", class_name="x", label=0, group="g", frames=4, status="ok", reason="", crc32=0)
-    with ShardWriter(tmp_path / "shards" / "s.h5", "frames", {"digest": "d"}) as shard:
+    with create_shard(tmp_path / "shards" / "s.h5", "frames", {"digest": "d"}) as shard:
         writer = shard.clip(record.id)
         for frame in frames:
             writer.append(jpeg.encode(frame, quality=95))

@@ -43,7 +43,7 @@ def speed_px(length):
 def frames(tmp_path_factory) -> Path:
     """A frames shard of clips of two sizes and many lengths, among them one that failed and one of a single frame."""
     path = tmp_path_factory.mktemp("frames") / "shard-all.h5"
-    with store.ShardWriter(path, "frames", {"digest": "f", "inputs": "i"}) as shard:
+    with store.create_shard(path, "frames", {"digest": "f", "inputs": "i"}) as shard:
         for name, length in LENGTHS.items():
             height = 64 if name in LARGER else 48
             add_clip(shard, name, moving_texture(length, height=height, dx=speed_px(length), seed=length))
@@ -195,7 +195,7 @@ def test_flow_that_is_not_finite_fails_its_own_clip_alone(frames, tmp_path, monk
 @pytest.mark.parametrize("threads", [1, 3])
 def test_what_is_wrong_with_a_clip_is_its_reason(tmp_path, monkeypatch, threads):
     monkeypatch.setattr("pipeline.flow.device.HOST_PIXELS", 4 * 48 * 64)
-    with store.ShardWriter(tmp_path / "frames.h5", "frames", {"digest": "f", "inputs": "i"}) as shard:
+    with store.create_shard(tmp_path / "frames.h5", "frames", {"digest": "f", "inputs": "i"}) as shard:
         add_clip(shard, "damaged", moving_texture(9), damaged=6)
         add_clip(shard, "good", moving_texture(5))
         add_clip(shard, "odd", moving_texture(4), height=50)

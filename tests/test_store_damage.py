@@ -221,7 +221,7 @@ def test_the_disk_is_told_from_damage_where_h5py_has_the_number_only_in_words(tm
 
 
 def test_an_interrupted_shard_leaves_nothing(tmp_path):
-    with pytest.raises(KeyboardInterrupt), store.ShardWriter(tmp_path / "s.h5", "frames", ATTRS) as shard:
+    with pytest.raises(KeyboardInterrupt), store.create_shard(tmp_path / "s.h5", "frames", ATTRS) as shard:
         shard.clip("a").append(jpeg.encode(moving_texture(1)[0], quality=95))
         raise KeyboardInterrupt
     assert os.listdir(tmp_path) == []
@@ -240,7 +240,7 @@ def elsewhere_is_room(file):
     give_up(file)
 container._give_up = elsewhere_is_room
 resource.setrlimit(resource.RLIMIT_FSIZE, (limit, most))
-with store.ShardWriter(Path(path), "frames", {"digest": "d"}) as shard:
+with store.create_shard(Path(path), "frames", {"digest": "d"}) as shard:
     for number in range(clips):
         clip = shard.clip(f"c{number}")
         for _ in range(5):

@@ -7,7 +7,7 @@ from pipeline import quantize
 from pipeline.specs import StackSpec
 from pipeline.stacks import bidirectional_stack, num_windows, window
 from pipeline.stacks.stored import Planes, stored_stack
-from pipeline.store import Record, ShardWriter, open_flow
+from pipeline.store import Record, create_shard, open_flow
 from pipeline.video import jpeg
 
 
@@ -85,7 +85,7 @@ def test_a_store_gives_bytes_that_stand_for_its_flow(tmp_path, scaling):
     flow[2, 1] = 1.5
     q, ranges = (quantize.to_bytes(flow, bound_px=20), None) if scaling == "bound" else quantize.minmax_to_bytes(flow)
     record = Record(id="c", class_name="x", label=0, group="g", frames=6, status="ok", reason="", crc32=0)
-    with ShardWriter(tmp_path / "s.h5", "flow", {"digest": "d"}) as shard:
+    with create_shard(tmp_path / "s.h5", "flow", {"digest": "d"}) as shard:
         writer = shard.clip("c")
         for plane in q.reshape(-1, 8, 12):
             writer.append(jpeg.encode(plane, quality=100))

@@ -15,7 +15,15 @@ from pipeline.store.container import (
 )
 from pipeline.store.reader import Store, StoredClip, open_flow, open_frames, target_of
 from pipeline.store.views import ClipViews, Views, ViewWriter, create_scores, read_every_view
-from pipeline.store.writer import ClipWriter, Record, ShardWriter, read_records, shard_is_current, write_index
+from pipeline.store.writer import (
+    ClipWriter,
+    Record,
+    ShardWriter,
+    create_shard,
+    read_records,
+    shard_is_current,
+    write_index,
+)
 
 __all__ = [
     "FORMAT_VERSION",
@@ -29,6 +37,7 @@ __all__ = [
     "Views",
     "crc32_of_parts",
     "create_scores",
+    "create_shard",
     "open_flow",
     "open_frames",
     "read_arrays",

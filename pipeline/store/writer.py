@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import sys
+import contextlib
 import tempfile
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -117,32 +117,28 @@ def _put_checked(group: h5py.Group, name: str, values: np.ndarray) -> None:
 
 
 class ShardWriter:
-    """One shard being written: a context manager that commits the whole file at the end."""
+    """Writes the clips of one shard, and collects their outcomes."""
 
-    def __init__(self, path: Path, kind: str, attrs: Mapping[str, Any]):
-        self._path, self._create = path, create(path, kind, {**attrs, "shard": path.stem})
-        self._records: list[Record] = []
-
-    def __enter__(self) -> ShardWriter:
-        self._file = self._create.__enter__()
-        return self
+    def __init__(self, file: h5py.File, folder: Path):
+        self._file, self._folder = file, folder
+        self.records: list[Record] = []
 
     def clip(self, video_id: str) -> ClipWriter:
         """Begin a clip and return its writer."""
-        return ClipWriter(self._file, self._path.parent, video_id)
+        return ClipWriter(self._file, self._folder, video_id)
 
     def record(self, record: Record) -> None:
         """Add the outcome of one clip, failed ones included."""
-        self._records.append(record)
+        self.records.append(record)
 
-    def __exit__(self, kind, error, trace) -> None:
-        try:
-            if kind is None:
-                put_table(self._file, [tuple(record) for record in self._records], _RECORD)
-        except BaseException:
-            self._create.__exit__(*sys.exc_info())
-            raise
-        self._create.__exit__(kind, error, trace)
+
+@contextlib.contextmanager
+def create_shard(path: Path, kind: str, attrs: Mapping[str, Any]) -> Iterator[ShardWriter]:
+    """Create a shard, its table last; it exists only if the block raises no error."""
+    with create(path, kind, {**attrs, "shard": path.stem}) as file:
+        writer = ShardWriter(file, path.parent)
+        yield writer
+        put_table(file, [tuple(record) for record in writer.records], _RECORD)
 
 
 def shard_is_current(path: Path, kind: str, *, digest: str, inputs: str) -> bool:

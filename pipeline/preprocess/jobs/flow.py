@@ -63,7 +63,7 @@ class FlowJob(ShardJob):
         with (
             store.open_frames(job.frames) as source,
             Earlier(job.earlier, job.kind, job.attrs["digest"]) as earlier,
-            store.ShardWriter(job.path, job.kind, job.attrs) as shard,
+            store.create_shard(job.path, job.kind, job.attrs) as shard,
         ):
             clips = {
                 record.id: FlowClip(record, source, shard.clip(record.id), earlier)

@@ -52,7 +52,7 @@ class FramesJob(ShardJob):
         cv2.setNumThreads(1)
         with (
             Earlier(self.earlier, self.kind, self.attrs["digest"]) as earlier,
-            store.ShardWriter(self.path, self.kind, self.attrs) as shard,
+            store.create_shard(self.path, self.kind, self.attrs) as shard,
         ):
             for clip in self.clips:
                 shard.record(_from_earlier(shard, earlier, clip) or _frames_clip(shard, self, clip))
