@@ -48,14 +48,14 @@ def in_batches(
     pairs: int,
     device: str,
 ) -> np.ndarray | Tensor:
-    """Flow of images (N, H, W), (N, 2, H, W) float32: as many pairs at once as said, each batch by `compute`.
+    """Flow of images (N, H, W, ...), (N, 2, H, W) float32: as many pairs at once as said, each batch by `compute`.
 
     `compute` gets two tensors on the device. The result is a tensor there, or a numpy array for the CPU.
     """
     import torch
 
-    count, height, width = first.shape
-    flow = torch.empty(count, 2, height, width, dtype=torch.float32, device=device)
+    count, *size = first.shape[:3]
+    flow = torch.empty(count, 2, *size, dtype=torch.float32, device=device)
     for start in range(0, count, pairs):
         flow[start : start + pairs] = compute(*(as_tensor(of[start : start + pairs], device) for of in (first, second)))
     return flow if flow.is_cuda else flow.numpy()

@@ -12,7 +12,7 @@ from torch.nn import functional
 from torchvision.models import optical_flow
 
 from pipeline.flow import weights
-from pipeline.flow.device import as_tensor
+from pipeline.flow.device import in_batches
 from pipeline.specs import FlowSpec
 from pipeline.system import downloads
 from pipeline.system.tensors import read_tensors, true_float32
@@ -47,14 +47,13 @@ def between(
     networks and weights. Frames are extended by repeating their border pixels to whole cells and at least the smallest
     size that the network takes; the flow is cropped back.
     """
-    count, height, width = first.shape[:3]
     network = _on_device(spec, weights.find(spec).stat().st_mtime_ns, device)
-    flow = torch.empty(count, 2, height, width, dtype=torch.float32, device=device)
-    pairs = _pairs_at_once(height, width, device, spec.batch_pairs)
-    for start in range(0, count, pairs):
-        part = slice(start, start + pairs)
-        flow[part] = _flow(network, _images(first[part], device), _images(second[part], device), spec.raft_updates)
-    return flow if flow.is_cuda else flow.numpy()
+    pairs = _pairs_at_once(*first.shape[1:3], device, spec.batch_pairs)
+
+    def compute(*frames: Tensor) -> Tensor:
+        return _flow(network, *map(_images, frames), spec.raft_updates)
+
+    return in_batches(compute, first, second, pairs=pairs, device=device)
 
 
 def _pairs_at_once(height: int, width: int, device: str, batch_pairs: int) -> int:
@@ -117,10 +116,9 @@ def _refuse_mismatch(wanted: dict[str, Tensor], found: dict[str, Tensor], path: 
         raise ValueError(f"the weights in {path} do not fit {method}: {', '.join(faults[:3])}{more}")
 
 
-def _images(frames: np.ndarray | Tensor, device: str) -> Tensor:
+def _images(frames: Tensor) -> Tensor:
     """(N, H, W, 3) uint8 -> (N, 3, H, W) float32, -1..1."""
-    images = as_tensor(frames, device)
-    return images.permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+    return frames.permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
 
 
 @true_float32()
