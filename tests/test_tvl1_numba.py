@@ -18,7 +18,6 @@ from pipeline.flow import (
     estimate,
     median_numba,
     to_gray,
-    tvl1,
     tvl1_numba,
     tvl1_rows,
     warp,
@@ -194,8 +193,7 @@ print(pages[-1] - pages[-4])
 
 def test_who_waits_for_the_compiler_is_told(monkeypatch, capsys):
     monkeypatch.setattr(device, "_PATIENCE_S", 0.0)
-    monkeypatch.setattr(tvl1_numba, "flow_between", lambda *_: time.sleep(0.2))
-    tvl1._compile_for_cpu.__wrapped__()
+    device.compile_for_cpu("tvl1", lambda *_: time.sleep(0.2))
     assert (
         capsys.readouterr().err
         == "tvl1: numba compiles its loops, which takes about twenty seconds, once, or loads them\n"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pipeline.flow.device import computed_once, has_numba, in_batches, patience
+from pipeline.flow.device import compile_for_cpu, has_numba, in_batches
 from pipeline.specs import FlowSpec
 
 if TYPE_CHECKING:
@@ -49,22 +49,10 @@ def between(
     if device == "cpu" and has_numba():
         from pipeline.flow import brox_numba
 
-        _compile_for_cpu()
+        compile_for_cpu("brox", brox_numba.flow_between)
         return brox_numba.flow_between(first, second, spec)
     from pipeline.flow import brox_torch
 
     at_once = PIXELS_AT_ONCE[device.partition(":")[0]]
     pairs = spec.batch_pairs or max(1, at_once // (first.shape[1] * first.shape[2]))
     return in_batches(lambda a, b: brox_torch.flow_between(a, b, spec), first, second, pairs=pairs, device=device)
-
-
-@computed_once
-def _compile_for_cpu() -> None:
-    """Have numba compile its loops, or load what it compiled before; done once per process."""
-    import numpy as np
-
-    from pipeline.flow import brox_numba
-
-    with patience("brox: numba compiles its loops, which takes about twenty seconds, once, or loads them"):
-        image = np.zeros((1, 80, 80), np.uint8)  # has levels of either precision
-        brox_numba.flow_between(image, image, FlowSpec())

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipeline.specs import FlowSpec
 from pipeline.system.errors import is_out_of_memory
 from pipeline.system.progress import say
 
@@ -99,6 +100,14 @@ def _numba_works() -> bool:
         say(f"numba does not work, so what it would compile is computed more slowly: {error!r}")
         return False
     return True
+
+
+@computed_once
+def compile_for_cpu(method: str, flow_between: Callable) -> None:
+    """Have numba compile the loops of a method, or load what it compiled before; done once per process."""
+    with patience(f"{method}: numba compiles its loops, which takes about twenty seconds, once, or loads them"):
+        image = np.zeros((1, 80, 80), np.uint8)  # has levels of either precision
+        flow_between(image, image, FlowSpec())
 
 
 def threads() -> int:

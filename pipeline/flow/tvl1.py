@@ -11,7 +11,7 @@ import importlib.util
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from pipeline.flow.device import computed_once, has_numba, in_batches, pairs_at_once, patience
+from pipeline.flow.device import compile_for_cpu, computed_once, has_numba, in_batches, pairs_at_once, patience
 from pipeline.specs import FlowSpec
 from pipeline.system.errors import is_out_of_memory
 from pipeline.system.progress import say
@@ -64,7 +64,7 @@ def between(
     if device == "cpu" and has_numba():
         from pipeline.flow import tvl1_numba
 
-        _compile_for_cpu()
+        compile_for_cpu("tvl1", tvl1_numba.flow_between)
         return tvl1_numba.flow_between(first, second, spec)
     flow_between, pairs = _implementation(device), _pairs_at_once(first.shape[1] * first.shape[2], spec, device)
     return in_batches(lambda a, b: flow_between(a, b, spec), first, second, pairs=pairs, device=device)
@@ -114,15 +114,3 @@ def triton_works(device: str) -> bool:
         say(f"flow: Triton fails on {device}, so plain torch computes, several times slower: {error!r}")
         return False
     return True
-
-
-@computed_once
-def _compile_for_cpu() -> None:
-    """Have numba compile its loops, or load what it compiled before; done once per process."""
-    import numpy as np
-
-    from pipeline.flow import tvl1_numba
-
-    with patience("tvl1: numba compiles its loops, which takes about twenty seconds, once, or loads them"):
-        image = np.zeros((1, 80, 80), np.uint8)  # has levels of either precision
-        tvl1_numba.flow_between(image, image, FlowSpec())
