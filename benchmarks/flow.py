@@ -215,12 +215,10 @@ def in_float64(method: str, frames: np.ndarray) -> np.ndarray:
 
     first, second = (torch.from_numpy(gray)[None].double() for gray in flow.to_gray(frames))
     if method == "brox":
-        from pipeline.flow import brox_torch
-
-        return brox_torch.flow_between(first, second, FlowSpec(method="brox"))[0].numpy()
-    from pipeline.flow import tvl1_torch
-
-    return tvl1_torch.flow_between(first[None], second[None], FlowSpec())[0].numpy()
+        from pipeline.flow import brox_torch as definition
+    else:
+        from pipeline.flow import tvl1_torch as definition
+    return definition.flow_between(first, second, FlowSpec(method=method))[0].numpy()
 
 
 if __name__ == "__main__":

@@ -93,8 +93,7 @@ def rates() -> None:
             rows.append((f"{width} x {height}, {pairs} pairs at once", f"{rate:.0f} pairs/s, {share:.0%} of the copy"))
             record[f"{width}x{height}, {pairs}"] = rate
     both = images(16, *SIZES[1])
-    plain = [image.unsqueeze(1).float() for image in both]
-    rate = 16 / seconds(lambda: tvl1_torch.flow_between(*plain, SPEC), repeats=3)
+    rate = 16 / seconds(lambda: tvl1_torch.flow_between(*both, SPEC), repeats=3)
     rows.append(("340 x 256, 16 pairs at once, plain torch", f"{rate:.0f} pairs/s"))
     frames = images(256, *SIZES[1])[0].cpu().numpy()
     rate = 255 / seconds(lambda: torch.as_tensor(estimate(frames, SPEC, device="cuda")).cpu(), repeats=3)

@@ -64,5 +64,5 @@ TERMS = {
 
 def reference(first, second, spec):
     """TV-L1's definition in float64, of (H, W) uint8 images."""
-    images = (torch.from_numpy(image).double()[None, None] for image in (first, second))
+    images = (torch.from_numpy(image).double()[None] for image in (first, second))
     return tvl1_torch.flow_between(*images, spec)[0].numpy()

@@ -51,7 +51,7 @@ np.savez(sys.argv[2], still=still.numpy(), median=median.numpy(), **flows)
 
 def reference(images, spec):
     """The definition in float64 of consecutive (T, H, W) uint8 images."""
-    images = torch.from_numpy(images).double().unsqueeze(1)
+    images = torch.from_numpy(images).double()
     return tvl1_torch.flow_between(images[:-1], images[1:], spec).numpy()
 
 
@@ -156,7 +156,7 @@ def test_who_waits_for_the_compiler_is_told(use_fake, monkeypatch, capsys):
 
 def test_triton_that_fails_is_said_once_and_plain_torch_computes(use_fake, capsys):
     use_fake(FakeTriton(RuntimeError("Failed to find C compiler")))
-    assert tvl1._implementation("cpu:0") is tvl1._implementation("cpu:0") is tvl1._plain
+    assert tvl1._implementation("cpu:0") is tvl1._implementation("cpu:0") is tvl1_torch.flow_between
     said = capsys.readouterr().err
     assert said.count("flow: Triton fails on cpu:0, so plain torch computes, several times slower: RuntimeError") == 1
     assert "Failed to find C compiler" in said
@@ -171,7 +171,7 @@ def test_full_memory_is_no_failure_of_triton(use_fake):
 
 def test_no_triton_is_plain_torch(monkeypatch):
     monkeypatch.setattr(tvl1.importlib.util, "find_spec", lambda name: None)
-    assert tvl1._implementation("cuda") is tvl1._plain
+    assert tvl1._implementation("cuda") is tvl1_torch.flow_between
 
 
 def test_tensors_give_what_arrays_give(monkeypatch):

@@ -79,16 +79,10 @@ def _pairs_at_once(pixels: int, spec: FlowSpec, device: str) -> int:
 def _implementation(device: str) -> Callable[[Tensor, Tensor, FlowSpec], Tensor]:
     """The fastest implementation that works: maps (N, H, W) uint8 images on the device to (N, 2, H, W) flow there."""
     if triton_works(device):
-        from pipeline.flow import tvl1_triton
-
-        return tvl1_triton.flow_between
-    return _plain
-
-
-def _plain(first: Tensor, second: Tensor, spec: FlowSpec) -> Tensor:
-    from pipeline.flow import tvl1_torch
-
-    return tvl1_torch.flow_between(first.unsqueeze(1).float(), second.unsqueeze(1).float(), spec)
+        from pipeline.flow import tvl1_triton as implementation
+    else:
+        from pipeline.flow import tvl1_torch as implementation
+    return implementation.flow_between
 
 
 @computed_once

@@ -29,15 +29,14 @@ def flow_between(first: Tensor, second: Tensor, spec: FlowSpec) -> Tensor:
     """Flow of each pair, coarse to fine.
 
     Args:
-        first, second: (N, 1, H, W) floating point, gray values 0 to 255. Pyramids are built and coarse levels solved
-            in float64, whatever the type.
+        first, second: (N, H, W), gray values 0 to 255; with float64, all levels are computed in double precision.
         spec: the `tvl1_*` settings.
 
     Returns:
-        (N, 2, H, W) of the same type, pixels.
+        (N, 2, H, W), pixels; float64 if the images are, else float32.
     """
-    wanted = first.dtype
-    first, second = (warp.blur(images.double(), sigma_px=PRESMOOTH_PX) for images in (first, second))
+    wanted = torch.float64 if first.dtype == torch.float64 else torch.float32
+    first, second = (warp.blur(of.unsqueeze(1).double(), sigma_px=PRESMOOTH_PX) for of in (first, second))
     sizes = pyramid_sizes(*first.shape[-2:], step=spec.tvl1_scale_step, min_side=MIN_SIDE_PX)
     levels = list(zip(warp.pyramid(first, sizes), warp.pyramid(second, sizes), strict=True))
     state = _State.zero(first.new_zeros(len(first), 2, *sizes[-1]), len(box_of(spec)))
