@@ -13,14 +13,14 @@ from pipeline.specs import RAFT_WEIGHTS, FlowSpec
 from pipeline.specs.base import check_device
 from pipeline.system import downloads
 from pipeline.system.gpus import cuda_count
+from pipeline.system.packages import PACKAGES
 
 
 class Method(NamedTuple):
     """How a method is computed: by which module, what that needs, and where it runs."""
 
     module: str
-    needs: str  # the package it computes with
-    package: str  # pip's name for that package
+    needs: str  # the package it computes with, one of PACKAGES
     cuda: bool  # runs on CUDA devices ...
     cpu: bool = True  # ... and on the CPU
     color: bool = False  # reads RGB, not gray
@@ -28,22 +28,14 @@ class Method(NamedTuple):
     tensors: bool = False  # on CUDA, takes tensors on the device, not numpy arrays
 
 
-_OPENCV = Method("pipeline.flow.opencv", "cv2", "opencv-contrib-python", cuda=False, asks="pipeline.flow.opencv")
+_OPENCV = Method("pipeline.flow.opencv", "cv2", cuda=False, asks="pipeline.flow.opencv")
 _OPENCV_CUDA = _OPENCV._replace(
     module="pipeline.flow.opencv_cuda", cuda=True, cpu=False, asks="pipeline.flow.opencv_cuda"
 )
-_RAFT = Method(
-    "pipeline.flow.raft",
-    "torchvision",
-    "torchvision",
-    cuda=True,
-    color=True,
-    asks="pipeline.flow.weights",
-    tensors=True,
-)
+_RAFT = Method("pipeline.flow.raft", "torchvision", cuda=True, color=True, asks="pipeline.flow.weights", tensors=True)
 REGISTRY = {
-    "tvl1": Method("pipeline.flow.tvl1", "torch", "torch", cuda=True, tensors=True),
-    "brox": Method("pipeline.flow.brox", "torch", "torch", cuda=True, tensors=True),
+    "tvl1": Method("pipeline.flow.tvl1", "torch", cuda=True, tensors=True),
+    "brox": Method("pipeline.flow.brox", "torch", cuda=True, tensors=True),
     "raft_small": _RAFT,
     "raft_large": _RAFT,
     "dis_ultrafast": _OPENCV,
@@ -135,9 +127,9 @@ def _missing(name: str) -> str:
 
 
 def _missing_package(method: Method) -> str:
-    for module, package in ((method.needs, method.package), *([("torch", "torch")] if method.tensors else [])):
+    for module in (method.needs, *(["torch"] if method.tensors else [])):
         if importlib.util.find_spec(module) is None:
-            return f"{module} is not installed; pip install {package}"
+            return f"{module} is not installed; pip install {PACKAGES[module]}"
     return ""
 
 
