@@ -43,13 +43,14 @@ class Store(Mapping[str, StoredClip]):
             self.attrs = plain_attrs(file.attrs)
             names, found = read_table(file)
             rows = [dict(zip(names, row, strict=True)) for row in found]
-            only_in_index = {"split": "", "shard": self.path.stem}
-            self.rows = {row["id"]: row | {n: row.get(n, v) for n, v in only_in_index.items()} for row in rows}
-            told = {row["id"]: row["reason"] for row in rows if row["reason"]}
+            for row in rows:  # a shard does not have these columns
+                row.setdefault("split", "")
+                row.setdefault("shard", self.path.stem)
+            self.rows = {row["id"]: row for row in rows}
             self.failed = {row["id"]: row["reason"] for row in rows if row["status"] != "ok"}
+            self.odd = {row["id"]: row["reason"] for row in rows if row["status"] == "ok" and row["reason"]}
             if "shard" not in self.attrs and self.key != content_key(kind, self.attrs["digest"], found):
                 raise RuntimeError("its key is not that of its table")
-        self.odd = {video_id: reason for video_id, reason in told.items() if video_id not in self.failed}
         folder = self.path.parent.absolute()  # the working folder may change
         self._folder = folder if "shard" in self.attrs else folder / "shards"
         self._forget()
