@@ -163,15 +163,13 @@ def _row(task: luigi.Task, found: ArtifactState, changes: str) -> dict[str, Any]
 
 def _told_apart(walked: list[luigi.Task]) -> list[str]:
     """For each task, those of its table row's `changes` that distinguish artifacts of the same name."""
-    names = [(type(task).__name__, getattr(task, "label", "")) for task in walked]
-    changes = [dict(getattr(task, "changes", {})) for task in walked]
-    values: dict[tuple, set] = defaultdict(set)
-    for name, changed in zip(names, changes, strict=True):
-        for setting in {setting for other, of in zip(names, changes, strict=True) if other == name for setting in of}:
-            values[name, setting].add(changed.get(setting))
+    named = [((type(t).__name__, getattr(t, "label", "")), dict(getattr(t, "changes", {}))) for t in walked]
+    alike: dict[tuple[str, str], list[dict[str, str]]] = defaultdict(list)
+    for name, changes in named:
+        alike[name].append(changes)
     return [
-        ", ".join(f"{setting} = {value}" for setting, value in changed.items() if len(values[name, setting]) > 1)
-        for name, changed in zip(names, changes, strict=True)
+        ", ".join(f"{what} = {text}" for what, text in changes.items() if any(o.get(what) != text for o in alike[name]))
+        for name, changes in named
     ]
 
 
