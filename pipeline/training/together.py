@@ -98,7 +98,8 @@ def training_set(spec: StreamSpec, store_path: Path, catalog: Catalog, other: Ot
     clips = catalog.part("train")
     if other is None:
         return TrainingSet(spec, store_path, clips)
-    others = _clips_apart(spec, catalog, other)
+    _say_left_out(spec, catalog, other)
+    others = _apart(catalog, other)
     if spec.with_how == "heads":
         drawn = int(np.random.SeedSequence([spec.seed, _OTHER_SEED]).generate_state(1, np.uint64)[0])
         second = TrainingSet(replace(spec, seed=drawn % 2**63), other.store_path, others)  # a seed has 63 bits
@@ -214,15 +215,12 @@ def _apart(catalog: Catalog, other: OtherDataset) -> list[Clip]:
     return [clip for clip in other.catalog.part("train") if clip.id not in left_out]
 
 
-def _clips_apart(spec: StreamSpec, catalog: Catalog, other: OtherDataset) -> list[Clip]:
-    """The same, and say which are left out."""
-    twice = [clip.id for clip in _held_out(catalog, other)]
-    if twice:
+def _say_left_out(spec: StreamSpec, catalog: Catalog, other: OtherDataset) -> None:
+    if twice := [clip.id for clip in _held_out(catalog, other)]:
         say(
             f"{spec.stream}: {len(twice)} training clips of {other.name} are validation or test clips here, and are "
             f"left out: {some(twice)}"
         )
-    return _apart(catalog, other)
 
 
 def _say_matching(spec: StreamSpec, catalog: Catalog, other: OtherDataset, added: Sequence[str]) -> None:
