@@ -432,7 +432,7 @@ def test_a_training_starts_from_the_others_body_with_a_new_head(sets, tmp_path):
     start = tmp_path / "first/checkpoint.pt"
     given = {"store_path": "own", "catalog": catalog, "inputs_key": "in", "device": "cpu"}
     train(settings, folder=tmp_path / "second", start=start, **given)
-    second = load_checkpoint(tmp_path / "second/checkpoint.pt", other_classes=()).network
+    second = load_checkpoint(tmp_path / "second/checkpoint.pt").network
     assert_same_weights(second.body.state_dict(), first.body.state_dict())
     assert not torch.equal(second.head.weight, first.head.weight) and second.other_head is None
 
@@ -448,15 +448,6 @@ def test_what_does_not_fit_the_settings_is_refused(sets, tmp_path, how, given):
     with pytest.raises(ValueError, match=f"with_how is '{how}', which does not fit what train\\(\\) was given"):
         train(settings, store_path="own", catalog=catalog, folder=tmp_path, inputs_key="in", device="cpu", **values)
     assert not list(tmp_path.iterdir())
-
-
-def test_a_checkpoint_of_another_companion_is_refused_by_name(sets, tmp_path):
-    catalog, other = sets()
-    run(spec(steps=1, **HEADS), catalog, other, tmp_path)
-    assert load_checkpoint(tmp_path / "checkpoint.pt", other_classes=("LEFT", "down", "up")).network.other_head
-    message = r"was trained on 3 classes \('LEFT', 'down', 'up'\) of another dataset; expected 2 classes \('a', 'b'\)"
-    with pytest.raises(ValueError, match=message):
-        load_checkpoint(tmp_path / "checkpoint.pt", other_classes=("a", "b"))
 
 
 @pytest.mark.needs_cuda

@@ -172,18 +172,12 @@ def classes_in(path: Path) -> tuple[str, ...]:
     return tuple(_load(path, mmap=True)["classes"])
 
 
-def load_checkpoint(
-    path: Path | str,
-    *,
-    classes: Sequence[str] | None = None,
-    other_classes: Sequence[str] | None = None,
-) -> Checkpoint:
+def load_checkpoint(path: Path | str, *, classes: Sequence[str] | None = None) -> Checkpoint:
     """Rebuild a trained stream.
 
     Args:
         path: the checkpoint, or an artifact's folder with a `checkpoint.pt`.
         classes: the class names it must have been trained on, in order; None accepts any.
-        other_classes: the same for the other dataset in the training.
 
     Raises:
         FileNotFoundError: no such file.
@@ -194,10 +188,9 @@ def load_checkpoint(
     record = _load(path)
     spec, found = spec_of(path, record.pop("stream_spec")), tuple(record.pop("classes"))
     others = tuple(record.pop("other_classes"))
-    for names, wanted, which in ((found, classes, ""), (others, other_classes, " of another dataset")):
-        if wanted is not None and names != tuple(wanted):
-            found, expected = (f"{len(names)} classes ({some(names, 4)})" for names in (names, tuple(wanted)))
-            raise ValueError(f"{path} was trained on {found}{which}; expected {expected}")
+    if classes is not None and found != tuple(classes):
+        own, expected = (f"{len(names)} classes ({some(names, 4)})" for names in (found, tuple(classes)))
+        raise ValueError(f"{path} was trained on {own}; expected {expected}")
     with torch.random.fork_rng(devices=[]):  # initial weights are overwritten: keep the caller's state
         rebuilt = build_untrained(spec, len(found), len(others))
     try:
