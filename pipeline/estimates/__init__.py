@@ -5,6 +5,7 @@ Pure arithmetic: nothing is measured or read here. All figures are for one machi
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -92,12 +93,12 @@ def middles_of_equal_shares(sizes: Sequence[float], count: int) -> list[int]:
 
     Example: for sizes 1, 1, 2, 8, 12 and two items, shares end at 12 and 24; their middles 6 and 18 lie in 8 and 12.
     """
+    if not sizes:
+        return []
     order = sorted(range(len(sizes)), key=lambda i: (sizes[i], i))
-    ends, found = list(accumulate(sizes[i] for i in order)), []
-    for share in range(count):
-        middle = (share + 0.5) * ends[-1] / count if ends else 0.0
-        found += [next(i for i, end in zip(order, ends, strict=True) if end >= middle)] if ends else []
-    return list(dict.fromkeys(found))
+    ends = list(accumulate(sizes[i] for i in order))
+    middles = ((share + 0.5) * ends[-1] / count for share in range(count))
+    return list(dict.fromkeys(order[bisect.bisect_left(ends, middle)] for middle in middles))
 
 
 def extrapolated(values: Sequence[float], sizes: Sequence[float], total: float) -> float:
