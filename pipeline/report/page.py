@@ -38,32 +38,29 @@ def render(tables: Mapping[str, Scores], numbers: Mapping, drawn: Mapping[str, F
         drawn: as `figures.draw` gives them.
         chain: as `report.write` got it.
     """
-    return (
-        _environment()
-        .get_template("page.html")
-        .render(
-            numbers=numbers,
-            labels=LABELS,
-            headline=headline(tables, numbers),
-            by_wilson=_by_wilson(headline(tables, numbers)),
-            against={name: row["against_stream"] for name, row in numbers["fused"].items()},
-            chance=chance(tables["average"]),
-            figures={name: Markup(figures.inline(figure, name)) for name, figure in drawn.items()},
-            pairs=metrics.confused_pairs(tables["average"]),
-            misclassified=metrics.misclassified(tables),
-            groups=sorted(numbers["per_group"].items(), key=lambda item: (item[1]["average"], item[0])),
-            failures=metrics.failures(tables, chain.failed),
-            rows_shown=ROWS_SHOWN,
-            groups_shown=GROUPS_SHOWN,
-            cell_counts=figures.CELL_COUNTS,
-            fusion=_fusion_rows(numbers["fusion"]),
-            c_was_chosen=len(numbers["fusion"].get("svm", {}).get("choice", {}).get("right", ())) > 1,
-            few_to_choose_on=_few_to_choose_on(numbers),
-            settings={stage: list(metrics.flattened(values)) for stage, values in chain.settings.items()},
-            stage_columns=_columns(numbers["stages"]),
-            count_columns=_columns(numbers["counts"].values()),
-            group_names={part: _listed(names) for part, names in numbers["groups"].items()},
-        )
+    template, rows = _environment().get_template("page.html"), headline(tables, numbers)
+    return template.render(
+        numbers=numbers,
+        labels=LABELS,
+        headline=rows,
+        by_wilson=_by_wilson(rows),
+        against={name: row["against_stream"] for name, row in numbers["fused"].items()},
+        chance=chance(tables["average"]),
+        figures={name: Markup(figures.inline(figure, name)) for name, figure in drawn.items()},
+        pairs=metrics.confused_pairs(tables["average"]),
+        misclassified=metrics.misclassified(tables),
+        groups=sorted(numbers["per_group"].items(), key=lambda item: (item[1]["average"], item[0])),
+        failures=metrics.failures(tables, chain.failed),
+        rows_shown=ROWS_SHOWN,
+        groups_shown=GROUPS_SHOWN,
+        cell_counts=figures.CELL_COUNTS,
+        fusion=_fusion_rows(numbers["fusion"]),
+        c_was_chosen=len(numbers["fusion"].get("svm", {}).get("choice", {}).get("right", ())) > 1,
+        few_to_choose_on=_few_to_choose_on(numbers),
+        settings={stage: list(metrics.flattened(values)) for stage, values in chain.settings.items()},
+        stage_columns=_columns(numbers["stages"]),
+        count_columns=_columns(numbers["counts"].values()),
+        group_names={part: _listed(names) for part, names in numbers["groups"].items()},
     )
 
 
@@ -110,8 +107,8 @@ def _by_wilson(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _few_to_choose_on(numbers: Mapping) -> bool:
     """Whether the validation part has too few groups to resample, or fewer than `FEW_CLIPS` clips."""
-    val = numbers["counts"].get("val", {})
-    return bool(val) and (val.get("groups", FEWEST) < FEWEST or val.get("clips", FEW_CLIPS) < FEW_CLIPS)
+    val = numbers["counts"].get("val")
+    return val is not None and (val["groups"] < FEWEST or val["clips"] < FEW_CLIPS)
 
 
 def verdict(against: Mapping[str, Any]) -> str:
