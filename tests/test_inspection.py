@@ -300,6 +300,9 @@ def test_status_verify_invalidate_and_summary(frames, flow, tmp_path, capsys):
         "spatial": row,
         "temporal": row,
         "fused": {"average": row},
+        "fusion": {},
+        "absent": [],
+        "intervals": {"note": ""},
     }
     (tmp_path / "metrics.json").write_text(json.dumps(numbers))
     assert main(["summary", str(tmp_path)]) == 0

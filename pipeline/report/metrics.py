@@ -46,21 +46,22 @@ class Chain:
 
 def headline_text(numbers: Mapping[str, Any]) -> str:
     """The headline of `metrics.json` as lines of text: top-1 with its interval and mean class accuracy, in per cent."""
-    fused = sorted(numbers["fused"].items(), key=lambda item: FUSIONS.index(item[0]) if item[0] in FUSIONS else 99)
-    rows = {name: numbers[name] for name in STREAMS} | {f"fused, {name}": row for name, row in fused}
+    fused = numbers["fused"]
+    rows = {name: numbers[name] for name in STREAMS}
+    rows |= {f"fused, {name}": fused[name] for name in FUSIONS if name in fused}
     heading = f"{numbers['dataset']}, split {numbers['split']}: {numbers['num_test']} test clips"
-    if absent := numbers.get("absent"):
+    if absent := numbers["absent"]:
         heading += f"; {len(absent)} listed videos, of any part, are absent and in no figure"
     lines = [f"{'':16} {'top-1':>7} {'95 % interval':>16} {'mean class':>11}"]
     for name, row in rows.items():
         interval = "{:.1%} to {:.1%}".format(*row["top1_interval"])
         lines.append(f"{name:16} {row['top1']:7.1%} {interval:>16} {row['mean_class']:11.1%}")
-    if unknown := never_answered("svm", numbers.get("fusion", {})):
+    if unknown := never_answered("svm", numbers["fusion"]):
         lost = sum(numbers["per_class"][name]["clips"] for name in unknown)
         lines.append(
             f"the svm chose among {len(numbers['classes']) - len(unknown)} classes: {fewer(len(unknown), lost)}"
         )
-    if note := numbers.get("intervals", {}).get("note"):
+    if note := numbers["intervals"]["note"]:
         lines.append(f"of the intervals: {note}")
     return "\n".join([heading, *lines])
 
