@@ -96,7 +96,7 @@ def read_dataset(spec: DatasetSpec, split: str | int, *, known: Iterable[Clip] =
     content = hashes(spec, found.clips, known)
     found = replace(found, clips=tuple(replace(clip, content=content[clip.path]) for clip in found.clips))
     if found.classes:  # unlabelled videos are not meant for training
-        remarks.on_group(spec, split, {clip.group for clip in found.part("test")})
+        remarks.on_split(spec, split, {clip.group for clip in found.part("test")})
         remarks.on_groups(spec, found.clips)
         remarks.on_parts(spec, found.counts())
         remarks.on_untested(found.clips, found.classes)

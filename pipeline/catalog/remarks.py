@@ -92,7 +92,7 @@ def on_untested(clips: Sequence[Clip], classes: Sequence[str]) -> None:
             say(f"catalog: {len(names)} of {len(classes)} classes have no {part} clip, so {so}: {some(names)}")
 
 
-def on_group(spec: DatasetSpec, split: str, tested: Collection[str]) -> None:
+def on_split(spec: DatasetSpec, split: str, tested: Collection[str]) -> None:
     """Print that a number was taken as the name of a group, where it would otherwise draw the test part."""
     if split.isdecimal() and spec.layout in ("folder", "csv") and set(tested) == {split}:
         say(
