@@ -85,11 +85,10 @@ def on_dask(folder: Path, videos: Path, catalog: Catalog, workers: int) -> dict:
     cluster = ClusterSpec(workers=workers)
     begun = time.perf_counter()
     with Memory() as memory:
-        attrs = {"digest": "frames", "spec": "{}"}
-        preprocess.make_frames(folder / "frames", catalog, videos=videos, spec=FRAMES, cluster=cluster, attrs=attrs)
+        preprocess.make_frames(folder / "frames", catalog, videos=videos, spec=FRAMES, cluster=cluster)
         frames_seconds = time.perf_counter() - begun
         options = {"spec": FLOW, "cluster": cluster, "device": "cpu", "max_bad_fraction": 0.1}
-        preprocess.make_flow(folder / "flow", folder / "frames", attrs={"digest": "flow", "spec": "{}"}, **options)
+        preprocess.make_flow(folder / "flow", folder / "frames", **options)
     wall = time.perf_counter() - begun
     sums = {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.rglob("shards/*.h5")}
     return {"wall": wall, "frames": frames_seconds, "flow": wall - frames_seconds, "peak": memory.peak, "sums": sums}

@@ -13,15 +13,14 @@ FLOW = FlowSpec(method="dis_medium")
 GROUPS = r"/(?P<group>[a-z]+)_"
 
 
-def frames_of(videos, folder, *, spec=FRAMES, cluster=INLINE, digest="f"):
+def frames_of(videos, folder, *, spec=FRAMES, cluster=INLINE):
     catalog = read_dataset(DatasetSpec(videos=str(videos), group_pattern=GROUPS), "dan")
-    make_frames(folder, catalog, videos=videos, spec=spec, cluster=cluster, attrs={"digest": digest, "spec": "{}"})
+    make_frames(folder, catalog, videos=videos, spec=spec, cluster=cluster)
     return store.open_frames(folder)
 
 
 def flow_of(frames, folder, *, spec=FLOW, cluster=INLINE):
-    attrs = {"digest": "d", "spec": "{}"}
-    make_flow(folder, frames.path, spec=spec, cluster=cluster, device="cpu", attrs=attrs, max_bad_fraction=0.5)
+    make_flow(folder, frames.path, spec=spec, cluster=cluster, device="cpu", max_bad_fraction=0.5)
     return store.open_flow(folder)
 
 

@@ -25,8 +25,7 @@ def frames_of(videos, folder, *, renamed=False, spec=FRAMES):
     if renamed:  # every class, so that every shard is written again
         clips = tuple(replace(clip, class_name=clip.class_name.upper()) for clip in catalog.clips)
         catalog = replace(catalog, clips=clips, classes=tuple(name.upper() for name in catalog.classes))
-    attrs = {"digest": "f", "spec": "{}"}
-    make_frames(folder, catalog, videos=videos, spec=spec, cluster=INLINE, attrs=attrs)
+    make_frames(folder, catalog, videos=videos, spec=spec, cluster=INLINE)
     return store.open_frames(folder)
 
 
@@ -179,7 +178,7 @@ def test_a_clip_whose_content_nobody_knows_is_not_copied(videos, tmp_path):
         with h5py.File(path, "r+") as file:
             for clip in file["clips"].values():
                 clip.attrs["made_from"] = UNREADABLE
-    with Earlier(paths, "frames", "f") as earlier:
+    with Earlier(paths, "frames", FRAMES.digest()) as earlier:
         assert not earlier.clip("down__ann_down", UNREADABLE)
 
 
@@ -187,13 +186,13 @@ def test_what_other_settings_made_or_cannot_be_read_is_left_aside(videos, tmp_pa
     made = frames_of(videos, tmp_path / "frames")
     content = made["down__ann_down"].attrs["made_from"]
     paths = made.shard_paths()
-    with Earlier(paths, "frames", "f") as earlier:
+    with Earlier(paths, "frames", FRAMES.digest()) as earlier:
         assert earlier.clip("down__ann_down", content) and not earlier.clip("down__ann_down", "0" * 16)
         assert not earlier.clip("down__nobody", content)
-    for kind, digest in (("frames", "g"), ("flow", "f")):
+    for kind, digest in (("frames", "g"), ("flow", FRAMES.digest())):
         with Earlier(paths, kind, digest) as earlier:
             assert not earlier.clip("down__ann_down", content)
     for path in paths:
         path.write_bytes(path.read_bytes()[:2000])
-    with Earlier([*paths, tmp_path / "none.h5"], "frames", "f") as earlier:
+    with Earlier([*paths, tmp_path / "none.h5"], "frames", FRAMES.digest()) as earlier:
         assert not earlier.clip("down__ann_down", content)

@@ -321,7 +321,7 @@ def test_a_stage_in_this_process_needs_neither_dask_nor_luigi(frames, tmp_path):
         "store.write_index(source / 'index.h5', 'frames', [(r, 'shard-all') for r in records], {}, attrs)\n"
         "cluster = ClusterSpec(kind='inline', threads=2)\n"
         "make_flow(target, source, spec=FlowSpec(method='tvl1', tvl1_warps=1, tvl1_iterations=2), cluster=cluster,\n"
-        "          device='cpu', attrs={'digest': 'd', 'spec': '{}'}, max_bad_fraction=0.5)\n"
+        "          device='cpu', max_bad_fraction=0.5)\n"
         "print(len(store.open_flow(target)))"
     )
     shards = tmp_path / "frames/shards"

@@ -260,14 +260,13 @@ def test_memory_does_not_grow_with_the_length_of_a_clip(tmp_path):
 
 def jobs_of(frames, folder):
     catalog = read_dataset(DatasetSpec(videos=str(frames), group_pattern=GROUPS), "dan")
-    attrs = {"digest": "f", "spec": "{}"}
-    how = {"videos": frames, "spec": FRAMES, "cluster": INLINE, "attrs": attrs}
+    how = {"videos": frames, "spec": FRAMES, "cluster": INLINE, "attrs": preprocess.store_attrs(FRAMES)}
     return preprocess.frames_jobs(folder, catalog, **how), catalog
 
 
 def test_all_of_a_store_is_left_until_it_is_made(tiny_dataset, tmp_path):
     jobs, catalog = jobs_of(tiny_dataset, tmp_path / "frames")
-    flow = {"spec": FLOW, "device": "cpu", "attrs": {"digest": "d", "spec": "{}"}}
+    flow = {"spec": FLOW, "device": "cpu", "attrs": preprocess.store_attrs(FLOW, FRAMES.digest())}
     everything = (len(jobs), len(jobs), 8, 1.0)
     assert remaining.frames_left(jobs) == everything
     assert remaining.flow_left(tmp_path / "flow", jobs, **flow) == everything

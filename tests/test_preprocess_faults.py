@@ -123,7 +123,7 @@ def test_a_timer_of_the_caller_goes_on_where_no_decoder_is_watched(tiny_dataset,
 def test_a_video_that_is_replaced_while_frames_are_made_is_no_frame_of_the_former(tiny_dataset, tmp_path):
     videos = shutil.copytree(tiny_dataset, tmp_path / "videos")
     catalog = read_dataset(DatasetSpec(videos=str(videos), group_pattern=GROUPS), "dan")
-    about = {"videos": videos, "spec": FRAMES, "cluster": INLINE, "attrs": {"digest": "f", "spec": "{}"}}
+    about = {"videos": videos, "spec": FRAMES, "cluster": INLINE}
     one, other = videos / "right/anna_right.avi", videos / "down/ben_down.avi"
     former = one.read_bytes()
     one.write_bytes(other.read_bytes())
@@ -211,7 +211,6 @@ def test_videos_that_are_away_fail_the_stage_and_no_clip(tiny_dataset, tmp_path)
         "videos": videos,
         "spec": FrameSpec(short_side_px=0, shard_clips=2, max_bad_fraction=1.0),
         "cluster": INLINE,
-        "attrs": {"digest": "f", "spec": "{}"},
     }
     with pytest.raises(StageFailed, match="could not be made: FileNotFoundError: .*the video is not there any more"):
         make_frames(tmp_path / "frames", catalog, **given)
@@ -237,8 +236,8 @@ def test_a_video_of_which_no_frame_decodes_says_so(tmp_path):
         content[found.end() + 4 : found.end() + 4 + size] = bytes(size)
     path.write_bytes(content)
     catalog = read_dataset(DatasetSpec(videos=str(tmp_path / "videos")), "1")
-    spec, attrs = FrameSpec(short_side_px=0, max_bad_fraction=1.0), {"digest": "f", "spec": "{}"}
-    make_frames(tmp_path / "frames", catalog, videos=tmp_path / "videos", spec=spec, cluster=INLINE, attrs=attrs)
+    spec = FrameSpec(short_side_px=0, max_bad_fraction=1.0)
+    make_frames(tmp_path / "frames", catalog, videos=tmp_path / "videos", spec=spec, cluster=INLINE)
     reason = "it opens, but no frame decodes (codec mjpg); converting it to H.264 helps"
     assert list(store.open_frames(tmp_path / "frames").failed.values()) == [reason]
 
@@ -251,7 +250,6 @@ def test_odd_clips_all_have_an_outcome(shared, tmp_path):
     options = {
         "spec": FrameSpec(short_side_px=0, max_bad_fraction=0.5),
         "cluster": LOCAL,
-        "attrs": {"digest": "f", "spec": "{}"},
     }
     make_frames(tmp_path / "frames", catalog, videos=tmp_path / "videos", **options)
     frames = store.open_frames(tmp_path / "frames")

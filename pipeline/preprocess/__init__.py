@@ -54,7 +54,6 @@ def make_frames(
     videos: Path | str,
     spec: FrameSpec,
     cluster: ClusterSpec,
-    attrs: Mapping[str, Any] | None = None,
 ) -> None:
     """Decode every clip of the catalog into the frames store at `folder`; shards that are up to date are kept.
 
@@ -64,8 +63,6 @@ def make_frames(
         videos: folder that the clips' paths are relative to.
         spec, cluster: settings. Local workers import the main module again: a script must guard what it does by
             `if __name__ == "__main__":`, or take `ClusterSpec(kind="inline")`.
-        attrs: root attributes of the files; `digest` is that of the settings unless given. Shards of another digest are
-            made again.
 
     Raises:
         ValueError: the catalog has no clips.
@@ -74,14 +71,14 @@ def make_frames(
     if not catalog.clips:
         raise ValueError("the catalog has no clips, of which no store can be made")
     folder = Path(folder).absolute()  # workers may have another working directory
-    about = {**store_attrs(spec), **(attrs or {})}
-    jobs = frames_jobs(folder, catalog, videos=Path(videos), spec=spec, cluster=cluster, attrs=about)
+    attrs = store_attrs(spec)
+    jobs = frames_jobs(folder, catalog, videos=Path(videos), spec=spec, cluster=cluster, attrs=attrs)
     _make_store(
         folder,
         jobs,
         functools.partial(Workers, cluster),
         parts={clip.id: clip.part for clip in catalog.clips},
-        attrs={**about, "inputs": catalog.videos_key, "split_name": catalog.split_name},
+        attrs={**attrs, "inputs": catalog.videos_key, "split_name": catalog.split_name},
         max_bad_fraction=spec.max_bad_fraction,
     )
 
@@ -117,7 +114,6 @@ def make_flow(
     spec: FlowSpec,
     cluster: ClusterSpec,
     device: str = "auto",
-    attrs: Mapping[str, Any] | None = None,
     max_bad_fraction: float = FrameSpec.max_bad_fraction,
 ) -> None:
     """Compute flow for every clip of the frames store at `frames`, shard by shard, into the flow store at `folder`.
@@ -134,14 +130,14 @@ def make_flow(
     at_once = 1 if cluster.kind == "address" else _shards_at_once(spec.method, devices)
     threads = threads_each(cluster, devices)
     threads = max(1, threads // at_once) if threads else 0  # of a shard
-    about = {**store_attrs(spec, source.attrs["digest"]), **(attrs or {})}
-    jobs = flow_jobs(folder, source.shard_paths(), spec=spec, device=device, attrs=about, threads=threads)
+    attrs = store_attrs(spec, source.attrs["digest"])
+    jobs = flow_jobs(folder, source.shard_paths(), spec=spec, device=device, attrs=attrs, threads=threads)
     _make_store(
         folder,
         jobs,
         functools.partial(Workers, cluster, devices=devices, at_once=at_once),
         parts=source.parts(),
-        attrs={**about, "inputs": source.key, "split_name": source.attrs["split_name"]},
+        attrs={**attrs, "inputs": source.key, "split_name": source.attrs["split_name"]},
         max_bad_fraction=max_bad_fraction,
     )
     _warn_of_a_bound(folder, spec)
