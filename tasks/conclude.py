@@ -120,7 +120,7 @@ class Report(Stage):
         stores = {"Frames": store.open_frames(above["frames"].path), "Flow": store.open_flow(above["flow"].path)}
         catalog = above["catalog"].read()
         chain = report.Chain(
-            fusion=self.requires()["fuse"].chosen(),
+            fusion=above["fuse"].chosen(),
             curves={stream: files.read_json(above[stream].path) for stream in STREAMS},
             failed=metrics.first_reasons({stage: opened.failed for stage, opened in stores.items()}),
             odd=stores["Frames"].odd,

@@ -55,8 +55,7 @@ class Costs:
     # --- the stages
 
     def _demo(self, task: DemoVideos) -> Work:
-        own = {"dataset": task.dataset}
-        return self._unwritten(Frames(**own))[0]
+        return self._unwritten(Frames(dataset=task.dataset))[0]
 
     def _catalog(self, task: Catalog) -> Work:
         clips = self._state_of(task).catalog.clips

@@ -184,6 +184,7 @@ class FlowSpec(Spec):
     raft_updates: int = setting(12, "RAFT: updates of the flow", low=1, high=1000, only_for=tuple(RAFT_WEIGHTS))
     batch_pairs: int = setting(0, "pairs computed at once; 0 chooses by frame size and device", low=0, neutral=True)
 
+    # how often a method's algorithm has changed
     METHOD_CHANGES: ClassVar[dict[str, int]] = {
         "tvl1": 6,
         "brox": 6,
@@ -192,7 +193,7 @@ class FlowSpec(Spec):
         "dis_fast": 2,
         "dis_medium": 1,
         **dict.fromkeys(RAFT_WEIGHTS, 1),
-    }  # how often a method's algorithm has changed
+    }
 
     def unread(self) -> set[str]:
         """Settings of other methods; `bound_px` with min-max scaling; `enlarge = 1`, which changes nothing."""

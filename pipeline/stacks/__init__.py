@@ -161,11 +161,9 @@ def _same_points(fields: np.ndarray) -> np.ndarray:
 def _along_path(fields: np.ndarray) -> np.ndarray:
     """Sample fields (L, 2, H, W), in the order of the path, along the path of each point -> (2L, H, W)."""
     if fields.dtype == np.float32 and has_numba():
-        from pipeline.stacks.paths_numba import (
-            along_path,  # numba takes half a second to import, and few streams need it
-        )
+        from pipeline.stacks import paths_numba  # takes half a second, and few streams need it
 
-        return along_path(fields)
+        return paths_numba.along_path(fields)
     height, width = fields.shape[2:]
     stack = np.empty(fields.shape, np.float32)
     y, x = np.mgrid[:height, :width].astype(np.float64)  # errors grow with each step where neighbors move apart
