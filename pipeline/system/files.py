@@ -93,18 +93,6 @@ def read_json(path: Path | str) -> dict:
     return value
 
 
-def remove_temporaries(folder: Path) -> int:
-    """Remove temporary files that a killed process left in `folder`; only the holder of its lock may call this.
-
-    Returns:
-        Number of files removed.
-    """
-    found = find_temporaries(folder)
-    for path in found:
-        path.unlink(missing_ok=True)
-    return len(found)
-
-
 def find_temporaries(folder: Path) -> list[Path]:
     """Temporary files in or below `folder`, left by a killed process or being written right now."""
     return sorted(path for path in folder.rglob(".*") if _TEMPORARY in path.name)
@@ -137,7 +125,7 @@ def read_made_from(folder: Path) -> list[str]:
 def one_writer(folder: Path) -> Iterator[None]:
     """Hold the folder's lock. A second run prints who holds it and waits. The lock is freed when its holder dies.
 
-    The holder may enter again.
+    The holder may enter again. Temporary files that a killed process left in the folder are removed.
 
     Raises:
         RuntimeError: a process that some function has started imports the script, which has no guard; the first one
@@ -163,7 +151,8 @@ def one_writer(folder: Path) -> Iterator[None]:
         lock.truncate(0)
         lock.write(f"process {os.getpid()} on {socket.gethostname()}")
         lock.flush()
-        remove_temporaries(folder)
+        for left in find_temporaries(folder):
+            left.unlink(missing_ok=True)
         before = _HELD.set(_HELD.get() | {place})
         try:
             yield
