@@ -11,8 +11,9 @@ import pytest
 from pipeline.system.progress import Progress, duration_text, last_said, say
 
 
-def test_a_log_gets_plain_lines(capsys):
-    with Progress("flow", 4, "clips", line_seconds=0.0) as progress:
+def test_a_log_gets_plain_lines(capsys, monkeypatch):
+    monkeypatch.setattr("pipeline.system.progress._LINE_SECONDS", 0.0)
+    with Progress("flow", 4, "clips") as progress:
         progress.advance(2, "loss 1.5")
         progress.advance(2)
     lines = capsys.readouterr().err.splitlines()
@@ -38,7 +39,8 @@ def test_a_log_that_takes_nothing_does_not_end_the_work(monkeypatch, tmp_path, s
         if stream == "closed":
             log.close()
         monkeypatch.setattr(sys, "stderr", log if stream else None)
-        with Progress("flow", 4, "clips", line_seconds=0.0) as progress:
+        monkeypatch.setattr("pipeline.system.progress._LINE_SECONDS", 0.0)
+        with Progress("flow", 4, "clips") as progress:
             progress.advance(2)
             say("a message")
         assert progress.done == 2 and last_said().startswith("flow: 2 clips in ")
@@ -76,9 +78,10 @@ def test_a_message_cannot_steer_the_terminal(capsys):
     assert capsys.readouterr().err == "two\nlines, and a name: \\x1b]0;owned\\x07\\udcff\n"
 
 
-def test_a_long_silence_is_broken(capsys):
+def test_a_long_silence_is_broken(capsys, monkeypatch):
+    monkeypatch.setattr("pipeline.system.progress._SILENCE_SECONDS", 0.01)
     said, until = "", time.monotonic() + 30
-    with Progress("flow", 22, "clips", silence_seconds=0.01):
+    with Progress("flow", 22, "clips"):
         while said.count("\n") < 3 and time.monotonic() < until:
             said += capsys.readouterr().err
     assert said.startswith("flow: 22 clips\n" + 2 * "flow: 0/22 clips, waiting for the next for 0 s\n")

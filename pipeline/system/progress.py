@@ -13,7 +13,9 @@ from pipeline.system.console import plain
 tqdm = None
 with contextlib.suppress(ImportError):  # without tqdm, lines replace the bar
     from tqdm import tqdm
-_BAR_SECONDS = 2.0
+_BAR_SECONDS = 2.0  # between two looks at the clock of a bar
+_LINE_SECONDS = 30.0  # between two lines in a log, so that the log of a night stays readable
+_SILENCE_SECONDS = 300.0  # after which a log says that nothing was done: a shard of long videos may take that long
 _last_said = ""
 
 
@@ -65,18 +67,14 @@ class Progress:
     """Counts units of work. A context manager; call `advance(n)` when n more units are done.
 
     On a terminal it shows a tqdm bar (units/s, time left). Otherwise it prints a line at the start, then at most one
-    every `line_seconds`, so that the log of a night stays readable, and one after `silence_seconds` without any, since
-    a shard of long videos may take that long.
+    every _LINE_SECONDS, and one after _SILENCE_SECONDS without any.
     """
 
-    def __init__(
-        self, title: str, total: int, unit: str, *, line_seconds: float = 30.0, silence_seconds: float = 300.0
-    ):
-        self.title, self.total, self.unit, self.line_seconds = title, total, unit, line_seconds
-        self.done = 0
+    def __init__(self, title: str, total: int, unit: str):
+        self.title, self.total, self.unit, self.done = title, total, unit, 0
         self._begun = self._said = time.monotonic()
         self._over = threading.Event()
-        self._waiting = threading.Thread(target=self._wait, args=[silence_seconds], daemon=True)
+        self._waiting = threading.Thread(target=self._wait, daemon=True)
         bar = tqdm and _on_terminal()
         self._bar = tqdm(total=total, unit=unit, desc=title, dynamic_ncols=True) if bar else None
         if self._bar is None and total:
@@ -86,12 +84,12 @@ class Progress:
         self._waiting.start()
         return self
 
-    def _wait(self, silence_seconds: float) -> None:
+    def _wait(self) -> None:
         """After each long silence say how long nothing was done; on a terminal keep the bar's clock running."""
-        while not self._over.wait(_BAR_SECONDS if self._bar is not None else silence_seconds):
+        while not self._over.wait(_BAR_SECONDS if self._bar is not None else _SILENCE_SECONDS):
             if self._bar is not None:
                 self._bar.refresh()
-            elif (quiet := time.monotonic() - self._said) >= silence_seconds:
+            elif (quiet := time.monotonic() - self._said) >= _SILENCE_SECONDS:
                 count = f"{self.title}: {self.done}/{self.total} {self.unit}"
                 say(f"{count}, waiting for the next for {duration_text(quiet)}")
 
@@ -102,7 +100,7 @@ class Progress:
             self._bar.update(n)
             if note:
                 self._bar.set_postfix_str(note, refresh=False)
-        elif time.monotonic() - self._said >= self.line_seconds:
+        elif time.monotonic() - self._said >= _LINE_SECONDS:
             self._said = time.monotonic()
             say(self._line(note))
 
