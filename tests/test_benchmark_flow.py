@@ -193,7 +193,7 @@ def test_quick_runs(run, capsys):
 
 def test_no_benchmark_hides_a_package_that_numba_looks_for(monkeypatch):
     """Python finds what lies beside a script first: a `coverage.py` there would leave us without numba."""
-    code = "import pipeline.flow.device as device; print(device.has_numba())"
+    code = "from pipeline.flow.compiling import has_numba; print(has_numba())"
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(["benchmarks", os.environ.get("PYTHONPATH", "")]))
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert told.stdout == "True\n", told.stderr

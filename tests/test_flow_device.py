@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import moving_texture
 
-from pipeline.flow import cuda_devices, device, estimate, estimate_on_device, may_use_cuda
+from pipeline.flow import compiling, cuda_devices, device, estimate, estimate_on_device, may_use_cuda
 from pipeline.flow.device import Download, in_halving_batches, pairs_at_once, pinned_array
 from pipeline.specs import FlowSpec
 
@@ -154,9 +154,9 @@ def broken_numba(monkeypatch):
 
     real = builtins.__import__
     monkeypatch.setattr(builtins, "__import__", refuse)
-    device._numba_works.cache_clear()
+    compiling._numba_works.cache_clear()
     yield
-    device._numba_works.cache_clear()
+    compiling._numba_works.cache_clear()
 
 
 @pytest.mark.parametrize("spec", [TVL1, FlowSpec(method="brox", brox_warps=1, brox_sweeps=1)], ids=["tvl1", "brox"])
@@ -171,7 +171,7 @@ def test_a_numba_that_does_not_work_is_said_once_and_done_without(broken_numba, 
 def test_threads_that_ask_at_the_same_time_have_it_computed_once():
     begun, done = [], threading.Barrier(4)
 
-    @device.computed_once
+    @compiling.computed_once
     def slow(name):
         begun.append(name)
         time.sleep(0.1)

@@ -14,7 +14,7 @@ from motions import MOTIONS, TERMS, moved, reference
 
 from pipeline.flow import (
     compiled,
-    device,
+    compiling,
     estimate,
     median_numba,
     to_gray,
@@ -192,8 +192,8 @@ print(pages[-1] - pages[-4])
 
 
 def test_who_waits_for_the_compiler_is_told(monkeypatch, capsys):
-    monkeypatch.setattr(device, "_PATIENCE_S", 0.0)
-    device.compile_for_cpu("tvl1", lambda *_: time.sleep(0.2))
+    monkeypatch.setattr(compiling, "_PATIENCE_S", 0.0)
+    compiling.compile_for_cpu("tvl1", lambda *_: time.sleep(0.2))
     assert (
         capsys.readouterr().err
         == "tvl1: numba compiles its loops, which takes about twenty seconds, once, or loads them\n"

@@ -12,7 +12,7 @@ import torch
 from conftest import moving_texture
 from motions import MOTIONS, moved
 
-from pipeline.flow import device, estimate, tvl1, tvl1_torch, warp
+from pipeline.flow import compiling, estimate, tvl1, tvl1_torch, warp
 from pipeline.specs import FlowSpec
 
 CASES = {  # height, width, settings
@@ -146,8 +146,8 @@ def test_triton_that_works_is_used(use_fake, capsys):
 
 def test_who_waits_for_the_compiler_is_told(use_fake, monkeypatch, capsys):
     waited = threading.Event()
-    monkeypatch.setattr(device, "_PATIENCE_S", 0.0)
-    monkeypatch.setattr(device, "say", lambda text: (print(text), waited.set()))
+    monkeypatch.setattr(compiling, "_PATIENCE_S", 0.0)
+    monkeypatch.setattr(compiling, "say", lambda text: (print(text), waited.set()))
     fake = use_fake(FakeTriton())
     fake.flow_between = lambda first, *_: torch.full((1, 2, 80, 80), float(waited.wait(10)))
     assert tvl1._implementation("cpu:0") == fake.flow_between

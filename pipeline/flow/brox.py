@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pipeline.flow.device import compile_for_cpu, has_numba, in_batches
+from pipeline.flow.compiling import compile_for_cpu, has_numba
+from pipeline.flow.device import in_batches
 from pipeline.specs import FlowSpec
 
 if TYPE_CHECKING:

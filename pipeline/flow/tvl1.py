@@ -11,7 +11,8 @@ import importlib.util
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from pipeline.flow.device import compile_for_cpu, computed_once, has_numba, in_batches, pairs_at_once, patience
+from pipeline.flow.compiling import compile_for_cpu, computed_once, has_numba, patience
+from pipeline.flow.device import in_batches, pairs_at_once
 from pipeline.specs import FlowSpec
 from pipeline.system.errors import is_out_of_memory
 from pipeline.system.progress import say

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from pipeline.flow.device import has_numba
+from pipeline.flow.compiling import has_numba
 from pipeline.specs import StackSpec
 from pipeline.stacks.windows import Window, check_count, num_windows, spaced, window
 
