@@ -63,16 +63,20 @@ def between(first: np.ndarray, second: np.ndarray, spec: FlowSpec, *, device: st
     learned basis and layers, CVPR 2015 (OpenCV's uses cosines instead of a learned basis). Images too small for an
     estimator are extended by repeating their border pixels, and the flow is cropped back.
     """
+    return pair_by_pair(*_estimator(spec.method), first, second)
+
+
+def pair_by_pair(of_pair: OfPair, min_size: tuple[int, int], first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """(N, 2, H, W) flow of (N, H, W) images, by a function of two images of at least `min_size`, (height, width)."""
     count, height, width = first.shape
-    of_pair, min_size = _estimator(spec.method)
     flow = np.empty((count, 2, height, width), np.float32)
     for t in range(count):
-        pair = extend(first[t], min_size), extend(second[t], min_size)
+        pair = _extended(first[t], min_size), _extended(second[t], min_size)
         flow[t] = of_pair(*pair)[:height, :width].transpose(2, 0, 1)  # (H, W, 2) => (2, H, W)
     return flow
 
 
-def extend(image: np.ndarray, min_size: tuple[int, int]) -> np.ndarray:
+def _extended(image: np.ndarray, min_size: tuple[int, int]) -> np.ndarray:
     """The image with its last row and column repeated until it is at least `min_size`, (height, width)."""
     height, width = image.shape
     if height >= min_size[0] and width >= min_size[1]:

@@ -13,7 +13,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from pipeline.flow.opencv import OfPair, extend
+from pipeline.flow.opencv import OfPair, pair_by_pair
 from pipeline.specs import FlowSpec
 from pipeline.system.console import one_line
 
@@ -69,15 +69,10 @@ def between(first: np.ndarray, second: np.ndarray, spec: FlowSpec, *, device: st
     """
     if why := why_not(spec.method):
         raise ValueError(f"[flow] method {spec.method} is not available: {why}")
-    count, height, width = first.shape
     index = int(device.partition(":")[2] or 0)
     cv2.cuda.setDevice(index)
-    flow = np.empty((count, 2, height, width), np.float32)
-    with _estimator(spec.method, (height, width), index) as (of_pair, size):
-        for t in range(count):
-            pair = extend(first[t], size), extend(second[t], size)
-            flow[t] = of_pair(*pair)[:height, :width].transpose(2, 0, 1)  # (H, W, 2) => (2, H, W)
-    return flow
+    with _estimator(spec.method, first.shape[1:], index) as (of_pair, size):
+        return pair_by_pair(of_pair, size, first, second)
 
 
 @contextlib.contextmanager
