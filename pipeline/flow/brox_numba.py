@@ -13,6 +13,7 @@ from pipeline.flow import brox_rows as rows
 from pipeline.flow import warp_numba
 from pipeline.flow.filters import DERIVATIVE, TRUST_FLOOR, pyramid_sizes
 from pipeline.flow.median_numba import median3, padded, weighted_median
+from pipeline.flow.warp_numba import flow_of
 from pipeline.specs import FlowSpec
 
 _FLOW = np.array([rows.FLOW, rows.FLOW + 1])
@@ -38,10 +39,10 @@ def _of_pair(first: np.ndarray, second: np.ndarray, spec: FlowSpec) -> np.ndarra
     state = np.zeros((sizes[-1][0], rows.FIELDS, sizes[-1][1]))
     for number, size in reversed(list(enumerate(sizes))):
         precision = np.float64 if model.is_precise(size, sizes[0]) else np.float32
-        state = _resized(state, size, precision)
+        state = warp_numba.resized(state, size, precision, _FLOW)
         images = (levels[number].astype(precision, copy=False) for levels in pyramids)
         _improve(state, *images, spec, scale=spec.brox_scale_step**number)
-    return _flow(state).transpose(1, 0, 2)
+    return flow_of(state).transpose(1, 0, 2)
 
 
 def _improve(state: np.ndarray, first: np.ndarray, second: np.ndarray, spec: FlowSpec, *, scale: float) -> None:
@@ -61,14 +62,14 @@ def _improve(state: np.ndarray, first: np.ndarray, second: np.ndarray, spec: Flo
         rows.constrain(state, warped, first, still, inside, mean, derivative, number(model.STEEP**2), far)
         for _ in range(spec.brox_iterations):
             rows.solve(state, parts, unknowns, spec.brox_sweeps, numbers)
-        flow = np.ascontiguousarray(_flow(state).transpose(1, 0, 2))
+        flow = np.ascontiguousarray(flow_of(state).transpose(1, 0, 2))
         if turn < spec.brox_warps - 1:
             filtered = median3(median3(flow))
         else:
             trust = np.empty_like(first)
             rows.trust(state, numbers[0], number(1 / model.DOUBT), number(TRUST_FLOOR), trust)
             filtered = weighted_median(flow, first, trust, scale=scale)
-        _flow(state)[:] = filtered.transpose(1, 0, 2)
+        flow_of(state)[:] = filtered.transpose(1, 0, 2)
 
 
 def _numbers(spec: FlowSpec, number: type) -> np.ndarray:
@@ -84,18 +85,3 @@ def _set_smoothness(state: np.ndarray, first: np.ndarray, weight: float) -> None
     across[:, -1], down[-1] = 0, 0
     across[:, :-1] = np.exp(edge * np.abs(np.diff(first, axis=1))) * first.dtype.type(weight)
     down[:-1] = np.exp(edge * np.abs(np.diff(first, axis=0))) * first.dtype.type(weight)
-
-
-def _flow(state: np.ndarray) -> np.ndarray:
-    """The flow in the state, (H, 2, W), a view."""
-    return state[:, rows.FLOW : rows.FLOW + 2]
-
-
-def _resized(state: np.ndarray, size: tuple[int, int], precision: type) -> np.ndarray:
-    """The flow on a finer grid, in a new state whose other fields are still to be written."""
-    finer = np.empty((size[0], rows.FIELDS, size[1]), precision)
-    warp_numba.resize(state, finer, _FLOW)
-    number = finer.dtype.type
-    finer[:, rows.FLOW] *= number(size[1] / state.shape[2])
-    finer[:, rows.FLOW + 1] *= number(size[0] / state.shape[0])
-    return finer

@@ -15,6 +15,7 @@ from pipeline.flow import tvl1_rows as rows
 from pipeline.flow import warp_numba
 from pipeline.flow.filters import DERIVATIVE, TRUST_FLOOR, pyramid_sizes
 from pipeline.flow.median_numba import median3, padded, weighted_median
+from pipeline.flow.warp_numba import flow_of
 from pipeline.specs import FlowSpec
 
 
@@ -42,7 +43,7 @@ def _of_pair(first: np.ndarray, second: np.ndarray, spec: FlowSpec) -> np.ndarra
         state = _resized(state, size, precision)
         images = (levels[number].astype(precision, copy=False) for levels in pyramids)
         _improve(state, *images, spec, scale=spec.tvl1_scale_step**number)
-    return _flow(state).transpose(1, 0, 2)
+    return flow_of(state).transpose(1, 0, 2)
 
 
 def _improve(state: np.ndarray, first: np.ndarray, second: np.ndarray, spec: FlowSpec, *, scale: float) -> None:
@@ -57,15 +58,10 @@ def _improve(state: np.ndarray, first: np.ndarray, second: np.ndarray, spec: Flo
     for turn in range(spec.tvl1_warps):
         warp_numba.warp(moving, state, warped, inside)
         rows.solve(state, ring, (warped, still, inside), box, spec.tvl1_iterations, constants, most, trust)
-        flow = np.ascontiguousarray(_flow(state).transpose(1, 0, 2))
+        flow = np.ascontiguousarray(flow_of(state).transpose(1, 0, 2))
         last = turn == spec.tvl1_warps - 1
         filtered = weighted_median(flow, first, trust, scale=scale) if last else median3(flow)
-        _flow(state)[:] = filtered.transpose(1, 0, 2)
-
-
-def _flow(state: np.ndarray) -> np.ndarray:
-    """The flow in the state, (H, 2, W), a view."""
-    return state[:, rows.FLOW : rows.FLOW + 2]
+        flow_of(state)[:] = filtered.transpose(1, 0, 2)
 
 
 def _channels(image: np.ndarray, spec: FlowSpec) -> np.ndarray:
@@ -77,11 +73,7 @@ def _resized(state: np.ndarray, size: tuple[int, int], precision: type) -> np.nd
     """Flow and dual variables on a finer grid, in a new state."""
     if (state.shape[0], state.shape[2]) == size:
         return state.astype(precision, copy=False)
-    finer = np.empty((size[0], state.shape[1], size[1]), precision)
-    warp_numba.resize(state, finer, np.arange(state.shape[1]))
-    number = finer.dtype.type
-    finer[:, rows.FLOW] *= number(size[1] / state.shape[2])
-    finer[:, rows.FLOW + 1] *= number(size[0] / state.shape[0])
+    finer = warp_numba.resized(state, size, precision, np.arange(state.shape[1]))
     finer[:, rows.DUAL_X : rows.DUAL_X + 2, -1] = 0
     finer[-1, rows.DUAL_Y : rows.DUAL_Y + 2] = 0
     return finer

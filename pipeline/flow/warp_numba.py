@@ -57,6 +57,20 @@ def _keep_freed_memory() -> None:
     np.empty(_KEPT_BYTES, np.uint8)
 
 
+def flow_of(state: np.ndarray) -> np.ndarray:
+    """The flow in a state, (H, 2, W), a view."""
+    return state[:, :2]
+
+
+def resized(state: np.ndarray, size: tuple[int, int], precision: type, fields: np.ndarray) -> np.ndarray:
+    """Some fields of a state, the flow among them, on a finer grid; the others are still to be written."""
+    finer = np.empty((size[0], state.shape[1], size[1]), precision)
+    resize(state, finer, fields)
+    finer[:, 0] *= finer.dtype.type(size[1] / state.shape[2])
+    finer[:, 1] *= finer.dtype.type(size[0] / state.shape[0])
+    return finer
+
+
 def pyramid(image: np.ndarray, sizes: list[tuple[int, int]], presmooth_px: float) -> list[np.ndarray]:
     """The image (H, W), blurred with a sigma of `presmooth_px`, at every size, finest first, in float64."""
     levels = [_blur(image.astype(np.float64), presmooth_px)]
