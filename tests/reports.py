@@ -13,6 +13,8 @@ CURVE = {
     "learning_rate": [0.01, 0.01, 0.001],
     "validation": [{"step": 3, "top1": 0.5, "loss": 1.1}, {"step": 6, "top1": 0.75, "loss": 0.9}],
     "best_step": 6,
+    "device": "cpu, 1 thread",
+    "precision": "float32",
 }
 
 

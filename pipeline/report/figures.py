@@ -94,28 +94,25 @@ def confusion(table: Scores) -> Figure:
 
 def training(curve: Mapping[str, Any], stream: str) -> Figure:
     """Loss, validation accuracy if there is any, and learning rate by step; a line marks the kept weights."""
-    color, steps = COLORS.get(stream, COLORS["average"]), curve.get("steps", ())
-    validation = curve.get("validation", ())
+    color, steps, validation = COLORS.get(stream, COLORS["average"]), curve["steps"], curve["validation"]
     figure, titles = _figure(PAGE_INCHES, 2.5), ["loss", *(["validation accuracy"] * bool(validation)), "learning rate"]
     loss, *accuracy, rate = panels = figure.subplots(1, len(titles), sharex=True)
     for axes, title in zip(panels, titles, strict=True):
         axes.set_title(title, loc="left", fontsize=9, color=COLORS["ink"])
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         _calm(axes, grid="y")
-        if curve.get("best_step") is not None:
-            axes.axvline(curve["best_step"], color=COLORS["soft"], linewidth=0.8, linestyle=(0, (2, 2)))
-    _line(loss, steps, curve.get("loss", ()), color, label="training")
+        axes.axvline(curve["best_step"], color=COLORS["soft"], linewidth=0.8, linestyle=(0, (2, 2)))
+    _line(loss, steps, curve["loss"], color, label="training")
     at = [row["step"] for row in validation]
-    if any(row.get("loss") is not None for row in validation):
-        losses = [np.nan if row.get("loss") is None else row["loss"] for row in validation]
-        _line(loss, at, losses, COLORS["soft"], label="validation", marker=".")
+    if validation:
+        _line(loss, at, [row["loss"] for row in validation], COLORS["soft"], label="validation", marker=".")
         loss.legend(frameon=False, fontsize=7.5, labelcolor=COLORS["soft"])
     for axes in accuracy:
         _line(axes, at, [row["top1"] for row in validation], color, marker=".")
         axes.set_ylim(-0.02, 1.02)
         axes.yaxis.set_major_formatter(PercentFormatter(1, 0))
-    _line(rate, steps, curve.get("learning_rate", ()), color)
-    if len(curve.get("learning_rate", ())) and min(curve["learning_rate"]) > 0:
+    _line(rate, steps, curve["learning_rate"], color)
+    if min(curve["learning_rate"]) > 0:
         rate.set_yscale("log")
     return figure
 
@@ -175,8 +172,7 @@ def _calm(axes, *, grid: str) -> None:
 
 
 def _line(axes, x: Sequence[float], y: Sequence[float], color: str, **style) -> None:
-    if len(y):
-        axes.plot(x, y, color=color, linewidth=1.4, **style)
+    axes.plot(x, y, color=color, linewidth=1.4, **style)
 
 
 def _name_cells(axes, names: list[str]) -> None:

@@ -24,8 +24,7 @@ class Chain:
     """Parameters of each fusion, as `fusion.fuse` gives them. Lists of lists (the SVM's coefficients) are left out of
     the page and of the metrics."""
     curves: Mapping[str, Mapping[str, Any]]
-    """Stream -> training curve: `steps`, `loss`, `learning_rate`, equally long; `validation`, a list of `step`, `top1`
-    and perhaps `loss`; `best_step`. A curve may be absent, and so may any of its keys."""
+    """Stream -> its training curve, as `curve.json` has it; one may be absent."""
     failed: Sequence[Mapping[str, str]]
     """`id`, `stage` and `reason` of every failed clip, whatever its part."""
     odd: Mapping[str, str]
@@ -291,11 +290,10 @@ def _seeds(settings: Mapping) -> Iterator[tuple[str, int]]:
 
 def _best(curve: Mapping[str, Any]) -> dict[str, Any]:
     """What the curve knows: steps, the step whose weights were kept and its validation accuracy, where and how."""
-    best = curve.get("best_step")
-    at_best = [row["top1"] for row in curve.get("validation", ()) if row["step"] == best]
-    last = [*curve.get("steps", ()), *(row["step"] for row in curve.get("validation", ()))]
-    how = {"device": curve.get("device", ""), "precision": curve.get("precision", "")}
-    return {"last_step": max(last, default=None), "best_step": best, "val_top1": at_best[0] if at_best else None, **how}
+    best, how = curve["best_step"], {"device": curve["device"], "precision": curve["precision"]}
+    at_best = [row["top1"] for row in curve["validation"] if row["step"] == best]
+    last = curve["steps"][-1]
+    return {"last_step": last, "best_step": best, "val_top1": at_best[0] if at_best else None, **how}
 
 
 def _without_matrices(value: Any) -> Any:
