@@ -319,6 +319,14 @@ def test_nothing_is_removed_while_a_run_is_going_on(made, capsys):
     assert main(["gc", "--yes", "--artifacts", str(made.folder / "none")]) == 0
 
 
+def test_the_state_of_a_training_that_was_killed_after_its_last_file_may_go(made):
+    folder = made.folder / f"d/train_stream/temporal-{A}"
+    (folder / "resume.pt").write_bytes(bytes(10))
+    assert made.waste()[f"d/train_stream/temporal-{A}/resume.pt"] == "of a training that is done"
+    (folder / "curve.json").unlink()  # it is under way, and goes on from there
+    assert f"d/train_stream/temporal-{A}/resume.pt" not in made.waste()
+
+
 def test_a_command_takes_part(overlay, tmp_path):
     done = luigi_command("Catalog", cwd=ROOT, PYTHONPATH=str(ROOT), **overlay)
     assert done.returncode == 0 and list(tmp_path.rglob(files.IN_USE))

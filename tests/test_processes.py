@@ -37,6 +37,30 @@ def test_a_child_that_begins_within_the_block_does_not_hear_it():
     assert deaf.wait(PATIENCE_S) == -signal.SIGTERM
 
 
+LOADING = """
+import numpy as np
+from pipeline.dataset.loading import loader
+print("up", flush=True)
+list(loader(range(10**6), range(10**6), batch=1, workers=1, pin=False, collate=np.stack))
+"""
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.5])
+def test_a_loading_process_that_begins_at_ctrl_c_prints_no_traceback(delay):
+    child = subprocess.Popen(
+        [sys.executable, "-c", HEAR + LOADING],
+        **dict.fromkeys(("stdout", "stderr"), subprocess.PIPE),
+        text=True,
+        cwd=ROOT,
+        start_new_session=True,
+    )
+    assert child.stdout.readline() == "up\n"
+    time.sleep(delay)
+    os.killpg(child.pid, signal.SIGINT)
+    said = child.communicate(timeout=PATIENCE_S)[1]
+    assert "SemLock" not in said and said.count("Traceback") == 1 and said.endswith("KeyboardInterrupt\n")
+
+
 FORKED = """
 import os, signal, cv2, numpy as np
 import pipeline

@@ -198,6 +198,13 @@ def test_all_groupings_share_frames_and_flow(config, tiny_dataset):
     assert shards_and_index(snapshot(folder)) == shards_and_index(before)
     one, other = (store.read_attrs(path)["key"] for path in (catalog, fresh(Catalog, dataset="tiny").path))
     assert one != other
+    flow, keys = fresh(Flow, dataset="tiny"), []
+    for index in (fresh(Frames, dataset="tiny").path, flow.path):
+        keys.append(store.read_attrs(index)["key"])
+        next((index.parent / "shards").iterdir()).unlink()  # with the index, as after a repair
+        index.unlink()
+    assert build(flow) and {row["group"] for row in store.open_flow(folder).rows.values()} == {"right", "down"}
+    assert [store.read_attrs(task.path)["key"] for task in (fresh(Frames, dataset="tiny"), flow)] == keys
 
 
 def test_the_sizes_of_shards_rename_nothing(config):

@@ -52,9 +52,12 @@ def find(artifacts: Path, *, old: bool = False, unfinished: bool = False) -> lis
     for name, row in rows.items():
         folder = Path(row["path"])
         if name in kept:
-            for path in files.find_temporaries(folder):
+            left = [(path, "half written") for path in files.find_temporaries(folder)]
+            if row["stage"] == "train_stream" and row["state"] == "done":  # it was killed after its last file
+                left += [(path, "of a training that is done") for path in sorted(folder.glob("resume.pt*"))]
+            for path, reason in left:
                 with contextlib.suppress(FileNotFoundError):  # finished meanwhile
-                    waste.append(Waste(path, folder, path.stat().st_size, "half written"))
+                    waste.append(Waste(path, folder, path.stat().st_size, reason))
         else:
             reason = (
                 "begun, and not ended" if name in begun else "there is a newer one, and no result was made from this"

@@ -164,7 +164,9 @@ class _Loader(DataLoader):
 
     def _batches(self) -> Iterator:
         try:
-            yield from super().__iter__()
+            with deaf_children():  # one that begins when this process has gone would print a traceback
+                batches = super().__iter__()
+            yield from batches
         except (RuntimeError, ConnectionError, EOFError) as error:
             text = str(error)
             # an error of the dataset begins with "Caught ... in DataLoader worker process", whatever its type

@@ -177,7 +177,7 @@ def flow_jobs(
     jobs = []
     for path in shards:
         records = tuple(store.read_records(path, "frames"))
-        inputs = digest_of([list(record) for record in records])
+        inputs = digest_of([record.identity() for record in records])
         jobs.append(
             FlowJob(
                 path=folder / "shards" / path.name,

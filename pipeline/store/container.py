@@ -31,14 +31,14 @@ h5py.register_driver(_AT_ONCE, lambda access: access.set_sieve_buf_size(0))
 @contextlib.contextmanager
 def create(path: Path | str, kind: str, attrs: Mapping[str, Any]) -> Iterator[h5py.File]:
     """Create a file of format `two-stream-<kind>`; it exists only if the block ends without an error."""
-    with commit(path) as temporary:
+    with commit(path) as temporary, _fault_of_disk_told(Path(path)):
         file = h5py.File(temporary, "w", driver=_AT_ONCE, rdcc_nbytes=0)
         try:
             file.attrs["format"] = f"two-stream-{kind}"
             file.attrs["format_version"] = FORMAT_VERSION
             file.attrs.update(attrs)
             yield file
-            file.flush()  # after this, closing writes nothing that could fail
+            file.flush()  # after this, closing writes next to nothing
             os.fsync(file.id.get_vfd_handle())  # NFS tells of a full disk or quota now, to this descriptor alone
         except BaseException:
             _give_up(file)
@@ -77,15 +77,24 @@ def _damage_told(path: Path) -> Iterator[None]:
         raise DamagedFile(f"{path} is damaged ({error}); {advice}") from error
 
 
+@contextlib.contextmanager
+def _fault_of_disk_told(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        refuse_fault_of_disk(path, error)
+        raise
+
+
 def refuse_fault_of_disk(path: Path, error: Exception) -> None:
-    """Tell a disk that fails from damage: where h5py opens a part of a file, it says so only in words.
+    """Tell a disk that fails from damage and bugs: when h5py opens a part of a file or flushes, it does so in words.
 
     Raises:
-        OSError: the error is from the disk. Of a failed read it says what matters, instead of HDF5's six lines.
+        OSError: the error is from the disk. It says what matters, instead of HDF5's six lines.
     """
-    told = re.search(r"file read failed: .*\berrno = (\d+)", str(error), re.DOTALL)
+    told = re.search(r"file (?:read|write) failed: .*\berrno = (\d+)", str(error), re.DOTALL)
     if told and (number := int(told[1])):
-        raise OSError(number, os.strerror(number), str(path)) from error
+        raise OSError(number, os.strerror(number), str(path)) from None
     if getattr(error, "errno", None):
         raise error
 

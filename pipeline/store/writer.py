@@ -39,6 +39,10 @@ class Record(NamedTuple):
     reason: str  # why it failed, or what was odd about it
     crc32: int  # of the JPEG bytes
 
+    def identity(self) -> tuple:
+        """All but the group, which is that of the run that wrote it: no stage reads it here."""
+        return (*self[:3], *self[4:])
+
 
 _COLUMNS = {
     "id": TEXT,
@@ -161,9 +165,10 @@ def read_records(path: Path, kind: str) -> list[Record]:
 def content_key(kind: str, digest: str, rows: Iterable[tuple]) -> str:
     """Content key of a store with these rows of its index, 12 hex digits.
 
-    Equal keys mean that every clip has the same images and labels: the columns that only the index has do not count.
+    Equal keys mean that every clip has the same images and labels: groups, and the columns that only the index has, do
+    not count.
     """
-    return digest_of(kind, digest, [row[: len(_COLUMNS)] for row in rows])
+    return digest_of(kind, digest, [Record(*row[: len(_COLUMNS)]).identity() for row in rows])
 
 
 def write_index(
