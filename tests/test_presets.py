@@ -7,7 +7,7 @@ import pytest
 
 from pipeline import specs
 from pipeline.training.together import same_classes
-from tasks import checks, settings
+from tasks import Flow, Report, checks, settings
 
 pytestmark = pytest.mark.usefixtures("bare_config")
 
@@ -38,6 +38,13 @@ def test_luigi_cfg_agrees_with_the_defaults_of_the_specs(bare_config):
     bare_config.read_dict(project_config())
     for section in ("run", "demo", "frames", "flow", "stack", "score", "fusion", "cluster"):
         assert settings.resolve(section) == settings.SECTIONS[section](), section
+
+
+def test_the_readme_names_the_folders_that_the_demo_gets(bare_config):
+    bare_config.read_dict(project_config())
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for task in (Report(dataset="demo"), Flow(dataset="demo")):
+        assert str(task.folder) in text
 
 
 @pytest.mark.parametrize("preset", sorted((ROOT / "configs").glob("*.cfg")), ids=lambda p: p.stem)
