@@ -74,6 +74,7 @@ def score(
         ValueError: a checkpoint of another format, with other classes, or trained on a store made by other settings; or
             the network gives NaN for a clip.
         DamagedFile, OSError: a clip that has not failed in the store cannot be read.
+        KeyError: the store does not know a clip.
         StageFailed: every clip of a labeled part has failed in the store.
     """
     limit_threads()

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import luigi
 
-from pipeline import demo, preprocess
+from pipeline import demo, preprocess, store
 from pipeline.catalog import Catalog as Clips
-from pipeline.preprocess import remaining
+from pipeline.preprocess import remaining, sharding
 from pipeline.system.files import size_of
 from tasks import settings
 from tasks.base import Stage
@@ -134,7 +134,9 @@ class ArtifactStates:
 
     def _left(self, task: Frames | Flow, clips: Clips) -> remaining.Left:
         frames = task if isinstance(task, Frames) else task.requires()[0]
-        spec = frames.spec("frames")
+        spec, plan = frames.spec("frames"), None
+        if frames is not task and self.of(frames).state == IS_THERE:
+            plan = sharding.plan_of(store.open_frames(frames.path), clips.clips)
         jobs = preprocess.frames_jobs(
             frames.folder.absolute(),
             clips,
@@ -142,6 +144,7 @@ class ArtifactStates:
             spec=spec,
             cluster=frames.spec("cluster"),
             attrs=preprocess.store_attrs(spec),
+            plan=plan,
         )
         if frames is task:
             return remaining.frames_left(jobs)

@@ -273,7 +273,7 @@ def failing(monkeypatch):
         use_store(monkeypatch, fake)
         return TrainingSet(spec(), "index.h5", [clip for clip in catalog.part("train") if clip.id == "left_1"]), seen
 
-    monkeypatch.setattr(pictures.time, "sleep", seen.append)
+    monkeypatch.setattr(pictures, "_pause", seen.append)
     return make
 
 

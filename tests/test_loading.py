@@ -4,6 +4,8 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -12,6 +14,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 
 from pipeline.dataset import loading, stack_items
 from pipeline.dataset.inputs import stack_views, to_inputs
@@ -261,6 +264,15 @@ def test_a_fault_in_a_loading_process_is_told_as_the_dataset_raised_it(fault):
     found = raised.value
     assert (str(found), found.args, found.__notes__) == (str(fault), fault.args, ["while reading clip 'a'"])
     assert getattr(found, "errno", None) == getattr(fault, "errno", None)
+
+
+def test_without_loading_processes_no_process_is_started():
+    code = (
+        "import numpy as np; from multiprocessing import resource_tracker; from pipeline.dataset.loading import loader; "
+        "list(loader(range(4), range(4), batch=2, workers=0, pin=False, collate=np.stack)); "
+        "print(resource_tracker._resource_tracker._pid)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT).stdout == "None\n"
 
 
 def test_a_fork_server_that_is_gone_is_a_fault_of_the_machine(monkeypatch):

@@ -118,6 +118,18 @@ def test_shards_that_are_current_are_counted(planned, config, by_hand):
     assert flow["seconds"] == pytest.approx(32 * sizes["c"] / sum(sizes.values()))
 
 
+def test_flow_goes_on_from_frames_that_were_cut_by_other_sizes(planned, config):
+    config.set("frames", "shard_clips", "1")
+    assert build(fresh(Flow))
+    flow = fresh(Flow)
+    flow.path.unlink()
+    (flow.folder / "shards" / f"{store_shard(flow, 'c')}.h5").unlink()
+    config.set("frames", "shard_clips", "8")
+    found = planned("Flow")
+    assert row_of(found, "Frames")["state"] == "is there"
+    assert row_of(found, "Flow")["state"] == "goes on" and row_of(found, "Flow")["note"] == "3 of 4 shards are there"
+
+
 def store_shard(task, video_id: str) -> str:
     """Name of the shard of a clip, by the trie over all clips."""
     clips = fresh(Catalog).read().clips

@@ -61,6 +61,31 @@ def test_a_loading_process_that_begins_at_ctrl_c_prints_no_traceback(delay):
     assert "SemLock" not in said and said.count("Traceback") == 1 and said.endswith("KeyboardInterrupt\n")
 
 
+WAITING = """
+import numpy as np
+from pipeline.dataset import pictures
+from pipeline.dataset.loading import loader
+class Items:
+    @pictures._patient
+    def read(self, number):
+        raise OSError(5, "Input/output error")
+    def __getitem__(self, number):
+        return self.read(number)
+    class spec: stream = "spatial"
+    class store: close = print
+    path = "index.h5"
+list(loader(Items(), range(8), batch=1, workers=0, pin=False, collate=np.stack))
+"""
+
+
+def test_ctrl_c_ends_the_wait_for_a_disk():
+    child = subprocess.Popen([sys.executable, "-c", HEAR + WAITING], stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    while "in 15 s" not in (line := child.stderr.readline()):
+        assert line
+    child.send_signal(signal.SIGINT)
+    assert child.communicate(timeout=13)[1].endswith("KeyboardInterrupt\n")
+
+
 FORKED = """
 import os, signal, cv2, numpy as np
 import pipeline

@@ -166,6 +166,16 @@ def test_a_link_to_an_index_stands_for_it(flow, tmp_path, capsys):
     assert not flow.exists() and not (flow.parent / "shards/shard-all.h5").exists()
 
 
+def test_shards_that_are_links_to_other_names_are_read_and_kept(frames, tmp_path):
+    """As in a cache whose files are named by their content."""
+    shard = frames.parent / "shards/shard-all.h5"
+    shard.rename(tmp_path / "0a1b2c")
+    shard.symlink_to(tmp_path / "0a1b2c")
+    assert len(store.open_frames(shard)["a"]) == 5 and damage.verify(frames) == []
+    frames.unlink()
+    assert damage.repair(frames.parent).removed == [] and shard.is_symlink()
+
+
 def test_an_unfinished_store_is_repaired_too(frames):
     """Its stage may have ended because too many clips failed, for a reason that is gone."""
     frames.unlink()

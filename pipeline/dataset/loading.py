@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import multiprocessing
 import multiprocessing.queues
 import os
 import pickle
+import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from pipeline.dataset.encoded import EncodedBatch
 from pipeline.dataset.inputs import ViewBatch
+from pipeline.dataset.pictures import wait_no_longer_than
 from pipeline.system.console import one_line
 from pipeline.system.errors import DamagedFile, MachineFault
 from pipeline.system.limits import usable_cores
@@ -164,7 +167,8 @@ class _Loader(DataLoader):
 
     def _batches(self) -> Iterator:
         try:
-            with deaf_children():  # one that begins when this process has gone would print a traceback
+            # a loading process that begins when this one has gone would print a traceback
+            with deaf_children() if self.num_workers else contextlib.nullcontext():
                 batches = super().__iter__()
             yield from batches
         except (RuntimeError, ConnectionError, EOFError) as error:
@@ -245,12 +249,21 @@ def _ahead(batches: Iterable, begin: Callable[[], None] | None = None) -> Iterat
 
     `begin` is called in the thread first.
     """
-    rest = iter(batches)
-    with ThreadPoolExecutor(1, initializer=begin) as thread:
-        coming = thread.submit(next, rest, None)
-        while (batch := coming.result()) is not None:
+    rest, over = iter(batches), threading.Event()
+
+    def start() -> None:
+        wait_no_longer_than(over)
+        if begin:
+            begin()
+
+    with ThreadPoolExecutor(1, initializer=start) as thread:
+        try:
             coming = thread.submit(next, rest, None)
-            yield batch
+            while (batch := coming.result()) is not None:
+                coming = thread.submit(next, rest, None)
+                yield batch
+        finally:
+            over.set()  # before the thread is waited for: it may be waiting for a disk
 
 
 def _begin_worker(worker: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import functools
 import os
-import time
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +22,19 @@ from pipeline.system.progress import say
 _MOMENTARY = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT)  # what a network disk raises while its server is away
 PAUSES_SECONDS = (2.0, 15.0, 120.0)
 """How long a read that failed so is waited for, each time: a server that starts again must not end a night's work."""
+
+
+_reader = threading.local()  # its `over`, if it has one: set when nobody waits any more for what this thread reads
+
+
+def wait_no_longer_than(over: threading.Event) -> None:
+    """Have this thread give up on a disk that fails once `over` is set."""
+    _reader.over = over
+
+
+def _pause(seconds: float) -> bool:
+    """Wait; whether to give up."""
+    return getattr(_reader, "over", threading.Event()).wait(seconds)
 
 
 def _patient(read: Callable) -> Callable:
@@ -42,7 +55,8 @@ def _patient(read: Callable) -> Callable:
                 why = os.strerror(error.errno)
                 say(f"{pictures.spec.stream}: {pictures.path} cannot be read ({why}); it is tried again in {pause:g} s")
             pictures.store.close()  # after some faults files must be opened again
-            time.sleep(pause)
+            if _pause(pause):
+                break
         return read(pictures, *given)
 
     return tried

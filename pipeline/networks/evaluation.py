@@ -61,6 +61,7 @@ def evaluate(
     Raises:
         DamagedFile, OSError: a clip that has not failed in the store cannot be read; it must not count as wrong for
             that, in scores that no later run would redo.
+        KeyError: the store does not know a clip.
         torch.OutOfMemoryError: the device has no room for a single view.
     """
     network.eval()

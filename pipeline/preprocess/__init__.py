@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import flow, store
-from pipeline.catalog import Catalog
+from pipeline.catalog import Catalog, Clip
 from pipeline.cluster import Workers, threads_each
 from pipeline.preprocess import failures
 from pipeline.preprocess.jobs import ShardJob, make_shard, opencv_threads_as_before
@@ -84,10 +84,20 @@ def make_frames(
 
 
 def frames_jobs(
-    folder: Path, catalog: Catalog, *, videos: Path, spec: FrameSpec, cluster: ClusterSpec, attrs: dict[str, Any]
+    folder: Path,
+    catalog: Catalog,
+    *,
+    videos: Path,
+    spec: FrameSpec,
+    cluster: ClusterSpec,
+    attrs: dict[str, Any],
+    plan: Mapping[str, tuple[Clip, ...]] | None = None,
 ) -> list[FramesJob]:
-    """Jobs for every shard of a frames store, made or not; the arguments are those of `make_frames`."""
-    plan = plan_shards(catalog.clips, most_clips=spec.shard_clips, most_bytes=spec.shard_mb << 20)
+    """Jobs for every shard of a frames store, made or not; the arguments are those of `make_frames`.
+
+    `plan` has the clips of each shard, where they are not to be cut by the sizes in `spec`.
+    """
+    plan = plan or plan_shards(catalog.clips, most_clips=spec.shard_clips, most_bytes=spec.shard_mb << 20)
     jobs = []
     for name, clips in plan.items():
         inputs = digest_of([[clip.id, clip.label, clip.class_name, clip.content] for clip in clips])

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import bisect
 import hashlib
+from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 
+from pipeline import store
 from pipeline.catalog import Clip
 
 
@@ -33,6 +35,14 @@ def plan_shards(clips: Iterable[Clip], *, most_clips: int, most_bytes: int) -> d
         for way in "01":
             waiting.append((prefix + way, [clip for clip in inside if bits[clip.id][len(prefix)] == way]))
     return dict(sorted(leaves.items()))
+
+
+def plan_of(found: store.Store, clips: Iterable[Clip]) -> dict[str, tuple[Clip, ...]]:
+    """The shards of a finished store as `plan_shards` gives them: they may have been cut by other sizes."""
+    plan: dict[str, list[Clip]] = defaultdict(list)
+    for clip in sorted(clips, key=lambda clip: clip.id):
+        plan[found.rows[clip.id]["shard"]].append(clip)
+    return {name: tuple(inside) for name, inside in sorted(plan.items())}
 
 
 def _hash_bits(video_id: str) -> str:

@@ -172,8 +172,14 @@ class Store(Mapping[str, StoredClip]):
 
 
 def target_of(path: Path) -> Path:
-    """The path, or where it leads if it is a link to a store's file from elsewhere: the shards lie beside that."""
-    return path.resolve() if path.is_symlink() and path.is_file() and not path.with_name("shards").is_dir() else path
+    """The path, or where it leads if it is a link from elsewhere to an index: the shards lie beside that.
+
+    A shard that is a link, as to a cache where it has another name, stays what it is.
+    """
+    if not path.is_symlink() or not path.is_file() or path.with_name("shards").is_dir():
+        return path
+    target = path.resolve()
+    return target if target.with_name("shards").is_dir() else path
 
 
 def open_frames(path: Path | str) -> Store:
