@@ -7,23 +7,28 @@ Each imports only from those before it; docs/design.md has the list of all, and 
 
 import os
 import sys
+import threading
 
 # its warnings of videos that do not open name no file; our messages do. Read when cv2 is first loaded
 os.environ.setdefault("OPENCV_LOG_LEVEL", "ERROR")
 
-_threads_of_opencv: list[int] = []  # as they were before each fork that is under way
+_forking, _threads_of_opencv = threading.Lock(), 0  # how many there were before the fork; 0 if it is not loaded
 
 
 def _end_threads_of_opencv() -> None:
     """A forked child has no threads but one, and OpenCV in it would wait without end for those that it had."""
-    if hasattr(cv2 := sys.modules.get("cv2"), "setNumThreads"):
-        _threads_of_opencv.append(cv2.getNumThreads())
+    global _threads_of_opencv
+    _forking.acquire()  # of two threads that fork at once, one would take the other's 1 for what it was before
+    loaded = hasattr(cv2 := sys.modules.get("cv2"), "setNumThreads")
+    _threads_of_opencv = cv2.getNumThreads() if loaded else 0
+    if loaded:
         cv2.setNumThreads(1)
 
 
 def _allow_threads_of_opencv() -> None:
     if _threads_of_opencv:
-        sys.modules["cv2"].setNumThreads(_threads_of_opencv.pop())
+        sys.modules["cv2"].setNumThreads(_threads_of_opencv)
+    _forking.release()
 
 
 if hasattr(os, "register_at_fork"):  # Luigi forks its workers, and torch's DataLoader may
