@@ -175,28 +175,11 @@ def _along_path(fields: np.ndarray) -> np.ndarray:
     return stack.reshape(-1, height, width)
 
 
-def _bilinear(field: np.ndarray, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _bilinear(field: np.ndarray, x: np.ndarray, y: np.ndarray) -> list[np.ndarray]:
     """Both components (H, W) float64 of a field (2, H, W) at the points (x, y), clamped to the image."""
-    # a vector is one complex number, x + iy: one gather from memory, the main cost, serves both components
-    height, width = field.shape[1:]
-    vectors = np.empty((height + 1, width + 1), np.complex128)  # border repeated: every point has a right neighbor
-    vectors.real[:-1, :-1], vectors.imag[:-1, :-1] = field
-    vectors[-1], vectors[:, -1] = vectors[-2], vectors[:, -2]
-    x, y = x.clip(0, width - 1), y.clip(0, height - 1)
-    left, top = x.astype(np.intp), y.astype(np.intp)
-    right_share, down_share = x - left, y - top
-    vectors, corner = vectors.reshape(-1), top * (width + 1) + left
-    upper = _between(vectors.take(corner), vectors.take(corner + 1), right_share)
-    corner += width + 1
-    lower = _between(vectors.take(corner), vectors.take(corner + 1), right_share)
-    value = _between(upper, lower, down_share)
-    return value.real, value.imag
+    from scipy.ndimage import map_coordinates
 
-
-def _between(first: np.ndarray, second: np.ndarray, share: np.ndarray) -> np.ndarray:
-    second -= first
-    second *= share
-    return np.add(first, second, out=second)
+    return [map_coordinates(component.astype(np.float64), (y, x), order=1, mode="nearest") for component in field]
 
 
 def _arrangement(kind: str):
