@@ -87,7 +87,7 @@ def estimate(frames: np.ndarray, spec: FlowSpec, *, device: str = "auto", direct
     device = method_device(spec.method, device)
     on_cpu = tensor_device(spec.method, device) == "cpu"
     if on_cpu and spec.enlarge == 1:  # the method batches internally; enlarged flow would be held whole
-        return Download(estimate_on_device(frames, spec, device=device, direction=direction)).wait()[0]
+        return estimate_on_device(frames, spec, device=device, direction=direction)
     _check_frames(frames)
     flow = np.empty((len(frames) - 1, 2, *frames.shape[1:3]), np.float32)
     pairs = pairs_of(flow[0, 0].shape, spec, device=tensor_device(spec.method, device))

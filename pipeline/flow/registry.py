@@ -25,17 +25,21 @@ class Method(NamedTuple):
     cpu: bool = True  # ... and on the CPU
     color: bool = False  # reads RGB, not gray
     asks: str = ""  # a module, quick to import, whose `why_not(name)` says what else is missing
-    tensors: bool = False  # on CUDA, takes tensors on the device, not numpy arrays
+
+    @property
+    def tensors(self) -> bool:
+        """Whether it computes with torch: on CUDA it takes and gives tensors on the device, not numpy arrays."""
+        return self.needs != "cv2"
 
 
 _OPENCV = Method("pipeline.flow.opencv", "cv2", cuda=False, asks="pipeline.flow.opencv")
 _OPENCV_CUDA = _OPENCV._replace(
     module="pipeline.flow.opencv_cuda", cuda=True, cpu=False, asks="pipeline.flow.opencv_cuda"
 )
-_RAFT = Method("pipeline.flow.raft", "torchvision", cuda=True, color=True, asks="pipeline.flow.weights", tensors=True)
+_RAFT = Method("pipeline.flow.raft", "torchvision", cuda=True, color=True, asks="pipeline.flow.weights")
 REGISTRY = {
-    "tvl1": Method("pipeline.flow.tvl1", "torch", cuda=True, tensors=True),
-    "brox": Method("pipeline.flow.brox", "torch", cuda=True, tensors=True),
+    "tvl1": Method("pipeline.flow.tvl1", "torch", cuda=True),
+    "brox": Method("pipeline.flow.brox", "torch", cuda=True),
     "raft_small": _RAFT,
     "raft_large": _RAFT,
     "dis_ultrafast": _OPENCV,
@@ -64,7 +68,7 @@ def cuda_devices(method: str, device: str) -> tuple[str, ...]:
 
 def tensor_device(method: str, device: str) -> str:
     """Device of the torch tensors of a method that runs on `device`: `device`, or "cpu" if OpenCV does the work."""
-    return "cpu" if REGISTRY[method].needs == "cv2" else device
+    return device if REGISTRY[method].tensors else "cpu"
 
 
 def may_use_cuda(method: str, device: str) -> bool:
@@ -170,7 +174,7 @@ def method_device(name: str, device: str) -> str:
 
 def _counted(method: Method) -> tuple[str, int]:
     """The library that counts CUDA devices for the method, and how many it can use."""
-    if method.needs == "cv2":
+    if not method.tensors:
         from pipeline.flow import opencv_cuda
 
         return "OpenCV", opencv_cuda.device_count()

@@ -245,8 +245,9 @@ def _with_top(probabilities: np.ndarray, top: np.ndarray) -> np.ndarray:
 
 
 def _log_softmax(values: np.ndarray) -> np.ndarray:
-    shifted = values - values.max(axis=1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    from scipy.special import log_softmax
+
+    return log_softmax(values, axis=1)
 
 
 def _features(a: Scores, b: Scores) -> np.ndarray:

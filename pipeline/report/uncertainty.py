@@ -6,6 +6,7 @@ independent clips. Therefore whole groups are resampled, and the number of group
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -240,10 +241,8 @@ def mcnemar(only_first: int, only_second: int) -> float:
     only_first, only_second = operator.index(only_first), operator.index(only_second)  # numpy's would overflow
     if min(only_first, only_second) < 0:
         raise ValueError(f"the clips are {only_first} and {only_second}; counts are not negative")
-    trials, term, tail = only_first + only_second, 1, 0
-    for k in range(min(only_first, only_second) + 1):
-        tail += term
-        term = term * (trials - k) // (k + 1)
+    trials = only_first + only_second
+    tail = sum(math.comb(trials, k) for k in range(min(only_first, only_second) + 1))
     return min(1.0, 2 * tail / 2**trials)
 
 

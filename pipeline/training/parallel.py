@@ -21,7 +21,7 @@ from torch import distributed, nn
 from pipeline.networks import check_deterministic, resolve_device
 from pipeline.specs import StreamSpec
 from pipeline.system.gpus import cuda_count
-from pipeline.training.whole_batch import normalize_over_processes
+from pipeline.training.whole_batch import mean_over_processes, normalize_over_processes
 
 _TIMEOUT = timedelta(minutes=30)  # longest wait for another process, which may be reading slow disks
 
@@ -36,10 +36,7 @@ class World:
 
     def mean(self, value: torch.Tensor) -> torch.Tensor:
         """The mean of the tensor over all processes, in each of them."""
-        if self.size > 1:
-            distributed.all_reduce(value)
-            value = value / self.size
-        return value
+        return mean_over_processes(value)
 
     def gather(self, value: Any) -> list[Any]:
         """The values of all processes, ordered by rank."""

@@ -140,9 +140,9 @@ class _Normalize(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, inputs: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None, eps: float):
-        mean = _over_processes(_of_channels(inputs)).to(inputs.dtype)
+        mean = mean_over_processes(_of_channels(inputs)).to(inputs.dtype)
         centered = inputs - _along_channels(mean, inputs)
-        variance = _over_processes(_of_channels(centered.square())).to(inputs.dtype)
+        variance = mean_over_processes(_of_channels(centered.square())).to(inputs.dtype)
         inverse = (variance + eps).rsqrt()  # of the standard deviation
         ctx.save_for_backward(centered, inverse, weight)
         ctx.mark_non_differentiable(mean, variance)
@@ -156,7 +156,7 @@ class _Normalize(torch.autograd.Function):
         centered, inverse, weight = ctx.saved_tensors
         own = torch.stack([_of_channels(gradient), _of_channels(gradient * centered)])
         # each process's loss depends on all pieces through both
-        of_mean, of_variance = _over_processes(own).to(gradient.dtype)
+        of_mean, of_variance = mean_over_processes(own).to(gradient.dtype)
         slope = _along_channels(-of_variance * inverse.square(), gradient)
         scale = inverse if weight is None else inverse * weight
         of_inputs = (gradient - _along_channels(of_mean, gradient)).addcmul_(centered, slope)
@@ -181,7 +181,7 @@ def _processes() -> int:
     return distributed.get_world_size() if distributed.is_initialized() else 1
 
 
-def _over_processes(value: torch.Tensor) -> torch.Tensor:
+def mean_over_processes(value: torch.Tensor) -> torch.Tensor:
     """The mean of a tensor over all processes."""
     if _processes() == 1:
         return value
