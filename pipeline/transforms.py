@@ -16,6 +16,7 @@ import numpy as np
 
 from pipeline.specs import StackSpec, StreamSpec
 from pipeline.stacks.stored import EncodedStack, Planes
+from pipeline.video import resized
 
 # mean and standard deviation of RGB in 0..1 that torchvision's weights were trained with; `imagenet` rejects others
 IMAGENET_MEAN = np.array([0.485, 0.456, 0.406], np.float32)
@@ -155,22 +156,14 @@ def resized_px(height: int, width: int, spec: StreamSpec) -> tuple[int, int]:
     return max(short, round(height * factor)), max(short, round(width * factor))
 
 
-def interpolation(height: int, width: int, to_height: int, to_width: int) -> int:
-    """How OpenCV resizes pictures here: shrinking averages areas, enlarging either side is bilinear."""
-    return cv2.INTER_AREA if to_height <= height and to_width <= width else cv2.INTER_LINEAR
-
-
 def _rescaled(picture: np.ndarray | Planes, to_height: int, to_width: int) -> np.ndarray | Planes:
     """Resize a picture unless it has that size. Planes become float32, because bytes would be rounded again."""
     height, width = size_px(picture)
     if (height, width) == (to_height, to_width):
         return picture
-    how = interpolation(height, width, to_height, to_width)
     if not isinstance(picture, Planes):
-        return cv2.resize(picture, dsize=(to_width, to_height), interpolation=how)
-    planes = [
-        cv2.resize(plane.astype(np.float32), dsize=(to_width, to_height), interpolation=how) for plane in picture.planes
-    ]
+        return resized(picture, (to_height, to_width))
+    planes = [resized(plane.astype(np.float32), (to_height, to_width)) for plane in picture.planes]
     factors = np.array([to_width / width, to_height / height] * (len(planes) // 2))
     return Planes(planes, picture.scale * factors, picture.offset * factors)
 

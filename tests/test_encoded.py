@@ -169,7 +169,7 @@ def test_planes_of_another_size_are_damage(flow_index):
 @pytest.mark.parametrize("to", [(224, 224), (96, 80), (100, 224)])
 @pytest.mark.parametrize("size", [(168, 168), (192, 168), (256, 224), (256, 256)])
 def test_resizing_is_that_of_opencv(size, to):
-    how, plane = encoded.interpolation(*size, *to), np.random.default_rng(0).random(size, np.float32) * 255
+    how, plane = encoded.interpolation(size, to), np.random.default_rng(0).random(size, np.float32) * 255
     down, along = (encoded._resizing(a, b, how, CPU) for a, b in zip(size, to, strict=True))
     found = (down @ torch.from_numpy(plane) @ along.T).numpy()
     np.testing.assert_allclose(found, cv2.resize(plane, dsize=to[::-1], interpolation=how), atol=2e-3)

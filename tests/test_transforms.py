@@ -6,7 +6,8 @@ import pytest
 
 from pipeline.specs import StackSpec, StreamSpec
 from pipeline.stacks.stored import Planes
-from pipeline.transforms import EvalViews, TrainView, View, corner_crops, corner_sizes, interpolation, jitter, resize
+from pipeline.transforms import EvalViews, TrainView, View, corner_crops, corner_sizes, jitter, resize
+from pipeline.video import interpolation
 
 
 def spec(stream="spatial", **values):
@@ -166,7 +167,7 @@ def test_resizing_averages_when_it_shrinks():
 
 @pytest.mark.parametrize(("to", "averages"), [((20, 30), True), ((20, 31), False), ((21, 30), False), ((19, 29), True)])
 def test_enlarging_either_side_is_bilinear(to, averages):
-    assert interpolation(20, 30, *to) == (cv2.INTER_AREA if averages else cv2.INTER_LINEAR)
+    assert interpolation((20, 30), to) == (cv2.INTER_AREA if averages else cv2.INTER_LINEAR)
 
 
 def test_a_picture_of_the_right_size_is_not_touched():

@@ -21,8 +21,8 @@ from pipeline.store import repair_advice
 from pipeline.system.console import one_line
 from pipeline.system.errors import ClipError, DamagedFile
 from pipeline.system.progress import say_once
-from pipeline.transforms import EncodedView, View, interpolation
-from pipeline.video import jpeg
+from pipeline.transforms import EncodedView, View
+from pipeline.video import interpolation, jpeg
 
 _AT_ONCE = 16  # most stacks per call: twice 28 MB for planes of 340 x 256, and 440 MB more for trajectories
 
@@ -195,7 +195,7 @@ def _finished(stack: torch.Tensor, view: EncodedView) -> torch.Tensor:
     top, left, height, width = view.box
     part = stack[:, top : top + height, left : left + width]
     if _resizes(view):
-        how = interpolation(height, width, view.side, view.side)
+        how = interpolation((height, width), (view.side, view.side))
         down, along = (_resizing(length, view.side, how, stack.device) for length in (height, width))
         part = down @ part.float() @ along.T
     return part.flip(-1) if view.mirrored else part

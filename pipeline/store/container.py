@@ -11,6 +11,7 @@ import shlex
 import socket
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -130,22 +131,23 @@ def open_file(path: Path | str, kind: str | None) -> h5py.File:
         advice = _repair_of(path) or _deletion_of(path)
         raise DamagedFile(f"{path} is no HDF5 file, or a damaged one ({error}); {advice}") from None
     try:
-        with _damage_told(path):
-            found, version = file.attrs.get("format", "no format attribute"), file.attrs.get("format_version", 0)
+        _check_format(path, file, kind)
     except BaseException:
         file.close()
         raise
-    wanted = f"two-stream-{kind}" if kind else "two-stream-*"
-    if not str(found).startswith(wanted.rstrip("*")) or (kind and found != wanted):
-        file.close()
+    return file
+
+
+def _check_format(path: Path, file: h5py.File, kind: str | None) -> None:
+    with _damage_told(path):
+        found, version = file.attrs.get("format", "no format attribute"), file.attrs.get("format_version", 0)
+    if not fnmatchcase(str(found), wanted := f"two-stream-{kind or '*'}"):
         raise ValueError(f"{path} holds {found!r}, not {wanted!r}; give the path of the right artifact")
     if version != FORMAT_VERSION:
-        file.close()
         raise ValueError(
             f"{path} has format version {version}; this code reads {FORMAT_VERSION}: "
             "update the code, or make the artifact again"
         )
-    return file
 
 
 def crc32_of_parts(sums: Iterable[int]) -> int:

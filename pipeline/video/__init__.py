@@ -112,11 +112,14 @@ def target_size(height: int, width: int, short_side_px: int) -> tuple[int, int]:
 
 def resized(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Resize an image (H, W, 3) to `size`, which is (height, width)."""
-    height, width = size
     if image.shape[:2] == size:
         return image
-    shrinks = height < image.shape[0]
-    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+    return cv2.resize(image, size[::-1], interpolation=interpolation(image.shape[:2], size))
+
+
+def interpolation(size: tuple[int, int], to: tuple[int, int]) -> int:
+    """How OpenCV resizes from one (height, width) to another: shrinking averages areas, enlarging is bilinear."""
+    return cv2.INTER_AREA if to[0] <= size[0] and to[1] <= size[1] else cv2.INTER_LINEAR
 
 
 def try_decoding(path: Path | str, *, timeout_seconds: float) -> None:

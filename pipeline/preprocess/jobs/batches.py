@@ -154,4 +154,4 @@ class Batch:
 
     spans: list[Span]
     frames: np.ndarray | None = None  # of all spans, concatenated
-    motion: Callable[[], FlowBytes | None] | None = None  # waits for the bytes; gives None if spans must be tried alone
+    motion: Callable[[], FlowBytes | None] | None = None  # waits for the bytes; gives None, or is: try spans alone

@@ -92,7 +92,6 @@ class Line:
                 for wait in span.decoding:
                     wait()
             span.decoding = []
-        batch.motion = _no_flow
         if not any(span.failed for span in batch.spans):
             ends = np.cumsum([len(span.frames) for span in batch.spans])
             with contextlib.suppress(*BAD_CLIP), ignoring_out_of_memory():
@@ -104,18 +103,19 @@ class Line:
         With `check`, flow that is not finite is refused at once, for which the device has to be waited for. Without it,
         flow on a device is checked later: the returned function gives None if the flow is not finite.
         """
-        under_way = {}
+        under_way, finite = {}, []
         for direction in self.spec.directions:
             with machine_faults():
                 flow = estimate_on_device(frames, self.spec, device=self.device, direction=direction, cuts=cuts)
             later = not check and not isinstance(flow, np.ndarray)
-            arrays = quantize.by_spec(flow, self.spec, check=not later)
-            under_way[direction] = Download(*arrays, *([quantize.all_finite(flow)] if later else []))
-        return functools.partial(_arrived, under_way, minmax=self.spec.scaling == "minmax", checked_later=later)
+            under_way[direction] = Download(*quantize.by_spec(flow, self.spec, check=not later))
+            if later:
+                finite.append(Download(quantize.all_finite(flow)))
+        return functools.partial(_arrived, under_way, finite)
 
     def _encode(self, batch: Batch) -> None:
         """Wait for the bytes of the flow, and start to encode them; a batch without bytes is retried span by span."""
-        planes, end = batch.motion(), 0
+        planes, end = batch.motion and batch.motion(), 0
         for span in batch.spans:
             count = span.last - span.first
             pairs, end = slice(end, end + count), end + count
@@ -166,16 +166,9 @@ def _encode(planes: np.ndarray, quality: int) -> list[bytes]:
     return [jpeg.encode(plane, quality=quality) for plane in planes]
 
 
-def _no_flow() -> None:
-    """What stands for the flow of a batch that could not be computed as a whole: its spans are tried one by one."""
-
-
-def _arrived(under_way: dict[str, Download], *, minmax: bool, checked_later: bool) -> FlowBytes | None:
+def _arrived(under_way: dict[str, Download], finite: list[Download]) -> FlowBytes | None:
     """Wait for the bytes; None if flow that was to be checked later is not finite."""
-    planes: FlowBytes = {}
-    for direction, download in under_way.items():
-        q, *more = download.wait()
-        if checked_later and not more.pop():
-            return None
-        planes[direction] = q, more[0] if minmax else None
-    return planes
+    if not all(download.wait()[0] for download in finite):
+        return None
+    arrays = {direction: download.wait() for direction, download in under_way.items()}
+    return {direction: (found[0], found[1] if len(found) > 1 else None) for direction, found in arrays.items()}
