@@ -8,7 +8,7 @@ from brox_equations import dense, euler_lagrange, one_step
 from conftest import middlebury
 from motions import MOTIONS, error_px, moved, texture
 
-from pipeline.flow import brox, brox_model, brox_torch, estimate, sor
+from pipeline.flow import brox, brox_model, brox_torch, device, estimate, sor
 from pipeline.specs import FlowSpec
 
 SPEC = FlowSpec(method="brox")
@@ -127,7 +127,7 @@ def test_memory_is_bounded_by_batches(monkeypatch):
     flow = brox.between(frames[:-1], frames[1:], FlowSpec(method="brox", batch_pairs=3), device="cpu")
     assert isinstance(flow, np.ndarray) and flow.shape == (7, 2, 20, 20)
     assert seen == [3, 3, 1]
-    monkeypatch.setitem(brox.PIXELS_AT_ONCE, "cpu", 100)  # less than one frame: still a pair at a time
+    monkeypatch.setattr(device, "PLAIN_PIXELS", 100)  # less than one frame: still a pair at a time
     flow_of(frames, QUICK)
     assert seen[3:] == [1] * 7
 

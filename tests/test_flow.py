@@ -9,7 +9,19 @@ import torch
 from conftest import middlebury, moving_texture
 from motions import CLASSICAL, MOTIONS, error_px, moved, texture
 
-from pipeline.flow import brox, check, estimate, estimate_on_device, methods, opencv, to_gray, tvl1, tvl1_torch, warp
+from pipeline.flow import (
+    brox,
+    check,
+    device,
+    estimate,
+    estimate_on_device,
+    methods,
+    opencv,
+    to_gray,
+    tvl1,
+    tvl1_torch,
+    warp,
+)
 from pipeline.flow.filters import pyramid_sizes, shrinking_sigmas_px
 from pipeline.specs import FLOW_METHODS, FlowSpec
 
@@ -309,7 +321,7 @@ def test_batches_bound_the_memory(monkeypatch):
     frames = np.zeros((8, 20, 20), np.uint8)
     estimate(frames, FlowSpec(batch_pairs=3, tvl1_warps=1, tvl1_iterations=1), device="cpu")
     assert seen == [3, 3, 1]
-    monkeypatch.setattr(tvl1, "CPU_PIXELS_AT_ONCE", 100)  # less than one frame: still a pair at a time
+    monkeypatch.setattr(device, "PLAIN_PIXELS", 100)  # less than one frame: still a pair at a time
     estimate(frames, QUICK, device="cpu")
     assert seen[3:] == [1] * 7
 

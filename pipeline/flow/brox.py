@@ -8,14 +8,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pipeline.flow.compiling import compile_for_cpu, has_numba
-from pipeline.flow.device import in_batches
+from pipeline.flow.device import in_batches, plain_pairs_at_once
 from pipeline.specs import FlowSpec
 
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
-
-PIXELS_AT_ONCE = {"cpu": 320 * 240, "cuda": 128 * 320 * 240}  # of `brox_torch`
 
 
 def between(
@@ -54,6 +52,5 @@ def between(
         return brox_numba.flow_between(first, second, spec)
     from pipeline.flow import brox_torch
 
-    at_once = PIXELS_AT_ONCE[device.partition(":")[0]]
-    pairs = spec.batch_pairs or max(1, at_once // (first.shape[1] * first.shape[2]))
+    pairs = plain_pairs_at_once(first.shape[1] * first.shape[2], device=device, batch_pairs=spec.batch_pairs)
     return in_batches(lambda a, b: brox_torch.flow_between(a, b, spec), first, second, pairs=pairs, device=device)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 HOST_PIXELS = 2 << 20  # in a batch of frames on a CPU: with more, frames and flow would not stay in its caches
+PLAIN_PIXELS = 320 * 240  # in a batch of pairs of plain torch on a CPU
 CUDA_PIXELS = 128 * 320 * 240  # in a batch of pairs, at most: enough to occupy the largest device
 # memory that a method needs per pixel of a pair; Brox, in plain torch, needs about 570, or about 790 in images of
 # fewer than `filters.SMALL_PX` pixels (both calculated), for which there is room, as a third of the memory is planned
@@ -33,6 +34,13 @@ def pairs_at_once(pixels: int, *, device: str, batch_pairs: int = 0) -> int:
     if device == "cpu":
         return max(1, HOST_PIXELS // pixels)
     return batch_pairs or max(1, min(CUDA_PIXELS, _free_bytes(device) // 3 // CUDA_BYTES_PER_PIXEL) // pixels)
+
+
+def plain_pairs_at_once(pixels: int, *, device: str, batch_pairs: int) -> int:
+    """As `pairs_at_once`, for methods in plain torch, which do not divide a batch further on a CPU."""
+    if device == "cpu":
+        return batch_pairs or max(1, PLAIN_PIXELS // pixels)
+    return pairs_at_once(pixels, device=device, batch_pairs=batch_pairs)
 
 
 def in_batches(

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from pipeline.flow.compiling import compile_for_cpu, computed_once, has_numba, patience
-from pipeline.flow.device import in_batches, pairs_at_once
+from pipeline.flow.device import in_batches, plain_pairs_at_once
 from pipeline.specs import FlowSpec
 from pipeline.system.errors import is_out_of_memory
 from pipeline.system.progress import say
@@ -20,8 +20,6 @@ from pipeline.system.progress import say
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
-
-CPU_PIXELS_AT_ONCE = 320 * 240  # without numba; on CUDA `device.pairs_at_once` decides
 
 
 def between(
@@ -67,14 +65,9 @@ def between(
 
         compile_for_cpu("tvl1", tvl1_numba.flow_between)
         return tvl1_numba.flow_between(first, second, spec)
-    flow_between, pairs = _implementation(device), _pairs_at_once(first.shape[1] * first.shape[2], spec, device)
+    flow_between = _implementation(device)
+    pairs = plain_pairs_at_once(first.shape[1] * first.shape[2], device=device, batch_pairs=spec.batch_pairs)
     return in_batches(lambda a, b: flow_between(a, b, spec), first, second, pairs=pairs, device=device)
-
-
-def _pairs_at_once(pixels: int, spec: FlowSpec, device: str) -> int:
-    if device == "cpu":
-        return spec.batch_pairs or max(1, CPU_PIXELS_AT_ONCE // pixels)
-    return pairs_at_once(pixels, device=device, batch_pairs=spec.batch_pairs)
 
 
 def _implementation(device: str) -> Callable[[Tensor, Tensor, FlowSpec], Tensor]:
