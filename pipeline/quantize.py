@@ -64,6 +64,17 @@ def by_spec(flow: np.ndarray | Tensor, spec: FlowSpec, *, check: bool = True) ->
     return (to_bytes(flow, bound_px=spec.bound_px, check=check),)
 
 
+def factors(planes: int, *, bound_px: float = 20.0) -> tuple[np.ndarray, np.ndarray]:
+    """Scale and offset, (planes,) float64, with which bytes of `to_bytes` become pixels: q * scale + offset."""
+    return np.full(planes, 2 * bound_px / 255), np.full(planes, -bound_px)
+
+
+def minmax_factors(range_px: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """As `factors`, for bytes of `minmax_to_bytes`: one float64 per plane, of ranges (..., 2, 2)."""
+    low, high = range_px.astype(np.float64).reshape(-1, 2).T
+    return (high - low) / 255, low
+
+
 def to_pixels(q: np.ndarray, *, bound_px: float = 20.0) -> np.ndarray:
     """Inverse of `to_bytes` to within half a step: q * 2b / 255 - b.
 

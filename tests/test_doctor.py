@@ -287,20 +287,6 @@ def test_devices_of_opencv_are_counted_not_guessed(monkeypatch):
     assert machine.devices()["opencv"] == {"found": [{"index": 0}, {"index": 1}], "why_not": ""}
 
 
-def test_torchcodec_is_tried_where_it_is_installed(monkeypatch):
-    monkeypatch.setitem(sys.modules, "torchcodec.decoders", SimpleNamespace(VideoDecoder=lambda path: [0] * 4))
-    find = importlib.util.find_spec
-    for there, outcome in (
-        (True, "does not work: 4 of 5 frames decode"),
-        (None, "does not work: ImportError: not installed"),
-    ):
-        monkeypatch.setattr(
-            importlib.util, "find_spec", lambda name, there=there: there if name == "torchcodec" else find(name)
-        )
-        monkeypatch.setitem(sys.modules, "torchcodec", SimpleNamespace() if there else None)
-        assert machine.decoders()["torchcodec"].startswith(outcome)
-
-
 def test_nvjpeg_is_tried_where_there_is_a_gpu(monkeypatch):
     monkeypatch.setattr(machine, "cuda_count", lambda: 0)
     assert machine.decoders()["nvjpeg"] == "does not work: RuntimeError: no CUDA device; only a training on one uses it"

@@ -130,7 +130,7 @@ def _clip(clip: store.StoredClip) -> dict[str, Any]:
     about = {"id": clip.id, **clip.attrs, "length": len(clip), "jpeg_bytes": clip.nbytes}
     if clip.kind == "frames":
         return about | {"first_seconds": float(clip.seconds[0]), "last_seconds": float(clip.seconds[-1])}
-    return about | motion.of_clip(clip) | {"has_backward": clip.has_backward}
+    return about | motion.of_clip(clip) | {"has_backward": "backward" in clip.directions}
 
 
 def _refuse_other_files(path: Path) -> None:

@@ -19,9 +19,6 @@ from pipeline.system.gpus import cuda_count, driver_too_old
 from pipeline.system.limits import free_memory_bytes, processors, usable_cores
 from pipeline.system.packages import OPENCVS, PACKAGES, version
 
-FILE_BACKENDS = ("GSTREAMER", "MSMF", "AVFOUNDATION", "CV_MJPEG")  # OpenCV's, besides FFMPEG; others are for cameras
-
-
 # --- what is installed
 
 
@@ -116,12 +113,12 @@ def _opencv_devices() -> tuple[list[dict[str, Any]], str]:
 
 
 def decoders() -> dict[str, str]:
-    """Decoder -> "works", or why not, after decoding a clip of a few frames. The pipeline uses OpenCV's ffmpeg.
+    """Decoder -> "works", or why not, after decoding a clip of a few frames. OpenCV's ffmpeg decodes videos.
 
     nvJPEG decodes images: part of the stored flow, when a temporal stream is trained on a GPU.
     """
     try:
-        import cv2
+        importlib.import_module("cv2")
     except Exception as error:
         return {"ffmpeg": f"cv2: {cure(error)}"}
     from pipeline.video import Video
@@ -129,12 +126,7 @@ def decoders() -> dict[str, str]:
     with tempfile.TemporaryDirectory() as folder:
         path, frames = Path(folder) / "clip.avi", 5
         _write_clip(path, frames)
-        tries = {"ffmpeg": lambda: sum(1 for _ in Video(path))}
-        for backend in cv2.videoio_registry.getStreamBackends():
-            name = cv2.videoio_registry.getBackendName(backend)
-            if name in FILE_BACKENDS:
-                tries[name.lower()] = lambda backend=backend: _count(cv2.VideoCapture(str(path), backend))
-        tries |= {"torchcodec": lambda: _torchcodec(path), "nvjpeg": lambda: _nvjpeg(frames)}
+        tries = {"ffmpeg": lambda: sum(1 for _ in Video(path)), "nvjpeg": lambda: _nvjpeg(frames)}
         return {name: _outcome(count, frames) for name, count in tries.items()}
 
 
@@ -146,22 +138,6 @@ def _write_clip(path: Path, frames: int) -> None:
     for shade in range(frames):
         writer.write(np.full((48, 64, 3), 40 * shade, np.uint8))
     writer.release()
-
-
-def _count(capture: Any) -> int:
-    count = 0
-    while capture.read()[0]:
-        count += 1
-    capture.release()
-    return count
-
-
-def _torchcodec(path: Path) -> int:
-    if importlib.util.find_spec("torchcodec") is None:
-        raise ImportError("not installed; not needed")
-    from torchcodec.decoders import VideoDecoder
-
-    return len(list(VideoDecoder(str(path))))
 
 
 def _nvjpeg(images: int) -> int:

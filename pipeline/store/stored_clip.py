@@ -107,11 +107,6 @@ class StoredClip:
             return group["seconds"][()]
 
     @property
-    def has_backward(self) -> bool:
-        """Whether backward flow is stored."""
-        return "backward" in self._offsets
-
-    @property
     def kind(self) -> str:
         """Kind of the store: "frames" or "flow"."""
         return self._store.kind
@@ -220,10 +215,8 @@ class StoredClip:
         else:
             planes = self._decoded(2 * first, 2 * last, direction=direction, gray=True)
         if direction in self.ranges_px:
-            low, high = self.ranges_px[direction][first:last].astype(np.float64).reshape(-1, 2).T
-            return planes, (high - low) / 255, low
-        bound = float(self.attrs["bound_px"])
-        return planes, np.full(len(planes), 2 * bound / 255), np.full(len(planes), -bound)
+            return planes, *quantize.minmax_factors(self.ranges_px[direction][first:last])
+        return planes, *quantize.factors(len(planes), bound_px=float(self.attrs["bound_px"]))
 
     def _direction(self, first: int, last: int, backward: bool) -> str:
         """The name of the direction, after checking that these fields are stored."""

@@ -67,7 +67,7 @@ def _from_earlier(shard: store.ShardWriter, earlier: Earlier, clip: Clip) -> sto
     stored, row = found.stored, found.row
     about = _attrs(clip, stored.attrs["fps"], (stored.height, stored.width), stored.attrs["promised_frames"])
     crc32 = copied(stored, shard.clip(clip.id)).finish(about, found.seconds)
-    return store.Record(clip.id, clip.class_name, clip.label, clip.group, row["frames"], "ok", row["reason"], crc32)
+    return _record(clip, row["frames"], "ok", row["reason"], crc32)
 
 
 def _attrs(clip: Clip, fps: float, shape: tuple[int, int], promised_frames: int) -> dict[str, Any]:
@@ -103,14 +103,16 @@ def _frames_clip(shard: store.ShardWriter, job: FramesJob, clip: Clip) -> store.
     except BAD_CLIP as error:
         if isinstance(error, NotDecoded):
             _refuse_misread(path, clip, len(seconds), still_alive)
-        return store.Record(clip.id, clip.class_name, clip.label, clip.group, 0, "failed", one_line(str(error)), 0)
+        return _record(clip, 0, "failed", one_line(str(error)), 0)
     finally:
         if watched:
             faulthandler.cancel_dump_traceback_later()
     crc32 = writer.finish(_attrs(clip, video.fps, shape[:2], video.promised_frames), seconds)
-    return store.Record(
-        clip.id, clip.class_name, clip.label, clip.group, len(seconds), "ok", _oddity(len(seconds), video), crc32
-    )
+    return _record(clip, len(seconds), "ok", _oddity(len(seconds), video), crc32)
+
+
+def _record(clip: Clip, frames: int, status: str, reason: str, crc32: int) -> store.Record:
+    return store.Record(clip.id, clip.class_name, clip.label, clip.group, frames, status, reason, crc32)
 
 
 def _refuse_changed(path: Path, clip: Clip) -> None:
