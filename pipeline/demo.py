@@ -24,7 +24,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from pipeline.catalog import UNREADABLE, Catalog, Clip
+from pipeline.catalog import Catalog, Clip
 from pipeline.catalog.parts import draw_parts
 from pipeline.catalog.rows import ListedClip
 from pipeline.specs import DatasetSpec, DemoSpec
@@ -127,10 +127,7 @@ def outline(spec: DemoSpec, dataset: DatasetSpec, split: str) -> Catalog:
     for name, group, number in itertools.product(names, range(1, spec.groups + 1), range(1, spec.clips + 1)):
         path = _relative_path(name, group, number)
         rows.append(ListedClip(Path(path).stem, path, name, f"{name}_g{group:02d}", _part(group, int(split))))
-    clips = (
-        Clip(row.id, row.path, names.index(row.class_name), row.class_name, row.group, row.part, 0, 0, UNREADABLE)
-        for row in draw_parts(dataset, rows, split)
-    )
+    clips = (Clip.of(row, names.index(row.class_name)) for row in draw_parts(dataset, rows, split))
     return Catalog(tuple(clips), tuple(names), split, ())
 
 

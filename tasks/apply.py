@@ -34,6 +34,7 @@ class ScoreVideos(OfVideos):
     )
     temporal_checkpoint = luigi.Parameter(default="", description="the same for the temporal stream")
     fuse = luigi.ChoiceParameter(choices=FUSIONS, default="average", description="how the streams become one")
+    VERSION = 3
     file = "scores.h5"  # written last
     beside = ("predictions.csv",)
 
@@ -54,7 +55,7 @@ class ScoreVideos(OfVideos):
 
     def own_digest(self) -> str:
         """Digest of the fusion and of everything it reads."""
-        return digest_of("score_videos", 3, self.fuse, [task.digest for task in self.before()])
+        return digest_of("score_videos", self.VERSION, self.fuse, self.digests_before())
 
     def requires(self) -> dict[str, Stage]:
         """The scores of both streams, the catalog, the stores (for failed clips), and `Fuse` unless by average."""
@@ -91,7 +92,7 @@ class ScoreVideos(OfVideos):
         if self.spatial_checkpoint and self.temporal_checkpoint:
             from pipeline.networks.checkpoint import classes_in
 
-            paths = [task.weights for task in luigi.task.flatten(self.requires()) if isinstance(task, ScoreStream)]
+            paths = [task.weights for task in self.before() if isinstance(task, ScoreStream)]
             classes = [classes_in(path) for path in paths]
             if classes[0] != classes[1]:
                 told = " and ".join(

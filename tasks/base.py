@@ -65,6 +65,7 @@ class Stage(OfDataset):
 
     file = ""  # the file that is written last
     beside: tuple[str, ...] = ()  # the artifact's other files; it is remade if one is missing
+    VERSION = 1  # of a stage without a spec that has one: raise it when the same settings would give another artifact
     keeps_old = False  # whether `make` reads the artifact that it replaces
     kind = ""  # name of the folder of such artifacts; "": derived from the class name
     reads: tuple[str, ...] = ()  # the sections that can change the artifact; (): any
@@ -148,6 +149,10 @@ class Stage(OfDataset):
     def before(self) -> list[Stage]:
         """The stages that this one reads."""
         return luigi.task.flatten(self.requires())
+
+    def digests_before(self) -> list[str]:
+        """The digests of the stages that this one reads."""
+        return [task.digest for task in self.before()]
 
     def attrs(self) -> dict[str, str]:
         """What every artifact records about how it was made; nothing about the machine or the time."""

@@ -109,14 +109,24 @@ def _refuse_difference(
 
 
 def check_dataset(name: str) -> None:
-    """Refuse a dataset without a section, and a missing settings file: other settings would silently be used.
+    """Refuse a dataset without a section, after `check_configuration`.
+
+    Raises:
+        ValueError: the dataset has no section.
+    """
+    check_configuration()
+    if name not in settings.datasets():
+        raise ValueError(unknown_name(f"dataset {name!r}", name, settings.datasets()))
+
+
+def check_configuration() -> None:
+    """Refuse settings files that are missing or not understood: other settings would silently be used.
 
     Raises:
         FileNotFoundError: LUIGI_CONFIG_PATH names no file, or there is no luigi.cfg.
         PermissionError: one of them cannot be read.
-        ValueError: the dataset has no section, a section or a dataset's setting is unknown, luigi.cfg has no exit
-            statuses, the file of LUIGI_CONFIG_PATH has no sections at all or is of TOML, or tasks are to be looked at
-            in parallel.
+        ValueError: a section or a dataset's setting is unknown, luigi.cfg has no exit statuses, the file of
+            LUIGI_CONFIG_PATH has no sections at all or is of TOML, or tasks are to be checked in parallel.
     """
     for variable in ("LUIGI_CONFIG_PARSER", "LUIGI_CONFIG_PATH"):
         if (given := os.environ.get(variable, "")).endswith("toml"):
@@ -129,7 +139,7 @@ def check_dataset(name: str) -> None:
     overlay = preset()
     for path in filter(None, ("luigi.cfg", overlay)):  # Luigi silently skips what it cannot open
         if Path(path).is_file():
-            text = Path(path).read_text(errors="replace")
+            text = Path(path).read_text(errors="replace")  # raises if it may not be read
             if path == overlay and not re.search(r"^\[", text, re.MULTILINE):
                 raise ValueError(f"LUIGI_CONFIG_PATH is {overlay!r}, which holds no settings")
     # a preset alone lacks the rest, such as the exit status for failed tasks
@@ -142,8 +152,6 @@ def check_dataset(name: str) -> None:
     check_sections()  # before what is missing: it may be misspelled
     if lacks_statuses:
         raise ValueError("luigi.cfg has no section [retcode], without which a failed task would end with status 0")
-    if name not in settings.datasets():
-        raise ValueError(unknown_name(f"dataset {name!r}", name, settings.datasets()))
 
 
 def check_flags(words: Sequence[str]) -> None:

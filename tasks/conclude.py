@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import luigi
-
 from pipeline.specs import FUSIONS, STREAMS
 from pipeline.specs.base import digest_of
 from pipeline.system import files
@@ -34,7 +32,7 @@ class Fuse(Stage):
 
     def own_digest(self) -> str:
         """Digest of the settings of the fusion and of the scores."""
-        return self.spec("fusion").digest(*[task.digest for task in luigi.task.flatten(self.requires())])
+        return self.spec("fusion").digest(*self.digests_before())
 
     def requires(self) -> dict[str, dict[str, Stage]]:
         """Scores of both streams on the validation and test parts."""
@@ -73,6 +71,7 @@ class Fuse(Stage):
 class Report(Stage):
     """`metrics.json` and one self-contained `report.html`."""
 
+    VERSION = 6
     file = "metrics.json"
     beside = ("report.html",)
 
@@ -83,7 +82,7 @@ class Report(Stage):
 
     def own_digest(self) -> str:
         """Digest of everything that is reported."""
-        return digest_of("report", 6, [task.digest for task in self.before()])
+        return digest_of("report", self.VERSION, self.digests_before())
 
     def requires(self) -> dict[str, Stage]:
         """The fusion, the trainings (for their curves), the stores (for failed clips) and the catalog."""

@@ -66,7 +66,7 @@ class TrainStream(OnDevice):
         """Digest of the settings of the stream and of what it reads, and of the file of weights it starts from."""
         start = self.stream_spec.start_file
         content = [files.file_hash(start)] if start and start.is_file() else []
-        return self.stream_spec.digest(*[task.digest for task in self.requires()], *content)
+        return self.stream_spec.digest(*self.digests_before(), *content)
 
     def requires(self) -> list[Stage]:
         """The frames (spatial stream) or the flow (temporal stream), the catalog, and `of_other`."""
@@ -207,7 +207,7 @@ class ScoreStream(OfVideos, OnDevice):
     def own_digest(self) -> str:
         """Digest of the settings of the test views and of all it reads, and of the content of given weights."""
         given = [files.file_hash(self.weights) if self.weights.is_file() else ""] if self.checkpoint else []
-        return self.spec("score").digest(self.part, *given, *[task.digest for task in self.requires()])
+        return self.spec("score").digest(self.part, *given, *self.digests_before())
 
     def requires(self) -> list[Stage]:
         """The trained stream unless weights are given, the frames or the flow, and the catalog."""

@@ -63,6 +63,7 @@ class PaperTable(Repeated, OnDevice):
     kind = "tables"
     failures: Mapping[str, str] = MappingProxyType({})  # of this run: short name of the row -> reason
     lost: Set[Path] = frozenset()  # folders of the scores that this run could not make
+    VERSION = 4
     file = "table.json"
     beside = ("table.html", "table.md")
 
@@ -154,7 +155,7 @@ class PaperTable(Repeated, OnDevice):
     def own_digest(self) -> str:
         """Digest of the table and, for each row, of what it is made from or of the reason it is not run."""
         rows = [[p.row.key, p.reason, p.changes, [task.digest for task in p.tasks]] for p in self.plan]
-        return digest_of("tables", 4, self.table, rows)
+        return digest_of("tables", self.VERSION, self.table, rows)
 
     def requires(self) -> list[Stage]:
         """The stores that the rows share."""

@@ -146,20 +146,7 @@ def _outline(spec: DatasetSpec, split: str, videos: dict[str, Stat]) -> Catalog:
     rows = draw_parts(spec, rows, split)
     classes = _classes(spec, rows, listed_classes, split)
     label = {"": UNKNOWN} | {name: number for number, name in enumerate(classes)}
-    clips = [
-        Clip(
-            row.id,
-            row.path,
-            label[row.class_name],
-            row.class_name,
-            row.group,
-            row.part,
-            videos[row.path].bytes,
-            videos[row.path].mtime_ns,
-            UNREADABLE,
-        )
-        for row in rows
-    ]
+    clips = [Clip.of(row, label[row.class_name], videos[row.path].bytes, videos[row.path].mtime_ns) for row in rows]
     return Catalog(tuple(clips), tuple(classes), split, tuple(absent))
 
 

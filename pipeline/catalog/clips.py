@@ -43,6 +43,11 @@ class Clip:
     mtime_ns: int
     content: str
 
+    @classmethod
+    def of(cls, row: ListedClip, label: int, bytes: int = 0, mtime_ns: int = 0) -> Clip:
+        """The clip of a row, before its file is read."""
+        return cls(row.id, row.path, label, row.class_name, row.group, row.part, bytes, mtime_ns, UNREADABLE)
+
 
 @dataclass(frozen=True)
 class Catalog:
@@ -63,9 +68,9 @@ class Catalog:
     def __post_init__(self):
         object.__setattr__(self, "clips", tuple(sorted(self.clips, key=lambda clip: clip.id)))
         refuse_duplicates(self.clips)
+        names = {UNKNOWN: "", **dict(enumerate(self.classes))}
         for clip in self.clips:
-            names = self.classes[clip.label : clip.label + 1] if clip.label >= 0 else ("",) * (clip.label == UNKNOWN)
-            if clip.part not in PARTS or names != (clip.class_name,):
+            if clip.part not in PARTS or names.get(clip.label) != clip.class_name:
                 raise ValueError(f"clip {clip.id!r}: no part {clip.part!r}, or {clip.class_name!r} not {clip.label}")
 
     def __repr__(self) -> str:

@@ -56,7 +56,7 @@ def network(spec: StreamSpec, classes: int, *, device: str, one_thread: bool = F
         with algorithms(spec):
             times = _steps(run, classes, shortest)
         view_seconds = _view_seconds(run, shortest)
-    (few, first), (many, second) = list(times.items())[-2:] if len(times) > 1 else [(0, 0.0), *times.items()]
+    (few, first), (many, second) = [(0, 0.0), *times.items()][-2:]
     clip_seconds = max(0.0, second - first) / (many - few)
     state = sum(value.nbytes for value in run.network.state_dict().values())
     learning = sum(weight.nbytes for weight in run.network.parameters() if weight.requires_grad)

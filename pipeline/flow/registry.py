@@ -84,7 +84,7 @@ def takes_color(method: str) -> bool:
 def devices(method: str) -> tuple[str, ...]:
     """The kinds of device that the method runs on: "cpu", "cuda" or both."""
     about = REGISTRY[method]
-    return ("cpu",) * about.cpu + ("cuda",) * about.cuda
+    return tuple(kind for kind, usable in (("cpu", about.cpu), ("cuda", about.cuda)) if usable)
 
 
 def methods() -> dict[str, str]:

@@ -20,7 +20,7 @@ PRECISE_SHARE = 0.06  # levels with less than this share of the image's pixels a
 def box_of(spec: FlowSpec) -> list[float]:
     """Bound of the data term's dual variable in each channel: the weight of that channel's residual."""
     gradient, brightness = spec.tvl1_gradient_weight, spec.tvl1_brightness_weight
-    return [gradient] * 2 * (gradient > 0) + [brightness] * (brightness > 0)
+    return [weight for weight in (gradient, gradient, brightness) if weight > 0]
 
 
 def is_precise(size: tuple[int, int], full: tuple[int, int]) -> bool:

@@ -71,7 +71,7 @@ def join(streams: Mapping[str, Scores], fused: Mapping[str, Scores]) -> dict[str
     Raises:
         ValueError: if a stream or the average is absent, tables do not join, or there is no clip.
     """
-    absent = [name for name in STREAMS if name not in streams] + ["average"] * ("average" not in fused)
+    absent = [name for name in (*STREAMS, "average") if name not in {**streams, **fused}]
     if absent:
         raise ValueError(
             f"the report needs the scores of {', '.join(absent)}; it got {', '.join([*streams, *fused]) or 'none'}"

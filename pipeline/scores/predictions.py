@@ -79,9 +79,12 @@ def shown(path: Path) -> str:
         rows = list(csv.DictReader(stream))
     scored, failed = ([row for row in rows if bool(row["reason"]) == wanted] for wanted in (False, True))
     lines = aligned([[row[name] for name in ("path", "class", "probability", "note")] for row in scored[:_SHOWN]])
-    lines += [f"... and {len(scored) - _SHOWN} more"] * (len(scored) > _SHOWN)
+    if len(scored) > _SHOWN:
+        lines.append(f"... and {len(scored) - _SHOWN} more")
     lines += [f"{plain(row['path'])} failed: {plain(row['reason'])}" for row in failed[:_SHOWN]]
-    return "\n".join(lines + [f"... and {len(failed) - _SHOWN} more failed"] * (len(failed) > _SHOWN))
+    if len(failed) > _SHOWN:
+        lines.append(f"... and {len(failed) - _SHOWN} more failed")
+    return "\n".join(lines)
 
 
 def _named(first: str, second: str, count: int) -> list[str]:

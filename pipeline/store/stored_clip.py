@@ -165,7 +165,7 @@ class StoredClip:
         """Stored images first..last-1, decoded: (n, H, W, 3) RGB; (n, H, W) if `gray` or planes of flow; uint8."""
         gray = gray or self.kind == "flow"
         found = self._decoded(first, last, direction=direction, gray=gray)
-        return np.stack(found) if found else np.empty((0, self.height, self.width, *(3,) * (not gray)), np.uint8)
+        return np.stack(found) if found else np.empty((0, self.height, self.width) + (() if gray else (3,)), np.uint8)
 
     def _decoded(self, first: int, last: int, *, direction: str, gray: bool) -> list[np.ndarray]:
         what = f"images {first} to {last - 1} of clip {self.id!r}"
