@@ -119,13 +119,13 @@ class Workers:
     def _run_here(self, function: Callable[[Any], Any], jobs: Iterator[Any]) -> Iterator[tuple[Any, Any]]:
         device = self.devices[0] if self.devices else None
         if self.at_once == 1:
-            yield from ((job, _outcome(function, _on(device, job) if device else job)) for job in jobs)
+            yield from ((job, _outcome(function, _on(device, job))) for job in jobs)
             return
         running: dict[Any, Any] = {}
         with ThreadPoolExecutor(self.at_once) as threads, _saying_what_is_waited_for(running):
             while True:
                 for job in itertools.islice(jobs, self.at_once - len(running)):
-                    running[threads.submit(_outcome, function, _on(device, job) if device else job)] = job
+                    running[threads.submit(_outcome, function, _on(device, job))] = job
                 if not running:
                     return
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
@@ -180,8 +180,8 @@ def _saying_what_is_waited_for(running: dict[Any, Any]) -> Iterator[None]:
         raise
 
 
-def _on(device: str, job: Any) -> Any:
-    return dataclasses.replace(job, device=device)
+def _on(device: str | None, job: Any) -> Any:
+    return dataclasses.replace(job, device=device) if device else job
 
 
 def _on_own_device(function: Callable[[Any], Any], devices: tuple[str, ...], job: Any) -> Any:

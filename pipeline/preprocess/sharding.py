@@ -49,16 +49,21 @@ def _hash_bits(video_id: str) -> str:
     return f"{int.from_bytes(hashlib.blake2b(video_id.encode(), digest_size=8).digest()):064b}"
 
 
+def _bits_of(path: Path) -> str:
+    """A shard's path in the trie, by its name."""
+    return path.stem.removeprefix("shard-").removesuffix("all")
+
+
 class Shards:
     """Existing shards, by their path in the trie."""
 
     def __init__(self, paths: Iterable[Path]):
-        self._paths = {path.stem.removeprefix("shard-").removesuffix("all"): path for path in paths}
+        self._paths = {_bits_of(path): path for path in paths}
         self._bits = sorted(self._paths)
 
     def related(self, path: Path) -> tuple[Path, ...]:
         """Existing shards that may hold clips of the shard at `path`: its ancestors in the trie, itself, its parts."""
-        ours = path.stem.removeprefix("shard-").removesuffix("all")
+        ours = _bits_of(path)
         above = [ours[:n] for n in range(len(ours)) if ours[:n] in self._paths]
         parts = slice(*(bisect.bisect_left(self._bits, bits) for bits in (ours, f"{ours}2")))  # bits are 0 and 1
         return tuple(self._paths[bits] for bits in [*above, *self._bits[parts]])

@@ -34,6 +34,7 @@ COLORS = {
     "average": "#3d4a5c",
 }
 PAGE_INCHES = 10.6  # the width of the page's column; text then has its nominal size
+_MOST_LETTERS = 28  # of a class, beside an axis
 CELL_COUNTS = 24  # up to so many classes the confusion matrix shows its counts
 _NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
 
@@ -192,6 +193,6 @@ def _name_cells(axes, names: list[str]) -> None:
         spine.set_visible(False)
 
 
-def _label(name: str, most: int = 28) -> str:
+def _label(name: str) -> str:
     name = re.sub(r"\s+", " ", metrics.xml_text(name))
-    return name if len(name) <= most else name[: most - 1] + "…"
+    return name if len(name) <= _MOST_LETTERS else name[: _MOST_LETTERS - 1] + "…"

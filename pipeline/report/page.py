@@ -26,6 +26,7 @@ LABELS = {
 }
 ROWS_SHOWN = 60  # a longer list of clips is collapsed
 GROUPS_SHOWN = 12  # the same of groups
+_MOST_NAMES = 12  # in a sentence
 FEW_CLIPS = 100  # one of fewer validation clips is more than one per cent
 
 
@@ -155,10 +156,10 @@ def _fusion_rows(parameters: Mapping[str, Any]) -> dict[str, list[tuple[str, Any
     }
 
 
-def _listed(names: Sequence[str], most: int = 12) -> str:
+def _listed(names: Sequence[str]) -> str:
     """The first names, and how many more there are."""
-    more = len(names) - most
-    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
+    more = len(names) - _MOST_NAMES
+    return ", ".join(names[:_MOST_NAMES]) + (f" and {more} more" if more > 0 else "")
 
 
 def _columns(rows) -> list[str]:

@@ -88,12 +88,10 @@ def _spatial(key: str, words: str, figure: float, dropout: str, start: str, laye
     )
 
 
-def _temporal(key: str, words: str, figure: float, settings: Mapping[str, str], *, of="ucf101", with_how="") -> Row:
-    return Row(key=key, words=words, paper={of: figure}, score="temporal", settings=settings, with_how=with_how)
-
-
-def _fused(key: str, words: str, figure: float, score: str, settings: Mapping[str, str], *, with_how="") -> Row:
-    return Row(key=key, words=words, paper={"ucf101": figure}, score=score, settings=settings, with_how=with_how)
+def _row(
+    key: str, words: str, figure: float, settings: Mapping[str, str], *, score="temporal", of="ucf101", with_how=""
+) -> Row:
+    return Row(key=key, words=words, paper={of: figure}, score=score, settings=settings, with_how=with_how)
 
 
 def _of_three(key: str, words: str, ucf101: float, hmdb51: float, score: str, *, with_how="heads") -> Row:
@@ -130,14 +128,14 @@ _ALL = (
         title="Temporal stream",
         rows=(
             _published("slow-fusion", "slow fusion of RGB frames", ucf101=56.4),
-            _temporal("l1", "one field (L = 1), mean subtracted", 73.9, {**_BEST_STACK, "stack_length": "1"}),
-            _temporal("l5", "stacking (L = 5), mean subtracted", 80.4, {**_BEST_STACK, "stack_length": "5"}),
-            _temporal("l10-raw", "stacking (L = 10)", 79.9, {**_BEST_STACK, **_AS_IT_IS}),
-            _temporal("l10", "stacking (L = 10), mean subtracted", 81.0, _BEST_STACK),
-            _temporal("trajectory-raw", "trajectories (L = 10)", 79.6, {**_TRAJECTORY, **_AS_IT_IS}),
-            _temporal("trajectory", "trajectories (L = 10), mean subtracted", 80.2, _TRAJECTORY),
-            _temporal("bidirectional", "bi-directional (L = 10), mean subtracted", 81.2, _BIDIRECTIONAL),
-            _temporal("multi-task", "multi-task with the other set", 81.5, _BEST_STACK, with_how="heads"),
+            _row("l1", "one field (L = 1), mean subtracted", 73.9, {**_BEST_STACK, "stack_length": "1"}),
+            _row("l5", "stacking (L = 5), mean subtracted", 80.4, {**_BEST_STACK, "stack_length": "5"}),
+            _row("l10-raw", "stacking (L = 10)", 79.9, {**_BEST_STACK, **_AS_IT_IS}),
+            _row("l10", "stacking (L = 10), mean subtracted", 81.0, _BEST_STACK),
+            _row("trajectory-raw", "trajectories (L = 10)", 79.6, {**_TRAJECTORY, **_AS_IT_IS}),
+            _row("trajectory", "trajectories (L = 10), mean subtracted", 80.2, _TRAJECTORY),
+            _row("bidirectional", "bi-directional (L = 10), mean subtracted", 81.2, _BIDIRECTIONAL),
+            _row("multi-task", "multi-task with the other set", 81.5, _BEST_STACK, with_how="heads"),
         ),
     ),
     Table(
@@ -145,10 +143,10 @@ _ALL = (
         title="Temporal stream and a second dataset",
         note="Where training starts from scratch, fine-tuning takes a quarter of its steps, as in the paper.",
         rows=(
-            _temporal("alone", "alone", 46.6, _BEST_STACK, of="hmdb51"),
-            _temporal("tuned", "fine-tuned from the other set", 49.0, _BEST_STACK, of="hmdb51", with_how="start"),
-            _temporal("classes", "classes of the other added", 52.8, _BEST_STACK, of="hmdb51", with_how="classes"),
-            _temporal("multi-task", "multi-task", 55.4, _BEST_STACK, of="hmdb51", with_how="heads"),
+            _row("alone", "alone", 46.6, _BEST_STACK, of="hmdb51"),
+            _row("tuned", "fine-tuned from the other set", 49.0, _BEST_STACK, of="hmdb51", with_how="start"),
+            _row("classes", "classes of the other added", 52.8, _BEST_STACK, of="hmdb51", with_how="classes"),
+            _row("multi-task", "multi-task", 55.4, _BEST_STACK, of="hmdb51", with_how="heads"),
         ),
     ),
     Table(
@@ -156,10 +154,10 @@ _ALL = (
         title="Both streams fused",
         note=_NOTE_OF_SPATIAL,
         rows=(
-            _fused("bidirectional", "bi-directional temporal stream, average", 85.6, "average", _BIDIRECTIONAL),
-            _fused("average", "uni-directional temporal stream, average", 85.9, "average", _BEST_STACK),
-            _fused("multi-task", "multi-task, average", 86.2, "average", _BEST_STACK, with_how="heads"),
-            _fused("multi-task-svm", "multi-task, SVM", 87.0, "svm", _BEST_STACK, with_how="heads"),
+            _row("bidirectional", "bi-directional temporal stream, average", 85.6, _BIDIRECTIONAL, score="average"),
+            _row("average", "uni-directional temporal stream, average", 85.9, _BEST_STACK, score="average"),
+            _row("multi-task", "multi-task, average", 86.2, _BEST_STACK, score="average", with_how="heads"),
+            _row("multi-task-svm", "multi-task, SVM", 87.0, _BEST_STACK, score="svm", with_how="heads"),
         ),
     ),
     Table(

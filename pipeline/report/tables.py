@@ -246,9 +246,8 @@ def note(numbers: Mapping[str, Any]) -> str:
     of = f"split {splits[0]}" if len(splits) == 1 else f"{numbers['accuracy']} {', '.join(splits)}"
     if len(splits) > 1 and numbers["accuracy"] == MEAN_OVER_SPLITS:
         of += " (the interval is that of all their clips together)"
-    of += (
-        f"; {'mean of ' if numbers['several_seeds'] else ''}seed{'s' if seeds[1:] else ''} {', '.join(map(str, seeds))}"
-    )
+    mean = "mean of " if numbers["several_seeds"] else ""
+    of += f"; {mean}seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
     if len(seeds) > 1 and not numbers["several_seeds"]:
         of += ", one for each row"
     why = "; ".join(numbers["no_difference"])
