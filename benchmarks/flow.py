@@ -17,7 +17,6 @@ the distance of our methods from their definitions, `tvl1_torch.py` and `brox_to
 from __future__ import annotations
 
 import argparse
-import functools
 import importlib.util
 import itertools
 from collections.abc import Callable
@@ -141,7 +140,7 @@ def read(arguments: argparse.Namespace) -> list[Pair]:
 
 def accuracy(lanes: list[Lane], pairs: list[Pair]) -> dict:
     """Mean end-point error of every lane on every pair: {lane: [{"group", "name", "all", "visible"}, ...]}."""
-    estimators = {str(lane): functools.partial(estimated, lane) for lane in lanes}
+    estimators = {str(lane): lane.flow for lane in lanes}
     if flow_speed.has_opencv_tvl1():
         estimators[flow_speed.BASELINE] = lambda frames: flow_speed.opencv_tvl1(flow.to_gray(frames))
     errors: dict[str, list[dict]] = {name: [] for name in estimators}
@@ -164,11 +163,6 @@ def accuracy(lanes: list[Lane], pairs: list[Pair]) -> dict:
             ]
             print(f"\n{group}, px\n\n{table(['method, device', *names], rows)}")
     return errors
-
-
-def estimated(lane: Lane, frames: np.ndarray) -> np.ndarray:
-    """(2, H, W) flow, in pixels, of two RGB frames (2, H, W, 3) uint8."""
-    return flow.estimate(frames, lane.spec, device=lane.device)[0]
 
 
 def end_point_error(of_pair: Callable[[np.ndarray], np.ndarray], pair: Pair) -> dict:
@@ -194,7 +188,7 @@ def agreement(lanes: list[Lane], pairs: list[Pair]) -> list[dict]:
     for pair in pairs:
         exact = {method: in_float64(method, pair.frames) for method in {lane.method for lane in lanes}}
         for lane in lanes:
-            apart = np.abs(estimated(lane, pair.frames) - exact[lane.method]).max(0)
+            apart = np.abs(lane.flow(pair.frames) - exact[lane.method]).max(0)
             found.setdefault((str(lane), pair.group), []).append(apart.ravel())
     rows = []
     for (lane, group), parts in found.items():

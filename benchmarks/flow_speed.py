@@ -37,6 +37,10 @@ class Lane(NamedTuple):
         """The method's settings; everything else is the default."""
         return FlowSpec(method=self.method, enlarge=self.enlarge)
 
+    def flow(self, frames: np.ndarray) -> np.ndarray:
+        """(2, H, W) flow, in pixels, of two RGB frames (2, H, W, 3) uint8."""
+        return flow.estimate(frames, self.spec, device=self.device)[0]
+
     def __str__(self) -> str:
         enlarged = f" enlarged {self.enlarge} x" if self.enlarge > 1 else ""
         return f"{self.method}{enlarged}, {self.device}{', not fetched' if self.stays else ''}"

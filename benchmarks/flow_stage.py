@@ -14,11 +14,13 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
 import numpy as np
 from common import show, spread
+from synthetic import Drawn, write_store
 
 from pipeline import quantize, store
 from pipeline.cluster import threads_each
@@ -59,7 +61,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         lengths = np.linspace(*arguments.frames, arguments.clips).round().astype(int).tolist()
         frames = moving_textures(max(lengths), *arguments.size)
-        write_frames(Path(scratch) / "frames", frames, lengths, arguments.shard_clips)
+        drawn = clips_of(frames, lengths)
+        write_store(Path(scratch) / "frames", "frames", drawn, shard_clips=arguments.shard_clips)
         bare(frames, spec, arguments.device, 1)  # the first call compiles and warms up
         runs = [
             {
@@ -87,25 +90,11 @@ def moving_textures(count: int, height: int, width: int) -> np.ndarray:
     return frames
 
 
-def write_frames(folder: Path, frames: np.ndarray, lengths: list[int], shard_clips: int) -> None:
-    """Write a frames store whose clips are the first `lengths[k]` of the frames."""
+def clips_of(frames: np.ndarray, lengths: list[int]) -> Iterator[Drawn]:
+    """Clips of the first `lengths[k]` of the frames."""
     images = [jpeg.encode(frame, quality=95) for frame in frames]
-    attrs = {"digest": "benchmark", "spec": "{}", "inputs": "", "split_name": "1"}
-    about = {"label": 0, "class": "texture", "group": "g", "source": "none", "fps": 25.0, "promised_frames": 0}
-    about |= {"height": frames.shape[1], "width": frames.shape[2]}
-    found = []
-    for begin in range(0, len(lengths), shard_clips):
-        name = f"shard-{begin:06}"
-        with store.create_shard(folder / "shards" / f"{name}.h5", "frames", attrs) as shard:
-            for k, length in enumerate(lengths[begin : begin + shard_clips], begin):
-                clip = shard.clip(f"clip{k:06}")
-                for image in images[:length]:
-                    clip.append(image)
-                crc32 = clip.finish(about, [t / 25 for t in range(length)])
-                record = store.Record(clip.id, "texture", 0, "g", length, "ok", "", crc32)
-                shard.record(record)
-                found.append((record, name))
-    store.write_index(folder / "index.h5", "frames", found, {record.id: "train" for record, _ in found}, attrs)
+    for number, length in enumerate(lengths):
+        yield Drawn(f"clip{number:06}", 0, "g", images[:length], frames.shape[1:3])
 
 
 def bare(frames: np.ndarray, spec: FlowSpec, device: str, pairs: int) -> float:

@@ -14,7 +14,6 @@ The idea is from Baker et al., A database and evaluation methodology for optical
 from __future__ import annotations
 
 import argparse
-import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -54,15 +53,10 @@ def main() -> None:
 def methods(names: list[str] | None) -> dict[str, Method]:
     """Name -> a function of two RGB frames (2, H, W, 3) uint8 that gives (2, H, W) motion in pixels."""
     there = [name for name, state in flow.methods().items() if state == "available" and name not in RAFT_WEIGHTS]
-    found = {name: functools.partial(estimated, Lane(name, "auto")) for name in names or there}
+    found = {name: Lane(name, "auto").flow for name in names or there}
     if flow_speed.has_opencv_tvl1():
         found[flow_speed.BASELINE] = lambda frames: flow_speed.opencv_tvl1(flow.to_gray(frames))
     return found
-
-
-def estimated(lane: Lane, frames: np.ndarray) -> np.ndarray:
-    """(2, H, W) flow of two RGB frames, in pixels."""
-    return flow.estimate(frames, lane.spec, device=lane.device)[0]
 
 
 def triples(folder: Path, gap: int, count: int) -> Iterator[np.ndarray]:

@@ -20,12 +20,14 @@ import multiprocessing
 import statistics
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
 import numpy as np
 import torch
 from common import show, spread
+from synthetic import Drawn, write_store
 from torch.utils.data import DataLoader, Dataset
 
 from pipeline import quantize, store
@@ -40,27 +42,15 @@ from pipeline.video import jpeg
 
 LENGTH, SIDE, BOUND_PX = 10, 224, 20.0
 CLIPS, FIELDS, CLIPS_A_SHARD = 64, 185, 8  # written by default; UCF-101's clips have 186 frames on average
-ABOUT = {"class": "x", "group": "g", "fps": 25.0, "height": 256, "width": 340, "method": "none", "scaling": "bound"}
-ABOUT |= {"bound_px": BOUND_PX, "made_from": "0"}  # the attributes of a clip, as the Flow stage writes them
 ITEMS_A_PROCESS = 160  # per round; with fewer, the processes would have read them all before the clock starts
 
 
-def write_store(folder: Path, *, clips: int, fields: int, quality: int) -> None:
-    """Write a flow store of smooth motions, 340 x 256, eight clips per shard."""
-    rng, records = np.random.default_rng(0), []
-    for first in range(0, clips, CLIPS_A_SHARD):
-        name = f"shard-{first // CLIPS_A_SHARD}"
-        with store.create_shard(folder / "shards" / f"{name}.h5", "flow", {"digest": "d"}) as shard:
-            for number in range(first, min(first + CLIPS_A_SHARD, clips)):
-                writer = shard.clip(f"clip{number:04}")
-                for plane in _planes(rng, fields):
-                    writer.append(jpeg.encode(plane, quality=quality))
-                record = store.Record(writer.id, "x", number % 2, "g", fields + 1, "ok", "", 0)
-                crc32 = writer.finish({**ABOUT, "label": record.label, "source": f"{writer.id}.avi"})
-                record = record._replace(crc32=crc32)
-                shard.record(record)
-                records.append((record, name))
-    store.write_index(folder / "index.h5", "flow", records, {}, {"digest": "d"})
+def clips_drawn(*, clips: int, fields: int, quality: int) -> Iterator[Drawn]:
+    """Clips of smooth motions, 340 x 256."""
+    rng = np.random.default_rng(0)
+    for number in range(clips):
+        planes = (jpeg.encode(plane, quality=quality) for plane in _planes(rng, fields))
+        yield Drawn(f"clip{number:04}", number % 2, "g", planes, (256, 340))
 
 
 def _planes(rng: np.random.Generator, fields: int):
@@ -213,8 +203,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = arguments.store or Path(scratch) / "store"
         if not arguments.store:
-            write_store(folder, clips=arguments.clips, fields=arguments.fields, quality=arguments.quality)
+            drawn = clips_drawn(clips=arguments.clips, fields=arguments.fields, quality=arguments.quality)
+            write_store(folder, "flow", drawn, shard_clips=CLIPS_A_SHARD, bound_px=BOUND_PX)
         flow = store.open_flow(folder)
+        size = next(((clip.height, clip.width) for clip in flow.values()), (0, 0))
+        if min(size) < SIDE:
+            parser.error(f"--store holds clips of {size[1]} x {size[0]}; crops are {SIDE} x {SIDE}")
         ids = [video_id for video_id in flow if len(flow[video_id]) >= LENGTH][: arguments.clips]
         clips = [Clip(video_id, video_id, n % 2, "x", "g", "train", 1, 1, "0" * 16) for n, video_id in enumerate(ids)]
         count = write_files(Path(scratch) / "files", flow, ids)

@@ -22,8 +22,9 @@ import cv2
 import numpy as np
 import torch
 from common import show, spread
+from synthetic import Drawn, class_of, write_store
 
-from pipeline import quantize, store
+from pipeline import quantize
 from pipeline.catalog import Catalog, Clip
 from pipeline.dataset import TrainingSet, stack_items
 from pipeline.dataset.inputs import to_inputs
@@ -47,38 +48,28 @@ COMPARED = 20  # steps of the trainings with one and with two processes
 COMPARED_RATES = (("cnn_m_2048", 1e-3), ("cnn_m_2048", 1e-2), ("small", 1e-3), ("small", 1e-2), ("small", 1e-1))
 
 
-def write_store(folder: Path, kind: str, clips: int) -> Catalog:
+def write_data(folder: Path, kind: str, clips: int) -> Catalog:
     """Write a frames or flow store of smooth noise; one clip per class is for validation, all others for training."""
-    rng, rows, found = np.random.default_rng(0), [], []
-    names = tuple(f"class{label}" for label in range(CLASSES))
-    about = {"digest": "synthetic", "inputs": "synthetic", "spec": "{}"}
-    for number in range(clips):
-        label, split = number % CLASSES, "val" if number < CLASSES else "train"
-        rows.append(Clip(f"c{number}", f"c{number}.avi", label, names[label], f"g{number}", split, 1, 1, "0" * 16))
-        shard_path = folder / "shards" / f"{number:04}.h5"
-        with store.create_shard(shard_path, kind, about) as shard:
-            writer = shard.clip(f"c{number}")
-            for image in images(rng, kind, label):
-                writer.append(jpeg.encode(image, quality=95))
-            attrs = {"label": label, "class": names[label], "group": f"g{number}", "height": HEIGHT_PX}
-            extra = {} if kind == "frames" else {"method": "none", "scaling": "bound", "bound_px": BOUND_PX}
-            crc32 = writer.finish({**attrs, **extra, "width": WIDTH_PX}, [i / 25 for i in range(FRAMES)])
-            record = store.Record(f"c{number}", names[label], label, f"g{number}", FRAMES, "ok", "", crc32)
-            shard.record(record)
-        found.append((record, shard_path.stem))
-    store.write_index(folder / "index.h5", kind, found, {row.id: row.part for row in rows}, about)
-    return Catalog(tuple(rows), names, "1", ())
+    rng, parts = np.random.default_rng(0), ["val"] * CLASSES + ["train"] * (clips - CLASSES)
+    drawn = [Drawn(f"c{n}", n % CLASSES, f"g{n}", (), (HEIGHT_PX, WIDTH_PX), part) for n, part in enumerate(parts)]
+    with_images = (clip._replace(images=images(rng, kind, clip.label)) for clip in drawn)
+    write_store(folder, kind, with_images, shard_clips=1, bound_px=BOUND_PX)
+    rows = (
+        Clip(of.id, f"{of.id}.avi", of.label, class_of(of.label), of.group, of.part, 1, 1, "0" * 16) for of in drawn
+    )
+    return Catalog(tuple(rows), tuple(map(class_of, range(CLASSES))), "1", ())
 
 
-def images(rng: np.random.Generator, kind: str, label: int) -> Iterator[np.ndarray]:
-    """The images of one clip: frames, or the x and y planes of its flow in turn."""
+def images(rng: np.random.Generator, kind: str, label: int) -> Iterator[bytes]:
+    """The images of one clip as JPEG: frames, or the x and y planes of its flow in turn."""
     for _ in range(FRAMES if kind == "frames" else 2 * (FRAMES - 1)):
         coarse = rng.normal(size=(HEIGHT_PX // 8, WIDTH_PX // 8, 3)).astype(np.float32)
         smooth = cv2.resize(coarse, (WIDTH_PX, HEIGHT_PX), interpolation=cv2.INTER_CUBIC)
         if kind == "frames":
-            yield (smooth * 40 + 100 + 5 * label).clip(0, 255).astype(np.uint8)
+            image = (smooth * 40 + 100 + 5 * label).clip(0, 255).astype(np.uint8)
         else:
-            yield quantize.to_bytes(smooth[..., 0] * 2 + label - CLASSES / 2, bound_px=BOUND_PX)
+            image = quantize.to_bytes(smooth[..., 0] * 2 + label - CLASSES / 2, bound_px=BOUND_PX)
+        yield jpeg.encode(image, quality=95)
 
 
 def settings(stream: str, **values) -> StreamSpec:
@@ -121,11 +112,12 @@ def on_device(run: TrainingState, data: TrainingSet, steps: int) -> float:
 def one_against_two(folder: Path, index: Path, catalog: Catalog, network: str, rate: float) -> tuple[float, float]:
     """Largest difference over all steps between the losses of one process and of two (CPU, float32, dropout 0.5).
 
-    The second figure is what rounding alone does: the same for one process with one thread and with all of them.
+    Each process has as many threads as one of the two. The second figure is what rounding alone does: the same for one
+    process with so many threads and with all of them.
     """
     recipe = {"network": network, "resize_px": 64, "crop_px": 56, "batch": 8, "steps": COMPARED, "dropout": 0.5}
     losses, threads = [], torch.get_num_threads()
-    for processes, used in ((1, threads), (2, threads), (1, 1)):
+    for processes, used in ((1, max(1, threads // 2)), (2, threads), (1, threads)):
         torch.set_num_threads(used)
         spec = settings("spatial", **recipe, learning_rate=rate, milestones=(), processes=processes)
         out = folder / f"{network} {rate} {processes} {used}"
@@ -148,6 +140,10 @@ def main() -> None:
     parser.add_argument("--loader-workers", type=int, default=-1)
     parser.add_argument("--gpu-decoding", type=float, default=-1, help="share of the stacks that a GPU decodes")
     given = parser.parse_args()
+    if given.clips <= CLASSES:
+        parser.error(
+            f"--clips is {given.clips}; it must be above {CLASSES}, as one clip of each class is for validation"
+        )
     device = resolve_device(given.device)
     small = device.type == "cpu"
     cv2.setNumThreads(1)
@@ -157,7 +153,7 @@ def main() -> None:
     spec = settings(given.stream, **recipe, learning_rate=1e-4, steps=100_000)
     with tempfile.TemporaryDirectory() as scratch:
         kind = "frames" if given.stream == "spatial" else "flow"
-        catalog = write_store(Path(scratch) / kind, kind, given.clips)
+        catalog = write_data(Path(scratch) / kind, kind, given.clips)
         run, data = TrainingState(spec, CLASSES, device), TrainingSet(spec, Path(scratch) / kind, catalog.part("train"))
         with algorithms(spec):
             rounds = []
@@ -167,7 +163,7 @@ def main() -> None:
                 print(f"round {number + 1}: a step from the store {told}; on the device {rounds[-1][1]:.4f} s")
         differences = []
         if small:
-            frames = write_store(Path(scratch) / "small", "frames", 2 * CLASSES)
+            frames = write_data(Path(scratch) / "small", "frames", 2 * CLASSES)
             for compared in COMPARED_RATES:
                 found = one_against_two(Path(scratch), Path(scratch) / "small" / "index.h5", frames, *compared)
                 differences.append((*compared, *found))
@@ -191,7 +187,7 @@ def report(spec: StreamSpec, device: torch.device, rounds: list, differences: li
     ]
     for network, rate, found, by_threads in differences:
         what = f"{network}, learning rate {rate:g}: largest difference of {COMPARED} losses, 1 process against 2"
-        rows.append((what, f"{found:.1e} (1 thread against all: {by_threads:.1e})"))
+        rows.append((what, f"{found:.1e} (1 process, half the threads against all: {by_threads:.1e})"))
     record = {"spec": spec.as_dict(), "rounds": rounds, "waiting": shares, "ratio": ratios, "differences": differences}
     decoding = "" if spec.gpu_decoding < 0 else f" {spec.gpu_decoding:g} decoded there"
     show(f"training {spec.stream} {spec.network} {spec.precision}{decoding}", rows, record)

@@ -42,6 +42,12 @@ def test_it_runs(run, capsys):
     assert "| from the store : on the device, clips/s |" in capsys.readouterr().out
 
 
+def test_too_few_clips_are_refused(run, capsys):
+    with pytest.raises(SystemExit):
+        run("--clips", "8")
+    assert "--clips is 8; it must be above 8, as one clip of each class is for validation" in capsys.readouterr().err
+
+
 class _Clock:
     """Time that passes only by `sleep_until`, and batches made meanwhile: one each `every` seconds, at most 32 ahead."""
 

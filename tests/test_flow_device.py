@@ -5,6 +5,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import numba
 import numpy as np
 import pytest
 import torch
@@ -166,6 +167,17 @@ def test_a_numba_that_does_not_work_is_said_once_and_done_without(broken_numba, 
     assert np.isfinite(found).all() and found.any()
     estimate(frames, spec, device="cpu")
     assert capsys.readouterr().err.count("numba does not work, so what it would compile is computed more slowly") == 1
+
+
+def test_loops_are_not_left_to_python_where_numba_does_not_compile(monkeypatch, capsys):
+    monkeypatch.setattr(numba.config, "DISABLE_JIT", 1)
+    compiling._numba_works.cache_clear()
+    try:
+        found = estimate(clips()[0], TVL1, device="cpu")
+    finally:
+        compiling._numba_works.cache_clear()
+    assert np.isfinite(found).all() and found.any()
+    assert "NUMBA_DISABLE_JIT is set, so what numba would compile is computed more slowly" in capsys.readouterr().err
 
 
 def test_threads_that_ask_at_the_same_time_have_it_computed_once():

@@ -53,11 +53,15 @@ def has_numba() -> bool:
 @computed_once
 def _numba_works() -> bool:
     try:
-        import numba  # noqa: F401
+        import numba
+
+        off = numba.config.DISABLE_JIT
     except Exception as error:  # a broken numba may raise anything
         say(f"numba does not work, so what it would compile is computed more slowly: {error!r}")
         return False
-    return True
+    if off:  # Python would run the loops, thousands of times as slowly
+        say("NUMBA_DISABLE_JIT is set, so what numba would compile is computed more slowly")
+    return not off
 
 
 @computed_once
