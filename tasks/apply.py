@@ -16,7 +16,7 @@ from tasks.base import Stage
 from tasks.conclude import Fuse
 from tasks.learn import ScoreStream
 from tasks.listing import Catalog, OfVideos
-from tasks.mistakes import told_plainly
+from tasks.mistakes import one_line_errors
 from tasks.prepare import Flow, Frames
 
 
@@ -42,7 +42,7 @@ class ScoreVideos(OfVideos):
         super().__init__(*args, **kwargs)
         given = [f"--{s}-checkpoint" for s in STREAMS if getattr(self, f"{s}_checkpoint")]
         if self.fuse != "average" and given:
-            with told_plainly():
+            with one_line_errors():
                 raise ValueError(
                     f"--fuse is {self.fuse!r}, which was chosen for the streams trained here, not for {given[0]}; take "
                     "the average"

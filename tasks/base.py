@@ -24,9 +24,9 @@ from pipeline.system.errors import StageFailed
 from pipeline.system.files import one_writer, read_json, read_made_from, record_made_from, try_exclusive_lock
 from pipeline.system.progress import say
 from tasks import checks, settings
-from tasks.mistakes import told_plainly
+from tasks.mistakes import one_line_errors
 from tasks.parameters import OfDataset
-from tasks.session import may_write, one_look, remembered, use_artifacts
+from tasks.session import cache_scope, cached_in_scope, may_write, use_artifacts
 
 
 class Artifact(luigi.Target):
@@ -52,8 +52,8 @@ class Artifact(luigi.Target):
 
 
 @dataclasses.dataclass
-class _Known:
-    """What a stage has found out in one look."""
+class _Cache:
+    """What a stage has found out in one `cache_scope`."""
 
     inputs_key: str = ""  # once all that it reads is complete
     is_complete: bool = False
@@ -72,7 +72,7 @@ class Stage(OfDataset):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        _ = self.known  # wrong settings are refused at once
+        self.check_settings()
 
     def clone(self, cls: type[luigi.Task] | None = None, **kwargs: Any) -> luigi.Task:
         """A task with the same parameters, except those given; of `changes` and `seed` it gets only what it reads.
@@ -102,19 +102,19 @@ class Stage(OfDataset):
 
     # --- derived from that
 
-    @remembered
+    @cached_in_scope
     def digest(self) -> str:
         """`own_digest`, computed once."""
         return self.own_digest()
 
-    @remembered
-    def known(self) -> _Known:
-        """What was found out in this look. It begins with a check of the settings: a program may have changed them."""
-        with told_plainly():
+    @cached_in_scope
+    def cache(self) -> _Cache:
+        """What was found out in this scope. It begins with a check of the settings: a program may have changed them."""
+        with one_line_errors():
             checks.check(self.dataset_name, self.changes)
-        return _Known()
+        return _Cache()
 
-    @remembered
+    @cached_in_scope
     def folder(self) -> Path:
         """Folder of the artifact."""
         stage = self.kind or re.sub("(?<=.)(?=[A-Z])", "_", type(self).__name__).lower()  # train_stream
@@ -139,8 +139,8 @@ class Stage(OfDataset):
         return digest_of(self.digest, self.inputs_key())
 
     def inputs_key(self) -> str:
-        """Content key of everything this stage reads; remembered once all of it is complete."""
-        return self.known.inputs_key or digest_of(self.keys_read())
+        """Content key of everything this stage reads; cached once all of it is complete."""
+        return self.cache.inputs_key or digest_of(self.keys_read())
 
     def keys_read(self) -> list[str]:
         """Content key of each thing that this stage reads."""
@@ -162,7 +162,7 @@ class Stage(OfDataset):
         """Whether the artifact exists with all its files and was made from the current inputs."""
         if not self.output().exists():
             return False
-        with told_plainly():  # a damaged artifact, or one of another version, is refused with advice
+        with one_line_errors():  # a damaged artifact, or one of another version, is refused with advice
             recorded = self.output().recorded()
             others = [self.folder / name for name in self.files_beside(recorded)]
             return recorded.get("inputs") == self.inputs_key() and all(path.is_file() for path in others)
@@ -172,37 +172,41 @@ class Stage(OfDataset):
         return self.beside
 
     def complete(self) -> bool:
-        """Whether the artifact and all it needs are current. True is remembered; if False, `check` runs once."""
-        with one_look():
+        """Whether the artifact and all it needs are current. True is cached; if False, `check` runs once."""
+        with cache_scope():
             use_artifacts(self.run_spec.artifacts)
             self._look_for_it()
-            if not self.known.is_complete:  # Luigi calls this for every task before it runs any: the time to refuse
+            if not self.cache.is_complete:  # Luigi calls this for every task before it runs any: the time to refuse
                 self.check_once()
-            return self.known.is_complete
+            return self.cache.is_complete
 
     def _look_for_it(self) -> None:
-        known = self.known
-        if not known.inputs_key and all(task.complete() for task in self.before()):
-            with told_plainly():
-                known.inputs_key = self.inputs_key()
-        if known.inputs_key and not known.is_complete:
-            known.is_complete = self.is_current()
-            if known.is_complete and may_write():  # a plan writes nothing
+        cache = self.cache
+        if not cache.inputs_key and all(task.complete() for task in self.before()):
+            with one_line_errors():
+                cache.inputs_key = self.inputs_key()
+        if cache.inputs_key and not cache.is_complete:
+            cache.is_complete = self.is_current()
+            if cache.is_complete and may_write():  # a plan writes nothing
                 self._record_if_lost()
+
+    def check_settings(self) -> None:
+        """Refuse wrong settings, which the first use of `cache` in a scope checks."""
+        _ = self.cache
 
     def check_once(self) -> None:
         """Call `check`, unless it has already passed."""
-        if not self.known.is_checked:
-            with told_plainly():
+        if not self.cache.is_checked:
+            with one_line_errors():
                 self.check()
-            self.known.is_checked = True
+            self.cache.is_checked = True
 
     def check(self) -> None:
         """Refuse what cannot succeed, before anything is made. May write only weights and `made_from.json`."""
 
     def run(self) -> None:
         """Make the artifact with its folder locked; do nothing if another run has just made it."""
-        with one_look():
+        with cache_scope():
             use_artifacts(self.run_spec.artifacts, create=True)
             with one_writer(self.folder):
                 if not self.is_current():
@@ -242,10 +246,10 @@ class Stage(OfDataset):
         return self.output().recorded().get("inputs") == self._inputs_now()
 
     def _inputs_now(self) -> str:
-        """Content key of what this stage reads, of what is there now, which replaces the remembered one."""
-        self.known.inputs_key = ""
-        self.known.inputs_key = self.inputs_key()
-        return self.known.inputs_key
+        """Content key of what this stage reads, of what is there now, which replaces the cached one."""
+        self.cache.inputs_key = ""
+        self.cache.inputs_key = self.inputs_key()
+        return self.cache.inputs_key
 
     def _stages_before(self) -> list[Stage]:
         return [task for task in self.before() if isinstance(task, Stage)]

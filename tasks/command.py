@@ -19,7 +19,7 @@ from pipeline.system.console import plain
 from pipeline.system.files import nameless_file
 from pipeline.system.progress import last_said, say
 from tasks import checks
-from tasks.mistakes import error_line, mistake_of_command, plainly
+from tasks.mistakes import error_line, line_unless_bug, mistake_of_command
 
 _FORKED = threading.Event()  # tasks run in their own processes, whose last message is not known here
 _FAILURES = nameless_file()  # a line each; shared with Luigi's workers, which are forked
@@ -33,7 +33,7 @@ class _WithoutTraceback(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         error = record.exc_info[1] if record.exc_info else None
-        if not error or not (told := plainly(error)):
+        if not error or not (told := line_unless_bug(error)):
             return True
         if record.msg.startswith("Uncaught exception"):
             say(f"error: {told}")

@@ -8,7 +8,7 @@ import luigi
 
 from pipeline.system.errors import StageFailed
 from pipeline.system.progress import say
-from tasks.mistakes import Refused, error_line, plainly
+from tasks.mistakes import Refused, error_line, line_unless_bug
 
 
 class NotMade(Exception):
@@ -35,7 +35,7 @@ def finish(task: luigi.Task, broken: dict[str, NotMade]) -> None:
     except NotMade:
         raise
     except (Exception, Refused) as error:
-        if not plainly(error):  # a bug, which the message alone does not explain
+        if not line_unless_bug(error):  # a bug, which the message alone does not explain
             say("".join(traceback.format_exception(error)))
         broken[name] = NotMade(task, error)
         _forget_locals(error)

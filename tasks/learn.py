@@ -13,10 +13,10 @@ from pipeline.system.progress import say
 from tasks import checks, settings
 from tasks.base import Stage
 from tasks.listing import Catalog, OfVideos
-from tasks.mistakes import told_plainly
+from tasks.mistakes import one_line_errors
 from tasks.parameters import Whole
 from tasks.prepare import Flow, Frames
-from tasks.session import may_write, remembered
+from tasks.session import cached_in_scope, may_write
 
 if TYPE_CHECKING:
     from pipeline import catalog
@@ -72,13 +72,13 @@ class TrainStream(OnDevice):
         """The frames (spatial stream) or the flow (temporal stream), the catalog, and `of_other`."""
         return [self.clone(data_of(self.stream)), self.clone(Catalog), *self.of_other]
 
-    @remembered
+    @cached_in_scope
     def of_other(self) -> list[Stage]:
         """What the training reads of the other dataset, if any: its store and catalog, or its training."""
         spec = self.stream_spec
         if not spec.with_dataset:
             return []
-        with told_plainly():
+        with one_line_errors():
             checks.check_together(self.stream, self.dataset_name, self.changes)
             official = all(settings.has_official_splits(name) for name in (self.dataset_name, spec.with_dataset))
         other = {"dataset": spec.with_dataset, "split": self.split_name if official else ""}

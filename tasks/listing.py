@@ -14,7 +14,7 @@ from pipeline.system import files
 from pipeline.system.progress import say, say_once
 from tasks import checks, settings
 from tasks.base import Stage
-from tasks.mistakes import told_plainly
+from tasks.mistakes import one_line_errors
 from tasks.session import OfProgram
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class DemoVideos(OfProgram):
         """Whether exactly this demo is there."""
         from pipeline.demo import is_written
 
-        with told_plainly():
+        with one_line_errors():
             checks.check_dataset(self.dataset)
             return is_written(Path(self.folder), self.spec)
 
@@ -105,8 +105,8 @@ class Catalog(OfVideos):
         if self.outlives_its_videos():
             say_once(f"Catalog: the videos are no longer at {dataset.videos}; going on with what was made from them")
             return self.output().recorded()["inputs"]
-        with told_plainly():
-            return self.known.inputs_key or catalog.files_fingerprint(dataset)
+        with one_line_errors():
+            return self.cache.inputs_key or catalog.files_fingerprint(dataset)
 
     def outlives_its_videos(self) -> bool:
         """Whether the catalog exists but the folder of its videos does not."""

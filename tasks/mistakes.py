@@ -26,7 +26,7 @@ from tasks import settings
 
 _RAISE = dis.opmap["RAISE_VARARGS"]
 _OURS = Path(__file__).parents[1]
-_NOT_OURS = (WorkerDied, DamagedFile, MachineFault)
+_NOT_BUGS = (WorkerDied, DamagedFile, MachineFault)
 _OF_LUIGI = "Task finished running, but complete() is still returning false"
 _OF_TORCH = "enforce fail at inline_container"  # torch's message if a file of weights could not be written
 
@@ -45,7 +45,7 @@ class Refused(SystemExit):
 
 
 @contextlib.contextmanager
-def told_plainly() -> Iterator[None]:
+def one_line_errors() -> Iterator[None]:
     """Turn a mistake into one line for the user of a command (`Refused`); a Python caller gets the exception."""
     try:
         yield
@@ -91,7 +91,7 @@ def _is_plain(error: BaseException | None) -> bool:
     """Whether the message suffices: a fault of files or the machine, or an error our code raised on purpose."""
     if isinstance(error, OSError) or _is_full(error) or _OF_LUIGI in str(error):
         return True
-    if isinstance(error, _NOT_OURS) or (error is not None and is_out_of_memory(error)):
+    if isinstance(error, _NOT_BUGS) or (error is not None and is_out_of_memory(error)):
         return True
     if isinstance(error, StageFailed) and isinstance(error.__cause__, Exception):  # what a worker raised
         return _is_plain(error.__cause__)
@@ -136,6 +136,6 @@ def _of_luigis_setting(error: BaseException) -> str:
     return f"[{found[1]}] {found[2]}, in luigi.cfg or as a flag: {one_line(str(error.__cause__))}" if found else ""
 
 
-def plainly(error: BaseException) -> str:
+def line_unless_bug(error: BaseException) -> str:
     """The error in one line if it is not a bug, else ""."""
     return mistake_of_command(error) or (error_line(error) if isinstance(error, Refused) or _is_plain(error) else "")

@@ -7,7 +7,7 @@ import luigi
 from pipeline.specs import RunSpec
 from pipeline.specs.base import Spec
 from tasks import checks, settings
-from tasks.session import OfProgram, remembered
+from tasks.session import OfProgram, cached_in_scope
 
 
 class OfDataset(OfProgram):
@@ -25,13 +25,13 @@ class OfDataset(OfProgram):
         default={}, description='settings that this task changes, as JSON, such as {"stack_length": "5"}'
     )
 
-    @remembered
+    @cached_in_scope
     def run_spec(self) -> RunSpec:
         """The [run] settings, overridden by the parameters of this task."""
         given = {"dataset": self.dataset, "device": self.device, "artifacts": self.artifacts, "seed": self.seed}
         return settings.resolve("run", **{name: value for name, value in given.items() if value not in ("", -1)})
 
-    @remembered
+    @cached_in_scope
     def dataset_name(self) -> str:
         """Name of the dataset, which must have a section in luigi.cfg."""
         checks.check_dataset(self.run_spec.dataset)
@@ -41,7 +41,7 @@ class OfDataset(OfProgram):
         """The settings of a section for this dataset."""
         return settings.resolve(section, self.dataset_name, self.changes)
 
-    @remembered
+    @cached_in_scope
     def split_name(self) -> str:
         """Name of the split; the dataset's own if none was given."""
         return self.named_split(self.split or self.spec("dataset").split)

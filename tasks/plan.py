@@ -47,7 +47,7 @@ def main(argv: list[str]) -> int:
         with CmdlineParser.global_instance(words) as parser, writing_nothing():
             found = plan(parser.get_task_obj(), quick=own.quick)
     except Exception as error:
-        if not (said := mistakes.plainly(error)):
+        if not (said := mistakes.line_unless_bug(error)):
             raise
         raise SystemExit(f"error: {said}") from None
     try:

@@ -16,8 +16,8 @@ from tasks.base import Stage
 from tasks.conclude import Report
 from tasks.learn import TrainStream
 from tasks.listing import Catalog
-from tasks.mistakes import told_plainly
-from tasks.session import may_write, remembered, use_artifacts
+from tasks.mistakes import one_line_errors
+from tasks.session import cached_in_scope, may_write, use_artifacts
 
 
 class Repeated(Stage):
@@ -35,10 +35,10 @@ class Repeated(Stage):
         dataset = self.spec("dataset")
         return list(demo.SPLITS) if dataset.generator else layouts.split_names(dataset)
 
-    @remembered
+    @cached_in_scope
     def split_list(self) -> list[str]:
         """The splits, in order."""
-        with told_plainly():
+        with one_line_errors():
             return self._listed_splits() or self.all_splits()
 
     def _listed_splits(self) -> list[str]:
@@ -48,14 +48,14 @@ class Repeated(Stage):
 
     def check_splits(self, *parts: str) -> None:
         """Refuse a split that does not exist or lacks clips of these parts, before any split is run."""
-        with told_plainly():
+        with one_line_errors():
             for split in self.split_list:
                 self.clone(Catalog, split=split).check_parts(*parts)
 
-    @remembered
+    @cached_in_scope
     def seed_list(self) -> list[int]:
         """The seeds, in order; -1 stands for the seed of [run]."""
-        with told_plainly():
+        with one_line_errors():
             texts = listed("seeds", self.seeds)
             if wrong := [text for text in texts if not text.isdecimal()]:
                 raise ValueError(f"--seeds is {self.seeds!r}; {wrong[0]!r} is not a whole number from 0 up")
@@ -81,7 +81,7 @@ class Repeated(Stage):
 
     def check_seeds(self, streams: Iterable[str]) -> None:
         """Refuse several seeds if a stream has its own seed: a single training would be shown as several."""
-        with told_plainly():
+        with one_line_errors():
             for stream in streams:
                 runs = [
                     self.clone(TrainStream, stream=stream, split=self.split_list[0], seed=s) for s in self.seed_list

@@ -1,4 +1,4 @@
-"""What lasts as long as a command or a `luigi.build`: settings, what tasks remember, the lock that keeps `gc` off."""
+"""What lasts as long as a command or a `luigi.build`: settings, what tasks cache, the lock that keeps `gc` off."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from luigi.worker import Worker
 
 from pipeline.system import files
 from tasks import settings
-from tasks.mistakes import told_plainly
+from tasks.mistakes import one_line_errors
 
-_LOOK: ContextVar[object] = ContextVar("look", default=None)
-_LOOKS: WeakKeyDictionary[object, object] = WeakKeyDictionary()  # command or worker -> its look, which can be pickled
+_SCOPE: ContextVar[object] = ContextVar("scope", default=None)
+_SCOPES: WeakKeyDictionary[object, object] = WeakKeyDictionary()  # command or worker -> its scope, which can be pickled
 _MAY_WRITE: ContextVar[bool] = ContextVar("may_write", default=True)
 _OF_WORKERS = {Worker.add.__code__, Worker.run.__code__}
 _IN_USE: dict[tuple[str, int], int] = {}  # (artifacts, process) -> lock that keeps `gc` off
@@ -32,7 +32,7 @@ def use_artifacts(artifacts: str, *, create: bool = False) -> None:
     """Keep `gc` off these artifacts until this command ends; a Python caller must do that itself."""
     key = (artifacts, os.getpid())
     if settings.from_command_line() and _IN_USE.get(key, -1) < 0:
-        with told_plainly():
+        with one_line_errors():
             try:
                 _IN_USE[key] = files.hold_shared_lock(Path(artifacts), create=create)
             except OSError as error:
@@ -67,40 +67,40 @@ def writing_nothing() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def one_look() -> Iterator[object]:
-    """Scope of remembered answers: yields the same object for as long as they remain valid.
+def cache_scope() -> Iterator[object]:
+    """Scope of what tasks cache of the disk and the settings: yields the same object for as long as it remains valid.
 
     It is Luigi's command, or the worker of `luigi.build`: a program may build again a day later, and Luigi would give
     it the same task objects. If a program only queries a task, each query, with those it makes in turn, is a new scope.
     """
-    look = _LOOK.get()
-    if look is None:
+    scope = _SCOPE.get()
+    if scope is None:
         of_luigi = CmdlineParser.get_instance() or _worker()
-        look = object() if of_luigi is None else _LOOKS.setdefault(of_luigi, object())
-    given = _LOOK.set(look)
+        scope = object() if of_luigi is None else _SCOPES.setdefault(of_luigi, object())
+    given = _SCOPE.set(scope)
     try:
-        yield look
+        yield scope
     finally:
-        _LOOK.reset(given)
+        _SCOPE.reset(given)
 
 
-class remembered:
-    """A property of a task that is computed once in a look: between two, a program may have changed the settings."""
+class cached_in_scope:
+    """A property of a task that is computed once in a `cache_scope`: between two, a program may change the settings."""
 
     def __init__(self, compute: Callable[[Any], Any]):
         self._compute, self.__doc__ = compute, compute.__doc__
 
     def __set_name__(self, owner: type, name: str) -> None:
-        self._name = f"remembered {name}"
+        self._name = f"cached {name}"
 
     def __get__(self, task: luigi.Task | None, owner: type) -> Any:
         if task is None:
             return self
-        with one_look() as look:
-            of_look, value = task.__dict__.get(self._name, (None, None))
-            if of_look is not look:
+        with cache_scope() as scope:
+            of_scope, value = task.__dict__.get(self._name, (None, None))
+            if of_scope is not scope:
                 value = self._compute(task)
-                task.__dict__[self._name] = look, value
+                task.__dict__[self._name] = scope, value
             return value
 
 

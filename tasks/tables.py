@@ -22,10 +22,10 @@ from tasks.conclude import Fuse
 from tasks.finish import NotMade, finish
 from tasks.learn import OnDevice, ScoreStream, TrainStream
 from tasks.listing import Catalog
-from tasks.mistakes import Refused, error_line, told_plainly
+from tasks.mistakes import Refused, error_line, one_line_errors
 from tasks.prepare import Flow, Frames
 from tasks.repeat import Repeated, listed, seed_of
-from tasks.session import remembered
+from tasks.session import cached_in_scope
 
 
 class RowsFailed(StageFailed):
@@ -69,7 +69,7 @@ class PaperTable(Repeated, OnDevice):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        with told_plainly():
+        with one_line_errors():
             self._check()
 
     def _check(self) -> None:
@@ -91,10 +91,10 @@ class PaperTable(Repeated, OnDevice):
         """The table."""
         return self.table
 
-    @remembered
+    @cached_in_scope
     def split_list(self) -> list[str]:
         """The named splits; all of them for table 4 or with `all`; else the dataset's own."""
-        with told_plainly():
+        with one_line_errors():
             if (self.splits or self.definition.split) == "all":
                 return self.all_splits()
             return self._listed_splits() or [self.spec("dataset").split]
@@ -106,7 +106,7 @@ class PaperTable(Repeated, OnDevice):
 
     # --- rows
 
-    @remembered
+    @cached_in_scope
     def plan(self) -> list[Planned]:
         """Every row, with its tasks or the reason it is not run."""
         planned = [self._planned(row) for row in self.definition.rows]
@@ -252,7 +252,7 @@ class PaperTable(Repeated, OnDevice):
             setup="" if failure or planned.reason else self._training_of(planned),
         )
 
-    @remembered
+    @cached_in_scope
     def _changed(self) -> set[str]:
         """Names of the settings that any row changes."""
         return {name for planned in self.plan for name in planned.changes}

@@ -171,7 +171,9 @@ def test_only_what_was_raised_on_purpose_is_told_without_traceback():
     one_row = np.zeros((1, 2), np.float32)
     on_purpose = caught(quantize.to_bytes, one_row[0].astype(int))
     by_numpy = caught(Scores, ("a",), one_row.reshape(2), [[0], [0, 1]], ("x", "y"))
-    assert mistakes.plainly(on_purpose) and type(by_numpy) is ValueError and not mistakes.plainly(by_numpy)
+    assert (
+        mistakes.line_unless_bug(on_purpose) and type(by_numpy) is ValueError and not mistakes.line_unless_bug(by_numpy)
+    )
 
 
 @pytest.mark.parametrize(
@@ -190,7 +192,7 @@ def test_a_stage_that_failed_for_a_fault_of_the_program_keeps_its_traceback(caus
     line = "raise StageFailed('shard x could not be made') from cause"
     file = str(ROOT / "pipeline/made_up.py")
     error = caught(lambda: exec(compile(line, file, "exec"), {"StageFailed": StageFailed, "cause": cause}))
-    assert bool(mistakes.plainly(error)) == plain
+    assert bool(mistakes.line_unless_bug(error)) == plain
 
 
 def test_a_change_while_a_task_runs_is_told_in_one_line(config, monkeypatch, caplog, capsys):

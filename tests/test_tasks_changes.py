@@ -25,7 +25,7 @@ from pipeline.specs import ClusterSpec
 from pipeline.system.errors import StageFailed
 from pipeline.system.files import file_hash
 from tasks import Catalog, Flow, Frames, FullPipeline, Fuse, Report, ScoreStream, TrainStream
-from tasks.session import one_look
+from tasks.session import cache_scope
 
 
 def test_a_changed_flow_setting_redoes_flow_and_what_follows(config, tmp_path):
@@ -90,7 +90,7 @@ def test_weights_replaced_since_the_command_began_start_no_training(config, tmp_
     config.set("spatial", "start", str(start))
     assert build(fresh(Frames))
     train = fresh(TrainStream, stream="spatial")
-    with one_look():
+    with cache_scope():
         assert train.digest
         start.write_bytes(b"two")
         with pytest.raises(StageFailed, match="what it reads has been replaced since this command began"):

@@ -10,13 +10,13 @@ from pipeline.networks import imagenet
 from pipeline.networks.checkpoint import load_checkpoint
 from pipeline.specs import StreamSpec
 from tasks import Frames, FullPipeline, ScoreStream, TrainStream
-from tasks.session import one_look, writing_nothing
+from tasks.session import cache_scope, writing_nothing
 
 
 def test_a_setting_that_is_hardly_meant_is_said_before_any_work(config, capsys):
     config.read_dict({"spatial": {"partial_bn": "true"}})
     task = fresh(TrainStream, stream="spatial")
-    with one_look():
+    with cache_scope():
         assert not task.complete() and not task.complete()
     said = capsys.readouterr().err
     assert said.count("[spatial] partial_bn is true and start is scratch") == 1
