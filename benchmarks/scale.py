@@ -48,13 +48,13 @@ def main() -> None:
         peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
         flow = next(artifacts.glob("*/flow/*"))
         checked = timed("-m", "pipeline", "verify", str(flow))
-        told = timed("-m", "pipeline", "status", "--artifacts", str(artifacts))
+        status = timed("-m", "pipeline", "status", "--artifacts", str(artifacts))
         first, later = reader(flow, next(artifacts.glob("*/catalog/*/catalog.h5")))
         files = sum(1 for path in artifacts.rglob("*.h5"))
     rows = [("clips, HDF5 files", f"{clips}, {files}")]
     rows += [(f"{name}, s", f"{took:.1f}") for name, took in stages]
     rows += [("whole chain, s", f"{seconds:.0f}"), ("rerun with nothing to do, s", spread(again, 1))]
-    rows += [("verify of the flow, s", f"{checked:.1f}"), ("status, s", f"{told:.1f}")]
+    rows += [("verify of the flow, s", f"{checked:.1f}"), ("status, s", f"{status:.1f}")]
     rows += [("largest process, MiB", f"{peak:.0f}")]
     rows += [("a training item of 10 planes, first use of a clip / later, ms", f"{first:.2f} / {later:.2f}")]
     show("scale", rows, {"clips": clips, "stages": stages, "seconds": seconds, "again": again})
@@ -98,9 +98,9 @@ def chain(videos: Path, artifacts: Path) -> tuple[list[tuple[str, float]], float
     command += ["--flow-bound-px", str(BOUND_PX), "--stack-length", "5", "--score-frames", "5", "--score-crops", "2"]
     command += [part for s in ("spatial", "temporal") for n, text in STREAM.items() for part in (f"--{s}-{n}", text)]
     begun = time.perf_counter()
-    told = subprocess.run(command, cwd=ROOT, check=True, stderr=subprocess.PIPE, text=True).stderr
+    said = subprocess.run(command, cwd=ROOT, check=True, stderr=subprocess.PIPE, text=True).stderr
     seconds = time.perf_counter() - begun
-    return [(name, float(took)) for name, took in re.findall(r"^(\w+ \S+): done in ([\d.]+) s$", told, re.M)], seconds
+    return [(name, float(took)) for name, took in re.findall(r"^(\w+ \S+): done in ([\d.]+) s$", said, re.M)], seconds
 
 
 def timed(*arguments: str) -> float:

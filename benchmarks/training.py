@@ -159,8 +159,8 @@ def main() -> None:
             rounds = []
             for number in range(given.rounds):
                 rounds.append((from_store(run, data, steps), on_device(run, data, steps)))
-                told = ", ".join(f"{name} {seconds:.4f} s" for name, seconds in rounds[-1][0].items())
-                print(f"round {number + 1}: a step from the store {told}; on the device {rounds[-1][1]:.4f} s")
+                parts = ", ".join(f"{name} {seconds:.4f} s" for name, seconds in rounds[-1][0].items())
+                print(f"round {number + 1}: a step from the store {parts}; on the device {rounds[-1][1]:.4f} s")
         differences = []
         if small:
             frames = write_data(Path(scratch) / "small", "frames", 2 * CLASSES)

@@ -95,10 +95,10 @@ class ScoreVideos(OfVideos):
             paths = [task.weights for task in self.before() if isinstance(task, ScoreStream)]
             classes = [classes_in(path) for path in paths]
             if classes[0] != classes[1]:
-                told = " and ".join(
+                both = " and ".join(
                     f"{path} knows {len(of)} classes ({some(of, 3)})" for path, of in zip(paths, classes, strict=True)
                 )
-                raise ValueError(f"{told}: streams of different classes cannot be fused")
+                raise ValueError(f"{both}: streams of different classes cannot be fused")
 
     def make(self) -> None:
         """Fuse the scores of both streams, and write the predictions and the fused scores."""

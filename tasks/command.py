@@ -33,10 +33,10 @@ class _WithoutTraceback(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         error = record.exc_info[1] if record.exc_info else None
-        if not error or not (told := line_unless_bug(error)):
+        if not error or not (line := line_unless_bug(error)):
             return True
         if record.msg.startswith("Uncaught exception"):
-            say(f"error: {told}")
+            say(f"error: {line}")
         return False
 
 

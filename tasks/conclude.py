@@ -118,7 +118,7 @@ class Report(Stage):
         above = self.requires()
         stores = {"Frames": store.open_frames(above["frames"].path), "Flow": store.open_flow(above["flow"].path)}
         catalog = above["catalog"].read()
-        chain = report.Chain(
+        background = report.Background(
             fusion=above["fuse"].chosen(),
             curves={stream: files.read_json(above[stream].path) for stream in STREAMS},
             failed=metrics.first_reasons({stage: opened.failed for stage, opened in stores.items()}),
@@ -134,7 +134,7 @@ class Report(Stage):
             command=settings.command_line(),
         )
         about = {"dataset": self.dataset_name, "split": self.split_name, "inputs": self.inputs_key()}
-        report.write(self.folder, chain, **self.tables(), **about)
+        report.write(self.folder, background, **self.tables(), **about)
         files.link(self.folder.parent / "latest", self.folder)
 
     def all_settings(self) -> dict[str, dict]:

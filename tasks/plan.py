@@ -98,7 +98,7 @@ def plan(root: luigi.Task, *, quick: bool = False) -> dict[str, Any]:
     """
     at_first = machine.load()  # before this command adds to it
     states, walked = ArtifactStates(), artifacts_of(root)
-    apart = _told_apart(walked)
+    apart = _distinguishing_changes(walked)
     rows = [_row(task, states.of(task), changes) for task, changes in zip(walked, apart, strict=True)]
     summed = None if quick else _estimate(walked, rows, states, busy=at_first["busy"])
     artifacts = _artifacts(walked)
@@ -161,7 +161,7 @@ def _row(task: luigi.Task, found: ArtifactState, changes: str) -> dict[str, Any]
     }
 
 
-def _told_apart(walked: list[luigi.Task]) -> list[str]:
+def _distinguishing_changes(walked: list[luigi.Task]) -> list[str]:
     """For each task, those of its table row's `changes` that distinguish artifacts of the same name."""
     named = [((type(t).__name__, getattr(t, "label", "")), dict(getattr(t, "changes", {}))) for t in walked]
     alike: dict[tuple[str, str], list[dict[str, str]]] = defaultdict(list)

@@ -259,15 +259,15 @@ class PaperTable(Repeated, OnDevice):
 
     def _training_of(self, planned: Planned) -> str:
         """What the row's trainings start from and how many steps they take, where that differs between rows."""
-        told = []
+        texts = []
         for name in self.definition.streams:
             s = settings.stream(name, self.dataset_name, 0, {**self.changes, **planned.changes})
             start = "the second set's weights" if s.starts_from_other else s.start
             parts = {"start": f"starts from {start}", "with_how": f"starts from {start}", "steps": f"{s.steps} steps"}
             words = dict.fromkeys(text for part, text in parts.items() if f"{name}_{part}" in self._changed)
             if words and planned.row.score not in set(STREAMS) - {name}:
-                told.append(f"{name}: {', '.join(words)}")
-        return "; ".join(told)
+                texts.append(f"{name}: {', '.join(words)}")
+        return "; ".join(texts)
 
     def _setup(self, catalogs) -> dict[str, str]:
         """Settings that distinguish tables and that no row changes, and the numbers of training clips of the splits."""
@@ -275,10 +275,10 @@ class PaperTable(Repeated, OnDevice):
         for name in self.definition.streams:
             s = settings.stream(name, self.dataset_name, 0, self.changes)
             parts = {"": s.network, "start": f"starts from {s.start}", "steps": f"{s.steps} steps"}
-            told = [text for setting, text in parts.items() if f"{name}_{setting}" not in self._changed]
-            if f"{name}_with_how" in self._changed:  # rows then start from other weights, and each tells from which
-                told = [text for text in told if text != parts["start"]]
-            found[name] = ", ".join([*told, f"batch {s.batch}", f"precision {s.precision}"])
+            texts = [text for setting, text in parts.items() if f"{name}_{setting}" not in self._changed]
+            if f"{name}_with_how" in self._changed:  # rows then start from other weights, and each row says which
+                texts = [text for text in texts if text != parts["start"]]
+            found[name] = ", ".join([*texts, f"batch {s.batch}", f"precision {s.precision}"])
         train, val = (_span([len(catalog.part(part)) for catalog in catalogs]) for part in ("train", "val"))
         found["training"] = f"{train} clips, and {val} for validation"
         return {**found, "second dataset": self.second or "none"}

@@ -4,7 +4,7 @@ import numpy as np
 
 from pipeline import report
 from pipeline.fusion import average
-from pipeline.report.metrics import Chain
+from pipeline.report.metrics import Background
 from pipeline.scores import Scores
 
 CURVE = {
@@ -49,8 +49,8 @@ def arguments(labels=(0, 0, 1, 1, 2, 2), spatial=(0, 1, 1, 1, 0, -1), temporal=(
 
 
 def write(folder, **given) -> dict:
-    of_chain = {name: given.pop(name) for name in Chain.__dataclass_fields__ if name in given}
-    return report.write(folder, Chain(**of_chain), **given)
+    of_background = {name: given.pop(name) for name in Background.__dataclass_fields__ if name in given}
+    return report.write(folder, Background(**of_background), **given)
 
 
 def grouped(*, clips=20, groups=5, wrong=1) -> dict:

@@ -54,7 +54,7 @@ def test_it_runs_and_writes_its_errors(bench, tmp_path, monkeypatch, capsys):
     ("arguments", "message"),
     [(["--gaps", "3"], "--gaps must be even and at least 2"), ([], "no video below .* has 3 frames in which")],
 )
-def test_mistakes_are_told(bench, tmp_path, monkeypatch, capsys, arguments, message):
+def test_mistakes_are_reported(bench, tmp_path, monkeypatch, capsys, arguments, message):
     monkeypatch.setattr(sys, "argv", ["interpolation.py", "--videos", str(tmp_path), *arguments])
     with pytest.raises(SystemExit) as refused:
         bench.main()

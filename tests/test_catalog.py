@@ -37,7 +37,7 @@ def test_each_clip_carries_its_file(tmp_path):
         assert c.content == hashlib.blake2b(c.path.encode(), digest_size=8).hexdigest()
 
 
-def test_a_class_that_looks_like_another_one_misspelled_is_told(tmp_path, capsys):
+def test_a_class_that_looks_like_another_one_misspelled_is_reported(tmp_path, capsys):
     names = [f"bend/{k}.avi" for k in range(5)] + [f"wave{side}/{k}.avi" for side in (1, 2) for k in range(3)]
     read_dataset(folder_spec(tmp_path, *names), "1")
     assert "misspelled" not in capsys.readouterr().err
@@ -389,7 +389,7 @@ def test_a_video_that_is_listed_twice(tmp_path):
         read_dataset(spec, "1")
 
 
-def test_test_clips_that_are_training_clips_are_told(tmp_path, capsys):
+def test_test_clips_that_are_training_clips_are_reported(tmp_path, capsys):
     spec = folder_spec(
         tmp_path, *(f"{c}/{g}_1.avi" for c in ("run", "walk") for g in "abcd"), group_pattern="/(?P<group>[a-z]+)_"
     )
@@ -408,7 +408,7 @@ def test_test_clips_that_are_training_clips_are_told(tmp_path, capsys):
 # what is told
 
 
-def test_groups_that_differ_only_by_case_are_told(tmp_path, capsys):
+def test_groups_that_differ_only_by_case_are_reported(tmp_path, capsys):
     names = [f"{c}/{n}_{c}.avi" for c in ("run", "walk") for n in ("ann", "ben", "cas", "dan")]
     names[0] = "run/Ann_run.avi"
     read_dataset(folder_spec(tmp_path, *names, group_pattern=r"/(?P<group>[A-Za-z]+)_"), "1")
@@ -418,7 +418,7 @@ def test_groups_that_differ_only_by_case_are_told(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("blank", [True, False])
-def test_clips_without_a_group_where_others_have_one_are_told(tmp_path, capsys, blank):
+def test_clips_without_a_group_where_others_have_one_are_reported(tmp_path, capsys, blank):
     """As spreadsheets export merged cells: only the first clip of each group names it."""
     videos = [f"{n}{k}.avi" for n in "abcd" for k in range(4)]
     lines = [f"{v},{'xy'[int(v[1]) % 2]},{'' if blank and v[1] != '0' else v[0]}" for v in videos]
@@ -426,7 +426,7 @@ def test_clips_without_a_group_where_others_have_one_are_told(tmp_path, capsys, 
     assert ("catalog: 12 of 16 clips have no group in clips.csv; each is then" in capsys.readouterr().err) == blank
 
 
-def test_classes_that_are_never_tested_or_validated_are_told(tmp_path, capsys):
+def test_classes_that_are_never_tested_or_validated_are_reported(tmp_path, capsys):
     names = [f"{c}/g{g}.avi" for c in "xy" for g in range(6)] + [f"{c}/g0_{k}.avi" for c in "zw" for k in range(3)]
     read_dataset(folder_spec(tmp_path, *names, group_pattern=r"/(?P<group>g\d)"), "1")
     told = capsys.readouterr().err

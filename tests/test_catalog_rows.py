@@ -70,7 +70,7 @@ def test_what_the_keys_cover(change, videos_same, same):
     assert len(one.key) == len(one.videos_key) == 12
 
 
-def test_what_became_of_the_videos_is_told():
+def test_what_became_of_the_videos_is_reported():
     old = Catalog(tuple(clip(id=name, path=f"{name}.avi") for name in "abcdef"), ("x",), "1", ())
     touched = [clip(id="a", path="a.avi", mtime_ns=9), clip(id="b", path="b.avi", content="1" * 16)]
     other = [clip(id="c", path="c.avi", group="h"), clip(id="d", path="d.avi", label=1, class_name="y")]

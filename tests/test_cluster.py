@@ -102,7 +102,7 @@ def test_jobs_are_handed_out_a_few_at_a_time():
 
 def test_nothing_listens_beyond_loopback():
     with Workers(ClusterSpec(workers=1), most=1) as workers:
-        info = workers._held.client.scheduler_info()
+        info = workers._connection.client.scheduler_info()
         assert all(address.startswith("tcp://127.0.0.1:") for address in [info["address"], *info["workers"]])
 
 

@@ -126,7 +126,7 @@ def test_workers_elsewhere_get_as_many_jobs_at_a_time_as_they_offer_gpus(tmp_pat
         spec = ClusterSpec(kind="address", address=elsewhere.scheduler_address)
         with Workers(spec, most=6, devices=("auto",)) as workers:
             assert len(list(workers.run(work_on_device, jobs_on(tmp_path, 6)))) == 6
-        cluster.KEPT.close()
+        cluster.CACHE.close()
     log = log_of(tmp_path / "log")
     assert {device for device, *_ in log} == {"auto"}  # the worker finds out
     assert overlap([(begin, end) for *_, begin, end in log]) == (resources != {"GPU": 1})
@@ -159,7 +159,7 @@ def test_workers_that_come_later_get_no_more_jobs_than_they_offer_gpus(tmp_path,
             late.scale(jobs=1)
         with Workers(spec, most=6, devices=("auto",)) as workers:
             assert len(list(workers.run(work_on_device, jobs_on(tmp_path, 6)))) == 6
-        cluster.KEPT.close()
+        cluster.CACHE.close()
     assert not overlap([(begin, end) for *_, begin, end in log_of(tmp_path / "log")])
 
 
@@ -178,7 +178,7 @@ def test_jobs_of_a_queue_that_end_by_their_time_limit_are_submitted_anew(monkeyp
                         time.sleep(0.01)
                     late.sync(late.workers[0].close)
                 found.append(result)
-        cluster.KEPT.close()
+        cluster.CACHE.close()
     assert sorted(found) == [0, 2, 4, 6]
 
 

@@ -134,10 +134,10 @@ def scheduler(monkeypatch):
     options = {"n_workers": 0, "threads_per_worker": 1, "dashboard_address": None, "processes": False}
     with LocalCluster(**options, host="127.0.0.1", protocol="tcp") as elsewhere:
         yield elsewhere
-        cluster.KEPT.close()
+        cluster.CACHE.close()
 
 
-def test_that_no_worker_is_there_is_told_and_when_one_comes(scheduler, capsys):
+def test_that_no_worker_is_there_is_reported_and_when_one_comes(scheduler, capsys):
     come = threading.Timer(1.0, scheduler.scale, [1])
     come.start()
     with Workers(ClusterSpec(kind="address", address=scheduler.scheduler_address), most=2) as workers:
@@ -203,7 +203,7 @@ def test_a_job_that_a_worker_elsewhere_refuses_is_a_fault_of_the_machine(schedul
     assert isinstance(refused, MachineFault) and str(refused) == "it has another version"
 
 
-def test_where_a_job_failed_elsewhere_is_told(scheduler):
+def test_where_a_job_failed_elsewhere_is_reported(scheduler):
     """On one of many machines a disk may not be mounted."""
     scheduler.scale(1)
     with Workers(ClusterSpec(kind="address", address=scheduler.scheduler_address), most=2) as workers:

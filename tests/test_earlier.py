@@ -10,8 +10,8 @@ from stages import FLOW, FRAMES, INLINE, flow_of, sums
 from pipeline import store
 from pipeline.catalog import UNREADABLE, read_dataset
 from pipeline.preprocess import make_frames
+from pipeline.preprocess.jobs import flow_pipeline
 from pipeline.preprocess.jobs import frames as frames_job
-from pipeline.preprocess.jobs import line
 from pipeline.preprocess.jobs.earlier import Earlier
 from pipeline.specs import DatasetSpec, FlowSpec, FrameSpec
 
@@ -40,7 +40,7 @@ def videos(tmp_path):
 def work(monkeypatch):
     """Names of the videos that are decoded, and of whole clips whose flow is computed "flow", from now on."""
     done = []
-    video, estimate = frames_job.Video, line.estimate_on_device
+    video, estimate = frames_job.Video, flow_pipeline.estimate_on_device
 
     def counting(frames, *given, **how):
         assert len(frames) % FRAMES_EACH == 0
@@ -48,7 +48,7 @@ def work(monkeypatch):
         return estimate(frames, *given, **how)
 
     monkeypatch.setattr(frames_job, "Video", lambda path, **how: done.append(path.name) or video(path, **how))
-    monkeypatch.setattr(line, "estimate_on_device", counting)
+    monkeypatch.setattr(flow_pipeline, "estimate_on_device", counting)
     return done
 
 

@@ -86,7 +86,7 @@ def test_a_second_writer_waits_and_says_for_whom(tmp_path, capsys):
     holder.join()
 
 
-def test_a_script_without_a_guard_is_told_so_by_the_process_that_imports_it_again(tmp_path):
+def test_a_script_without_a_guard_is_reported_by_the_process_that_imports_it_again(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(
         "import multiprocessing, pathlib\n"

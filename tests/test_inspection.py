@@ -38,7 +38,7 @@ def test_a_store_is_summed_up_and_one_clip_shown(frames):
     assert json.loads(json.dumps(found)) == found
 
 
-def test_flow_is_told_in_pixels(flow):
+def test_flow_is_reported_in_pixels(flow):
     clip = inspection.describe(flow, clip="a")["clip"]
     assert clip["mean_x_px"] == pytest.approx(3, abs=0.1) and clip["mean_speed_px"] == pytest.approx(
         3 * 2**0.5, abs=0.1

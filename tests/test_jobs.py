@@ -21,8 +21,8 @@ from conftest import ROOT, moving_texture
 
 from pipeline import store
 from pipeline.flow import estimate_on_device
+from pipeline.preprocess.jobs import flow_pipeline
 from pipeline.preprocess.jobs import frames as frames_job
-from pipeline.preprocess.jobs import line
 from pipeline.preprocess.jobs.flow import FlowJob, try_clip
 from pipeline.preprocess.jobs.helpers import Helpers, run_ahead
 from pipeline.specs import FlowSpec, FrameSpec
@@ -114,7 +114,7 @@ def test_threads_and_batches_change_no_byte(frames, tmp_path, monkeypatch, spec)
 
 
 @pytest.mark.parametrize("code", [cv2.Error.StsNoMem, cv2.Error.GpuApiCallError])
-@pytest.mark.parametrize("where", [(line, "estimate_on_device"), (jpeg, "decode"), (jpeg, "encode")])
+@pytest.mark.parametrize("where", [(flow_pipeline, "estimate_on_device"), (jpeg, "decode"), (jpeg, "encode")])
 def test_a_fault_of_the_machine_is_no_clips(frames, tmp_path, monkeypatch, code, where):
     def fail(*arguments, **options):
         error = cv2.error("Failed to allocate 9 bytes")
@@ -143,7 +143,7 @@ def test_too_little_memory_for_a_batch_lets_its_pieces_be_tried_alone(frames, tm
             raise torch.OutOfMemoryError("CUDA out of memory")
         return estimate_on_device(images, spec, **options)
 
-    monkeypatch.setattr(line, "estimate_on_device", only_alone)
+    monkeypatch.setattr(flow_pipeline, "estimate_on_device", only_alone)
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: given_back.append(1))
     assert make(frames, tmp_path / "s.h5") == expected and given_back
 
@@ -157,7 +157,7 @@ def test_flow_on_a_device_gives_the_same_bytes(frames, tmp_path, monkeypatch):
         seen.append(options["cuts"])
         return torch.from_numpy(estimate_on_device(images, spec, **options))
 
-    monkeypatch.setattr(line, "estimate_on_device", as_tensor)
+    monkeypatch.setattr(flow_pipeline, "estimate_on_device", as_tensor)
     assert make(frames, tmp_path / "s.h5", threads=3) == expected
     assert [3, 10] in seen  # a, b and c, end to end
     ranges = FlowSpec(method="dis_fast", scaling="minmax")
@@ -179,7 +179,7 @@ def test_flow_that_is_not_finite_fails_its_own_clip_alone(frames, tmp_path, monk
                 flow[pair, 1, 2, 3] = np.nan
         return kind(flow)
 
-    monkeypatch.setattr(line, "estimate_on_device", broken)
+    monkeypatch.setattr(flow_pipeline, "estimate_on_device", broken)
     make(frames, tmp_path / "s.h5", threads=threads)
     why = "no flow: flow holds 1 values that are NaN or infinite, the first at (4, 1, 2, 3); no byte means that"
     assert reasons(tmp_path / "s.h5") == {**ALWAYS, "b": why}
@@ -277,7 +277,7 @@ def test_no_thread_outlives_its_shard(frames, tmp_path, monkeypatch, threads):
     def full(planes, quality):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(line, "_encode", full)
+    monkeypatch.setattr(flow_pipeline, "_encode", full)
     with pytest.raises(OSError, match="No space left"):
         make(frames, tmp_path / "full.h5", threads=threads)
     assert threading.active_count() == before and not (tmp_path / "full.h5").exists()

@@ -256,7 +256,7 @@ def test_what_a_dataset_raises_is_no_fault_of_the_machine():
 @pytest.mark.parametrize(
     "fault", [OSError(5, "Input/output error", "s.h5"), ConnectionError("lost"), DamagedFile("bad"), MachineFault("no")]
 )
-def test_a_fault_in_a_loading_process_is_told_as_the_dataset_raised_it(fault):
+def test_a_fault_in_a_loading_process_is_reported_as_the_dataset_raised_it(fault):
     fault.add_note("while reading clip 'a'")
     batches = loader(Refuses(fault), range(4), batch=1, workers=1, pin=False, collate=np.stack)
     with pytest.raises(type(fault)) as raised:

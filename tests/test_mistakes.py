@@ -92,7 +92,7 @@ def test_a_quota_is_no_full_disk(tmp_path):
     assert told == "Disk quota exceeded (free some, and run the same command again)"
 
 
-def test_too_many_open_files_are_told_with_the_command_that_raises_their_number():
+def test_too_many_open_files_are_reported_with_the_command_that_raises_their_number():
     told = mistakes.error_line(OSError(errno.EMFILE, "Too many open files", "a.h5"))
     assert told.endswith("open files: 'a.h5' (`ulimit -n` tells how many a process may open, and raises it)")
 
@@ -166,7 +166,7 @@ def caught(function, *arguments) -> Exception:
     return found.value
 
 
-def test_only_what_was_raised_on_purpose_is_told_without_traceback():
+def test_only_what_was_raised_on_purpose_is_reported_without_traceback():
     """numpy raises a ValueError in lines of ours as well, and that is a fault of the program."""
     one_row = np.zeros((1, 2), np.float32)
     on_purpose = caught(quantize.to_bytes, one_row[0].astype(int))
@@ -195,7 +195,7 @@ def test_a_stage_that_failed_for_a_fault_of_the_program_keeps_its_traceback(caus
     assert bool(mistakes.line_unless_bug(error)) == plain
 
 
-def test_a_change_while_a_task_runs_is_told_in_one_line(config, monkeypatch, caplog, capsys):
+def test_a_change_while_a_task_runs_is_reported_in_one_line(config, monkeypatch, caplog, capsys):
     def made(self):
         write_catalog(self)
         self.path.unlink()
@@ -212,7 +212,7 @@ def test_other_programs_keep_their_hook():
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
-def test_what_is_read_to_find_whether_a_stage_is_done_is_told_plainly(config, monkeypatch):
+def test_what_is_read_to_find_whether_a_stage_is_done_is_reported_in_one_line(config, monkeypatch):
     def unreadable(self):
         raise PermissionError(13, "Permission denied", "weights.pth")
 
@@ -244,7 +244,7 @@ time.sleep(60)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_that_ends_the_command_is_told_in_one_line(number):
+def test_a_signal_that_ends_the_command_is_reported_in_one_line(number):
     command = [sys.executable, "-c", ENDS]
     run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
     child = int(run.stdout.readline())
@@ -275,7 +275,7 @@ def test_what_failed_is_said_again_at_the_end(rest, said):
     assert done.stderr.splitlines() == ["Flow FAILED: x", *said]
 
 
-def test_a_task_that_luigi_ends_for_its_time_is_told(capsys):
+def test_a_task_that_luigi_ends_for_its_time_is_reported(capsys):
     task = Catalog(dataset="demo")
     task.trigger_event(luigi.Event.TIMEOUT, task, "Task x timed out after 2 seconds and was terminated.")
     said = capsys.readouterr().err
@@ -284,7 +284,7 @@ def test_a_task_that_luigi_ends_for_its_time_is_told(capsys):
     assert "what failed:" not in capsys.readouterr().err  # it was the last that was said
 
 
-def test_the_death_of_a_task_process_is_told(capsys):
+def test_the_death_of_a_task_process_is_reported(capsys):
     task = Catalog(dataset="demo")
     task.trigger_event(luigi.Event.PROCESS_FAILURE, task, "Task x died unexpectedly with exit code -9")
     said = capsys.readouterr().err

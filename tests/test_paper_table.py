@@ -337,7 +337,7 @@ def test_official_splits_count_alike_as_in_the_paper(config, tiny, monkeypatch):
     assert row["top1"] == pytest.approx(sum(t["top1"] for t in row["trials"]) / 2)
 
 
-def test_a_mistake_is_told_in_one_line(overlay):
+def test_a_mistake_is_reported_in_one_line(overlay):
     failed = luigi_command("PaperTable", "--table", "1b", "--rows", "l6", cwd=ROOT, PYTHONPATH=str(ROOT), **overlay)
     assert failed.returncode != 0 and "Traceback" not in failed.stderr
     assert "error: --rows: row 'l6' of table 1b does not exist" in failed.stderr

@@ -46,7 +46,7 @@ def test_bad_clips_are_recorded_and_the_run_goes_on(tiny_dataset, tmp_path, caps
         make_flow(tmp_path / "again", frames.path, spec=FlowSpec(method="dis_ultrafast"), cluster=INLINE, device="cpu")
 
 
-def test_clips_that_are_shorter_than_they_say_are_told_of(tiny_dataset, tmp_path, monkeypatch, capsys):
+def test_clips_that_are_shorter_than_they_say_are_reported(tiny_dataset, tmp_path, monkeypatch, capsys):
     videos = shutil.copytree(tiny_dataset, tmp_path / "videos")
     oddity = frames_job._oddity
     monkeypatch.setattr(frames_job, "_oddity", lambda n, video: oddity(n, SimpleNamespace(promised_frames=20)))

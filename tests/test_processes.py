@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from pipeline.system.processes import deaf_children
+from pipeline.system.processes import children_ignore_sigint
 
 PATIENCE_S = 60
 # a shell has commands in the background ignore Ctrl-C, and so would all that these tests start
@@ -26,7 +26,7 @@ def started() -> subprocess.Popen:
 
 
 def test_a_child_that_begins_within_the_block_does_not_hear_it():
-    with deaf_children():
+    with children_ignore_sigint():
         deaf = started()
     hears = started()
     for child in (deaf, hears):
@@ -111,7 +111,7 @@ def test_a_forked_child_may_set_the_threads_of_opencv():
 def test_the_caller_hears_it_at_the_end_of_the_block(hears_ctrl_c):
     before, reached = signal.pthread_sigmask(signal.SIG_BLOCK, []), []
     with pytest.raises(KeyboardInterrupt):
-        with deaf_children():
+        with children_ignore_sigint():
             signal.raise_signal(signal.SIGINT)
             reached.append("the end of the block")
         time.sleep(PATIENCE_S)
@@ -123,7 +123,7 @@ def test_another_thread_that_takes_it_does_not_interrupt_the_block(hears_ctrl_c)
     other = threading.Thread(target=over.wait)
     other.start()  # it does not block the signal
     with pytest.raises(KeyboardInterrupt):
-        with deaf_children():
+        with children_ignore_sigint():
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(0.2)
             reached.append("the end of the block")

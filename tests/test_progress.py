@@ -65,7 +65,7 @@ def test_times_in_words(seconds, words):
     assert duration_text(seconds) == words
 
 
-def test_slow_work_is_told_in_seconds_each(capsys, monkeypatch):
+def test_slow_work_is_reported_in_seconds_each(capsys, monkeypatch):
     clock = itertools.chain([0.0], itertools.repeat(80.0))
     monkeypatch.setattr("pipeline.system.progress.time.monotonic", lambda: next(clock))
     with Progress("training", 1001, "steps") as progress:

@@ -42,7 +42,7 @@ def test_step_falls_by_ten_at_each_milestone():
         ({"milestones": (500,), "steps": 500, "schedule": "cosine"}, "^$"),
     ],
 )
-def test_milestones_that_no_step_reaches_are_told(settings, told):
+def test_milestones_that_no_step_reaches_are_reported(settings, told):
     assert re.search(told, remark_on_milestones(StreamSpec(**settings)))
 
 

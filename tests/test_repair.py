@@ -130,7 +130,7 @@ def half_new(tmp_path) -> Path:
     return old
 
 
-def test_an_index_of_other_shards_is_told(half_new, capsys):
+def test_an_index_of_other_shards_is_reported(half_new, capsys):
     told = (
         f"clip 'a' of {half_new.parent}: its shard is not the one that the index was made of; run the stage again, or "
         f"first `python -m pipeline repair {half_new.parent}`, if it finds nothing to do"

@@ -85,7 +85,7 @@ def test_seeds_that_a_stream_does_not_follow_are_refused(tiny, config):
 
 
 @pytest.mark.parametrize(("spatial", "temporal", "told"), [("3", "3", 3), ("3", "4", "3 and 4")])
-def test_the_seed_that_is_told_is_the_one_of_the_trainings(tiny, config, spatial, temporal, told):
+def test_the_seed_that_is_reported_is_the_one_of_the_trainings(tiny, config, spatial, temporal, told):
     config.read_dict({"spatial": {"seed": spatial}, "temporal": {"seed": temporal}})
     report = fresh(Report, dataset=tiny)
     assert seed_of(report) == told and seed_of(report, ["temporal"]) == int(temporal)
@@ -99,7 +99,7 @@ def test_official_splits_that_are_one_are_refused_and_others_are_names(tiny, con
     assert fresh(AllSplits, dataset=tiny, splits="1,01").split_list == ["1", "01"]
 
 
-def test_a_mistake_is_told_in_one_line(overlay):
+def test_a_mistake_is_reported_in_one_line(overlay):
     failed = luigi_command("AllSplits", "--seeds", "zero", cwd=ROOT, PYTHONPATH=str(ROOT), **overlay)
     assert failed.returncode != 0 and "Traceback" not in failed.stderr
     assert "error: --seeds is 'zero'" in failed.stderr

@@ -49,7 +49,7 @@ def test_a_headline_tells_what_no_figure_covers_and_what_is_easier(tmp_path):
     told = "the svm chose among 2 classes: 1 has no validation clip and cannot be answered, so that"
     assert easier.startswith(f"{told} {numbers['per_class']['z']['clips']} test clips count as wrong")
     assert numbers["per_class"]["z"]["clips"] > 0
-    assert metrics.fewer(2, 0).endswith(
+    assert metrics.never_answered_text(2, 0).endswith(
         "; without test clips of these either, the task is easier than that of the others"
     )
     assert last.startswith("of the intervals: groups are unknown, so clips are resampled as if each were independent")
@@ -64,11 +64,13 @@ def test_a_headline_tells_what_no_figure_covers_and_what_is_easier(tmp_path):
 
 def test_failed_clips_of_all_parts_are_counted_once():
     given = arguments(failed=[{"id": name, "stage": "flow", "reason": "empty"} for name in ("of training", "clip5")])
-    chain = metrics.Chain(**{name: given[name] for name in metrics.Chain.__dataclass_fields__ if name in given})
+    background = metrics.Background(
+        **{name: given[name] for name in metrics.Background.__dataclass_fields__ if name in given}
+    )
     tables = metrics.join(given["streams"], given["fused"])
-    numbers = metrics.collect(tables, chain, dataset="toy", split="1")
+    numbers = metrics.collect(tables, background, dataset="toy", split="1")
     assert (numbers["num_failed"], numbers["num_failed_all_parts"]) == (1, 2)
-    silent = metrics.collect(tables, replace(chain, failed=[]), dataset="toy", split="1")
+    silent = metrics.collect(tables, replace(background, failed=[]), dataset="toy", split="1")
     assert (silent["num_failed"], silent["num_failed_all_parts"]) == (1, 1)
 
 
@@ -97,7 +99,7 @@ def test_confused_pairs_and_wrong_clips():
     assert wrong[0]["p_truth"] == pytest.approx((0.9 + 0.05) / 2)
 
 
-def test_a_clip_that_failed_in_two_stages_is_told_of_once():
+def test_a_clip_that_failed_in_two_stages_is_reported_once():
     frames, flow = {"a": "no frame decodes"}, {"a": "no frame decodes", "b": "one frame"}
     assert metrics.first_reasons({"Frames": frames, "Flow": flow}) == [
         {"id": "a", "stage": "Frames", "reason": "no frame decodes"},

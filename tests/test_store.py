@@ -349,7 +349,7 @@ def test_images_are_asked_for_by_numbers_that_are_there(tmp_path):
         _ = flow.seconds
 
 
-def test_a_quota_that_is_told_when_the_file_is_written_out_is_told_as_such(tmp_path, monkeypatch):
+def test_a_quota_reported_when_the_file_is_written_out_is_named(tmp_path, monkeypatch):
     def fsync(descriptor):  # as NFS: only the descriptor that was written to hears of it
         if fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDONLY:
             raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))

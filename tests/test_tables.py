@@ -37,7 +37,7 @@ def test_splits_count_alike_or_all_clips_do():
     assert apart["mean_class"] == pytest.approx((0.5 + 1) / 2)
 
 
-def test_seeds_are_averaged_and_their_ends_are_told():
+def test_seeds_are_averaged_and_their_ends_are_reported():
     seeds = [trial("1000", seed=0), trial("1111", seed=1), trial("111-", seed=2)]
     numbers = collected(*seeds)
     (row,) = numbers["rows"]

@@ -193,7 +193,7 @@ def test_a_dataset_may_be_unlabelled_as_far_as_flow(strangers, config):
             task.complete()
 
 
-def test_if_all_are_broken_each_is_told_and_the_task_fails(strangers, capsys):
+def test_if_all_are_broken_each_is_reported_and_the_task_fails(strangers, capsys):
     for name in ("x.avi", "more/d.avi"):
         Path(strangers, name).write_bytes(b"")
     for _ in range(2):  # a rerun tries again
@@ -205,7 +205,7 @@ def test_if_all_are_broken_each_is_told_and_the_task_fails(strangers, capsys):
         assert f"{task.table}\nScoreVideos average-1 FAILED: none of the 3 videos could be scored" in said
 
 
-def test_a_video_that_is_renamed_is_told_by_its_new_name(strangers):
+def test_a_video_that_is_renamed_is_reported_by_its_new_name(strangers):
     assert build(fresh(ScoreVideos, videos=strangers))
     shard = next((fresh(Frames, videos=strangers).folder / "shards").iterdir())
     before = shard.stat().st_mtime_ns

@@ -55,7 +55,7 @@ def test_a_stream_is_trained_together_and_scored_on_its_own_classes(two, tmp_pat
     assert not fresh(TrainStream, stream="temporal").complete() and fresh(Flow).complete()
 
 
-def test_a_group_held_out_here_and_trained_on_there_is_told(two, tmp_path, capsys):
+def test_a_group_held_out_here_and_trained_on_there_is_reported(two, tmp_path, capsys):
     listed = tmp_path / "more/clips.csv"
     listed.write_text(listed.read_text().replace(",d,test", ",d,train"))
     together(two, "heads")

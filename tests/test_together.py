@@ -272,7 +272,7 @@ def apart(catalog):
     return replace(catalog, clips=tuple(replace(c, group=named[c.part], content=f"{n:016x}") for n, c in clips))
 
 
-def test_groups_of_clips_that_are_left_out_are_not_told(sets, capsys):
+def test_groups_of_clips_that_are_left_out_are_not_reported(sets, capsys):
     catalog, other = sets()
     own, clips = apart(catalog), [replace(c, group="dora", content="f" * 16) for c in other.catalog.clips]
     first = next(n for n, c in enumerate(clips) if c.part == "train")
@@ -281,7 +281,7 @@ def test_groups_of_clips_that_are_left_out_are_not_told(sets, capsys):
     assert capsys.readouterr().err == ""
 
 
-def test_groups_of_classes_that_are_not_added_are_not_told(sets, capsys):
+def test_groups_of_classes_that_are_not_added_are_not_reported(sets, capsys):
     catalog, other = sets()
     same = same_classes(catalog.classes, other.catalog.classes)
     clips = tuple(replace(c, group="cleo" if c.class_name in same else "dora") for c in other.catalog.clips)
@@ -290,7 +290,7 @@ def test_groups_of_classes_that_are_not_added_are_not_told(sets, capsys):
 
 
 @pytest.mark.parametrize("how", ["heads", "classes", "start"])
-def test_groups_held_out_here_and_trained_on_there_are_told(sets, capsys, how):
+def test_groups_held_out_here_and_trained_on_there_are_reported(sets, capsys, how):
     catalog, other = sets()
     own, settings = apart(catalog), spec(with_dataset="more", with_how=how)
 

@@ -306,7 +306,7 @@ def test_what_killed_processes_left_is_removed_at_the_end(data, tmp_path):
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("another")])
-def test_too_little_memory_for_a_step_is_told_with_what_helps(data, tmp_path, monkeypatch, error):
+def test_too_little_memory_for_a_step_is_reported_with_what_helps(data, tmp_path, monkeypatch, error):
     def step(*_):
         raise error
 

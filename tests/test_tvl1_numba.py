@@ -191,7 +191,7 @@ print(pages[-1] - pages[-4])
     assert int(done.stdout) < 300  # three pairs of 2,000 pages and more
 
 
-def test_who_waits_for_the_compiler_is_told(monkeypatch, capsys):
+def test_waiting_for_the_compiler_is_reported(monkeypatch, capsys):
     monkeypatch.setattr(compiling, "_PATIENCE_S", 0.0)
     compiling.compile_for_cpu("tvl1", lambda *_: time.sleep(0.2))
     assert (

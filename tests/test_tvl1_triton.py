@@ -144,7 +144,7 @@ def test_triton_that_works_is_used(use_fake, capsys):
     assert len(fake.calls) == 1
 
 
-def test_who_waits_for_the_compiler_is_told(use_fake, monkeypatch, capsys):
+def test_waiting_for_the_compiler_is_reported(use_fake, monkeypatch, capsys):
     waited = threading.Event()
     monkeypatch.setattr(compiling, "_PATIENCE_S", 0.0)
     monkeypatch.setattr(compiling, "say", lambda text: (print(text), waited.set()))

@@ -18,11 +18,11 @@ from pipeline.catalog.layouts import (
     Ignored,
     Stat,
     list_files,
+    lost_message,
     match,
     read_layout,
     scan_videos,
-    told_lost,
-    told_unnamed,
+    unnamed_message,
 )
 from pipeline.catalog.parts import draw_parts
 from pipeline.catalog.rows import ListedClip
@@ -120,7 +120,7 @@ def changes(old: Catalog, new: Catalog) -> list[str]:
     """How the videos differ from `old`, one line per kind: gone, new, changed, other class or group, other part."""
     before, now = ({clip.id: clip for clip in catalog.clips} for catalog in (old, new))
     both = [(clip, now[clip.id]) for clip in old.clips if clip.id in now]
-    told = {
+    kinds = {
         "gone, and all that was made of them goes": [name for name in before if name not in now],
         "new": [name for name in now if name not in before],
         "changed": [a.id for a, b in both if a.content != b.content],
@@ -132,7 +132,7 @@ def changes(old: Catalog, new: Catalog) -> list[str]:
     of_all = {"new": len(now)}
     return [
         f"{what}: {len(names)} of {of_all.get(what, len(before))} videos ({some(names)})"
-        for what, names in told.items()
+        for what, names in kinds.items()
         if names
     ]
 
@@ -158,11 +158,11 @@ def _videos(spec: DatasetSpec, ignored: Ignored | None = None) -> dict[str, Stat
     if spec.layout == "unlabelled":  # it loses only those videos
         return videos
     if ignored.unnamed:
-        raise ValueError(f"{told_unnamed(spec, ignored.unnamed)}; rename them")
+        raise ValueError(f"{unnamed_message(spec, ignored.unnamed)}; rename them")
     if ignored.lost and not spec.partial:  # everything made from videos on an unmounted disk would go
         raise FileNotFoundError(
-            f"{told_lost(spec, ignored.lost)}; mount the disk that they lead to, remove the links, or, if the set is "
-            "meant to be partial, set [dataset] partial = true"
+            f"{lost_message(spec, ignored.lost)}; mount the disk that they lead to, remove the links, or, if the set "
+            "is meant to be partial, set [dataset] partial = true"
         )
     return videos
 

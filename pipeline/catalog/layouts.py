@@ -133,7 +133,7 @@ def read_layout(spec: DatasetSpec, split: str, videos: Iterable[str]) -> tuple[l
         FileNotFoundError: a list is missing.
         ValueError: a list contradicts itself or the layout, or the split does not exist.
     """
-    list_files(spec)
+    list_files(spec)  # raises if they are not there
     lists = Path(spec.lists)
     if spec.layout == "ucf101":
         return read_ucf101_lists(lists, split), read_ucf101_classes(lists)
@@ -165,7 +165,7 @@ def split_names(spec: DatasetSpec) -> list[str]:
     """
     if spec.layout == "unlabelled":
         return [spec.split]
-    list_files(spec)
+    list_files(spec)  # raises if they are not there
     if spec.layout in ("ucf101", "hmdb51"):
         return split_numbers(Path(spec.lists))
     csv_file = spec.layout == "csv"
@@ -176,11 +176,9 @@ def split_names(spec: DatasetSpec) -> list[str]:
         rows, _ = match(spec, rows, scan_videos(Path(spec.videos)))
     groups = sorted({row.group for row in rows})
     if len(groups) < 2 or len(groups) == len(rows):
-        told = f"each of the {len(rows)} clips is a group of its own" if len(groups) > 1 else "there are no two groups"
+        why = f"each of the {len(rows)} clips is a group of its own" if len(groups) > 1 else "there are no two groups"
         cure = f"[dataset] group_pattern{' or a group column in the CSV file' if csv_file else ''}"
-        raise ValueError(
-            f"{told}, so none can be left out in turn; say what belongs together by {cure}, or name splits"
-        )
+        raise ValueError(f"{why}, so none can be left out in turn; say what belongs together by {cure}, or name splits")
     return groups
 
 
@@ -197,7 +195,7 @@ def _read_folder(spec: DatasetSpec, videos: list[str]) -> list[ListedClip]:
 def _read_csv(spec: DatasetSpec, split: str) -> list[ListedClip]:
     """Rows of a CSV file with a header: path,label[,group][,split]; paths are relative to the folder of the videos."""
     file = Path(spec.lists)
-    with file.open(encoding="utf-8-sig", newline="") as stream, _told_if_unreadable(file):
+    with file.open(encoding="utf-8-sig", newline="") as stream, _unreadable_named(file):
         reader = csv.DictReader(stream)
         reader.fieldnames = columns = [name.strip() for name in reader.fieldnames or []]
         names = set(columns)
@@ -219,7 +217,7 @@ def _read_csv(spec: DatasetSpec, split: str) -> list[ListedClip]:
 
 
 @contextlib.contextmanager
-def _told_if_unreadable(file: Path) -> Iterator[None]:
+def _unreadable_named(file: Path) -> Iterator[None]:
     try:
         yield
     except UnicodeDecodeError as error:
@@ -266,24 +264,24 @@ def match(spec: DatasetSpec, rows: list[ListedClip], videos: dict[str, Stat]) ->
     found = [replace(row, path=paths[row.path]) for row in rows if paths[row.path] is not None]
     absent = sorted({path for path, there in paths.items() if there is None})
     if absent and not spec.partial:
-        told = told_absent(spec, absent, len(found))
-        raise FileNotFoundError(f"{told}; if the set is meant to be partial, set [dataset] partial = true")
+        message = absent_message(spec, absent, len(found))
+        raise FileNotFoundError(f"{message}; if the set is meant to be partial, set [dataset] partial = true")
     if not found:
         raise ValueError(f"none of the {len(rows)} listed videos is in {spec.videos!r}, such as {some(absent)}")
     return found, absent
 
 
-def told_absent(spec: DatasetSpec, absent: Sequence[str], present: int) -> str:
+def absent_message(spec: DatasetSpec, absent: Sequence[str], present: int) -> str:
     """Message saying how many listed videos are absent, and naming some."""
     return f"{len(absent)} of {len(absent) + present} listed videos are absent from {spec.videos!r}: {some(absent)}"
 
 
-def told_lost(spec: DatasetSpec, lost: Sequence[str]) -> str:
+def lost_message(spec: DatasetSpec, lost: Sequence[str]) -> str:
     """Message saying how many links are broken, and naming some."""
     return f"{len(lost)} links in {spec.videos!r} lead nowhere: {some(sorted(lost))}"
 
 
-def told_unnamed(spec: DatasetSpec, unnamed: Sequence[str]) -> str:
+def unnamed_message(spec: DatasetSpec, unnamed: Sequence[str]) -> str:
     """Message saying how many videos have names that are not UTF-8, and naming some."""
     return f"the names of videos in {spec.videos!r} are not UTF-8 ({len(unnamed)}): {some(sorted(unnamed))}"
 

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from pipeline.catalog.clips import Clip
-from pipeline.catalog.layouts import Ignored, told_absent, told_lost, told_unnamed
+from pipeline.catalog.layouts import Ignored, absent_message, lost_message, unnamed_message
 from pipeline.catalog.rows import path_id
 from pipeline.specs import DatasetSpec
 from pipeline.system.console import some
@@ -28,11 +28,11 @@ def on_files(spec: DatasetSpec, *, clips: int, videos: int, absent: Sequence[str
         ignored: what else lies there.
     """
     if ignored.unnamed:
-        say(f"catalog: {told_unnamed(spec, ignored.unnamed)}; they are ignored")
+        say(f"catalog: {unnamed_message(spec, ignored.unnamed)}; they are ignored")
     if ignored.lost:
-        say(f"catalog: {told_lost(spec, ignored.lost)}; they are ignored")
+        say(f"catalog: {lost_message(spec, ignored.lost)}; they are ignored")
     if absent:
-        say(f"catalog: {told_absent(spec, absent, clips)}")
+        say(f"catalog: {absent_message(spec, absent, clips)}")
     if unlisted := videos - clips:
         say(f"catalog: {unlisted} videos in {spec.videos!r} are in no list and are ignored")
     if others := sorted(ignored.others):

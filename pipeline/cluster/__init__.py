@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, CancelledError, ThreadPoolExecutor, wait
 from typing import Any
 
-from pipeline.cluster.kept import KEPT, Held, Wanted
+from pipeline.cluster.kept import CACHE, Connection, ConnectionKey
 from pipeline.cluster.portable import carrier, packed
 from pipeline.specs import ClusterSpec
 from pipeline.system.errors import MachineFault, WorkerDied
@@ -63,26 +63,26 @@ class Workers:
     def __init__(self, spec: ClusterSpec, *, most: int, devices: tuple[str, ...] = (), at_once: int = 1):
         self.spec, self.devices, self.at_once = spec, devices, at_once
         self.count = min(worker_count(spec, devices), max(most, 1))
-        self._held: Held | None = None
+        self._connection: Connection | None = None
         self._running: dict[Any, Any] = {}  # future -> job
 
     def __enter__(self) -> Workers:
         if self.spec.kind != "inline":
-            wanted = Wanted(self.spec, self.count, self.devices, self.at_once)
-            self._held = KEPT.take(wanted) or Held(wanted)
+            key = ConnectionKey(self.spec, self.count, self.devices, self.at_once)
+            self._connection = CACHE.take(key) or Connection(key)
         return self
 
     def __exit__(self, kind, error, trace) -> None:
-        if self._held is None:
+        if self._connection is None:
             return
         if kind is None and not self.devices:  # idle workers would keep the memory of a GPU, which training wants next
-            KEPT.keep(self._held)
+            CACHE.keep(self._connection)
             return
         try:
             if kind is not None:
                 self._await_running()
         finally:
-            self._held.close()
+            self._connection.close()
 
     def _await_running(self) -> None:
         """After an error, wait for the jobs that have begun: they must not write at the same time as a later stage.
@@ -96,11 +96,11 @@ class Workers:
         if not left or self.spec.kind != "address":
             return
         with contextlib.suppress(Exception):  # the scheduler may be gone; the error that led here is what counts
-            begun = _begun(self._held.client)
-            self._held.client.cancel([future for future in left if future.key not in begun])
+            begun = _begun(self._connection.client)
+            self._connection.client.cancel([future for future in left if future.key not in begun])
             if left := [future for future in left if future.key in begun]:
                 say(f"jobs still running at {self.spec.address}: {len(left)}; waiting for them to end")
-                with self._held.client.as_current():
+                with self._connection.client.as_current():
                     wait_for(left)
 
     def run(self, function: Callable[[Any], Any], jobs: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
@@ -109,7 +109,7 @@ class Workers:
         A bounded number of jobs is handed out at a time, so that a million clips cost no more memory than a thousand.
         The result of a job whose worker died is a `WorkerDied`.
         """
-        if self._held is None:
+        if self._connection is None:
             yield from self._run_here(function, iter(jobs))
             return
         if self.devices and self.spec.kind == "local":
@@ -134,7 +134,7 @@ class Workers:
     def _width(self) -> int:
         """Number of jobs that are handed out at the same time; workers may join a running scheduler at any moment."""
         elsewhere = self.spec.kind == "address"
-        lanes = sum(self._held.client.nthreads().values()) if elsewhere else self.count * self.at_once
+        lanes = sum(self._connection.client.nthreads().values()) if elsewhere else self.count * self.at_once
         return self.spec.in_flight * max(lanes, 1)
 
     def _resources(self) -> dict[str, int] | None:
@@ -142,13 +142,13 @@ class Workers:
         if not self.devices or self.spec.kind == "local":
             return None
         if self.spec.kind == "address":
-            self._held.client.wait_for_workers(1)
-        return {"GPU": 1} if self.spec.kind == "jobqueue" or _offer_gpus(self._held.client) else None
+            self._connection.client.wait_for_workers(1)
+        return {"GPU": 1} if self.spec.kind == "jobqueue" or _offer_gpus(self._connection.client) else None
 
     def _run_on_dask(self, function: Callable[[Any], Any], jobs: Iterator[Any]) -> Iterator[tuple[Any, Any]]:
         from distributed import as_completed
 
-        client, elsewhere = self._held.client, self.spec.kind in ("address", "jobqueue")
+        client, elsewhere = self._connection.client, self.spec.kind in ("address", "jobqueue")
         resources = functools.cache(self._resources)
         ended, carry = as_completed(loop=client.loop), carrier() if elsewhere else None
 

@@ -11,7 +11,7 @@ from typing import Any
 from pipeline.specs import ClusterSpec
 from pipeline.system.console import one_line
 from pipeline.system.errors import MachineFault
-from pipeline.system.processes import deaf_children
+from pipeline.system.processes import children_ignore_sigint
 
 _ENVIRONMENT = {
     **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), 1),
@@ -76,7 +76,8 @@ def _start_cluster(
             "silence_logs": logging.CRITICAL,
         }
         try:
-            with deaf_children(), _own_environment():  # workers and their replacements: a thread of dask starts them
+            # for workers and their replacements: a thread of dask starts them
+            with children_ignore_sigint(), _own_environment():
                 cluster = LocalCluster(n_workers=workers, threads_per_worker=at_once, **options)
                 stack.callback(cluster.close)  # before a Ctrl-C is heard
         except (RuntimeError, OSError) as error:

@@ -18,7 +18,7 @@ from pipeline.specs import ClusterSpec
 LINGER_SECONDS = 3.0
 
 
-class Wanted(NamedTuple):
+class ConnectionKey(NamedTuple):
     """Which workers: those of two stages are exchangeable if all of this is equal."""
 
     spec: ClusterSpec
@@ -27,70 +27,70 @@ class Wanted(NamedTuple):
     at_once: int
 
 
-class Held:
+class Connection:
     """Connected workers, and what must be closed after them."""
 
-    def __init__(self, wanted: Wanted):
-        self.key = (wanted, os.getpid())
+    def __init__(self, key: ConnectionKey):
+        self.key, self.pid = key, os.getpid()
         self._stack = contextlib.ExitStack()
         try:
-            self.client = connect(*wanted, self._stack)
+            self.client = connect(*key, self._stack)
         except BaseException:
             self._stack.close()
             raise
 
     def close(self) -> None:
         """Disconnect, and end the workers that were started. In a forked child do nothing: they are the parent's."""
-        if self.key[-1] == os.getpid():
+        if self.pid == os.getpid():
             self._stack.close()
 
 
-class Kept:
+class ConnectionCache:
     """The workers of the stage that has just ended."""
 
     def __init__(self):
-        self._lock, self._held = threading.Lock(), None
+        self._lock, self._connection = threading.Lock(), None
         self._timer = threading.Timer(0, lambda: None)
         atexit.register(self.close)
 
-    def take(self, wanted: Wanted) -> Held | None:
+    def take(self, key: ConnectionKey) -> Connection | None:
         """Return the kept workers if they are the wanted ones; else close them and return None."""
-        held = self._release()
-        if held is not None and held.key != (wanted, os.getpid()):
-            held.close()
+        connection = self._release()
+        if connection is not None and (connection.key, connection.pid) != (key, os.getpid()):
+            connection.close()
             return None
-        return held
+        return connection
 
-    def keep(self, held: Held) -> None:
+    def keep(self, connection: Connection) -> None:
         """Keep these workers for LINGER_SECONDS."""
         self.close()
         with self._lock:
-            self._held = held
-            self._timer = threading.Timer(LINGER_SECONDS, self._close_if, [held])
+            self._connection = connection
+            self._timer = threading.Timer(LINGER_SECONDS, self._close_if, [connection])
             self._timer.daemon = True
             self._timer.start()
         atexit.unregister(self.close)  # what is registered last runs first: this must run before distributed's own
         atexit.register(self.close)
 
-    def _close_if(self, held: Held) -> None:
+    def _close_if(self, connection: Connection) -> None:
         with self._lock:
-            if self._held is not held:  # another stage has taken them meanwhile
+            if self._connection is not connection:  # another stage has taken them meanwhile
                 return
-            self._held = None
-        held.close()
+            self._connection = None
+        connection.close()
 
     def close(self) -> None:
         """Close the kept workers, if there are any."""
-        if (held := self._release()) is not None:
-            held.close()
+        if (connection := self._release()) is not None:
+            connection.close()
         elif self._timer.is_alive() and self._timer is not threading.current_thread():
             self._timer.join()  # the timer's thread is closing them
 
-    def _release(self) -> Held | None:
+    def _release(self) -> Connection | None:
         with self._lock:
             self._timer.cancel()
-            held, self._held = self._held, None
-        return held
+            connection, self._connection = self._connection, None
+        return connection
 
 
-KEPT = Kept()
+CACHE = ConnectionCache()

@@ -26,7 +26,7 @@ from pipeline.dataset.pictures import wait_no_longer_than
 from pipeline.system.console import one_line
 from pipeline.system.errors import DamagedFile, MachineFault
 from pipeline.system.limits import usable_cores
-from pipeline.system.processes import deaf_children, end_with_parent
+from pipeline.system.processes import children_ignore_sigint, end_with_parent
 from pipeline.system.progress import say_once
 
 _SHARED_MEMORY = "/dev/shm"  # where torch's loading processes put their batches, on Linux
@@ -60,7 +60,7 @@ def loader(
     if workers:  # not forked: neither HDF5 nor CUDA survives a fork
         # the fork server has imported torch; else each process would import it again, for seconds
         multiprocessing.set_forkserver_preload(PRELOADED)
-        with deaf_children():
+        with children_ignore_sigint():
             forkserver.ensure_running()
         parallel = {
             "multiprocessing_context": "forkserver",
@@ -168,7 +168,7 @@ class _Loader(DataLoader):
     def _batches(self) -> Iterator:
         try:
             # a loading process that begins when this one has gone would print a traceback
-            with deaf_children() if self.num_workers else contextlib.nullcontext():
+            with children_ignore_sigint() if self.num_workers else contextlib.nullcontext():
                 batches = super().__iter__()
             yield from batches
         except (RuntimeError, ConnectionError, EOFError) as error:

@@ -13,7 +13,7 @@ from pipeline.fusion.folds import cut_folds, scored_pair
 from pipeline.scores import Scores
 from pipeline.system.console import some
 from pipeline.system.limits import usable_cores
-from pipeline.system.processes import deaf_children, end_with_parent
+from pipeline.system.processes import children_ignore_sigint, end_with_parent
 from pipeline.system.progress import Progress
 
 DEFAULT_C = 1.0  # if there are too few clips for cross-validation
@@ -194,7 +194,7 @@ def _held_out_margins(
         found = []
         # not threads: they would share the solver's random number generator
         pool = Parallel(usable_cores(), backend="loky", initializer=end_with_parent, return_as="generator")
-        with deaf_children():
+        with children_ignore_sigint():
             fits = pool(delayed(_margins)(a, b, *trial) for trial in trials)
         with Progress("fusion, choosing C", len(trials), "SVMs") as progress:
             for margins in fits:

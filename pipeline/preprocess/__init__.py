@@ -273,7 +273,7 @@ def _may_pass(result: Any) -> bool:
 def _units_of(job: ShardJob, result: Any) -> int:
     if isinstance(result, BaseException):
         raise StageFailed(
-            f"{job.kind}: shard {job.path} could not be made: {failures.told(result)}. "
+            f"{job.kind}: shard {job.path} could not be made: {failures.error_message(result)}. "
             "Finished shards are kept; when the cause is mended, run the same command again and it goes on from there."
         ) from result
     return result

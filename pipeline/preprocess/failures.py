@@ -13,8 +13,8 @@ from pipeline.system.errors import StageFailed
 from pipeline.system.progress import say
 
 
-def told(error: BaseException) -> str:
-    """Type and message of the error of a shard; where a disk is full only that, because HDF5's message is lines long.
+def error_message(error: BaseException) -> str:
+    """Type and message of a shard's error; for a full disk only that, since HDF5's message is several lines.
 
     The notes follow, such as the worker that raised it: on one of many machines a disk may not be mounted.
     """

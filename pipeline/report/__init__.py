@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.report import metrics
-from pipeline.report.metrics import Chain
+from pipeline.report.metrics import Background
 from pipeline.scores import Scores
 from pipeline.system import files
 
 
 def write(
     folder: str | Path,
-    chain: Chain,
+    background: Background,
     *,
     dataset: str,
     split: str,
@@ -29,7 +29,7 @@ def write(
 
     Args:
         folder: created if it does not exist.
-        chain: what the stages before the report leave, apart from the scores.
+        background: what the stages before the report leave, apart from the scores.
         dataset, split: names, for the heading.
         streams: "spatial" and "temporal" -> table of the test part.
         fused: "average", "weighted", "svm" -> fused table of the test part; "average" is required.
@@ -45,12 +45,12 @@ def write(
 
     folder = Path(folder)
     tables = metrics.join(streams, fused)
-    numbers = {**metrics.collect(tables, chain, dataset=dataset, split=split), "inputs": inputs}
-    drawn = figures.draw(tables, chain.curves)
+    numbers = {**metrics.collect(tables, background, dataset=dataset, split=split), "inputs": inputs}
+    drawn = figures.draw(tables, background.curves)
     for name, figure in drawn.items():
         for suffix in ("svg", "png"):
             with files.commit(folder / "figures" / f"{name}.{suffix}") as temporary:
                 figures.save(figure, temporary)
-    files.write_text(folder / "report.html", page.render(tables, numbers, drawn, chain))
+    files.write_text(folder / "report.html", page.render(tables, numbers, drawn, background))
     files.write_json(folder / "metrics.json", numbers)
     return numbers

@@ -17,7 +17,7 @@ from pipeline.system.packages import versions
 
 
 @dataclass(frozen=True, kw_only=True)
-class Chain:
+class Background:
     """What the stages before the report leave, apart from the scores."""
 
     fusion: Mapping[str, Any]
@@ -57,9 +57,8 @@ def headline_text(numbers: Mapping[str, Any]) -> str:
         lines.append(f"{name:16} {row['top1']:7.1%} {interval:>16} {row['mean_class']:11.1%}")
     if unknown := never_answered("svm", numbers["fusion"]):
         lost = sum(numbers["per_class"][name]["clips"] for name in unknown)
-        lines.append(
-            f"the svm chose among {len(numbers['classes']) - len(unknown)} classes: {fewer(len(unknown), lost)}"
-        )
+        text = never_answered_text(len(unknown), lost)
+        lines.append(f"the svm chose among {len(numbers['classes']) - len(unknown)} classes: {text}")
     if note := numbers["intervals"]["note"]:
         lines.append(f"of the intervals: {note}")
     return "\n".join([heading, *lines])
@@ -83,7 +82,7 @@ def join(streams: Mapping[str, Scores], fused: Mapping[str, Scores]) -> dict[str
     return {name: first.join(table)[1] for name, table in ordered.items()}
 
 
-def collect(tables: Mapping[str, Scores], chain: Chain, *, dataset: str, split: str) -> dict:
+def collect(tables: Mapping[str, Scores], background: Background, *, dataset: str, split: str) -> dict:
     """The content of `metrics.json`: plain JSON values, accuracies as shares 0..1. Arguments as `report.write`'s."""
     average = tables["average"]
     bootstrap = Bootstrap(tables, average.groups)
@@ -93,14 +92,14 @@ def collect(tables: Mapping[str, Scores], chain: Chain, *, dataset: str, split: 
         "split": split,
         "num_test": len(average),
         "num_failed": len(average.failed),
-        "num_failed_all_parts": len({row["id"] for row in chain.failed} | set(average.failed)),
-        "absent": list(chain.absent),
-        "odd": dict(chain.odd),
+        "num_failed_all_parts": len({row["id"] for row in background.failed} | set(average.failed)),
+        "absent": list(background.absent),
+        "odd": dict(background.odd),
         **{name: summary(name, bootstrap) for name in STREAMS},
         "fused": {
             n: {
                 **summary(n, bootstrap),
-                "against_stream": comparison(n, bootstrap, len(never_answered(n, chain.fusion))),
+                "against_stream": comparison(n, bootstrap, len(never_answered(n, background.fusion))),
             }
             for n in fusions
         },
@@ -109,14 +108,14 @@ def collect(tables: Mapping[str, Scores], chain: Chain, *, dataset: str, split: 
         "per_class": per_class(tables),
         "per_group": per_group(tables),
         "agreement": agreement(tables),
-        "fusion": _without_matrices(chain.fusion),
-        "training": {name: _best(curve) for name, curve in chain.curves.items()},
-        "seeds": dict(_seeds(chain.settings)),
-        "counts": {part: dict(row) for part, row in chain.counts.items()},
-        "groups": {part: list(names) for part, names in chain.groups.items()},
-        "stages": [dict(row) for row in chain.stages],
+        "fusion": _without_matrices(background.fusion),
+        "training": {name: _training_facts(curve) for name, curve in background.curves.items()},
+        "seeds": dict(_seeds(background.settings)),
+        "counts": {part: dict(row) for part, row in background.counts.items()},
+        "groups": {part: list(names) for part, names in background.groups.items()},
+        "stages": [dict(row) for row in background.stages],
         "versions": versions(),
-        "command": chain.command,
+        "command": background.command,
     }
 
 
@@ -136,7 +135,7 @@ def summary(name: str, bootstrap: Bootstrap) -> dict[str, Any]:
 
 
 def never_answered(name: str, fusion: Mapping[str, Any]) -> tuple[str, ...]:
-    """The classes that a fusion cannot answer, as they have no validation clip; `fusion` as `Chain.fusion`."""
+    """The classes that a fusion cannot answer, as they have no validation clip; `fusion` as `Background.fusion`."""
     return tuple(fusion.get(name, {}).get("absent", ()))
 
 
@@ -145,7 +144,7 @@ def clips_of(classes: Sequence[str], table: Scores) -> int:
     return int(sum(table.per_class()[1][table.classes.index(name)] for name in classes))
 
 
-def fewer(classes: int, clips: int) -> str:
+def never_answered_text(classes: int, clips: int) -> str:
     """What it means for an accuracy that a fusion cannot answer some classes, which have this many test clips."""
     which = f"{classes} {'has' if classes == 1 else 'have'} no validation clip and cannot be answered"
     if clips:
@@ -156,7 +155,7 @@ def fewer(classes: int, clips: int) -> str:
 def comparison(name: str, bootstrap: Bootstrap, never: int = 0) -> dict[str, Any]:
     """Compare a fusion with the better stream on the same clips: the difference in top-1, and McNemar's test.
 
-    `never` is the number of classes that the fusion cannot answer: see `fewer`.
+    `never` is the number of classes that the fusion cannot answer: see `never_answered_text`.
     """
     tables = bootstrap.tables
     stream = uncertainty.better(STREAMS, tables)
@@ -288,7 +287,7 @@ def _seeds(settings: Mapping) -> Iterator[tuple[str, int]]:
     return ((path, value) for path, value in flattened(settings) if path.rpartition(".")[2].endswith("seed"))
 
 
-def _best(curve: Mapping[str, Any]) -> dict[str, Any]:
+def _training_facts(curve: Mapping[str, Any]) -> dict[str, Any]:
     """What the curve knows: steps, the step whose weights were kept and its validation accuracy, where and how."""
     best, how = curve["best_step"], {"device": curve["device"], "precision": curve["precision"]}
     at_best = [row["top1"] for row in curve["validation"] if row["step"] == best]

@@ -12,7 +12,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from pipeline.report import figures, metrics
-from pipeline.report.metrics import Chain
+from pipeline.report.metrics import Background
 from pipeline.report.uncertainty import FEWEST, WILSON
 from pipeline.scores import Scores
 from pipeline.specs import STREAMS
@@ -30,14 +30,14 @@ _MOST_NAMES = 12  # in a sentence
 FEW_CLIPS = 100  # one of fewer validation clips is more than one per cent
 
 
-def render(tables: Mapping[str, Scores], numbers: Mapping, drawn: Mapping[str, Figure], chain: Chain) -> str:
+def render(tables: Mapping[str, Scores], numbers: Mapping, drawn: Mapping[str, Figure], background: Background) -> str:
     """The page of a report as HTML.
 
     Args:
         tables: as `metrics.join` gives them.
         numbers: as `metrics.collect` gives them.
         drawn: as `figures.draw` gives them.
-        chain: as `report.write` got it.
+        background: as `report.write` got it.
     """
     template, rows = _environment().get_template("page.html"), headline(tables, numbers)
     return template.render(
@@ -51,14 +51,14 @@ def render(tables: Mapping[str, Scores], numbers: Mapping, drawn: Mapping[str, F
         pairs=metrics.confused_pairs(tables["average"]),
         misclassified=metrics.misclassified(tables),
         groups=sorted(numbers["per_group"].items(), key=lambda item: (item[1]["average"], item[0])),
-        failures=metrics.failures(tables, chain.failed),
+        failures=metrics.failures(tables, background.failed),
         rows_shown=ROWS_SHOWN,
         groups_shown=GROUPS_SHOWN,
         cell_counts=figures.CELL_COUNTS,
         fusion=_fusion_rows(numbers["fusion"]),
         c_was_chosen=len(numbers["fusion"].get("svm", {}).get("choice", {}).get("right", ())) > 1,
         few_to_choose_on=_few_to_choose_on(numbers),
-        settings={stage: list(metrics.flattened(values)) for stage, values in chain.settings.items()},
+        settings={stage: list(metrics.flattened(values)) for stage, values in background.settings.items()},
         stage_columns=_columns(numbers["stages"]),
         count_columns=_columns(numbers["counts"].values()),
         group_names={part: _listed(names) for part, names in numbers["groups"].items()},

@@ -85,7 +85,7 @@ def collect(dataset: str, runs: Sequence[Run]) -> dict[str, Any]:
         "against_stream": {n: _comparison(n, bootstrap, repeated, runs) for n in pooled if n not in STREAMS},
         "clips_tested_more_than_once": repeated,
         "intervals": bootstrap.as_dict(),
-        "note": _easier(runs),
+        "note": _never_answered_note(runs),
         "versions": versions(),
     }
 
@@ -118,14 +118,15 @@ def markdown(numbers: Mapping[str, Any]) -> str:
     return "\n".join([f"{cell(numbers['dataset'])}\n", *(f"| {line} |" for line in lines), f"\n{note}\n"])
 
 
-def _easier(runs: Sequence[Run]) -> str:
+def _never_answered_note(runs: Sequence[Run]) -> str:
     """A sentence on runs whose SVM cannot answer all classes; "" if there is none."""
     never = [(metrics.never_answered("svm", run.fusion), run.fused["average"]) for run in runs]
     never = [(classes, table) for classes, table in never if classes]
     if not never:
         return ""
     most, clips = max(len(classes) for classes, _ in never), sum(metrics.clips_of(*of) for of in never)
-    return f"In {len(never)} of {len(runs)} runs the svm chose among fewer classes: up to {metrics.fewer(most, clips)}."
+    text = metrics.never_answered_text(most, clips)
+    return f"In {len(never)} of {len(runs)} runs the svm chose among fewer classes: up to {text}."
 
 
 def _check(runs: Sequence[Run]) -> None:

@@ -134,7 +134,7 @@ def _row(table: Table, result: Result, on: str, pooled: bool) -> dict[str, Any]:
         "words": row.words,
         "score": row.score,
         "changes": dict(result.changes),
-        "setup": "; ".join(text for text in (result.setup, _easier(result.trials)) if text),
+        "setup": "; ".join(text for text in (result.setup, _never_answered_note(result.trials)) if text),
         "state": result.state,
         "reason": result.reason,
         "paper": {name: round(figure / 100, 4) for name, figure in row.paper.items()},
@@ -164,10 +164,10 @@ def _row(table: Table, result: Result, on: str, pooled: bool) -> dict[str, Any]:
     }
 
 
-def _easier(trials: Sequence[Trial]) -> str:
+def _never_answered_note(trials: Sequence[Trial]) -> str:
     most = max((len(trial.never_answers) for trial in trials), default=0)
     clips = sum(metrics.clips_of(trial.never_answers, trial.scores) for trial in trials)
-    return f"chose among fewer classes: up to {metrics.fewer(most, clips)}" if most else ""
+    return f"chose among fewer classes: up to {metrics.never_answered_text(most, clips)}" if most else ""
 
 
 def _trial(trial: Trial) -> dict[str, Any]:
@@ -221,8 +221,8 @@ def markdown(numbers: Mapping[str, Any]) -> str:
         cells += [f"{100 * row['paper'][name]:.1f}" if name in row["paper"] else "-" for name in numbers["sets"]]
         cells += _figures(row, several)
         why = f"{row['state']}: {row['reason']}"
-        told = {"measured": row["setup"], "published": row["reason"]}.get(row["state"], why)
-        lines.append([*cells, cell(told)])
+        remark = {"measured": row["setup"], "published": row["reason"]}.get(row["state"], why)
+        lines.append([*cells, cell(remark)])
     title = f"Table {numbers['table']}. {numbers['title']}: {cell(numbers['dataset'])}"
     body = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     return f"{title}\n\n{body}\n\n{note(numbers)}\n"

@@ -32,7 +32,7 @@ h5py.register_driver(_AT_ONCE, lambda access: access.set_sieve_buf_size(0))
 @contextlib.contextmanager
 def create(path: Path | str, kind: str, attrs: Mapping[str, Any]) -> Iterator[h5py.File]:
     """Create a file of format `two-stream-<kind>`; it exists only if the block ends without an error."""
-    with commit(path) as temporary, _fault_of_disk_told(Path(path)):
+    with commit(path) as temporary, _named_fault_of_disk(Path(path)):
         file = h5py.File(temporary, "w", driver=_AT_ONCE, rdcc_nbytes=0)
         try:
             file.attrs["format"] = f"two-stream-{kind}"
@@ -62,12 +62,12 @@ def _give_up(file: h5py.File) -> None:
 @contextlib.contextmanager
 def opened(path: Path | str, kind: str | None) -> Iterator[h5py.File]:
     """`open_file` for the block; any error that h5py raises in it because the file is damaged becomes DamagedFile."""
-    with open_file(path, kind) as file, _damage_told(Path(path)):
+    with open_file(path, kind) as file, _named_damage(Path(path)):
         yield file
 
 
 @contextlib.contextmanager
-def _damage_told(path: Path) -> Iterator[None]:
+def _named_damage(path: Path) -> Iterator[None]:
     try:
         yield
     # depends on which HDF5 structure is damaged
@@ -79,7 +79,7 @@ def _damage_told(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _fault_of_disk_told(path: Path) -> Iterator[None]:
+def _named_fault_of_disk(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
@@ -88,13 +88,13 @@ def _fault_of_disk_told(path: Path) -> Iterator[None]:
 
 
 def refuse_fault_of_disk(path: Path, error: Exception) -> None:
-    """Tell a disk that fails from damage and bugs: when h5py opens a part of a file or flushes, it does so in words.
+    """Raise the disk error hidden in an h5py error: h5py puts errno only into the text of its message.
 
     Raises:
         OSError: the error is from the disk. It says what matters, instead of HDF5's six lines.
     """
-    told = re.search(r"file (?:read|write) failed: .*\berrno = (\d+)", str(error), re.DOTALL)
-    if told and (number := int(told[1])):
+    found = re.search(r"file (?:read|write) failed: .*\berrno = (\d+)", str(error), re.DOTALL)
+    if found and (number := int(found[1])):
         raise OSError(number, os.strerror(number), str(path)) from None
     if getattr(error, "errno", None):
         raise error
@@ -139,7 +139,7 @@ def open_file(path: Path | str, kind: str | None) -> h5py.File:
 
 
 def _check_format(path: Path, file: h5py.File, kind: str | None) -> None:
-    with _damage_told(path):
+    with _named_damage(path):
         found, version = file.attrs.get("format", "no format attribute"), file.attrs.get("format_version", 0)
     if not fnmatchcase(str(found), wanted := f"two-stream-{kind or '*'}"):
         raise ValueError(f"{path} holds {found!r}, not {wanted!r}; give the path of the right artifact")

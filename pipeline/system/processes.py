@@ -15,7 +15,7 @@ _LOOK_SECONDS = 1.0
 
 
 @contextlib.contextmanager
-def deaf_children() -> Iterator[None]:
+def children_ignore_sigint() -> Iterator[None]:
     """Processes and threads started within the block, and those that they start, never receive Ctrl-C (SIGINT).
 
     A terminal sends it to all of them, so an interrupted stage would print a traceback for every worker. The caller
@@ -24,14 +24,14 @@ def deaf_children() -> Iterator[None]:
     resource_tracker.ensure_running()  # started within the block, it would unblock SIGINT
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # of this thread, hence of what it starts
     try:
-        with _later():
+        with _defer_sigint():
             yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextlib.contextmanager
-def _later() -> Iterator[None]:
+def _defer_sigint() -> Iterator[None]:
     """Within the block only note a Ctrl-C (another thread may receive it while it is blocked here), then raise it."""
     handler = signal.getsignal(signal.SIGINT)
     if handler is None or threading.current_thread() is not threading.main_thread():  # only that thread may set one

@@ -175,8 +175,8 @@ def _say_speed(run: TrainingState) -> None:
     waiting, saving = run.curve.seconds_waiting, run.curve.seconds_saving
     if busy := waiting + saving + run.curve.seconds_stepping:
         clips = run.spec.steps * run.spec.items_per_step
-        told = f"{clips / busy:.1f} clips/s, {waiting / busy:.1%} of it waiting for data, {saving / busy:.1%} saving"
-        say(f"training, {run.spec.stream}: {told}")
+        rates = f"{clips / busy:.1f} clips/s, {waiting / busy:.1%} of it waiting for data, {saving / busy:.1%} saving"
+        say(f"training, {run.spec.stream}: {rates}")
 
 
 def train_step(run: TrainingState, inputs: ViewBatch | torch.Tensor, labels: torch.Tensor) -> float:

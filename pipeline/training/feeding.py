@@ -90,8 +90,8 @@ def partly_encoded(items: Dataset, numbers: ItemSampler, device: torch.device, w
         for make in (items.__getitem__, items.encoded)
     )
     share = wanted if wanted > 0 else balanced_share(alone, loading, leaving)
-    told = f"alone it makes {1 / alone:,.0f} items/s, {max(1, workers)} loading processes {1 / loading:,.0f}"
-    _say(numbers, f"the GPU decodes {share:.0%} of the stacks ({told}; gpu_decoding sets another share)")
+    rates = f"alone it makes {1 / alone:,.0f} items/s, {max(1, workers)} loading processes {1 / loading:,.0f}"
+    _say(numbers, f"the GPU decodes {share:.0%} of the stacks ({rates}; gpu_decoding sets another share)")
     sets = spec.items_per_step // spec.batch
     return PartlyEncoded(items, share, batch=spec.items_per_step, sets=sets) if share else items
 

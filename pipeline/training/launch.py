@@ -26,7 +26,7 @@ from pipeline.specs import StreamSpec
 from pipeline.system.errors import StageFailed
 from pipeline.system.files import read_json, write_json
 from pipeline.system.limits import usable_cores
-from pipeline.system.processes import deaf_children
+from pipeline.system.processes import children_ignore_sigint
 from pipeline.system.progress import say
 from pipeline.training.together import OtherDataset
 
@@ -143,7 +143,7 @@ def _child(job: TrainingJob, arguments: list[str], environment: dict[str, str]) 
     shown = environment.get("RANK", "0") == "0"
     with ExitStack() as stack:
         output = None if shown else stack.enter_context((job.job_folder / f"output-{environment['RANK']}").open("wb"))
-        with deaf_children():
+        with children_ignore_sigint():
             child = subprocess.Popen(
                 [sys.executable, "-m", *arguments],
                 env={**own, **path, **environment},

@@ -40,8 +40,8 @@ def remark_on_milestones(spec: StreamSpec) -> str:
     late = [milestone for milestone in spec.milestones if milestone >= spec.steps]
     if spec.schedule != "step" or not late:
         return ""
-    told = f"[{spec.stream}] milestones {', '.join(map(str, late))} come after the last of {spec.steps} steps"
-    return f"{told}, so the learning rate {'never falls' if len(late) == len(spec.milestones) else 'falls less often'}"
+    said = f"[{spec.stream}] milestones {', '.join(map(str, late))} come after the last of {spec.steps} steps"
+    return f"{said}, so the learning rate {'never falls' if len(late) == len(spec.milestones) else 'falls less often'}"
 
 
 def make_optimizer(spec: StreamSpec, network: nn.Module) -> torch.optim.Optimizer:

@@ -1,4 +1,4 @@
-"""One flow shard: clips that were computed before are copied, the others go through the steps of `line.py`.
+"""One flow shard: clips that were computed before are copied, the others go through the steps of `flow_pipeline.py`.
 
 On a CPU a clip that crashes a flow method is found by computing each clip in a process of its own.
 """
@@ -25,8 +25,8 @@ from pipeline.flow.device import on_cuda_device, one_thread
 from pipeline.preprocess.jobs import ShardJob
 from pipeline.preprocess.jobs.batches import FlowClip, write_complete
 from pipeline.preprocess.jobs.earlier import Earlier
+from pipeline.preprocess.jobs.flow_pipeline import FlowPipeline
 from pipeline.preprocess.jobs.helpers import Helpers
-from pipeline.preprocess.jobs.line import Line
 from pipeline.specs import FlowSpec
 from pipeline.system.limits import usable_cores
 
@@ -89,7 +89,7 @@ def _compute(job: FlowJob, clips: deque[FlowClip]) -> None:
         on_cuda_device(tensors_on),
         one_thread() if by_network_here else contextlib.nullcontext(),
     ):
-        Line(job.spec, device, clips, helpers).run()
+        FlowPipeline(job.spec, device, clips, helpers).run()
 
 
 def _checked_device(job: FlowJob) -> str:

@@ -123,14 +123,14 @@ def _refuse_changed(path: Path, clip: Clip) -> None:
             without them, and the next run finds them changed.
         MachineFault: it has changed, and its dataset would lack it without anyone wanting that.
     """
-    if clip.content == UNREADABLE or not path.is_file():  # whoever opens it tells why
+    if clip.content == UNREADABLE or not path.is_file():  # whoever opens it says why
         return
     about = path.stat()
     if (about.st_size, about.st_mtime_ns) != (clip.bytes, clip.mtime_ns) and file_hash(path) != clip.content:
-        told = "has changed since the catalog was read; run the same command again, which reads it"
+        what = "has changed since the catalog was read; run the same command again, which reads it"
         if clip.label == UNKNOWN:
-            raise VideoError(f"the file {told}")
-        raise MachineFault(f"{path} {told}")
+            raise VideoError(f"the file {what}")
+        raise MachineFault(f"{path} {what}")
 
 
 def _refuse_misread(path: Path, clip: Clip, frames: int, still_alive: Callable[[], None]) -> None:

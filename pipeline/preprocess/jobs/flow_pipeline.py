@@ -1,4 +1,4 @@
-"""The line (pipeline) of four steps that makes flow: read and decode, move (compute flow), encode, write.
+"""The pipeline of four steps that makes flow: read and decode, compute, encode, write.
 
 The steps work on batches of pairs of frames. A batch may hold the ends and beginnings of several clips of one size,
 because clips are short, and a GPU needs full batches. Helper threads decode ahead of the flow and encode behind it. A
@@ -28,7 +28,7 @@ from pipeline.video import jpeg
 _IMAGES = 8  # images that one helper decodes or encodes at a time; a batch keeps a dozen helpers busy
 
 
-class Line:
+class FlowPipeline:
     """The four steps, and the state that they share."""
 
     def __init__(self, spec: FlowSpec, device: str, clips: deque[FlowClip], helpers: Helpers):
@@ -40,8 +40,8 @@ class Line:
     def run(self) -> None:
         """Compute the clips that are not complete, and write all of them into the shard, in their order."""
         read = run_ahead(self._read, self._batches(), ahead=self.helpers.ahead)
-        moved = run_ahead(self._move, read, ahead=0 if self.tensors_on == "cpu" else 1)
-        for batch in run_ahead(self._encode, moved, ahead=self.helpers.ahead):
+        computed = run_ahead(self._compute, read, ahead=0 if self.tensors_on == "cpu" else 1)
+        for batch in run_ahead(self._encode, computed, ahead=self.helpers.ahead):
             self._write(batch)
             write_complete(self.clips, self.spec)
 
@@ -85,7 +85,7 @@ class Line:
                     target = span.frames[k : k + _IMAGES]
                     span.decoding.append(self.helpers.start(_decode, images[k : k + _IMAGES], target, self.gray))
 
-    def _move(self, batch: Batch) -> None:
+    def _compute(self, batch: Batch) -> None:
         """Start to compute the flow and to quantize it to bytes."""
         for span in batch.spans:
             with span.recording_clip_errors():
