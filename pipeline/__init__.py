@@ -16,7 +16,7 @@ _forking, _threads_of_opencv = threading.Lock(), 0  # how many there were before
 
 
 def _end_threads_of_opencv() -> None:
-    """A forked child has no threads but one, and OpenCV in it would wait without end for those that it had."""
+    """A forked child has no threads but one, and OpenCV in it would wait forever for those that it had."""
     global _threads_of_opencv
     _forking.acquire()  # of two threads that fork at once, one would take the other's 1 for what it was before
     loaded = hasattr(cv2 := sys.modules.get("cv2"), "setNumThreads")

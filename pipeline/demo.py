@@ -9,7 +9,7 @@ apart:
   frames have the same distribution for both: the spatial stream cannot tell the motions apart.
 
 Clips of the same group and number are matched across the six classes: same background, noise, start, speed and length;
-only texture and motion differ. So a similar training clip does not tell a stream what it cannot see, either.
+only texture and motion differ. So a similar training clip does not show a stream what it cannot see, either.
 """
 
 from __future__ import annotations

@@ -132,7 +132,7 @@ def _report_failures(found: Evaluation, clips: int, what: str, *, counted: bool)
     shown = "; ".join(f"{video_id}: {reason}" for video_id, reason in list(found.failed.items())[:_SHOWN])
     if len(found.failed) == clips and counted:
         raise StageFailed(
-            f"{what}: all {clips} clips failed, such as {shown}. Mend these videos, or take another split; if all are "
+            f"{what}: all {clips} clips failed, such as {shown}. Fix these videos, or take another split; if all are "
             "validation clips, [dataset] val_fraction = 0 does without"
         )
     say(f"{what}: {len(found.failed)} of {clips} clips failed{' and count as wrong' * counted}: {shown}")

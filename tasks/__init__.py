@@ -10,7 +10,7 @@ features of each clip. `Fuse` combines both streams, and `Report` writes `metric
 
 `AllSplits` requires the reports of all splits of a dataset, for one or more seeds, and puts them into one table.
 `PaperTable` runs the rows of a table of the paper and puts their figures beside the published ones. `ScoreVideos`
-applies the trained streams to other, unlabelled videos.
+applies the trained streams to other, unlabeled videos.
 """
 
 import os

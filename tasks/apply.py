@@ -1,4 +1,4 @@
-"""Score unlabelled videos with trained streams."""
+"""Score unlabeled videos with trained streams."""
 
 from __future__ import annotations
 

@@ -211,9 +211,9 @@ class Stage(OfDataset):
             with one_writer(self.folder):
                 if not self.is_current():
                     self._refuse_what_changed()
-                    self._make_anew()
+                    self._make_again()
 
-    def _make_anew(self) -> None:
+    def _make_again(self) -> None:
         begun = time.monotonic()
         say(f"{self.title}: {self.folder}")
         self.record()

@@ -133,7 +133,7 @@ def check_configuration() -> None:
             raise ValueError(f"{variable} is {given!r}; settings are read from .cfg files only")
     if settings.from_command_line() and luigi.interface.core().parallel_scheduling:
         raise ValueError(
-            "parallel_scheduling is not possible here: Luigi would wait without end for tasks that are refused; leave "
+            "parallel_scheduling is not possible here: Luigi would wait forever for tasks that are refused; leave "
             "it out (what is complete is found in little time, and --workers does run tasks in parallel)"
         )
     overlay = preset()

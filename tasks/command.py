@@ -107,7 +107,7 @@ def _say_what_failed(task: luigi.Task, error: BaseException) -> None:
 @luigi.Task.event_handler(luigi.Event.PROCESS_FAILURE)
 def _say_what_died(task: luigi.Task, message: str) -> None:
     say_failure(
-        f"{_named(task)} FAILED: its process has died, perhaps for want of memory ({message}); the same command goes on"
+        f"{_named(task)} FAILED: its process has died, perhaps for lack of memory ({message}); the same command goes on"
     )
 
 

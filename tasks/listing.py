@@ -51,7 +51,7 @@ class DemoVideos(OfProgram):
 
 
 class OfVideos(Stage):
-    """A stage that can also process a folder of other, unlabelled videos, into a separate artifact.
+    """A stage that can also process a folder of other, unlabeled videos, into a separate artifact.
 
     They are processed like the dataset, so a stream trained on the dataset can score them.
     """

@@ -1,4 +1,4 @@
-"""How mistakes are told: as one line to the user of a command, as an exception to a Python caller.
+"""How mistakes are reported: as one line to the user of a command, as an exception to a Python caller.
 
 An error that our code raised on purpose is a mistake of the user or a fault of the machine, whose message suffices; any
 other is a bug, which needs its traceback.
@@ -69,12 +69,12 @@ def error_line(error: BaseException, folder: Path | None = None) -> str:
             "the same command again"
         )
     elif _OF_TORCH in said:  # which does not say why
-        said = f"{said}, perhaps for want of space"
+        said = f"{said}, perhaps for lack of space"
     text = ", ".join([said, *getattr(error, "__notes__", [])])
     if number == errno.EDQUOT:  # the disk's free space would mislead
         return f"{text} (free some, and run the same command again)"
     if number == errno.EMFILE:
-        return f"{text} (`ulimit -n` tells how many a process may open, and raises it)"
+        return f"{text} (`ulimit -n` shows how many a process may open, and raises it)"
     if number == errno.EFBIG or not _is_full(error):
         return text
     where = Path(getattr(error, "filename", None) or folder or ".")
@@ -101,7 +101,7 @@ def _is_plain(error: BaseException | None) -> bool:
 def _was_raised_on_purpose(error: BaseException) -> bool:
     """Whether one of our `raise` statements raised it: numpy or `zip` may also raise a ValueError in our lines.
 
-    The instruction at which the traceback ends tells.
+    The instruction at which the traceback ends shows it.
     """
     end = error.__traceback__
     if end is None:

@@ -303,7 +303,7 @@ def test_listing_changes_with_any_video_or_list(tmp_path):
     assert len(set(seen)) == 5
 
 
-def test_unlabelled_videos(tmp_path, capsys):
+def test_unlabeled_videos(tmp_path, capsys):
     (tmp_path / "walk").mkdir()  # a folder is no class here
     for name in ("a.avi", "walk/b.avi"):
         (tmp_path / name).write_bytes(name.encode())

@@ -38,9 +38,9 @@ def test_labels_do_not_count_from_the_end():
         Catalog((clip(label=-2),), ("x", "y"), "1", ())
 
 
-def test_an_unlabelled_clip_has_no_class():
-    unlabelled = Catalog((clip(label=-1, class_name=""),), (), "1", ())
-    assert unlabelled.videos_key != Catalog((clip(),), ("x",), "1", ()).videos_key
+def test_an_unlabeled_clip_has_no_class():
+    unlabeled = Catalog((clip(label=-1, class_name=""),), (), "1", ())
+    assert unlabeled.videos_key != Catalog((clip(),), ("x",), "1", ()).videos_key
 
 
 def test_a_catalog_refuses_an_unknown_part():

@@ -163,7 +163,7 @@ def test_workers_that_come_later_get_no_more_jobs_than_they_offer_gpus(tmp_path,
     assert not overlap([(begin, end) for *_, begin, end in log_of(tmp_path / "log")])
 
 
-def test_jobs_of_a_queue_that_end_by_their_time_limit_are_submitted_anew(monkeypatch):
+def test_jobs_of_a_queue_that_end_by_their_time_limit_are_submitted_again(monkeypatch):
     import dask
 
     monkeypatch.setattr(cluster, "_PATIENCE_SECONDS", 0.2)

@@ -221,7 +221,7 @@ def test_torch_and_torchvision_of_different_builds(quick, tmp_path, capsys):
         in printed
     )
     assert "BROKEN: torchvision cannot be imported" in printed
-    assert printed.splitlines()[-1].startswith("mend the installation first: torchvision cannot be imported")
+    assert printed.splitlines()[-1].startswith("repair the installation first: torchvision cannot be imported")
 
 
 def test_a_machine_without_a_screen(monkeypatch):

@@ -1,4 +1,4 @@
-"""What earlier shards hold is copied: the same bytes as if it were made anew, and nothing decoded or computed."""
+"""What earlier shards hold is copied: the same bytes as if it were made again, and nothing decoded or computed."""
 
 from dataclasses import replace
 

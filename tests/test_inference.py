@@ -171,7 +171,7 @@ def test_scores_are_true_float32_on_gpus_with_tf32(monkeypatch):
         library.allow_tf32 = allowed
 
 
-def test_unlabelled_clips_get_the_classes_of_the_stream(monkeypatch, tmp_path, capsys):
+def test_unlabeled_clips_get_the_classes_of_the_stream(monkeypatch, tmp_path, capsys):
     catalog, fake = two_classes("frames")
     fail(fake, "left_5", "decodes no frame")
     use_store(monkeypatch, fake)
@@ -209,8 +209,8 @@ def test_clips_that_the_weights_know_are_named(monkeypatch, tmp_path, capsys):
     ]
     (line,) = told(other, "test")
     assert f"scores of test: {of} 2 of 6 clips: " in line and f"'{first.id}'" in line
-    unlabelled = replace(other, clips=tuple(replace(clip, label=-1, class_name="") for clip in other.clips), classes=())
-    assert told(unlabelled, "test") == [line]  # someone may compute an accuracy from the names of folders
+    unlabeled = replace(other, clips=tuple(replace(clip, label=-1, class_name="") for clip in other.clips), classes=())
+    assert told(unlabeled, "test") == [line]  # someone may compute an accuracy from the names of folders
 
 
 def test_if_every_clip_fails_it_is_an_error(monkeypatch, tmp_path):
@@ -218,12 +218,12 @@ def test_if_every_clip_fails_it_is_an_error(monkeypatch, tmp_path):
     save_untrained(tmp_path / "c.pt", spec(), catalog)
     views = {"store_path": "i", "part": "test", "spec": ScoreSpec(frames=2, crops=1)}
     ids = [clip.id for clip in catalog.part("test")]
-    unlabelled = Catalog(tuple(replace(clip, label=-1, class_name="") for clip in catalog.clips), (), "1", ())
+    unlabeled = Catalog(tuple(replace(clip, label=-1, class_name="") for clip in catalog.clips), (), "1", ())
     use_store(monkeypatch, FakeStore({}, dict.fromkeys(ids[1:], "no frame decodes")))
     with pytest.raises(KeyError, match=ids[0]):
-        score(tmp_path / "c.pt", catalog=unlabelled, **views)
+        score(tmp_path / "c.pt", catalog=unlabeled, **views)
     use_store(monkeypatch, FakeStore({}, dict.fromkeys(ids, "no frame decodes")))
-    assert score(tmp_path / "c.pt", catalog=unlabelled, **views).failed == tuple(ids)
+    assert score(tmp_path / "c.pt", catalog=unlabeled, **views).failed == tuple(ids)
     with pytest.raises(StageFailed, match="spatial scores of test: all 4 clips failed, such as left_5: no frame d"):
         score(tmp_path / "c.pt", catalog=catalog, **views)
 
@@ -417,8 +417,8 @@ def test_views_where_no_clip_could_be_scored(monkeypatch, tmp_path):
         fail(fake, clip.id, "decodes no frame")
     use_store(monkeypatch, fake)
     save_untrained(tmp_path / "c.pt", spec(), catalog)
-    unlabelled = Catalog(tuple(replace(clip, label=-1, class_name="") for clip in catalog.clips), (), "1", ())
-    about = {"checkpoint": tmp_path / "c.pt", "store_path": "i", "catalog": unlabelled, "part": "test"}
+    unlabeled = Catalog(tuple(replace(clip, label=-1, class_name="") for clip in catalog.clips), (), "1", ())
+    about = {"checkpoint": tmp_path / "c.pt", "store_path": "i", "catalog": unlabeled, "part": "test"}
     score_to(tmp_path / "s.h5", {}, spec=ScoreSpec(frames=2, crops=1, per_view=True), **about)
     with pytest.raises(ValueError, match="s.h5 holds no views, because none of its clips could be scored"):
         _ = Scores.read(tmp_path / "s.h5").views

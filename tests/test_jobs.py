@@ -77,7 +77,9 @@ def test_frames_made_anew_since_the_run_began_get_no_flow(frames, tmp_path):
     for other in ({"crc32": 1}, {"frames": 99}):
         given = {"path": tmp_path / "s.h5", "frames": frames, "attrs": {"digest": "d"}}
         known = tuple(record._replace(**other) if record.id == "b" else record for record in records)
-        with pytest.raises(MachineFault, match="the frames of clip 'b' of .* have been made anew since this run began"):
+        with pytest.raises(
+            MachineFault, match="the frames of clip 'b' of .* have been made again since this run began"
+        ):
             FlowJob(**given, records=known, spec=DIS, device="cpu").make()
         assert not (tmp_path / "s.h5").exists()
 
@@ -255,7 +257,7 @@ def test_a_clip_is_tried_in_bounded_memory(frames, monkeypatch):
 @pytest.mark.parametrize("pixels", [1, 3 * 48 * 64, 10**6], ids=["pair by pair", "pieces", "all at once"])
 @pytest.mark.parametrize("place", [0, 1000, -1], ids=["no JPEG", "another picture", "the end"])
 def test_damage_to_the_frames_fails_the_shard_and_not_the_clip(frames, tmp_path, monkeypatch, threads, pixels, place):
-    """A clip that was recorded as failed would stay so after its frames were mended."""
+    """A clip that was recorded as failed would stay so after its frames were repaired."""
     monkeypatch.setattr("pipeline.flow.device.HOST_PIXELS", pixels)
     path = tmp_path / "a b/shards/shard-all.h5"
     path.parent.mkdir(parents=True)

@@ -49,7 +49,7 @@ def test_folder_without_pattern_makes_each_clip_its_own_group(tmp_path):
     assert [(row.group, row.part) for row in rows] == [("a__x", ""), ("a__y", "")]
 
 
-def test_unlabelled_videos_are_test_clips_of_no_class(tmp_path):
+def test_unlabeled_videos_are_test_clips_of_no_class(tmp_path):
     touch(tmp_path, "a.avi", "some/where/b.mp4")
     spec = DatasetSpec(layout="unlabelled", videos=str(tmp_path))
     rows, classes = read_layout(spec, "1", scan_videos(tmp_path))
@@ -180,7 +180,7 @@ def test_what_cannot_be_read_or_named_is_refused(tmp_path):
         outline(DatasetSpec(videos=str(tmp_path)), "1")
 
 
-def test_an_unlabelled_video_whose_name_cannot_be_written_is_left_out(tmp_path, capsys):
+def test_an_unlabeled_video_whose_name_cannot_be_written_is_left_out(tmp_path, capsys):
     touch(tmp_path, "a.avi", os.fsdecode(b"\xff.avi"))
     spec = DatasetSpec(layout="unlabelled", videos=str(tmp_path))
     assert [clip.id for clip in read_dataset(spec, "1").clips] == ["a.avi"]

@@ -230,7 +230,7 @@ class Killed:
 def test_a_loading_process_that_is_killed_is_a_fault_of_the_machine():
     batches = loader(Killed(), range(4), batch=1, workers=1, pin=False, collate=np.stack)
     with pytest.raises(
-        MachineFault, match="a loading process has died, perhaps for want of memory .*DataLoader worker"
+        MachineFault, match="a loading process has died, perhaps for lack of memory .*DataLoader worker"
     ):
         list(batches)
 
@@ -298,5 +298,5 @@ def _no_room(items):
 
 
 def test_a_batch_that_cannot_be_sent_ends_its_loading_process():
-    with pytest.raises(MachineFault, match="a loading process has died, perhaps for want of memory"):
+    with pytest.raises(MachineFault, match="a loading process has died, perhaps for lack of memory"):
         list(loader(range(4), range(4), batch=1, workers=1, pin=False, collate=_no_room))

@@ -87,7 +87,7 @@ def test_a_video_without_a_frame_is_no_video(tiny_dataset, monkeypatch):
 def test_headers_that_tell_nothing_are_no_guess(tiny_dataset, monkeypatch):
     monkeypatch.setattr(measure, "FRAMES", 4)
     monkeypatch.setattr(measure.Video, "_positive", lambda self, prop: 0.0)
-    with pytest.raises(ValueError, match="the headers of the videos do not tell how many frames they have"):
+    with pytest.raises(ValueError, match="the headers of the videos do not say how many frames they have"):
         videos(tiny_dataset, clips_in(tiny_dataset), NATIVE)
 
 

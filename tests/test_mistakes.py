@@ -69,7 +69,7 @@ def test_a_wrong_value_of_luigis_own_is_one_line(tmp_path):
     [
         (PermissionError(13, "Permission denied", "/x/y"), "[Errno 13] Permission denied: '/x/y'", False),
         (OSError(28, "Can't write data (file write failed: time = ...)"), "no space left", True),
-        (RuntimeError("[enforce fail at inline_container.cc:672] ."), "] ., perhaps for want of space", True),
+        (RuntimeError("[enforce fail at inline_container.cc:672] ."), "] ., perhaps for lack of space", True),
         (
             StageFailed("shard x: [Errno 28] No space left on device"),
             "shard x: [Errno 28] No space left on device",
@@ -94,7 +94,7 @@ def test_a_quota_is_no_full_disk(tmp_path):
 
 def test_too_many_open_files_are_reported_with_the_command_that_raises_their_number():
     told = mistakes.error_line(OSError(errno.EMFILE, "Too many open files", "a.h5"))
-    assert told.endswith("open files: 'a.h5' (`ulimit -n` tells how many a process may open, and raises it)")
+    assert told.endswith("open files: 'a.h5' (`ulimit -n` shows how many a process may open, and raises it)")
 
 
 def raised_far_below(error: Exception) -> Exception:
@@ -289,7 +289,7 @@ def test_the_death_of_a_task_process_is_reported(capsys):
     task.trigger_event(luigi.Event.PROCESS_FAILURE, task, "Task x died unexpectedly with exit code -9")
     said = capsys.readouterr().err
     assert (
-        said.startswith("Catalog 1 FAILED: its process has died, perhaps for want of memory (Task x died")
+        said.startswith("Catalog 1 FAILED: its process has died, perhaps for lack of memory (Task x died")
         and said.count("\n") == 1
     )
     command._say_again()

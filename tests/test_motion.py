@@ -47,7 +47,7 @@ def test_short_clips_and_none(tmp_path):
     assert motion.sample({}) is None
 
 
-def test_a_damaged_store_is_shown_all_the_same(tmp_path, monkeypatch):
+def test_a_damaged_store_is_shown_anyway(tmp_path, monkeypatch):
     path = write_flow(tmp_path, np.ones((3, 2, 16, 16), np.float32))
 
     def damaged(opened):

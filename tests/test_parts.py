@@ -44,9 +44,7 @@ def test_nothing_is_learned_from_one_class_or_none():
     check_classes(("x", "y"))
     with pytest.raises(ValueError, match="there is one class, 'x', and a network learns to tell at least two apart"):
         check_classes(("x",))
-    with pytest.raises(
-        ValueError, match="the videos are unlabelled, so that nothing can be learned from them; any oth"
-    ):
+    with pytest.raises(ValueError, match="the videos are unlabeled, so that nothing can be learned from them; any oth"):
         check_classes(())
 
 

@@ -137,7 +137,7 @@ def store_shard(task, video_id: str) -> str:
     return next(name for name, inside in plan.items() if inside[0].id == video_id)
 
 
-def test_a_changed_video_makes_one_shard_and_what_follows_anew(planned, config, tmp_path):
+def test_a_changed_video_makes_one_shard_and_what_follows_again(planned, config, tmp_path):
     config.set("frames", "shard_clips", "1")
     assert build(fresh(FullPipeline))
     write_video(tmp_path / "videos/c.avi", moving_texture(11, seed=99))

@@ -1,4 +1,4 @@
-"""What is said of unlabelled videos, as a text: against rows written by hand."""
+"""What is said of unlabeled videos, as a text: against rows written by hand."""
 
 import csv
 from collections import defaultdict

@@ -276,7 +276,7 @@ def test_all_of_a_store_is_left_until_it_is_made(tiny_dataset, tmp_path):
     assert remaining.flow_left(tmp_path / "flow", jobs, **flow) == (0, len(jobs), 0, 0.0)
 
     (tmp_path / "flow/shards" / jobs[0].path.name).unlink()
-    jobs[1].path.unlink()  # flow of frames that will come anew may be anything
+    jobs[1].path.unlink()  # flow of frames that will come again may be anything
     lost = [sum(clip.bytes for clip in job.clips) for job in jobs]
     clips = [len(job.clips) for job in jobs]
     left = remaining.frames_left(jobs)

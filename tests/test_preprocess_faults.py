@@ -136,7 +136,7 @@ def test_a_video_that_is_replaced_while_frames_are_made_is_no_frame_of_the_forme
     assert not store.open_frames(tmp_path / "frames").failed
 
 
-def test_an_unlabelled_video_that_is_still_being_written_fails_alone_until_it_is_whole(tiny_dataset, tmp_path):
+def test_an_unlabeled_video_that_is_still_being_written_fails_alone_until_it_is_whole(tiny_dataset, tmp_path):
     videos = tmp_path / "videos"
     videos.mkdir()
     for path in sorted(tiny_dataset.rglob("*.avi"))[:2]:

@@ -130,7 +130,7 @@ def test_the_page_tells_how_many_clips_were_chosen_on(tmp_path, clips, groups, f
     write(tmp_path, **arguments(counts={"val": {"clips": clips, "groups": groups}}))
     shown = re.sub(r"\s+", " ", Page((tmp_path / "report.html").read_text()).text)
     assert f"chosen on {clips} validation clips of {groups} group{'s' * (groups > 1)}, nothing on the test" in shown
-    assert ("So few tell little" in shown) == few
+    assert ("So few say little" in shown) == few
 
 
 def test_the_page_tells_its_groups_and_the_command(tmp_path):

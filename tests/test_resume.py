@@ -57,7 +57,7 @@ def without_seconds(curve):
     return {name: value for name, value in curve.items() if not name.startswith("seconds")}
 
 
-def test_a_network_whose_code_has_changed_is_trained_anew(data, tmp_path, monkeypatch, capsys):
+def test_a_network_whose_code_has_changed_is_trained_again(data, tmp_path, monkeypatch, capsys):
     def of_width(width):
         body = lambda spec: nn.Sequential(nn.Conv2d(spec.channels, width, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())  # noqa: E731
         monkeypatch.setitem(backbones.OWN, "mine", lambda spec: (body(spec), width, "head"))
@@ -69,7 +69,7 @@ def test_a_network_whose_code_has_changed_is_trained_anew(data, tmp_path, monkey
     assert (tmp_path / "resume.pt").is_file()
     of_width(16)
     found, curve = run(replace(spec(), network="mine"), data("frames"), tmp_path)
-    assert "training starts anew: since" in (said := capsys.readouterr().err) and "the code of mine has changed" in said
+    assert "training starts over: since" in (said := capsys.readouterr().err) and "the code of mine has changed" in said
     assert found.network.head.in_features == 16 and curve["steps"] == list(range(1, 13))
 
 
@@ -149,7 +149,7 @@ def test_the_resume_file_of_another_training_is_not_used(data, tmp_path, monkeyp
     )
     found, _ = run(spec(seed=5), catalog, tmp_path)
     assert bool(kept) == (change in ("format", "damaged")) and not list(tmp_path.glob("resume*"))
-    assert "spatial: training starts anew" in capsys.readouterr().err
+    assert "spatial: training starts over" in capsys.readouterr().err
     assert_same_weights(found.network.state_dict(), expected.network.state_dict())
 
 

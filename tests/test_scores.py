@@ -44,7 +44,7 @@ def test_per_class_and_confusion():
     assert table().confusion().tolist() == [[1, 0, 0, 0], [1, 1, 0, 0], [0, 1, 0, 0], [0, 0, 0, 0]]
 
 
-def test_unlabelled_clips_are_in_no_accuracy():
+def test_unlabeled_clips_are_in_no_accuracy():
     some = table(labels=[0, -1, 1, -1, 2])  # b, and d, which failed as well
     assert some.labeled.tolist() == [True, False, True, False, True]
     assert some.predictions().tolist() == [0, 0, 1, -1, 1] and some.top1() == 2 / 3
@@ -196,7 +196,7 @@ def test_views_of_a_file_that_was_written_anew_are_refused(tmp_path):
     np.testing.assert_array_equal(views["c"].probabilities, before.probabilities[1:])
     after = write("a", "b", "c")
     for read in (lambda: views["c"], lambda: late.views):
-        with pytest.raises(DamagedFile, match="scores.h5 has been written anew since it was read; read it again"):
+        with pytest.raises(DamagedFile, match="scores.h5 has been written again since it was read; read it again"):
             read()
     np.testing.assert_array_equal(after.views["c"].probabilities, after.probabilities[2:])
 

@@ -107,7 +107,7 @@ def test_streams_that_know_nothing_leave_the_svms_decision_as_it_is(seed):
     svm = LinearSVM.fit(*val, c=c, temperature=temperature)
     margins = svm.margins(*test)
     assert np.array_equal(svm.apply(*test).predictions(), margins.argmax(1))
-    assert np.median(np.ptp(margins, axis=1)) / temperature > 0.005  # not flattened without end
+    assert np.median(np.ptp(margins, axis=1)) / temperature > 0.005  # not flattened forever
     flat = LinearSVM(svm.classes, svm.coefficients, svm.intercepts, c, 20, temperature=1e12)
     assert np.array_equal(flat.apply(*test).predictions(), margins.argmax(1))
 

@@ -181,7 +181,7 @@ def test_what_cannot_be_scored_is_refused_before_any_training(strangers, tmp_pat
     assert not (tmp_path / "artifacts").exists()
 
 
-def test_a_dataset_may_be_unlabelled_as_far_as_flow(strangers, config):
+def test_a_dataset_may_be_unlabeled_as_far_as_flow(strangers, config):
     config.read_dict({"dataset.plain": {"layout": "unlabelled", "videos": strangers}})
     config.set("frames", "max_bad_fraction", "0.5")
     flow = fresh(Flow, dataset="plain")
@@ -189,7 +189,7 @@ def test_a_dataset_may_be_unlabelled_as_far_as_flow(strangers, config):
     opened = store.open_flow(flow.path)
     assert set(opened) == {"more__d.avi", "x.avi"} and opened["x.avi"].attrs["label"] == UNKNOWN
     for task in (fresh(TrainStream, stream="spatial", dataset="plain"), fresh(Fuse, dataset="plain")):
-        with pytest.raises(ValueError, match="the videos are unlabelled, so that nothing .*, and ScoreVideos scores"):
+        with pytest.raises(ValueError, match="the videos are unlabeled, so that nothing .*, and ScoreVideos scores"):
             task.complete()
 
 

@@ -1,4 +1,4 @@
-"""What a change makes anew, and what it leaves alone."""
+"""What a change makes again, and what it leaves alone."""
 
 import json
 import multiprocessing
@@ -193,7 +193,7 @@ def test_a_touched_video_is_looked_at_but_nothing_is_redone(config, tmp_path):
     assert build(fresh(Flow)) and shards_and_index(snapshot(fresh(Frames).folder)) == shards_and_index(before)
 
 
-def test_other_weights_at_the_same_path_train_anew(config, tmp_path):
+def test_other_weights_at_the_same_path_train_again(config, tmp_path):
     weights = tmp_path / "start.pth"
     weights.write_bytes(b"one")
     config.set("spatial", "start", str(weights))
@@ -235,7 +235,7 @@ def test_flow_of_raft_is_of_color_frames_and_of_the_content_of_its_weights(confi
 
 
 def test_an_index_never_outlives_its_shards(config, tmp_path):
-    """A video breaks, the stage fails, the video is mended: the shard made meanwhile must not stay."""
+    """A video breaks, the stage fails, the video is repaired: the shard made meanwhile must not stay."""
     assert build(fresh(Frames))
     whole = (tmp_path / "videos/a.avi").read_bytes()
     (tmp_path / "videos/a.avi").write_bytes(b"")
@@ -245,7 +245,7 @@ def test_an_index_never_outlives_its_shards(config, tmp_path):
     assert damage.verify(fresh(Frames).path) == [] and "a" in store.open_frames(fresh(Frames).path)
 
 
-def test_other_weights_of_the_same_settings_are_scored_anew(config):
+def test_other_weights_of_the_same_settings_are_scored_again(config):
     task = fresh(ScoreStream, stream="spatial", part="test")
     assert build(task)
     curve = fresh(TrainStream, stream="spatial").path
@@ -254,7 +254,7 @@ def test_other_weights_of_the_same_settings_are_scored_anew(config):
     assert not fresh(ScoreStream, stream="spatial", part="test").complete()
 
 
-def test_scores_that_came_out_otherwise_are_fused_and_reported_anew(config):
+def test_scores_that_came_out_otherwise_are_fused_and_reported_again(config):
     assert build(fresh(FullPipeline))
     task = fresh(ScoreStream, stream="temporal")
     (scores, attrs), before = (Scores.read(task.path), task.output().recorded()), task.key()

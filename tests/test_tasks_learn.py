@@ -105,14 +105,14 @@ def test_mirrored_views_of_a_stream_that_never_saw_any_are_warned_of_once(config
     assert capsys.readouterr().err.count("[temporal] flip is false") == 1
 
 
-def test_damaged_weights_that_are_deleted_are_trained_anew(config):
+def test_damaged_weights_that_are_deleted_are_trained_again(config):
     assert build(fresh(ScoreStream, stream="spatial", part="test"))
     path = fresh(TrainStream, stream="spatial").weights
     path.write_bytes(path.read_bytes()[:1000])
     scored = fresh(ScoreStream, stream="spatial", part="test").path
     scored.unlink()
     assert not build(fresh(ScoreStream, stream="spatial", part="test"))
-    with pytest.raises(ValueError, match="delete it and run the same command again, which trains anew"):
+    with pytest.raises(ValueError, match="delete it and run the same command again, which trains again"):
         load_checkpoint(path)
     path.unlink()
     assert not fresh(TrainStream, stream="spatial").complete()

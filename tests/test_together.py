@@ -173,7 +173,7 @@ def test_a_training_with_other_classes_does_not_go_on_from_this_ones(sets, tmp_p
     monkeypatch.setattr(training, "train_step", real)
     clips = tuple(replace(clip, class_name=clip.class_name.title()) for clip in other.catalog.clips)
     run(spec(**HEADS), catalog, other._replace(catalog=Catalog(clips, ("Left", "Down", "Up"), "1", ())), tmp_path)
-    assert "spatial: training starts anew" in capsys.readouterr().err
+    assert "spatial: training starts over" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("how", [HEADS, CLASSES])

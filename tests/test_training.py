@@ -283,7 +283,7 @@ def test_if_every_validation_clip_failed_nothing_is_trained(monkeypatch, tmp_pat
     validation_set(spec(), "i", catalog, World(3, 4, 4))  # another process has the one that is left
     without = {name: clip for name, clip in fake.clips.items() if name not in wanted}
     use_store(monkeypatch, FakeStore(without, dict.fromkeys(wanted, "no frame decodes")))
-    with pytest.raises(StageFailed, match="all 4 validation clips failed, such as left_4: no frame decodes. Mend the"):
+    with pytest.raises(StageFailed, match="all 4 validation clips failed, such as left_4: no frame decodes. Fix the"):
         run(spec(), catalog, tmp_path)
     assert not (tmp_path / "curve.json").exists() and not (tmp_path / "resume.pt").exists()
 

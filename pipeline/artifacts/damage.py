@@ -81,7 +81,7 @@ def _damage(opened: store.Store) -> dict[str, str]:
 def _what_raises(function: Callable[..., Any], *given: Any, cure: str = "") -> str:
     """The message of whatever the function raises: damaged bytes may cause anything; "" if it succeeds.
 
-    `cure` is added unless the message already says what to do. Errors of the disk, of permissions or for want of memory
+    `cure` is added unless the message already says what to do. Errors of the disk, of permissions or for lack of memory
     or open files are raised: they may pass, and what is whole must not be repaired.
     """
     try:

@@ -109,7 +109,7 @@ def _reachable(artifacts: Path, rows: dict[str, dict[str, Any]], roots: Iterable
         except (OSError, ValueError, KeyError):
             raise ValueError(
                 f"{record} is missing or damaged, so that nobody knows what was used for it and nothing can safely be "
-                "removed; run the command that made it again, which writes that file anew, or delete the folder "
+                "removed; run the command that made it again to write that file, or delete the folder "
                 f"{record.parent} if you can spare it"
             ) from None
     return kept

@@ -72,7 +72,7 @@ def _lacks_rows(table: Path) -> bool:
     """Whether the folder is of a table of which a row failed."""
     try:
         return read_json(table / "table.json").get("inputs") == PARTIAL
-    except (OSError, ValueError):  # of another stage, or damaged, which `verify` tells
+    except (OSError, ValueError):  # of another stage, or damaged, which `verify` reports
         return False
 
 

@@ -95,7 +95,7 @@ def read_dataset(spec: DatasetSpec, split: str | int, *, known: Iterable[Clip] =
     remarks.on_names(Counter(clip.class_name for clip in found.clips if clip.class_name))
     content = hashes(spec, found.clips, known)
     found = replace(found, clips=tuple(replace(clip, content=content[clip.path]) for clip in found.clips))
-    if found.classes:  # unlabelled videos are not meant for training
+    if found.classes:  # unlabeled videos are not meant for training
         remarks.on_split(spec, split, {clip.group for clip in found.part("test")})
         remarks.on_groups(spec, found.clips)
         remarks.on_parts(spec, found.counts())
@@ -179,7 +179,7 @@ def _classes(spec: DatasetSpec, rows: list[ListedClip], listed: list[str], split
     if untrained and not spec.partial:
         raise ValueError(
             f"{remarks.untrained(untrained, split)}; add clips of other groups, take the class out, or set [dataset] "
-            "partial = true to go on all the same"
+            "partial = true to go on anyway"
         )
     return [name for name in listed if name in present]
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pipeline.catalog.rows import PARTS, ListedClip
 from pipeline.specs.base import digest_of
 
-UNKNOWN = -1  # label of an unlabelled clip
-UNREADABLE = "0" * 16  # `content` of a file that was not or cannot be read; decoding it later tells why
+UNKNOWN = -1  # label of an unlabeled clip
+UNREADABLE = "0" * 16  # `content` of a file that was not or cannot be read; decoding it later shows why
 NO_VIDEO = frozenset({UNREADABLE, hashlib.blake2b(digest_size=8).hexdigest()})  # that, and `content` of an empty file
 
 
@@ -55,7 +55,7 @@ class Catalog:
 
     Attributes:
         clips: every clip on disk, including the unused ones.
-        classes: class names; the position is the label. Empty if the videos are unlabelled.
+        classes: class names; the position is the label. Empty if the videos are unlabeled.
         split_name: the split, as the user named it.
         absent: listed paths that are not on disk (only with `partial`).
     """

@@ -115,7 +115,7 @@ def check_classes(classes: Sequence[str]) -> None:
     """
     if not classes:
         raise ValueError(
-            "the videos are unlabelled, so that nothing can be learned from them; any other [dataset] layout has "
+            "the videos are unlabeled, so that nothing can be learned from them; any other [dataset] layout has "
             "labels, and ScoreVideos scores videos without"
         )
     if len(classes) < 2:

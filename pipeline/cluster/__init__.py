@@ -18,7 +18,7 @@ from pipeline.system.errors import MachineFault, WorkerDied
 from pipeline.system.limits import usable_cores
 from pipeline.system.progress import say
 
-_PATIENCE_SECONDS = 10.0  # after which the absence of workers is told
+_PATIENCE_SECONDS = 10.0  # after which the absence of workers is reported
 _GIVE_UP_AFTER = 6  # times that long
 
 
@@ -159,7 +159,7 @@ class Workers:
                 self._running[future] = job
                 ended.add(future)
 
-        # a job of a queue that has ended, by its time limit or a failed machine, is submitted anew
+        # a job of a queue that has ended, by its time limit or a failed machine, is submitted again
         renew = functools.partial(client.cluster.scale, jobs=self.count) if self.spec.kind == "jobqueue" else None
         with _watching(client, self._running, give_up=not elsewhere, renew=renew):
             hand_out()
@@ -215,9 +215,9 @@ def _outcome(function: Callable[[Any], Any], job: Any) -> Any:
 def _watching(
     client: Any, running: dict[Any, Any], *, give_up: bool, renew: Callable[[], None] | None = None
 ) -> Iterator[None]:
-    """Within the block, say so if no worker is there for a while: jobs wait for one without end.
+    """Within the block, say so if no worker is there for a while: jobs wait for one forever.
 
-    Workers elsewhere may come at any time, and it is told when one comes. Those of this machine are started anew when
+    Workers elsewhere may come at any time, and a line says when one comes. Those of this machine are started again when
     they die; if none has been for long (`give_up`), there is no memory or the like for them, and the jobs are dropped.
     `renew` is called again and again, to replace workers that are gone for good.
     """
@@ -230,13 +230,13 @@ def _watching(
                 count = len(client.nthreads())
                 if renew:
                     renew()
-            except Exception:  # the scheduler is gone, which whoever waits for a job is told
+            except Exception:  # the scheduler is gone; whoever waits for a job gets that error
                 return
             if count and absent:
                 say(f"workers at {client.scheduler.address}: {count}; going on")
             absent = 0 if count else absent + 1
             if absent == 1:
-                say(f"no worker at {client.scheduler.address} (the logs of workers tell why); waiting for one")
+                say(f"no worker at {client.scheduler.address} (the logs of workers say why); waiting for one")
             if absent == _GIVE_UP_AFTER and give_up:
                 client.cancel(list(running), force=True)
                 return

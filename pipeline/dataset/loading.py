@@ -85,7 +85,7 @@ def loader(
 def fitting_workers(dataset: Dataset, numbers: Sequence[int], *, batch: int, workers: int, sharing: int = 1) -> int:
     """As many of the wanted loading processes as have work, and batches that shared memory has room for.
 
-    If that is fewer for want of memory, a line says so. The size of a batch is estimated by the largest of three items.
+    If that is fewer for lack of memory, a line says so. The size of a batch is estimated by the largest of three items.
 
     Args:
         dataset, numbers, batch: as for `loader`.
@@ -102,7 +102,7 @@ def fitting_workers(dataset: Dataset, numbers: Sequence[int], *, batch: int, wor
 class _Items(Dataset):
     """The items of a dataset, or the fault for which they cannot be read.
 
-    Of an error torch passes on the type, and all that a traceback says as its message.
+    torch passes on only the type of an error, with the whole traceback as its message.
     """
 
     def __init__(self, items: Dataset):
@@ -177,7 +177,7 @@ class _Loader(DataLoader):
             if text.startswith("Caught ") or (isinstance(error, RuntimeError) and not text.startswith(_DEAD)):
                 raise
             raise MachineFault(
-                f"a loading process has died, perhaps for want of memory ({one_line(text)}); the same command "
+                f"a loading process has died, perhaps for lack of memory ({one_line(text)}); the same command "
                 "goes on; fewer of them (loader_workers) need less"
             ) from None
 
@@ -275,7 +275,7 @@ def _begin_worker(worker: int) -> None:
 def _end_instead_of_losing(error: Exception, batch: object) -> None:
     """End this loading process: its thread that sends batches failed, as where shared memory is full.
 
-    Python would go on without the batch, which torch would wait for without end.
+    Python would go on without the batch, which torch would wait for forever.
     """
     traceback.print_exception(error)
     os._exit(1)

@@ -21,7 +21,7 @@ from pipeline.system.progress import say
 
 _MOMENTARY = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT)  # what a network disk raises while its server is away
 PAUSES_SECONDS = (2.0, 15.0, 120.0)
-"""How long a read that failed so is waited for, each time: a server that starts again must not end a night's work."""
+"""Seconds to wait before each retry of a failed read: a server that restarts must not end a night's work."""
 
 
 _reader = threading.local()  # its `over`, if it has one: set when nobody waits any more for what this thread reads

@@ -172,7 +172,7 @@ def _broken(found: dict[str, Any]) -> list[str]:
 def _advice(found: dict[str, Any]) -> str:
     """One line of advice: what to repair, what to install, or which flow method to use."""
     if found["broken"]:
-        return f"mend the installation first: {found['broken'][0]}"
+        return f"repair the installation first: {found['broken'][0]}"
     missing = [
         PACKAGES[name] for name, package in found["packages"].items() if package["problem"].startswith("missing")
     ]

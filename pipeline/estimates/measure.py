@@ -84,7 +84,7 @@ def videos(folder: Path, clips: Sequence[Clip], spec: FrameSpec) -> Videos:
         raise ValueError(f"no video could be decoded, such as {reason}")
     frames = _frames_of({**dict.fromkeys(middles_of_equal_shares(sizes, OPENED)), **trials}, folder, clips)
     if not frames:
-        raise ValueError("the headers of the videos do not tell how many frames they have")
+        raise ValueError("the headers of the videos do not say how many frames they have")
     images = [image for trial in trials.values() for image in trial.images]
     mean = {name: float(np.mean([getattr(t, name) for t in trials.values()])) for name in _Trial._fields[:2]}
     in_all = extrapolated(list(frames.values()), [sizes[place] for place in frames], sum(sizes))

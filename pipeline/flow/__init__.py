@@ -155,7 +155,7 @@ def estimate_on_device(
 
 
 def _checked(between: Callable, first: np.ndarray | Tensor, second: np.ndarray | Tensor, **given: Any) -> Any:
-    """The method's result, rejected if it cannot be the flow of these pairs; it would be stored all the same."""
+    """The method's result, rejected if it cannot be the flow of these pairs; it would be stored anyway."""
     flow, wanted = between(first, second, **given), (len(first), 2, *first.shape[1:3])
     kind = str(getattr(flow, "dtype", type(flow).__name__)).removeprefix("torch.")
     if kind != "float32" or tuple(flow.shape) != wanted:

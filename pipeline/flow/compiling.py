@@ -1,4 +1,4 @@
-"""What is compiled when it is first used, once per process; whoever waits for it is told.
+"""What is compiled when it is first used, once per process; a line says what is waited for.
 
 Neither torch nor numba is imported before it is needed.
 """

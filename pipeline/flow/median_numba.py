@@ -14,7 +14,7 @@ _f, _u = np.float32, np.uint64
 # vectorizes a loop over the lanes without checks only if it knows the distance between rows. The values (_PLACES rows)
 # are followed by the weights, which move with them, and by the weights in their first order, for both components of
 # the flow. Indices are unsigned, because numba tests whether signed ones count from the end, and compiles a function
-# anew for each literal integer.
+# afresh for each literal integer.
 _LANES, _PLACES, _VECTOR = 96, 24, 16
 _ROW, _WEIGHTS, _UNSORTED = _u(_LANES), _u(_PLACES * _LANES), _u(2 * _PLACES * _LANES)
 

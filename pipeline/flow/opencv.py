@@ -89,7 +89,7 @@ def _estimator(method: str) -> tuple[OfPair, tuple[int, int]]:
     if method == "farneback":
         return _farneback, (1, 1)
     if method in PRESETS:
-        # a new one for each size: it keeps the coarsest scale that the smallest image so far allowed
+        # a new one for each call of `between`: it keeps the coarsest scale that the smallest image so far allowed
         dis = cv2.DISOpticalFlow.create(PRESETS[method])
         finest = dis.getFinestScale()
         return lambda a, b: _dis(dis, finest, a, b), DIS_MIN_SIZE_PX[method]

@@ -215,7 +215,7 @@ def _temperature(margins: np.ndarray, labels: np.ndarray) -> float:
 
     The targets are (N + 1) / (N + K) for the true class and 1 / (N + K) for each other one, so N clips that are all
     correct do not give certainty. Clips of a class that the SVM does not know are left out. Margins that say nothing
-    would be divided without end; the median clip keeps logits that are `_LEAST_SPREAD` apart, which float32 can tell.
+    would be divided forever; the median clip keeps logits that are `_LEAST_SPREAD` apart, which float32 resolves.
 
     Source: C. Guo et al., On Calibration of Modern Neural Networks, ICML 2017 (temperature scaling); J. Platt,
     Probabilistic Outputs for Support Vector Machines, 1999 (the targets).

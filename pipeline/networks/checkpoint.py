@@ -114,7 +114,7 @@ def settings_in(path: Path) -> dict[str, Any]:
 
 def _load(path: Path, *, mmap: bool = False) -> dict[str, Any]:
     """Read the values of a checkpoint; refuse one in which a part is missing or of the wrong type."""
-    cure = "; where TrainStream made it, delete it and run the same command again, which trains anew"
+    cure = "; where TrainStream made it, delete it and run the same command again, which trains again"
     values = load_tensors(path, CHECKPOINT_FORMAT, FORMAT_VERSION, mmap=mmap, cure=cure)
     parts = {"stream_spec": dict, "state": dict, "classes": list, "other_classes": list}
     whole = all(isinstance(values.get(name), kind) for name, kind in parts.items())

@@ -260,7 +260,7 @@ def _run_jobs(jobs: Sequence[FramesJob] | Sequence[FlowJob], start: Callable[...
                 again.append(job.again())
                 continue
             bar.advance(_units_of(job, result))
-        for suspect in again:  # one at a time, which tells one that kills its worker from those beside it
+        for suspect in again:  # one at a time, to tell one that kills its worker from those beside it
             for job, result in workers.run(make_shard, [suspect]):
                 bar.advance(_units_of(job, result))
 
@@ -274,6 +274,6 @@ def _units_of(job: ShardJob, result: Any) -> int:
     if isinstance(result, BaseException):
         raise StageFailed(
             f"{job.kind}: shard {job.path} could not be made: {failures.error_message(result)}. "
-            "Finished shards are kept; when the cause is mended, run the same command again and it goes on from there."
+            "Finished shards are kept; when the cause is fixed, run the same command again and it goes on from there."
         ) from result
     return result

@@ -45,7 +45,7 @@ def clustered(sums: np.ndarray, clips: np.ndarray, variances: np.ndarray, weight
 
     It takes the clips of a unit and class as alike, and units as independent, and then has no bias if every class is
     divided among units in the same way. The bootstrap has: of n units that have the same clips, resamples vary by
-    (n - 1) / n of what they should. A unit that has all clips of a class tells nothing of how that class varies, and
+    (n - 1) / n of what they should. A unit that has all clips of a class says nothing of how that class varies, and
     does not count.
 
     Args:

@@ -86,7 +86,7 @@ class Bootstrap:
         return len(self._values)
 
     def as_dict(self) -> dict[str, Any]:
-        """How the intervals were made, as plain JSON values; `top1_method` tells which method a single interval has."""
+        """How the intervals were made, as plain JSON values; `top1_method` says which method a single interval has."""
         unit = "groups" if self.by_group else "clips"
         how = {
             "method": BCA,

@@ -40,7 +40,7 @@ class Scores:
     source: Path | None = None
     """The file that the table was read from, and `views` reads from; None for a table in memory."""
     content: str | None = None
-    """Hash of the table in that file, by which `views` knows whether it has been written anew."""
+    """Hash of the table in that file, by which `views` knows whether it has been written again."""
 
     def __post_init__(self):
         for name in ("video_ids", "classes", "groups"):
@@ -130,7 +130,7 @@ class Scores:
 
         Raises:
             ValueError: the table was not read from a file, or its file holds no views.
-            DamagedFile: the file has been written anew since; so says every access to its views.
+            DamagedFile: the file has been written again since; so says every access to its views.
         """
         if self.source is None:
             raise ValueError("a table in memory has no views; read it from a file scored with [score] per_view = true")

@@ -32,7 +32,7 @@ def write(
 
     Columns: `path` (relative to the videos' folder); `class`, `probability`, `class_2`, `probability_2` and so on, for
     at most five classes; the likeliest class of each stream and its probability; `frames`, how many were decoded;
-    `note`, what is odd about a video that was scored all the same (read in part, or known to the streams); `reason`,
+    `note`, what is odd about a video that was scored anyway (read in part, or known to the streams); `reason`,
     why it failed: then it has no classes.
 
     Args:

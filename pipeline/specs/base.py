@@ -45,7 +45,7 @@ def setting(
         neutral: True if the setting cannot change the artifact's content, so it stays out of the digest. (Device and
             number of processes are neutral too, although they change the rounding of sums.)
         only_for: flow methods that read this setting (`FlowSpec.unread`).
-        path: whether a text may be a path, in which a leading ~/ is the home folder: no shell says so in luigi.cfg.
+        path: whether a text may be a path, in which a leading ~/ is the home folder (no shell expands it there).
     """
     about = {"description": description, "choices": choices, "low": low, "high": high}
     return dataclasses.field(

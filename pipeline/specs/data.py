@@ -52,7 +52,7 @@ class DatasetSpec(Spec):
     VERSION: ClassVar[int] = 4  # 2: groups that hold much of a class are drawn last; 4: `videos_key` without groups
     layout: str = setting(
         "folder",
-        "how videos and labels lie on disk; unlabelled ones go as far as Flow, and ScoreVideos scores them",
+        "how videos and labels lie on disk; unlabeled ones go as far as Flow, and ScoreVideos scores them",
         choices=("ucf101", "hmdb51", "folder", "csv", "unlabelled"),
     )
     videos: str = setting("", "folder of the videos", neutral=True, path=True)
@@ -80,7 +80,7 @@ class DatasetSpec(Spec):
             if self.layout not in ("folder", "csv"):
                 raise ValueError(
                     f"[dataset] group_pattern is {self.group_pattern!r}, but layout {self.layout} does not read it "
-                    "(official lists tell the groups, unlabelled videos have none); leave it out"
+                    "(official lists give the groups, unlabeled videos have none); leave it out"
                 )
             try:
                 named = "group" in re.compile(self.group_pattern).groupindex

@@ -40,7 +40,7 @@ def create(path: Path | str, kind: str, attrs: Mapping[str, Any]) -> Iterator[h5
             file.attrs.update(attrs)
             yield file
             file.flush()  # after this, closing writes next to nothing
-            os.fsync(file.id.get_vfd_handle())  # NFS tells of a full disk or quota now, to this descriptor alone
+            os.fsync(file.id.get_vfd_handle())  # NFS reports a full disk or quota now, to this descriptor alone
         except BaseException:
             _give_up(file)
             raise
@@ -157,7 +157,7 @@ def crc32_of_parts(sums: Iterable[int]) -> int:
 
 def repair_advice(folder: Path) -> str:
     """What to do about damage to the store at `folder`, for messages."""
-    return f"`{repair_command(folder)}` removes its shard; run the stage again, which makes it anew"
+    return f"`{repair_command(folder)}` removes its shard; run the stage again, which makes it again"
 
 
 def repair_command(folder: Path) -> str:

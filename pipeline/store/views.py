@@ -96,7 +96,7 @@ class Views(Mapping[str, ClipViews]):
     def _opened(self) -> Iterator[h5py.File]:
         with opened(self.path, "scores") as file:
             if self._content not in (None, file.attrs.get("content")):  # its rows may be of other clips
-                raise DamagedFile(f"{self.path} has been written anew since it was read; read it again")
+                raise DamagedFile(f"{self.path} has been written again since it was read; read it again")
             yield file
 
 

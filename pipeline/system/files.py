@@ -128,8 +128,8 @@ def one_writer(folder: Path) -> Iterator[None]:
     The holder may enter again. Temporary files that a killed process left in the folder are removed.
 
     Raises:
-        RuntimeError: a process that some function has started imports the script, which has no guard; the first one
-            holds the lock until this one is there.
+        RuntimeError: a spawned child is re-running an unguarded script; it would wait for a lock that its parent holds
+            while starting it.
     """
     if getattr(multiprocessing.current_process(), "_inheriting", False):  # so multiprocessing itself finds out
         raise RuntimeError(

@@ -48,7 +48,7 @@ def driver_too_old() -> str:
 
 @functools.cache
 def _supported_by_driver() -> tuple[int, int] | None:
-    """Newest version of CUDA that the driver supports, (major, minor); None if there is none, or NVML cannot tell."""
+    """Newest version of CUDA that the driver supports, (major, minor); None if there is none, or NVML cannot say."""
     version = ctypes.c_int()
     with contextlib.suppress(OSError, AttributeError):  # no driver, or one that is too old to be asked
         nvml = ctypes.CDLL(_NVML)

@@ -1,6 +1,6 @@
 """Cores and memory that this process may use, which may be less than the machine has, in a container or a job.
 
-In a container limited to the time of 2 out of 64 cores, the operating system counts 64; only control groups tell.
+In a container limited to the time of 2 out of 64 cores, the operating system counts 64; only control groups do not.
 Source: the Linux kernel's documentation of cgroup v2 (cpu.max, memory.max) and v1 (cpu.cfs_quota_us,
 memory.limit_in_bytes).
 """
@@ -26,7 +26,7 @@ def usable_cores() -> int:
 
 
 def processors() -> set[int]:
-    """Numbers of the processors that this process may run on; all, where the system does not tell (macOS)."""
+    """Numbers of the processors that this process may run on; all, where the system does not say (macOS)."""
     return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
 
 

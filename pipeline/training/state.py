@@ -184,15 +184,15 @@ class TrainingState:
         except FileNotFoundError:
             return
         except ValueError as error:
-            say(f"{self.spec.stream}: training starts anew; {path.name} becomes {path.name}{UNUSABLE}: {error}")
+            say(f"{self.spec.stream}: training starts over; {path.name} becomes {path.name}{UNUSABLE}: {error}")
             if self.world.rank == 0:
                 path.replace(f"{path}{UNUSABLE}")
             return
         if saved["identity"] != identity:
-            say(f"{self.spec.stream}: training starts anew: {path} belongs to other settings or inputs")
+            say(f"{self.spec.stream}: training starts over: {path} belongs to other settings or inputs")
             return
         if _shapes(saved["network"]) != _shapes(self.network.state_dict()):
-            say(f"{self.spec.stream}: training starts anew: since {path} the code of {self.spec.network} has changed")
+            say(f"{self.spec.stream}: training starts over: since {path} the code of {self.spec.network} has changed")
             return
         for name in ("network", "optimizer", "scaler"):
             if saved[name]:  # a scaler that was not in use has no state to load

@@ -153,7 +153,7 @@ def refuse_overlap(spec: StreamSpec, catalog: Catalog, other: OtherDataset) -> N
 def say_shared_groups(spec: StreamSpec, catalog: Catalog, other: OtherDataset) -> None:
     """Say which groups that are held out here have clips in the other set that are trained on, by their names.
 
-    The same person, or the same video encoded anew, is no byte-for-byte copy, so that nothing is left out; and equal
+    The same person, or the same video encoded again, is no byte-for-byte copy, so that nothing is left out; and equal
     names may be chance. So this is for the user to judge.
     """
     held_out = {clip.group for part in ("val", "test") for clip in catalog.part(part)}

@@ -53,7 +53,7 @@ class FlowClip:
         self._frames_folder = source.folder
         if (len(self.stored), self.stored.attrs["crc32"]) != (record.frames, record.crc32):  # its flow would be kept
             raise MachineFault(
-                f"the frames of clip {record.id!r} of {source.folder} have been made anew since this run began; run "
+                f"the frames of clip {record.id!r} of {source.folder} have been made again since this run began; run "
                 "the same command again"
             )
         self.size, self.pairs = (self.stored.height, self.stored.width), len(self.stored) - 1

@@ -119,7 +119,7 @@ def _crash_of(job: FlowJob, video_id: str) -> str:
     ]
     command += [str(job.frames), video_id, json.dumps(job.spec.as_dict())]
     code = subprocess.run(command, capture_output=True).returncode
-    # one that is killed from outside, perhaps for want of memory, is not to blame
+    # one that is killed from outside, perhaps for lack of memory, is not to blame
     return signals.Signals(-code).name if code < 0 and -code != signals.SIGKILL else ""
 
 

@@ -24,7 +24,7 @@ from pipeline.system.errors import MachineFault, Misread
 from pipeline.system.files import file_hash
 from pipeline.video import NotDecoded, Video, VideoError, jpeg, try_decoding
 
-_FRAMES_WATCHED = 256  # frames after which the time in which a decoder must not hang begins anew
+_FRAMES_WATCHED = 256  # frames after which the time in which a decoder must not hang begins again
 
 
 @dataclass(frozen=True, kw_only=True)
