@@ -107,7 +107,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _inspect(arguments: argparse.Namespace) -> int:
     if arguments.picture and len(arguments.paths) > 1:
-        raise ValueError(f"--picture is of one clip, and {len(arguments.paths)} paths are given; give one")
+        raise ValueError(f"--picture is of one clip, but {len(arguments.paths)} paths are given; give one")
     return _for_each_path(_inspect_one)(arguments)
 
 

@@ -246,7 +246,7 @@ def _write_video(file: Path, scene: _Scene, texture: str, motion: str) -> None:
     codec = cv2.VideoWriter_fourcc(*"MJPG")
     writer = cv2.VideoWriter(str(file), cv2.CAP_OPENCV_MJPEG, codec, FPS, (width, height))
     if not writer.isOpened():
-        raise OSError(f"OpenCV cannot write {file}; it needs the MJPG writer of opencv-contrib-python, and a free disk")
+        raise OSError(f"OpenCV cannot write {file}; it needs the MJPG writer of opencv-contrib-python, and disk space")
     writer.set(cv2.VIDEOWRITER_PROP_QUALITY, JPEG_QUALITY)
     for frame in _frames(scene, texture, motion):
         writer.write(frame)

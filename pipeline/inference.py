@@ -111,7 +111,7 @@ def _say_what_was_seen(trained: Checkpoint, clips: Sequence[Clip], part: str) ->
     if seen := [clip.id for clip in clips if clip.content in contents]:
         say(
             f"{trained.spec.stream} scores of {part}: the weights were trained or chosen on {len(seen)} of "
-            f"{len(clips)} clips: {some(seen)}; an accuracy on clips that are known says little"
+            f"{len(clips)} clips: {some(seen)}; an accuracy on clips already seen says little"
         )
 
 
@@ -132,7 +132,7 @@ def _report_failures(found: Evaluation, clips: int, what: str, *, counted: bool)
     shown = "; ".join(f"{video_id}: {reason}" for video_id, reason in list(found.failed.items())[:_SHOWN])
     if len(found.failed) == clips and counted:
         raise StageFailed(
-            f"{what}: all {clips} clips failed, such as {shown}. Fix these videos, or take another split; if all are "
-            "validation clips, [dataset] val_fraction = 0 does without"
+            f"{what}: all {clips} clips failed, such as {shown}. Fix these videos, or use another split; if all are "
+            "validation clips, [dataset] val_fraction = 0 needs none"
         )
     say(f"{what}: {len(found.failed)} of {clips} clips failed{' and count as wrong' * counted}: {shown}")

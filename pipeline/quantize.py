@@ -206,7 +206,7 @@ def _check_flow(flow: np.ndarray | Tensor, *, finite: bool = True) -> None:
     bad = ~np.isfinite(flow) if array else (~flow.isfinite()).cpu().numpy()
     where = tuple(int(k) for k in np.argwhere(bad)[0])
     count = int(bad.sum())
-    raise ClipError(f"flow holds {count} values that are NaN or infinite, the first at {where}; no byte means that")
+    raise ClipError(f"flow holds {count} values that are NaN or infinite, the first at {where}; no byte holds that")
 
 
 def _check_bytes(q: np.ndarray) -> None:

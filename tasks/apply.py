@@ -44,7 +44,7 @@ class ScoreVideos(OfVideos):
         if self.fuse != "average" and given:
             with one_line_errors():
                 raise ValueError(
-                    f"--fuse is {self.fuse!r}, which was chosen for the streams trained here, not for {given[0]}; take "
+                    f"--fuse is {self.fuse!r}, which was chosen for the streams trained here, not for {given[0]}; use "
                     "the average"
                 )
 
@@ -86,7 +86,7 @@ class ScoreVideos(OfVideos):
         if self.fuse != "average" and self.clone(Catalog, videos="").lacks_val():
             raise ValueError(
                 f"--fuse is {self.fuse!r}, which is chosen on validation clips, and [dataset] val_fraction is 0; "
-                "raise it, or take the average"
+                "raise it, or use the average"
             )
 
         if self.spatial_checkpoint and self.temporal_checkpoint:

@@ -74,7 +74,7 @@ class Costs:
 
     def _flow(self, task: Flow) -> Work:
         if missing := task.to_download():
-            return Work(note=f"the first use downloads {missing}; only then it can be timed")
+            return Work(note=f"the first use downloads {missing}; only then can it be timed")
         at, spec, where, frames = self._state_of(task), task.spec("flow"), task.spec("cluster"), task.requires()[0]
         clips, device = self._cached(frames), task.on_device
         cost = self._once(("pair", spec, frames.folder), measure.pair, clips.samples, spec, device=device)

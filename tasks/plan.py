@@ -229,7 +229,7 @@ def _closing(found: dict[str, Any]) -> list[str]:
     lines = ["", f"{found['task']}: {there} of {rows} artifacts are there"]
     free = f"{in_bytes(found['disk_free'])} are free for {found['artifacts']}"
     if found["refused"]:
-        lines.append("luigi would refuse to begin, for files that are not there: see the notes")
+        lines.append("luigi would refuse to begin, as files are missing: see the notes")
     if found["total"] is None or there == rows:
         return [*lines, free]
     return [*lines, *_totals(found, free)]
@@ -252,7 +252,7 @@ def _busy(found: dict[str, Any]) -> str:
     if not found["busy"]:
         return ""
     load, cores = found["load"], found["cores"]
-    shared = f"; but {load:.1f} processes share its {cores} cores now, beside which it takes longer"
+    shared = f"; but {load:.1f} processes share its {cores} cores now, so it takes longer"
     networks = any(row["stage"] in ("TrainStream", "ScoreStream") and row["seconds"] for row in found["rows"])
     return shared + f"; networks were timed on one core: up to {cores} x too long" * networks
 

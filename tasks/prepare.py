@@ -54,7 +54,7 @@ class Frames(_Store):
             videos = self.spec("dataset").videos
             raise ValueError(
                 f"the videos are no longer at {videos}, and the frames in {self.folder} are of other videos than the "
-                f"catalog of split {self.split_name}, which is older; bring the videos back, or take a split with a "
+                f"catalog of split {self.split_name}, which is older; bring the videos back, or use a split with a "
                 "catalog of the same videos"
             )
 

@@ -88,8 +88,8 @@ class Repeated(Stage):
                 ]
                 if len({run.stream_spec.seed for run in runs}) < len(runs):
                     raise ValueError(
-                        f"--seeds is {self.seeds!r}, but [{stream}] seed is given, so that this stream would be the "
-                        "same with each of them; take the one or the other away"
+                        f"--seeds is {self.seeds!r}, but [{stream}] seed is given, so this stream would be the same "
+                        "with each of them; remove one or the other"
                     )
 
 

@@ -121,7 +121,7 @@ class OfProgram(luigi.Task):
         if get_spawning_popen() is not None:
             raise RuntimeError(
                 "Luigi's worker processes must be forked: others would not know the settings of this program. Call "
-                'multiprocessing.set_start_method("fork"), or take workers=1'
+                'multiprocessing.set_start_method("fork"), or use workers=1'
             )
         return self.__dict__
 

@@ -130,7 +130,7 @@ class ArtifactStates:
         if left.shards and task.path.is_file():
             found.notes.append("clips that have not changed are copied, which takes less")
         if not left.shards:
-            found.notes = ["all shards are there; what is left is to look at them and at how many clips have failed"]
+            found.notes = ["all shards are there; what is left is to check them and how many clips have failed"]
 
     def _left(self, task: Frames | Flow, clips: Clips) -> remaining.Left:
         frames = task if isinstance(task, Frames) else task.requires()[0]

@@ -187,7 +187,7 @@ def test_files_that_are_no_videos_are_said(tmp_path, capsys):
 def test_folders_that_look_like_parts_are_said_to_be_classes(tmp_path, capsys):
     spec = folder_spec(tmp_path, *(f"{part}/run/{name}.avi" for part in ("train", "Test") for name in "abc"))
     assert read_dataset(spec, "1").classes == ("Test", "train")
-    assert "the classes are 'Test', 'train', as the first folder of each path has it; if" in capsys.readouterr().err
+    assert "the classes are 'Test', 'train', by the first folder of each path; if" in capsys.readouterr().err
 
 
 def test_class_without_training_clips(tmp_path):

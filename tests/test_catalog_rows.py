@@ -76,7 +76,7 @@ def test_what_became_of_the_videos_is_reported():
     other = [clip(id="c", path="c.avi", group="h"), clip(id="d", path="d.avi", label=1, class_name="y")]
     new = Catalog((*touched, *other, clip(id="new", path="new.avi")), ("x", "y"), "1", ())
     assert changes(old, old) == [] and changes(old, new) == [
-        "gone, and all that was made of them goes: 2 of 6 videos ('e', 'f')",
+        "gone, with all that was made from them: 2 of 6 videos ('e', 'f')",
         "new: 1 of 5 videos ('new')",
         "changed: 1 of 6 videos ('b')",
         "of another class or group: 2 of 6 videos ('c', 'd')",

@@ -99,7 +99,7 @@ def test_a_worker_without_the_project_says_so():
     code = "import sys, pickle; sys.modules['pipeline'] = None; run = pickle.load(sys.stdin.buffer); print(run(b'')[1])"
     sent = cloudpickle.dumps(portable.carrier())
     said = subprocess.run([sys.executable, "-c", code], input=sent, capture_output=True, check=True).stdout.decode()
-    assert "has not this version of the project: ModuleNotFoundError: " in said
+    assert "lacks this version of the project: ModuleNotFoundError: " in said
 
 
 def test_a_worker_that_has_loaded_code_without_this_check_is_refused():
@@ -192,7 +192,7 @@ def test_workers_of_this_machine_that_do_not_come_back_are_not_waited_for(schedu
         with cluster._watching(client, running, give_up=True):
             results = [cluster._result_of(future, carried=False) for future in as_completed(running)]
     assert [type(result) for result in results] == [MachineFault] * 3
-    assert all("are gone and do not come back" in str(result) for result in results)
+    assert all("are gone and did not come back" in str(result) for result in results)
 
 
 def test_a_job_that_a_worker_elsewhere_refuses_is_a_fault_of_the_machine(scheduler, monkeypatch):

@@ -115,7 +115,7 @@ def test_a_disk_that_does_not_suffice_is_said(config, by_hand, monkeypatch, caps
     monkeypatch.setattr(machine, "load", lambda: {"load": 5.04, "cores": 2, "busy": True})
     lines = shown(capsys, "Flow")
     assert lines[-1] == "WARNING: there is not enough disk space"
-    assert lines[-3].endswith("; but 5.0 processes share its 2 cores now, beside which it takes longer")
+    assert lines[-3].endswith("; but 5.0 processes share its 2 cores now, so it takes longer")
     lines = shown(capsys, "TrainStream", "--stream", "spatial")
     assert lines[-3].endswith("takes longer; networks were timed on one core: up to 2 x too long")
 
@@ -131,7 +131,7 @@ def test_states_alone(config, tmp_path, capsys):
 def test_what_luigi_would_refuse_is_said_last(config, capsys):
     config.set("dataset.four", "videos", "absent")
     lines = shown(capsys)
-    assert "luigi would refuse to begin, for files that are not there: see the notes" in lines
+    assert "luigi would refuse to begin, as files are missing: see the notes" in lines
     assert lines[-1] == f"{len(CHAIN)} artifacts could not be estimated"
 
 

@@ -283,7 +283,7 @@ def test_a_disk_that_fails_for_a_moment_is_waited_for(failing, number, capsys):
     dataset, seen = failing(number, 3)
     np.testing.assert_array_equal(dataset[1][0].inputs(), undisturbed[1][0].inputs())
     assert seen == ["closed", 2, "closed", 15, "closed", 120]
-    told = f"spatial: index.h5 cannot be read ({os.strerror(number)}); it is tried again in"
+    told = f"spatial: index.h5 cannot be read ({os.strerror(number)}); trying again in"
     assert capsys.readouterr().err == "".join(f"{told} {pause} s\n" for pause in (2, 15, 120))
 
 

@@ -259,7 +259,7 @@ def test_a_damaged_or_harmful_file_is_refused(tmp_path, monkeypatch, file, conte
 
 def test_a_file_of_something_else_is_refused(tmp_path):
     torch.save([1, 2], tmp_path / "w.pth")
-    with pytest.raises(ValueError, match="w.pth holds no tensors by name; RAFT's weights are a state_dict"):
+    with pytest.raises(ValueError, match="w.pth holds no named tensors; RAFT's weights are a state_dict"):
         raft.load(FlowSpec(method="raft_small", raft_weights=str(tmp_path / "w.pth")))
 
 

@@ -205,7 +205,7 @@ def test_clips_that_the_weights_know_are_named(monkeypatch, tmp_path, capsys):
     other = replace(catalog, clips=tuple(replace(clip, part=parts.get(clip.id, clip.part)) for clip in catalog.clips))
     of = "the weights were trained or chosen on"
     assert told(other, "val") == [
-        f"spatial scores of val: {of} 1 of 2 clips: '{rest[0].id}'; an accuracy on clips that are known says little"
+        f"spatial scores of val: {of} 1 of 2 clips: '{rest[0].id}'; an accuracy on clips already seen says little"
     ]
     (line,) = told(other, "test")
     assert f"scores of test: {of} 2 of 6 clips: " in line and f"'{first.id}'" in line
@@ -249,7 +249,7 @@ def test_data_made_by_other_settings_than_those_of_the_training_is_refused(monke
     assert all(np.array_equal(table, tables[0]) for table in tables)
     fake.attrs["digest"] = "xyz"
     with pytest.raises(
-        ValueError, match=r"c.pt was trained on data made by other settings \(digest abc\) than these \(x"
+        ValueError, match=r"c.pt was trained on data made with other settings \(digest abc\) than these \(x"
     ):
         score(tmp_path / "c.pt", **views)
 
@@ -258,7 +258,7 @@ def test_a_checkpoint_of_the_other_stream_is_refused(tmp_path):
     catalog, _ = two_classes("frames")
     save_untrained(tmp_path / "c.pt", spec(), catalog)
     refuse_unfit(tmp_path / "c.pt", "spatial", "")
-    with pytest.raises(ValueError, match="c.pt is a trained spatial stream, and the temporal one is wanted"):
+    with pytest.raises(ValueError, match="c.pt is a trained spatial stream, not the temporal one"):
         refuse_unfit(tmp_path / "c.pt", "temporal", "")
     with pytest.raises(FileNotFoundError, match="none.pt does not exist; train the stream first"):
         refuse_unfit(tmp_path / "none.pt", "temporal", "")

@@ -68,7 +68,7 @@ def test_pictures(frames, flow, tmp_path):
     pictures.picture(flow, tmp_path / "flow.png")
     assert cv2.imread(str(tmp_path / "flow.png")).shape == (48, 4 * 64, 3)
     for name in ("frames", "frames.foo"):
-        with pytest.raises(ValueError, match=f"the picture is to be '.*/{name}'; give a path that ends in .png"):
+        with pytest.raises(ValueError, match=f"the picture's path is '.*/{name}'; give a path that ends in .png"):
             pictures.picture(frames, tmp_path / name)
     with pytest.raises(FileNotFoundError, match="the folder '.*/absent' for the picture does not exist"):
         pictures.picture(frames, tmp_path / "absent" / "frames.png")
@@ -319,7 +319,7 @@ def test_status_verify_invalidate_and_summary(frames, flow, tmp_path, capsys):
         (["inspect", "{empty}"], "holds none of catalog.h5, index.h5, curve.json"),
         (["inspect", "{frames}", "--clip", "zz"], "error: 'zz' is not in"),
         (["inspect", "{scores}", "--clip", "zz"], "error: clip 'zz' is not in"),
-        (["inspect", "{frames}", "{frames}", "--picture", "x.png"], "--picture is of one clip, and 2 paths are given"),
+        (["inspect", "{frames}", "{frames}", "--picture", "x.png"], "--picture is of one clip, but 2 paths are given"),
         (["summary", "{empty}"], "metrics.json does not exist; `luigi --module tasks FullPipeline` makes it"),
     ],
 )

@@ -183,7 +183,7 @@ def test_flow_that_is_not_finite_fails_its_own_clip_alone(frames, tmp_path, monk
 
     monkeypatch.setattr(flow_pipeline, "estimate_on_device", broken)
     make(frames, tmp_path / "s.h5", threads=threads)
-    why = "no flow: flow holds 1 values that are NaN or infinite, the first at (4, 1, 2, 3); no byte means that"
+    why = "no flow: flow holds 1 values that are NaN or infinite, the first at (4, 1, 2, 3); no byte holds that"
     assert reasons(tmp_path / "s.h5") == {**ALWAYS, "b": why}
     monkeypatch.undo()
     make(frames, tmp_path / "whole.h5")

@@ -167,7 +167,7 @@ def test_scan_finds_videos_only_and_follows_links(tmp_path):
 
 def test_a_file_is_no_folder_of_videos(tmp_path):
     touch(tmp_path, "a.avi")
-    with pytest.raises(NotADirectoryError, match="a.avi' is a file; give the folder that it lies in"):
+    with pytest.raises(NotADirectoryError, match="a.avi' is a file; give the folder that holds it"):
         scan_videos(tmp_path / "a.avi")
 
 

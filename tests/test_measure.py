@@ -74,13 +74,13 @@ def test_where_no_video_decodes_it_says_why(tmp_path):
     (tmp_path / "x").mkdir()
     for name in "ab":
         (tmp_path / "x" / f"{name}_x.avi").write_bytes(b"no video")
-    with pytest.raises(ValueError, match=r"no video could be decoded, such as x/[ab]_x.avi: it cannot be opened"):
+    with pytest.raises(ValueError, match=r"no video could be decoded: x/[ab]_x.avi: it cannot be opened"):
         videos(tmp_path, clips_in_one_class(tmp_path), NATIVE)
 
 
 def test_a_video_without_a_frame_is_no_video(tiny_dataset, monkeypatch):
     monkeypatch.setattr(measure.Video, "__iter__", lambda self: iter(()))
-    with pytest.raises(ValueError, match="no video could be decoded, such as .*: no frame decodes"):
+    with pytest.raises(ValueError, match="no video could be decoded: .*: no frame decodes"):
         videos(tiny_dataset, clips_in(tiny_dataset), NATIVE)
 
 

@@ -16,7 +16,7 @@ HAS_NO = {"val": "split 1 has no validation clips, on which fusions are", "test"
 @pytest.mark.parametrize(
     ("part", "settings", "message"),
     [
-        ("test", {"layout": "ucf101"}, "its lists name none that is there$"),
+        ("test", {"layout": "ucf101"}, "its lists name none that exists$"),
         ("val", {"layout": "ucf101"}, "too few groups: 2; whole .* never all groups of a class; add .* other groups$"),
         ("val", {}, "too few groups: 2; .* add clips of other groups$"),
         (

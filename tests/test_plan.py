@@ -206,7 +206,7 @@ def test_weights_of_raft_are_not_downloaded(planned, config, monkeypatch, tmp_pa
     monkeypatch.setattr("torch.hub.download_url_to_file", interrupted)
     config.set("flow", "method", "raft_small")
     found = planned("Flow")
-    said = "the first use downloads raft_small_C_T_V2-01064c6d.pth; only then it can be timed"
+    said = "the first use downloads raft_small_C_T_V2-01064c6d.pth; only then can it be timed"
     assert row_of(found, "Flow")["note"] == said and row_of(found, "Flow")["state"] == "to make"
     assert (
         planned("PaperTable", "--table", "1b", "--quick")["task"] == "PaperTable"

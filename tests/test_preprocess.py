@@ -33,7 +33,7 @@ def times(folder):
 
 
 def test_no_store_is_made_of_nothing(tmp_path):
-    with pytest.raises(ValueError, match="the catalog has no clips, of which no store can be made"):
+    with pytest.raises(ValueError, match="the catalog has no clips to make a store from"):
         make_frames(tmp_path, Catalog((), (), "1", ()), videos=tmp_path, spec=FRAMES, cluster=INLINE)
 
 
@@ -98,7 +98,7 @@ def test_motion_that_is_cut_off_is_said(tiny_dataset, tmp_path, monkeypatch, cap
 
     monkeypatch.setattr(preprocess.motion, "sample", fail)
     flow_of(frames, tmp_path / "unread", spec=FlowSpec(method="dis_medium", bound_px=2))
-    assert "how much motion lies at [flow] bound_px is not known: on purpose" in capsys.readouterr().err
+    assert "how much motion lies at [flow] bound_px is unknown: on purpose" in capsys.readouterr().err
     flow_of(frames, tmp_path / "stretched", spec=FlowSpec(method="dis_medium", bound_px=1, scaling="minmax"))
     assert "cut off" not in capsys.readouterr().err
 

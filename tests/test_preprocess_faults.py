@@ -63,7 +63,7 @@ def test_too_many_bad_clips_fail_the_stage_by_name(tiny_dataset, tmp_path):
     with pytest.raises(
         StageFailed,
         match=r"frames: 1 of 8 clips failed, more than \[frames\] max_bad_fraction = 0.05 allows: right__ben_right"
-        r".*`python -m pipeline repair .*frames --failed` has them tried again",
+        r".*`python -m pipeline repair .*frames --failed` retries them",
     ):
         frames_of(videos, tmp_path / "frames")
     assert not (tmp_path / "frames/index.h5").exists()
@@ -153,7 +153,7 @@ def test_an_unlabeled_video_that_is_still_being_written_fails_alone_until_it_is_
     written.write_bytes(whole)
     make_frames(tmp_path / "frames", catalog, **about)
     found = store.open_frames(tmp_path / "frames")
-    reason = "the file has changed since the catalog was read; run the same command again, which reads it"
+    reason = "the file has changed since the catalog was read; run the same command again to read it"
     assert found.failed == {written.name: reason} and len(found[other.name])
     make_frames(tmp_path / "frames", made(), **about)
     assert not store.open_frames(tmp_path / "frames").failed
@@ -212,7 +212,7 @@ def test_videos_that_are_away_fail_the_stage_and_no_clip(tiny_dataset, tmp_path)
         "spec": FrameSpec(short_side_px=0, shard_clips=2, max_bad_fraction=1.0),
         "cluster": INLINE,
     }
-    with pytest.raises(StageFailed, match="could not be made: FileNotFoundError: .*the video is not there any more"):
+    with pytest.raises(StageFailed, match="could not be made: FileNotFoundError: .*the video is no longer there"):
         make_frames(tmp_path / "frames", catalog, **given)
     away.rename(videos / "right")
     make_frames(tmp_path / "frames", catalog, **given)

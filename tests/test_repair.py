@@ -49,7 +49,7 @@ def test_a_file_of_another_kind_is_named_and_not_called_damaged(tmp_path, capsys
         told = capsys.readouterr().err
         said = f"{name} is no HDF5 file but {OTHER_FILES[name]}; this command reads .h5 files"
         if path.is_dir() and command == "verify":
-            said = f"{path} carries no checksums: its stage writes curve.json and other files of no such kind"
+            said = f"{path} has no checksums: its stage writes curve.json and other files that have none"
         assert shown or said in told
         assert "delete" not in told and "damaged" not in told
 
@@ -60,7 +60,7 @@ def test_scores_and_catalogs_are_checked_as_a_whole_and_not_repaired(tmp_path, c
     assert main(["verify", str(path)]) == 0
     assert capsys.readouterr().out == f"{path}: its table is as it was written\n"
     with pytest.raises(
-        ValueError, match="is a scores file, of which no part can be made alone: only stores of frames and flow"
+        ValueError, match="is a scores file, no part of which can be made alone: only stores of frames and flow"
     ):
         damage.repair(path)
     with h5py.File(path, "r+") as file:
@@ -132,7 +132,7 @@ def half_new(tmp_path) -> Path:
 
 def test_an_index_of_other_shards_is_reported(half_new, capsys):
     told = (
-        f"clip 'a' of {half_new.parent}: its shard is not the one that the index was made of; run the stage again, or "
+        f"clip 'a' of {half_new.parent}: its shard is not the one that the index was made from; run the stage again, or "
         f"first `python -m pipeline repair {half_new.parent}`, if it finds nothing to do"
     )
     with pytest.raises(DamagedFile, match=re.escape(told)):
@@ -268,7 +268,7 @@ def test_several_paths_are_looked_at_one_after_the_other(frames, flow, tmp_path,
     assert main(["verify", *paths[::2]]) == 1
     assert main(["verify", *paths]) == 2
     told = capsys.readouterr()
-    assert "carries no checksums" in told.err and told.out.count(": a: its bytes do not") == 2
+    assert "has no checksums" in told.err and told.out.count(": a: its bytes do not") == 2
     assert told.out.count("every clip is as it was written") == 2
     assert main(["inspect", *paths, "--json"]) == 0
     assert [json.loads(line)["format"] for line in capsys.readouterr().out.splitlines()] == [

@@ -116,7 +116,7 @@ def test_a_state_of_another_form_is_not_used(tmp_path, capsys, change):
     again = TrainingState(spec(), 2, torch.device("cpu"))
     again.resume(path, "same")
     assert again.step == 0 and [file.name for file in tmp_path.iterdir()] == ["resume.pt.unusable"]
-    assert "does not hold the state of a training as this version of the code keeps it" in capsys.readouterr().err
+    assert "does not hold a training's state as this version of the code keeps it" in capsys.readouterr().err
 
 
 def test_what_a_killed_training_left_half_written_is_removed(data, tmp_path):

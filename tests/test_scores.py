@@ -158,7 +158,7 @@ ROW = [0.25] * 4
     [
         ({"probabilities": np.full((4, 4), 0.25)}, r"probabilities is \(4, 4\); 5 clips and 4 classes need \(5, 4\)"),
         ({"probabilities": np.full((5, 3), 1 / 3)}, r"probabilities is \(5, 3\)"),
-        ({"labels": [0, 0.5, 1, 1, 2]}, "labels holds values that are no whole numbers"),
+        ({"labels": [0, 0.5, 1, 1, 2]}, "labels holds values that are not whole numbers"),
         ({"labels": [0, 1]}, r"labels is \(2,\); 5 clips need \(5,\)"),
         ({"labels": [0, 4, 1, -2, 2]}, r"labels: 2 lie outside 0\.\.3 \(-1: unknown\), the first is 4 of 'b'"),
         ({"video_ids": ["a", "b", "a", "d", "a"]}, r"video_ids: 2 \('a', 'a'\) occur more than once"),

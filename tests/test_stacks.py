@@ -203,7 +203,7 @@ def test_errors_name_what_is_allowed():
         flow_stack(flow, 3, 10)
     with pytest.raises(ValueError, match=r"start is -1"):
         trajectory_stack(flow, -1, 10)
-    with pytest.raises(ValueError, match=r"allowed: none; take a length of at most 12"):
+    with pytest.raises(ValueError, match=r"allowed: none; use a length of at most 12"):
         flow_stack(flow, 0, 13)
     with pytest.raises(ValueError, match=r"length is 0; it must be at least 1"):
         flow_stack(flow, 0, 0)
@@ -211,7 +211,7 @@ def test_errors_name_what_is_allowed():
         flow_stack(flow[:, 0], 0, 1)
     with pytest.raises(ValueError, match=r"frame is 1; with 12 fields and length 4 allowed: 2 to 10"):
         bidirectional_stack(flow, flow, 1, 4)
-    with pytest.raises(ValueError, match=r"allowed: none; take a length of at most 12"):
+    with pytest.raises(ValueError, match=r"allowed: none; use a length of at most 12"):
         bidirectional_stack(flow, flow, 7, 14)
     with pytest.raises(ValueError, match=r"length is 3; a bidirectional stack needs an even number"):
         bidirectional_stack(flow, flow, 5, 3)

@@ -98,7 +98,7 @@ def test_foreign_and_damaged_files_are_refused_with_what_to_do(tmp_path):
     with pytest.raises(ValueError, match="is no HDF5 file, or a damaged one .*; delete it and run its stage again"):
         store.open_frames(tmp_path / "text.h5")
     (tmp_path / "text.avi").write_text("no HDF5")
-    with pytest.raises(ValueError, match=r"is no HDF5 file, .*; HDF5 files of ours end in .h5"):
+    with pytest.raises(ValueError, match=r"is no HDF5 file, .*; our HDF5 files end in .h5"):
         store.open_frames(tmp_path / "text.avi")
     with h5py.File(tmp_path / "foreign.h5", "w"):
         pass

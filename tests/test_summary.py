@@ -170,7 +170,7 @@ def test_hostile_names_are_only_text(tmp_path):
     ("runs", "message"),
     [
         ([], "there is no run to summarize"),
-        ([run(), run()], "split 'anna' with seed 0 is there twice"),
+        ([run(), run()], "split 'anna' with seed 0 appears twice"),
         (
             [
                 run(),

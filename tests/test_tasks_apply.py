@@ -149,7 +149,7 @@ def test_checkpoints_that_do_not_fit_are_refused_before_any_work(carried_off, co
         fresh(ScoreVideos, **{**given, "spatial_checkpoint": "none.pt"}).complete()
     assert fresh(ScoreVideos, **{**given, "spatial_checkpoint": "none.pt"}).digest  # asked for before it is refused
     assert fresh(ScoreStream, stream="spatial", checkpoint="~/x.pt").weights == Path.home() / "x.pt"
-    with pytest.raises(ValueError, match="is a trained spatial stream, and the temporal one is wanted"):
+    with pytest.raises(ValueError, match="is a trained spatial stream, not the temporal one"):
         of = {"videos": given["videos"], "checkpoint": given["spatial_checkpoint"]}
         fresh(ScoreStream, stream="temporal", **of).complete()
     other = load_tensors(Path(given["temporal_checkpoint"]), "two-stream-checkpoint", 1)
@@ -159,7 +159,7 @@ def test_checkpoints_that_do_not_fit_are_refused_before_any_work(carried_off, co
     ):
         fresh(ScoreVideos, **{**given, "temporal_checkpoint": str(tmp_path / "other.pt")}).complete()
     config.set("flow", "bound_px", "15")
-    with pytest.raises(ValueError, match="temporal.pt was trained on data made by other settings"):
+    with pytest.raises(ValueError, match="temporal.pt was trained on data made with other settings"):
         of = {"videos": given["videos"], "checkpoint": given["temporal_checkpoint"]}
         fresh(ScoreStream, stream="temporal", **of).complete()
     assert not (tmp_path / "artifacts").exists()

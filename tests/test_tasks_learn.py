@@ -112,7 +112,7 @@ def test_damaged_weights_that_are_deleted_are_trained_again(config):
     scored = fresh(ScoreStream, stream="spatial", part="test").path
     scored.unlink()
     assert not build(fresh(ScoreStream, stream="spatial", part="test"))
-    with pytest.raises(ValueError, match="delete it and run the same command again, which trains again"):
+    with pytest.raises(ValueError, match="delete it and run the same command again to retrain"):
         load_checkpoint(path)
     path.unlink()
     assert not fresh(TrainStream, stream="spatial").complete()

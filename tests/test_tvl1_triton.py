@@ -158,7 +158,7 @@ def test_triton_that_fails_is_said_once_and_plain_torch_computes(use_fake, capsy
     use_fake(FakeTriton(RuntimeError("Failed to find C compiler")))
     assert tvl1._implementation("cpu:0") is tvl1._implementation("cpu:0") is tvl1_torch.flow_between
     said = capsys.readouterr().err
-    assert said.count("flow: Triton fails on cpu:0, so plain torch computes, several times slower: RuntimeError") == 1
+    assert said.count("flow: Triton fails on cpu:0, so plain torch is used, several times slower: RuntimeError") == 1
     assert "Failed to find C compiler" in said
 
 

@@ -93,7 +93,7 @@ def test_opencv_prints_nothing_of_a_file_that_it_cannot_open(tmp_path):
 
 def test_a_file_that_is_gone_is_no_fault_of_the_video(tmp_path):
     """Its disk may not be mounted: recorded as failed the clip would stay so."""
-    with pytest.raises(FileNotFoundError, match="the video is not there any more: .*absent.avi"):
+    with pytest.raises(FileNotFoundError, match="the video is no longer there: .*absent.avi"):
         Video(tmp_path / "absent.avi")
 
 

@@ -43,7 +43,7 @@ def _has_several_tables(path: Path) -> bool:
     if not path.is_dir() or (last := file_of(path)).suffix == ".h5":
         return False
     if not any(path.glob("*/*.h5")):
-        raise ValueError(f"{path} carries no checksums: its stage writes {last.name} and other files of no such kind")
+        raise ValueError(f"{path} has no checksums: its stage writes {last.name} and other files that have none")
     return True
 
 
@@ -155,7 +155,7 @@ def repair(path: Path, *, failed: bool = False) -> Repaired:
     path = file_of(folder if path.parent.name == "shards" else path)
     if not is_store(path):
         raise ValueError(
-            f"{path} is a {kind_of(path)} file, of which no part can be made alone: only stores of frames and flow can "
+            f"{path} is a {kind_of(path)} file, no part of which can be made alone: only stores of frames and flow can "
             "be repaired; `python -m pipeline invalidate` removes a stage, so that it is made again"
         )
     opened = store.Store(path, kind_of(path))

@@ -108,7 +108,7 @@ def _reachable(artifacts: Path, rows: dict[str, dict[str, Any]], roots: Iterable
             waiting += files.read_made_from(record.parent)
         except (OSError, ValueError, KeyError):
             raise ValueError(
-                f"{record} is missing or damaged, so that nobody knows what was used for it and nothing can safely be "
+                f"{record} is missing or damaged, so what was used for it is unknown and nothing can safely be "
                 "removed; run the command that made it again to write that file, or delete the folder "
                 f"{record.parent} if you can spare it"
             ) from None

@@ -22,7 +22,7 @@ def picture(path: Path, out: Path, *, clip: str = "", images: int = 8) -> str:
         ValueError: the file is not a store, or holds no clips, or `out` does not end in .png.
     """
     if out.suffix.lower() != ".png":
-        raise ValueError(f"the picture is to be {str(out)!r}; give a path that ends in .png")
+        raise ValueError(f"the picture's path is {str(out)!r}; give a path that ends in .png")
     if not out.absolute().parent.is_dir():
         raise FileNotFoundError(f"the folder {str(out.parent)!r} for the picture does not exist")
     kind = kind_of(file_of(path))

@@ -121,7 +121,7 @@ def changes(old: Catalog, new: Catalog) -> list[str]:
     before, now = ({clip.id: clip for clip in catalog.clips} for catalog in (old, new))
     both = [(clip, now[clip.id]) for clip in old.clips if clip.id in now]
     kinds = {
-        "gone, and all that was made of them goes": [name for name in before if name not in now],
+        "gone, with all that was made from them": [name for name in before if name not in now],
         "new": [name for name in now if name not in before],
         "changed": [a.id for a, b in both if a.content != b.content],
         "of another class or group": [a.id for a, b in both if (a.class_name, a.group) != (b.class_name, b.group)],

@@ -69,6 +69,6 @@ def _hash_file(file: Path) -> str:
         return file_hash(file)
     except OSError as error:
         if error.errno in MAY_PASS:  # a catalog with a blank would be kept, and differ from those of other splits
-            raise MachineFault(f"{file} cannot be read: {error}; fix that, or take the file away") from error
+            raise MachineFault(f"{file} cannot be read: {error}; fix that, or remove the file") from error
         say(f"catalog: {file} cannot be read: {error}")
         return UNREADABLE

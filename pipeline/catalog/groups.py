@@ -40,5 +40,5 @@ def refuse_torn_groups(name: str, rows: list[ListedClip]) -> None:
     if torn:
         raise ValueError(
             f"{name}: {len(torn)} groups have clips in more than one of train, val and test: {some(torn)}; a group (a "
-            "person, a source video) belongs to one part; correct the split column, or say nothing of groups"
+            "person, a source video) belongs to one part; correct the split column, or name no groups"
         )

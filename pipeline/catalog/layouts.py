@@ -60,7 +60,7 @@ def scan_videos(folder: Path, ignored: Ignored | None = None) -> dict[str, Stat]
         FileNotFoundError, NotADirectoryError: the folder does not exist, or is a file.
     """
     if folder.is_file():
-        raise NotADirectoryError(f"[dataset] videos: {str(folder)!r} is a file; give the folder that it lies in")
+        raise NotADirectoryError(f"[dataset] videos: {str(folder)!r} is a file; give the folder that holds it")
     if not folder.is_dir():
         raise FileNotFoundError(
             f"[dataset] videos: the folder {str(folder)!r} does not exist; "
@@ -228,7 +228,7 @@ def _unreadable_named(file: Path) -> Iterator[None]:
 
 def _csv_row(record: dict, where: str) -> ListedClip:
     if None in record or None in record.values():
-        raise ValueError(f"{where}: the number of fields is not that of the header")
+        raise ValueError(f"{where}: it has more or fewer fields than the header")
     path = safe_path(record["path"], where)
     # nobody sees a trailing blank, which would make another class or group
     label, group, part = (composed(record.get(name, "").strip()) for name in ("label", "group", "split"))

@@ -98,7 +98,7 @@ def check_parts(found: Mapping[str, Mapping[str, int]], needed: Iterable[str], s
         ValueError: a needed part has no clips; the message says why and what to do.
     """
     use = {
-        "val": "validation clips, on which fusions are chosen (TrainStream and ScoreStream do without)",
+        "val": "validation clips, on which fusions are chosen (TrainStream and ScoreStream need none)",
         "test": "test clips, on which all is reported",
     }
     for part in needed:
@@ -128,7 +128,7 @@ def check_classes(classes: Sequence[str]) -> None:
 def _why_empty(part: str, groups: int, spec: DatasetSpec) -> str:
     """Say why a part is empty and what to do; `groups` is the number of groups in the training part."""
     if part == "test" and spec.layout in ("ucf101", "hmdb51"):
-        return "its lists name none that is there"
+        return "its lists name none that exists"
     if part == "test" and spec.layout == "csv":
         return (
             "name some in the split column of the CSV file, or leave the column out: then [dataset] test_fraction, "

@@ -43,7 +43,7 @@ def on_classes(spec: DatasetSpec, classes: Sequence[str], *, trained: Collection
     """Print which classes are likely a mistake or cannot be learned; `trained`: the classes with training clips."""
     if classes and spec.layout == "folder" and {name.lower() for name in classes} <= _NAMES_OF_PARTS:
         say(
-            f"catalog: the classes are {some(classes)}, as the first folder of each path has it; if these are "
+            f"catalog: the classes are {some(classes)}, by the first folder of each path; if these are "
             "parts of the set, name class and part of each video in a CSV file ([dataset] layout = csv)"
         )
     if names := sorted(set(classes) - set(trained)):
@@ -105,9 +105,9 @@ def on_parts(spec: DatasetSpec, present: Collection[str]) -> None:
     """Print which parts are empty: frames and flow do not need them, but fusion and report, hours later, do."""
     without = "trainings keep their last weights, and the average is the only fusion"
     cures = {
-        "val": f"{without}; for others raise [dataset] val_fraction, with groups enough to draw from"
+        "val": f"{without}; for others raise [dataset] val_fraction, with enough groups to draw from"
         if not spec.val_fraction
-        else "Fuse refuses it; add clips of other groups, or go without validation by [dataset] val_fraction = 0 (then "
+        else "Fuse refuses it; add clips of other groups, or do without validation: [dataset] val_fraction = 0 (then "
         f"{without})",
         "test": "nothing can be reported; set [dataset] test_fraction, name a test group with --split, or, in a CSV "
         "file with a split column, name test clips there",

@@ -261,7 +261,7 @@ def _result_of(future: Any, *, carried: bool) -> Any:
             "of a queue), or too little memory"
         )
     except CancelledError as error:
-        return MachineFault(f"its workers, or the dask scheduler, are gone and do not come back ({error})")
+        return MachineFault(f"its workers, or the dask scheduler, are gone and did not come back ({error})")
     except Exception as error:
         return error
     return result if done else MachineFault(result)

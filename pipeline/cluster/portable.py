@@ -33,7 +33,7 @@ def carrier() -> Callable[[bytes], tuple[bool, Any]]:
             from pipeline.cluster import portable
             from pipeline.system import packages
         except ImportError as error:
-            return False, f"{where} has not this version of the project: {type(error).__name__}: {error}"
+            return False, f"{where} lacks this version of the project: {type(error).__name__}: {error}"
         if portable.code_key() != key:
             return False, f"{where} has another version of the project, at {packages.CODE}; give all machines the same"
         function, job = pickle.loads(packed)

@@ -53,7 +53,7 @@ def _patient(read: Callable) -> Callable:
                 if error.errno not in _MOMENTARY:
                     raise
                 why = os.strerror(error.errno)
-                say(f"{pictures.spec.stream}: {pictures.path} cannot be read ({why}); it is tried again in {pause:g} s")
+                say(f"{pictures.spec.stream}: {pictures.path} cannot be read ({why}); trying again in {pause:g} s")
             pictures.store.close()  # after some faults files must be opened again
             if _pause(pause):
                 break

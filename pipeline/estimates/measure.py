@@ -81,7 +81,7 @@ def videos(folder: Path, clips: Sequence[Clip], spec: FrameSpec) -> Videos:
         if len(trials) == DECODED:
             break
     if not trials:
-        raise ValueError(f"no video could be decoded, such as {reason}")
+        raise ValueError(f"no video could be decoded: {reason}")
     frames = _frames_of({**dict.fromkeys(middles_of_equal_shares(sizes, OPENED)), **trials}, folder, clips)
     if not frames:
         raise ValueError("the headers of the videos do not say how many frames they have")

@@ -67,6 +67,6 @@ def _numba_works() -> bool:
 @computed_once
 def compile_for_cpu(method: str, flow_between: Callable) -> None:
     """Have numba compile the loops of a method, or load what it compiled before; done once per process."""
-    with patience(f"{method}: numba compiles its loops, which takes about twenty seconds, once, or loads them"):
+    with patience(f"{method}: numba compiles its loops (about twenty seconds, once) or loads them"):
         image = np.zeros((1, 80, 80), np.uint8)  # has levels of either precision
         flow_between(image, image, FlowSpec())

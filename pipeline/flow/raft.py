@@ -99,7 +99,7 @@ def _on_device(spec: FlowSpec, changed_ns: int, device: str) -> nn.Module:
 def _read(path: Path) -> dict[str, Tensor]:
     state = read_tensors(path)
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(f"{path} holds no tensors by name; RAFT's weights are a state_dict of torchvision's network")
+        raise ValueError(f"{path} holds no named tensors; RAFT's weights are a state_dict of torchvision's network")
     return state
 
 

@@ -99,6 +99,6 @@ def triton_works(device: str) -> bool:
     except Exception as error:  # whatever a compiler, a linker or a driver may raise
         if is_out_of_memory(error):
             raise
-        say(f"flow: Triton fails on {device}, so plain torch computes, several times slower: {error!r}")
+        say(f"flow: Triton fails on {device}, so plain torch is used, several times slower: {error!r}")
         return False
     return True

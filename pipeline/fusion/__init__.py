@@ -155,7 +155,7 @@ def from_parameters(parameters: Mapping[str, Any]) -> dict[str, Weighted | Linea
         means = ["average", *(["weighted"] if "weighted" in parameters else [])]
         return {**{name: Weighted(parameters[name]["weight"]) for name in means}, **svm}
     except (KeyError, TypeError) as error:
-        raise ValueError(f"these are no parameters of the fusions average, weighted and svm: {error!r}") from None
+        raise ValueError(f"these are not parameters of the fusions average, weighted and svm: {error!r}") from None
 
 
 def write(path: Path | str, parameters: Mapping[str, Any], **attrs: str) -> None:

@@ -52,7 +52,7 @@ def scored_pair(val_a: Scores, val_b: Scores) -> tuple[Scores, Scores]:
     scored = np.flatnonzero(~(a.failed_rows | b.failed_rows) & a.labeled)
     if not len(scored):
         raise ValueError(
-            f"none of the {len(a)} validation clips has a label and a score of both streams; "
+            f"none of the {len(a)} validation clips has a label and scores of both streams; "
             "a fusion is chosen on them: raise [dataset] val_fraction, or look at the failed clips"
         )
     rows = sorted(scored, key=lambda row: a.video_ids[row])

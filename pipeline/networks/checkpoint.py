@@ -114,7 +114,7 @@ def settings_in(path: Path) -> dict[str, Any]:
 
 def _load(path: Path, *, mmap: bool = False) -> dict[str, Any]:
     """Read the values of a checkpoint; refuse one in which a part is missing or of the wrong type."""
-    cure = "; where TrainStream made it, delete it and run the same command again, which trains again"
+    cure = "; if TrainStream made it, delete it and run the same command again to retrain"
     values = load_tensors(path, CHECKPOINT_FORMAT, FORMAT_VERSION, mmap=mmap, cure=cure)
     parts = {"stream_spec": dict, "state": dict, "classes": list, "other_classes": list}
     whole = all(isinstance(values.get(name), kind) for name, kind in parts.items())
@@ -146,7 +146,7 @@ def refuse_unfit(path: Path, stream: str, data_digest: str) -> None:
     values = _load(path, mmap=True)
     found = values["stream_spec"]["stream"]
     if found != stream:
-        raise ValueError(f"{path} is a trained {found} stream, and the {stream} one is wanted")
+        raise ValueError(f"{path} is a trained {found} stream, not the {stream} one")
     refuse_other_data(path, values.get("data_digest"), data_digest)
 
 
@@ -158,8 +158,8 @@ def refuse_other_data(path: Path | str, trained_on: str | None, given: str) -> N
     """
     if trained_on and given and trained_on != given:
         raise ValueError(
-            f"{path} was trained on data made by other settings (digest {trained_on}) than these ({given}); give "
-            "the preset and the flags for frames and flow that its training had"
+            f"{path} was trained on data made with other settings (digest {trained_on}) than these ({given}); give "
+            "the preset and the flags for frames and flow of its training"
         )
 
 

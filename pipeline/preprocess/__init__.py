@@ -62,14 +62,14 @@ def make_frames(
         catalog: the clips to decode.
         videos: folder that the clips' paths are relative to.
         spec, cluster: settings. Local workers import the main module again: a script must guard what it does by
-            `if __name__ == "__main__":`, or take `ClusterSpec(kind="inline")`.
+            `if __name__ == "__main__":`, or use `ClusterSpec(kind="inline")`.
 
     Raises:
         ValueError: the catalog has no clips.
         StageFailed: more than `spec.max_bad_fraction` of the clips failed, or a shard could not be made at all.
     """
     if not catalog.clips:
-        raise ValueError("the catalog has no clips, of which no store can be made")
+        raise ValueError("the catalog has no clips to make a store from")
     folder = Path(folder).absolute()  # workers may have another working directory
     attrs = store_attrs(spec)
     jobs = frames_jobs(folder, catalog, videos=Path(videos), spec=spec, cluster=cluster, attrs=attrs)
@@ -171,7 +171,7 @@ def _warn_of_a_bound(folder: Path, spec: FlowSpec) -> None:
         with store.open_flow(folder / "index.h5") as made:
             found = motion.sample(made)
     except (OSError, ValueError) as error:  # the store is complete: this is only advice
-        say(f"flow: how much motion lies at [flow] bound_px is not known: {error}")
+        say(f"flow: how much motion lies at [flow] bound_px is unknown: {error}")
         return
     if found and found.at_bound > MUCH_AT_BOUND:
         say(

@@ -48,5 +48,5 @@ def refuse_too_many(folder: Path, kind: str, records: list[store.Record], max_ba
             f"{kind}: {len(failed)} of {len(records)} clips failed, more than [frames] max_bad_fraction = "
             f"{max_bad_fraction:g}{also} allows: {names}. Fix or remove these videos, or allow a larger fraction; if "
             f"the fault was not theirs (a time limit), `python -m pipeline repair {shlex.quote(str(folder))} --failed` "
-            "has them tried again."
+            "retries them."
         )

@@ -60,7 +60,7 @@ def headline_text(numbers: Mapping[str, Any]) -> str:
         text = never_answered_text(len(unknown), lost)
         lines.append(f"the svm chose among {len(numbers['classes']) - len(unknown)} classes: {text}")
     if note := numbers["intervals"]["note"]:
-        lines.append(f"of the intervals: {note}")
+        lines.append(f"intervals: {note}")
     return "\n".join([heading, *lines])
 
 

@@ -134,7 +134,7 @@ def _check(runs: Sequence[Run]) -> None:
         raise ValueError("there is no run to summarize")
     named = [(run.split, run.seed) for run in runs]
     if twice := [name for name in named if named.count(name) > 1]:
-        raise ValueError(f"split {twice[0][0]!r} with seed {twice[0][1]} is there twice")
+        raise ValueError(f"split {twice[0][0]!r} with seed {twice[0][1]} appears twice")
     first = runs[0]
     for run in runs:
         classes = {table.classes for table in (*run.streams.values(), *run.fused.values())}

@@ -223,7 +223,7 @@ class Scores:
 def _read_only(name: str, value, dtype) -> np.ndarray:
     array = np.array(value, dtype)  # a copy: the caller may still change its own array
     if dtype is np.int64 and not np.array_equal(array, np.asarray(value)):
-        raise ValueError(f"{name} holds values that are no whole numbers")
+        raise ValueError(f"{name} holds values that are not whole numbers")
     array.setflags(write=False)
     return array
 

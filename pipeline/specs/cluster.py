@@ -26,7 +26,7 @@ class ClusterSpec(Spec):
         neutral=True,
     )
     threads: int = setting(
-        0, "threads of a worker in Flow for JPEG; 0 means the share of its GPU in the cores, or 1", low=0, neutral=True
+        0, "threads of a worker in Flow for JPEG; 0 means its GPU's share of the cores, or 1", low=0, neutral=True
     )
     address: str = setting("", "kind = address: tcp://host:port of the dask scheduler", neutral=True)
     queue_system: str = setting(
@@ -35,7 +35,7 @@ class ClusterSpec(Spec):
     queue: str = setting("", "kind = jobqueue: queue or partition", neutral=True)
     memory: str = setting("4GiB", "kind = jobqueue: memory of a job", neutral=True)
     walltime: str = setting("04:00:00", "kind = jobqueue: time limit of a job", neutral=True)
-    in_flight: int = setting(2, "shards handed out at once, a worker", low=1, neutral=True)
+    in_flight: int = setting(2, "shards handed out at once per worker", low=1, neutral=True)
 
     def check(self):
         """Check that `kind = address` has an address, and that nothing is given which the kind would not read."""

@@ -143,9 +143,7 @@ class FlowSpec(Spec):
         20.0, "displacements are clipped to +- this many pixels (scaling = bound)", low=0.1, high=1000.0
     )
     jpeg_quality: int = setting(95, "JPEG quality of the flow planes", low=1, high=100)
-    enlarge: int = setting(
-        1, "sides of the frames are so many times as long while their motion is estimated", low=1, high=4
-    )
+    enlarge: int = setting(1, "frames are enlarged this many times while their motion is estimated", low=1, high=4)
     tvl1_gradient_weight: float = setting(
         0.4, "TV-L1: weight of a changed image gradient, per gray value and pixel", low=0.0, only_for=("tvl1",)
     )

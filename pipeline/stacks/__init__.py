@@ -104,7 +104,7 @@ def bidirectional_stack(
     if length < 2 or length % 2:
         raise ValueError(f"length is {length}; a bidirectional stack needs an even number, at least 2")
     if not half <= frame <= count - half:
-        allowed = f"{half} to {count - half}" if count >= length else f"none; take a length of at most {count}"
+        allowed = f"{half} to {count - half}" if count >= length else f"none; use a length of at most {count}"
         raise ValueError(f"frame is {frame}; with {count} fields and length {length} allowed: {allowed}")
     arrange = _arrangement(kind)
     behind = backward[frame - half : frame][::-1]
@@ -202,5 +202,5 @@ def _check_window(flow: np.ndarray, start: int, length: int) -> None:
         raise ValueError(f"length is {length}; it must be at least 1")
     if not 0 <= start <= len(flow) - length:
         last = len(flow) - length
-        allowed = f"0 to {last}" if last >= 0 else f"none; take a length of at most {len(flow)}"
+        allowed = f"0 to {last}" if last >= 0 else f"none; use a length of at most {len(flow)}"
         raise ValueError(f"start is {start}; with {len(flow)} fields and length {length} allowed: {allowed}")

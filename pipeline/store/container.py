@@ -177,7 +177,7 @@ def _repair_of(path: Path) -> str:
 
 def _deletion_of(path: Path) -> str:
     if path.suffix != ".h5":
-        return "HDF5 files of ours end in .h5"
+        return "our HDF5 files end in .h5"
     if (path.parent.parent / "fusion.json").is_file():  # the file that Fuse looks at
         return f"delete the folder {path.parent.parent} and run Fuse again"
     return "delete it and run its stage again"

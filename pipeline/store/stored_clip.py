@@ -77,7 +77,7 @@ class StoredClip:
             """The clip's attributes as plain values."""
         if self.attrs.get("crc32") != store.rows[video_id]["crc32"]:  # a killed run, or a copied file
             raise DamagedFile(
-                f"clip {video_id!r} of {store.folder}: its shard is not the one that the index was made of; run the "
+                f"clip {video_id!r} of {store.folder}: its shard is not the one that the index was made from; run the "
                 f"stage again, or first `{repair_command(store.folder)}`, if it finds nothing to do"
             )
 

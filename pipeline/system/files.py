@@ -285,6 +285,6 @@ def link(path: Path, target: Path) -> None:
     except OSError as error:
         if error.errno not in _IMPOSSIBLE:
             raise
-        say(f"{path} does not lead to {target.name}, because links are not possible there ({error.strerror})")
+        say(f"{path} does not point to {target.name}, because links are not possible there ({error.strerror})")
         return
     temporary.replace(path)

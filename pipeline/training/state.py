@@ -55,7 +55,7 @@ def _read(path: Path, *, mmap: bool = False) -> dict[str, Any]:
     whole = all(isinstance(saved.get(name), kind) for name, kind in parts.items())
     kinds = {"curve": Curve, "best": Best} if whole and saved["best"] else {"curve": Curve}
     if not whole or any(saved[name].keys() != {part.name for part in fields(of)} for name, of in kinds.items()):
-        raise ValueError(f"{path} does not hold the state of a training as this version of the code keeps it")
+        raise ValueError(f"{path} does not hold a training's state as this version of the code keeps it")
     return saved
 
 

@@ -30,8 +30,8 @@ def validation_set(spec: StreamSpec, store_path: Path, catalog: Catalog, world: 
     if len(clips) and not any(clip.id in made.pictures.store for clip in clips):
         raise StageFailed(
             f"{spec.stream}: all {len(clips)} validation clips failed, such as {plain(clips[0].id)}: "
-            f"{made.pictures.why_lost(clips[0].id)}. Fix these videos, or take another split; [dataset] val_fraction "
-            "= 0 does without"
+            f"{made.pictures.why_lost(clips[0].id)}. Fix these videos, or use another split; [dataset] val_fraction "
+            "= 0 needs none"
         )
     return made
 

@@ -50,7 +50,7 @@ class Video:
         self.short_side_px = short_side_px
         self.timeout_seconds = timeout_seconds
         if not self.path.is_file():
-            raise FileNotFoundError(errno.ENOENT, "the video is not there any more", str(self.path))
+            raise FileNotFoundError(errno.ENOENT, "the video is no longer there", str(self.path))
         if not self.path.stat().st_size:
             raise VideoError("the file is empty (0 bytes)")
         if not os.access(self.path, os.R_OK):
@@ -141,6 +141,6 @@ def try_decoding(path: Path | str, *, timeout_seconds: float) -> None:
     except subprocess.TimeoutExpired:
         raise VideoError(f"decoding takes longer than {timeout_seconds:g} s") from None
     if code == -signal.SIGKILL:
-        raise MachineFault(f"the process that decoded {path} was killed: too little memory, or somebody ended it")
+        raise MachineFault(f"the process that decoded {path} was killed: too little memory, or someone ended it")
     if code < 0:
         raise VideoError(f"the decoder crashed (signal {-code})")

@@ -66,7 +66,7 @@ def make_shard(job: ShardJob) -> int:
     if not job.path.parent.is_dir():
         raise MachineFault(
             f"{socket.gethostname()} does not see {job.path.parent}; every worker needs the folder of artifacts under "
-            "the same path, on a file system that all share"
+            "the same path, on a shared file system"
         )
     return job.make()
 

@@ -127,7 +127,7 @@ def _refuse_changed(path: Path, clip: Clip) -> None:
         return
     about = path.stat()
     if (about.st_size, about.st_mtime_ns) != (clip.bytes, clip.mtime_ns) and file_hash(path) != clip.content:
-        what = "has changed since the catalog was read; run the same command again, which reads it"
+        what = "has changed since the catalog was read; run the same command again to read it"
         if clip.label == UNKNOWN:
             raise VideoError(f"the file {what}")
         raise MachineFault(f"{path} {what}")
