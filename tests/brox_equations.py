@@ -1,4 +1,4 @@
-"""The equations of Brox flow in plain numpy, pixel by pixel, and a step that they tell the result of."""
+"""The equations of Brox flow in plain numpy, pixel by pixel, and a step whose result they give."""
 
 import cv2
 import numpy as np

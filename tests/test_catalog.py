@@ -338,7 +338,7 @@ def test_empty_parts_are_said_early(tmp_path, capsys):
     )
     (tmp_path / "x" / "b.avi").unlink()  # one group is too few
     read_dataset(replace(spec, val_fraction=0.15), "1")
-    assert "no val clips in this split: Fuse refuses it; add clips of other groups, or go" in capsys.readouterr().err
+    assert "no val clips in this split: Fuse refuses it; add clips of other groups, or do" in capsys.readouterr().err
     assert "no test clips in this split: nothing can be reported" in said
 
 

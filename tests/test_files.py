@@ -133,7 +133,7 @@ def test_where_no_link_is_possible_it_is_said(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(Path, "symlink_to", refused)
     number = errno.EPERM
     files.link(tmp_path / "latest", tmp_path / "one")
-    said = "latest does not lead to one, because links are not possible there (Operation not permitted)"
+    said = "latest does not point to one, because links are not possible there (Operation not permitted)"
     assert said in capsys.readouterr().err and not os.listdir(tmp_path)
     number = errno.ENOSPC
     with pytest.raises(OSError, match="No space left"):

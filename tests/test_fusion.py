@@ -240,10 +240,10 @@ def test_what_was_chosen_can_be_applied_to_other_clips(tmp_path):
         ("[]", r"fusion.json is damaged \(it holds no mapping\)"),
         ("{}", "is None version None, not two-stream-fusion version 2; run Fuse again"),
         ('{"format": "two-stream-fusion", "format_version": 9}', "is two-stream-fusion version 9, not"),
-        ('{"format": "two-stream-fusion", "format_version": 2}', "no parameters of the fusions .* KeyError"),
+        ('{"format": "two-stream-fusion", "format_version": 2}', "not parameters of the fusions .* KeyError"),
         (
             '{"format": "two-stream-fusion", "format_version": 2, "parameters": {"svm": 3}}',
-            "no parameters of .*TypeError",
+            "not parameters of .*TypeError",
         ),
     ],
 )

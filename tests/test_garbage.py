@@ -100,7 +100,7 @@ def test_another_datasets_artifact_is_kept_for_what_was_made_from_it(made):
 def test_nothing_goes_if_something_does_not_say_what_it_was_made_from(made, text, capsys):
     record = made.folder / f"d/report/1-{A}" / "made_from.json"
     record.unlink() if text is None else record.write_text(text)
-    message = f"report/1-{A}/made_from.json is missing or damaged, so .* run the command that made it again, which .* delete the folder .*/report/1-{A} if you can"
+    message = f"report/1-{A}/made_from.json is missing or damaged, so .* run the command that made it again to .* delete the folder .*/report/1-{A} if you can"
     with pytest.raises(ValueError, match=message):
         garbage.find(made.folder)
     assert (

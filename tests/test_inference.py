@@ -297,7 +297,7 @@ def test_foreign_old_and_damaged_checkpoints_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="c.pt does not exist; train the stream first"):
         load_checkpoint(path)
     path.write_bytes(b"not a checkpoint")
-    with pytest.raises(ValueError, match="weights_only=True .*delete it and run the same command again, which"):
+    with pytest.raises(ValueError, match="weights_only=True .*delete it and run the same command again to retrain"):
         load_checkpoint(path)
     save_tensors(path, {"state_dict": {}})
     with pytest.raises(ValueError, match="holds 'no format', not 'two-stream-checkpoint'"):

@@ -72,7 +72,7 @@ def reasons(path):
     return {record.id: record.reason for record in store.read_records(path, "flow") if record.status == "failed"}
 
 
-def test_frames_made_anew_since_the_run_began_get_no_flow(frames, tmp_path):
+def test_frames_made_again_since_the_run_began_get_no_flow(frames, tmp_path):
     records = tuple(store.read_records(frames, "frames"))
     for other in ({"crc32": 1}, {"frames": 99}):
         given = {"path": tmp_path / "s.h5", "frames": frames, "attrs": {"digest": "d"}}

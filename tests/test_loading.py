@@ -219,7 +219,7 @@ def test_processes_are_forked_from_one_that_has_torch():
 
 
 class Killed:
-    """Its third item ends the process that makes it, as a want of memory would."""
+    """Its third item ends the process that makes it, as a lack of memory would."""
 
     def __getitem__(self, number):
         if number == 2 and multiprocessing.parent_process():

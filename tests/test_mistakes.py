@@ -36,7 +36,7 @@ from tasks import Catalog, command, mistakes, session
         (["FullPipline"], "error: No task FullPipline. Did you mean: FullPipeline\n"),
         (
             ["Flow", "--parallel-scheduling"],
-            "error: parallel_scheduling is not possible here: Luigi would wait without",
+            "error: parallel_scheduling is not possible here: Luigi would wait forever",
         ),
         (["Flow", "--seed", "x"], "error: --seed is 'x': invalid literal for int() with base 10: 'x'\n"),
         (["Flow", "--changes", "{"], "error: --changes is '{': Expecting property name"),

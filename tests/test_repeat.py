@@ -78,7 +78,7 @@ def test_wrong_lists_are_refused(tiny, parameters, message):
 def test_seeds_that_a_stream_does_not_follow_are_refused(tiny, config):
     config.read_dict({"temporal": {"seed": "7"}})
     assert not fresh(AllSplits, dataset=tiny, seeds="0,1").complete()  # --seeds wins over a section ...
-    message = r"--seeds is '0,1', but \[temporal\] seed is given, so that this stream would be the same with each"
+    message = r"--seeds is '0,1', but \[temporal\] seed is given, so this stream would be the same with each"
     for task, more in ((AllSplits, {}), (PaperTable, {"table": "1b"})):  # ... but not over what is given beside it
         with pytest.raises(ValueError, match=message):
             fresh(task, dataset=tiny, seeds="0,1", changes={"temporal_seed": "7"}, **more).complete()

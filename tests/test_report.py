@@ -52,14 +52,14 @@ def test_a_headline_tells_what_no_figure_covers_and_what_is_easier(tmp_path):
     assert metrics.never_answered_text(2, 0).endswith(
         "; without test clips of these either, the task is easier than that of the others"
     )
-    assert last.startswith("of the intervals: groups are unknown, so clips are resampled as if each were independent")
+    assert last.startswith("intervals: groups are unknown, so clips are resampled as if each were independent")
     page = (tmp_path / "report.html").read_text()
     assert "2 listed videos, of any part, are absent" in page and "C = 1; never answers 1 class<" in page
     assert "test clips of 3 of 3 classes are right" in page
     assert {name: row["against_stream"]["never_answers"] for name, row in numbers["fused"].items()}["svm"] == 1
     without = metrics.headline_text(write(tmp_path, **arguments()))
     assert "absent" not in without and "the svm chose" not in without
-    assert "of the intervals" not in metrics.headline_text(write(tmp_path, **grouped()))
+    assert "intervals: " not in metrics.headline_text(write(tmp_path, **grouped()))
 
 
 def test_failed_clips_of_all_parts_are_counted_once():

@@ -178,7 +178,7 @@ def test_a_wrong_table_is_refused(changes, message):
         table(**changes)
 
 
-def test_views_of_a_file_that_was_written_anew_are_refused(tmp_path):
+def test_views_of_a_file_that_was_written_again_are_refused(tmp_path):
     """Its rows may be of other clips, as after a video was added."""
     path = tmp_path / "scores.h5"
 

@@ -337,7 +337,7 @@ def test_training_together_as_text_and_in_the_digest():
     assert (settings.items_per_step, StreamSpec(**HEADS).items_per_step) == (256, 512)
 
 
-def test_a_changed_method_makes_its_own_stores_anew_and_no_others(monkeypatch):
+def test_a_changed_method_makes_its_own_stores_again_and_no_others(monkeypatch):
     before = {method: FlowSpec(method=method).digest() for method in ("tvl1", "dis_fast")}
     monkeypatch.setitem(FlowSpec.METHOD_CHANGES, "tvl1", 99)
     assert FlowSpec().digest() != before["tvl1"] and FlowSpec(method="dis_fast").digest() == before["dis_fast"]

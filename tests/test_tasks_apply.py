@@ -174,7 +174,7 @@ def test_what_cannot_be_scored_is_refused_before_any_training(strangers, tmp_pat
     with pytest.raises(ValueError, match="there is no video in '.*/empty' or below it"):
         fresh(ScoreVideos, videos=str(tmp_path / "empty")).complete()
     message = (
-        "--fuse is 'svm', which was chosen for the streams trained here, not for --temporal-checkpoint; take the av"
+        "--fuse is 'svm', which was chosen for the streams trained here, not for --temporal-checkpoint; use the av"
     )
     with pytest.raises(ValueError, match=message):
         fresh(ScoreVideos, videos=strangers, fuse="svm", temporal_checkpoint="other.pt").check()

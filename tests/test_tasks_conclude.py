@@ -97,7 +97,7 @@ def test_whoever_wants_no_validation_clips_gets_the_average(config, tmp_path, ca
     assert set(summary["mean"]) == {"spatial", "temporal", "average"}
 
 
-def test_a_report_is_made_anew_when_other_listed_videos_are_absent(config, tmp_path):
+def test_a_report_is_made_again_when_other_listed_videos_are_absent(config, tmp_path):
     config.set("dataset.four", "partial", "true")
     assert build(fresh(FullPipeline))
     trained = fresh(TrainStream, stream="spatial").path.stat().st_mtime_ns

@@ -119,7 +119,7 @@ def test_the_time_limit_is_for_decoding_alone(tmp_path):
     ("by", "error", "message"),
     [
         (signal.SIGSEGV, VideoError, r"the decoder crashed \(signal 11\)"),
-        (signal.SIGKILL, MachineFault, r"the process that decoded .*a.avi was killed: too little memory, or somebody"),
+        (signal.SIGKILL, MachineFault, r"the process that decoded .*a.avi was killed: too little memory, or someone"),
     ],
 )
 def test_a_crash_of_the_decoder_stays_in_its_process(tmp_path, monkeypatch, by, error, message):
