@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
+from stores import smooth_flow, write_flow
 
 from pipeline.video import jpeg
 
@@ -29,6 +30,14 @@ def test_it_runs(bench, monkeypatch, tmp_path, capsys):
     assert len(found["rounds"]) == 2 and all(rate > 0 for one in found["rounds"] for rate in one.values())
     assert (found["sizes"]["files"], found["sizes"]["hdf5_files"]) == (9 * 12 * 2, 3)  # two shards and their index
     assert "| JPEG files for each HDF5 file | 72 |" in capsys.readouterr().out
+
+
+def test_a_store_of_small_pictures_is_refused(bench, tmp_path, monkeypatch, capsys):
+    index = write_flow(tmp_path, smooth_flow(3))
+    monkeypatch.setattr(sys, "argv", ["loader.py", "--store", str(index)])
+    with pytest.raises(SystemExit):
+        bench.main()
+    assert "--store holds clips of 64 x 48; crops are 224 x 224" in capsys.readouterr().err
 
 
 def test_the_default_set_shows_a_thousandth_of_the_files(bench):
