@@ -49,12 +49,13 @@ def _of_pair(first: np.ndarray, second: np.ndarray, spec: FlowSpec) -> np.ndarra
 def _improve(state: np.ndarray, first: np.ndarray, second: np.ndarray, spec: FlowSpec, *, scale: float) -> None:
     """Improve the flow in the state at one size, `scale` times the full size: warp, solve, filter, several times."""
     number = state.dtype.type
-    box, derivative = np.array(model.box_of(spec), number), np.array(DERIVATIVE, number)
+    box, derivative = np.zeros(rows.MOST_CHANNELS, number), np.array(DERIVATIVE, number)
     still, moving = _channels(first, spec), padded(_channels(second, spec), 1, 2)
+    box[: len(still)] = model.box_of(spec)
     warped, inside, trust = np.empty_like(still), np.empty_like(first), np.empty_like(first)
     numbers = model.FLAT, 1 / model.SATURATION, 1 / (model.SATURATION * model.FAR_PX), 1 / model.DOUBT, TRUST_FLOOR
     constants, most = (derivative, *(number(n) for n in numbers)), number(model.UPDATE_PX)
-    ring = rows.ring_of(first.shape, len(box), spec.tvl1_iterations, number)
+    ring = rows.ring_of(first.shape, spec.tvl1_iterations, number)
     for turn in range(spec.tvl1_warps):
         warp_numba.warp(moving, state, warped, inside)
         rows.solve(state, ring, (warped, still, inside), box, spec.tvl1_iterations, constants, most, trust)

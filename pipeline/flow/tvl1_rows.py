@@ -4,8 +4,10 @@ The state is (H, 6 + C, W), float32 or float64, for C channels: all that outlast
 row need besides lies in a ring of rows, which stays in the cache: a row enters it just before its first iteration and
 leaves it after its last. In the ring a row is cut into tiles of `_TILE` pixels, with the fields of a tile one after
 the other at a constant distance. So LLVM knows that they do not overlap, and turns loops along a tile into vector
-instructions. Indices are unsigned, because numba tests whether signed ones count from the end. Constants are float32
-(`_f`), and exact: they preserve either precision, whereas a Python number would turn float32 into float64.
+instructions. A loop that also read another row would first test for overlaps, which takes longer than a row of a small
+level. So what an iteration needs from neighboring rows is copied into its tile. Indices are unsigned, because numba
+tests whether signed ones count from the end. Constants are float32 (`_f`), and exact: they preserve either precision,
+whereas a Python number would turn float32 into float64.
 """
 
 from __future__ import annotations
@@ -19,22 +21,24 @@ from pipeline.flow.compiled import compiled, inlined
 _f, _u = np.float32, np.uint64
 # first fields of the state; two each (x and y), then one per channel: the dual variable of the data term
 FLOW, DUAL_X, DUAL_Y, DATA = 0, 2, 4, 6
+MOST_CHANNELS = 3
 # pixels of a tile, and the distance of its fields; the margin between two fields holds the neighbors of a tile's ends
 _TILE, _STRIDE, _VECTOR = 384, 400, 16
-# first fields of a tile, as places in it, two each (x and y); from _CHANNEL on, five fields per channel. What a loop
-# reads one pixel to the right (_AHEAD) comes after what it writes (_DUAL_X to _PULL): the other way round, LLVM would
-# use shorter vectors.
-_DUAL_X, _DUAL_Y, _PULL, _STEP, _FLOW, _AHEAD, _CHANNEL = (_u(k * _STRIDE + _VECTOR) for k in range(0, 14, 2))
-_DUAL, _SLOPE_X, _SLOPE_Y, _CONSTANT, _DATA_STEP, _CHANNEL_SIZE = (_u(k * _STRIDE) for k in range(6))
+# first fields of a tile, as places in it, two each (x and y). What a loop reads one pixel to the right (_AHEAD) comes
+# after what it writes (_DUAL_X to _PULL): the other way round, LLVM would use shorter vectors.
+_DUAL_X, _DUAL_Y, _PULL, _STEP, _FLOW, _AHEAD, _BELOW = (_u(k * _STRIDE + _VECTOR) for k in range(0, 14, 2))
+# first field of each channel, with five fields; those of channels that do not exist stay zero and have no effect
+_CHANNELS = tuple(_u((14 + 5 * c) * _STRIDE + _VECTOR) for c in range(MOST_CHANNELS))
+_DUAL, _SLOPE_X, _SLOPE_Y, _CONSTANT, _DATA_STEP = (_u(k * _STRIDE) for k in range(5))
 _NEXT, _ONE = _u(_STRIDE), _u(1)  # from x to y of a field; from a pixel to its right neighbor
 
 
-def ring_of(size: tuple[int, int], channels: int, iterations: int, dtype: type) -> np.ndarray:
-    """A ring for `solve`, for any number of calls with images of this size, (height, width).
+def ring_of(size: tuple[int, int], iterations: int, dtype: type) -> np.ndarray:
+    """A ring for `solve`, for any number of calls with images of this size, (height, width), and as many channels.
 
     It starts at a cache line, and so do all fields: vectors that lie across two lines take a tenth more time.
     """
-    shape = min(iterations + 2, size[0]), -(-size[1] // _TILE), 2 * _VECTOR + (12 + 5 * channels) * _STRIDE
+    shape = min(iterations + 2, size[0]), -(-size[1] // _TILE), 2 * _VECTOR + (14 + 5 * MOST_CHANNELS) * _STRIDE
     places = np.zeros(math.prod(shape) + _VECTOR, dtype)
     start = -places.ctypes.data % 64 // places.itemsize
     return places[start : start + math.prod(shape)].reshape(shape)
@@ -47,7 +51,7 @@ def solve(state, ring, images, box, iterations, constants, most, trusted):
     Args:
         state, ring: see above; the flow moves by at most `most` pixels in each component.
         images: the warped second image (C, H, W), the first one (C, H, W) and which points land inside (H, W).
-        box: (C,) bounds of the data term's dual variable.
+        box: (MOST_CHANNELS,) bounds of the data term's dual variable, zero for channels that do not exist.
         constants: taps of the derivative; FLAT, 1 / SATURATION, 1 / (SATURATION * FAR_PX) of `tvl1_model`; 1 / DOUBT
             and the least confidence.
         trusted: (H, W), receives the confidence in the flow at each pixel; see `tvl1_torch._trust`.
@@ -76,10 +80,10 @@ def _iterate(ring, here, above, below, tile, width, top, box):
     for left in range(0, width, _TILE):
         size, p, more = min(_TILE, width - left), _u(left // _TILE) * tile, left + _TILE < width
         lanes = _u((size + _VECTOR - 1) // _VECTOR * _VECTOR)  # the flow of those beyond the image stays zero
-        _ascend(ring, here + p, above + p, below + p, lanes, top)
-        for c in range(len(box)):
-            _ascend_data(ring, here + p, _CHANNEL + _u(c) * _CHANNEL_SIZE, lanes, box[c])
-        _descend(ring, here + p, lanes)
+        _copy(ring, above + p + _DUAL_Y, here + p + _PULL, lanes, _f(0) if top else _f(1))
+        _copy(ring, below + p + _AHEAD, here + p + _BELOW, lanes, _f(1))
+        _ascend(ring, here + p, lanes)
+        _descend(ring, here + p, lanes, (box[0], box[1], box[2]))
         _set_margins(ring, here + p, tile, _u(size), left > 0, more)
 
 
@@ -106,7 +110,7 @@ def _enter(ring, start, tile, state, images, y, line, constants):
         line[width + 2] = line[width + 3] = line[width + 1]
         for left in range(0, width, _TILE):
             lanes, p = _u(min(_TILE, width - left)), start + _u(left // _TILE) * tile
-            q = p + _CHANNEL + _u(c) * _CHANNEL_SIZE
+            q = p + _CHANNELS[c]
             _differentiate(ring, q, lanes, warped[c], still[c], inside[y], line, y, _u(left), constants[0])
             _linearize(ring, p, q, lanes, warped[c, y], still[c, y], _u(left), constants)
             dual = state[y, DATA + c, left:]
@@ -172,52 +176,62 @@ def _set_margins(ring, p, tile, size, before, more):
 
 
 @inlined
-def _ascend(ring, p, above, below, lanes, top):
+def _copy(ring, start, to, lanes, factor):
+    """Copy two adjacent fields of another row, from place `start` on, times `factor`, to the place `to`."""
+    for x in range(lanes):
+        ring[to + x] = factor * ring[start + x]
+        ring[to + _NEXT + x] = factor * ring[start + _NEXT + x]
+
+
+@inlined
+def _ascend(ring, p, lanes):
     """Gradient ascent in the dual of the total variation, with projection onto the unit ball.
 
-    The pull on the flow starts with the part of the divergence along y.
+    The pull on the flow becomes the part of the divergence along y. It starts as the dual variable of the row above.
     """
-    rate, one, kept = _f(0.5), _f(1), _f(0) if top else _f(1)
+    rate, one = _f(0.5), _f(1)
     for x in range(lanes):
-        i, j, k = p + x, below + x, above + x
+        i = p + x
         right = i + _ONE
         u, v = ring[i + _AHEAD], ring[i + _AHEAD + _NEXT]
         a = ring[i + _DUAL_X] + rate * (ring[right + _AHEAD] - u)
-        b = ring[i + _DUAL_Y] + rate * (ring[j + _AHEAD] - u)
+        b = ring[i + _DUAL_Y] + rate * (ring[i + _BELOW] - u)
         c = ring[i + _DUAL_X + _NEXT] + rate * (ring[right + _AHEAD + _NEXT] - v)
-        d = ring[i + _DUAL_Y + _NEXT] + rate * (ring[j + _AHEAD + _NEXT] - v)
+        d = ring[i + _DUAL_Y + _NEXT] + rate * (ring[i + _BELOW + _NEXT] - v)
         shrink = one / np.sqrt(max(one, a * a + b * b + c * c + d * d))
         b, d = b * shrink, d * shrink
         ring[i + _DUAL_X], ring[i + _DUAL_Y] = a * shrink, b
         ring[i + _DUAL_X + _NEXT], ring[i + _DUAL_Y + _NEXT] = c * shrink, d
-        ring[i + _PULL] = b - kept * ring[k + _DUAL_Y]
-        ring[i + _PULL + _NEXT] = d - kept * ring[k + _DUAL_Y + _NEXT]
+        ring[i + _PULL] = b - ring[i + _PULL]
+        ring[i + _PULL + _NEXT] = d - ring[i + _PULL + _NEXT]
 
 
 @inlined
-def _ascend_data(ring, p, channel, lanes, bound):
-    """Gradient ascent in the dual of the data term of a channel, clipped to its bound; then add it to the pull."""
-    q = p + channel
-    for x in range(lanes):
-        slope_x, slope_y = ring[q + _SLOPE_X + x], ring[q + _SLOPE_Y + x]
-        residual = ring[q + _CONSTANT + x] + slope_x * ring[p + _AHEAD + x] + slope_y * ring[p + _AHEAD + _NEXT + x]
-        dual = min(max(ring[q + _DUAL + x] + ring[q + _DATA_STEP + x] * residual, -bound), bound)
-        ring[q + _DUAL + x] = dual
-        ring[p + _PULL + x] -= dual * slope_x
-        ring[p + _PULL + _NEXT + x] -= dual * slope_y
-
-
-@inlined
-def _descend(ring, p, lanes):
-    """Gradient descent of the flow, then its extrapolation."""
+def _descend(ring, p, lanes, bounds):
+    """Gradient ascent in the dual of each channel's data term, then descent of the flow, and its extrapolation."""
+    first, second, third = _CHANNELS
     for x in range(lanes):
         i = p + x
-        u, v = ring[i + _FLOW], ring[i + _FLOW + _NEXT]
+        ahead = ring[i + _AHEAD], ring[i + _AHEAD + _NEXT]
         a = ring[i + _PULL] + ring[i + _DUAL_X] - ring[i + _DUAL_X - _ONE]
         b = ring[i + _PULL + _NEXT] + ring[i + _DUAL_X + _NEXT] - ring[i + _DUAL_X + _NEXT - _ONE]
+        a, b = _ascend_data(ring, i + first, ahead, bounds[0], (a, b))
+        a, b = _ascend_data(ring, i + second, ahead, bounds[1], (a, b))
+        a, b = _ascend_data(ring, i + third, ahead, bounds[2], (a, b))
+        u, v = ring[i + _FLOW], ring[i + _FLOW + _NEXT]
         moved_u, moved_v = u + ring[i + _STEP] * a, v + ring[i + _STEP + _NEXT] * b
         ring[i + _AHEAD], ring[i + _AHEAD + _NEXT] = moved_u + moved_u - u, moved_v + moved_v - v
         ring[i + _FLOW], ring[i + _FLOW + _NEXT] = moved_u, moved_v
+
+
+@inlined
+def _ascend_data(ring, q, ahead, bound, pull):
+    """Gradient ascent in the dual of one channel's data term, clipped to its bound; add it to the pull on the flow."""
+    slope_x, slope_y = ring[q + _SLOPE_X], ring[q + _SLOPE_Y]
+    residual = ring[q + _CONSTANT] + slope_x * ahead[0] + slope_y * ahead[1]
+    dual = min(max(ring[q + _DUAL] + ring[q + _DATA_STEP] * residual, -bound), bound)
+    ring[q + _DUAL] = dual
+    return pull[0] - dual * slope_x, pull[1] - dual * slope_y
 
 
 @compiled
@@ -237,8 +251,8 @@ def _leave(ring, start, tile, state, y, box, most, constants, trusted):
         u, v, cost = state[y, FLOW, left:], state[y, FLOW + 1, left:], trusted[left:]
         for x in range(lanes):
             cost[x] = _f(0)
-        for c in range(len(box)):
-            q, dual, weight = p + _CHANNEL + _u(c) * _CHANNEL_SIZE, state[y, DATA + c, left:], box[c] * per_cost
+        for c in range(state.shape[1] - DATA):
+            q, dual, weight = p + _CHANNELS[c], state[y, DATA + c, left:], box[c] * per_cost
             for x in range(lanes):
                 dual[x] = ring[q + _DUAL + x]
                 along = ring[q + _SLOPE_X + x] * u[x] + ring[q + _SLOPE_Y + x] * v[x]
