@@ -18,7 +18,7 @@ from common import show
 
 from pipeline.flow import device, estimate, tvl1_torch, tvl1_triton
 from pipeline.flow.filters import pyramid_sizes
-from pipeline.flow.tvl1_model import MIN_SIDE_PX, box_of
+from pipeline.flow.tvl1_model import MIN_SIDE_PX, box_of, is_coarse, medians
 from pipeline.specs import FlowSpec
 
 SIZES = (240, 320), (256, 340)
@@ -32,10 +32,9 @@ TILES = {
 
 
 def pair_bytes(height: int, width: int, spec: FlowSpec) -> float:
-    """Bytes that must be moved for one pair of images, counted as float32 fields over the pixels of all levels.
+    """Bytes that must be moved for one pair of images, counted in fields over the pixels of a level.
 
-    The pyramids are float64, so each counts as two fields. The coarse levels are float64 too, which is ignored: a few
-    percent.
+    Fields of coarse levels and of the pyramids are float64, others float32.
     """
     channels = len(box_of(spec))
     sizes = pyramid_sizes(height, width, step=spec.tvl1_scale_step, min_side=MIN_SIDE_PX)
@@ -43,11 +42,15 @@ def pair_bytes(height: int, width: int, spec: FlowSpec) -> float:
     iteration = (2 + 2 + 4 + channels + 3 * channels) + (2 + 4 + channels)
     warping = (3 + 2 * channels) + (3 + 5 * channels) + spec.tvl1_iterations * iteration
     trust = (2 + 2 + 3 * channels + 1) + 2  # computed, then read with the image by the weighted median
-    level = 2 * 3 + 2 * (1 + channels) + spec.tvl1_warps * (warping + 6) + trust
-    resizing = sum(
-        16 * fine + 4 * (fine + coarse) + (6 + channels) * (fine + coarse) for fine, coarse in pairwise(pixels)
-    )
-    return 4 * (level * sum(pixels) + resizing + 12.5 * pixels[0])
+    total = 4 * 12.5 * pixels[0]
+    for size, count in zip(sizes, pixels, strict=True):
+        coarse = is_coarse(size, sizes[0])
+        turns = medians(spec, coarse=coarse)
+        fields = 2 * 3 + 2 * (1 + channels) + len(turns) * (warping + 6) + sum(turns) * trust
+        total += (8 if coarse else 4) * fields * count
+    for fine, coarse in pairwise(pixels):
+        total += 4 * (16 * fine + 4 * (fine + coarse) + (6 + channels) * (fine + coarse))
+    return total
 
 
 def seconds(work: Callable[[], object], repeats: int = 7) -> float:

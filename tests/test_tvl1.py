@@ -12,7 +12,7 @@ from motions import MOTIONS, TERMS, error_px, moved, reference
 
 from pipeline.flow import estimate, tvl1, tvl1_torch, warp
 from pipeline.flow.filters import MEDIAN_FACTORS, gaussian_taps, median_offsets, pyramid_sizes, shrinking_sigmas_px
-from pipeline.flow.tvl1_model import is_precise
+from pipeline.flow.tvl1_model import is_coarse, medians
 from pipeline.specs import FlowSpec
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
@@ -149,7 +149,7 @@ def test_the_linear_model_is_the_mean_slope_of_both_images(terms, monkeypatch):
 
     images = [torch.from_numpy(image)[None, None] for image in (first, second)]
     state = tvl1_torch._State.zero(torch.from_numpy(flow)[None], len(channels(first)))
-    tvl1_torch._improve(state, *images, spec, scale=1.0)
+    tvl1_torch._improve(state, *images, spec, scale=1.0, coarse=False)
     slope_x, slope_y, constant = (field[0].numpy() for field in seen[:3])
     moving = torch.from_numpy(np.stack(channels(second)))[None]
     warped, inside = (field[0].numpy() for field in warp.warp(moving, torch.from_numpy(flow)[None]))
@@ -188,9 +188,15 @@ def test_neighbors_of_the_median_stand_on_rings(scale):
     np.testing.assert_allclose(MEDIAN_FACTORS, np.repeat(np.exp(-(np.arange(4) ** 2) / 18), [1, 6, 8, 8]))
 
 
-def test_coarse_levels_are_computed_in_double_precision():
-    assert [is_precise(size, (256, 340)) for size in [(256, 340), (159, 211), (98, 131), (61, 81), (38, 50)]] == [False] * 3 + [True, True]  # fmt: skip
-    assert [is_precise((h, w), (h, w)) for h, w in [(1, 2047), (1, 2048), (45, 45), (45, 46)]] == [True, False, True, False]  # fmt: skip
+def test_levels_with_few_pixels_or_a_small_share_of_them_are_coarse():
+    assert [is_coarse(size, (256, 340)) for size in [(256, 340), (159, 211), (98, 131), (61, 81), (38, 50)]] == [False] * 3 + [True, True]  # fmt: skip
+    assert [is_coarse((h, w), (h, w)) for h, w in [(1, 2047), (1, 2048), (45, 45), (45, 46)]] == [True, False, True, False]  # fmt: skip
+
+
+def test_weighted_medians_follow_every_warping_of_a_coarse_level_and_the_last_of_others():
+    spec = FlowSpec(tvl1_warps=3, tvl1_coarse_warps=2)
+    assert medians(spec, coarse=False) == [False, False, True]
+    assert medians(spec, coarse=True) == [True, True]
 
 
 def test_plain_torch_in_single_precision_agrees_and_fills_in(monkeypatch):

@@ -109,7 +109,7 @@ def test_compiled_agrees_with_the_definition(motion):
 
 
 @pytest.mark.parametrize("terms", TERMS)
-@pytest.mark.parametrize("settings", [{}, {"tvl1_warps": 1, "tvl1_iterations": 1}, {"tvl1_scale_step": 0.5, "tvl1_warps": 4}])  # fmt: skip
+@pytest.mark.parametrize("settings", [{}, {"tvl1_warps": 1, "tvl1_coarse_warps": 1, "tvl1_iterations": 1}, {"tvl1_scale_step": 0.5, "tvl1_warps": 4}])  # fmt: skip
 def test_compiled_agrees_whatever_the_settings(terms, settings):
     frames, _ = moved(MOTIONS["rotation"], 61, 83)
     spec = FlowSpec(**TERMS[terms], **settings)

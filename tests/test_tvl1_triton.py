@@ -15,14 +15,15 @@ from motions import MOTIONS, moved
 from pipeline.flow import compiling, estimate, tvl1, tvl1_torch, warp
 from pipeline.specs import FlowSpec
 
-CASES = {  # height, width, settings
-    "gradient": (20, 31, {"tvl1_brightness_weight": 0.0, "tvl1_iterations": 7}),
-    "three terms": (15, 29, {"tvl1_warps": 1, "tvl1_iterations": 2}),
-    "brightness": (14, 24, {"tvl1_brightness_weight": 0.2, "tvl1_gradient_weight": 0.0, "tvl1_iterations": 5}),
-    "a narrow strip": (9, 64, {"tvl1_scale_step": 0.5, "tvl1_iterations": 2}),
+GRADIENT, BRIGHTNESS = {"tvl1_brightness_weight": 0.0}, {"tvl1_brightness_weight": 0.2, "tvl1_gradient_weight": 0.0}
+CASES = {  # height, width, settings; all levels are coarse but one of "both precisions"
+    "gradient": (20, 31, {**GRADIENT, "tvl1_coarse_warps": 2, "tvl1_iterations": 7}),
+    "three terms": (15, 29, {"tvl1_coarse_warps": 1, "tvl1_iterations": 2}),
+    "brightness": (14, 24, {**BRIGHTNESS, "tvl1_coarse_warps": 2, "tvl1_iterations": 5}),
+    "a narrow strip": (9, 64, {"tvl1_scale_step": 0.5, "tvl1_coarse_warps": 2, "tvl1_iterations": 2}),
     "a column": (20, 1, {"tvl1_iterations": 1}),
-    "both precisions": (68, 64, {"tvl1_scale_step": 0.3, "tvl1_iterations": 2}),
-    "wide steps": (38, 35, {"tvl1_scale_step": 0.4, "tvl1_iterations": 3}),
+    "both precisions": (68, 64, {"tvl1_scale_step": 0.3, "tvl1_coarse_warps": 1, "tvl1_iterations": 2}),
+    "wide steps": (38, 35, {"tvl1_scale_step": 0.4, "tvl1_coarse_warps": 2, "tvl1_iterations": 3}),
 }
 INTERPRET = """
 import sys
@@ -42,7 +43,7 @@ for name in CASES:
     flows[name] = flow(name, 32, 64)  # one program for most images: the interpreter is slow by the program
 flows["tiles"], flows["alone"] = flow("three terms", 16, 16, first=1), flow("three terms", 32, 64, first=1)
 images = torch.from_numpy(cases["three terms"])
-still = tvl1_triton.flow_between(images[1:2], images[1:2], FlowSpec(tvl1_iterations=2))
+still = tvl1_triton.flow_between(images[1:2], images[1:2], FlowSpec(tvl1_coarse_warps=1, tvl1_iterations=2))
 parts = (torch.from_numpy(cases[name]) for name in ("median flow", "median image", "median trust"))
 median = tvl1_triton.weighted_median(*parts, scale=0.6)
 np.savez(sys.argv[2], still=still.numpy(), median=median.numpy(), **flows)
@@ -61,7 +62,7 @@ def on_cuda(frames, spec, device="cuda"):
 
 
 def clip(height, width, settings):
-    frames = 3 if settings.get("tvl1_warps") == 1 else 2  # more pairs take the interpreter longer
+    frames = 3 if settings.get("tvl1_coarse_warps") == 1 else 2  # more pairs take the interpreter longer
     return moving_texture(frames, height=height, width=width, dx=1.3, dy=-0.6, seed=height)[..., 0].copy()
 
 

@@ -42,7 +42,7 @@ def between(
     - Points that lead out of the image have no data term.
     Then the flow is median filtered; after a level's last warping, by `warp.weighted_median`, where pixels with a
     remaining residual (occluded, or leading out of the image) have little weight. The coarse levels are computed in
-    double precision (`tvl1_model.is_precise`).
+    double precision, with more warpings, and the weighted median after each (`tvl1_model.is_coarse`).
 
     Args:
         first, second: (N, H, W) uint8, gray; numpy arrays, or, for CUDA, tensors on the device.

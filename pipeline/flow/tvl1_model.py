@@ -14,7 +14,7 @@ FAR_PX = 4.0  # a residual of this many pixels has half weight: one so large is 
 FLAT = 1e-3  # keeps the step of the data term finite where the image is flat
 UPDATE_PX = 1.0  # a warping changes no component by more, because its linear model does not hold beyond that
 DOUBT = 0.6  # remaining cost of the data term at which a pixel's flow has half weight in the weighted median
-PRECISE_SHARE = 0.06  # levels with less than this share of the image's pixels are computed in double precision
+COARSE_SHARE = 0.06  # levels with less than this share of the image's pixels are coarse
 
 
 def box_of(spec: FlowSpec) -> list[float]:
@@ -23,11 +23,18 @@ def box_of(spec: FlowSpec) -> list[float]:
     return [weight for weight in (gradient, gradient, brightness) if weight > 0]
 
 
-def is_precise(size: tuple[int, int], full: tuple[int, int]) -> bool:
-    """Whether the pyramid level of `size` (height, width) is computed in double precision; `full` is the image's size.
+def is_coarse(size: tuple[int, int], full: tuple[int, int]) -> bool:
+    """Whether the pyramid level of `size` (height, width) is computed with more care; `full` is the image's size.
 
-    An error at a coarse level may grow from level to level, a hundred- or thousandfold where matches are ambiguous.
-    The coarse levels cost almost nothing. With them exact, single precision on the finer levels led to errors of about
-    a hundredth of a pixel at most in all images tried, except pure noise (docs/results.md).
+    A coarse level has more warpings, each with a weighted median, and double precision. What it gets wrong, such as
+    large motion of small objects, finer levels cannot repair; and a difference of rounding may grow from level to
+    level, a hundred- or thousandfold where matches are ambiguous. With the coarse levels exact, single precision on the
+    finer ones led to errors of about a hundredth of a pixel at most in all images tried, except pure noise
+    (docs/results.md).
     """
-    return size[0] * size[1] < max(PRECISE_SHARE * full[0] * full[1], SMALL_PX)
+    return size[0] * size[1] < max(COARSE_SHARE * full[0] * full[1], SMALL_PX)
+
+
+def medians(spec: FlowSpec, *, coarse: bool) -> list[bool]:
+    """For each warping of a pyramid level: whether the weighted median follows, or else that of 3 x 3 pixels."""
+    return [True] * spec.tvl1_coarse_warps if coarse else [False] * (spec.tvl1_warps - 1) + [True]

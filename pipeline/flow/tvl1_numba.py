@@ -39,14 +39,17 @@ def _of_pair(first: np.ndarray, second: np.ndarray, spec: FlowSpec) -> np.ndarra
     channels = len(model.box_of(spec))
     state = np.zeros((sizes[-1][0], rows.DATA + channels, sizes[-1][1]))
     for number, size in reversed(list(enumerate(sizes))):
-        precision = np.float64 if model.is_precise(size, sizes[0]) else np.float32
+        coarse = model.is_coarse(size, sizes[0])
+        precision = np.float64 if coarse else np.float32
         state = _resized(state, size, precision)
         images = (levels[number].astype(precision, copy=False) for levels in pyramids)
-        _improve(state, *images, spec, scale=spec.tvl1_scale_step**number)
+        _improve(state, *images, spec, scale=spec.tvl1_scale_step**number, coarse=coarse)
     return flow_of(state).transpose(1, 0, 2)
 
 
-def _improve(state: np.ndarray, first: np.ndarray, second: np.ndarray, spec: FlowSpec, *, scale: float) -> None:
+def _improve(
+    state: np.ndarray, first: np.ndarray, second: np.ndarray, spec: FlowSpec, *, scale: float, coarse: bool
+) -> None:
     """Improve the flow in the state at one size, `scale` times the full size: warp, solve, filter, several times."""
     number = state.dtype.type
     box, derivative = np.zeros(rows.MOST_CHANNELS, number), np.array(DERIVATIVE, number)
@@ -56,12 +59,11 @@ def _improve(state: np.ndarray, first: np.ndarray, second: np.ndarray, spec: Flo
     numbers = model.FLAT, 1 / model.SATURATION, 1 / (model.SATURATION * model.FAR_PX), 1 / model.DOUBT, TRUST_FLOOR
     constants, most = (derivative, *(number(n) for n in numbers)), number(model.UPDATE_PX)
     ring = rows.ring_of(first.shape, spec.tvl1_iterations, number)
-    for turn in range(spec.tvl1_warps):
+    for weighted in model.medians(spec, coarse=coarse):
         warp_numba.warp(moving, state, warped, inside)
         rows.solve(state, ring, (warped, still, inside), box, spec.tvl1_iterations, constants, most, trust)
         flow = np.ascontiguousarray(flow_of(state).transpose(1, 0, 2))
-        last = turn == spec.tvl1_warps - 1
-        filtered = weighted_median(flow, first, trust, scale=scale) if last else median3(flow)
+        filtered = weighted_median(flow, first, trust, scale=scale) if weighted else median3(flow)
         flow_of(state)[:] = filtered.transpose(1, 0, 2)
 
 

@@ -19,7 +19,8 @@ from pipeline.flow.tvl1_model import (
     SATURATION,
     UPDATE_PX,
     box_of,
-    is_precise,
+    is_coarse,
+    medians,
 )
 from pipeline.specs import FlowSpec
 
@@ -41,10 +42,11 @@ def flow_between(first: Tensor, second: Tensor, spec: FlowSpec) -> Tensor:
     levels = list(zip(warp.pyramid(first, sizes), warp.pyramid(second, sizes), strict=True))
     state = _State.zero(first.new_zeros(len(first), 2, *sizes[-1]), len(box_of(spec)))
     for number, size in reversed(list(enumerate(sizes))):
-        precision = torch.float64 if is_precise(size, sizes[0]) else wanted
+        coarse = is_coarse(size, sizes[0])
+        precision = torch.float64 if coarse else wanted
         state = state.resized(size).to(precision)
         images = (level.to(precision) for level in levels[number])
-        _improve(state, *images, spec, scale=spec.tvl1_scale_step**number)
+        _improve(state, *images, spec, scale=spec.tvl1_scale_step**number, coarse=coarse)
     return state.flow.to(wanted)
 
 
@@ -76,11 +78,11 @@ class _State:
         return _State(*(field.to(precision) for field in (self.flow, self.dual_x, self.dual_y, self.dual_data)))
 
 
-def _improve(state: _State, first: Tensor, second: Tensor, spec: FlowSpec, *, scale: float) -> None:
+def _improve(state: _State, first: Tensor, second: Tensor, spec: FlowSpec, *, scale: float, coarse: bool) -> None:
     """Improve the flow at one size, `scale` times the full size: warp, solve, filter, several times."""
     still, moving = _channels(first, spec), _channels(second, spec)
     still_x, still_y = warp.gradient(still)
-    for turn in range(spec.tvl1_warps):
+    for weighted in medians(spec, coarse=coarse):
         warped, inside = warp.warp(moving, state.flow)
         slope_x, slope_y = warp.gradient(warped)
         slope_x = slope_x.add_(still_x).mul_(0.5).mul_(inside)
@@ -90,11 +92,11 @@ def _improve(state: _State, first: Tensor, second: Tensor, spec: FlowSpec, *, sc
         slope_x, slope_y = slope_x.mul_(share), slope_y.mul_(share)
         constant = (warped - still) * share - slope_x * state.flow[:, :1] - slope_y * state.flow[:, 1:]
         _solve(state, slope_x, slope_y, constant, spec)
-        if turn < spec.tvl1_warps - 1:
-            state.flow = warp.median3(state.flow)
-        else:
+        if weighted:
             trust = _trust(state.flow, slope_x, slope_y, constant, spec)
             state.flow = warp.weighted_median(state.flow, first, trust, scale=scale)
+        else:
+            state.flow = warp.median3(state.flow)
 
 
 def _channels(images: Tensor, spec: FlowSpec) -> Tensor:

@@ -27,7 +27,7 @@ from pipeline.flow.filters import (
     pyramid_sizes,
     shrinking_sigmas_px,
 )
-from pipeline.flow.tvl1_model import MIN_SIDE_PX, PRESMOOTH_PX, box_of, is_precise
+from pipeline.flow.tvl1_model import MIN_SIDE_PX, PRESMOOTH_PX, box_of, is_coarse, medians
 from pipeline.specs import FlowSpec
 
 # pixels that one program computes, one per thread; the median of 23 values needs many registers per thread
@@ -52,9 +52,10 @@ def flow_between(first: Tensor, second: Tensor, spec: FlowSpec) -> Tensor:
         levels = _pyramid(torch.cat([first, second]), sizes)
         state = _State.zero(count, sizes[-1], spec, first.device)
         for number, size in reversed(list(enumerate(sizes))):
-            precision = torch.float64 if is_precise(size, sizes[0]) else torch.float32
+            coarse, scale = is_coarse(size, sizes[0]), spec.tvl1_scale_step**number
+            precision = torch.float64 if coarse else torch.float32
             state = state.resized(size).to(precision)
-            _improve(state, levels[number].to(precision), spec, scale=spec.tvl1_scale_step**number)
+            _improve(state, levels[number].to(precision), spec, scale=scale, coarse=coarse)
     return state.flow.float()
 
 
@@ -129,7 +130,7 @@ def _resize(images: Tensor, size: tuple[int, int], *, FLOW: bool = False) -> Ten
     return resized
 
 
-def _improve(state: _State, images: Tensor, spec: FlowSpec, *, scale: float) -> None:
+def _improve(state: _State, images: Tensor, spec: FlowSpec, *, scale: float, coarse: bool) -> None:
     """Improve the flow at one size: warp, solve, filter, several times; `images` holds all first, then all second."""
     count, channels = len(state.flow), len(box_of(spec))
     terms = {"GRADIENT": spec.tvl1_gradient_weight, "BRIGHTNESS": spec.tvl1_brightness_weight}
@@ -137,18 +138,18 @@ def _improve(state: _State, images: Tensor, spec: FlowSpec, *, scale: float) -> 
     _launch(kernels.describe, images, images, compared, **terms)
     warped, inside = torch.empty_like(compared[:count]), torch.empty_like(images[:count])
     linear = images.new_empty(count, 3 * channels, *images.shape[-2:])
-    for turn in range(spec.tvl1_warps):
+    for weighted in medians(spec, coarse=coarse):
         _launch(image_kernels.warp, inside, compared[count:], state.flow, warped, inside, CHANNELS=channels)
         _launch(kernels.linearize, inside, compared, warped, inside, state.flow, linear, CHANNELS=channels)
         solved = _solve(state, linear, spec, terms)
         filtered = torch.empty_like(solved)
-        if turn < spec.tvl1_warps - 1:
-            _launch(kernels.median, inside, solved, state.flow, filtered)
-        else:
+        if weighted:
             trusted, offsets = inside, _offsets(scale, images.device)
             _launch(kernels.trust, trusted, solved, state.flow, linear, trusted, **terms)
             fields = (solved, state.flow, images, trusted, filtered, offsets)
             _launch(kernels.weighted_median, trusted, *fields, FACTORS=MEDIAN_FACTORS)
+        else:
+            _launch(kernels.median, inside, solved, state.flow, filtered)
         state.flow = filtered
 
 
