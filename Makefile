@@ -1,5 +1,5 @@
 # make demo   install, run the whole chain on the demo dataset, print the accuracies and the path of the report
-# make test   install if needed, run the tests
+# make test   install if needed, run the tests, on up to four cores
 # make lint   style of the code
 # make bench  the measurements of docs/results.md that need no GPU
 
@@ -19,7 +19,7 @@ demo: $(VENV)/.installed
 	$(BIN)/luigi --module tasks FullPipeline --dataset demo
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

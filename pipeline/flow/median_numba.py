@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import cv2
 import numpy as np
 
@@ -37,14 +39,22 @@ def weighted_median(flow: np.ndarray, image: np.ndarray, trust: np.ndarray, *, s
     Returns:
         (2, H, W) of the same type; see `warp.weighted_median`.
     """
-    number, offsets = flow.dtype.type, np.array(median_offsets(scale))
-    reach, filtered = int(np.abs(offsets).max()), np.empty_like(flow)
+    number, offsets, filtered = flow.dtype.type, _offsets(scale), np.empty_like(flow)
+    reach = int(offsets.max())  # they are symmetric
     around = padded(flow, reach, reach)
     gray, trusted = padded(np.stack([image, trust]), reach, reach)
     factors = np.array(MEDIAN_FACTORS, number)
     numbers = number(1 / MEDIAN_GRAY), number(MEDIAN_FLOOR), number(MEDIAN_SPREAD)
     _rows(around, gray, trusted, filtered, offsets, factors, *numbers)
     return filtered
+
+
+@functools.lru_cache(256)
+def _offsets(scale: float) -> np.ndarray:
+    """(23, 2), x and y; computing them takes as long as the median of a small level."""
+    offsets = np.array(median_offsets(scale))
+    offsets.setflags(write=False)
+    return offsets
 
 
 def padded(planes: np.ndarray, before: int, after: int) -> np.ndarray:

@@ -5,9 +5,9 @@ row need besides lies in a ring of rows, which stays in the cache: a row enters 
 leaves it after its last. In the ring a row is cut into tiles of `_TILE` pixels, with the fields of a tile one after
 the other at a constant distance. So LLVM knows that they do not overlap, and turns loops along a tile into vector
 instructions. A loop that also read another row would first test for overlaps, which takes longer than a row of a small
-level. So what an iteration needs from neighboring rows is copied into its tile. Indices are unsigned, because numba
-tests whether signed ones count from the end. Constants are float32 (`_f`), and exact: they preserve either precision,
-whereas a Python number would turn float32 into float64.
+level; so what an iteration needs from neighboring rows is copied first. Indices are unsigned, because numba tests
+whether signed ones count from the end. Constants are float32 (`_f`), and exact: they preserve either precision, whereas
+a Python number would turn float32 into float64.
 """
 
 from __future__ import annotations
@@ -25,10 +25,12 @@ MOST_CHANNELS = 3
 # pixels of a tile, and the distance of its fields; the margin between two fields holds the neighbors of a tile's ends
 _TILE, _STRIDE, _VECTOR = 384, 400, 16
 # first fields of a tile, as places in it, two each (x and y). What a loop reads one pixel to the right (_AHEAD) comes
-# after what it writes (_DUAL_X to _PULL): the other way round, LLVM would use shorter vectors.
-_DUAL_X, _DUAL_Y, _PULL, _STEP, _FLOW, _AHEAD, _BELOW = (_u(k * _STRIDE + _VECTOR) for k in range(0, 14, 2))
+# after what it writes (_DUAL_X, _DUAL_Y): the other way round, LLVM would use shorter vectors.
+_DUAL_X, _DUAL_Y, _STEP, _FLOW, _AHEAD = (_u(k * _STRIDE + _VECTOR) for k in range(0, 10, 2))
 # first field of each channel, with five fields; those of channels that do not exist stay zero and have no effect
-_CHANNELS = tuple(_u((14 + 5 * c) * _STRIDE + _VECTOR) for c in range(MOST_CHANNELS))
+_CHANNELS = tuple(_u((10 + 5 * c) * _STRIDE + _VECTOR) for c in range(MOST_CHANNELS))
+# first fields of what exists for one tile at a time: the pull on the flow, and the flow ahead in the row below
+_PULL, _BELOW, _ALL = _u(0), _u(2 * _STRIDE), 4 * _STRIDE
 _DUAL, _SLOPE_X, _SLOPE_Y, _CONSTANT, _DATA_STEP = (_u(k * _STRIDE) for k in range(5))
 _NEXT, _ONE = _u(_STRIDE), _u(1)  # from x to y of a field; from a pixel to its right neighbor
 
@@ -38,7 +40,7 @@ def ring_of(size: tuple[int, int], iterations: int, dtype: type) -> np.ndarray:
 
     It starts at a cache line, and so do all fields: vectors that lie across two lines take a tenth more time.
     """
-    shape = min(iterations + 2, size[0]), -(-size[1] // _TILE), 2 * _VECTOR + (14 + 5 * MOST_CHANNELS) * _STRIDE
+    shape = min(iterations + 2, size[0]), -(-size[1] // _TILE), 2 * _VECTOR + (10 + 5 * MOST_CHANNELS) * _STRIDE
     places = np.zeros(math.prod(shape) + _VECTOR, dtype)
     start = -places.ctypes.data % 64 // places.itemsize
     return places[start : start + math.prod(shape)].reshape(shape)
@@ -59,7 +61,7 @@ def solve(state, ring, images, box, iterations, constants, most, trusted):
     height, width = state.shape[0], state.shape[2]
     rows, tiles, tile = ring.shape
     places, tile = ring.reshape(-1), _u(tile)
-    row, line = _u(tiles) * tile, np.empty(width + 4, state.dtype)
+    row, line, scratch = _u(tiles) * tile, np.empty(width + 4, state.dtype), np.zeros(_ALL, state.dtype)
     for time in range(-1, height + iterations):
         following = time + 1  # the first iteration of a row needs the next row
         if following < height:
@@ -68,22 +70,22 @@ def solve(state, ring, images, box, iterations, constants, most, trusted):
             y = time - k  # iteration k - 1 has just done row y + 1, and will not touch rows y and y - 1 again
             here, above = _u(y % rows) * row, _u((y - 1) % rows) * row
             below = _u((y + 1) % rows) * row if y + 1 < height else here
-            _iterate(places, here, above, below, tile, width, y == 0, box)
+            _iterate(places, scratch, here, above, below, tile, width, y == 0, box)
         if time >= iterations:
             y = time - iterations
             _leave(places, _u(y % rows) * row, tile, state, y, box, most, constants, trusted[y])
 
 
 @compiled
-def _iterate(ring, here, above, below, tile, width, top, box):
+def _iterate(ring, scratch, here, above, below, tile, width, top, box):
     """Do one iteration of a row; `here`, `above` and `below` are the places of its first tile and of its neighbors'."""
     for left in range(0, width, _TILE):
         size, p, more = min(_TILE, width - left), _u(left // _TILE) * tile, left + _TILE < width
         lanes = _u((size + _VECTOR - 1) // _VECTOR * _VECTOR)  # the flow of those beyond the image stays zero
-        _copy(ring, above + p + _DUAL_Y, here + p + _PULL, lanes, _f(0) if top else _f(1))
-        _copy(ring, below + p + _AHEAD, here + p + _BELOW, lanes, _f(1))
-        _ascend(ring, here + p, lanes)
-        _descend(ring, here + p, lanes, (box[0], box[1], box[2]))
+        _copy(ring, above + p + _DUAL_Y, scratch, _PULL, lanes, _f(0) if top else _f(1))
+        _copy(ring, below + p + _AHEAD, scratch, _BELOW, lanes, _f(1))
+        _ascend(ring, scratch, here + p, lanes)
+        _descend(ring, scratch, here + p, lanes, (box[0], box[1], box[2]))
         _set_margins(ring, here + p, tile, _u(size), left > 0, more)
 
 
@@ -176,15 +178,15 @@ def _set_margins(ring, p, tile, size, before, more):
 
 
 @inlined
-def _copy(ring, start, to, lanes, factor):
-    """Copy two adjacent fields of another row, from place `start` on, times `factor`, to the place `to`."""
+def _copy(ring, start, scratch, to, lanes, factor):
+    """Copy two adjacent fields of another row, from place `start` on, times `factor`, to places `to` of `scratch`."""
     for x in range(lanes):
-        ring[to + x] = factor * ring[start + x]
-        ring[to + _NEXT + x] = factor * ring[start + _NEXT + x]
+        scratch[to + x] = factor * ring[start + x]
+        scratch[to + _NEXT + x] = factor * ring[start + _NEXT + x]
 
 
 @inlined
-def _ascend(ring, p, lanes):
+def _ascend(ring, scratch, p, lanes):
     """Gradient ascent in the dual of the total variation, with projection onto the unit ball.
 
     The pull on the flow becomes the part of the divergence along y. It starts as the dual variable of the row above.
@@ -195,26 +197,26 @@ def _ascend(ring, p, lanes):
         right = i + _ONE
         u, v = ring[i + _AHEAD], ring[i + _AHEAD + _NEXT]
         a = ring[i + _DUAL_X] + rate * (ring[right + _AHEAD] - u)
-        b = ring[i + _DUAL_Y] + rate * (ring[i + _BELOW] - u)
+        b = ring[i + _DUAL_Y] + rate * (scratch[_BELOW + x] - u)
         c = ring[i + _DUAL_X + _NEXT] + rate * (ring[right + _AHEAD + _NEXT] - v)
-        d = ring[i + _DUAL_Y + _NEXT] + rate * (ring[i + _BELOW + _NEXT] - v)
+        d = ring[i + _DUAL_Y + _NEXT] + rate * (scratch[_BELOW + _NEXT + x] - v)
         shrink = one / np.sqrt(max(one, a * a + b * b + c * c + d * d))
         b, d = b * shrink, d * shrink
         ring[i + _DUAL_X], ring[i + _DUAL_Y] = a * shrink, b
         ring[i + _DUAL_X + _NEXT], ring[i + _DUAL_Y + _NEXT] = c * shrink, d
-        ring[i + _PULL] = b - ring[i + _PULL]
-        ring[i + _PULL + _NEXT] = d - ring[i + _PULL + _NEXT]
+        scratch[_PULL + x] = b - scratch[_PULL + x]
+        scratch[_PULL + _NEXT + x] = d - scratch[_PULL + _NEXT + x]
 
 
 @inlined
-def _descend(ring, p, lanes, bounds):
+def _descend(ring, scratch, p, lanes, bounds):
     """Gradient ascent in the dual of each channel's data term, then descent of the flow, and its extrapolation."""
     first, second, third = _CHANNELS
     for x in range(lanes):
         i = p + x
         ahead = ring[i + _AHEAD], ring[i + _AHEAD + _NEXT]
-        a = ring[i + _PULL] + ring[i + _DUAL_X] - ring[i + _DUAL_X - _ONE]
-        b = ring[i + _PULL + _NEXT] + ring[i + _DUAL_X + _NEXT] - ring[i + _DUAL_X + _NEXT - _ONE]
+        a = scratch[_PULL + x] + ring[i + _DUAL_X] - ring[i + _DUAL_X - _ONE]
+        b = scratch[_PULL + _NEXT + x] + ring[i + _DUAL_X + _NEXT] - ring[i + _DUAL_X + _NEXT - _ONE]
         a, b = _ascend_data(ring, i + first, ahead, bounds[0], (a, b))
         a, b = _ascend_data(ring, i + second, ahead, bounds[1], (a, b))
         a, b = _ascend_data(ring, i + third, ahead, bounds[2], (a, b))
