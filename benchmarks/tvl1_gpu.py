@@ -48,8 +48,8 @@ def pair_bytes(height: int, width: int, spec: FlowSpec) -> float:
         turns = medians(spec, coarse=coarse)
         fields = 2 * 3 + 2 * (1 + channels) + len(turns) * (warping + 6) + sum(turns) * trust
         total += (8 if coarse else 4) * fields * count
-    for fine, coarse in pairwise(pixels):
-        total += 4 * (16 * fine + 4 * (fine + coarse) + (6 + channels) * (fine + coarse))
+    for large, small in pairwise(pixels):
+        total += 4 * (16 * large + 4 * (large + small) + (6 + channels) * (large + small))
     return total
 
 
