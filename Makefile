@@ -1,5 +1,5 @@
 # make demo   install, run the whole chain on the demo dataset, print the accuracies and the path of the report
-# make test   install if needed, run the tests, on up to four cores
+# make test   install if needed, run the tests, in up to four processes
 # make lint   style of the code
 # make bench  the measurements of docs/results.md that need no GPU
 

@@ -34,7 +34,7 @@ TILES = {
 def pair_bytes(height: int, width: int, spec: FlowSpec) -> float:
     """Bytes that must be moved for one pair of images, counted in fields over the pixels of a level.
 
-    Fields of coarse levels and of the pyramids are float64, others float32.
+    Fields of coarse levels and of the pyramids are float64, others float32. Changes of precision are counted roughly.
     """
     channels = len(box_of(spec))
     sizes = pyramid_sizes(height, width, step=spec.tvl1_scale_step, min_side=MIN_SIDE_PX)

@@ -124,6 +124,13 @@ def test_compiled_agrees_on_narrow_strips(size):
     assert difference.mean() <= 1e-4 and difference.max() <= 0.02
 
 
+@pytest.mark.parametrize("terms", TERMS)
+def test_compiled_agrees_in_two_tiles_whatever_the_terms(terms):
+    frames, spec = moved(MOTIONS["subpixel"], 9, 385)[0], FlowSpec(**TERMS[terms])
+    difference = np.abs(tvl1_numba.flow_between(frames[:1], frames[1:], spec)[0] - reference(*frames, spec))
+    assert difference.mean() <= 1e-4 and difference.max() <= 0.02
+
+
 @pytest.mark.parametrize("name", ["RubberWhale", "Venus", "Hydrangea"])
 def test_compiled_agrees_on_real_images(shared, name):
     files = [str(shared / "data" / "middlebury" / name / f"frame1{k}.png") for k in (0, 1)]

@@ -18,7 +18,7 @@ from pipeline.specs import FlowSpec
 GRADIENT, BRIGHTNESS = {"tvl1_brightness_weight": 0.0}, {"tvl1_brightness_weight": 0.2, "tvl1_gradient_weight": 0.0}
 CASES = {  # height, width, settings; all levels are coarse but one of "both precisions"
     "gradient": (20, 31, {**GRADIENT, "tvl1_coarse_warps": 2, "tvl1_iterations": 7}),
-    "three terms": (15, 29, {"tvl1_coarse_warps": 1, "tvl1_iterations": 2}),
+    "three terms": (15, 29, {"tvl1_warps": 1, "tvl1_coarse_warps": 1, "tvl1_iterations": 2}),
     "brightness": (14, 24, {**BRIGHTNESS, "tvl1_coarse_warps": 2, "tvl1_iterations": 5}),
     "a narrow strip": (9, 64, {"tvl1_scale_step": 0.5, "tvl1_coarse_warps": 2, "tvl1_iterations": 2}),
     "a column": (20, 1, {"tvl1_iterations": 1}),
@@ -62,7 +62,7 @@ def on_cuda(frames, spec, device="cuda"):
 
 
 def clip(height, width, settings):
-    frames = 3 if settings.get("tvl1_coarse_warps") == 1 else 2  # more pairs take the interpreter longer
+    frames = 3 if settings.get("tvl1_warps") == 1 else 2  # more pairs take the interpreter longer
     return moving_texture(frames, height=height, width=width, dx=1.3, dy=-0.6, seed=height)[..., 0].copy()
 
 

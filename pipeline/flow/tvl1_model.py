@@ -14,7 +14,7 @@ FAR_PX = 4.0  # a residual of this many pixels has half weight: one so large is 
 FLAT = 1e-3  # keeps the step of the data term finite where the image is flat
 UPDATE_PX = 1.0  # a warping changes no component by more, because its linear model does not hold beyond that
 DOUBT = 0.6  # remaining cost of the data term at which a pixel's flow has half weight in the weighted median
-COARSE_SHARE = 0.06  # levels with less than this share of the image's pixels are coarse
+COARSE_SHARE = 0.06  # levels with less than this share of the image's pixels are coarse; so are very small ones
 
 
 def box_of(spec: FlowSpec) -> list[float]:

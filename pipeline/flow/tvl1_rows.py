@@ -5,9 +5,9 @@ row need besides lies in a ring of rows, which stays in the cache: a row enters 
 leaves it after its last. In the ring a row is cut into tiles of `_TILE` pixels, with the fields of a tile one after
 the other at a constant distance. So LLVM knows that they do not overlap, and turns loops along a tile into vector
 instructions. A loop that also read another row would first test for overlaps, which takes longer than a row of a small
-level; so what an iteration needs from neighboring rows is copied first. Indices are unsigned, because numba tests
-whether signed ones count from the end. Constants are float32 (`_f`), and exact: they preserve either precision, whereas
-a Python number would turn float32 into float64.
+level; so what an iteration needs from neighboring rows is copied first, by loops of its own. Indices are unsigned,
+because numba tests whether signed ones count from the end. Constants are float32 (`_f`), and exact: they preserve
+either precision, whereas a Python number would turn float32 into float64.
 """
 
 from __future__ import annotations
@@ -36,9 +36,10 @@ _NEXT, _ONE = _u(_STRIDE), _u(1)  # from x to y of a field; from a pixel to its 
 
 
 def ring_of(size: tuple[int, int], iterations: int, dtype: type) -> np.ndarray:
-    """A ring for `solve`, for any number of calls with images of this size, (height, width), and as many channels.
+    """A ring for `solve`, for any number of calls with images of this size, (height, width).
 
-    It starts at a cache line, and so do all fields: vectors that lie across two lines take a tenth more time.
+    All must have equally many channels, because the places of others must stay zero. The ring starts at a cache line,
+    and so do all fields: vectors that lie across two lines take a tenth more time.
     """
     shape = min(iterations + 2, size[0]), -(-size[1] // _TILE), 2 * _VECTOR + (10 + 5 * MOST_CHANNELS) * _STRIDE
     places = np.zeros(math.prod(shape) + _VECTOR, dtype)
@@ -189,7 +190,7 @@ def _copy(ring, start, scratch, to, lanes, factor):
 def _ascend(ring, scratch, p, lanes):
     """Gradient ascent in the dual of the total variation, with projection onto the unit ball.
 
-    The pull on the flow becomes the part of the divergence along y. It starts as the dual variable of the row above.
+    _PULL holds the dual variable of the row above, and receives the part of the divergence along y.
     """
     rate, one = _f(0.5), _f(1)
     for x in range(lanes):

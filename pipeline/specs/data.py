@@ -153,7 +153,7 @@ class FlowSpec(Spec):
     tvl1_scale_step: float = setting(
         0.62, "TV-L1: size of each pyramid level over the one below", low=0.3, high=0.95, only_for=("tvl1",)
     )
-    tvl1_warps: int = setting(2, "TV-L1: warpings a pyramid level", low=1, only_for=("tvl1",))
+    tvl1_warps: int = setting(2, "TV-L1: warpings a pyramid level that is not coarse", low=1, only_for=("tvl1",))
     tvl1_coarse_warps: int = setting(3, "TV-L1: warpings a coarse pyramid level", low=1, only_for=("tvl1",))
     tvl1_iterations: int = setting(16, "TV-L1: inner iterations a warping", low=1, only_for=("tvl1",))
     brox_smoothness: float = setting(
