@@ -9,7 +9,8 @@ from itertools import pairwise
 COARSE_BLUR = 1.25  # see `shrinking_sigmas_px`
 DERIVATIVE = (1 / 12, -8 / 12, 0.0, 8 / 12, -1 / 12)
 # images (and pyramid levels) of fewer pixels are computed in double precision: in narrow ones rounding may change the
-# flow. (Brox on images one pixel wide is ill-conditioned in either precision.)
+# flow. TV-L1 also warps them more often (`tvl1_model.is_coarse`). (Brox on images one pixel wide is ill-conditioned in
+# either precision.)
 SMALL_PX = 2048
 NARROW = 2.5  # aspect ratio above which a frame is a narrow strip; see `pyramid_sizes`
 MEDIAN_GRAY = 16.0  # gray value difference at which a neighbor has half weight in the weighted median
