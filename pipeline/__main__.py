@@ -170,7 +170,7 @@ def _verify(path: Path, arguments: argparse.Namespace) -> int:
 
 def _repair(path: Path, arguments: argparse.Namespace) -> int:
     from pipeline.artifacts import damage
-    from pipeline.system import files
+    from pipeline.system import locks
 
     folder = damage.store_folder(path).absolute()
     # the folder of all artifacts is three levels up; with links, both the path as given and the resolved one count
@@ -178,8 +178,8 @@ def _repair(path: Path, arguments: argparse.Namespace) -> int:
     with contextlib.ExitStack() as stack:
         for artifacts in sorted(above):
             stack.enter_context(_no_run_in(artifacts))
-        if (folder / files.LOCK).exists():
-            stack.enter_context(files.no_writer(folder))
+        if (folder / locks.LOCK).exists():
+            stack.enter_context(locks.nobody_else(folder))
         kind, removed, damaged = damage.repair(path, failed=arguments.failed)
     lines = [f"removed {name}; run the stage again" for name in removed] or ["nothing is damaged"]
     print("\n".join(f"{path}: {line}" for line in lines))
@@ -218,12 +218,12 @@ def _with_artifacts(command: argparse.ArgumentParser, run: Callable[[Path, argpa
 @contextlib.contextmanager
 def _no_run_in(artifacts: Path) -> Iterator[None]:
     """Keep runs out while something is removed; refuse if a run, which may need it, is active."""
-    from pipeline.system import files
+    from pipeline.system import locks
 
-    if not (artifacts / files.IN_USE).exists():  # no run has ever been here
+    if not (artifacts / locks.IN_USE).exists():  # no run has ever been here
         yield
         return
-    with files.try_exclusive_lock(artifacts, files.IN_USE) as alone:
+    with locks.try_exclusive_lock(artifacts, locks.IN_USE) as alone:
         if not alone:
             raise ValueError(f"a run is going on in {artifacts}, and may need what it has not read yet; wait")
         yield

@@ -13,7 +13,7 @@ import contextlib
 import dataclasses
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,8 @@ import luigi
 
 from pipeline.specs.base import digest_of
 from pipeline.system.errors import StageFailed
-from pipeline.system.files import one_writer, read_json, read_made_from, record_made_from, try_exclusive_lock
+from pipeline.system.files import read_json, read_made_from, record_made_from
+from pipeline.system.locks import one_writer, reading, try_exclusive_lock
 from pipeline.system.progress import say
 from tasks import checks, settings
 from tasks.mistakes import one_line_errors
@@ -67,6 +68,7 @@ class Stage(OfDataset):
     beside: tuple[str, ...] = ()  # the artifact's other files; it is remade if one is missing
     VERSION = 1  # of a stage without a spec that has one: raise it when the same settings would give another artifact
     keeps_old = False  # whether `make` reads the artifact that it replaces
+    is_read_throughout = False  # whether stages that read it do so for as long as they run, not once at their start
     kind = ""  # name of the folder of such artifacts; "": derived from the class name
     reads: tuple[str, ...] = ()  # the sections that can change the artifact; (): any
 
@@ -208,10 +210,19 @@ class Stage(OfDataset):
         """Make the artifact with its folder locked; do nothing if another run has just made it."""
         with cache_scope():
             use_artifacts(self.run_spec.artifacts, create=True)
-            with one_writer(self.folder):
+            with one_writer(self.folder), self._nothing_read_changes():
                 if not self.is_current():
                     self._refuse_what_changed()
                     self._make_again()
+
+    @contextlib.contextmanager
+    def _nothing_read_changes(self) -> Iterator[None]:
+        """For the block keep the stores that this stage reads as they are: another command waits to remake them."""
+        with contextlib.ExitStack() as stack:
+            for task in self._stages_before():
+                if task.is_read_throughout and task.folder.is_dir():
+                    stack.enter_context(reading(task.folder))
+            yield
 
     def _make_again(self) -> None:
         begun = time.monotonic()

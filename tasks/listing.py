@@ -10,7 +10,7 @@ import luigi
 
 from pipeline import specs
 from pipeline.specs.base import Spec
-from pipeline.system import files
+from pipeline.system import files, locks
 from pipeline.system.progress import say, say_once
 from tasks import checks, settings
 from tasks.base import Stage
@@ -46,7 +46,7 @@ class DemoVideos(OfProgram):
 
         folder = Path(self.folder)
         # the lock has a folder of its own: the user's videos may lie beside the demo and must not be touched
-        with files.one_writer(folder.with_name(f".{folder.name}-lock")):
+        with locks.one_writer(folder.with_name(f".{folder.name}-lock")):
             write_demo(folder, self.spec)
 
 
@@ -82,6 +82,7 @@ class Catalog(OfVideos):
     file = "catalog.h5"
     reads = ("dataset",)
     keeps_old = True  # so that known clips are not hashed again
+    priority = 2  # those of all splits before any store: a video that is added meanwhile is for the next command
 
     @property
     def label(self) -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 from pipeline.system import files
+from pipeline.system.progress import say
 from tasks.base import Stage
 from tasks.listing import Catalog, OfVideos
 from tasks.session import may_write
@@ -14,11 +16,24 @@ class _Store(OfVideos):
     """What Frames and Flow have in common: an index over shards, used by all splits of the dataset."""
 
     file = "index.h5"
+    is_read_throughout = True
     priority = 1  # before any training: the workers of one store are kept for the next
 
     def key(self) -> str:
         """Content key of all clips."""
         return self.output().recorded().get("key", "")  # without one the file is damaged, as its reader says
+
+    def say_present(self) -> None:
+        """Say that it was found, and what of it has failed: a higher time limit alone makes nothing again."""
+        from pipeline import store
+
+        super().say_present()
+        found = store.Store(self.path, type(self).__name__.lower())
+        if found.failed:
+            say(
+                f"{self.title}: {len(found.failed)} of {len(found.rows)} clips have failed; `python -m pipeline repair "
+                f"{shlex.quote(str(self.folder))} --failed` makes the next run try them again"
+            )
 
 
 class Frames(_Store):

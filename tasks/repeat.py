@@ -10,7 +10,7 @@ import luigi
 
 from pipeline.specs import STREAMS
 from pipeline.specs.base import digest_of
-from pipeline.system import files
+from pipeline.system import files, locks
 from pipeline.system.progress import say
 from tasks.base import Stage
 from tasks.conclude import Report
@@ -65,7 +65,7 @@ class Repeated(Stage):
         """Record what the table needs before its first run or row, so that `gc` keeps those finished so far."""
         use_artifacts(self.run_spec.artifacts, create=True)
         self.folder.mkdir(parents=True, exist_ok=True)
-        with files.try_exclusive_lock(self.folder) as free:
+        with locks.try_exclusive_lock(self.folder) as free:
             if free:  # else another run is writing the table and has recorded the same
                 self.record()
 

@@ -17,7 +17,7 @@ import luigi
 from luigi.cmdline_parser import CmdlineParser
 from luigi.worker import Worker
 
-from pipeline.system import files
+from pipeline.system import files, locks
 from tasks import settings
 from tasks.mistakes import one_line_errors
 
@@ -34,7 +34,7 @@ def use_artifacts(artifacts: str, *, create: bool = False) -> None:
     if settings.from_command_line() and _IN_USE.get(key, -1) < 0:
         with one_line_errors():
             try:
-                _IN_USE[key] = files.hold_shared_lock(Path(artifacts), create=create)
+                _IN_USE[key] = locks.hold_shared_lock(Path(artifacts), create=create)
             except OSError as error:
                 if error.errno in files.NO_SPACE:
                     raise

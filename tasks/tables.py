@@ -13,7 +13,7 @@ from pipeline.artifacts.status import PARTIAL
 from pipeline.report import paper
 from pipeline.specs import STREAMS
 from pipeline.specs.base import digest_of, unknown_name
-from pipeline.system import files
+from pipeline.system import files, locks
 from pipeline.system.errors import StageFailed
 from pipeline.system.progress import say
 from tasks import settings
@@ -197,7 +197,7 @@ class PaperTable(Repeated, OnDevice):
                     self.failures.setdefault(planned.row.key, why)
                     self.lost.add(task.folder)
         if self.failures:
-            with files.one_writer(self.folder):
+            with locks.one_writer(self.folder):
                 self.make()
         else:
             super().run()

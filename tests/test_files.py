@@ -1,18 +1,16 @@
-"""A file is whole or absent; a folder has one writer."""
+"""A file is whole or absent."""
 
 import errno
-import multiprocessing
 import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from pipeline.system import files
+from pipeline.system import files, locks
 
 
 def test_commit_shows_the_file_only_at_the_end(tmp_path):
@@ -57,50 +55,9 @@ def test_what_a_killed_process_left_is_removed_by_the_next_writer(tmp_path):
     killed = subprocess.run([sys.executable, "-c", code, str(tmp_path / "a.h5")])
     assert killed.returncode == -signal.SIGKILL
     assert len(os.listdir(tmp_path)) == 1 and not (tmp_path / "a.h5").exists()
-    with files.one_writer(tmp_path):
+    with locks.one_writer(tmp_path):
         pass
     assert os.listdir(tmp_path) == [".lock"]
-
-
-def _hold(folder, entered, seconds):
-    with files.one_writer(folder):
-        entered.set()
-        time.sleep(seconds)
-
-
-def test_who_writes_already_may_enter_again(tmp_path):
-    with files.one_writer(tmp_path), files.one_writer(tmp_path), files.try_exclusive_lock(tmp_path) as free:
-        assert not free
-    with files.try_exclusive_lock(tmp_path) as free:
-        assert free
-
-
-def test_a_second_writer_waits_and_says_for_whom(tmp_path, capsys):
-    entered = multiprocessing.get_context("spawn").Event()
-    holder = multiprocessing.get_context("spawn").Process(target=_hold, args=(tmp_path, entered, 1.0))
-    holder.start()
-    assert entered.wait(20)
-    with files.one_writer(tmp_path):
-        assert not holder.is_alive() or holder.join(5) is None
-    assert f"is being written by process {holder.pid}" in capsys.readouterr().err
-    holder.join()
-
-
-def test_a_script_without_a_guard_is_reported_by_the_process_that_imports_it_again(tmp_path):
-    script = tmp_path / "script.py"
-    script.write_text(
-        "import multiprocessing, pathlib\n"
-        "from pipeline.system import files\n"
-        "with files.one_writer(pathlib.Path('folder')):\n"
-        "    child = multiprocessing.get_context('spawn').Process(target=print)\n"
-        "    child.start()\n"
-        "    child.join(60)\n"
-        "print(child.exitcode)\n"
-    )
-    ran = subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, text=True)
-    assert ran.stdout == "1\n"
-    told = 'put what it does under `if __name__ == "__main__":`, so that they do not do it too'
-    assert f"RuntimeError: this script starts processes, which import it again; {told}" in ran.stderr
 
 
 def test_small_files_and_names(tmp_path):
@@ -177,21 +134,6 @@ def test_what_vanishes_while_a_folder_is_measured_has_no_size(tmp_path, monkeypa
 
     monkeypatch.setattr(Path, "is_file", is_file_and_gone)
     assert files.size_of(tmp_path) == 3
-
-
-def test_a_folder_loses_first_what_makes_it_whole(tmp_path, monkeypatch):
-    (tmp_path / "made/folder").mkdir(parents=True)
-    for name in ("last", "folder/other"):
-        (tmp_path / "made" / name).write_text("")
-    monkeypatch.setattr(files.shutil, "rmtree", lambda folder: 1 / 0)  # killed at once
-    with pytest.raises(ZeroDivisionError):
-        files.remove_artifact(tmp_path / "made", first="last")
-    assert {path.name for path in (tmp_path / "made").rglob("*")} == {"folder", "other", files.LOCK}
-    monkeypatch.undo()
-    with files.one_writer(tmp_path / "made"):
-        assert not files.remove_artifact(tmp_path / "made", first="last") and (tmp_path / "made/folder/other").exists()
-    assert files.remove_artifact(tmp_path / "made", first="last")
-    assert not (tmp_path / "made").exists()
 
 
 def test_processes_of_two_machines_write_beside_each_other(tmp_path, monkeypatch):

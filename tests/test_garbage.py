@@ -14,7 +14,7 @@ from conftest import ROOT
 from pipeline.__main__ import main
 from pipeline.artifacts import garbage
 from pipeline.artifacts.status import STAGE_FILES
-from pipeline.system import files
+from pipeline.system import files, locks
 from tasks import AllSplits, Flow, Frames, FullPipeline, PaperTable, ScoreStream, TrainStream
 from tasks.session import writing_nothing
 
@@ -115,7 +115,7 @@ def test_remains_of_killed_runs_go_unless_a_run_is_at_work(made):
     remains.write_bytes(bytes(10))
     found = garbage.find(made.folder)
     assert [(item.path, item.bytes) for item in found][1] == (remains, 10) and len(found) == 2
-    with files.one_writer(found[0].artifact):  # no folder of remains
+    with locks.one_writer(found[0].artifact):  # no folder of remains
         assert [gone for _, gone in garbage.remove(found)] == [False, True]
     assert found[0].path.is_dir() and not remains.exists()
     again = garbage.find(made.folder)
@@ -136,7 +136,7 @@ def test_the_command_lists_and_removes_when_told(made, capsys):
     said = capsys.readouterr().out
     assert f"removed {made.folder}/d/flow/tvl1-{B}\n" in said and said.endswith(" B freed\n")
     assert main(["gc", *options]) == 0 and "there is nothing to remove in" in capsys.readouterr().out
-    assert set(snapshot(made.folder)) - {files.IN_USE} < set(before)
+    assert set(snapshot(made.folder)) - {locks.IN_USE} < set(before)
 
 
 @pytest.mark.parametrize("command", [["gc", "--yes", "--old"], ["invalidate", "flow"]])
@@ -164,7 +164,7 @@ def _open_files():
 
 
 def test_the_command_says_what_stays(made, capsys):
-    with files.one_writer(made.folder / f"d/flow/tvl1-{B}"):
+    with locks.one_writer(made.folder / f"d/flow/tvl1-{B}"):
         assert main(["gc", "--yes", "--artifacts", str(made.folder)]) == 0
     assert f"tvl1-{B} is being written by another run, and stays\n0 B freed\n" in capsys.readouterr().out
 
@@ -280,7 +280,7 @@ def test_an_artifact_may_lie_elsewhere_and_be_linked_to(made, tmp_path):
 def test_nothing_is_taken_from_under_a_run(made, capsys, command):
     folder = made.folder / f"d/flow/tvl1-{A}"
     given = ["flow", "--artifacts", str(made.folder)] if command == "invalidate" else [str(folder)]
-    run = files.hold_shared_lock(made.folder, create=True)
+    run = locks.hold_shared_lock(made.folder, create=True)
     assert main([command, *given]) == 2 and "a run is going on in" in capsys.readouterr().err and folder.exists()
     if command == "repair":  # a link to the store, in a folder without artifacts
         (made.folder.parent / "link").symlink_to(folder)
@@ -294,8 +294,8 @@ def test_nothing_is_taken_from_under_a_run(made, capsys, command):
 def test_a_run_that_waits_for_a_removal_says_so(made, capsys):
     said = ""
     with ThreadPoolExecutor(1) as pool:
-        with files.try_exclusive_lock(made.folder, files.IN_USE):
-            waiting = pool.submit(files.hold_shared_lock, made.folder, create=True)
+        with locks.try_exclusive_lock(made.folder, locks.IN_USE):
+            waiting = pool.submit(locks.hold_shared_lock, made.folder, create=True)
             for _ in range(500):
                 if said := capsys.readouterr().err:
                     break
@@ -307,9 +307,9 @@ def test_a_run_that_waits_for_a_removal_says_so(made, capsys):
 
 def test_nothing_is_removed_while_a_run_is_going_on(made, capsys):
     options = ["--artifacts", str(made.folder)]
-    assert files.hold_shared_lock(made.folder, create=False) == -1 and not (made.folder / files.IN_USE).exists()
-    run = files.hold_shared_lock(made.folder, create=True)
-    again = files.hold_shared_lock(made.folder, create=False)  # several runs are no trouble to each other
+    assert locks.hold_shared_lock(made.folder, create=False) == -1 and not (made.folder / locks.IN_USE).exists()
+    run = locks.hold_shared_lock(made.folder, create=True)
+    again = locks.hold_shared_lock(made.folder, create=False)  # several runs are no trouble to each other
     assert main(["gc", "--yes", *options]) == 2
     assert "a run is going on in" in capsys.readouterr().err and main(["gc", *options]) == 0
     os.close(run)
@@ -329,4 +329,4 @@ def test_the_state_of_a_training_that_was_killed_after_its_last_file_may_go(made
 
 def test_a_command_takes_part(overlay, tmp_path):
     done = luigi_command("Catalog", cwd=ROOT, PYTHONPATH=str(ROOT), **overlay)
-    assert done.returncode == 0 and list(tmp_path.rglob(files.IN_USE))
+    assert done.returncode == 0 and list(tmp_path.rglob(locks.IN_USE))

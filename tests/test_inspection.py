@@ -18,7 +18,7 @@ from pipeline.artifacts import garbage, inspection, pictures
 from pipeline.artifacts.status import STAGE_FILES, status
 from pipeline.catalog import Catalog, Clip
 from pipeline.scores import Scores
-from pipeline.system import files
+from pipeline.system import locks
 
 
 def test_a_store_is_summed_up_and_one_clip_shown(frames):
@@ -143,7 +143,10 @@ def test_invalidate_removes_a_stage(frames, flow, tmp_path):
         garbage.invalidate(tmp_path, "flow", digest="fedc")
     assert garbage.invalidate(tmp_path, "flow", digest="fedcb") == [other] and not other.exists()
     assert garbage.invalidate(tmp_path, "flow", digest="fedc") == [flow.parent.with_name("tvl1-fedc00000000")]
-    with files.one_writer(flow.parent), pytest.raises(ValueError, match=f"{flow.parent} is being written; wait for"):
+    with (
+        locks.one_writer(flow.parent),
+        pytest.raises(ValueError, match=f"{flow.parent} is being written or read; wait for"),
+    ):
         garbage.invalidate(tmp_path, "flow")
     assert garbage.invalidate(tmp_path, "flow") == [flow.parent]
     assert not flow.parent.exists() and frames.exists()

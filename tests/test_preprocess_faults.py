@@ -81,7 +81,7 @@ def test_a_time_limit_is_a_reason(tiny_dataset, tmp_path):
     catalog = read_dataset(DatasetSpec(videos=str(tiny_dataset), group_pattern=GROUPS), "dan")
     replace(frames_shard_of(catalog, tiny_dataset, tmp_path), clips=catalog.clips[:1], spec=spec, careful=True).make()
     (record,) = store.read_records(tmp_path / "s.h5", "frames")
-    assert (record.status, record.reason) == ("failed", "decoding takes longer than 0.01 s")
+    assert (record.status, record.reason) == ("failed", "decoding takes longer than timeout_seconds = 0.01")
 
 
 def test_without_attributes_the_settings_tell_what_is_up_to_date(tiny_dataset, tmp_path):
@@ -102,7 +102,7 @@ def test_a_store_that_a_program_makes_is_not_removed_under_it(tiny_dataset, tmp_
     folder, tried = tmp_path / "demo/frames/native-0123456789ab", []
 
     def removed(job):
-        with pytest.raises(ValueError, match=f"{folder} is being written; wait for that to end"):
+        with pytest.raises(ValueError, match=f"{folder} is being written or read; wait for that to end"):
             garbage.invalidate(tmp_path, "frames")
         tried.append(job)
         return make(job)

@@ -15,7 +15,7 @@ from pipeline import store
 from pipeline.__main__ import main
 from pipeline.artifacts import damage
 from pipeline.scores import Scores
-from pipeline.system import files
+from pipeline.system import locks
 from pipeline.system.errors import DamagedFile
 
 
@@ -247,9 +247,9 @@ def test_repair_removes_what_is_damaged_and_the_index(frames, flow, capsys):
 
 
 def test_what_is_being_written_is_not_repaired(flow, capsys):
-    with files.one_writer(flow.parent):
+    with locks.one_writer(flow.parent):
         assert main(["repair", str(flow)]) == 2 and flow.exists()
-    assert f"{flow.parent} is being written; wait for that to end" in capsys.readouterr().err
+    assert f"{flow.parent} is being written or read; wait for that to end" in capsys.readouterr().err
 
 
 def test_verify_tells_by_its_exit_status(frames, capsys):

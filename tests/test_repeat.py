@@ -43,6 +43,13 @@ def test_one_table_of_two_persons(tiny, tmp_path):
     assert snapshot(tmp_path / "artifacts") == before  # nothing to do: nothing is written
 
 
+def test_the_videos_of_all_splits_are_listed_before_any_is_decoded(tiny, capsys):
+    """A video that is added while frames are made must be in the catalogs of all splits, or in none."""
+    assert build(fresh(AllSplits, dataset=tiny, splits="dan,anna,ben"))
+    done = [line.split()[0] for line in capsys.readouterr().err.splitlines() if ": done in" in line]
+    assert done[:4] == ["Catalog", "Catalog", "Catalog", "Frames"]
+
+
 def test_splits_and_seeds_may_be_named(tiny):
     task = fresh(AllSplits, dataset=tiny, splits="dan, anna", seeds="0,3")
     assert [(t.split_name, t.seed) for t in task.requires()] == [("dan", 0), ("dan", 3), ("anna", 0), ("anna", 3)]

@@ -22,6 +22,7 @@ from pipeline.networks import checkpoint
 from pipeline.preprocess import make_flow
 from pipeline.scores import Scores
 from pipeline.specs import ClusterSpec
+from pipeline.system import locks
 from pipeline.system.errors import StageFailed
 from pipeline.system.files import file_hash
 from tasks import Catalog, Flow, Frames, FullPipeline, Fuse, Report, ScoreStream, TrainStream
@@ -82,6 +83,33 @@ def test_a_training_records_the_catalog_that_it_reads(config, tmp_path):
     assert fresh(TrainStream, stream="spatial").complete()
     of_now = {clip.content for clip in fresh(Catalog).read().clips if clip.part == "train"}
     assert checkpoint.clips_seen(train.weights)[0] == of_now
+
+
+def test_a_store_stays_as_it_is_while_a_stage_reads_it(config, monkeypatch):
+    assert build(fresh(Frames))
+    train, frames, free = fresh(TrainStream, stream="spatial"), fresh(Frames).folder, []
+
+    def look(self):
+        for folder in (frames, fresh(Catalog).folder):  # a catalog is read at once
+            with locks.try_exclusive_lock(folder) as unlocked:
+                free.append(unlocked)
+
+    assert not train.complete()
+    monkeypatch.setattr(TrainStream, "make", look)
+    train.run()
+    look(train)
+    assert free == [False, True, True, True]
+
+
+def test_what_failed_in_a_store_is_told_with_what_retries_it(config, tmp_path, capsys):
+    """A higher time limit changes no result, and so makes nothing again."""
+    config.set("frames", "max_bad_fraction", "0.5")
+    (tmp_path / "videos/d.avi").write_bytes(b"")
+    assert build(fresh(Frames))
+    capsys.readouterr()
+    assert build(fresh(Frames))
+    told = f"1 of 4 clips have failed; `python -m pipeline repair {fresh(Frames).folder} --failed` makes the next run"
+    assert capsys.readouterr().err.count(told) == 1
 
 
 def test_weights_replaced_since_the_command_began_start_no_training(config, tmp_path):

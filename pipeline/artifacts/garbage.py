@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from pipeline.artifacts.status import STAGE_FILES, status
 from pipeline.specs.base import unknown_name
-from pipeline.system import files
+from pipeline.system import files, locks
 
 _RESULTS = ("report", "score_videos", "all_splits", "tables")
 
@@ -70,9 +70,9 @@ def remove(waste: Iterable[Waste]) -> Iterator[tuple[Waste, bool]]:
     """Remove what `find` returned; yields each item and whether it was removed: what another run is writing stays."""
     for item in waste:
         if item.path == item.artifact:
-            yield item, files.remove_artifact(item.path, first=STAGE_FILES[item.path.parent.name][0])
+            yield item, locks.remove_artifact(item.path, first=STAGE_FILES[item.path.parent.name][0])
             continue
-        with files.try_exclusive_lock(item.artifact) as free:
+        with locks.try_exclusive_lock(item.artifact) as free:
             if free:
                 item.path.unlink(missing_ok=True)
         yield item, free
@@ -153,6 +153,6 @@ def invalidate(artifacts: Path, stage: str, *, dataset="", all_datasets=False, d
         raise ValueError(f"{len(meant)} digests of stage {stage} begin with {digest!r}: {', '.join(sorted(meant))}")
     folders = [Path(row["path"]) for row in wanted]
     for folder in folders:  # all stay if one of them is being written
-        with files.no_writer(folder):
+        with locks.nobody_else(folder):
             pass
-    return [folder for folder in folders if files.remove_artifact(folder, first=STAGE_FILES[stage][0])]
+    return [folder for folder in folders if locks.remove_artifact(folder, first=STAGE_FILES[stage][0])]

@@ -24,7 +24,8 @@ from pipeline.specs import ClusterSpec, FlowSpec, FrameSpec
 from pipeline.specs.base import canonical_json, digest_of
 from pipeline.store import motion
 from pipeline.system.errors import Misread, StageFailed, WorkerDied
-from pipeline.system.files import MAY_PASS, file_hash, one_writer
+from pipeline.system.files import MAY_PASS, file_hash
+from pipeline.system.locks import one_writer
 from pipeline.system.progress import Progress, say
 
 MUCH_AT_BOUND = 0.005

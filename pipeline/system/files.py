@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import itertools
 import json
-import multiprocessing
 import os
 import shutil
 import socket
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextvars import ContextVar
 from pathlib import Path
 
 from pipeline.system.progress import say
@@ -23,12 +20,9 @@ MADE_FROM = "made_from.json"
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # a full disk, a quota used up, a limit of the size of files
 # a disk or a network that fails, or a machine short of something: it may pass, and says nothing about a file
 MAY_PASS = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
-LOCK = ".lock"  # in an artifact's folder; held by the one run that writes there
-IN_USE = ".in_use"  # in the folder of all artifacts; every run holds it as a shared lock
 _TEMPORARY = ".tmp-"
 _IMPOSSIBLE = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP)  # what a file system does not have at all
 _NUMBERS = itertools.count()
-_HELD: ContextVar[frozenset[Path]] = ContextVar("held", default=frozenset())  # folders that this thread is writing
 
 
 @contextlib.contextmanager
@@ -121,93 +115,6 @@ def read_made_from(folder: Path) -> list[str]:
     return list(read_json(folder / MADE_FROM)["artifacts"])
 
 
-@contextlib.contextmanager
-def one_writer(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock. A second run prints who holds it and waits. The lock is freed when its holder dies.
-
-    The holder may enter again. Temporary files that a killed process left in the folder are removed.
-
-    Raises:
-        RuntimeError: a spawned child is re-running an unguarded script; it would wait for a lock that its parent holds
-            while starting it.
-    """
-    if getattr(multiprocessing.current_process(), "_inheriting", False):  # so multiprocessing itself finds out
-        raise RuntimeError(
-            "this script starts processes, which import it again; put what it does under "
-            '`if __name__ == "__main__":`, so that they do not do it too'
-        )
-    place = folder.absolute()
-    if place in _HELD.get():
-        yield
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / LOCK).open("a+") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.seek(0)
-            say(f"{folder} is being written by {lock.read().strip() or 'another run'}; waiting for it to end")
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        lock.truncate(0)
-        lock.write(f"process {os.getpid()} on {socket.gethostname()}")
-        lock.flush()
-        for left in find_temporaries(folder):
-            left.unlink(missing_ok=True)
-        before = _HELD.set(_HELD.get() | {place})
-        try:
-            yield
-        finally:
-            _HELD.reset(before)
-
-
-@contextlib.contextmanager
-def try_exclusive_lock(folder: Path, lock: str = LOCK) -> Iterator[bool]:
-    """Try to lock a folder for the block, without waiting; yields False if another process holds the lock.
-
-    With `lock=IN_USE` on the folder of all artifacts, this keeps out all runs.
-    """
-    with (folder / lock).open("a") as held:
-        try:
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
-
-
-@contextlib.contextmanager
-def no_writer(folder: Path) -> Iterator[None]:
-    """Keep writers out of an artifact's folder for the block.
-
-    Raises:
-        ValueError: somebody is writing there.
-    """
-    with try_exclusive_lock(folder) as free:
-        if not free:
-            raise ValueError(f"{folder} is being written; wait for that to end")
-        yield
-
-
-def hold_shared_lock(artifacts: Path, *, create: bool) -> int:
-    """Hold a shared lock on the folder of all artifacts, so that `try_exclusive_lock` on it fails.
-
-    The lock lasts until the returned file descriptor is closed or this process ends.
-    Without `create`, if there has never been a run, nothing is written and -1 is returned.
-    """
-    lock = artifacts / IN_USE
-    if create and not artifacts.exists():
-        artifacts.mkdir(parents=True, exist_ok=True)
-    elif not create and not lock.exists():
-        return -1
-    descriptor = os.open(lock, os.O_RDONLY | (os.O_CREAT if create else 0), 0o644)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        say(f"something is being removed from {artifacts}; waiting for that to end")
-        fcntl.flock(descriptor, fcntl.LOCK_SH)
-    return descriptor
-
-
 def nameless_file() -> int:
     """Descriptor of a new, empty file, which is gone when it is closed; in memory where the system has that (Linux)."""
     if hasattr(os, "memfd_create"):
@@ -228,29 +135,6 @@ def free_space_text(folder: Path) -> str:
     """Free space on the disk of a folder, as text; the folder need not exist yet."""
     there = next(path for path in (folder, *folder.parents) if path.exists())
     return f"{shutil.disk_usage(there).free / 1e6:.0f} MB are free on the disk of {folder}"
-
-
-def remove_artifact(folder: Path, *, first: str) -> bool:
-    """Remove an artifact's folder, unless somebody is writing there. Returns whether it was removed.
-
-    The file `first` goes before all others, so that the remains of an interrupted removal do not count as whole. The
-    lock goes last, when it is closed: NFS only renames an open file, and would keep the folder. If the folder is a
-    link, the one it points to and the link are removed.
-    """
-    place = folder.resolve()
-    with try_exclusive_lock(folder) as free:
-        if not free:
-            return False
-        (place / first).unlink(missing_ok=True)
-        for path in list(place.iterdir()):
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            elif path.name != LOCK:
-                path.unlink()
-    shutil.rmtree(place)
-    if folder.is_symlink():
-        folder.unlink()
-    return True
 
 
 def size_of(folder: Path) -> int:

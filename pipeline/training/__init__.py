@@ -28,7 +28,8 @@ from pipeline.networks import resolve_device
 from pipeline.networks.checkpoint import save_checkpoint, weights_hash
 from pipeline.specs import StreamSpec
 from pipeline.system.errors import is_out_of_memory
-from pipeline.system.files import one_writer, write_json
+from pipeline.system.files import write_json
+from pipeline.system.locks import one_writer
 from pipeline.system.progress import Progress, duration_text, say
 from pipeline.system.tensors import limit_threads
 from pipeline.training.feeding import training_batches
