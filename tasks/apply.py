@@ -89,16 +89,18 @@ class ScoreVideos(OfVideos):
                 "raise it, or use the average"
             )
 
-        if self.spatial_checkpoint and self.temporal_checkpoint:
-            from pipeline.networks.checkpoint import classes_in
+        self._check_classes()
 
-            paths = [task.weights for task in self.before() if isinstance(task, ScoreStream)]
-            classes = [classes_in(path) for path in paths]
-            if classes[0] != classes[1]:
-                both = " and ".join(
-                    f"{path} knows {len(of)} classes ({some(of, 3)})" for path, of in zip(paths, classes, strict=True)
-                )
-                raise ValueError(f"{both}: streams of different classes cannot be fused")
+    def _check_classes(self) -> None:
+        from pipeline.networks.checkpoint import classes_in
+
+        scored = [task for task in self.before() if isinstance(task, ScoreStream)]
+        known = {str(task.weights): classes_in(task.weights) for task in scored if task.checkpoint}
+        if len(known) == 1 and (clips := self.clone(Catalog, videos="").outline()):
+            known[f"dataset {self.dataset_name}"] = clips.classes
+        if len(set(known.values())) > 1:
+            both = " and ".join(f"{what} knows {len(of)} classes ({some(of, 3)})" for what, of in known.items())
+            raise ValueError(f"{both}: streams of different classes cannot be fused")
 
     def make(self) -> None:
         """Fuse the scores of both streams, and write the predictions and the fused scores."""

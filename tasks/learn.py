@@ -232,11 +232,13 @@ class ScoreStream(OfVideos, OnDevice):
         return Path(settings.with_home(self.checkpoint)) if self.checkpoint else self.trained[0].weights
 
     def check(self) -> None:
-        """Refuse a given file that is no checkpoint, or one of the other stream, or trained on other frames or flow."""
+        """Refuse a given file that is no checkpoint, or of the other stream, other classes, or other frames or flow."""
         if self.checkpoint:
             from pipeline.networks import checkpoint
 
-            checkpoint.refuse_unfit(self.weights, self.stream, self.clone(data_of(self.stream)).digest)
+            clips = self.clone(Catalog).outline()
+            classes = clips.classes if clips else ()
+            checkpoint.refuse_unfit(self.weights, self.stream, self.clone(data_of(self.stream)).digest, classes or None)
         elif self.part == "test" and (warning := self.spec("score").warning(self.trained[0].stream_spec)):
             say(warning)
 

@@ -50,6 +50,15 @@ def test_a_class_that_looks_like_another_one_misspelled_is_reported(tmp_path, ca
     assert "class 'Bend' has 1 clip; is it 'bend' (3), misspelled?" in told and told.count("misspelled") == 2
 
 
+def test_where_most_classes_are_rare_that_is_no_sign_of_a_slip(tmp_path, capsys):
+    rows = ["bend/0.avi,bedn", *(f"bend/{k}.avi,bend" for k in range(1, 5)), *(f"{k}.avi,rare{k}" for k in range(50))]
+    for count, expected in ((50, 1), (51, 0)):
+        listed = rows[: 4 + count]
+        spec = csv_spec(tmp_path, "\n".join(["path,label", *listed]) + "\n", *(row.split(",")[0] for row in listed))
+        read_dataset(replace(spec, partial=True), "1")
+        assert capsys.readouterr().err.count("'bedn' has 1 clip; is it 'bend'") == expected
+
+
 def test_large_files_are_hashed_whole(tmp_path):
     spec = folder_spec(tmp_path, "x/a.avi", "x/b.avi")
     data = os.urandom((1 << 20) + 17)
@@ -399,6 +408,15 @@ def test_test_clips_that_are_training_clips_are_reported(tmp_path, capsys):
     found = read_dataset(replace(spec, val_fraction=0.0), "d")
     assert found.part("test")[0].id == "run__d_1"
     assert "1 validation or test clips are byte for byte training clips: 'run__d_1'" in capsys.readouterr().err
+    (tmp_path / "run/a_1.avi").write_bytes(b"another")  # so the copy is of no training clip, but of a validation clip
+    found = read_dataset(replace(spec, val_fraction=0.4), "d")
+    of_val = found.part("val")[0]
+    told = capsys.readouterr().err
+    assert "byte for byte" not in told
+    (tmp_path / of_val.path.replace(of_val.group + "_1", "d_1")).write_bytes((tmp_path / of_val.path).read_bytes())
+    read_dataset(replace(spec, val_fraction=0.4), "d")
+    copy = of_val.id.replace(of_val.group + "_1", "d_1")
+    assert f"1 test clips are byte for byte validation clips: {copy!r}" in capsys.readouterr().err
     for name in "ad":  # as downloads that were cut off leave them
         (tmp_path / f"run/{name}_1.avi").write_bytes(b"")
     read_dataset(replace(spec, val_fraction=0.0), "d")

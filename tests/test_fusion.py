@@ -99,6 +99,15 @@ def test_equal_accuracy_stays_with_the_average_then_goes_to_the_lower_likelihood
     assert weight == 1.0  # 0 and 1 are equally far; the second table is surer of the truth
 
 
+def test_a_clip_is_right_at_a_weight_if_it_is_right_in_the_fused_table():
+    """At 0.5 the truth leads by 5e-10, which is a tie in float32, and that goes to the first class."""
+    a = Scores(["i", "j"], [[1, 1e-9], [1, 1e-9]], [1, 1], ["x", "y"])
+    b = Scores(["i", "j"], [[0, 1], [0, 1]], [1, 1], ["x", "y"])
+    weight, why = choose_weight(a, b, step=0.5)
+    assert why["right"] == [int(weighted(a, b, w).correct().sum()) for w in why["weights"]] == [0, 0, 2]
+    assert weight == 1.0
+
+
 def test_equal_tables_go_to_the_middle():
     assert choose_weight(two_rows(0.9, 0.3), two_rows(0.9, 0.3))[0] == 0.5  # its neighbors are 0.45 and 0.55
     assert choose_weight(two_rows(0.9, 0.3), two_rows(0.9, 0.3), step=0.25)[0] == 0.5

@@ -290,6 +290,9 @@ def test_other_classes_are_refused_naming_both(tmp_path):
     other = Catalog((), ("up", "down", "left"), "1", ())
     with pytest.raises(ValueError, match=r"on 2 classes \('left', 'right'\); expected 3 classes \('up', "):
         score(tmp_path / "c.pt", store_path="i", catalog=other, part="test", spec=ScoreSpec())
+    refuse_unfit(tmp_path / "c.pt", "spatial", "", catalog.classes)
+    with pytest.raises(ValueError, match=r"on 2 classes \('left', 'right'\); expected 3 classes \('up', "):
+        refuse_unfit(tmp_path / "c.pt", "spatial", "", other.classes)
 
 
 def test_foreign_old_and_damaged_checkpoints_are_refused(tmp_path):

@@ -24,6 +24,13 @@ def ucf(
 # official lists
 
 
+def test_a_list_that_is_not_utf8_is_named(tmp_path):
+    ucf(tmp_path)
+    (tmp_path / "trainlist01.txt").write_bytes("Run/v_Rün_g02_c01.avi 1\n".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"trainlist01.txt is not UTF-8 \(invalid .*, byte 7\); save it as UTF-8"):
+        read_ucf101_lists(tmp_path, "1")
+
+
 @pytest.mark.parametrize(("split", "train", "test"), [("1", 9537, 3783), ("2", 9586, 3734), ("03", 9624, 3696)])
 def test_official_ucf101_counts(shared, split, train, test):
     rows = read_ucf101_lists(shared / "data/splits/ucfTrainTestlist", split)

@@ -232,6 +232,16 @@ def test_threads_share_a_store(tmp_path, monkeypatch):
     assert len(opened._shards) == 2 and len(opened._clips) == 3
 
 
+def test_what_is_kept_of_long_clips_is_bounded_by_their_images(tmp_path, monkeypatch):
+    opened = store.open_frames(write_frames(tmp_path, {name: moving_texture(3) for name in "abc"}))
+    for most, kept in ((9, "abc"), (8, "bc"), (2, "c")):
+        monkeypatch.setattr("pipeline.store.reader._KNOWN_IMAGES", most)
+        opened.close()
+        for name in "aabc":
+            assert len(opened[name]) == 3
+        assert "".join(opened._clips) == kept and opened._images == 3 * len(kept)
+
+
 def test_open_shards_are_bounded(tmp_path, monkeypatch):
     monkeypatch.setattr("pipeline.store.reader._OPEN_SHARDS", 1)
     monkeypatch.setattr("pipeline.store.reader._KNOWN_CLIPS", 1)

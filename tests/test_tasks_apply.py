@@ -165,6 +165,17 @@ def test_checkpoints_that_do_not_fit_are_refused_before_any_work(carried_off, co
     assert not (tmp_path / "artifacts").exists()
 
 
+def test_a_checkpoint_of_other_classes_is_refused_before_any_work(strangers, config, tmp_path):
+    assert build(fresh(TrainStream, stream="spatial"))
+    other = load_tensors(fresh(TrainStream, stream="spatial").weights, "two-stream-checkpoint", 1)
+    save_tensors(tmp_path / "other.pt", {**other, "classes": ["left", "up"]})
+    given = str(tmp_path / "other.pt")
+    with pytest.raises(ValueError, match=r"other.pt was trained on 2 classes \('left', 'up'\); expected 2 classes"):
+        fresh(ScoreStream, stream="spatial", checkpoint=given).complete()
+    with pytest.raises(ValueError, match="other.pt knows 2 .* and dataset four knows 2 .*: streams of different class"):
+        fresh(ScoreVideos, videos=strangers, spatial_checkpoint=given).complete()
+
+
 def test_what_cannot_be_scored_is_refused_before_any_training(strangers, tmp_path):
     with pytest.raises(ValueError, match="ScoreVideos needs --videos, the folder of the videos"):
         fresh(ScoreVideos).complete()

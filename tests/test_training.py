@@ -1,5 +1,6 @@
 """Steps against SGD written out, selection on validation clips, and what stops a training."""
 
+import errno
 import re
 import time
 from dataclasses import replace
@@ -180,6 +181,22 @@ def test_slow_saving_takes_two_per_cent_of_the_time_at_most(monkeypatch):
     now[0] = 215.0  # 4 s are 2 % of the 200 s since the first was done
     keep()
     assert saved == [10, 215] and curve.seconds_saving == pytest.approx(0.5 * 19 + 2 * 4)
+
+
+def test_a_save_that_fails_for_a_moment_ends_no_training(capsys):
+    faults = [OSError(errno.EIO, "gone"), None, OSError(errno.ENOSPC, "full")]
+
+    def save():
+        if fault := faults.pop(0):
+            raise fault
+
+    saving = state.Saving(save, Curve())
+    saving()
+    assert "resume.pt cannot be written (Input/output error); training goes on, and tries" in capsys.readouterr().err
+    saving()
+    assert not capsys.readouterr().err
+    with pytest.raises(OSError, match="full"):
+        saving()
 
 
 def test_a_training_of_days_on_a_cpu_says_so_at_once(data, tmp_path, monkeypatch, capsys):

@@ -100,7 +100,8 @@ def read_dataset(spec: DatasetSpec, split: str | int, *, known: Iterable[Clip] =
         remarks.on_groups(spec, found.clips)
         remarks.on_parts(spec, found.counts())
         remarks.on_untested(found.clips, found.classes)
-        remarks.on_copies(_copies(found))
+        remarks.on_copies(_copies(found, "train", ("val", "test")), "validation or test", "training")
+        remarks.on_copies(_copies(found, "val", ("test",)), "test", "validation")
     return found
 
 
@@ -184,7 +185,7 @@ def _classes(spec: DatasetSpec, rows: list[ListedClip], listed: list[str], split
     return [name for name in listed if name in present]
 
 
-def _copies(catalog: Catalog) -> list[str]:
-    """Ids of validation and test clips that are byte-for-byte copies of a training clip."""
-    trained = {clip.content for clip in catalog.part("train")} - NO_VIDEO
-    return [clip.id for part in ("val", "test") for clip in catalog.part(part) if clip.content in trained]
+def _copies(catalog: Catalog, part: str, later: tuple[str, ...]) -> list[str]:
+    """Ids of the clips of the later parts that are byte-for-byte copies of a clip of this part."""
+    known = {clip.content for clip in catalog.part(part)} - NO_VIDEO
+    return [clip.id for name in later for clip in catalog.part(name) if clip.content in known]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import io
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,7 +16,7 @@ from pathlib import Path, PurePosixPath
 
 from pipeline.catalog.groups import grouped, refuse_torn_groups
 from pipeline.catalog.official import read_hmdb51_lists, read_ucf101_classes, read_ucf101_lists, split_numbers
-from pipeline.catalog.rows import PARTS, ListedClip, composed, folded, path_id, safe_path
+from pipeline.catalog.rows import PARTS, ListedClip, composed, folded, path_id, safe_path, text_of
 from pipeline.specs import DatasetSpec
 from pipeline.specs.base import unknown_name
 from pipeline.system.console import some
@@ -195,8 +196,8 @@ def _read_folder(spec: DatasetSpec, videos: list[str]) -> list[ListedClip]:
 def _read_csv(spec: DatasetSpec, split: str) -> list[ListedClip]:
     """Rows of a CSV file with a header: path,label[,group][,split]; paths are relative to the folder of the videos."""
     file = Path(spec.lists)
-    with file.open(encoding="utf-8-sig", newline="") as stream, _unreadable_named(file):
-        reader = csv.DictReader(stream)
+    with _unreadable_named(file):
+        reader = csv.DictReader(io.StringIO(text_of(file)))
         reader.fieldnames = columns = [name.strip() for name in reader.fieldnames or []]
         names = set(columns)
         if not {"path", "label"} <= names <= {"path", "label", "group", "split"} or len(names) < len(columns):
@@ -220,8 +221,6 @@ def _read_csv(spec: DatasetSpec, split: str) -> list[ListedClip]:
 def _unreadable_named(file: Path) -> Iterator[None]:
     try:
         yield
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file.name} is not UTF-8 ({error.reason}, byte {error.start}); save it as UTF-8") from None
     except csv.Error as error:
         raise ValueError(f"{file.name} is no CSV file: {error}") from None
 

@@ -10,7 +10,7 @@ import re
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
-from pipeline.catalog.rows import ListedClip, folded, safe_path
+from pipeline.catalog.rows import ListedClip, folded, safe_path, text_of
 from pipeline.specs.base import unknown_name
 
 HMDB51_PARTS = {"0": "unused", "1": "train", "2": "test"}
@@ -136,7 +136,7 @@ def _hmdb51_row(line: str, class_name: str, where: str) -> ListedClip:
 
 
 def _lines(file: Path) -> list[str]:
-    stripped = (line.rstrip() for line in file.read_text(encoding="utf-8-sig").split("\n"))
+    stripped = (line.rstrip() for line in text_of(file).split("\n"))
     return [line for line in stripped if line]
 
 

@@ -15,6 +15,7 @@ from pipeline.system.progress import say
 
 _NAMES_OF_PARTS = {"train", "training", "val", "valid", "validation", "dev", "test", "testing"}
 _RARE = 2  # clips of a class whose name may be a slip
+_EXCEPTIONS = 50  # where more classes are rare, this is how the set is, and comparing them all would take minutes
 
 
 def on_files(spec: DatasetSpec, *, clips: int, videos: int, absent: Sequence[str], ignored: Ignored) -> None:
@@ -57,10 +58,11 @@ def on_names(counts: Mapping[str, int]) -> None:
 
     These are names that differ only by upper and lower case, and rare classes with a name close to a common one's.
     """
+    rare = [name for name, count in counts.items() if count <= _RARE]
     for name, count in counts.items():
         more = [other for other in counts if (counts[other], other) > (count, name)]
         alike = [other for other in more if other.lower() == name.lower()]
-        if count <= _RARE:
+        if count <= _RARE and len(rare) <= _EXCEPTIONS:
             alike += difflib.get_close_matches(
                 name, [other for other in more if counts[other] >= 3 * count], cutoff=0.75
             )
@@ -117,10 +119,10 @@ def on_parts(spec: DatasetSpec, present: Collection[str]) -> None:
             say(f"catalog: no {part} clips in this split: {cure}")
 
 
-def on_copies(ids: Sequence[str]) -> None:
-    """Print which validation and test clips are byte-for-byte training clips: accuracies on them mean nothing."""
+def on_copies(ids: Sequence[str], parts: str, seen: str) -> None:
+    """Print which clips are byte for byte those of a part already `seen`: accuracies on them mean little or nothing."""
     if ids:
-        say(f"catalog: {len(ids)} validation or test clips are byte for byte training clips: {some(ids)}")
+        say(f"catalog: {len(ids)} {parts} clips are byte for byte {seen} clips: {some(ids)}")
 
 
 def untrained(names: Sequence[str], split: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 PARTS = ("train", "val", "test", "unused")
 
@@ -52,3 +52,16 @@ def safe_path(path: str, where: str) -> str:
     if ".." in parts or path.startswith("/") or not path.strip("/. "):
         raise ValueError(f"{where}: {path!r} must be relative to the folder of the videos, and lie below it")
     return "/".join(part for part in parts if part not in ("", "."))
+
+
+def text_of(file: Path) -> str:
+    """The text of a list.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not UTF-8.
+    """
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file.name} is not UTF-8 ({error.reason}, byte {error.start}); save it as UTF-8") from None

@@ -200,7 +200,8 @@ def _trial(a: Scores, b: Scores, weight: float) -> tuple[np.ndarray, np.ndarray]
     """Whether each clip is correct, and the negative log likelihood of its true class: two (N,) arrays."""
     probabilities = _mix(a, b, weight)
     of_truth = probabilities[np.arange(len(a)), a.labels]
-    return probabilities.argmax(axis=1) == a.labels, -np.log(np.maximum(of_truth, 1e-12))
+    top = probabilities.astype(np.float32).argmax(axis=1)  # as in the table, where rounding may make a tie
+    return top == a.labels, -np.log(np.maximum(of_truth, 1e-12))
 
 
 def _best(right: np.ndarray, nll: np.ndarray, grid: list[float]) -> int:

@@ -137,7 +137,7 @@ def clips_seen(path: Path) -> tuple[frozenset[str], frozenset[str]]:
     return trained, chosen
 
 
-def refuse_unfit(path: Path, stream: str, data_digest: str) -> None:
+def refuse_unfit(path: Path, stream: str, data_digest: str, classes: Sequence[str] | None = None) -> None:
     """Refuse a file that is not a checkpoint of this stream, or was trained on other data than it is to score.
 
     Raises:
@@ -148,6 +148,7 @@ def refuse_unfit(path: Path, stream: str, data_digest: str) -> None:
     if found != stream:
         raise ValueError(f"{path} is a trained {found} stream, not the {stream} one")
     refuse_other_data(path, values.get("data_digest"), data_digest)
+    _refuse_other_classes(path, values["classes"], classes)
 
 
 def refuse_other_data(path: Path | str, trained_on: str | None, given: str) -> None:
@@ -188,9 +189,7 @@ def load_checkpoint(path: Path | str, *, classes: Sequence[str] | None = None) -
     record = _load(path)
     spec, found = spec_of(path, record.pop("stream_spec")), tuple(record.pop("classes"))
     others = tuple(record.pop("other_classes"))
-    if classes is not None and found != tuple(classes):
-        own, expected = (f"{len(names)} classes ({some(names, 4)})" for names in (found, tuple(classes)))
-        raise ValueError(f"{path} was trained on {own}; expected {expected}")
+    _refuse_other_classes(path, found, classes)
     with torch.random.fork_rng(devices=[]):  # initial weights are overwritten: keep the caller's state
         rebuilt = build_untrained(spec, len(found), len(others))
     try:
@@ -198,6 +197,12 @@ def load_checkpoint(path: Path | str, *, classes: Sequence[str] | None = None) -
     except (RuntimeError, KeyError, AttributeError) as error:
         raise ValueError(f"the weights in {path} do not fit its network {spec.network!r}: {error}") from None
     return Checkpoint(rebuilt.eval(), spec, found, others, record)
+
+
+def _refuse_other_classes(path: Path | str, found: Sequence[str], expected: Sequence[str] | None) -> None:
+    if expected is not None and tuple(found) != tuple(expected):
+        own, other = (f"{len(names)} classes ({some(names, 4)})" for names in (found, expected))
+        raise ValueError(f"{path} was trained on {own}; expected {other}")
 
 
 def spec_of(path: Path | str, values: dict[str, Any]) -> StreamSpec:

@@ -40,7 +40,8 @@ class FusionSpec(Spec):
     """How two score tables become one. All choices are made on validation clips, judged by folds of groups."""
 
     SECTION: ClassVar[str] = "fusion"
-    VERSION: ClassVar[int] = 4  # 3: the margins of the SVM are divided by a temperature; 4: which leaves its decision
+    # 3: the margins of the SVM are divided by a temperature; 4: which leaves its decision; 5: ties of float32 weights
+    VERSION: ClassVar[int] = 5
     weight_step: float = setting(
         0.05, "grid of the temporal stream's weight, searched on validation clips", low=0.001, high=0.5
     )

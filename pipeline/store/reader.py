@@ -25,7 +25,7 @@ from pipeline.store.writer import content_key
 from pipeline.system.errors import DamagedFile
 
 _OPEN_SHARDS = 32
-_KNOWN_CLIPS = 16384
+_KNOWN_CLIPS, _KNOWN_IMAGES = 16384, 12 << 20  # of clips read before, the places of images are kept: at most 100 MB
 
 
 class Store(Mapping[str, StoredClip]):
@@ -95,9 +95,10 @@ class Store(Mapping[str, StoredClip]):
         with self._in_turn():
             if video_id not in self._clips:
                 self._clips[video_id] = StoredClip(self, video_id)
+                self._images += self._clips[video_id].images_in_all
             self._clips.move_to_end(video_id)
-            while len(self._clips) > _KNOWN_CLIPS:
-                self._clips.popitem(last=False)
+            while len(self._clips) > 1 and (len(self._clips) > _KNOWN_CLIPS or self._images > _KNOWN_IMAGES):
+                self._images -= self._clips.popitem(last=False)[1].images_in_all
             return self._clips[video_id]
 
     @contextlib.contextmanager
@@ -146,6 +147,7 @@ class Store(Mapping[str, StoredClip]):
     def _forget(self) -> None:
         self._shards: OrderedDict[str, h5py.File] = OrderedDict()
         self._clips: OrderedDict[str, StoredClip] = OrderedDict()
+        self._images = 0  # of these clips
         self._lock, self._process = threading.RLock(), os.getpid()
 
     def __enter__(self) -> Store:
@@ -161,9 +163,10 @@ class Store(Mapping[str, StoredClip]):
                 file.close()
             self._shards.clear()
             self._clips.clear()
+            self._images = 0
 
     def __getstate__(self) -> dict[str, Any]:
-        own = "_shards", "_clips", "_process", "_lock"
+        own = "_shards", "_clips", "_images", "_process", "_lock"
         return {name: value for name, value in self.__dict__.items() if name not in own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

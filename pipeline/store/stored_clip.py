@@ -121,9 +121,17 @@ class StoredClip:
         """Total number of JPEG bytes."""
         return int(sum(offsets[-1] for offsets in self._offsets.values()))
 
+    @property
+    def images_in_all(self) -> int:
+        """Number of stored images of all directions."""
+        return sum(map(self._count, self._offsets))
+
     def count(self, *, direction: str = "forward") -> int:
         """Number of stored images of a direction: frames, or planes of flow (two per field)."""
-        return len(self._offsets[self._known(direction)]) - 1
+        return self._count(self._known(direction))
+
+    def _count(self, direction: str) -> int:
+        return len(self._offsets[direction]) - 1
 
     def jpegs(self, first: int = 0, last: int | None = None, *, direction: str = "forward") -> Iterator[np.ndarray]:
         """JPEG bytes of images first..last-1, (n,) uint8 each, in reads of up to 8 MiB: usually one per window."""

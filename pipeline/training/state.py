@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import time
 from collections.abc import Callable, Sequence
@@ -15,6 +16,7 @@ from pipeline.networks import build, imagenet
 from pipeline.networks.checkpoint import load_tensors
 from pipeline.specs import StreamSpec
 from pipeline.system.errors import StageFailed
+from pipeline.system.files import MAY_PASS
 from pipeline.system.packages import code_key
 from pipeline.system.progress import say
 from pipeline.system.tensors import save_tensors
@@ -217,11 +219,19 @@ class Saving:
         self._save, self._curve, self._took, self._ended = save, curve, 0.0, time.monotonic()
 
     def __call__(self) -> None:
-        """Save, unless the last save was too recent for the time that it took."""
+        """Save, unless the last save was too recent for the time that it took.
+
+        A fault that may pass is only told: the former file is whole, and an interruption would cost some more steps.
+        """
         began = time.monotonic()
         if self._took > max(_QUICK_S, _SHARE_OF_SAVING * (began - self._ended)):
             return
-        self._save()
+        try:
+            self._save()
+        except OSError as error:
+            if error.errno not in MAY_PASS:
+                raise
+            say(f"resume.pt cannot be written ({os.strerror(error.errno)}); training goes on, and tries again later")
         self._ended = time.monotonic()
         self._took = self._ended - began
         self._curve.seconds_saving += self._took

@@ -82,7 +82,7 @@ class Video:
                 read, image = self._capture.read()
                 spent += time.monotonic() - begun  # not the caller's time
                 if self.timeout_seconds and spent > self.timeout_seconds:
-                    raise VideoError(f"decoding takes longer than {self.timeout_seconds:g} s")
+                    raise VideoError(f"decoding takes longer than timeout_seconds = {self.timeout_seconds:g}")
                 if not read:
                     return
                 size = size or target_size(*image.shape[:2], self.short_side_px)
@@ -139,7 +139,7 @@ def try_decoding(path: Path | str, *, timeout_seconds: float) -> None:
     try:
         code = subprocess.run(command, timeout=timeout_seconds or None, capture_output=True).returncode
     except subprocess.TimeoutExpired:
-        raise VideoError(f"decoding takes longer than {timeout_seconds:g} s") from None
+        raise VideoError(f"decoding takes longer than timeout_seconds = {timeout_seconds:g}") from None
     if code == -signal.SIGKILL:
         raise MachineFault(f"the process that decoded {path} was killed: too little memory, or someone ended it")
     if code < 0:
