@@ -1,9 +1,12 @@
 """A small report's input, whose numbers can be counted by hand."""
 
+from unittest import mock
+
 import numpy as np
 
 from pipeline import report
 from pipeline.fusion import average
+from pipeline.report import figures
 from pipeline.report.metrics import Background
 from pipeline.scores import Scores
 
@@ -48,9 +51,12 @@ def arguments(labels=(0, 0, 1, 1, 2, 2), spatial=(0, 1, 1, 1, 0, -1), temporal=(
     return {**values, **changes}
 
 
-def write(folder, **given) -> dict:
+def write(folder, *, drawn=False, **given) -> dict:
+    """Write a report; files of its figures, which take most of the time, are empty unless they are to be `drawn`."""
     of_background = {name: given.pop(name) for name in Background.__dataclass_fields__ if name in given}
-    return report.write(folder, Background(**of_background), **given)
+    save = figures.save if drawn else lambda figure, path: path.touch()
+    with mock.patch.object(figures, "save", save):
+        return report.write(folder, Background(**of_background), **given)
 
 
 def grouped(*, clips=20, groups=5, wrong=1) -> dict:

@@ -157,9 +157,10 @@ def test_inline_drawings_follow_the_theme_and_share_no_ids():
 
 def test_same_input_same_bytes(tmp_path):
     for run in ("first", "second"):
-        write(tmp_path / run, **arguments())
+        write(tmp_path / run, drawn=True, **arguments())
     names = sorted(path.relative_to(tmp_path / "first") for path in (tmp_path / "first").rglob("*.*"))
     assert len(names) == 10 and not [name for name in names if name.name.startswith(".")]
+    assert all((tmp_path / "first" / name).stat().st_size > 1000 for name in names)
     for name in names:
         assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes(), name
 

@@ -58,7 +58,7 @@ def hostile_page(tmp_path_factory) -> Page:
     given["odd"] = {HOSTILE[0]: HOSTILE[4]}
     given["settings"] = {HOSTILE[0]: {HOSTILE[3]: HOSTILE[5]}}
     given["stages"] = [{"stage": HOSTILE[0], HOSTILE[3]: HOSTILE[1]}]
-    write(folder, **given)
+    write(folder, drawn=True, **given)
     for drawing in (folder / "figures").glob("*.svg"):
         ElementTree.parse(drawing)  # well-formed, whatever the class names
     return Page((folder / "report.html").read_bytes().decode("utf-8"))
