@@ -97,6 +97,14 @@ def test_a_file_that_is_gone_is_no_fault_of_the_video(tmp_path):
         Video(tmp_path / "absent.avi")
 
 
+def test_frames_that_are_strips_are_refused_before_they_need_gigabytes(tmp_path):
+    strip = moving_texture(2, height=10, width=642)
+    with pytest.raises(VideoError, match="its frames are strips of 10 x 642: one side is over 64 times the other"):
+        list(Video(write_video(tmp_path / "a.avi", strip)))
+    ((image, _), *_) = Video(write_video(tmp_path / "b.avi", strip[:, :, :640]), short_side_px=5)
+    assert image.shape == (5, 320, 3)
+
+
 def test_time_limit(tmp_path):
     path = write_video(tmp_path / "a.avi", moving_texture(5))
     with pytest.raises(VideoError, match="decoding takes longer than timeout_seconds = 1e-09"):

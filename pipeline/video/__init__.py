@@ -20,6 +20,8 @@ import numpy as np
 
 from pipeline.system.errors import ClipError, MachineFault
 
+_MOST_ASPECT = 64  # resized to a usual short side, narrower frames would need gigabytes, hours later in a training
+
 
 class VideoError(ClipError):
     """A video gives no usable frames."""
@@ -40,7 +42,7 @@ class Video:
         timeout_seconds: limit on the total decoding time; 0 means no limit.
 
     Raises:
-        VideoError: the file is empty or cannot be opened, or decoding takes too long.
+        VideoError: the file is empty or cannot be opened, decoding takes too long, or frames are strips (over 64:1).
         FileNotFoundError: the file does not exist, for example on an unmounted disk; the video is not at fault.
     """
 
@@ -85,11 +87,18 @@ class Video:
                     raise VideoError(f"decoding takes longer than timeout_seconds = {self.timeout_seconds:g}")
                 if not read:
                     return
-                size = size or target_size(*image.shape[:2], self.short_side_px)
+                size = size or self._target_size(*image.shape[:2])
                 last = self._pts_seconds(last)
                 yield cv2.cvtColor(resized(image, size), cv2.COLOR_BGR2RGB), last
         finally:
             self._capture.release()
+
+    def _target_size(self, height: int, width: int) -> tuple[int, int]:
+        if max(height, width) > _MOST_ASPECT * min(height, width):
+            raise VideoError(
+                f"its frames are strips of {height} x {width}: one side is over {_MOST_ASPECT} times the other"
+            )
+        return target_size(height, width, self.short_side_px)
 
     def _pts_seconds(self, last: float) -> float:
         """Presentation time of the frame just read; if the container's time does not rise, one frame after `last`."""
