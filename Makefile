@@ -19,7 +19,7 @@ demo: $(VENV)/.installed
 	$(BIN)/luigi --module tasks FullPipeline --dataset demo
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

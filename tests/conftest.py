@@ -49,8 +49,28 @@ def one_torch_thread():
     torch.set_num_threads(threads)
 
 
+# files whose tests take longest, of which the last one to be begun would keep one process at work alone
+LONGEST = (
+    "test_flow.py",
+    "test_tvl1_triton.py",
+    "test_launch.py",
+    "test_processes.py",
+    "test_tasks_changes.py",
+    "test_tasks.py",
+    "test_preprocess.py",
+    "test_fake_cuda.py",
+    "test_layers.py",
+    "test_tvl1_hopper.py",
+    "test_benchmark_training.py",
+    "test_repeat.py",
+    "test_whole_batch.py",
+)
+
+
 def pytest_collection_modifyitems(items):
-    """Skip GPU tests without a GPU, unless FAIL_WITHOUT_CUDA says that there must be one."""
+    """The longest files first. Skip GPU tests without a GPU, unless FAIL_WITHOUT_CUDA says that there must be one."""
+    place = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.name, len(LONGEST)))
     marked = [item for item in items if item.get_closest_marker("needs_cuda")]
     if not marked or os.environ.get("FAIL_WITHOUT_CUDA"):
         return

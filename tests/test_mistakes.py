@@ -139,7 +139,7 @@ def test_a_folder_whose_file_system_has_no_locks_is_one_line(config, tmp_path, m
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
     monkeypatch.setattr("tasks.settings.from_command_line", lambda: True)
-    monkeypatch.setattr("pipeline.system.files.fcntl.flock", refused)
+    monkeypatch.setattr("pipeline.system.locks.fcntl.flock", refused)
     told = f"error: .run. artifacts is '{tmp_path}', whose file system has no locks .No locks available., which keep"
     with pytest.raises(SystemExit, match=told):
         session.use_artifacts(str(tmp_path), create=True)
