@@ -218,6 +218,23 @@ def test_processes_are_forked_from_one_that_has_torch():
     assert all(has_torch for _, has_torch in items)
 
 
+class Slow:
+    def __getitem__(self, number):
+        time.sleep(2.0 * (number > 0))
+        return np.zeros(1)
+
+
+def test_ctrl_c_ends_loading_processes_while_what_they_need_to_begin_is_there(hears_ctrl_c):
+    before = multiprocessing.active_children()
+    batches = iter(loader(Slow(), range(4), batch=1, workers=1, pin=False, collate=np.stack))
+    next(batches)
+    assert len(multiprocessing.active_children()) == len(before) + 1
+    threading.Timer(0.3, os.kill, [os.getpid(), signal.SIGINT]).start()
+    with pytest.raises(KeyboardInterrupt) as caught:
+        next(batches)
+    assert caught.value and multiprocessing.active_children() == before
+
+
 class Killed:
     """Its third item ends the process that makes it, as a lack of memory would."""
 

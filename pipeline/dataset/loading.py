@@ -167,10 +167,14 @@ class _Loader(DataLoader):
 
     def _batches(self) -> Iterator:
         try:
-            # a loading process that begins when this one has gone would print a traceback
             with children_ignore_sigint() if self.num_workers else contextlib.nullcontext():
                 batches = super().__iter__()
             yield from batches
+        except KeyboardInterrupt as interrupt:
+            # the iterator ends the loading processes, but the frames would keep it until their semaphores are gone: a
+            # process that was about to begin would then print a traceback
+            interrupt.__traceback__ = batches = None
+            raise
         except (RuntimeError, ConnectionError, EOFError) as error:
             text = str(error)
             # an error of the dataset begins with "Caught ... in DataLoader worker process", whatever its type
