@@ -121,7 +121,7 @@ def test_workers_elsewhere_get_as_many_jobs_at_a_time_as_they_offer_gpus(tmp_pat
     from distributed import LocalCluster
 
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
-    options = {"n_workers": 1, "threads_per_worker": 2, "dashboard_address": None, "host": "127.0.0.1"}
+    options = {"n_workers": 1, "threads_per_worker": 2, "dashboard_address": "127.0.0.1:0", "host": "127.0.0.1"}
     with LocalCluster(**options, resources=resources) as elsewhere:
         spec = ClusterSpec(kind="address", address=elsewhere.scheduler_address)
         with Workers(spec, most=6, devices=("auto",)) as workers:
@@ -143,7 +143,7 @@ def late_cluster(threads: int, gpus: int):
             else:
                 threading.Timer(0.5, super().scale, [jobs]).start()
 
-    options = {"n_workers": 0, "threads_per_worker": threads, "dashboard_address": None, "host": "127.0.0.1"}
+    options = {"n_workers": 0, "threads_per_worker": threads, "dashboard_address": "127.0.0.1:0", "host": "127.0.0.1"}
     return Late(**options, resources={"GPU": gpus})
 
 

@@ -30,7 +30,7 @@ def test_a_running_scheduler_is_used_by_its_address(monkeypatch):
 
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
     with (
-        LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None, host="127.0.0.1") as cluster,
+        LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address="127.0.0.1:0", host="127.0.0.1") as cluster,
         Workers(ClusterSpec(kind="address", address=cluster.scheduler_address), most=3) as workers,
     ):
         assert sorted(workers.run(double, [1, 2])) == [(1, 2), (2, 4)]
@@ -53,7 +53,7 @@ def test_after_an_error_no_job_of_a_running_scheduler_writes_any_more(tmp_path, 
     from distributed import LocalCluster
 
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
-    options = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": None, "host": "127.0.0.1"}
+    options = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": "127.0.0.1:0", "host": "127.0.0.1"}
     with LocalCluster(**options) as elsewhere:
         spec = ClusterSpec(kind="address", address=elsewhere.scheduler_address, in_flight=1)
         with pytest.raises(KeyError), Workers(spec, most=2) as workers:
@@ -131,7 +131,7 @@ def scheduler(monkeypatch):
     from distributed import LocalCluster
 
     monkeypatch.setattr(cluster, "_PATIENCE_SECONDS", 0.1)
-    options = {"n_workers": 0, "threads_per_worker": 1, "dashboard_address": None, "processes": False}
+    options = {"n_workers": 0, "threads_per_worker": 1, "dashboard_address": "127.0.0.1:0", "processes": False}
     with LocalCluster(**options, host="127.0.0.1", protocol="tcp") as elsewhere:
         yield elsewhere
         cluster.CACHE.close()
