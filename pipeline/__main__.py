@@ -269,7 +269,7 @@ def _remove(waste: list) -> int:
     freed = 0
     for item, gone in garbage.remove(waste):
         freed += item.bytes if gone else 0
-        print(f"removed {item.path}" if gone else f"{item.path} is being written by another run, and stays")
+        print(f"removed {item.path}" if gone else f"{item.path} is being written or read by another run, and stays")
     print(f"{in_bytes(freed)} freed")
     return 0
 

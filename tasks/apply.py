@@ -9,7 +9,7 @@ import luigi
 from pipeline.specs import FUSIONS, STREAMS
 from pipeline.specs.base import digest_of
 from pipeline.system import files
-from pipeline.system.console import some
+from pipeline.system.console import class_difference, some
 from pipeline.system.errors import StageFailed
 from pipeline.system.progress import say
 from tasks.base import Stage
@@ -100,7 +100,9 @@ class ScoreVideos(OfVideos):
             known[f"dataset {self.dataset_name}"] = clips.classes
         if len(set(known.values())) > 1:
             both = " and ".join(f"{what} knows {len(of)} classes ({some(of, 3)})" for what, of in known.items())
-            raise ValueError(f"{both}: streams of different classes cannot be fused")
+            raise ValueError(
+                f"{both}: streams of different classes cannot be fused; they have {class_difference(*known.values())}"
+            )
 
     def make(self) -> None:
         """Fuse the scores of both streams, and write the predictions and the fused scores."""

@@ -210,10 +210,19 @@ class Stage(OfDataset):
         """Make the artifact with its folder locked; do nothing if another run has just made it."""
         with cache_scope():
             use_artifacts(self.run_spec.artifacts, create=True)
+            if self.is_read_throughout and self._was_made_by_another():
+                return
             with one_writer(self.folder), self._nothing_read_changes():
                 if not self.is_current():
                     self._refuse_what_changed()
                     self._make_again()
+
+    def _was_made_by_another(self) -> bool:
+        """Whether nothing is to be made, looked at as a reader: a writer would wait for the stages that read it."""
+        if not self.folder.is_dir():
+            return False
+        with reading(self.folder):
+            return self.is_current()
 
     @contextlib.contextmanager
     def _nothing_read_changes(self) -> Iterator[None]:

@@ -82,7 +82,7 @@ class Catalog(OfVideos):
     file = "catalog.h5"
     reads = ("dataset",)
     keeps_old = True  # so that known clips are not hashed again
-    priority = 2  # those of all splits before any store: a video that is added meanwhile is for the next command
+    priority = 2  # all splits' before any store, so that they name the same videos even if one is added meanwhile
 
     @property
     def label(self) -> str:

@@ -6,7 +6,7 @@ import shlex
 from pathlib import Path
 
 from pipeline.system import files
-from pipeline.system.progress import say
+from pipeline.system.progress import say_once
 from tasks.base import Stage
 from tasks.listing import Catalog, OfVideos
 from tasks.session import may_write
@@ -25,15 +25,22 @@ class _Store(OfVideos):
 
     def say_present(self) -> None:
         """Say that it was found, and what of it has failed: a higher time limit alone makes nothing again."""
-        from pipeline import store
-
         super().say_present()
-        found = store.Store(self.path, type(self).__name__.lower())
-        if found.failed:
-            say(
-                f"{self.title}: {len(found.failed)} of {len(found.rows)} clips have failed; `python -m pipeline repair "
+        self.say_failed()
+
+    def say_failed(self) -> None:
+        """Say how many clips failed in this stage."""
+        if failed := self.failed_here():
+            say_once(
+                f"{self.title}: {len(failed)} clips have failed; `python -m pipeline repair "
                 f"{shlex.quote(str(self.folder))} --failed` makes the next run try them again"
             )
+
+    def failed_here(self) -> set[str]:
+        """Ids of the clips that failed in this stage."""
+        from pipeline import store
+
+        return set(store.Store(self.path, type(self).__name__.lower()).failed)
 
 
 class Frames(_Store):
@@ -105,6 +112,15 @@ class Flow(_Store):
     def requires(self) -> list[Stage]:
         """The frames."""
         return [self.clone(Frames)]
+
+    def failed_here(self) -> set[str]:
+        """Ids of the clips that have frames, but no flow."""
+        return super().failed_here() - self.requires()[0].failed_here()
+
+    def say_failed(self) -> None:
+        """Say how many clips failed, also in the frames: Luigi does not look for these if the flow is there."""
+        self.requires()[0].say_failed()
+        super().say_failed()
 
     def inputs_key(self) -> str:
         """Content key of the frames."""

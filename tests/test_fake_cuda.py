@@ -82,7 +82,7 @@ def test_training_steps_stay_on_the_device(fake_cuda, monkeypatch, recipe):
     assert {state.device for of in now.optimizer.state.values() for state in of.values() if state.ndim} == {CUDA}
 
 
-@pytest.mark.parametrize(("method", "enlarge"), [("tvl1", 1), ("tvl1", 2), ("brox", 1)])
+@pytest.mark.parametrize(("method", "enlarge"), [("tvl1", 1), ("tvl1", 2), ("brox", 2)])
 def test_flow_and_its_bytes_stay_on_the_device(fake_cuda, monkeypatch, method, enlarge):
     """Every operation, but few of each: a fake one takes as long as a real one on thousands of pixels."""
     monkeypatch.setattr(tvl1, "triton_works", lambda device: False)

@@ -55,23 +55,30 @@ def test_a_script_without_a_guard_is_reported_by_the_process_that_imports_it_aga
 
 
 def test_readers_share_a_folder_and_a_writer_waits_for_all_of_them(tmp_path, capsys):
-    order = []
+    order, said = [], ""
 
     def write():
         with locks.one_writer(tmp_path):
             order.append("written")
 
-    with locks.reading(tmp_path):
+    def read():
         with locks.reading(tmp_path):
-            writer = threading.Thread(target=write)
-            writer.start()
-            while "being read" not in (said := capsys.readouterr().err):
-                time.sleep(0.01)
+            order.append("read too")
+
+    with locks.reading(tmp_path):
+        writer, reader = (threading.Thread(target=target, daemon=True) for target in (write, read))
+        writer.start()
+        for _ in range(500):
+            if said := capsys.readouterr().err:
+                break
+            time.sleep(0.01)
+        reader.start()
+        reader.join(20)
         with pytest.raises(ValueError, match=f"{tmp_path} is being written or read; wait for that to end"):
             locks.nobody_else(tmp_path).__enter__()
         order.append("read")
     writer.join(20)
-    assert order == ["read", "written"]
+    assert order == ["read too", "read", "written"]
     assert f"{tmp_path} is being read by another run; waiting for that to end" in said
 
 
@@ -88,20 +95,36 @@ def test_a_reader_waits_for_the_writer(tmp_path, capsys):
     holder.join()
 
 
-@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES])
-def test_a_folder_in_which_nothing_can_be_written_is_read_without_a_lock(tmp_path, monkeypatch, number):
+def test_a_reader_that_has_ended_keeps_nobody_out_by_a_child_that_it_forked(tmp_path):
+    with locks.reading(tmp_path):
+        child = multiprocessing.get_context("fork").Process(target=time.sleep, args=[60])
+        child.start()
+    with locks.try_exclusive_lock(tmp_path) as free:
+        assert free
+    child.kill()
+
+
+NOT_OPENED = [("os.open", number) for number in (errno.EROFS, errno.EACCES, errno.EPERM)]
+NOT_LOCKED = [("fcntl.flock", number) for number in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)]
+
+
+@pytest.mark.parametrize(("call", "number"), [*NOT_OPENED, *NOT_LOCKED])
+def test_where_there_can_be_no_lock_a_folder_is_read_without(tmp_path, monkeypatch, call, number):
     def refuse(*given):
         raise OSError(number, "no")
 
-    monkeypatch.setattr(locks.os, "open", refuse)
+    monkeypatch.setattr(f"pipeline.system.locks.{call}", refuse)
+    done = []
     with locks.reading(tmp_path):
-        pass
-    assert not list(tmp_path.iterdir())
+        done.append(True)
+    assert done
 
 
 def test_another_fault_of_the_disk_is_no_leave_to_read_without_a_lock(tmp_path):
     with pytest.raises(FileNotFoundError), locks.reading(tmp_path / "none"):
         pass
+    with pytest.raises(OSError, match="mine"), locks.reading(tmp_path):
+        raise OSError(errno.EROFS, "mine")
 
 
 def test_a_folder_loses_first_what_makes_it_whole(tmp_path, monkeypatch):

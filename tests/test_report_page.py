@@ -116,8 +116,8 @@ def test_the_page_tells_where_and_how_a_stream_was_trained(tmp_path):
 
 
 def test_the_page_tells_which_intervals_are_wilsons(tmp_path):
-    write(tmp_path / "few", **grouped())
-    write(tmp_path / "many", **grouped(clips=60, groups=20, wrong=12))
+    write(tmp_path / "few", drawn=True, **grouped())
+    write(tmp_path / "many", drawn=True, **grouped(clips=60, groups=20, wrong=12))
     few, many = (Page((tmp_path / name / "report.html").read_text()).text for name in ("few", "many"))
     assert "for 5 trials: here Spatial stream, Temporal stream, Fused: average, Fused: weighted." in few
     assert "for 20 trials." in many

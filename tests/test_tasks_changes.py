@@ -101,15 +101,27 @@ def test_a_store_stays_as_it_is_while_a_stage_reads_it(config, monkeypatch):
     assert free == [False, True, True, True]
 
 
+def test_a_store_that_needs_no_change_is_not_waited_for(tiny, capsys):
+    """Another split shares it, which is known only once that split's catalog is there."""
+    assert build(fresh(Frames, dataset=tiny))
+    other = {"dataset": tiny, "split": "anna"}
+    with locks.reading(fresh(Frames, dataset=tiny).folder):
+        assert not fresh(Frames, **other).complete() and build(fresh(Frames, **other))
+    assert "waiting" not in capsys.readouterr().err
+
+
 def test_what_failed_in_a_store_is_told_with_what_retries_it(config, tmp_path, capsys):
     """A higher time limit changes no result, and so makes nothing again."""
     config.set("frames", "max_bad_fraction", "0.5")
     (tmp_path / "videos/d.avi").write_bytes(b"")
-    assert build(fresh(Frames))
+    assert build(fresh(Flow))
     capsys.readouterr()
-    assert build(fresh(Frames))
-    told = f"1 of 4 clips have failed; `python -m pipeline repair {fresh(Frames).folder} --failed` makes the next run"
-    assert capsys.readouterr().err.count(told) == 1
+    assert build(fresh(TrainStream, stream="temporal"))
+    said = capsys.readouterr().err
+    assert (
+        f"1 clips have failed; `python -m pipeline repair {fresh(Frames).folder} --failed` makes the next run" in said
+    )
+    assert said.count("clips have failed") == 1  # Flow can do nothing about it
 
 
 def test_weights_replaced_since_the_command_began_start_no_training(config, tmp_path):

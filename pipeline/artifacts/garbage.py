@@ -67,7 +67,7 @@ def find(artifacts: Path, *, old: bool = False, unfinished: bool = False) -> lis
 
 
 def remove(waste: Iterable[Waste]) -> Iterator[tuple[Waste, bool]]:
-    """Remove what `find` returned; yields each item and whether it was removed: what another run is writing stays."""
+    """Remove what `find` returned; yields each item and whether it was removed: what another run uses stays."""
     for item in waste:
         if item.path == item.artifact:
             yield item, locks.remove_artifact(item.path, first=STAGE_FILES[item.path.parent.name][0])
@@ -152,7 +152,7 @@ def invalidate(artifacts: Path, stage: str, *, dataset="", all_datasets=False, d
     if digest and len(meant := {row["digest"] for row in wanted}) > 1:
         raise ValueError(f"{len(meant)} digests of stage {stage} begin with {digest!r}: {', '.join(sorted(meant))}")
     folders = [Path(row["path"]) for row in wanted]
-    for folder in folders:  # all stay if one of them is being written
+    for folder in folders:  # all stay if one of them is being written or read
         with locks.nobody_else(folder):
             pass
     return [folder for folder in folders if locks.remove_artifact(folder, first=STAGE_FILES[stage][0])]

@@ -16,7 +16,7 @@ from pipeline.catalog import Catalog
 from pipeline.networks import Network, build_untrained
 from pipeline.networks.starting import CHECKPOINT_FORMAT
 from pipeline.specs import StackSpec, StreamSpec
-from pipeline.system.console import some
+from pipeline.system.console import class_difference, some
 from pipeline.system.errors import DamagedFile
 from pipeline.system.files import inside
 from pipeline.system.tensors import read_tensors, save_tensors
@@ -140,6 +140,12 @@ def clips_seen(path: Path) -> tuple[frozenset[str], frozenset[str]]:
 def refuse_unfit(path: Path, stream: str, data_digest: str, classes: Sequence[str] | None = None) -> None:
     """Refuse a file that is not a checkpoint of this stream, or was trained on other data than it is to score.
 
+    Args:
+        path: the file.
+        stream: "spatial" or "temporal".
+        data_digest: digest of the settings of what is to be scored; "" if unknown.
+        classes: its classes, in order; None if unknown.
+
     Raises:
         FileNotFoundError, ValueError: as `load_checkpoint` and `refuse_other_data`; or the other stream's checkpoint.
     """
@@ -202,7 +208,9 @@ def load_checkpoint(path: Path | str, *, classes: Sequence[str] | None = None) -
 def _refuse_other_classes(path: Path | str, found: Sequence[str], expected: Sequence[str] | None) -> None:
     if expected is not None and tuple(found) != tuple(expected):
         own, other = (f"{len(names)} classes ({some(names, 4)})" for names in (found, expected))
-        raise ValueError(f"{path} was trained on {own}; expected {other}")
+        raise ValueError(
+            f"{path} was trained on {own}; expected {other}: they have {class_difference(found, expected)}"
+        )
 
 
 def spec_of(path: Path | str, values: dict[str, Any]) -> StreamSpec:

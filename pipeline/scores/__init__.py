@@ -15,7 +15,7 @@ import numpy as np
 
 from pipeline import store
 from pipeline.catalog import UNKNOWN
-from pipeline.system.console import some
+from pipeline.system.console import class_difference, counted
 from pipeline.system.files import inside
 
 SUM_TOLERANCE = 1e-3  # a float32 softmax, averaged over 250 views, is within 1e-5
@@ -204,19 +204,19 @@ class Scores:
             ValueError: classes, clip ids, or labels differ; the message says how many and which.
         """
         if self.classes != other.classes:
-            raise ValueError(_class_difference(self.classes, other.classes))
+            raise ValueError(f"the tables have {class_difference(self.classes, other.classes)}")
         rows = {video_id: row for row, video_id in enumerate(other.video_ids)}
         missing = [video_id for video_id in self.video_ids if video_id not in rows]
         extra = sorted(set(rows) - set(self.video_ids))
         if missing or extra:
             raise ValueError(
-                f"the tables hold different clips: {_some(missing)} only in the first, "
-                f"{_some(extra)} only in the second; score both streams on the same catalog"
+                f"the tables hold different clips: {counted(missing)} only in the first, "
+                f"{counted(extra)} only in the second; score both streams on the same catalog"
             )
         joined = other.take(rows[video_id] for video_id in self.video_ids)
         differ = np.flatnonzero(joined.labels != self.labels)
         if len(differ):
-            raise ValueError(f"the tables disagree on the label of {_some([self.video_ids[row] for row in differ])}")
+            raise ValueError(f"the tables disagree on the label of {counted([self.video_ids[row] for row in differ])}")
         return self, joined
 
 
@@ -232,23 +232,4 @@ def _refuse_duplicates(name: str, values: tuple[str, ...]) -> None:
     seen: set[str] = set()
     repeated = [value for value in values if value in seen or seen.add(value)]
     if repeated:
-        raise ValueError(f"{name}: {_some(repeated)} occur more than once")
-
-
-def _class_difference(first: tuple[str, ...], second: tuple[str, ...]) -> str:
-    only_first, only_second = (sorted(set(a) - set(b)) for a, b in ((first, second), (second, first)))
-    if only_first or only_second:
-        return (
-            f"the tables have different classes: {_some(only_first)} only in the first, "
-            f"{_some(only_second)} only in the second"
-        )
-    place = next(k for k, pair in enumerate(zip(first, second, strict=True)) if pair[0] != pair[1])
-    return (
-        f"the tables have their classes in different orders; "
-        f"class {place} is {first[place]!r} in the first, {second[place]!r} in the second"
-    )
-
-
-def _some(names: list[str]) -> str:
-    """How many names, and the first few of them."""
-    return f"{len(names)} ({some(names, 3)})" if names else "0"
+        raise ValueError(f"{name}: {counted(repeated)} occur more than once")

@@ -57,6 +57,23 @@ def some(names: Sequence[str], most: int = 5) -> str:
     return ", ".join(map(repr, names[:most])) + (", ..." if len(names) > most else "")
 
 
+def counted(names: Sequence[str]) -> str:
+    """How many names, and the first few of them: 4 ('a', 'b', 'c', ...)."""
+    return f"{len(names)} ({some(names, 3)})" if names else "0"
+
+
+def class_difference(first: Sequence[str], second: Sequence[str]) -> str:
+    """How two lists of classes differ: in different classes, or in their order."""
+    only_first, only_second = (sorted(set(a) - set(b)) for a, b in ((first, second), (second, first)))
+    if only_first or only_second:
+        return f"different classes: {counted(only_first)} only in the first, {counted(only_second)} only in the second"
+    place = next(k for k, pair in enumerate(zip(first, second, strict=True)) if pair[0] != pair[1])
+    return (
+        f"their classes in different orders; class {place} is {first[place]!r} in the first, {second[place]!r} in the "
+        "second"
+    )
+
+
 def in_bytes(count: float) -> str:
     """A number of bytes as text: 17 B, 3.4 MiB."""
     for unit in ("B", "KiB", "MiB", "GiB"):

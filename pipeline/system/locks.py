@@ -22,6 +22,7 @@ from pipeline.system.progress import say
 
 LOCK = ".lock"  # in an artifact's folder; held by the one run that writes there, or by those that read a store
 IN_USE = ".in_use"  # in the folder of all artifacts; every run holds it as a shared lock
+_NO_LOCK = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 _HELD: ContextVar[frozenset[Path]] = ContextVar("held", default=frozenset())  # folders that this thread is writing
 
 
@@ -63,21 +64,18 @@ def one_writer(folder: Path) -> Iterator[None]:
 def reading(folder: Path) -> Iterator[None]:
     """Keep writers out of a folder for the block, which others may read too. Waits for one that is there.
 
-    Where no lock file can be opened, as on a disk mounted read-only, nothing keeps them out.
+    Nothing keeps them out where there can be no lock, as of a store that is linked from a disk mounted read-only, or
+    from one without locks.
     """
-    try:
-        descriptor = os.open(folder / LOCK, os.O_RDONLY | os.O_CREAT, 0o644)
-    except OSError as error:
-        if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
-            raise
-        yield
-        return
-    with os.fdopen(descriptor) as lock:
-        _wait_for(lock, fcntl.LOCK_SH, folder)
+    with contextlib.ExitStack() as stack:
         try:
-            yield
-        finally:
-            fcntl.flock(lock, fcntl.LOCK_UN)  # closing it would not do if a forked child still has it open
+            lock = stack.enter_context(os.fdopen(os.open(folder / LOCK, os.O_RDONLY | os.O_CREAT, 0o644)))
+            _wait_for(lock, fcntl.LOCK_SH, folder)
+            stack.callback(fcntl.flock, lock, fcntl.LOCK_UN)  # to close it is not enough if a forked child has it open
+        except OSError as error:
+            if error.errno not in _NO_LOCK:
+                raise
+        yield
 
 
 def _wait_for(lock: IO[str], kind: int, folder: Path) -> None:
@@ -147,7 +145,7 @@ def hold_shared_lock(artifacts: Path, *, create: bool) -> int:
 
 
 def remove_artifact(folder: Path, *, first: str) -> bool:
-    """Remove an artifact's folder, unless somebody is writing there. Returns whether it was removed.
+    """Remove an artifact's folder, unless somebody writes or reads there. Returns whether it was removed.
 
     The file `first` goes before all others, so that the remains of an interrupted removal do not count as whole. The
     lock goes last, when it is closed: NFS only renames an open file, and would keep the folder. If the folder is a

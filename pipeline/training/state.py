@@ -222,6 +222,9 @@ class Saving:
         """Save, unless the last save was too recent for the time that it took.
 
         A fault that may pass is only told: the former file is whole, and an interruption would cost some more steps.
+
+        Raises:
+            OSError: another one, as of a full disk.
         """
         began = time.monotonic()
         if self._took > max(_QUICK_S, _SHARE_OF_SAVING * (began - self._ended)):
