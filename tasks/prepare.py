@@ -24,23 +24,22 @@ class _Store(OfVideos):
         return self.output().recorded().get("key", "")  # without one the file is damaged, as its reader says
 
     def say_present(self) -> None:
-        """Say that it was found, and what of it has failed: a higher time limit alone makes nothing again."""
-        super().say_present()
-        self.say_failed()
+        """Say that it was found, and what failed here or in the frames: a higher time limit alone makes nothing again.
 
-    def say_failed(self) -> None:
-        """Say how many clips failed in this stage."""
-        if failed := self.failed_here():
-            say_once(
-                f"{self.title}: {len(failed)} clips have failed; `python -m pipeline repair "
-                f"{shlex.quote(str(self.folder))} --failed` makes the next run try them again"
-            )
-
-    def failed_here(self) -> set[str]:
-        """Ids of the clips that failed in this stage."""
+        Luigi does not look for the frames if the flow is there.
+        """
         from pipeline import store
 
-        return set(store.Store(self.path, type(self).__name__.lower()).failed)
+        super().say_present()
+        known: set[str] = set()  # a clip without frames has failed in the flow too, where nothing can be done about it
+        for task in (*(before for before in self.before() if isinstance(before, _Store)), self):
+            found = store.Store(task.path, type(task).__name__.lower())
+            if failed := found.failed.keys() - known:
+                say_once(
+                    f"{task.title}: {len(failed)} of {len(found.rows)} clips have failed; `python -m pipeline repair "
+                    f"{shlex.quote(str(task.folder))} --failed` makes the next run try them again"
+                )
+            known |= failed
 
 
 class Frames(_Store):
@@ -112,15 +111,6 @@ class Flow(_Store):
     def requires(self) -> list[Stage]:
         """The frames."""
         return [self.clone(Frames)]
-
-    def failed_here(self) -> set[str]:
-        """Ids of the clips that have frames, but no flow."""
-        return super().failed_here() - self.requires()[0].failed_here()
-
-    def say_failed(self) -> None:
-        """Say how many clips failed, also in the frames: Luigi does not look for these if the flow is there."""
-        self.requires()[0].say_failed()
-        super().say_failed()
 
     def inputs_key(self) -> str:
         """Content key of the frames."""
