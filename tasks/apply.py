@@ -94,9 +94,9 @@ class ScoreVideos(OfVideos):
     def _check_classes(self) -> None:
         from pipeline.networks.checkpoint import classes_in
 
-        scored = [task for task in self.before() if isinstance(task, ScoreStream)]
-        known = {str(task.weights): classes_in(task.weights) for task in scored if task.checkpoint}
-        if len(known) == 1 and (clips := self.clone(Catalog, videos="").outline()):
+        given = [task.weights for task in self.before() if isinstance(task, ScoreStream) and task.checkpoint]
+        known = {str(path): classes_in(path) for path in given}
+        if len(given) == 1 and (clips := self.clone(Catalog, videos="").outline()):
             known[f"dataset {self.dataset_name}"] = clips.classes
         if len(set(known.values())) > 1:
             both = " and ".join(f"{what} knows {len(of)} classes ({some(of, 3)})" for what, of in known.items())

@@ -5,12 +5,11 @@ The set of clips and classes never depends on the split. This module decodes and
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import io
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
@@ -196,7 +195,7 @@ def _read_folder(spec: DatasetSpec, videos: list[str]) -> list[ListedClip]:
 def _read_csv(spec: DatasetSpec, split: str) -> list[ListedClip]:
     """Rows of a CSV file with a header: path,label[,group][,split]; paths are relative to the folder of the videos."""
     file = Path(spec.lists)
-    with _unreadable_named(file):
+    try:
         reader = csv.DictReader(io.StringIO(text_of(file)))
         reader.fieldnames = columns = [name.strip() for name in reader.fieldnames or []]
         names = set(columns)
@@ -209,20 +208,14 @@ def _read_csv(spec: DatasetSpec, split: str) -> list[ListedClip]:
                 f"{file.name} has a group column, and [dataset] group_pattern is {spec.group_pattern!r}; leave one out"
             )
         rows = [_csv_row(record, f"{file.name}, line {reader.line_num}") for record in reader]
+    except csv.Error as error:
+        raise ValueError(f"{file.name} is no CSV file: {error}") from None
     if not rows:
         raise ValueError(f"{file.name} lists no video")
     rows = grouped(rows, spec)
     if "split" in columns and ("group" in columns or spec.group_pattern):
         refuse_torn_groups(file.name, rows)
     return rows
-
-
-@contextlib.contextmanager
-def _unreadable_named(file: Path) -> Iterator[None]:
-    try:
-        yield
-    except csv.Error as error:
-        raise ValueError(f"{file.name} is no CSV file: {error}") from None
 
 
 def _csv_row(record: dict, where: str) -> ListedClip:

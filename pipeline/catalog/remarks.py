@@ -58,11 +58,11 @@ def on_names(counts: Mapping[str, int]) -> None:
 
     These are names that differ only by upper and lower case, and rare classes with a name close to a common one's.
     """
-    rare = [name for name, count in counts.items() if count <= _RARE]
+    rare = sum(count <= _RARE for count in counts.values())
     for name, count in counts.items():
         more = [other for other in counts if (counts[other], other) > (count, name)]
         alike = [other for other in more if other.lower() == name.lower()]
-        if count <= _RARE and len(rare) <= _EXCEPTIONS:
+        if count <= _RARE and rare <= _EXCEPTIONS:
             alike += difflib.get_close_matches(
                 name, [other for other in more if counts[other] >= 3 * count], cutoff=0.75
             )
