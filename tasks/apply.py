@@ -89,12 +89,13 @@ class ScoreVideos(OfVideos):
                 "raise it, or use the average"
             )
 
-        self._check_classes()
+        if given := [task.weights for task in self.before() if isinstance(task, ScoreStream) and task.checkpoint]:
+            self._check_classes(given)
 
-    def _check_classes(self) -> None:
+    def _check_classes(self, given: list[Path]) -> None:
+        """Refuse checkpoints whose classes differ from each other's, or a single one's from the dataset's."""
         from pipeline.networks.checkpoint import classes_in
 
-        given = [task.weights for task in self.before() if isinstance(task, ScoreStream) and task.checkpoint]
         known = {str(path): classes_in(path) for path in given}
         if len(given) == 1 and (clips := self.clone(Catalog, videos="").outline()):
             known[f"dataset {self.dataset_name}"] = clips.classes
