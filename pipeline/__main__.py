@@ -16,6 +16,7 @@ from typing import Any
 
 from pipeline.artifacts.status import STAGE_FILES, configured_artifacts, read_settings, status
 from pipeline.system.console import in_bytes, plain, print_table, print_values, some
+from pipeline.system.errors import MachineFault, is_out_of_memory
 
 ROWS_SHOWN = 20
 
@@ -39,7 +40,9 @@ def _answered(run: Callable[..., int], *given: Any) -> int:
         return run(*given)
     except BrokenPipeError:
         raise
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:
+        if not isinstance(error, (OSError, ValueError, KeyError, MachineFault)) and not is_out_of_memory(error):
+            raise  # a bug
         print(f"error: {error.args[0] if isinstance(error, KeyError) else error}", file=sys.stderr)
         return 2
 

@@ -6,6 +6,7 @@ import os
 import re
 from pathlib import Path
 
+import cv2
 import h5py
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from pipeline.__main__ import main
 from pipeline.artifacts import damage
 from pipeline.scores import Scores
 from pipeline.system import locks
-from pipeline.system.errors import DamagedFile
+from pipeline.system.errors import DamagedFile, MachineFault
 
 
 def test_damage_is_found(frames, flow, tmp_path):
@@ -205,9 +206,43 @@ def test_a_shard_that_may_not_be_read_is_not_removed(frames, monkeypatch):
     assert frames.exists() and (frames.parent / "shards/shard-all.h5").exists()
 
 
-@pytest.mark.parametrize(
-    "error", [OSError(errno.EIO, "Input/output error"), OSError(errno.EMFILE, "many"), MemoryError()]
-)
+TOO_LITTLE_MEMORY = [
+    (os, "pread", MemoryError()),
+    (cv2, "imdecode", cv2.error("OpenCV(5.0.0) alloc.cpp:73: error: (-4:Insufficient memory) Failed to allocate")),
+    (h5py, "File", OSError("Unable to synchronously open file (memory allocation failed for metadata cache)")),
+]
+
+
+@pytest.mark.parametrize(("owner", "name", "error"), TOO_LITTLE_MEMORY, ids=["numpy", "OpenCV", "HDF5"])
+@pytest.mark.parametrize("command", ["verify", "repair"])
+def test_too_little_memory_is_not_damage(frames, monkeypatch, capsys, command, owner, name, error):
+    works = getattr(owner, name)
+
+    def fail(*given, **how):
+        if given and str(given[0]).endswith("index.h5"):
+            return works(*given, **how)
+        raise error
+
+    monkeypatch.setattr(owner, name, fail)
+    assert main([command, str(frames)]) == 2
+    assert capsys.readouterr().err.startswith("error: ")
+    monkeypatch.undo()
+    assert frames.is_file() and damage.verify(frames) == []
+
+
+@pytest.mark.parametrize("command", [damage.verify, damage.repair])
+def test_a_store_whose_shards_are_on_a_disk_that_is_not_mounted_is_not_damaged(frames, command):
+    away = frames.parent / "shards"
+    away.rename(frames.parent / "elsewhere")
+    with pytest.raises(
+        MachineFault, match=rf"shard-all.h5 does not exist .*\(if they are gone .* delete {frames.parent}"
+    ):
+        command(frames)
+    (frames.parent / "elsewhere").rename(away)
+    assert frames.is_file() and damage.verify(frames) == []
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error"), OSError(errno.EMFILE, "many")])
 @pytest.mark.parametrize("command", [damage.verify, damage.repair])
 def test_an_error_of_the_machine_is_not_damage(frames, monkeypatch, command, error):
     """A disk of the network may be back in a minute: what lies there whole must not be removed."""

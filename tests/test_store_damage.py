@@ -129,7 +129,7 @@ def test_a_shard_is_not_to_be_deleted_but_repaired(tmp_path):
     with pytest.raises(FileNotFoundError, match=f"shard-all.h5 does not exist; {command}"):
         store.read_records(shard, "frames")
     shard.parent.rmdir()  # a worker on another machine does not see the folder
-    with pytest.raises(FileNotFoundError, match="shard-all.h5 does not exist on .*, nor does its folder; every worker"):
+    with pytest.raises(MachineFault, match="shard-all.h5 does not exist on .*, nor does its folder; every worker"):
         store.read_records(shard, "frames")
 
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from pipeline import store
 from pipeline.artifacts.inspection import describe, file_of, kind_of
-from pipeline.system.errors import DamagedFile
+from pipeline.system.errors import DamagedFile, MachineFault, is_out_of_memory
 from pipeline.video import jpeg
 
 # errno of an OSError that a damaged file may cause: none if HDF5 raised it, EINVAL for a place that makes no sense
@@ -81,16 +81,16 @@ def _damage(opened: store.Store) -> dict[str, str]:
 def _what_raises(function: Callable[..., Any], *given: Any, cure: str = "") -> str:
     """The message of whatever the function raises: damaged bytes may cause anything; "" if it succeeds.
 
-    `cure` is added unless the message already says what to do. Errors of the disk, of permissions or for lack of memory
-    or open files are raised: they may pass, and what is whole must not be repaired.
+    `cure` is added unless the message already says what to do. What is this machine's fault (its disk, permissions, too
+    little memory, too many open files) is raised: it may pass, and what is whole must not be repaired.
     """
     try:
         function(*given)
     except DamagedFile as error:
         return str(error)
-    except MemoryError:
-        raise
     except Exception as error:
+        if isinstance(error, MachineFault) or is_out_of_memory(error):
+            raise
         if isinstance(error, OSError) and error.errno not in _OF_DAMAGE:
             raise
         return f"{str(error) or type(error).__name__}{cure}"
@@ -148,6 +148,7 @@ def repair(path: Path, *, failed: bool = False) -> Repaired:
 
     Raises:
         ValueError: not a store.
+        OSError, MachineFault: the fault is this machine's; nothing was removed.
     """
     folder = store_folder(path)
     if any(_shards_in(folder)) and not (folder / "index.h5").is_file():

@@ -18,7 +18,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from pipeline.system.errors import DamagedFile, MachineFault
+from pipeline.system.errors import DamagedFile, MachineFault, is_out_of_memory
 from pipeline.system.files import commit, nameless_file
 
 FORMAT_VERSION = 1
@@ -72,8 +72,7 @@ def _named_damage(path: Path) -> Iterator[None]:
         yield
     # depends on which HDF5 structure is damaged
     except (OSError, RuntimeError, TypeError, KeyError, UnicodeDecodeError) as error:
-        refuse_fault_of_disk(path, error)
-        _refuse_too_little_memory(path, error)
+        refuse_fault_of_machine(path, error)
         advice = _repair_of(path) or _deletion_of(path)
         raise DamagedFile(f"{path} is damaged ({error}); {advice}") from error
 
@@ -83,16 +82,27 @@ def _named_fault_of_disk(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        refuse_fault_of_disk(path, error)
+        _refuse_fault_of_disk(path, error)
         raise
 
 
-def refuse_fault_of_disk(path: Path, error: Exception) -> None:
-    """Raise the disk error hidden in an h5py error: h5py puts errno only into the text of its message.
+def refuse_fault_of_machine(path: Path, error: Exception) -> None:
+    """Raise an error of h5py's that does not mean damage, although h5py reports it like damage.
 
     Raises:
         OSError: the error is from the disk. It says what matters, instead of HDF5's six lines.
+        MachineFault: memory could not be allocated.
     """
+    _refuse_fault_of_disk(path, error)
+    if is_out_of_memory(error):
+        raise MachineFault(
+            f"there is too little memory to read {path} ({error}); if there is plenty, the file is damaged: "
+            f"{_deletion_of(path)}"
+        ) from error
+
+
+def _refuse_fault_of_disk(path: Path, error: Exception) -> None:
+    """Raise the disk error hidden in an h5py error: h5py puts errno only into the text of its message."""
     found = re.search(r"file (?:read|write) failed: .*\berrno = (\d+)", str(error), re.DOTALL)
     if found and (number := int(found[1])):
         raise OSError(number, os.strerror(number), str(path)) from None
@@ -100,34 +110,21 @@ def refuse_fault_of_disk(path: Path, error: Exception) -> None:
         raise error
 
 
-def _refuse_too_little_memory(path: Path, error: Exception) -> None:
-    """Tell too little memory, which HDF5 reports like damage, from damage, whose cure is to remove the file.
-
-    Raises:
-        MachineFault: memory could not be allocated.
-    """
-    if "memory allocation failed" in str(error):
-        raise MachineFault(
-            f"there is too little memory to read {path} ({error}); if there is plenty, the file is damaged"
-        ) from error
-
-
 def open_file(path: Path | str, kind: str | None) -> h5py.File:
     """Open a file for reading; reject a format that this code does not know, with a message that says what to do."""
     path = Path(path)
     if not path.is_file():
         if path.parent.name == "shards" and not path.parent.is_dir():  # a disk is not mounted: repair would not help
-            raise FileNotFoundError(
+            raise MachineFault(
                 f"{path} does not exist on {socket.gethostname()}, nor does its folder; every worker must see the same "
-                "files under the same paths"
+                f"files under the same paths (if they are gone for good, delete {path.parent.parent})"
             )
         advice = _repair_of(path) or "`python -m pipeline status` shows what has been made"
         raise FileNotFoundError(f"{path} does not exist; {advice}")
     try:
         file = h5py.File(path, "r")
     except OSError as error:
-        refuse_fault_of_disk(path, error)  # no permission, or locked: the file need not be damaged
-        _refuse_too_little_memory(path, error)
+        refuse_fault_of_machine(path, error)  # no permission, or locked: the file need not be damaged
         advice = _repair_of(path) or _deletion_of(path)
         raise DamagedFile(f"{path} is no HDF5 file, or a damaged one ({error}); {advice}") from None
     try:
@@ -176,6 +173,8 @@ def _repair_of(path: Path) -> str:
 
 
 def _deletion_of(path: Path) -> str:
+    if path.parent.name == "shards":
+        return f"delete it, then `{repair_command(path.parent.parent)}`, and run its stage again"
     if path.suffix != ".h5":
         return "our HDF5 files end in .h5"
     if (path.parent.parent / "fusion.json").is_file():  # the file that Fuse looks at

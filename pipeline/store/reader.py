@@ -17,7 +17,7 @@ from pipeline.store.container import (
     opened,
     plain_attrs,
     read_table,
-    refuse_fault_of_disk,
+    refuse_fault_of_machine,
     repair_advice,
 )
 from pipeline.store.stored_clip import StoredClip
@@ -114,7 +114,7 @@ class Store(Mapping[str, StoredClip]):
             try:
                 yield shard[f"clips/{video_id}"]
             except (OSError, KeyError, RuntimeError, UnicodeDecodeError) as error:
-                refuse_fault_of_disk(self.shard_path(video_id), error)
+                refuse_fault_of_machine(self.shard_path(video_id), error)
                 raise self.damaged(f"clip {video_id!r}", error) from error
 
     def damaged(self, what: str, why: object) -> DamagedFile:

@@ -21,12 +21,22 @@ class DamagedFile(ValueError):
     """A file is readable, but not what was written there. No clip is at fault, and none is recorded as failed."""
 
 
+# CUDA, cuBLAS and cuDNN, torch on the CPU, HDF5, OpenCV
+_OUT_OF_MEMORY = (
+    "out of memory",
+    "STATUS_ALLOC_FAILED",
+    "DefaultCPUAllocator",
+    "memory allocation failed",
+    "Insufficient memory",
+)
+
+
 class StageFailed(RuntimeError):
     """A stage could not be finished; the message says why and what to do."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out, of this machine or of a device. Torch has types for some of it; CUDA only says so."""
+    """Whether memory ran out, of this machine or of a device. Most libraries have no type for that, and only say so."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's
         return True
-    return any(words in str(error) for words in ("out of memory", "STATUS_ALLOC_FAILED", "DefaultCPUAllocator"))
+    return any(words in str(error) for words in _OUT_OF_MEMORY)
