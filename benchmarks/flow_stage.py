@@ -59,19 +59,20 @@ def main() -> None:
     spec = FlowSpec(method=arguments.method, batch_pairs=arguments.batch_pairs, backward=arguments.backward)
     cluster = ClusterSpec(kind="inline", threads=arguments.threads)
     with tempfile.TemporaryDirectory() as scratch:
-        lengths = np.linspace(*arguments.frames, arguments.clips).round().astype(int).tolist()
+        lengths = np.linspace(*arguments.frames, arguments.clips).round().astype(int)
+        lengths = np.random.default_rng(0).permutation(lengths).tolist()  # else the last shards have the longest clips
         frames = moving_textures(max(lengths), *arguments.size)
         drawn = clips_of(frames, lengths)
         write_store(Path(scratch) / "frames", "frames", drawn, shard_clips=arguments.shard_clips)
         bare(frames, spec, arguments.device, 1)  # the first call compiles and warms up
-        runs = [
-            {
+        runs = []
+        for number in range(arguments.runs):
+            rates = {
                 "bare": bare(frames, spec, arguments.device, sum(lengths) - len(lengths)),
-                "stage": stage(Path(scratch), spec, cluster, arguments.device, run),
-                **alone(frames, spec),
+                "stage": stage(Path(scratch), spec, cluster, arguments.device, number),
             }
-            for run in range(arguments.runs)
-        ]
+            print(f"run {number + 1}: flow alone {rates['bare']:.1f} pairs/s, stage {rates['stage']:.1f}", flush=True)
+            runs.append(rates | alone(frames, spec))
     report(runs, vars(arguments), method_device(spec.method, arguments.device), cluster)
 
 

@@ -125,14 +125,15 @@ def read_rates(flow: Path, files: Path, clips: list[Clip], arguments) -> dict[st
     """Items per second of each reader, one after another, for one round."""
     ours = TrainingSet(stream(arguments.batch, arguments.items, arguments.kind), flow, clips)
     usual = UsualReader(files, len(ours))
-    parallel = {"num_workers": arguments.workers}
+    pin = torch.cuda.is_available()  # as for a training
+    parallel = {"num_workers": arguments.workers, "pin_memory": pin}
     if arguments.workers:
         parallel |= {"multiprocessing_context": "forkserver", "worker_init_fn": _begin_worker}
 
     def batches(items: Dataset):
         given = {"numbers": range(len(items)), "batch": arguments.batch}
         workers = fitting_workers(items, **given, workers=arguments.workers)
-        return loader(items, **given, workers=workers, pin=False, collate=stack_items)
+        return loader(items, **given, workers=workers, pin=pin, collate=stack_items)
 
     return {
         "usual": rate_of(DataLoader(usual, arguments.batch, **parallel)),
@@ -229,7 +230,7 @@ def report(rounds: list[dict], sizes: dict, arguments) -> None:
     rates = {name: [one[name] for one in rounds] for name in rounds[0]}
     ratios = {name: [one[name] / one["usual"] for one in rounds] for name in ("views", "inputs")}
     rows = [
-        ("loading processes", str(arguments.workers or "none: this one")),
+        ("loading processes wanted", str(arguments.workers or "none: this one")),
         ("usual reader, items/s", spread(rates["usual"], 0)),
         ("store, views, items/s", spread(rates["views"], 0)),
         ("store, inputs, items/s", spread(rates["inputs"], 0)),

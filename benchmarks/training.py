@@ -28,7 +28,7 @@ from pipeline import quantize
 from pipeline.catalog import Catalog, Clip
 from pipeline.dataset import TrainingSet, stack_items
 from pipeline.dataset.inputs import to_inputs
-from pipeline.dataset.loading import loader_workers
+from pipeline.dataset.loading import fitting_workers, loader_workers
 from pipeline.networks import resolve_device
 from pipeline.specs import STREAMS, StackSpec, StreamSpec
 from pipeline.training import train, train_step
@@ -76,12 +76,18 @@ def settings(stream: str, **values) -> StreamSpec:
     return StreamSpec(stream=stream, stack=StackSpec() if stream == "temporal" else None, **values)
 
 
+def processes(spec: StreamSpec, data: TrainingSet, device: torch.device) -> int:
+    """Number of loading processes that a training uses: those wanted for which there is enough shared memory."""
+    wanted = loader_workers(spec.loader_workers, device)
+    return fitting_workers(data, ItemSampler(spec, World(), 0), batch=spec.batch, workers=wanted)
+
+
 def from_store(run: TrainingState, data: TrainingSet, steps: int) -> dict[str, float]:
     """Mean seconds that a step waits and computes, once the batches are used up that were made during the first ones.
 
     Before that, steps wait for nothing, however slow the loading processes are.
     """
-    ready_at_first = max(SKIPPED, 2 * loader_workers(run.spec.loader_workers, run.device))
+    ready_at_first = max(SKIPPED, 2 * processes(run.spec, data, run.device))
     batches, waits, works = training_batches(data, ItemSampler(run.spec, World(), run.step), run.device), [], []
     skipped = None
     while skipped is None or len(waits) < skipped + steps:
@@ -167,19 +173,20 @@ def main() -> None:
             for compared in COMPARED_RATES:
                 found = one_against_two(Path(scratch), Path(scratch) / "small" / "index.h5", frames, *compared)
                 differences.append((*compared, *found))
-    report(spec, device, rounds, differences)
+        report(run, processes(spec, data, device), rounds, differences)
 
 
-def report(spec: StreamSpec, device: torch.device, rounds: list, differences: list) -> None:
-    """Print and record what was measured."""
+def report(run: TrainingState, workers: int, rounds: list, differences: list) -> None:
+    """Print and record what was measured, with so many loading processes."""
+    spec = run.spec
     totals = [stored["waiting"] + stored["stepping"] for stored, _ in rounds]
     shares = [stored["waiting"] / total for (stored, _), total in zip(rounds, totals, strict=True)]
     ratios = [ready / total for (_, ready), total in zip(rounds, totals, strict=True)]
     rows = [
-        ("what", f"{spec.stream} {spec.network}, batch {spec.batch}, {spec.crop_px} px, on {device}"),
+        ("what", f"{spec.stream} {spec.network}, batch {spec.batch}, {spec.crop_px} px, on {run.device}"),
         ("precision", spec.precision),
-        ("loading processes", str(loader_workers(spec.loader_workers, device))),
-        ("share that a GPU decodes", "measured" if spec.gpu_decoding < 0 else f"{spec.gpu_decoding:g}"),
+        ("loading processes", str(workers)),
+        ("share that a GPU decodes", f"{spec.gpu_decoding:g}" if spec.gpu_decoding >= 0 else "as each round says"),
         ("a step from the store waits for data, share of its time", spread(shares, 3)),
         ("from the store, clips/s", spread([spec.batch / total for total in totals], 1)),
         ("batch on the device already, clips/s", spread([spec.batch / ready for _, ready in rounds], 1)),
@@ -188,7 +195,14 @@ def report(spec: StreamSpec, device: torch.device, rounds: list, differences: li
     for network, rate, found, by_threads in differences:
         what = f"{network}, learning rate {rate:g}: largest difference of {COMPARED} losses, 1 process against 2"
         rows.append((what, f"{found:.1e} (1 process, half the threads against all: {by_threads:.1e})"))
-    record = {"spec": spec.as_dict(), "rounds": rounds, "waiting": shares, "ratio": ratios, "differences": differences}
+    record = {
+        "spec": spec.as_dict(),
+        "workers": workers,
+        "rounds": rounds,
+        "waiting": shares,
+        "ratio": ratios,
+        "differences": differences,
+    }
     decoding = "" if spec.gpu_decoding < 0 else f" {spec.gpu_decoding:g} decoded there"
     show(f"training {spec.stream} {spec.network} {spec.precision}{decoding}", rows, record)
 

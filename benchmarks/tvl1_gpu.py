@@ -83,28 +83,34 @@ def images(pairs: int, height: int, width: int) -> tuple[torch.Tensor, torch.Ten
     return frames[:-1].contiguous(), frames[1:].contiguous()
 
 
+def note(rows: list[tuple[str, str]], what: str, found: str) -> None:
+    """Add a row and print it at once: a run that is cut short has shown what it found."""
+    rows.append((what, found))
+    print(what, found, sep=": ", flush=True)
+
+
 def rates() -> None:
     bandwidth, rows, record = copy_bandwidth(), [], {}
-    rows.append(("copy within the device's memory", f"{bandwidth / 1e9:.0f} GB/s"))
+    note(rows, "copy within the device's memory", f"{bandwidth / 1e9:.0f} GB/s")
     for height, width in SIZES:
         must = pair_bytes(height, width, SPEC)
-        rows.append((f"{width} x {height}, by formula", f"{must / 1e6:.0f} MB a pair"))
+        note(rows, f"{width} x {height}, by formula", f"{must / 1e6:.0f} MB a pair")
         for pairs in BATCHES:
             both = images(pairs, height, width)
             rate = pairs / seconds(lambda both=both: tvl1_triton.flow_between(*both, SPEC))
             share = rate * must / bandwidth
-            rows.append((f"{width} x {height}, {pairs} pairs at once", f"{rate:.0f} pairs/s, {share:.0%} of the copy"))
+            note(rows, f"{width} x {height}, {pairs} pairs at once", f"{rate:.0f} pairs/s, {share:.0%} of the copy")
             record[f"{width}x{height}, {pairs}"] = rate
     both = images(16, *SIZES[1])
     rate = 16 / seconds(lambda: tvl1_torch.flow_between(*both, SPEC), repeats=3)
-    rows.append(("340 x 256, 16 pairs at once, plain torch", f"{rate:.0f} pairs/s"))
+    note(rows, "340 x 256, 16 pairs at once, plain torch", f"{rate:.0f} pairs/s")
     frames = images(256, *SIZES[1])[0].cpu().numpy()
     rate = 255 / seconds(lambda: torch.as_tensor(estimate(frames, SPEC, device="cuda")).cpu(), repeats=3)
-    rows.append(("340 x 256, from numpy frames to flow on the host", f"{rate:.0f} pairs/s"))
+    note(rows, "340 x 256, from numpy frames to flow on the host", f"{rate:.0f} pairs/s")
     memory = torch.cuda.max_memory_allocated()
-    rows.append(("most memory held", f"{memory / 2**30:.2f} GiB"))
+    note(rows, "most memory held", f"{memory / 2**30:.2f} GiB")
     used = f"{peak_bytes_per_pixel():.0f} of {device.CUDA_BYTES_PER_PIXEL} allowed"
-    rows.append(("bytes a pixel of a pair", used))
+    note(rows, "bytes a pixel of a pair", used)
     show("tvl1 on CUDA", rows, {"copy_bandwidth": bandwidth, "pairs_per_second": record})
 
 
@@ -131,9 +137,8 @@ def tiles() -> None:
         for height, width in shapes:
             tile.update(ROWS=height, COLUMNS=width, num_warps=height * width // 32)
             rate = 64 / seconds(lambda: tvl1_triton.flow_between(*both, SPEC), repeats=3)
-            rows.append((f"{name} {height} x {width}", f"{rate:.0f} pairs/s"))
+            note(rows, f"{name} {height} x {width}", f"{rate:.0f} pairs/s")
             record[rows[-1][0]] = rate
-            print(*rows[-1], sep=": ", flush=True)
         tile.update(chosen)
     show("tvl1 tiles on CUDA", rows, {"pairs_per_second": record})
 

@@ -76,7 +76,7 @@ def test_what_was_ready_after_the_first_step_does_not_hide_slow_loading(run, mon
     module, clock = importlib.import_module("training"), _Clock(every=0.08 / share)
     monkeypatch.setattr(module.time, "perf_counter", lambda: clock.now)
     monkeypatch.setattr(module, "training_batches", lambda *_: iter(clock))
-    monkeypatch.setattr(module, "loader_workers", lambda *_: 16)
+    monkeypatch.setattr(module, "processes", lambda *_: 16)
     monkeypatch.setattr(module, "ItemSampler", lambda *_: None)
 
     def train_step(state, *batch):

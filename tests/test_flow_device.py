@@ -5,7 +5,6 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-import numba
 import numpy as np
 import pytest
 import torch
@@ -170,6 +169,7 @@ def test_a_numba_that_does_not_work_is_said_once_and_done_without(broken_numba, 
 
 
 def test_loops_are_not_left_to_python_where_numba_does_not_compile(monkeypatch, capsys):
+    numba = pytest.importorskip("numba", reason="benchmarks/gpu.sh does not need it")
     monkeypatch.setattr(numba.config, "DISABLE_JIT", 1)
     compiling._numba_works.cache_clear()
     try:

@@ -39,7 +39,9 @@ def shared_memory(monkeypatch):
     loading.say_once.cache_clear()
 
     def free(size):
-        monkeypatch.setattr(loading.os, "statvfs", lambda path: SimpleNamespace(f_bavail=size, f_frsize=1))
+        monkeypatch.setattr(
+            loading.os, "statvfs", lambda path: SimpleNamespace(f_blocks=1 << 40, f_bavail=size, f_frsize=1)
+        )
 
     return free
 
@@ -193,6 +195,11 @@ def test_elsewhere_than_on_linux_nothing_is_asked(monkeypatch, capsys):
         raise FileNotFoundError(path)
 
     monkeypatch.setattr(loading.os, "statvfs", missing)
+    assert loading._that_fit(8, 1 << 40) == 8 and capsys.readouterr().err == ""
+
+
+def test_shared_memory_may_have_no_limit(monkeypatch, capsys):
+    monkeypatch.setattr(loading.os, "statvfs", lambda path: SimpleNamespace(f_blocks=0, f_bavail=0, f_frsize=4096))
     assert loading._that_fit(8, 1 << 40) == 8 and capsys.readouterr().err == ""
 
 

@@ -139,7 +139,7 @@ def test_bfloat16_rounds_what_the_network_computes(data):
 def test_waiting_and_stepping_are_told_apart(data, tmp_path, capsys):
     catalog, curve = data("frames"), Curve(seconds_waiting=1.0)
     slow = (time.sleep(0.05) or number for number in range(3))
-    assert list(training._waited_for(slow, curve)) == [0, 1, 2] and curve.seconds_waiting > 1.15
+    assert list(training._waited_for(slow, spec(), curve)) == [0, 1, 2] and curve.seconds_waiting > 1.15
     _, curve = run(spec(), catalog, tmp_path)
     assert curve["seconds_waiting"] > 0 and curve["seconds_stepping"] > 0
     assert curve["seconds_waiting"] + curve["seconds_stepping"] < curve["seconds"]
@@ -323,11 +323,12 @@ def test_what_killed_processes_left_is_removed_at_the_end(data, tmp_path):
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("another")])
-def test_too_little_memory_for_a_step_is_reported_with_what_helps(data, tmp_path, monkeypatch, error):
-    def step(*_):
-        raise error
+@pytest.mark.parametrize("where", ["train_step", "training_batches"])
+def test_too_little_memory_for_a_step_is_reported_with_what_helps(data, tmp_path, monkeypatch, where, error):
+    def fails(*_):
+        raise type(error)(str(error))  # a new one: each test has it with its own notes
 
-    monkeypatch.setattr(training, "train_step", step)
+    monkeypatch.setattr(training, where, fails if where == "train_step" else lambda *_: iter(fails, None))
     with pytest.raises(RuntimeError, match=str(error)) as found:
         run(spec(), data("frames"), tmp_path)
     notes = getattr(found.value, "__notes__", [])

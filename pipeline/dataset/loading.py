@@ -236,6 +236,8 @@ def _that_fit(workers: int, batch_bytes: int) -> int:
         memory = os.statvfs(_SHARED_MEMORY)
     except OSError:  # not on Linux: torch takes files elsewhere
         return workers
+    if not memory.f_blocks:  # how tmpfs says that it has no limit
+        return workers
     free = memory.f_bavail * memory.f_frsize
     # besides the batches ahead, one is being handed over and one is in use
     found = max(0, min(workers, int(free / batch_bytes - 2) // _BATCHES_AHEAD))

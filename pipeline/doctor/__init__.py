@@ -121,7 +121,8 @@ def pairs_per_second(method: str, *, device: str, seconds: float) -> float:
     """Pairs per second of a method on a moving texture of the size of UCF-101's cached frames.
 
     On a CPU it runs on one thread, as in workers, and CPU time is measured, so other programs do not make a method look
-    slow. A first call warms up, since a method may compile; then flow is computed for `seconds`, at least once.
+    slow. A first call warms up, since a method may compile; then flow is computed for `seconds`, at least once. Flow
+    comes back as floats, which the Flow stage never fetches from a GPU: there the stage is faster.
     """
     from pipeline.flow import estimate, pairs_of, tensor_device
     from pipeline.flow.device import one_thread

@@ -185,7 +185,7 @@ def uploaded(frames: np.ndarray, *, device: str) -> np.ndarray | Tensor:
         return frames
     import torch
 
-    return torch.from_numpy(np.ascontiguousarray(frames)).to(device, non_blocking=True)
+    return torch.from_numpy(np.require(frames, requirements=["C", "W"])).to(device, non_blocking=True)
 
 
 class Download:

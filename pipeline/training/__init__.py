@@ -118,7 +118,7 @@ def _take_steps(run: TrainingState, training: Dataset, validation: EvalSet, save
     if run.world.rank == 0 and (remark := remark_on_milestones(spec)):
         say(f"training, {spec.stream}: {remark}")
     with Progress(f"training, {spec.stream}", spec.steps - run.step, "steps") as progress:
-        for inputs, labels in _waited_for(batches, run.curve):
+        for inputs, labels in _waited_for(batches, spec, run.curve):
             loss = _timed_step(run, inputs, labels)
             run.step += 1
             run.curve.record(loss, run.spec, run.step)
@@ -145,12 +145,13 @@ def _warn_of_days(run: TrainingState, progress: Progress) -> None:
         )
 
 
-def _waited_for(batches: Iterable, curve: Curve) -> Iterator:
+def _waited_for(batches: Iterable, spec: StreamSpec, curve: Curve) -> Iterator:
     """Yield the same batches; add the time spent waiting for each to the curve."""
     rest = iter(batches)
     while True:
         began = time.monotonic()
-        batch = next(rest, None)
+        with _advice_on_memory(spec):  # a GPU may also lack it for the next batch
+            batch = next(rest, None)
         curve.seconds_waiting += time.monotonic() - began
         if batch is None:
             return
@@ -159,17 +160,23 @@ def _waited_for(batches: Iterable, curve: Curve) -> Iterator:
 
 def _timed_step(run: TrainingState, inputs: torch.Tensor, labels: torch.Tensor) -> float:
     began = time.monotonic()
-    try:
+    with _advice_on_memory(run.spec):
         loss = train_step(run, inputs, labels)
+    run.curve.seconds_stepping += time.monotonic() - began
+    return loss
+
+
+@contextlib.contextmanager
+def _advice_on_memory(spec: StreamSpec) -> Iterator[None]:
+    try:
+        yield
     except Exception as error:
         if is_out_of_memory(error):
-            where, parts = f"[{run.spec.stream}]", run.spec.accumulate
+            where, parts = f"[{spec.stream}]", spec.accumulate
             error.add_note(
                 f"raise {where} accumulate (now {parts}), the parts that a batch is cut into, or lower batch"
             )
         raise
-    run.curve.seconds_stepping += time.monotonic() - began
-    return loss
 
 
 def _say_speed(run: TrainingState) -> None:
