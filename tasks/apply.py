@@ -16,7 +16,6 @@ from tasks.base import Stage
 from tasks.conclude import Fuse
 from tasks.learn import ScoreStream
 from tasks.listing import Catalog, OfVideos
-from tasks.mistakes import one_line_errors
 from tasks.prepare import Flow, Frames
 
 
@@ -38,15 +37,15 @@ class ScoreVideos(OfVideos):
     file = "scores.h5"  # written last
     beside = ("predictions.csv",)
 
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
+    def check_settings(self) -> None:
+        """Refuse also a fusion that was not chosen for the given checkpoints."""
+        super().check_settings()
         given = [f"--{s}-checkpoint" for s in STREAMS if getattr(self, f"{s}_checkpoint")]
         if self.fuse != "average" and given:
-            with one_line_errors():
-                raise ValueError(
-                    f"--fuse is {self.fuse!r}, which was chosen for the streams trained here, not for {given[0]}; use "
-                    "the average"
-                )
+            raise ValueError(
+                f"--fuse is {self.fuse!r}, which was chosen for the streams trained here, not for {given[0]}; use "
+                "the average"
+            )
 
     @property
     def label(self) -> str:

@@ -74,7 +74,8 @@ class Stage(OfDataset):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        self.check_settings()
+        with one_line_errors():
+            self.check_settings()
 
     def clone(self, cls: type[luigi.Task] | None = None, **kwargs: Any) -> luigi.Task:
         """A task with the same parameters, except those given; of `changes` and `seed` it gets only what it reads.
@@ -148,8 +149,8 @@ class Stage(OfDataset):
         """Content key of each thing that this stage reads."""
         return [task.key() for task in self.before()]
 
-    def before(self) -> list[Stage]:
-        """The stages that this one reads."""
+    def before(self) -> list[luigi.Task]:
+        """What this stage reads: stages, or the demo's videos."""
         return luigi.task.flatten(self.requires())
 
     def digests_before(self) -> list[str]:
@@ -193,7 +194,7 @@ class Stage(OfDataset):
                 self._record_if_lost()
 
     def check_settings(self) -> None:
-        """Refuse wrong settings, which the first use of `cache` in a scope checks."""
+        """Refuse wrong settings and parameters when the task is made. The first use of `cache` checks the settings."""
         _ = self.cache
 
     def check_once(self) -> None:

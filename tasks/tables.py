@@ -67,12 +67,9 @@ class PaperTable(Repeated, OnDevice):
     file = "table.json"
     beside = ("table.html", "table.md")
 
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        with one_line_errors():
-            self._check()
-
-    def _check(self) -> None:
+    def check_settings(self) -> None:
+        """Refuse also a second dataset or rows that do not exist."""
+        super().check_settings()
         names = [name for name in settings.datasets() if name != self.dataset_name]
         if self.with_dataset and self.with_dataset not in names:
             raise ValueError(unknown_name(f"--with-dataset {self.with_dataset!r}", self.with_dataset, names))
@@ -169,7 +166,8 @@ class PaperTable(Repeated, OnDevice):
 
     def complete(self) -> bool:
         """Whether the table is done. If rows are missing, they are not queried: a refused row must not end the run."""
-        whole = self.output().exists() and self.output().recorded().get("inputs") != PARTIAL
+        with one_line_errors():
+            whole = self.output().exists() and self.output().recorded().get("inputs") != PARTIAL
         done = whole and super().complete()
         if not done:
             self.check_once()

@@ -18,7 +18,7 @@ from conftest import ROOT
 from pipeline import quantize
 from pipeline.scores import Scores
 from pipeline.system.errors import DamagedFile, MachineFault, StageFailed, WorkerDied
-from tasks import Catalog, command, mistakes, session
+from tasks import Catalog, PaperTable, command, mistakes, session
 
 
 @pytest.mark.parametrize(
@@ -222,6 +222,15 @@ def test_what_is_read_to_find_whether_a_stage_is_done_is_reported_in_one_line(co
     monkeypatch.setattr("tasks.settings.from_command_line", lambda: True)
     with pytest.raises(SystemExit, match="error: .* Permission denied: 'weights.pth'"):
         fresh(Catalog).complete()
+
+
+def test_a_damaged_table_is_reported_in_one_line(config, monkeypatch):
+    of = fresh(PaperTable, table="1a")
+    of.folder.mkdir(parents=True)
+    of.path.write_text("{")
+    monkeypatch.setattr("tasks.settings.from_command_line", lambda: True)
+    with pytest.raises(SystemExit, match="error: .*table.json is damaged .*; delete it and run the same command again"):
+        fresh(PaperTable, table="1a").complete()
 
 
 ENDS = """
