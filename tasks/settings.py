@@ -124,7 +124,7 @@ def datasets() -> list[str]:
 
 def has_official_splits(dataset: str) -> bool:
     """Whether the dataset's splits are those of official lists, named by number."""
-    return resolve("dataset", dataset).layout in ("ucf101", "hmdb51")
+    return resolve("dataset", dataset).has_official_lists
 
 
 def resolve(section: str, dataset: str = "", changes: Mapping[str, str] = NOTHING, /, **values) -> Spec:

@@ -26,6 +26,11 @@ HAS_NO = {"val": "split 1 has no validation clips, on which fusions are", "test"
         ),
         ("val", {"layout": "csv"}, "too few .* of other groups, or name some in the split column of the CSV file$"),
         ("test", {"test_fraction": 0.0}, r"\[dataset\] test_fraction is 0; raise it$"),
+        (
+            "test",
+            {"layout": "csv", "test_fraction": 0.0},
+            r"\[dataset\] test_fraction is 0; raise it, or name some in the split column of the CSV file$",
+        ),
         ("test", {"layout": "csv"}, "name some in the split column .* which is 0.3, of the 2 groups is drawn"),
     ],
 )

@@ -290,6 +290,15 @@ def test_the_digest_ignores_what_the_other_settings_do_not_read(reader, other, c
     assert digest({**other, **change}) == digest(other)
 
 
+def test_how_parts_are_drawn_is_in_no_digest_where_none_are_drawn():
+    def changed(**change):
+        layouts = {"ucf101", "hmdb51", "folder", "csv", "unlabelled"}
+        return {of for of in layouts if DatasetSpec(layout=of, **change).digest() != DatasetSpec(layout=of).digest()}
+
+    assert changed(test_fraction=0.2) == {"folder", "csv"}
+    assert changed(val_fraction=0.2) == changed(split_seed=1) == {"folder", "csv", "ucf101", "hmdb51"}
+
+
 def test_what_identifies_the_defaults_is_every_setting_that_is_read():
     kept = {name: field for name, field in StreamSpec.settings().items() if not field.metadata["neutral"]}
     plain = {name: kept[name].default for name in set(kept) - {"with_same", "consensus", "learning_rate_end"}}

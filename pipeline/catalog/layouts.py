@@ -107,7 +107,7 @@ def list_files(spec: DatasetSpec) -> list[Path]:
     Raises:
         FileNotFoundError: the folder of the lists, or the CSV file, does not exist or holds no list.
     """
-    if spec.layout in ("folder", "unlabelled"):
+    if not spec.reads_lists:
         return []
     lists = Path(spec.lists)
     files = [lists] if spec.layout == "csv" else sorted(lists.glob("*.txt"))
@@ -166,7 +166,7 @@ def split_names(spec: DatasetSpec) -> list[str]:
     if spec.layout == "unlabelled":
         return [spec.split]
     list_files(spec)  # raises if they are not there
-    if spec.layout in ("ucf101", "hmdb51"):
+    if spec.has_official_lists:
         return split_numbers(Path(spec.lists))
     csv_file = spec.layout == "csv"
     rows = _read_csv(spec, "1") if csv_file else _read_folder(spec, list(scan_videos(Path(spec.videos))))

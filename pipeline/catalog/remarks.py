@@ -96,7 +96,7 @@ def on_untested(clips: Sequence[Clip], classes: Sequence[str]) -> None:
 
 def on_split(spec: DatasetSpec, split: str, tested: Collection[str]) -> None:
     """Print that a number was taken as the name of a group, where it would otherwise draw the test part."""
-    if split.isdecimal() and spec.layout in ("folder", "csv") and set(tested) == {split}:
+    if split.isdecimal() and spec.draws_groups and set(tested) == {split}:
         say(
             f"catalog: split {split} is the name of a group, which alone is the test part; a number that names no "
             "group draws [dataset] test_fraction of the groups"

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 from pipeline.specs.base import Spec, check_device, setting
 
+OFFICIAL_LAYOUTS = ("ucf101", "hmdb51")
 FLOW_METHODS = (
     *("tvl1", "brox", "raft_small", "raft_large"),
     *("dis_ultrafast", "dis_fast", "dis_medium", "farneback", "deepflow", "pcaflow"),
@@ -49,11 +50,13 @@ class DatasetSpec(Spec):
     """Where a video set lies and how it is read and split."""
 
     SECTION: ClassVar[str] = "dataset"
-    VERSION: ClassVar[int] = 4  # 2: groups that hold much of a class are drawn last; 4: `videos_key` without groups
+    # 2: groups that hold much of a class are drawn last; 3: was for csv with a group pattern alone; 4:
+    # `videos_key` without groups
+    VERSION: ClassVar[int] = 4
     layout: str = setting(
         "folder",
         "how videos and labels lie on disk; unlabeled ones go as far as Flow, and ScoreVideos scores them",
-        choices=("ucf101", "hmdb51", "folder", "csv", "unlabelled"),
+        choices=(*OFFICIAL_LAYOUTS, "folder", "csv", "unlabelled"),
     )
     videos: str = setting("", "folder of the videos", neutral=True, path=True)
     lists: str = setting("", "folder of the official split lists, or the CSV file", neutral=True, path=True)
@@ -69,15 +72,35 @@ class DatasetSpec(Spec):
     val_fraction: float = setting(0.15, "share of the training groups kept for validation", low=0.0, high=0.9)
     split_seed: int = setting(0, "seed of the cuts by group")
 
+    @property
+    def has_official_lists(self) -> bool:
+        """Whether lists name the test clips of numbered splits."""
+        return self.layout in OFFICIAL_LAYOUTS
+
+    @property
+    def reads_lists(self) -> bool:
+        """Whether clips are named by lists, or by a CSV file."""
+        return self.has_official_lists or self.layout == "csv"
+
+    @property
+    def draws_groups(self) -> bool:
+        """Whether groups, which a pattern may find, are drawn for the test part."""
+        return self.layout in ("folder", "csv")
+
+    def unread(self) -> set[str]:
+        """How parts are drawn, where official lists give the test part, or where unlabeled videos have no parts."""
+        drawing = {"test_fraction", "val_fraction", "split_seed"}
+        return drawing if self.layout == "unlabelled" else set() if self.draws_groups else {"test_fraction"}
+
     def check(self):
         """Check that the layout reads what is given: lists, and a group pattern, which needs a group named `group`."""
-        if self.lists and self.layout in ("folder", "unlabelled"):
+        if self.lists and not self.reads_lists:
             raise ValueError(
                 f"[dataset] lists is {self.lists!r}, but layout {self.layout} reads no lists; set layout = csv (or "
                 "ucf101, hmdb51), or leave lists out"
             )
         if self.group_pattern:
-            if self.layout not in ("folder", "csv"):
+            if not self.draws_groups:
                 raise ValueError(
                     f"[dataset] group_pattern is {self.group_pattern!r}, but layout {self.layout} does not read it "
                     "(official lists give the groups, unlabeled videos have none); leave it out"
