@@ -105,9 +105,18 @@ def write_demo(folder: Path, spec: DemoSpec) -> bool:
 
 
 def is_written(folder: Path, spec: DemoSpec) -> bool:
-    """Whether the folder holds exactly this demo dataset, complete."""
+    """Whether the folder holds exactly this demo dataset, complete.
+
+    Raises:
+        ValueError: `demo.json` is damaged, so that nobody knows whose the folder is.
+    """
     marker = folder / MARKER
-    return marker.is_file() and read_json(marker) == spec.identity()
+    try:
+        return marker.is_file() and read_json(marker) == spec.identity()
+    except ValueError:
+        raise ValueError(
+            f"{marker} is damaged; delete the folder {folder}, if it is the demo's, and run the same command again"
+        ) from None
 
 
 def class_names() -> list[str]:

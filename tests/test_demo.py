@@ -173,7 +173,7 @@ def test_clips_of_a_group_share_the_background_and_groups_do_not():
 
 def test_a_damaged_marker_is_no_reason_to_write_over_the_folder(tmp_path):
     (tmp_path / "demo.json").write_text("")
-    with pytest.raises(ValueError, match=r"demo.json is damaged .*; delete it and run the same command again"):
+    with pytest.raises(ValueError, match=rf"demo.json is damaged; delete the folder {tmp_path}, if it is the demo's"):
         is_written(tmp_path, DemoSpec())
 
 
