@@ -273,7 +273,7 @@ def test_the_paper_s_spatial_network_starts_its_temporal_one(tmp_path, plain):
 
 
 def test_a_start_that_is_no_weights_file_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="'nowhere.pth', which is no file; allowed: scratch, imagenet"):
+    with pytest.raises(FileNotFoundError, match="'nowhere.pth', which is no file; allowed: scratch, imagenet"):
         build(spec(start="nowhere.pth"), 4)
     (tmp_path / "text.pth").write_text("hello")
     with pytest.raises(ValueError, match="text.pth cannot be loaded with weights_only=True"):

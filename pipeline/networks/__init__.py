@@ -14,7 +14,7 @@ from pipeline.networks.backbones import (
     refuse_unrepeatable,
     torchvision_body,
 )
-from pipeline.networks.starting import of_body, read_weights, start_from
+from pipeline.networks.starting import of_body, read_weights, refuse_absent, start_from
 from pipeline.specs import StreamSpec
 from pipeline.specs.base import check_device
 from pipeline.system.gpus import cuda_count
@@ -134,7 +134,7 @@ def build(spec: StreamSpec, num_classes: int, other_classes: int = 0, *, start: 
 
     Raises:
         ValueError: unknown network or start, or weights that do not belong to the network.
-        FileNotFoundError: the ImageNet weights are damaged or cannot be downloaded.
+        FileNotFoundError: there is no such weights file, or ImageNet's are damaged or cannot be downloaded.
     """
     network, start = build_untrained(spec, num_classes, other_classes), start or spec.start
     if spec.partial_bn and not network.kept_norms():
@@ -154,10 +154,8 @@ def check(spec: StreamSpec) -> None:
     """
     if spec.start == "imagenet":
         imagenet.refuse(spec)
-    if spec.start_file and not spec.start_file.is_file():
-        raise FileNotFoundError(
-            f"[{spec.stream}] start is {spec.start!r}, which is no file; allowed: scratch, imagenet, or a weights file"
-        )
+    if spec.start_file:
+        refuse_absent(spec.start_file, spec)
     network = _on_meta(spec)
     refuse_crop(network.body, spec)
     if spec.start_file:

@@ -22,8 +22,22 @@ if TYPE_CHECKING:
 CHECKPOINT_FORMAT = "two-stream-checkpoint"
 
 
+def refuse_absent(start: str | Path, spec: StreamSpec) -> None:
+    """Refuse a file of weights that does not exist.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    if not Path(start).is_file():
+        raise FileNotFoundError(
+            f"[{spec.stream}] start is {str(start)!r}, which is no file; allowed: scratch, imagenet, or a weights file"
+        )
+
+
 def start_from(network: Network, spec: StreamSpec, start: str | Path) -> None:
     """Load the body's weights: torchvision's by their published names, or those from one of our checkpoints."""
+    if start != "imagenet":
+        refuse_absent(start, spec)
     read = imagenet.read(spec) if start == "imagenet" else read_weights(start)
     state = of_body(network, read, spec, start)
     name = _first_layer(network)
@@ -71,12 +85,9 @@ def read_weights(path: str | Path, *, mmap: bool = False) -> dict[str, torch.Ten
     With `mmap`, tensors are read on use.
 
     Raises:
-        ValueError: no such file, or one with other content (code in a file is never executed).
+        FileNotFoundError: no such file.
+        ValueError: it has other content (code in a file is never executed).
     """
-    if not Path(path).is_file():
-        raise ValueError(
-            f"start is {str(path)!r}, which is no file; allowed: scratch, imagenet, or the path of a weights file"
-        )
     found = read_tensors(path, mmap=mmap)
     if isinstance(found, dict) and found.get("format") == CHECKPOINT_FORMAT:
         found = found["state"]

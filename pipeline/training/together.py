@@ -18,6 +18,7 @@ from torch.utils.data import Dataset
 from pipeline.catalog import NO_VIDEO, Catalog, Clip
 from pipeline.dataset import TrainingSet
 from pipeline.networks.checkpoint import clips_seen
+from pipeline.networks.starting import refuse_absent
 from pipeline.specs import StreamSpec
 from pipeline.specs.base import unknown_name
 from pipeline.system.console import some
@@ -187,11 +188,13 @@ def refuse_start_that_saw(spec: StreamSpec, catalog: Catalog, start: Path | None
     """Refuse a file of weights to start from that saw clips which are held out here, as one of another split did.
 
     Raises:
+        FileNotFoundError: there is no such file.
         ValueError: it was trained on validation or test clips of this split that are not training clips too, or chosen
             on its test clips.
     """
     if not start:
         return
+    refuse_absent(start, spec)
     trained, chosen = clips_seen(start)
     own = {clip.content for clip in catalog.part("train")} | NO_VIDEO
     seen = {"val": trained - own, "test": (trained | chosen) - own}
