@@ -25,22 +25,31 @@ _SHOWN = 5  # most failed clips in a message
 
 
 def score_to(
-    path: Path | str, attrs: dict[str, Any], *, catalog: Catalog, part: str, spec: ScoreSpec, **others: Any
+    path: Path | str,
+    attrs: dict[str, Any],
+    *,
+    checkpoint: Path | str,
+    store_path: Path | str,
+    catalog: Catalog,
+    part: str,
+    spec: ScoreSpec,
+    device: str = "auto",
 ) -> Scores:
     """Run `score` and write a scores file; with `spec.per_view`, also every view, with at most one batch in memory.
 
     Args:
         path: the file; it exists only once it is complete.
         attrs: attributes of the file.
-        catalog, part, spec, others: the arguments of `score`.
+        checkpoint, store_path, catalog, part, spec, device: the arguments of `score`.
     """
+    given = {"store_path": store_path, "catalog": catalog, "part": part, "spec": spec, "device": device}
     if not spec.per_view:
-        found = score(catalog=catalog, part=part, spec=spec, **others)
+        found = score(checkpoint, **given)
         found.write(path, **attrs)
         return found
     clips, views = len(catalog.part(part)), spec.frames * spec.crops
     with store.create_scores(path, attrs, clips=clips, views=views) as writer:
-        found = score(catalog=catalog, part=part, spec=spec, views=writer, **others)
+        found = score(checkpoint, **given, views=writer)
         writer.put_table(found.arrays())
     return found
 

@@ -214,7 +214,8 @@ def jitter(frame: np.ndarray, factors: np.ndarray) -> np.ndarray:
     """
     brightness, contrast, saturation = (np.float32(factor) for factor in factors)
     view = frame * brightness
-    view = (view - (view @ _GRAY).mean()) * contrast + (view @ _GRAY).mean()
+    mean = (view @ _GRAY).mean()
+    view = (view - mean) * contrast + mean
     gray = (view @ _GRAY)[..., None]
     return np.rint((view - gray) * saturation + gray).clip(0, 255).astype(np.uint8)
 

@@ -136,5 +136,4 @@ class Costs:
 
 
 def _elsewhere(work: Work, where) -> Work:
-    far = where.kind in ("address", "jobqueue")
-    return estimates.noted(work, ELSEWHERE) if far else work
+    return work if where.is_here else estimates.noted(work, ELSEWHERE)

@@ -64,9 +64,7 @@ class TrainStream(OnDevice):
 
     def own_digest(self) -> str:
         """Digest of the settings of the stream and of what it reads, and of the file of weights it starts from."""
-        start = self.stream_spec.start_file
-        content = [files.file_hash(start)] if start and start.is_file() else []
-        return self.stream_spec.digest(*self.digests_before(), *content)
+        return self.stream_spec.digest(*self.digests_before(), *files.contents(self.stream_spec.start_file))
 
     def requires(self) -> list[Stage]:
         """The frames (spatial stream) or the flow (temporal stream), the catalog, and `of_other`."""
@@ -206,7 +204,7 @@ class ScoreStream(OfVideos, OnDevice):
 
     def own_digest(self) -> str:
         """Digest of the settings of the test views and of all it reads, and of the content of given weights."""
-        given = [files.file_hash(self.weights) if self.weights.is_file() else ""] if self.checkpoint else []
+        given = (files.contents(self.weights) or [""]) if self.checkpoint else []
         return self.spec("score").digest(self.part, *given, *self.digests_before())
 
     def requires(self) -> list[Stage]:

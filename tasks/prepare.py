@@ -104,9 +104,8 @@ class Flow(_Store):
 
     def own_digest(self) -> str:
         """Digest of the settings of flow and frames, and of RAFT's weights if they come from a file."""
-        weights = self.spec("flow").weights_file
-        content = [files.file_hash(weights)] if weights and weights.is_file() else []
-        return self.spec("flow").digest(self.requires()[0].digest, *content)
+        spec = self.spec("flow")
+        return spec.digest(self.requires()[0].digest, *files.contents(spec.weights_file))
 
     def requires(self) -> list[Stage]:
         """The frames."""
@@ -118,7 +117,7 @@ class Flow(_Store):
 
     def check(self) -> None:
         """Refuse a method that cannot run on this machine, if flow is computed here."""
-        if self.spec("cluster").kind in ("inline", "local") and (may_write() or not self.to_download()):
+        if self.spec("cluster").is_here and (may_write() or not self.to_download()):
             from pipeline import flow
 
             flow.check(self.spec("flow"), device=self.on_device)
@@ -135,7 +134,7 @@ class Flow(_Store):
         """A GPU, if flow may be computed on one of this machine's: no training should use it at the same time."""
         from pipeline import flow
 
-        here = self.spec("cluster").kind in ("inline", "local")
+        here = self.spec("cluster").is_here
         return {"gpu": 1} if here and flow.may_use_cuda(self.spec("flow").method, self.run_spec.device) else {}
 
     def to_download(self) -> str:

@@ -55,7 +55,7 @@ def test_batches_are_halved_until_they_fit(full):
         return torch.from_numpy(np.stack([first, second], 1).astype(np.float32))
 
     first = np.arange(10 * 6, dtype=np.uint8).reshape(10, 2, 3)
-    flow = in_halving_batches(between, first, first + 1, pairs=10)
+    flow = in_halving_batches(between, first, first + 1)
     assert given == [10, 5, 3, 3, 3, 1]
     assert np.array_equal(flow.numpy(), np.stack([first, first + 1], 1))
 
@@ -77,9 +77,9 @@ def test_a_pair_that_does_not_fit_and_other_errors_are_raised():
 
     images = np.zeros((4, 2, 3), np.uint8)
     with pytest.raises(torch.OutOfMemoryError, match="CUDA out of memory"):
-        in_halving_batches(too_large, images, images, pairs=4)
+        in_halving_batches(too_large, images, images)
     with pytest.raises(RuntimeError, match="a kernel failed"):
-        in_halving_batches(broken, images, images, pairs=4)
+        in_halving_batches(broken, images, images)
 
 
 def test_the_batch_fits_into_a_third_of_the_free_memory(monkeypatch):

@@ -24,7 +24,7 @@ _GIVE_UP_AFTER = 6  # times that long
 
 def worker_count(spec: ClusterSpec, devices: tuple[str, ...] = ()) -> int:
     """Number of workers: `spec.workers`, or one per usable core; with devices here, at most one per device."""
-    if devices and spec.kind in ("inline", "local"):
+    if devices and spec.is_here:
         return min(spec.workers or len(devices), len(devices))
     return spec.workers or usable_cores()
 
@@ -36,7 +36,7 @@ def threads_each(spec: ClusterSpec, devices: tuple[str, ...]) -> int:
     """
     if spec.threads or not devices:
         return spec.threads or 1
-    if spec.kind not in ("inline", "local"):
+    if not spec.is_here:
         return 0
     workers = 1 if spec.kind == "inline" else worker_count(spec, devices)
     return max(1, usable_cores() // workers)
@@ -148,7 +148,7 @@ class Workers:
     def _run_on_dask(self, function: Callable[[Any], Any], jobs: Iterator[Any]) -> Iterator[tuple[Any, Any]]:
         from distributed import as_completed
 
-        client, elsewhere = self._connection.client, self.spec.kind in ("address", "jobqueue")
+        client, elsewhere = self._connection.client, not self.spec.is_here
         resources = functools.cache(self._resources)
         ended, carry = as_completed(loop=client.loop), carrier() if elsewhere else None
 

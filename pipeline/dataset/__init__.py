@@ -99,7 +99,7 @@ class TrainingSet(Dataset):
         self.pictures: list[Pictures] = []  # what each clip is read from
         for path, wanted in ((store_path, clips), *more):
             pictures = Pictures(spec, path)
-            held = pictures.usable(wanted, "training")
+            held = pictures.usable(wanted)
             if not held:
                 raise ValueError(
                     f"none of the {len(wanted)} training clips is in {path}; `python -m pipeline inspect` shows why"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import functools
 import os
 import threading
@@ -17,9 +16,9 @@ from pipeline.catalog import Clip
 from pipeline.specs import StackSpec, StreamSpec
 from pipeline.stacks.stored import EncodedStack, Planes, stored_stack
 from pipeline.system.console import plain
+from pipeline.system.files import DISK_AWAY
 from pipeline.system.progress import say
 
-_MOMENTARY = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT)  # what a network disk raises while its server is away
 PAUSES_SECONDS = (2.0, 15.0, 120.0)
 """Seconds to wait before each retry of a failed read: a server that restarts must not end a night's work."""
 
@@ -50,7 +49,7 @@ def _patient(read: Callable) -> Callable:
             try:
                 return read(pictures, *given)
             except OSError as error:
-                if error.errno not in _MOMENTARY:
+                if error.errno not in DISK_AWAY:
                     raise
                 why = os.strerror(error.errno)
                 say(f"{pictures.spec.stream}: {pictures.path} cannot be read ({why}); trying again in {pause:g} s")
@@ -101,14 +100,14 @@ class Pictures:
         backward = Planes(*stored.stored_flow(*where.backward, backward=True, **how)) if where.backward else None
         return stored_stack(forward, backward, spec, where)
 
-    def usable(self, clips: Sequence[Clip], use: str) -> list[Clip]:
-        """The clips that the store holds; prints how many it lacks. `use` names their purpose in that message."""
+    def usable(self, clips: Sequence[Clip]) -> list[Clip]:
+        """The training clips that the store holds; prints how many it lacks."""
         held, lost = [], []
         for clip in clips:
             (held if clip.id in self.store else lost).append(clip)
         if lost:
             say(
-                f"{self.spec.stream}: {len(lost)} of {len(clips)} {use} clips are left out, such as "
+                f"{self.spec.stream}: {len(lost)} of {len(clips)} training clips are left out, such as "
                 f"{plain(lost[0].id)}: {self.why_lost(lost[0].id)}"
             )
         return held

@@ -150,7 +150,7 @@ def estimate_on_device(
         if direction == "backward":
             first, second = second, first
         compute = functools.partial(_checked, compute_pairs, spec=spec, device=device)
-        flow = in_halving_batches(compute, first, second, pairs=len(first))
+        flow = in_halving_batches(compute, first, second)
         return brought_back(flow, spec.enlarge)
 
 

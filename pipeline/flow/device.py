@@ -95,13 +95,12 @@ def _free_bytes(device: str) -> int:
     return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
 
 
-def in_halving_batches(between: Callable[[Any, Any], Any], first: Any, second: Any, *, pairs: int) -> Any:
-    """Apply `between` to batches of at most `pairs` pairs, halving them until they fit in the device's memory.
+def in_halving_batches(between: Callable[[Any, Any], Any], first: Any, second: Any) -> Any:
+    """Apply `between` to all pairs at once, or in batches, halved until they fit in the device's memory.
 
     Args:
         between: maps n first and n second images to their flow, (n, 2, H, W).
-        first, second: (N, H, W) or (N, H, W, 3), numpy arrays or tensors.
-        pairs: at least 1.
+        first, second: (N, H, W) or (N, H, W, 3), numpy arrays or tensors; N >= 1.
 
     Returns:
         (N, 2, H, W), a numpy array or a tensor, as `between` returns.
@@ -109,6 +108,7 @@ def in_halving_batches(between: Callable[[Any, Any], Any], first: Any, second: A
     Raises:
         torch.OutOfMemoryError: one pair alone does not fit.
     """
+    pairs = len(first)
     while True:
         try:
             parts = [between(first[k : k + pairs], second[k : k + pairs]) for k in range(0, len(first), pairs)]
@@ -117,7 +117,7 @@ def in_halving_batches(between: Callable[[Any, Any], Any], first: Any, second: A
             if not is_out_of_memory(error) or pairs == 1:
                 raise
         _give_back()  # outside the handler, whose traceback would keep the tensors alive
-        pairs = -(-min(pairs, len(first)) // 2)
+        pairs = -(-pairs // 2)
 
 
 @contextlib.contextmanager

@@ -1,5 +1,5 @@
-"""The flow methods: which there are, what each needs, and the devices on which it works here. Torch is imported
-only to count its devices.
+"""The flow methods: which there are, what each needs, and the devices on which it works here. Torch is imported only
+to count its devices and to try RAFT's weights.
 """
 
 from __future__ import annotations

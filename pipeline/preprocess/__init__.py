@@ -24,7 +24,7 @@ from pipeline.specs import ClusterSpec, FlowSpec, FrameSpec
 from pipeline.specs.base import canonical_json, digest_of
 from pipeline.store import motion
 from pipeline.system.errors import Misread, StageFailed, WorkerDied
-from pipeline.system.files import MAY_PASS, file_hash
+from pipeline.system.files import MAY_PASS, contents
 from pipeline.system.locks import one_writer
 from pipeline.system.progress import Progress, say
 
@@ -39,10 +39,9 @@ def store_attrs(spec: FrameSpec | FlowSpec, *upstream: str) -> dict[str, str]:
         spec: settings; RAFT's weights count by the content of their file, if they come from one that is there.
         upstream: digests of what the store is made from.
     """
-    weights = spec.weights_file if isinstance(spec, FlowSpec) else None
-    contents = {"raft_weights": file_hash(weights)} if weights and weights.is_file() else {}
-    digest = spec.digest(*upstream, *contents.values())
-    return {"digest": digest, "spec": canonical_json({**spec.identity(), **contents})}
+    found = contents(spec.weights_file if isinstance(spec, FlowSpec) else None)
+    about = {**spec.identity(), **({"raft_weights": found[0]} if found else {})}
+    return {"digest": spec.digest(*upstream, *found), "spec": canonical_json(about)}
 
 
 # --- frames -----------------------------------------------------------------------------------------------------------
@@ -205,7 +204,7 @@ def flow_jobs(
 
 def devices_of(spec: FlowSpec, cluster: ClusterSpec, device: str) -> tuple[str, ...]:
     """CUDA devices of the workers: those of this machine, or, for workers on other machines, `device` as given."""
-    if cluster.kind in ("inline", "local"):
+    if cluster.is_here:
         return flow.cuda_devices(spec.method, device)
     return (device,) if flow.may_use_cuda(spec.method, device) else ()
 

@@ -37,6 +37,11 @@ class ClusterSpec(Spec):
     walltime: str = setting("04:00:00", "kind = jobqueue: time limit of a job", neutral=True)
     in_flight: int = setting(2, "shards handed out at once per worker", low=1, neutral=True)
 
+    @property
+    def is_here(self) -> bool:
+        """Whether the work is done on this machine."""
+        return self.kind in ("inline", "local")
+
     def check(self):
         """Check that `kind = address` has an address, and that nothing is given which the kind would not read."""
         if self.kind == "address" and self.workers:

@@ -23,6 +23,7 @@ from pipeline.store.container import (
     read_attrs,
     read_table,
 )
+from pipeline.system.files import TEMPORARY
 
 _COPY_BYTES = 8 << 20
 
@@ -62,7 +63,8 @@ class _Spool:
     """Encoded images, concatenated: in memory while they are small, in a file beside the shard if a clip is long."""
 
     def __init__(self, folder: Path):
-        self._file = tempfile.SpooledTemporaryFile(max_size=32 << 20, dir=folder, prefix=".spool.tmp-")  # noqa: SIM115
+        name = f".spool{TEMPORARY}"
+        self._file = tempfile.SpooledTemporaryFile(max_size=32 << 20, dir=folder, prefix=name)  # noqa: SIM115
         self.offsets, self.crc32 = [0], 0
 
     def append(self, data: bytes) -> None:

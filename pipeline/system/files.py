@@ -1,4 +1,4 @@
-"""Files that are either whole or absent, and folders with one writer at a time."""
+"""Files that are either whole or absent, and records of what folders were made from."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from pipeline.system.progress import say
 
 MADE_FROM = "made_from.json"
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # a full disk, a quota used up, a limit of the size of files
-# a disk or a network that fails, or a machine short of something: it may pass, and says nothing about a file
-MAY_PASS = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
-_TEMPORARY = ".tmp-"
+DISK_AWAY = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT)  # a disk or a network that fails
+MAY_PASS = (*DISK_AWAY, errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # or this machine lacks something
+TEMPORARY = ".tmp-"  # in the names of files that `find_temporaries` finds
 _IMPOSSIBLE = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP)  # what a file system does not have at all
 _NUMBERS = itertools.count()
 
@@ -52,7 +52,7 @@ def _temporary_beside(path: Path) -> Path:
     # with the host name, since containers on several machines often have the same process numbers
     # and a number, since a thread that a killed run left behind in a worker may still write the same file
     writer = f"{plain_name(socket.gethostname())}-{os.getpid()}-{next(_NUMBERS)}"
-    return path.with_name(f".{path.stem}{_TEMPORARY}{writer}{path.suffix}")
+    return path.with_name(f".{path.stem}{TEMPORARY}{writer}{path.suffix}")
 
 
 def write_text(path: Path | str, text: str) -> None:
@@ -89,7 +89,7 @@ def read_json(path: Path | str) -> dict:
 
 def find_temporaries(folder: Path) -> list[Path]:
     """Temporary files in or below `folder`, left by a killed process or being written right now."""
-    return sorted(path for path in folder.rglob(".*") if _TEMPORARY in path.name)
+    return sorted(path for path in folder.rglob(".*") if TEMPORARY in path.name)
 
 
 def record_made_from(folder: Path, artifacts: Path, others: Iterable[Path]) -> None:
@@ -150,6 +150,11 @@ def file_hash(path: Path) -> str:
     """16 hex digits of BLAKE2b over the bytes of a file."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=8)).hexdigest()
+
+
+def contents(*paths: Path | None) -> list[str]:
+    """The `file_hash` of each of these files that is there, for digests: a file counts by its content."""
+    return [file_hash(path) for path in paths if path and path.is_file()]
 
 
 def plain_name(text: str) -> str:

@@ -39,6 +39,7 @@ from pipeline.training.recipe import algorithms, learning_rate, remark_on_milest
 from pipeline.training.state import UNUSABLE, Best, Curve, Saving, TrainingDiverged, TrainingState, identity_of
 from pipeline.training.together import OtherDataset, other_classes, refuse_start_that_saw, seen_by, training_set
 from pipeline.training.validation import validate, validation_set
+from pipeline.training.whole_batch import mean_over_processes
 
 _LONG_S = 24 * 3600  # a longer training on a CPU gets a warning
 
@@ -67,6 +68,7 @@ def train(
         start: weights of the other dataset's training, if `spec.with_how` is start.
 
     Raises:
+        FileNotFoundError: there is no file of weights to start from.
         ValueError: a setting, weights file or device that does not fit, a weights file that saw clips held out here,
             no usable training clip, a missing other dataset, or processes that would not resume from the same step of
             the same training.
@@ -210,7 +212,7 @@ def train_step(run: TrainingState, inputs: ViewBatch | torch.Tensor, labels: tor
     run.optimizer.zero_grad()
     parts = zip(inputs.chunk(spec.accumulate), labels.chunk(spec.accumulate), strict=True)
     losses = [_add_gradient(run, part, *batch) for part, batch in enumerate(parts)]
-    value = run.world.mean(torch.stack(losses).mean()).item()
+    value = mean_over_processes(torch.stack(losses).mean()).item()
     if not math.isfinite(value):
         raise TrainingDiverged(
             f"the loss of the {spec.stream} stream is {value} at step {run.step}, learning rate "
@@ -232,8 +234,8 @@ def _add_gradient(
     """Add the gradient of one part of the batch; processes exchange the sum with the last part."""
     run.piece.place = part * run.world.size + run.world.rank
     torch.manual_seed(_step_seed(run.spec.seed, run.step))  # for dropout, drawn for the whole batch
-    alone = run.world.size == 1 or part == run.spec.accumulate - 1
-    with contextlib.nullcontext() if alone else run.model.no_sync():
+    exchanges = run.world.size == 1 or part == run.spec.accumulate - 1
+    with contextlib.nullcontext() if exchanges else run.model.no_sync():
         loss = _loss(run, inputs, labels)
         run.scaler.scale(loss / run.spec.accumulate).backward()
     return loss.detach()

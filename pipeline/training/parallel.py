@@ -21,7 +21,7 @@ from torch import distributed, nn
 from pipeline.networks import check_deterministic, resolve_device
 from pipeline.specs import StreamSpec
 from pipeline.system.gpus import cuda_count
-from pipeline.training.whole_batch import mean_over_processes, normalize_over_processes
+from pipeline.training.whole_batch import normalize_over_processes
 
 _TIMEOUT = timedelta(minutes=30)  # longest wait for another process, which may be reading slow disks
 
@@ -33,10 +33,6 @@ class World:
     rank: int = 0
     size: int = 1
     local_size: int = 1  # processes on this machine
-
-    def mean(self, value: torch.Tensor) -> torch.Tensor:
-        """The mean of the tensor over all processes, in each of them."""
-        return mean_over_processes(value)
 
     def gather(self, value: Any) -> list[Any]:
         """The values of all processes, ordered by rank."""

@@ -13,7 +13,7 @@ import numpy as np
 
 from pipeline import store
 from pipeline.preprocess.jobs import BAD_CLIP, machine_faults
-from pipeline.preprocess.jobs.earlier import Earlier, copied
+from pipeline.preprocess.jobs.earlier import Earlier, copy_into
 from pipeline.specs import FlowSpec
 from pipeline.system.console import one_line
 from pipeline.system.errors import ClipError, DamagedFile, MachineFault
@@ -103,7 +103,7 @@ class FlowClip:
     def finish(self, spec: FlowSpec) -> None:
         """Write the clip into the shard; it must be complete."""
         if self._found:
-            copied(self._found.stored, self.writer)
+            copy_into(self.writer, self._found.stored)
         self.record = self.record._replace(crc32=self.writer.finish(flow_attrs(self.stored, spec)))
         self.writer = None
 

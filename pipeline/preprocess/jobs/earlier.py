@@ -73,7 +73,7 @@ def _unchanged(shard: store.Store, video_id: str, made_from: str) -> Found | Non
     return Found(stored, shard.rows[video_id], [] if stored.kind == "flow" else stored.seconds.tolist())
 
 
-def copied(found: store.StoredClip, writer: store.ClipWriter) -> store.ClipWriter:
+def copy_into(writer: store.ClipWriter, found: store.StoredClip) -> store.ClipWriter:
     """Copy all images of a stored clip, unchanged, into the writer, and return the writer."""
     for direction in found.directions:
         for data in found.jpegs(direction=direction):

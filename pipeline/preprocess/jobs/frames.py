@@ -17,7 +17,7 @@ import cv2
 from pipeline import store
 from pipeline.catalog import NO_VIDEO, UNKNOWN, UNREADABLE, Clip
 from pipeline.preprocess.jobs import BAD_CLIP, ShardJob, machine_faults
-from pipeline.preprocess.jobs.earlier import Earlier, copied
+from pipeline.preprocess.jobs.earlier import Earlier, copy_into
 from pipeline.specs import FrameSpec
 from pipeline.system.console import one_line
 from pipeline.system.errors import MachineFault, Misread
@@ -66,7 +66,7 @@ def _from_earlier(shard: store.ShardWriter, earlier: Earlier, clip: Clip) -> sto
         return None
     stored, row = found.stored, found.row
     about = _attrs(clip, stored.attrs["fps"], (stored.height, stored.width), stored.attrs["promised_frames"])
-    crc32 = copied(stored, shard.clip(clip.id)).finish(about, found.seconds)
+    crc32 = copy_into(shard.clip(clip.id), stored).finish(about, found.seconds)
     return _record(clip, row["frames"], "ok", row["reason"], crc32)
 
 
