@@ -19,7 +19,7 @@ from tasks import settings
 from tasks.settings import NOTHING
 
 # Luigi's own sections; luigi.cfg may contain any of them.
-_OF_LUIGI = [
+_LUIGIS_SECTIONS = [
     "core",
     "worker",
     "scheduler",
@@ -201,7 +201,7 @@ def check_sections() -> None:
             for name in settings.items(section):
                 if name not in (names := _names_in_a_dataset(settings.stage_of(name))):
                     raise ValueError(unknown_name(f"setting [{section}] {name}", name, names))
-        elif section in _OF_LUIGI:
+        elif section in _LUIGIS_SECTIONS:
             _check_luigis(section)
         elif section not in settings.SECTIONS:
             task = _task_named(section)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pipeline.specs import STREAMS, StreamSpec
 
 SETS = {"ucf101": "UCF-101", "hmdb51": "HMDB-51"}
+MEAN_OVER_SPLITS = "mean over splits"  # the accuracy of a row over official splits, as the paper has it
 CLASSES = {"ucf101": 101, "hmdb51": 51}
 TEST_CLIPS = {
     "ucf101": {"1": 3783, "2": 3734, "3": 3696},

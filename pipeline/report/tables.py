@@ -10,14 +10,12 @@ from typing import Any
 import numpy as np
 
 from pipeline.report import metrics
-from pipeline.report.paper import SETS, TEST_CLIPS, Row, Table
+from pipeline.report.paper import MEAN_OVER_SPLITS, SETS, TEST_CLIPS, Row, Table
 from pipeline.report.summary import cell, pool
 from pipeline.report.uncertainty import BCA, Bootstrap, interval_text
 from pipeline.scores import Scores
 from pipeline.system import files
 from pipeline.system.packages import versions
-
-MEAN_OVER_SPLITS = "mean over splits"
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

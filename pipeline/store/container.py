@@ -25,15 +25,15 @@ FORMAT_VERSION = 1
 TEXT = h5py.string_dtype("utf-8")
 _ATTRS_CRC32, _TABLE_CRC32 = "attrs_crc32", "table_crc32"
 # HDF5 would keep small writes, and chunks (rdcc_nbytes), until an array is closed, where failures go unreported
-_AT_ONCE = "two-stream-at-once"
-h5py.register_driver(_AT_ONCE, lambda access: access.set_sieve_buf_size(0))
+_UNBUFFERED = "two-stream-unbuffered"
+h5py.register_driver(_UNBUFFERED, lambda access: access.set_sieve_buf_size(0))
 
 
 @contextlib.contextmanager
 def create(path: Path | str, kind: str, attrs: Mapping[str, Any]) -> Iterator[h5py.File]:
     """Create a file of format `two-stream-<kind>`; it exists only if the block ends without an error."""
     with commit(path) as temporary, _named_fault_of_disk(Path(path)):
-        file = h5py.File(temporary, "w", driver=_AT_ONCE, rdcc_nbytes=0)
+        file = h5py.File(temporary, "w", driver=_UNBUFFERED, rdcc_nbytes=0)
         try:
             file.attrs["format"] = f"two-stream-{kind}"
             file.attrs["format_version"] = FORMAT_VERSION
