@@ -7,6 +7,7 @@ from stores import write_flow
 from pipeline import store
 from pipeline.artifacts import inspection
 from pipeline.store import motion
+from pipeline.system.errors import MachineFault
 
 
 def of(folder, fields, **how):
@@ -47,11 +48,12 @@ def test_short_clips_and_none(tmp_path):
     assert motion.sample({}) is None
 
 
-def test_a_damaged_store_is_shown_anyway(tmp_path, monkeypatch):
+@pytest.mark.parametrize("error", [ValueError, MachineFault])
+def test_a_damaged_store_is_shown_anyway(tmp_path, monkeypatch, error):
     path = write_flow(tmp_path, np.ones((3, 2, 16, 16), np.float32))
 
     def damaged(opened):
-        raise ValueError("a: image 0 does not decode")
+        raise error("a: image 0 does not decode")
 
     assert inspection.describe(path)["summary"]["motion_fields"] == 2
     monkeypatch.setattr(motion, "sample", damaged)

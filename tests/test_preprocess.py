@@ -22,7 +22,7 @@ from pipeline.flow import estimate
 from pipeline.preprocess import make_flow, make_frames, remaining
 from pipeline.preprocess.jobs import frames as frames_job
 from pipeline.specs import ClusterSpec, DatasetSpec, FlowSpec
-from pipeline.system.errors import StageFailed
+from pipeline.system.errors import MachineFault, StageFailed
 
 
 def times(folder):
@@ -94,7 +94,7 @@ def test_motion_that_is_cut_off_is_said(tiny_dataset, tmp_path, monkeypatch, cap
     assert share == pytest.approx(50, abs=10)
 
     def fail(made):
-        raise OSError("on purpose")
+        raise MachineFault("on purpose")
 
     monkeypatch.setattr(preprocess.motion, "sample", fail)
     flow_of(frames, tmp_path / "unread", spec=FlowSpec(method="dis_medium", bound_px=2))
