@@ -199,6 +199,17 @@ def test_a_save_that_fails_for_a_moment_ends_no_training(capsys):
         saving()
 
 
+def test_much_waiting_is_shown_while_it_lasts():
+    """At the end of a night it would be known too late."""
+    assert (
+        training._told(0.5, Curve())
+        == training._told(0.5, Curve(seconds_stepping=96, seconds_waiting=4))
+        == "loss 0.500"
+    )
+    slow = Curve(seconds_stepping=50, seconds_waiting=30, seconds_saving=20)
+    assert training._told(0.5, slow) == "loss 0.500, 30% of the time waiting for data"
+
+
 def test_a_training_of_days_on_a_cpu_says_so_at_once(data, tmp_path, monkeypatch, capsys):
     catalog = data("frames")
     run(spec(), catalog, tmp_path / "short")

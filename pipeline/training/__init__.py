@@ -41,6 +41,8 @@ from pipeline.training.together import OtherDataset, other_classes, refuse_start
 from pipeline.training.validation import validate, validation_set
 from pipeline.training.whole_batch import mean_over_processes
 
+MUCH_WAITING = 0.05
+"""Share of a training's time above which its waiting for data is shown while it runs."""
 _LONG_S = 24 * 3600  # a longer training on a CPU gets a warning
 
 
@@ -130,10 +132,16 @@ def _take_steps(run: TrainingState, training: Dataset, validation: EvalSet, save
             run.curve.seconds = time.monotonic() - began
             if run.world.rank == 0 and (validated or run.step % spec.save_every == 0):
                 save()
-            progress.advance(1, f"loss {loss:.3f}")
+            progress.advance(1, _told(loss, run.curve))
             if progress.done == 1:
                 _warn_of_days(run, progress)
     _say_speed(run)
+
+
+def _told(loss: float, curve: Curve) -> str:
+    """The loss and, if much, the time spent waiting for data: whoever sees that at once can change it."""
+    waiting = curve.share_waiting
+    return f"loss {loss:.3f}" + (f", {waiting:.0%} of the time waiting for data" if waiting > MUCH_WAITING else "")
 
 
 def _warn_of_days(run: TrainingState, progress: Progress) -> None:
@@ -182,11 +190,10 @@ def _advice_on_memory(spec: StreamSpec) -> Iterator[None]:
 
 
 def _say_speed(run: TrainingState) -> None:
-    waiting, saving = run.curve.seconds_waiting, run.curve.seconds_saving
-    if busy := waiting + saving + run.curve.seconds_stepping:
-        clips = run.spec.steps * run.spec.items_per_step
-        rates = f"{clips / busy:.1f} clips/s, {waiting / busy:.1%} of it waiting for data, {saving / busy:.1%} saving"
-        say(f"training, {run.spec.stream}: {rates}")
+    curve, clips = run.curve, run.spec.steps * run.spec.items_per_step
+    if busy := curve.seconds_busy:
+        shares = f"{curve.share_waiting:.1%} of it waiting for data, {curve.seconds_saving / busy:.1%} saving"
+        say(f"training, {run.spec.stream}: {clips / busy:.1f} clips/s, {shares}")
 
 
 def train_step(run: TrainingState, inputs: ViewBatch | torch.Tensor, labels: torch.Tensor) -> float:
