@@ -83,7 +83,7 @@ def intervals(design: Design, typical: float, tests: int, seed: int) -> Iterator
     rng = np.random.default_rng(seed)
     for _ in range(tests):
         table, truth = simulated(design, typical, rng)
-        yield uncertainty.Bootstrap({"a": table}, table.groups, resamples=2000).top1("a"), truth
+        yield uncertainty.Bootstrap({"a": table}, table.groups, resamples=2000).top1("a").interval, truth
 
 
 def simulated(design: Design, typical: float, rng: np.random.Generator) -> tuple[Scores, float]:

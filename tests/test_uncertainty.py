@@ -37,7 +37,7 @@ def covered(accuracy: float, groups: int, clips: int, *, known: bool, times: int
     for _ in range(times):
         right, names = of_groups(rng, groups, clips, accuracy, 0.3)
         table = answered(right.ravel(), groups=names if known else None)
-        low, high = Bootstrap({"a": table}, table.groups, resamples=1000).top1("a")
+        low, high = Bootstrap({"a": table}, table.groups, resamples=1000).top1("a").interval
         hits += low <= accuracy <= high
     return hits / times
 
@@ -53,7 +53,7 @@ def test_intervals_over_few_people_who_did_everything_hold_their_level(people, c
     for _ in range(400):
         right, names = of_groups(rng, people, classes * clips, 0.75, 0.1)
         table = answered(right.ravel(), labels, names, [f"c{k}" for k in range(classes)])
-        low, high = Bootstrap({"a": table}, table.groups, resamples=1000).top1("a")
+        low, high = Bootstrap({"a": table}, table.groups, resamples=1000).top1("a").interval
         hits += low <= 0.75 <= high
     assert 0.92 <= hits / 400 <= 0.98
 
@@ -63,7 +63,7 @@ def test_intervals_over_classes_of_two_groups_hold_their_level():
     for _ in range(400):
         right, names = of_groups(rng, 12, 10, 0.7, 0.15)
         table = answered(right.ravel(), labels, names, [f"c{k}" for k in range(6)])
-        low, high = Bootstrap({"a": table}, table.groups, resamples=1000).top1("a")
+        low, high = Bootstrap({"a": table}, table.groups, resamples=1000).top1("a").interval
         hits += low <= 0.7 <= high
     assert 0.92 <= hits / 400 <= 0.98
 
@@ -98,7 +98,7 @@ def test_intervals_over_classes_of_one_group_each_hold_their_level():
     rng, hits = np.random.default_rng(0), 0
     for _ in range(100):
         table = classes_of_one_group(rng)
-        low, high = Bootstrap({"a": table}, table.groups, resamples=1000).top1("a")
+        low, high = Bootstrap({"a": table}, table.groups, resamples=1000).top1("a").interval
         hits += low <= 0.7 <= high
     assert hits >= 91
 
@@ -107,7 +107,7 @@ def test_a_difference_over_classes_of_one_group_each_has_no_interval():
     rng = np.random.default_rng(0)
     a, b = classes_of_one_group(rng), classes_of_one_group(rng)
     found = Bootstrap({"a": a, "b": b}, a.groups)
-    assert found.difference("a", "b") is None and found.top1_method("a") == uncertainty.WILSON
+    assert found.difference("a", "b") is None and found.top1("a").method == uncertainty.WILSON
 
 
 def test_the_interval_of_one_sample_by_plain_loops():
@@ -136,7 +136,10 @@ def test_the_interval_of_one_sample_by_plain_loops():
     cells = [[right.ravel()[4 * u : 4 * u + 4][labels[4 * u : 4 * u + 4] == k] for k in range(3)] for u in range(8)]
     right_of, clips_of = (np.array([[count(cell) for cell in row] for row in cells]) for count in (np.sum, len))
     spread = np.array([right.ravel()[labels == k].var() for k in range(3)])
-    of_both = ((share, np.bincount(labels), found.top1("a")), (mean_of_classes, np.ones(3), found.mean_class("a")))
+    of_both = (
+        (share, np.bincount(labels), found.top1("a").interval),
+        (mean_of_classes, np.ones(3), found.mean_class("a").interval),
+    )
     for statistic, of_class, interval in of_both:
         estimate, resampled = statistic(range(8)), np.array([statistic(units) for units in drawn])
         z0 = norm.ppf(np.mean(resampled < estimate - 1e-9) + np.mean(abs(resampled - estimate) < 1e-9) / 2)
@@ -157,7 +160,7 @@ def test_groups_of_one_class_each_do_not_widen_the_interval_by_the_spread_of_the
     for _ in range(200):
         right = np.concatenate([of_groups(rng, 10, 4, accuracy, 0.2)[0].ravel() for accuracy in (0.95, 0.8, 0.5)])
         table = answered(right, labels, [f"g{i // 4}" for i in range(120)])
-        low, high = Bootstrap({"a": table}, table.groups, resamples=1000).top1("a")
+        low, high = Bootstrap({"a": table}, table.groups, resamples=1000).top1("a").interval
         hits += low <= truth <= high
         widths.append(high - low)
         deviations.append(table.top1() - truth)
@@ -174,16 +177,21 @@ def test_tables_share_their_resamples():
     low, high = found.difference("b", "a")
     assert 0 < low < b.top1() - a.top1() < high
     assert found.difference("a", "b") == pytest.approx((-high, -low), abs=5e-3)
-    apart = [found.top1(name) for name in "ab"]
+    apart = [found.top1(name).interval for name in "ab"]
     assert high - low < (apart[0][1] - apart[0][0]) + (apart[1][1] - apart[1][0])  # paired: not as if unrelated
     assert found.difference("a", "a") is None
-    assert Bootstrap({"a": a}, a.groups).top1("a") == apart[0] == Bootstrap({"a": a}, a.groups).top1("a")
+    assert (
+        Bootstrap({"a": a}, a.groups).top1("a").interval == apart[0] == Bootstrap({"a": a}, a.groups).top1("a").interval
+    )
 
 
 def test_a_clip_that_is_counted_three_times_is_no_three_clips():
     right, names = of_groups(np.random.default_rng(1), 30, 3, 0.8, 0.3)
     once, thrice = answered(right.ravel(), groups=names), answered(np.tile(right.ravel(), 3), groups=names * 3)
-    assert Bootstrap({"a": thrice}, thrice.groups).top1("a") == Bootstrap({"a": once}, once.groups).top1("a")
+    assert (
+        Bootstrap({"a": thrice}, thrice.groups).top1("a").interval
+        == Bootstrap({"a": once}, once.groups).top1("a").interval
+    )
 
 
 @pytest.mark.parametrize(("right", "expected"), [(True, (0.7225, 1.0)), (False, (0.0, 0.2775))])
@@ -191,9 +199,9 @@ def test_where_all_groups_agree_wilson_takes_groups_as_trials(right, expected):
     table = answered([right] * 40, np.arange(40) % 3, [f"g{i // 4}" for i in range(40)])
     found = Bootstrap({"a": table}, table.groups)
     # ten trials, all successes: 1 / (1 + 1.96^2 / 10) = 0.7225
-    assert found.top1("a") == pytest.approx(expected, abs=1e-4)
-    assert found.mean_class("a") == pytest.approx(expected, abs=1e-4)
-    assert found.top1_method("a") == found.mean_class_method("a") == "Wilson"
+    assert found.top1("a").interval == pytest.approx(expected, abs=1e-4)
+    assert found.mean_class("a").interval == pytest.approx(expected, abs=1e-4)
+    assert found.top1("a").method == found.mean_class("a").method == "Wilson"
 
 
 def test_few_wrong_clips_are_no_surer_than_none():
@@ -201,14 +209,14 @@ def test_few_wrong_clips_are_no_surer_than_none():
     lows = []
     for wrong in range(5):
         table = answered([i >= wrong for i in range(20)], np.arange(20) % 3, [f"g{i}" for i in range(20)])
-        interval = Bootstrap({"a": table}, table.groups).top1("a")
+        interval = Bootstrap({"a": table}, table.groups).top1("a").interval
         assert interval == pytest.approx(wilson(1 - wrong / 20, 20))
         lows.append(interval[0])
     assert lows == sorted(lows, reverse=True)
     table = answered([i >= 5 for i in range(20)], groups=[f"g{i}" for i in range(20)])
     resampled = Bootstrap({"a": table}, table.groups)
-    assert resampled.top1("a") != pytest.approx(wilson(0.75, 20))
-    assert resampled.top1_method("a") == resampled.mean_class_method("a") == resampled.as_dict()["method"]
+    assert resampled.top1("a").interval != pytest.approx(wilson(0.75, 20))
+    assert resampled.top1("a").method == resampled.mean_class("a").method == resampled.as_dict()["method"]
 
 
 def test_a_difference_needs_five_groups_that_show_it():
@@ -225,7 +233,7 @@ def test_groups_of_one_clip_each_are_called_clips():
     found = Bootstrap({"a": table}, table.groups)
     assert found.as_dict()["unit"] == "clips" and found.units == 40
     assert found.note.startswith("every clip is a group of its own, so clips are resampled as if each were independent")
-    assert found.top1("a") == Bootstrap({"a": table}, None).top1("a")
+    assert found.top1("a").interval == Bootstrap({"a": table}, None).top1("a").interval
     twice = answered([True, False] * 20, groups=[f"g{i % 20}" for i in range(40)])  # each clip with two seeds
     found = Bootstrap({"a": twice}, twice.groups, clips=tuple(f"c{i % 20}" for i in range(40)))
     assert (found.as_dict()["unit"], found.units) == ("clips", 20)
@@ -245,7 +253,7 @@ def test_few_groups_are_not_resampled():
 
 def test_one_clip_says_next_to_nothing():
     table = answered([True])
-    low, high = Bootstrap({"a": table}, None).top1("a")
+    low, high = Bootstrap({"a": table}, None).top1("a").interval
     assert low == pytest.approx(0.2065, abs=1e-3) and high == 1
 
 
@@ -253,7 +261,7 @@ def test_a_class_of_one_clip_counts_as_much_as_any_in_the_mean_of_the_classes():
     table = answered([True] * 20 + [False], [0] * 20 + [1])
     found = Bootstrap({"a": table}, None)
     assert table.mean_class_accuracy() == 0.5
-    assert found.mean_class("a") == wilson(0.5, 21) and found.top1("a") == wilson(20 / 21, 21)
+    assert found.mean_class("a").interval == wilson(0.5, 21) and found.top1("a").interval == wilson(20 / 21, 21)
 
 
 def test_clips_whose_class_nobody_knows_are_in_no_interval():
@@ -261,8 +269,14 @@ def test_clips_whose_class_nobody_knows_are_in_no_interval():
     known = answered(right, groups=groups)
     more = answered([*right, *[False] * 4], labels=[0] * 16 + [-1] * 4, groups=[*groups, *[f"g{i}" for i in range(4)]])
     assert more.top1() == known.top1() == 0.5
-    assert Bootstrap({"a": more}, more.groups).top1("a") == Bootstrap({"a": known}, known.groups).top1("a")
-    assert Bootstrap({"a": more}, more.groups).mean_class("a") == Bootstrap({"a": known}, known.groups).mean_class("a")
+    assert (
+        Bootstrap({"a": more}, more.groups).top1("a").interval
+        == Bootstrap({"a": known}, known.groups).top1("a").interval
+    )
+    assert (
+        Bootstrap({"a": more}, more.groups).mean_class("a").interval
+        == Bootstrap({"a": known}, known.groups).mean_class("a").interval
+    )
 
 
 def test_a_failed_clip_is_wrong():
@@ -318,7 +332,7 @@ def test_classes_that_are_all_right_or_all_wrong_look_certain_but_are_not(clips,
         [f"class{k}" for k in range(len(right))],
     )
     found = Bootstrap({"a": table}, None)
-    assert found.top1_method("a") == "Wilson" and found.top1("a") == wilson(correct.mean(), len(labels))
+    assert found.top1("a").method == "Wilson" and found.top1("a").interval == wilson(correct.mean(), len(labels))
 
 
 @pytest.mark.parametrize(
@@ -330,15 +344,15 @@ def test_classes_that_are_all_right_or_all_wrong_look_certain_but_are_not(clips,
 )
 def test_classes_of_few_clips_are_resampled_too(right, labels):
     table = answered(right, labels, classes=[f"c{n}" for n in range(labels.max() + 1)])
-    assert Bootstrap({"a": table}, None).top1_method("a") == "BCa bootstrap"
+    assert Bootstrap({"a": table}, None).top1("a").method == "BCa bootstrap"
 
 
 def test_a_tables_interval_does_not_depend_on_the_others():
     labels = np.arange(40) % 3
     a, b = answered(np.arange(40) % 2 == 0, labels), answered([False] * 40, labels)
     both, alone = Bootstrap({"a": a, "b": b}, None), Bootstrap({"a": a}, None)
-    assert both.top1("a") == alone.top1("a")
-    assert both.top1_method("a") == alone.top1_method("a") == "BCa bootstrap"
+    assert both.top1("a").interval == alone.top1("a").interval
+    assert both.top1("a").method == alone.top1("a").method == "BCa bootstrap"
 
 
 def test_a_difference_takes_its_variances_from_the_clips(monkeypatch):
@@ -367,6 +381,6 @@ def test_classes_of_one_group_do_not_add_to_the_groups_that_tell():
     right = np.array([i not in (0, 2, 4) for i in range(24)] + [True, True, False, False] * 2)
     table = answered(right, labels, groups)
     found = Bootstrap({"a": table, "b": answered(np.ones(32, bool), labels, groups)}, table.groups)
-    assert found.units == 14 and found.top1_method("a") == found.mean_class_method("a") == uncertainty.WILSON
-    assert found.top1("a") == pytest.approx(wilson(25 / 32, 14))
+    assert found.units == 14 and found.top1("a").method == found.mean_class("a").method == uncertainty.WILSON
+    assert found.top1("a").interval == pytest.approx(wilson(25 / 32, 14))
     assert found.difference("b", "a") is None

@@ -121,16 +121,16 @@ def collect(tables: Mapping[str, Scores], background: Background, *, dataset: st
 
 def summary(name: str, bootstrap: Bootstrap) -> dict[str, Any]:
     """Accuracies of one table with their 95 % intervals."""
-    table = bootstrap.tables[name]
+    table, top1, mean_class = bootstrap.tables[name], bootstrap.top1(name), bootstrap.mean_class(name)
     return {
         "top1": table.top1(),
         "mean_class": table.mean_class_accuracy(),
         "correct": int(table.correct().sum()),
         "total": len(table),
-        "top1_interval": list(bootstrap.top1(name)),
-        "mean_class_interval": list(bootstrap.mean_class(name)),
-        "top1_interval_method": bootstrap.top1_method(name),
-        "mean_class_interval_method": bootstrap.mean_class_method(name),
+        "top1_interval": list(top1.interval),
+        "mean_class_interval": list(mean_class.interval),
+        "top1_interval_method": top1.method,
+        "mean_class_interval_method": mean_class.method,
     }
 
 

@@ -145,17 +145,14 @@ def _row(table: Table, result: Result, on: str, pooled: bool) -> dict[str, Any]:
     seeds = [[t for t in result.trials if t.seed == s] for s in dict.fromkeys(t.seed for t in result.trials)]
     top1 = [_accuracy(of, Scores.top1, pooled) for of in seeds]
     bootstrap = _pool(result.trials)
+    uncertain = bootstrap.top1("row")
     why = _not_comparable(table, result, on)
     return found | {
         "top1": float(np.mean(top1)),
         "top1_lowest": min(top1),
         "top1_highest": max(top1),
         "mean_class": float(np.mean([_accuracy(of, Scores.mean_class_accuracy, pooled) for of in seeds])),
-        "interval": {
-            "top1": list(bootstrap.top1("row")),
-            **bootstrap.as_dict(),
-            "method": bootstrap.top1_method("row"),
-        },
+        "interval": {"top1": list(uncertain.interval), **bootstrap.as_dict(), "method": uncertain.method},
         "clips": len(set(bootstrap.clips)),
         "difference": None if why else float(np.mean(top1)) - found["paper"][on],
         "no_difference": why,

@@ -11,7 +11,7 @@ import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -21,6 +21,15 @@ from pipeline.scores import Scores
 RESAMPLES = 5000  # the ends of an interval then vary by about a fiftieth of its width from seed to seed
 FEWEST = 5  # groups in all, groups with a wrong clip, groups with a right one: with fewer, resampling says too little
 BCA, WILSON = "BCa bootstrap", "Wilson"
+
+
+class Uncertainty(NamedTuple):
+    """What a share of correct clips is worth."""
+
+    interval: Interval
+    """95 % interval, 0 to 1."""
+    method: str
+    """BCA or WILSON."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,7 +95,7 @@ class Bootstrap:
         return len(self._values)
 
     def as_dict(self) -> dict[str, Any]:
-        """How the intervals were made, as plain JSON values; `top1_method` says which method a single interval has."""
+        """How the intervals were made, as plain JSON values; `Uncertainty.method` says it of a single one."""
         unit = "groups" if self.by_group else "clips"
         how = {
             "method": BCA,
@@ -98,21 +107,13 @@ class Bootstrap:
         }
         return {**how, "unit": unit, "units": self.units, "note": self.note}
 
-    def top1(self, name: str) -> Interval:
+    def top1(self, name: str) -> Uncertainty:
         """95 % interval of the share of correct clips, for the class frequencies of these clips."""
-        return self._of_share(name, self._clips)[0]
+        return self._of_share(name, self._clips)
 
-    def top1_method(self, name: str) -> str:
-        """The method of the `top1` interval: "BCa bootstrap" or "Wilson"."""
-        return self._of_share(name, self._clips)[1]
-
-    def mean_class(self, name: str) -> Interval:
+    def mean_class(self, name: str) -> Uncertainty:
         """95 % interval of the mean of the classes' accuracies, over the classes that have clips."""
-        return self._of_share(name, self._clips > 0)[0]
-
-    def mean_class_method(self, name: str) -> str:
-        """The method of the `mean_class` interval: "BCa bootstrap" or "Wilson"."""
-        return self._of_share(name, self._clips > 0)[1]
+        return self._of_share(name, self._clips > 0)
 
     def difference(self, name: str, other: str) -> Interval | None:
         """95 % interval of name's top-1 minus other's; None if they differ in fewer than five groups.
@@ -129,7 +130,7 @@ class Bootstrap:
         only_one = labels[first.correct() != self.tables[other].correct()]
         return self._resample(more, np.bincount(only_one, minlength=len(first.classes)), self._clips, lowest=-1)
 
-    def _of_share(self, name: str, weights: np.ndarray) -> tuple[Interval, str]:
+    def _of_share(self, name: str, weights: np.ndarray) -> Uncertainty:
         def of(sums: np.ndarray) -> np.ndarray:
             return self._right(sums, name)
 
@@ -141,8 +142,8 @@ class Bootstrap:
         right, wrong = right[:, varied].sum(axis=1), (clips - right)[:, varied].sum(axis=1)
         enough = min((right > 0).sum(), (wrong > 0).sum()) >= FEWEST
         if interval := self._resample(of, squares, weights, lowest=0) if enough else None:
-            return interval, BCA
-        return wilson(share, self.units), WILSON
+            return Uncertainty(interval, BCA)
+        return Uncertainty(wilson(share, self.units), WILSON)
 
     def _right(self, sums: np.ndarray, name: str) -> np.ndarray:
         """Number of correct clips of one table, (..., K), out of `sums` (..., tables + 1, K)."""
