@@ -20,7 +20,7 @@ import multiprocessing
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import cv2
@@ -34,7 +34,7 @@ from pipeline import quantize, store
 from pipeline.catalog import Clip
 from pipeline.dataset import TrainingSet, stack_items
 from pipeline.dataset.encoded import decode
-from pipeline.dataset.inputs import to_inputs
+from pipeline.dataset.inputs import ViewBatch, to_inputs
 from pipeline.dataset.loading import PRELOADED, fitting_workers, loader
 from pipeline.specs import StackSpec, StreamSpec
 from pipeline.training.feeding import PartlyEncoded
@@ -109,11 +109,12 @@ def _begin_worker(worker: int) -> None:
     cv2.setNumThreads(1)
 
 
-def rate_of(batches, use=lambda views: views) -> float:
+def rate_of(batches, use: Callable[[ViewBatch], object] | None = None) -> float:
     """Items per second, not counting the first batch, which waits for processes to start."""
     items, begun = 0, None
     for views, _ in batches:
-        use(views)
+        if use:
+            use(views)
         if begun is None:
             begun = time.perf_counter()
         else:
@@ -135,12 +136,16 @@ def read_rates(flow: Path, files: Path, clips: list[Clip], arguments) -> dict[st
         workers = fitting_workers(items, **given, workers=arguments.workers)
         return loader(items, **given, workers=workers, pin=pin, collate=stack_items)
 
-    return {
-        "usual": rate_of(DataLoader(usual, arguments.batch, **parallel)),
-        "views": rate_of(batches(ours)),
-        "inputs": rate_of(batches(ours), lambda views: to_inputs(views, torch.device("cpu"))),
-        "encoded": rate_of(batches(PartlyEncoded(ours, 1.0, batch=arguments.batch))),
-    }
+    found = {}
+    for name, made, use in (
+        ("usual", lambda: DataLoader(usual, arguments.batch, **parallel), None),
+        ("views", lambda: batches(ours), None),
+        ("inputs", lambda: batches(ours), lambda views: to_inputs(views, torch.device("cpu"))),
+        ("encoded", lambda: batches(PartlyEncoded(ours, 1.0, batch=arguments.batch)), None),
+    ):
+        found[name] = rate_of(made(), use)
+        print(f"{name}: {found[name]:.0f} items/s", flush=True)
+    return found
 
 
 def some_planes(flow: store.Store, ids: list[str]) -> list[np.ndarray]:

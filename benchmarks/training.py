@@ -164,9 +164,11 @@ def main() -> None:
         with algorithms(spec):
             rounds = []
             for number in range(given.rounds):
-                rounds.append((from_store(run, data, steps), on_device(run, data, steps)))
-                parts = ", ".join(f"{name} {seconds:.4f} s" for name, seconds in rounds[-1][0].items())
-                print(f"round {number + 1}: a step from the store {parts}; on the device {rounds[-1][1]:.4f} s")
+                stored = from_store(run, data, steps)
+                parts = ", ".join(f"{name} {seconds:.4f} s" for name, seconds in stored.items())
+                print(f"round {number + 1}: a step from the store {parts}", flush=True)
+                rounds.append((stored, on_device(run, data, steps)))
+                print(f"round {number + 1}: a step on the device {rounds[-1][1]:.4f} s", flush=True)
         differences = []
         if small:
             frames = write_data(Path(scratch) / "small", "frames", 2 * CLASSES)

@@ -43,7 +43,8 @@ def _answered(run: Callable[..., int], *given: Any) -> int:
     except Exception as error:
         if not isinstance(error, (OSError, ValueError, KeyError, MachineFault)) and not is_out_of_memory(error):
             raise  # a bug
-        print(f"error: {error.args[0] if isinstance(error, KeyError) else error}", file=sys.stderr)
+        said = error.args[0] if isinstance(error, KeyError) else str(error) or type(error).__name__
+        print("error:", ", ".join([said, *getattr(error, "__notes__", [])]), file=sys.stderr)
         return 2
 
 

@@ -29,7 +29,7 @@ HAS_NO = {"val": "split 1 has no validation clips, on which fusions are", "test"
         (
             "test",
             {"layout": "csv", "test_fraction": 0.0},
-            r"\[dataset\] test_fraction is 0; raise it, or name some in the split column of the CSV file$",
+            r"name some in the split column .* leave the column out: .* which is 0 \(raise it\), of the 2 groups is drawn",
         ),
         ("test", {"layout": "csv"}, "name some in the split column .* which is 0.3, of the 2 groups is drawn"),
     ],

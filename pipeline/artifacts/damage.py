@@ -148,7 +148,7 @@ def repair(path: Path, *, failed: bool = False) -> Repaired:
 
     Raises:
         ValueError: not a store.
-        OSError, MachineFault: the fault is this machine's; nothing was removed.
+        OSError, MachineFault, or whatever says that memory ran out: the fault is this machine's; no shard was removed.
     """
     folder = store_folder(path)
     if any(_shards_in(folder)) and not (folder / "index.h5").is_file():

@@ -128,16 +128,17 @@ def check_classes(classes: Sequence[str]) -> None:
 
 def _why_empty(part: str, groups: int, spec: DatasetSpec) -> str:
     """Say why a part is empty and what to do; `groups` is the number of groups in the training part."""
-    named = ", or name some in the split column of the CSV file" if spec.layout == "csv" else ""
     if part == "test" and spec.has_official_lists:
         return "its lists name none that exists"
-    if part == "test" and not spec.test_fraction:
-        return f"[dataset] test_fraction is 0; raise it{named}"
     if part == "test" and spec.layout == "csv":
+        raised = "" if spec.test_fraction else " (raise it)"
         return (
             "name some in the split column of the CSV file, or leave the column out: then [dataset] test_fraction, "
-            f"which is {spec.test_fraction:g}, of the {groups} groups is drawn, but never all groups of a class"
+            f"which is {spec.test_fraction:g}{raised}, of the {groups} groups is drawn, but never all groups of a class"
         )
+    named = ", or name some in the split column of the CSV file" if spec.layout == "csv" else ""
+    if part == "test" and not spec.test_fraction:
+        return "[dataset] test_fraction is 0; raise it"
     # without a pattern, each clip is its own group, so there cannot be more groups
     pattern = ", or change [dataset] group_pattern so that there are more" if spec.group_pattern else ""
     return (

@@ -117,7 +117,8 @@ def open_file(path: Path | str, kind: str | None) -> h5py.File:
         if path.parent.name == "shards" and not path.parent.is_dir():  # a disk is not mounted: repair would not help
             raise MachineFault(
                 f"{path} does not exist on {socket.gethostname()}, nor does its folder; every worker must see the same "
-                f"files under the same paths (if they are gone for good, delete {path.parent.parent})"
+                f"files under the same paths (if they are gone for good, delete {path.parent.parent / 'index.h5'} too, "
+                "and run the stage again)"
             )
         advice = _repair_of(path) or "`python -m pipeline status` shows what has been made"
         raise FileNotFoundError(f"{path} does not exist; {advice}")

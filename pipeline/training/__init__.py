@@ -11,7 +11,8 @@ import contextlib
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,8 @@ from pipeline.training.validation import validate, validation_set
 from pipeline.training.whole_batch import mean_over_processes
 
 MUCH_WAITING = 0.05
-"""Share of a training's time above which its waiting for data is shown while it runs."""
+"""Share of the time of the last steps above which it is shown that they waited for data."""
+_RECENT_STEPS = 200
 _LONG_S = 24 * 3600  # a longer training on a CPU gets a warning
 
 
@@ -119,10 +121,11 @@ def _own_random_state(device: torch.device) -> contextlib.AbstractContextManager
 def _take_steps(run: TrainingState, training: Dataset, validation: EvalSet, save: Callable[[], None]) -> None:
     spec, began, save = run.spec, time.monotonic() - run.curve.seconds, Saving(save, run.curve)
     batches = training_batches(training, ItemSampler(spec, run.world, run.step), run.device)
+    recent = deque([(run.curve.seconds_waiting, run.curve.seconds_busy)], maxlen=_RECENT_STEPS)
     if run.world.rank == 0 and (remark := remark_on_milestones(spec)):
         say(f"training, {spec.stream}: {remark}")
     with Progress(f"training, {spec.stream}", spec.steps - run.step, "steps") as progress:
-        for inputs, labels in _waited_for(batches, spec, run.curve):
+        for inputs, labels in _waited_for(batches, run.curve):
             loss = _timed_step(run, inputs, labels)
             run.step += 1
             run.curve.record(loss, run.spec, run.step)
@@ -132,16 +135,21 @@ def _take_steps(run: TrainingState, training: Dataset, validation: EvalSet, save
             run.curve.seconds = time.monotonic() - began
             if run.world.rank == 0 and (validated or run.step % spec.save_every == 0):
                 save()
-            progress.advance(1, _told(loss, run.curve))
+            recent.append((run.curve.seconds_waiting, run.curve.seconds_busy))
+            progress.advance(1, _told(loss, recent))
             if progress.done == 1:
                 _warn_of_days(run, progress)
     _say_speed(run)
 
 
-def _told(loss: float, curve: Curve) -> str:
-    """The loss and, if much, the time spent waiting for data: whoever sees that at once can change it."""
-    waiting = curve.share_waiting
-    return f"loss {loss:.3f}" + (f", {waiting:.0%} of the time waiting for data" if waiting > MUCH_WAITING else "")
+def _told(loss: float, recent: Sequence[tuple[float, float]]) -> str:
+    """The loss and, if much, the recent share of time spent waiting for data: whoever sees that can change it.
+
+    `recent` has the seconds spent waiting, and all seconds of work, up to each of the last steps.
+    """
+    (first_waiting, first_busy), (waiting, busy) = recent[0], recent[-1]
+    share = (waiting - first_waiting) / (busy - first_busy) if busy > first_busy else 0.0
+    return f"loss {loss:.3f}" + (f", {share:.0%} of the time waiting for data" if share > MUCH_WAITING else "")
 
 
 def _warn_of_days(run: TrainingState, progress: Progress) -> None:
@@ -155,13 +163,12 @@ def _warn_of_days(run: TrainingState, progress: Progress) -> None:
         )
 
 
-def _waited_for(batches: Iterable, spec: StreamSpec, curve: Curve) -> Iterator:
+def _waited_for(batches: Iterable, curve: Curve) -> Iterator:
     """Yield the same batches; add the time spent waiting for each to the curve."""
     rest = iter(batches)
     while True:
         began = time.monotonic()
-        with _advice_on_memory(spec):  # a GPU may also lack it for the next batch
-            batch = next(rest, None)
+        batch = next(rest, None)
         curve.seconds_waiting += time.monotonic() - began
         if batch is None:
             return
@@ -170,23 +177,17 @@ def _waited_for(batches: Iterable, spec: StreamSpec, curve: Curve) -> Iterator:
 
 def _timed_step(run: TrainingState, inputs: torch.Tensor, labels: torch.Tensor) -> float:
     began = time.monotonic()
-    with _advice_on_memory(run.spec):
-        loss = train_step(run, inputs, labels)
-    run.curve.seconds_stepping += time.monotonic() - began
-    return loss
-
-
-@contextlib.contextmanager
-def _advice_on_memory(spec: StreamSpec) -> Iterator[None]:
     try:
-        yield
+        loss = train_step(run, inputs, labels)
     except Exception as error:
         if is_out_of_memory(error):
-            where, parts = f"[{spec.stream}]", spec.accumulate
+            where, parts = f"[{run.spec.stream}]", run.spec.accumulate
             error.add_note(
                 f"raise {where} accumulate (now {parts}), the parts that a batch is cut into, or lower batch"
             )
         raise
+    run.curve.seconds_stepping += time.monotonic() - began
+    return loss
 
 
 def _say_speed(run: TrainingState) -> None:
