@@ -14,8 +14,8 @@
 # RAFT is skipped if its weights are missing (the step says where they belong).
 # Each step has its own time limit (at most ten minutes in total for a group, the first two steps included). Ten seconds
 # before, it is interrupted as by Ctrl-C, so that pytest says what has failed; most others print what they find at once.
-# A failed step does not stop the next; the exit status is 1 if any failed. PYTHON names another interpreter. With FAIL_WITHOUT_CUDA set but empty, tests are
-# skipped without a GPU instead of failing.
+# A failed step does not stop the next; the exit status is 1 if any failed. PYTHON names another interpreter. With
+# FAIL_WITHOUT_CUDA set but empty, tests are skipped without a GPU instead of failing.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 export PYTHONUNBUFFERED=1 PYTHONPATH=$PWD FAIL_WITHOUT_CUDA=${FAIL_WITHOUT_CUDA-1}

@@ -42,9 +42,7 @@ from pipeline.training.together import OtherDataset, other_classes, refuse_start
 from pipeline.training.validation import validate, validation_set
 from pipeline.training.whole_batch import mean_over_processes
 
-MUCH_WAITING = 0.05
-"""Share of the time of the last steps above which it is shown that they waited for data."""
-_RECENT_STEPS = 200
+_RECENT_STEPS, _MUCH_WAITING = 200, 0.05  # of whose time a larger share spent waiting for data is shown
 _LONG_S = 24 * 3600  # a longer training on a CPU gets a warning
 
 
@@ -149,7 +147,7 @@ def _told(loss: float, recent: Sequence[tuple[float, float]]) -> str:
     """
     (first_waiting, first_busy), (waiting, busy) = recent[0], recent[-1]
     share = (waiting - first_waiting) / (busy - first_busy) if busy > first_busy else 0.0
-    return f"loss {loss:.3f}" + (f", {share:.0%} of the time waiting for data" if share > MUCH_WAITING else "")
+    return f"loss {loss:.3f}" + (f", {share:.0%} of the time waiting for data" if share > _MUCH_WAITING else "")
 
 
 def _warn_of_days(run: TrainingState, progress: Progress) -> None:
@@ -193,7 +191,7 @@ def _timed_step(run: TrainingState, inputs: torch.Tensor, labels: torch.Tensor) 
 def _say_speed(run: TrainingState) -> None:
     curve, clips = run.curve, run.spec.steps * run.spec.items_per_step
     if busy := curve.seconds_busy:
-        shares = f"{curve.share_waiting:.1%} of it waiting for data, {curve.seconds_saving / busy:.1%} saving"
+        shares = f"{curve.seconds_waiting / busy:.1%} of it waiting for data, {curve.seconds_saving / busy:.1%} saving"
         say(f"training, {run.spec.stream}: {clips / busy:.1f} clips/s, {shares}")
 
 

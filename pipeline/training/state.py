@@ -101,11 +101,6 @@ class Curve:
         """Time in steps, and spent waiting and writing; without validations."""
         return self.seconds_stepping + self.seconds_waiting + self.seconds_saving
 
-    @property
-    def share_waiting(self) -> float:
-        """Share of `seconds_busy` spent waiting for data."""
-        return self.seconds_waiting / self.seconds_busy if self.seconds_busy else 0.0
-
     def record(self, loss: float, spec: StreamSpec, step: int) -> None:
         """Note the loss of the last of `step` steps; add a point once enough are pending (about 1000 per training)."""
         self.pending.append(loss)
