@@ -103,6 +103,8 @@ def test_four_tiny_clips_go_all_the_way(config, tmp_path):
     assert "<html" in page and "four" in page
     assert str((report / "latest").readlink()).startswith("1-")
 
+    for task in (fresh(Frames), fresh(Flow)):  # the folder is named, and the store made, by the same digest
+        assert store.read_attrs(task.path)["digest"] == task.digest
     flow = store.open_flow(fresh(Flow).path)
     with h5py.File(flow.path) as file:
         assert sorted(file["clips"]) == ["a", "b", "c", "d"]
