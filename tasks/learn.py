@@ -94,14 +94,13 @@ class TrainStream(OnDevice):
     def check(self) -> None:
         """Refuse a stream that cannot be built or trained on this machine."""
         from pipeline import networks
-        from pipeline.networks import imagenet
         from pipeline.training import parallel
 
         networks.check(self.stream_spec)
         parallel.process_count(self.stream_spec, self.run_spec.device)
         self.clone(Catalog).check_classes()
         if may_write():
-            imagenet.fetch(self.stream_spec)
+            networks.fetch_weights(self.stream_spec)
         self._check_other()
         self._check_start()
         if warning := self.stream_spec.warning:

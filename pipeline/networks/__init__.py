@@ -162,6 +162,17 @@ def check(spec: StreamSpec) -> None:
         of_body(network, read_weights(spec.start, mmap=True), spec, spec.start)
 
 
+def fetch_weights(spec: StreamSpec) -> None:
+    """Download the ImageNet weights if the stream starts from them, and check that they are the network's.
+
+    Raises:
+        ValueError: they are not, such as those of vit_h_14, which are for larger crops.
+        FileNotFoundError: they cannot be downloaded, or are damaged.
+    """
+    if state := imagenet.fetch(spec):
+        of_body(_on_meta(spec), state, spec, "imagenet")
+
+
 def check_deterministic(spec: StreamSpec) -> None:
     """Reject a network that cannot be trained on CUDA with `deterministic`.
 

@@ -47,16 +47,15 @@ def to_download(spec: StreamSpec) -> str:
     return "" if path.is_file() else path.name
 
 
-def fetch(spec: StreamSpec) -> None:
-    """Download the ImageNet weights if the stream starts from them, and check that they can be read.
+def fetch(spec: StreamSpec) -> dict[str, torch.Tensor]:
+    """Download the ImageNet weights if the stream starts from them, and read them; {} if it does not.
 
     Raises:
         ValueError, FileNotFoundError: as for `read`.
     """
     if name := to_download(spec):
         say(f"{spec.stream}: fetching {name}")
-    if _wanted(spec):
-        read(spec)
+    return read(spec) if _wanted(spec) else {}
 
 
 def read(spec: StreamSpec) -> dict[str, torch.Tensor]:

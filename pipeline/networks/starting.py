@@ -5,6 +5,8 @@ Weights published for RGB are inflated to the 2L channels of the temporal stream
 
 from __future__ import annotations
 
+import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +22,13 @@ if TYPE_CHECKING:
     from pipeline.networks import Network
 
 CHECKPOINT_FORMAT = "two-stream-checkpoint"
+
+# names in files that torchvision still publishes, and those of its layers today; its own loading does the same
+_FORMER_NAMES = (
+    (re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12])\."), r"\1\2."),  # DenseNet
+    (re.compile(r"\bmlp\.linear_1\."), "mlp.0."),  # vision transformers
+    (re.compile(r"\bmlp\.linear_2\."), "mlp.3."),
+)
 
 
 def refuse_absent(start: str | Path, spec: StreamSpec) -> None:
@@ -46,7 +55,9 @@ def start_from(network: Network, spec: StreamSpec, start: str | Path) -> None:
             f"{spec.network}: first layer {name.removeprefix('body.')} inflated from 3 to {spec.channels} channels "
             "by the mean over RGB"
         )
-    network.load_state_dict(state, strict=False)  # strict except for the heads, as checked above
+    whole = network.state_dict()  # with new heads, and the versions of layers, for which MNASNet asks
+    whole.update(state)
+    network.load_state_dict(whole)
 
 
 def of_body(
@@ -65,14 +76,30 @@ def of_body(
         dropped = (f"{network.replaces}.", *(f"{name}." for name in AUXILIARY))
         state = {f"body.{name}": value for name, value in state.items() if not name.startswith(dropped)}
     state = {name: value for name, value in state.items() if not name.startswith(("head.", "other_head."))}
+    wanted = {f"body.{name}": value for name, value in network.body.state_dict().items()}
+    state = _by_present_names(state, wanted)
     if spec.network == "cnn_m_2048" and spec.stream == "temporal":
         state = without_second_norm(state)
     name = _first_layer(network)
     weight = state.get(name)
     if weight is not None and weight.ndim == 4 and weight.shape[1] == 3 != spec.channels:
         state[name] = weight.mean(1, keepdim=True).repeat(1, spec.channels, 1, 1)
-    _refuse_mismatch({f"body.{name}": value for name, value in network.body.state_dict().items()}, state, spec, start)
+    _refuse_mismatch(wanted, state, spec, start)
     return state
+
+
+def _by_present_names(state: dict[str, torch.Tensor], wanted: Collection[str]) -> dict[str, torch.Tensor]:
+    """The tensors of an older file by the names of today's layers.
+
+    Files from before torch 0.4 lack batch normalization's counters of batches, which nothing reads: they become 0.
+    """
+    found = {}
+    for name, value in state.items():
+        for former, present in _FORMER_NAMES:
+            name = former.sub(present, name)
+        found[name] = value
+    counters = {name for name in wanted if name.endswith(".num_batches_tracked")} - found.keys()
+    return found | dict.fromkeys(counters, torch.zeros((), dtype=torch.int64))
 
 
 def _first_layer(network: Network) -> str:

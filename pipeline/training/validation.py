@@ -69,5 +69,6 @@ def _note_validation(run: TrainingState, labels: np.ndarray, probabilities: np.n
     loss = float(-np.log(probabilities[read, labels[read]].clip(1e-12)).mean())
     run.curve.validation.append({"step": run.step, "top1": top1, "loss": loss})
     if not run.best or (-top1, loss) < (-run.best.top1, run.best.loss):
-        state = {name: value.detach().cpu().clone() for name, value in run.network.state_dict().items()}
+        state = run.network.state_dict()  # which knows the versions of layers too
+        state.update({name: value.detach().cpu().clone() for name, value in state.items()})
         run.best = Best(run.step, state, top1, loss)
