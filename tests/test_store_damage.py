@@ -12,7 +12,7 @@ from stores import ATTRS, smooth_flow, write_flow, write_frames
 
 from pipeline import store
 from pipeline.artifacts import damage
-from pipeline.store import container
+from pipeline.store import container, heap
 from pipeline.system.errors import DamagedFile, MachineFault
 from pipeline.video import jpeg
 
@@ -28,6 +28,61 @@ def test_damage_to_the_attributes_is_damage(tmp_path):
         store.read_records(shard, "frames")
     with pytest.raises(DamagedFile, match=r"index.h5 is damaged \(.*\); delete it and run its stage again"):
         store.open_frames(path)
+
+
+@pytest.mark.parametrize("name", ["index.h5", "shards/shard-all.h5", "made/catalog.h5"])
+def test_zeros_among_the_texts_of_a_file_are_damage_and_hang_nothing(tmp_path, name):
+    """HDF5 would go on forever, so this is done in a process that can be killed."""
+    write_frames(tmp_path, {"a": moving_texture(3)})
+    store.write_arrays(tmp_path / "made/catalog.h5", "catalog", {"name": ["a", "b", "c"]}, {"key": "k" * 100})
+    subprocess.run([sys.executable, "-c", ZEROS, tmp_path, name], cwd=ROOT, check=True, timeout=60)
+
+
+ZEROS = """
+import sys
+from pathlib import Path
+from pipeline.artifacts.damage import verify
+folder, name = Path(sys.argv[1]), sys.argv[2]
+file, read = folder / name, folder / name if name == "made/catalog.h5" else folder
+whole = file.read_bytes()
+found = set()
+for start in range(whole.index(b"GCOL") + 16, len(whole), 16):
+    if whole[start:start + 16].strip(bytes(1)) and b"GCOL" not in whole[start:start + 16]:
+        file.write_bytes(whole[:start] + bytes(16) + whole[start + 16:])
+        try:
+            found.update("zeros among its texts, after byte" in fault for fault in verify(read))
+        except ValueError as error:  # the index cannot be opened
+            found.add("zeros among its texts, after byte" in str(error))
+    if len(found) == 2 or start > whole.index(b"GCOL") + 1000:
+        break
+assert True in found, found
+"""
+
+
+def test_the_walk_through_texts_is_that_of_the_format(tmp_path):
+    def collection(*objects, size=80):
+        body = b"".join(
+            index.to_bytes(2, "little") + bytes(6) + length.to_bytes(8, "little") + data
+            for index, length, data in objects
+        )
+        return (b"GCOL\x01\0\0\0" + size.to_bytes(8, "little") + body).ljust(size, b"\0")
+
+    whole = {
+        "full": collection((1, 3, b"abc".ljust(8)), (2, 24, b"x" * 24)),
+        "free": collection((1, 3, b"abc".ljust(8)), (0, 40, b"")),
+        "little": collection((1, 42, b"y" * 48)),  # less is left than an object's head
+        "cut": collection((1, 3, b"abc".ljust(8)))[:40],
+        "no mark": b"GCOL\x02" + bytes(90),
+        "empty": b"",
+    }
+    far = bytes(heap._BLOCK - 2)  # the mark lies across two blocks that are read
+    for name, data in {**whole, "far": far + whole["full"]}.items():
+        (tmp_path / name).write_bytes(data)
+        heap.refuse_endless_heap(tmp_path / name, "cure")
+    for name, data in (("after", collection((1, 3, b"abc".ljust(8)))), ("at once", far + collection())):
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(DamagedFile, match=rf"{name} is damaged \(zeros among its texts, after byte \d+\); cure"):
+            heap.refuse_endless_heap(tmp_path / name, "cure")
 
 
 def flip(path, old: bytes, new: bytes):

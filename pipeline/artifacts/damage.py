@@ -68,9 +68,15 @@ def _read_all(path: Path) -> None:
         store.read_every_view(path)
 
 
+def _read_records(shard: Path, opened: store.Store) -> None:
+    if shard.is_file():
+        store.refuse_endless_heap(shard, store.repair_advice(opened.folder))
+    store.read_records(shard, opened.kind)
+
+
 def _damage(opened: store.Store) -> dict[str, str]:
     """Clip id -> fault, for damaged clips and for all clips whose shard cannot be read."""
-    shards = {path.stem: _what_raises(store.read_records, path, opened.kind) for path in opened.shard_paths()}
+    shards = {path.stem: _what_raises(_read_records, path, opened) for path in opened.shard_paths()}
     faults = {video_id: shards[row["shard"]] for video_id, row in opened.rows.items()}
     for video_id in sorted(opened, key=lambda video_id: opened.rows[video_id]["shard"]):  # opens each shard once
         faults[video_id] = faults[video_id] or _what_raises(_check, opened, video_id)

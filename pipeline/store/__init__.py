@@ -13,6 +13,7 @@ from pipeline.store.container import (
     repair_advice,
     write_arrays,
 )
+from pipeline.store.heap import refuse_endless_heap
 from pipeline.store.reader import Store, StoredClip, open_flow, open_frames, target_of
 from pipeline.store.views import ClipViews, Views, ViewWriter, create_scores, read_every_view
 from pipeline.store.writer import (
@@ -45,6 +46,7 @@ __all__ = [
     "read_catalog",
     "read_every_view",
     "read_records",
+    "refuse_endless_heap",
     "repair_advice",
     "shard_is_current",
     "target_of",

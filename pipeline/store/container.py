@@ -18,11 +18,13 @@ from typing import Any
 import h5py
 import numpy as np
 
+from pipeline.store.heap import refuse_endless_heap
 from pipeline.system.errors import DamagedFile, MachineFault, is_out_of_memory
 from pipeline.system.files import commit, nameless_file
 
 FORMAT_VERSION = 1
 TEXT = h5py.string_dtype("utf-8")
+_READ_WHOLE = 64 << 20  # bytes
 _ATTRS_CRC32, _TABLE_CRC32 = "attrs_crc32", "table_crc32"
 # HDF5 would keep small writes, and chunks (rdcc_nbytes), until an array is closed, where failures go unreported
 _UNBUFFERED = "two-stream-unbuffered"
@@ -122,6 +124,9 @@ def open_file(path: Path | str, kind: str | None) -> h5py.File:
             )
         advice = _repair_of(path) or "`python -m pipeline status` shows what has been made"
         raise FileNotFoundError(f"{path} does not exist; {advice}")
+    # larger files are shards, and scores of single views; `verify` and `repair` read those whole too
+    if path.parent.name != "shards" and path.stat().st_size <= _READ_WHOLE:
+        refuse_endless_heap(path, _deletion_of(path))
     try:
         file = h5py.File(path, "r")
     except OSError as error:
