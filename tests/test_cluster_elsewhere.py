@@ -15,6 +15,7 @@ from pathlib import Path
 
 import cloudpickle
 import pytest
+from distributed import Status
 from work import double, fail_on_three
 
 from pipeline import cluster, preprocess
@@ -132,9 +133,35 @@ def scheduler(monkeypatch):
 
     monkeypatch.setattr(cluster, "_PATIENCE_SECONDS", 0.1)
     options = {"n_workers": 0, "threads_per_worker": 1, "dashboard_address": "127.0.0.1:0", "processes": False}
+    options["memory_limit"] = 0
     with LocalCluster(**options, host="127.0.0.1", protocol="tcp") as elsewhere:
         yield elsewhere
         cluster.CACHE.close()
+
+
+def test_that_the_only_worker_is_paused_is_reported(scheduler, capsys):
+    """As dask pauses one that takes 80 % of its memory; it may never come back."""
+    scheduler.scale(1)
+    scheduler.wait_for_workers(1)
+    (worker,) = scheduler.scheduler.workers.values()
+    (here,) = scheduler.workers.values()
+    here.status = Status.paused
+    while worker.status != Status.paused:
+        time.sleep(0.01)
+
+    def resume():
+        here.status = Status.running
+
+    later = threading.Timer(1.0, resume)
+    later.start()
+    with Workers(ClusterSpec(kind="address", address=scheduler.scheduler_address), most=2) as workers:
+        assert list(workers.run(slowly_double, [4])) == [(4, 8)]
+    later.join()
+    said = capsys.readouterr().err
+    assert (
+        len(re.findall("no worker at tcp.* takes jobs: dask has paused 1, for their use of memory; start", said)) == 1
+    )
+    assert said.count("1; going on") == 1
 
 
 def test_that_no_worker_is_there_is_reported_and_when_one_comes(scheduler, capsys):

@@ -198,6 +198,16 @@ def _offer_gpus(client: Any) -> bool:
     )
 
 
+def _workers(client: Any) -> tuple[int, int]:
+    """How many workers take jobs, and how many are paused: dask gives those no more until they use less memory."""
+
+    def count(dask_scheduler: Any) -> tuple[int, int]:
+        states = [worker.status.name for worker in dask_scheduler.workers.values()]
+        return states.count("running"), states.count("paused")
+
+    return client.run_on_scheduler(count)  # pickled by value, too
+
+
 def _begun(client: Any) -> set[str]:
     """Keys of the jobs that workers are computing now; others wait, at a worker or for one."""
     found = client.run(lambda dask_worker: [task.key for task in dask_worker.state.executing])  # pickled by value, too
@@ -227,7 +237,7 @@ def _watching(
         absent = 0
         while not over.wait(_PATIENCE_SECONDS):
             try:
-                count = len(client.nthreads())
+                count, paused = _workers(client)
                 if renew:
                     renew()
             except Exception:  # the scheduler is gone; whoever waits for a job gets that error
@@ -235,7 +245,12 @@ def _watching(
             if count and absent:
                 say(f"workers at {client.scheduler.address}: {count}; going on")
             absent = 0 if count else absent + 1
-            if absent == 1:
+            if absent == 1 and paused:
+                say(
+                    f"no worker at {client.scheduler.address} takes jobs: dask has paused {paused}, for their use "
+                    "of memory; start workers with --memory-limit 0, or give them more memory"
+                )
+            elif absent == 1:
                 say(f"no worker at {client.scheduler.address} (the logs of workers say why); waiting for one")
             if absent == _GIVE_UP_AFTER and give_up:
                 client.cancel(list(running), force=True)
