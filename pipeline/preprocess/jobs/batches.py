@@ -95,10 +95,12 @@ class FlowClip:
 
     def _compare(self, crc32: int) -> None:
         if crc32 != self.stored.attrs["crc32"]:
-            raise DamagedFile(
-                f"the bytes of clip {self.record.id!r} of {self._frames_folder} do not match their checksum; "
-                f"{store.repair_advice(self._frames_folder)}"
-            )
+            raise self.damage("its bytes do not match their checksum")
+
+    def damage(self, what: str) -> DamagedFile:
+        """The error to raise about damaged frames."""
+        advice = store.repair_advice(self._frames_folder)
+        return DamagedFile(f"clip {self.record.id!r} of {self._frames_folder} is damaged: {what}; {advice}")
 
     def finish(self, spec: FlowSpec) -> None:
         """Write the clip into the shard; it must be complete."""

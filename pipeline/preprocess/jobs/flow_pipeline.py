@@ -89,8 +89,11 @@ class FlowPipeline:
         """Start to compute the flow and to quantize it to bytes."""
         for span in batch.spans:
             with span.recording_clip_errors():
-                for wait in span.decoding:
-                    wait()
+                try:
+                    for wait in span.decoding:
+                        wait()
+                except ClipError as error:  # they were whole when they were written
+                    raise span.clip.damage(str(error)) from error
             span.decoding = []
         if not any(span.failed for span in batch.spans):
             ends = np.cumsum([len(span.frames) for span in batch.spans])
