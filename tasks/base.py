@@ -29,6 +29,8 @@ from tasks.mistakes import one_line_errors
 from tasks.parameters import OfDataset
 from tasks.session import cache_scope, cached_in_scope, may_write, use_artifacts
 
+_LABEL_BYTES = 150  # of a folder's name; a file system has 255, for the digest and temporary names too
+
 
 class Artifact(luigi.Target):
     """One artifact on disk, identified by the file that its stage writes last; `Stage.is_current` checks its inputs."""
@@ -121,7 +123,8 @@ class Stage(OfDataset):
     def folder(self) -> Path:
         """Folder of the artifact."""
         stage = self.kind or re.sub("(?<=.)(?=[A-Z])", "_", type(self).__name__).lower()  # train_stream
-        return Path(self.run_spec.artifacts) / self.dataset_folder / stage / f"{self.label}-{self.digest}"
+        label = self.label.encode()[:_LABEL_BYTES].decode(errors="ignore")  # names of groups may be long
+        return Path(self.run_spec.artifacts) / self.dataset_folder / stage / f"{label}-{self.digest}"
 
     @property
     def dataset_folder(self) -> str:

@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -178,6 +179,16 @@ def test_what_cannot_be_read_or_named_is_refused(tmp_path):
     told = r"the names of videos in '.*' are not UTF-8 \(2\): '\\udcfe.avi', '\\udcff.avi'; rename them"
     with pytest.raises(ValueError, match=told):
         outline(DatasetSpec(videos=str(tmp_path)), "1")
+
+
+def test_a_folder_whose_name_would_crash_the_decoder_is_refused(tmp_path):
+    videos = Path(os.fsdecode(bytes(tmp_path) + b"/\xff/videos"))
+    touch(videos, "a.avi")
+    for layout in ("folder", "unlabelled"):
+        with pytest.raises(
+            ValueError, match=r"videos is below a folder whose name is not UTF-8: '.*\\udcff/videos'; ren"
+        ):
+            outline(DatasetSpec(layout=layout, videos=str(videos)), "1")
 
 
 def test_an_unlabeled_video_whose_name_cannot_be_written_is_left_out(tmp_path, capsys):

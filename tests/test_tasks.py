@@ -179,6 +179,12 @@ def test_all_splits_share_frames_and_flow(config, tiny_dataset):
     assert {c.group for c in dan.part("test")} == {"dan"} and {c.group for c in anna.part("test")} == {"anna"}
 
 
+def test_a_long_name_of_a_group_fits_into_a_file_system(config):
+    for task in (fresh(TrainStream, stream="temporal", split="\u30ab" * 80), fresh(Report, split="\u30ab" * 80)):
+        name = task.folder.name
+        assert len(name.encode()) < 180 and name.endswith(f"\u30ab-{task.digest}"), name
+
+
 def test_all_groupings_share_frames_and_flow(config, tiny_dataset):
     """A command with other groups must not touch what the training of another one reads."""
     section = {"layout": "folder", "videos": str(tiny_dataset), "group_pattern": r"/(?P<group>[a-z]+)_", "split": "1"}

@@ -154,6 +154,12 @@ def _outline(spec: DatasetSpec, split: str, videos: dict[str, Stat]) -> Catalog:
 def _videos(spec: DatasetSpec, ignored: Ignored | None = None) -> dict[str, Stat]:
     if not spec.videos:  # an empty path would mean the current folder
         raise ValueError("[dataset] videos is empty; give the folder of the videos")
+    try:
+        str(Path(spec.videos).absolute()).encode()
+    except UnicodeEncodeError:  # it would crash the decoder
+        raise ValueError(
+            f"[dataset] videos is below a folder whose name is not UTF-8: {spec.videos!r}; rename that folder"
+        ) from None
     ignored = ignored or Ignored()
     videos = scan_videos(Path(spec.videos), ignored)
     if spec.layout == "unlabelled":  # it loses only those videos
