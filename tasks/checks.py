@@ -69,12 +69,21 @@ def check(dataset: str, changes: Mapping[str, str] = NOTHING) -> None:
         raise ValueError("[stack] direction is bidirectional, which needs backward flow; set [flow] backward = true")
 
 
+def for_the_start(name: str, changes: Mapping[str, str]) -> dict[str, str]:
+    """Changed settings of a stream that starts from another dataset's training, as far as they apply to that one too.
+
+    How long and which layers apply only to fine-tuning on this set.
+    """
+    own = {f"{name}_{setting}" for setting in ("steps", "milestones", "warmup", "train_layers", "partial_bn")}
+    return {setting: text for setting, text in changes.items() if setting not in own}
+
+
 def check_together(name: str, dataset: str, changes: Mapping[str, str] = NOTHING) -> None:
     """Refuse another dataset that this one's stream cannot be trained together with.
 
     Raises:
-        ValueError: it is this dataset itself, the command line names videos (which would apply to both), or settings
-            that must be equal differ.
+        ValueError: it is this dataset itself, the command line names videos (which would apply to both), settings that
+            must be equal differ, or it is to be started from and would learn in its last layer only.
     """
     own = settings.stream(name, dataset, 0, changes)
     other, where = own.with_dataset, f"[{name}] with_dataset is {own.with_dataset!r}"
@@ -91,8 +100,15 @@ def check_together(name: str, dataset: str, changes: Mapping[str, str] = NOTHING
         sizes = settings.resolve("frames", dataset, changes), settings.resolve("frames", other, changes)
         _refuse_difference("frames", dataset, other, *sizes, ("short_side_px",))  # motion is in pixels of cached frames
     if own.starts_from_other:
-        there = settings.stream(name, other, 0, changes)
+        there = settings.stream(name, other, 0, for_the_start(name, changes)).alone()
         _refuse_difference(name, dataset, other, own, there, ("network", "start", "crop_px", "flow_unit_px", "stack"))
+        if there.warning:
+            what = ("train_layers", "all") if there.train_layers == "last" else ("partial_bn", "false")
+            raise ValueError(
+                f"{where} and with_how is start, but {what[0]} applies to the training of {other} too, which starts "
+                f"from random weights, so little would be learned to start from; set {name}_{what[0]} = {what[1]} in "
+                f"[dataset.{other}]"
+            )
 
 
 def _refuse_difference(

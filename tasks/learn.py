@@ -81,9 +81,7 @@ class TrainStream(OnDevice):
             official = all(settings.has_official_splits(name) for name in (self.dataset_name, spec.with_dataset))
         other = {"dataset": spec.with_dataset, "split": self.split_name if official else ""}
         if spec.starts_from_other:
-            # changed steps apply only to fine-tuning on this set, which takes fewer than the other set's training
-            own = {f"{self.stream}_{name}" for name in ("steps", "milestones", "warmup")}
-            changes = {name: text for name, text in self.changes.items() if name not in own}
+            changes = checks.for_the_start(self.stream, self.changes)
             return [self.clone(TrainStream, alone=True, changes=changes, **other)]
         return [self.clone(data_of(self.stream), **other), self.clone(Catalog, **other)]
 
@@ -107,18 +105,28 @@ class TrainStream(OnDevice):
             say(warning)
 
     def _check_start(self) -> None:
-        """Refuse weights that saw clips held out here, if an older catalog knows the contents of the videos."""
+        """Refuse weights that saw clips held out here, if an older catalog knows the contents of the videos.
+
+        Weights of a temporal stream that read other inputs are allowed, but mentioned.
+        """
         if not self.files_read():
             return
+        from pipeline.networks import checkpoint
         from pipeline.training import together
 
+        spec = self.stream_spec
         if clips := self.clone(Catalog).outline(contents=True):
-            together.refuse_start_that_saw(self.stream_spec, clips, self.stream_spec.start_file)
+            together.refuse_start_that_saw(spec, clips, spec.start_file)
+        if differing := checkpoint.other_inputs(spec.start_file, spec):
+            say(f"[{spec.stream}] start: {spec.start} was trained on other inputs: {differing}")
 
     def _check_other(self) -> None:
         """Refuse conflicts with the other set's classes or clips before anything is made: flow may take days."""
         spec = self.stream_spec
-        if spec.with_how not in ("classes", "start"):
+        if not spec.with_how:
+            return
+        if spec.with_how == "heads":
+            self._catalog_of_other().check_classes()
             return
         from pipeline.catalog import contents
         from pipeline.training import together

@@ -152,7 +152,7 @@ class Catalog(OfVideos):
         from pipeline.catalog import parts
 
         if found := self.outline():
-            parts.check_classes(found.classes)
+            parts.check_classes(found.classes, self.dataset_name)
 
     def outline(self, *, contents: bool = False) -> catalog.Catalog | None:
         """The clips as they are now; None for a demo not yet written.

@@ -338,3 +338,10 @@ def test_a_process_that_starts_while_ctrl_c_is_pressed_is_ended(data, tmp_path, 
     with pytest.raises(KeyboardInterrupt):
         launch.launch_processes(TrainingJob(spec(processes=2), data[1], data[0], tmp_path, "in", "cpu"), 2)
     assert len(begun) == 1 and begun[0].poll() == -signal.SIGTERM
+
+
+def test_an_error_about_a_name_that_is_not_utf8_reaches_the_parent(tmp_path, capfd):
+    from pipeline.training.__main__ import _report
+
+    _report(ValueError("bad \udcff name"), tmp_path / "error-0")
+    assert (tmp_path / "error-0").read_text(encoding="utf-8") == r"ValueError: bad \udcff name"

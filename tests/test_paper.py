@@ -176,6 +176,29 @@ def test_steps_configured_for_fine_tuning_from_the_other_set_are_taken_for_that(
     assert "temporal_steps" not in changes(row("1a", "scratch-0.5"), SCRATCH, configured)
 
 
+def test_what_was_to_start_from_the_other_set_and_does_not_learns_in_all_layers_from_scratch():
+    """Fine-tuning's steps, and layers kept as the other training left them, suit no random weights."""
+    kept = specs.StreamSpec(
+        with_dataset="ucf101",
+        with_how="start",
+        steps=20_000,
+        milestones=(14_000,),
+        partial_bn=True,
+        train_layers="last",
+    )
+    for table, key in (("1a", "scratch-0.5"), ("3", "average"), ("4", "spatial"), ("4", "average")):
+        found = changes(row(table, key), kept, SCRATCH)
+        assert (found["spatial_steps"], found["spatial_milestones"]) == ("80000", "50000, 70000"), (table, key)
+        assert (found["spatial_partial_bn"], found["spatial_train_layers"]) == ("false", "all")
+    assert "spatial_steps" not in changes(row("4", "temporal"), kept, SCRATCH)
+    for key in ("alone", "classes", "multi-task"):
+        found = changes(row("2", key), SCRATCH, kept, "ucf101")
+        assert (found["temporal_partial_bn"], found["temporal_train_layers"]) == ("false", "all")
+    assert not {"temporal_partial_bn", "temporal_train_layers"} & set(
+        changes(row("2", "tuned"), SCRATCH, kept, "ucf101")
+    )
+
+
 def test_the_papers_sets_are_told_by_layout_and_classes():
     assert measured_on("ucf101", 101) == "ucf101" and measured_on("hmdb51", 51) == "hmdb51"
     assert measured_on("ucf101", 6) == measured_on("folder", 101) == measured_on("hmdb51", 101) == ""

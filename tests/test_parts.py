@@ -46,11 +46,13 @@ def test_whoever_wants_no_validation_clips_needs_none():
 
 
 def test_nothing_is_learned_from_one_class_or_none():
-    check_classes(("x", "y"))
-    with pytest.raises(ValueError, match="there is one class, 'x', and a network learns to tell at least two apart"):
-        check_classes(("x",))
-    with pytest.raises(ValueError, match="the videos are unlabeled, so that nothing can be learned from them; any oth"):
-        check_classes(())
+    check_classes(("x", "y"), "kin")
+    with pytest.raises(ValueError, match="kin has one class, 'x', and a network learns to tell at least two apart"):
+        check_classes(("x",), "kin")
+    with pytest.raises(
+        ValueError, match="videos of kin are unlabeled, so that nothing can be learned from them; any oth"
+    ):
+        check_classes((), "kin")
 
 
 def test_an_outline_is_the_catalog_without_contents_and_says_nothing(tmp_path, monkeypatch, capsys):

@@ -200,7 +200,9 @@ def test_a_dataset_may_be_unlabeled_as_far_as_flow(strangers, config):
     opened = store.open_flow(flow.path)
     assert set(opened) == {"more__d.avi", "x.avi"} and opened["x.avi"].attrs["label"] == UNKNOWN
     for task in (fresh(TrainStream, stream="spatial", dataset="plain"), fresh(Fuse, dataset="plain")):
-        with pytest.raises(ValueError, match="the videos are unlabeled, so that nothing .*, and ScoreVideos scores"):
+        with pytest.raises(
+            ValueError, match="the videos of .* are unlabeled, so that nothing .*, and ScoreVideos scores"
+        ):
             task.complete()
 
 

@@ -124,7 +124,7 @@ def test_a_table_says_that_the_svm_needs_validation_clips(config, tmp_path):
 def test_a_single_class_has_frames_but_nothing_is_trained_on_it(config, tmp_path, capsys):
     listed = tmp_path / "clips.csv"
     listed.write_text(listed.read_text().replace("down", "right"))
-    message = "there is one class, 'right', and a network learns to tell at least two apart"
+    message = "four has one class, 'right', and a network learns to tell at least two apart"
     for task in (FullPipeline, ExtractFeatures):
         assert not build(fresh(task))
     with pytest.raises(ValueError, match=message):

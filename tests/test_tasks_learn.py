@@ -1,5 +1,7 @@
 """What a training says before it begins: settings that are hardly meant, and processes on a CPU."""
 
+import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -117,3 +119,23 @@ def test_damaged_weights_that_are_deleted_are_trained_again(config):
     path.unlink()
     assert not fresh(TrainStream, stream="spatial").complete()
     assert build(fresh(ScoreStream, stream="spatial", part="test")) and scored.is_file() and load_checkpoint(path)
+
+
+def test_weights_that_read_other_inputs_are_taken_with_a_word(config, capsys, tmp_path):
+    temporal = fresh(TrainStream, stream="temporal")
+    assert build(temporal)
+    shutil.copy(temporal.weights, tmp_path / "own.pt")
+    again = {"temporal_start": str(tmp_path / "own.pt")}
+    capsys.readouterr()
+    fresh(TrainStream, stream="temporal", changes=again).complete()
+    assert "other inputs" not in capsys.readouterr().err
+    fresh(
+        TrainStream, stream="temporal", changes={**again, "stack_kind": "trajectory", "temporal_flow_unit_px": "1"}
+    ).complete()
+    expected = r"own.pt was trained on other inputs: flow_unit_px \S+ \(here 1.0\), kind stack \(here trajectory\)"
+    assert re.search(expected, capsys.readouterr().err)
+    torch.save(
+        load_checkpoint(temporal.weights).network.state_dict(), tmp_path / "own.pt"
+    )  # which says nothing of them
+    fresh(TrainStream, stream="temporal", changes={**again, "temporal_flow_unit_px": "1"}).complete()
+    assert "other inputs" not in capsys.readouterr().err

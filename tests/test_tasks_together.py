@@ -170,6 +170,19 @@ def test_official_lists_have_the_same_split_and_others_their_own(two, layout, li
             {"stack_length": "3"},
             r"\[temporal\] stack is StackSpec\(length=2.* but StackSpec\(length=3",
         ),
+        (
+            "start",
+            "more",
+            {"temporal_train_layers": "last"},
+            r"'more' and with_how is start, but train_layers applies to the training of more too, .*"
+            r"; set temporal_train_layers = all in \[dataset.more\]",
+        ),
+        (
+            "start",
+            "more",
+            {"temporal_partial_bn": "true"},
+            r"but partial_bn applies .*; set temporal_partial_bn = false in \[dataset.more\]",
+        ),
     ],
 )
 def test_what_cannot_be_trained_together_is_refused_before_any_work(two, tmp_path, how, other, settings, message):
@@ -189,6 +202,28 @@ def test_what_cannot_be_trained_together_is_refused_before_any_work(two, tmp_pat
 )
 def test_classes_are_compared_before_anything_is_made(two, tmp_path, pairs, message):
     together(two, "classes", with_same=pairs)
+    with pytest.raises(ValueError, match=message):
+        fresh(TrainStream, stream="temporal").complete()
+    assert not (tmp_path / "artifacts").exists()
+
+
+def test_layers_that_fine_tuning_keeps_are_learned_in_the_training_it_starts_from(two):
+    together(two, "start")
+    tuned = fresh(TrainStream, stream="temporal", changes={"temporal_train_layers": "last"})
+    assert tuned.stream_spec.train_layers == "last" and tuned.requires()[2].stream_spec.train_layers == "all"
+
+
+@pytest.mark.parametrize(
+    ("classes", "message"),
+    [(",x,", "more has one class, 'x', and a network learns"), (None, "the videos of more are unlabeled, so that")],
+)
+def test_another_set_from_which_nothing_can_be_learned_is_refused_before_any_work(two, tmp_path, classes, message):
+    if classes:
+        listed = tmp_path / "more/clips.csv"
+        listed.write_text(listed.read_text().replace(",RIGHT,", classes).replace(",fall,", classes))
+    else:
+        two.read_dict({"dataset.more": {"layout": "unlabelled", "lists": ""}})
+    together(two, "heads")
     with pytest.raises(ValueError, match=message):
         fresh(TrainStream, stream="temporal").complete()
     assert not (tmp_path / "artifacts").exists()

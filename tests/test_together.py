@@ -212,6 +212,12 @@ def test_names_mean_the_same_but_for_case_and_punctuation_or_if_a_pair_says_so()
         same_classes(own, other, ("weave:Biking",))
 
 
+def test_names_differ_by_vowel_signs_and_not_by_how_an_accent_is_written():
+    assert same_classes(["\u092a\u093e\u0928\u093e"], ["\u092a\u093e\u0928\u0940"]) == {}  # to get, water
+    assert same_classes(["caf\u00e9"], ["Cafe\u0301"]) == {"Cafe\u0301": "caf\u00e9"}
+    assert same_classes(["+"], ["-", "+"]) == {"+": "+"}
+
+
 def test_added_classes_come_as_often_as_this_sets(sets, capsys):
     catalog, other = sets()
     found = training_set(spec(**CLASSES), "own", catalog, other)

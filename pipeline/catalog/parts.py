@@ -108,7 +108,7 @@ def check_parts(found: Mapping[str, Mapping[str, int]], needed: Iterable[str], s
             raise ValueError(f"split {split} has no {use[part]}: {_why_empty(part, groups, spec)}")
 
 
-def check_classes(classes: Sequence[str]) -> None:
+def check_classes(classes: Sequence[str], dataset: str) -> None:
     """Refuse to train on a single class, or none.
 
     Raises:
@@ -116,13 +116,13 @@ def check_classes(classes: Sequence[str]) -> None:
     """
     if not classes:
         raise ValueError(
-            "the videos are unlabeled, so that nothing can be learned from them; any other [dataset] layout has "
-            "labels, and ScoreVideos scores videos without"
+            f"the videos of {dataset} are unlabeled, so that nothing can be learned from them; any other [dataset] "
+            "layout has labels, and ScoreVideos scores videos without"
         )
     if len(classes) < 2:
         raise ValueError(
-            f"there is one class, {classes[0]!r}, and a network learns to tell at least two apart; in layout folder "
-            "the class of a clip is the first folder below [dataset] videos"
+            f"{dataset} has one class, {classes[0]!r}, and a network learns to tell at least two apart; in layout "
+            "folder the class of a clip is the first folder below [dataset] videos"
         )
 
 

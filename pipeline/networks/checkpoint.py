@@ -112,6 +112,23 @@ def settings_in(path: Path) -> dict[str, Any]:
     return _load(path, mmap=True)["stream_spec"]
 
 
+def other_inputs(path: Path, spec: StreamSpec) -> str:
+    """Settings by which the inputs of the temporal stream in a file differ from those of `spec`; "" if none do.
+
+    It is "" too for weights that are no checkpoint of ours, and for those of a spatial stream.
+
+    Raises:
+        FileNotFoundError, DamagedFile: as `read_tensors`.
+    """
+    values = read_tensors(path, mmap=True)
+    ours = isinstance(values, dict) and values.get("format") == CHECKPOINT_FORMAT
+    trained = values.get("stream_spec") if ours else None
+    if not trained or not spec.stack or not trained.get("stack"):
+        return ""
+    there, here = ({"flow_unit_px": of["flow_unit_px"], **of["stack"]} for of in (trained, spec.as_dict()))
+    return ", ".join(f"{name} {there[name]} (here {here[name]})" for name in here if there.get(name) != here[name])
+
+
 def _load(path: Path, *, mmap: bool = False) -> dict[str, Any]:
     """Read the values of a checkpoint; refuse one in which a part is missing or of the wrong type."""
     cure = "; if TrainStream made it, delete it and run the same command again to retrain"

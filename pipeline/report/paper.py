@@ -207,9 +207,9 @@ def changes(row: Row, spatial: StreamSpec, temporal: StreamSpec, with_dataset: s
     Training from scratch takes four times the steps of fine-tuning (section 5: 80,000 and 20,000), so the steps are
     adapted if a row does the one and the user configured the other. The paper's schedule from scratch, which is the
     default, counts as that even if `start` names weights: whoever gives only these has not configured fine-tuning, and
-    every row whose spatial stream starts from them takes a quarter. The steps of a temporal stream that is configured
-    with `with_how = start` are those of fine-tuning. A row without a second dataset is trained without one, even if
-    one is configured.
+    every row whose spatial stream starts from them takes a quarter. The steps of a stream that is configured with
+    `with_how = start` are those of fine-tuning. A row without a second dataset is trained without one, even if one is
+    configured; if that leaves random weights to start from, all layers learn.
 
     Args:
         row: one for which `why_not` gives "".
@@ -217,20 +217,25 @@ def changes(row: Row, spatial: StreamSpec, temporal: StreamSpec, with_dataset: s
         with_dataset: name of the second dataset; "" for none.
     """
     found = dict(row.settings)
-    from_scratch = spatial.start == "scratch" or all(
+    from_scratch = (spatial.start == "scratch" and not spatial.starts_from_other) or all(
         getattr(spatial, name) == getattr(StreamSpec, name) for name in ("steps", "milestones")
     )
     if row.start == "scratch":
         found |= {"spatial_start": "scratch", "spatial_partial_bn": "false"}  # random weights have nothing to keep
-        if not from_scratch:
+    if row.score != "temporal":
+        starts = row.start != "scratch" and spatial.start != "scratch"
+        if starts and from_scratch:
+            found |= _steps("spatial", spatial, max(1, spatial.steps // 4), 7 / 10)
+        if not starts and not from_scratch:
             found |= _steps("spatial", spatial, 4 * spatial.steps, 5 / 8, 7 / 8)
-    elif from_scratch and (row.start == "weights" or (spatial.start != "scratch" and row.score != "temporal")):
-        found |= _steps("spatial", spatial, max(1, spatial.steps // 4), 7 / 10)
     for name, configured in (("spatial", spatial), ("temporal", temporal)):
         if configured.with_dataset:
             found |= {f"{name}_with_dataset": "", f"{name}_with_how": ""}
     if row.with_how and with_dataset:
         found |= {"temporal_with_dataset": with_dataset, "temporal_with_how": row.with_how}
+    for name, configured in (("spatial", spatial), ("temporal", temporal)):
+        if configured.starts_from_other and configured.start == "scratch" and found[f"{name}_with_how"] != "start":
+            found |= {f"{name}_partial_bn": "false", f"{name}_train_layers": "all"}
     tuned, tunes = temporal.with_how == "start", found.get("temporal_with_how") == "start"
     if row.score != "spatial" and temporal.start == "scratch" and tuned != tunes:
         found |= (

@@ -44,7 +44,8 @@ def main(arguments: list[str] | None = None) -> int:
 def _report(error: Exception, path: Path) -> None:
     """Write the error to the file and to standard error, even if the disk of one of them is full."""
     with contextlib.suppress(OSError):
-        path.write_text(", ".join([f"{type(error).__name__}: {error}", *getattr(error, "__notes__", [])]))
+        text = ", ".join([f"{type(error).__name__}: {error}", *getattr(error, "__notes__", [])])
+        path.write_bytes(text.encode(errors="backslashreplace"))
     with contextlib.suppress(OSError):
         traceback.print_exception(error)
 

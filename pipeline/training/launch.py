@@ -188,7 +188,7 @@ def _what_failed(job: TrainingJob, ended: list[int | None]) -> str:
         cause = "unless someone did that, memory may have run out; the same command goes on"
         return f"{whose.format(killed[0])} was killed by {name}; {cause}"
     if said:
-        return f"{whose.format(said[0].name.removeprefix('error-'))} failed: {said[0].read_text()}"
+        return f"{whose.format(said[0].name.removeprefix('error-'))} failed: {said[0].read_text(encoding='utf-8')}"
     rank = next(rank for rank, status in enumerate(ended) if status)
     output = job.job_folder / f"output-{rank}"
     last = output.read_text(errors="replace")[-_SHOWN_CHARACTERS:] if output.is_file() else ""

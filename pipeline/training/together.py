@@ -7,6 +7,7 @@ batch is drawn uniformly from all classes. Validation and test use this set's cl
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -236,4 +237,6 @@ def _say_matching(spec: StreamSpec, catalog: Catalog, other: OtherDataset, added
 
 
 def _plain(name: str) -> str:
-    return "".join(letter for letter in name.casefold() if letter.isalnum())
+    text = unicodedata.normalize("NFC", name).casefold()
+    # vowel signs are marks (M): without them different words would be one
+    return "".join(letter for letter in text if unicodedata.category(letter)[0] in "LNM") or text
