@@ -28,14 +28,13 @@ class ScoreVideos(OfVideos):
     checkpoints given, nothing else of the dataset is needed, not even its videos.
     """
 
+    stage = "score_videos"
     spatial_checkpoint = luigi.Parameter(
         default="", description="a spatial checkpoint to use instead of the dataset's own"
     )
     temporal_checkpoint = luigi.Parameter(default="", description="the same for the temporal stream")
     fuse = luigi.ChoiceParameter(choices=FUSIONS, default="average", description="how the streams become one")
     VERSION = 3
-    file = "scores.h5"  # written last
-    beside = ("predictions.csv",)
 
     def check_settings(self) -> None:
         """Refuse also a fusion that was not chosen for the given checkpoints."""

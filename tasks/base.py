@@ -11,7 +11,6 @@ from __future__ import annotations
 import abc
 import contextlib
 import dataclasses
-import re
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any
 
 import luigi
 
+from pipeline.artifacts.status import STAGE_FILES
 from pipeline.specs.base import digest_of
 from pipeline.system.errors import StageFailed
 from pipeline.system.files import read_json, read_made_from, record_made_from
@@ -66,12 +66,10 @@ class _Cache:
 class Stage(OfDataset):
     """A stage of the chain for one dataset and split. A subclass defines what it reads, its digest and its function."""
 
-    file = ""  # the file that is written last
-    beside: tuple[str, ...] = ()  # the artifact's other files; it is remade if one is missing
+    stage = ""  # name of the folder of such artifacts, a key of STAGE_FILES
     VERSION = 1  # of a stage without a spec that has one: raise it when the same settings would give another artifact
     keeps_old = False  # whether `make` reads the artifact that it replaces
     is_read_throughout = False  # whether stages that read it do so for as long as they run, not once at their start
-    kind = ""  # name of the folder of such artifacts; "": derived from the class name
     reads: tuple[str, ...] = ()  # the sections that can change the artifact; (): any
 
     def __init__(self, *args, **kwargs):
@@ -122,9 +120,8 @@ class Stage(OfDataset):
     @cached_in_scope
     def folder(self) -> Path:
         """Folder of the artifact."""
-        stage = self.kind or re.sub("(?<=.)(?=[A-Z])", "_", type(self).__name__).lower()  # train_stream
         label = self.label.encode()[:_LABEL_BYTES].decode(errors="ignore")  # names of groups may be long
-        return Path(self.run_spec.artifacts) / self.dataset_folder / stage / f"{label}-{self.digest}"
+        return Path(self.run_spec.artifacts) / self.dataset_folder / self.stage / f"{label}-{self.digest}"
 
     @property
     def dataset_folder(self) -> str:
@@ -133,7 +130,7 @@ class Stage(OfDataset):
 
     def output(self) -> Artifact:
         """The file that is written last."""
-        return Artifact(self.folder / self.file)
+        return Artifact(self.folder / STAGE_FILES[self.stage][0])
 
     @property
     def path(self) -> Path:
@@ -175,7 +172,7 @@ class Stage(OfDataset):
 
     def files_beside(self, recorded: dict) -> Iterable[str]:
         """Names of the other files of an artifact, given what it records about itself."""
-        return self.beside
+        return STAGE_FILES[self.stage][1:]
 
     def complete(self) -> bool:
         """Whether the artifact and all it needs are current. True is cached; if False, `check` runs once."""

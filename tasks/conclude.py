@@ -22,8 +22,7 @@ class Fuse(Stage):
     Without validation clips (`val_fraction = 0`) only the average is made.
     """
 
-    file = "fusion.json"  # written after the scores
-    beside = ("average/scores.h5",)  # always made; `files_beside` names the others too
+    stage = "fuse"
 
     @property
     def label(self) -> str:
@@ -71,9 +70,8 @@ class Fuse(Stage):
 class Report(Stage):
     """`metrics.json` and one self-contained `report.html`."""
 
+    stage = "report"
     VERSION = 6
-    file = "metrics.json"
-    beside = ("report.html",)
 
     @property
     def label(self) -> str:

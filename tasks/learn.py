@@ -43,10 +43,9 @@ class TrainStream(OnDevice):
     Without validation clips the last weights are kept.
     """
 
+    stage = "train_stream"
     stream = luigi.ChoiceParameter(choices=STREAMS, description="which stream")
     alone = luigi.BoolParameter(default=False, description="ignore with_dataset; other trainings start from this one")
-    file = "curve.json"  # written last
-    beside = ("checkpoint.pt",)
 
     @property
     def stream_spec(self) -> StreamSpec:
@@ -199,10 +198,10 @@ class TrainStream(OnDevice):
 class ScoreStream(OfVideos, OnDevice):
     """Probabilities and features of every clip of one part from one trained stream; other videos are all `test`."""
 
+    stage = "score_stream"
     stream = luigi.ChoiceParameter(choices=STREAMS, description="which stream")
     part = luigi.ChoiceParameter(choices=("train", "val", "test"), default="test", description="which clips")
     checkpoint = luigi.Parameter(default="", description="trained weights, in place of those of TrainStream")
-    file = "scores.h5"
 
     @property
     def label(self) -> str:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import luigi
 
-from pipeline import specs
 from pipeline.specs.base import Spec
 from pipeline.system import files, locks
 from pipeline.system.progress import say, say_once
@@ -27,18 +26,13 @@ class DemoVideos(OfProgram):
     folder = luigi.Parameter(description="where it goes: its videos/ and ucfTrainTestlist/")
     dataset = luigi.Parameter(description="section [dataset.NAME] of luigi.cfg")
 
-    @property
-    def spec(self) -> specs.DemoSpec:
-        """The [demo] settings."""
-        return settings.resolve("demo", self.dataset)
-
     def complete(self) -> bool:
         """Whether exactly this demo is there."""
         from pipeline.demo import is_written
 
         with one_line_errors():
             checks.check_dataset(self.dataset)
-            return is_written(Path(self.folder), self.spec)
+            return is_written(Path(self.folder), settings.resolve("demo", self.dataset))
 
     def run(self) -> None:
         """Write the demo."""
@@ -47,7 +41,7 @@ class DemoVideos(OfProgram):
         folder = Path(self.folder)
         # the lock has a folder of its own: the user's videos may lie beside the demo and must not be touched
         with locks.one_writer(folder.with_name(f".{folder.name}-lock")):
-            write_demo(folder, self.spec)
+            write_demo(folder, settings.resolve("demo", self.dataset))
 
 
 class OfVideos(Stage):
@@ -79,7 +73,7 @@ class OfVideos(Stage):
 class Catalog(OfVideos):
     """One row per clip: path, label, group, part of the split. Complete until a video or a list changes."""
 
-    file = "catalog.h5"
+    stage = "catalog"
     reads = ("dataset",)
     keeps_old = True  # so that known clips are not hashed again
     priority = 2  # all splits' before any store, so that they name the same videos even if one is added meanwhile

@@ -15,7 +15,6 @@ from tasks.session import may_write
 class _Store(OfVideos):
     """What Frames and Flow have in common: an index over shards, used by all splits of the dataset."""
 
-    file = "index.h5"
     is_read_throughout = True
     priority = 1  # before any training: the workers of one store are kept for the next
 
@@ -45,6 +44,7 @@ class _Store(OfVideos):
 class Frames(_Store):
     """The frames of every clip, resized, as JPEG in HDF5 shards."""
 
+    stage = "frames"
     reads = (*Catalog.reads, "frames", "cluster")
 
     @property
@@ -95,6 +95,7 @@ class Frames(_Store):
 class Flow(_Store):
     """The optical flow of every clip, computed from the cached frames and stored as JPEG planes in HDF5 shards."""
 
+    stage = "flow"
     reads = (*Frames.reads, "flow")
 
     @property

@@ -106,9 +106,8 @@ class AllSplits(Repeated):
     out in turn.
     """
 
+    stage = "all_splits"
     VERSION = 3
-    file = "summary.json"
-    beside = ("summary.html", "summary.md")
 
     @property
     def label(self) -> str:

@@ -60,12 +60,10 @@ class PaperTable(Repeated, OnDevice):
         description="second dataset, section [dataset.NAME]: for multi-task rows and those that add data; default: "
         "the one that the temporal stream is configured with",
     )
-    kind = "tables"
+    stage = "tables"
     failures: Mapping[str, str] = MappingProxyType({})  # of this run: short name of the row -> reason
     lost: Set[Path] = frozenset()  # folders of the scores that this run could not make
     VERSION = 4
-    file = "table.json"
-    beside = ("table.html", "table.md")
 
     def check_settings(self) -> None:
         """Refuse also a second dataset or rows that do not exist."""

@@ -352,25 +352,6 @@ def test_small_images_seen_before_change_nothing():
     np.testing.assert_array_equal(estimate(large, spec)[0], alone.transpose(2, 0, 1))
 
 
-@pytest.mark.parametrize(
-    ("returned", "message"),
-    [
-        (
-            np.zeros((1, 8, 9, 2), np.float32),
-            r"float32 of shape \(1, 8, 9, 2\); it must return float32 of shape \(1, 2, 8, 9\)",
-        ),
-        (np.zeros((2, 2, 8, 9), np.float32), r"float32 of shape \(2, 2, 8, 9\)"),
-        (np.zeros((1, 2, 8, 9)), r"float64 of shape \(1, 2, 8, 9\)"),
-        (torch.zeros(1, 2, 8, 8), r"float32 of shape \(1, 2, 8, 8\)"),
-        (None, "NoneType; it must return"),
-    ],
-)
-def test_what_is_no_flow_of_the_pairs_is_refused(monkeypatch, returned, message):
-    monkeypatch.setattr(tvl1, "between", lambda first, second, spec, *, device: returned)
-    with pytest.raises(ValueError, match="method tvl1 returned " + message):
-        estimate(np.zeros((2, 8, 9), np.uint8), FlowSpec(), device="cpu")
-
-
 def test_a_name_is_no_spec():
     with pytest.raises(ValueError, match=r"spec is 'tvl1'; it must be a FlowSpec, such as FlowSpec\(method='tvl1'\)"):
         estimate(np.zeros((2, 8, 9), np.uint8), "tvl1")

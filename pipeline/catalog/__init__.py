@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from pipeline.catalog import remarks
-from pipeline.catalog.clips import NO_VIDEO, UNKNOWN, UNREADABLE, Catalog, Clip, refuse_duplicates
+from pipeline.catalog.clips import NO_VIDEO, UNKNOWN, UNREADABLE, Catalog, Clip
 from pipeline.catalog.contents import by_stamp, hashes, reading_threads, stamp
 from pipeline.catalog.layouts import (
     Ignored,
@@ -143,7 +143,6 @@ def _outline(spec: DatasetSpec, split: str, videos: dict[str, Stat]) -> Catalog:
         raise ValueError(f"[dataset] videos: there is no video in {spec.videos!r} or below it")
     rows, listed_classes = read_layout(spec, split, videos)
     rows, absent = match(spec, rows, videos)
-    refuse_duplicates(rows)
     rows = draw_parts(spec, rows, split)
     classes = _classes(spec, rows, listed_classes, split)
     label = {"": UNKNOWN} | {name: number for number, name in enumerate(classes)}

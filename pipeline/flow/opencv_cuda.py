@@ -96,13 +96,7 @@ def _estimator(method: str, size: tuple[int, int], index: int) -> Iterator[tuple
 
 def _classes(method: str) -> dict[str, Any]:
     """The method's classes that this OpenCV build has, by name."""
-    found = {name: _class(name) for name in CLASSES[method]}
-    return {name: kind for name, kind in found.items() if kind is not None}
-
-
-def _class(name: str) -> Any:
-    """A class of cv2.cuda; older versions call it cv2.cuda_<name>."""
-    return getattr(cv2.cuda, name, None) or getattr(cv2, f"cuda_{name}", None)
+    return {name: getattr(cv2.cuda, name) for name in CLASSES[method] if hasattr(cv2.cuda, name)}
 
 
 def _hardware(classes: dict[str, Any], size: tuple[int, int], index: int) -> Any:
@@ -145,6 +139,6 @@ def _unit(image: np.ndarray) -> np.ndarray:
 
 
 def _upload(image: np.ndarray) -> Any:
-    matrix = _class("GpuMat")()
+    matrix = cv2.cuda.GpuMat()
     matrix.upload(np.ascontiguousarray(image))
     return matrix

@@ -59,12 +59,12 @@ class Network(nn.Module):
         replaces: str = "head",
         partial_bn: bool = False,
         consensus: str = "average",
-        num_classes: int = 0,
+        num_classes: int,
         other_head: nn.Linear | None = None,
     ):
         super().__init__()
         self.body, self.head, self.train_body, self.replaces = body, head, train_body, replaces
-        self.num_classes, self.other_head = num_classes or head.out_features, other_head
+        self.num_classes, self.other_head = num_classes, other_head
         self.partial_bn, self.consensus = partial_bn, consensus
         self.body.requires_grad_(train_body)
         for norm in self.kept_norms():

@@ -126,16 +126,12 @@ class StoredClip:
         """Number of stored images of all directions."""
         return sum(map(self._count, self._offsets))
 
-    def count(self, *, direction: str = "forward") -> int:
-        """Number of stored images of a direction: frames, or planes of flow (two per field)."""
-        return self._count(self._known(direction))
-
     def _count(self, direction: str) -> int:
         return len(self._offsets[direction]) - 1
 
     def jpegs(self, first: int = 0, last: int | None = None, *, direction: str = "forward") -> Iterator[np.ndarray]:
         """JPEG bytes of images first..last-1, (n,) uint8 each, in reads of up to 8 MiB: usually one per window."""
-        count = self.count(direction=direction)
+        count = self._count(self._known(direction))
         offsets, last = self._offsets[direction], count if last is None else last
         if not 0 <= first <= last <= count:
             raise IndexError(f"images {first} to {last} of clip {self.id!r}: needs 0 <= first <= last <= {count}")

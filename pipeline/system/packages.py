@@ -24,6 +24,7 @@ PACKAGES = {
     "luigi": "luigi",
     "numba": "numba",
     "sklearn": "scikit-learn",
+    "scipy": "scipy",
     "joblib": "joblib",
     "matplotlib": "matplotlib",
     "jinja2": "jinja2",

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import distributed, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.ops import StochasticDepth
 
 
@@ -51,7 +50,7 @@ def normalize_over_processes(network: nn.Module, device: torch.device) -> None:
     if device.type == "cuda":
         nn.SyncBatchNorm.convert_sync_batchnorm(network)
     else:  # torch's own layer over processes refuses tensors on a CPU
-        _replace(network, lambda layer: _BatchNormOfAll(layer) if isinstance(layer, _BatchNorm) else layer)
+        _replace(network, lambda layer: _BatchNormOfAll(layer) if isinstance(layer, nn.BatchNorm2d) else layer)
 
 
 def _replace(network: nn.Module, new: Callable[[nn.Module], nn.Module]) -> None:
@@ -90,15 +89,15 @@ def _own_rows(whole: torch.Tensor, piece: Piece) -> torch.Tensor:
     return whole.chunk(piece.count)[piece.place]
 
 
-class _BatchNormOfAll(_BatchNorm):
+class _BatchNormOfAll(nn.BatchNorm2d):
     """Batch normalization over all processes' pieces on a CPU, where torch's own layer knows only one process.
 
     That layer also sums channels-last images one value after another: its variances are off by 1e-5, by another amount
     with another number of threads, and training multiplies that.
     """
 
-    def __init__(self, layer: _BatchNorm):
-        super().__init__(layer.num_features, layer.eps, layer.momentum, layer.affine, layer.track_running_stats)
+    def __init__(self, layer: nn.BatchNorm2d):
+        super().__init__(layer.num_features, layer.eps, layer.momentum)
         self.weight, self.bias, self.training = layer.weight, layer.bias, layer.training
         for name, buffer in layer.named_buffers():
             setattr(self, name, buffer)
@@ -121,15 +120,9 @@ class _BatchNormOfAll(_BatchNorm):
 
     def _note(self, mean: torch.Tensor, variance: torch.Tensor, values: int) -> None:
         """Update the running statistics as torch does: the running variance is the unbiased one."""
-        if not self.track_running_stats:
-            return
         self.num_batches_tracked += 1
-        share = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
-        self.running_mean.lerp_(mean.to(self.running_mean.dtype), share)
-        self.running_var.lerp_((variance * (values / (values - 1))).to(self.running_var.dtype), share)
-
-    def _check_input_dim(self, inputs: torch.Tensor) -> None:
-        """Accept any number of dimensions; the layer that this one replaces checked its own."""
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
+        self.running_var.lerp_((variance * (values / (values - 1))).to(self.running_var.dtype), self.momentum)
 
 
 class _Normalize(torch.autograd.Function):
@@ -139,15 +132,13 @@ class _Normalize(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, inputs: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None, eps: float):
+    def forward(ctx, inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float):
         mean = mean_over_processes(_of_channels(inputs)).to(inputs.dtype)
         centered = inputs - _along_channels(mean, inputs)
         variance = mean_over_processes(_of_channels(centered.square())).to(inputs.dtype)
         inverse = (variance + eps).rsqrt()  # of the standard deviation
         ctx.save_for_backward(centered, inverse, weight)
         ctx.mark_non_differentiable(mean, variance)
-        if weight is None:
-            return centered * _along_channels(inverse, inputs), mean, variance
         bias, scale = _along_channels(bias, inputs), _along_channels(inverse * weight, inputs)
         return torch.addcmul(bias, centered, scale), mean, variance
 
@@ -158,11 +149,8 @@ class _Normalize(torch.autograd.Function):
         # each process's loss depends on all pieces through both
         of_mean, of_variance = mean_over_processes(own).to(gradient.dtype)
         slope = _along_channels(-of_variance * inverse.square(), gradient)
-        scale = inverse if weight is None else inverse * weight
         of_inputs = (gradient - _along_channels(of_mean, gradient)).addcmul_(centered, slope)
-        of_inputs.mul_(_along_channels(scale, gradient))
-        if weight is None:
-            return of_inputs, None, None, None
+        of_inputs.mul_(_along_channels(inverse * weight, gradient))
         of_bias, of_weight = (own * (gradient.numel() // gradient.shape[1])).to(gradient.dtype)
         return of_inputs, of_weight * inverse, of_bias, None
 

@@ -146,7 +146,7 @@ def try_decoding(path: Path | str, *, timeout_seconds: float) -> None:
         str(path),
     ]
     try:
-        code = subprocess.run(command, timeout=timeout_seconds or None, capture_output=True).returncode
+        code = subprocess.run(command, timeout=timeout_seconds, capture_output=True).returncode
     except subprocess.TimeoutExpired:
         raise VideoError(f"decoding takes longer than timeout_seconds = {timeout_seconds:g}") from None
     if code == -signal.SIGKILL:
