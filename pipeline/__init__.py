@@ -1,8 +1,7 @@
 """The library of the two-stream pipeline: arrays and files, no Luigi.
 
-Read the folders and modules in the order of the data: `specs`, `catalog`, `video`, `flow`, `quantize`, `store`,
-`preprocess`, `stacks`, `transforms`, `dataset`, `networks`, `training`, `scores`, `inference`, `fusion`, `report`.
-Each imports only from those before it; docs/design.md has the list of all, and `tests/test_layers.py` holds them to it.
+The table in docs/design.md has its folders and modules in the order of the data, in which they are best read. Each
+imports only from those before it; `tests/test_layers.py` holds them to it.
 """
 
 import os

@@ -95,7 +95,7 @@ class TrainView:
 
     def encoded(self, stack: EncodedStack, drawn: Sequence[float]) -> EncodedView | None:
         """The same view of a stack that is still JPEG; None if its planes would be resized before cropping."""
-        if resized_px(stack.height, stack.width, self.spec) != (stack.height, stack.width):
+        if _resized_px(stack.height, stack.width, self.spec) != (stack.height, stack.width):
             return None
         (box, mirrored), side = self._chosen(stack.height, stack.width, drawn), self.spec.crop_px
         factor = _stack_factors(self.spec.channels, self.spec, mirrored=mirrored)
@@ -146,10 +146,10 @@ def resize(picture: np.ndarray | Planes, spec: StreamSpec) -> np.ndarray | Plane
     Shrinking averages areas, enlarging is bilinear. Flow values are scaled with the grid, x by the width's factor and y
     by the height's: they stay in pixels of their picture, as if flow had been computed at that size.
     """
-    return _rescaled(picture, *resized_px(*size_px(picture), spec))
+    return _rescaled(picture, *_resized_px(*size_px(picture), spec))
 
 
-def resized_px(height: int, width: int, spec: StreamSpec) -> tuple[int, int]:
+def _resized_px(height: int, width: int, spec: StreamSpec) -> tuple[int, int]:
     """The size that `resize` gives a picture of this height and width."""
     short = max(spec.resize_px or min(height, width), spec.crop_px)
     factor = short / min(height, width)

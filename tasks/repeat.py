@@ -44,7 +44,7 @@ class Repeated(Stage):
     def _listed_splits(self) -> list[str]:
         """The named splits, by canonical name: with official lists, 01 becomes 1."""
         named = [self.named_split(text) for text in listed("splits", self.splits)]
-        return distinct("splits", self.splits, named)
+        return _distinct("splits", self.splits, named)
 
     def check_splits(self, *parts: str) -> None:
         """Refuse a split that does not exist or lacks clips of these parts, before any split is run."""
@@ -59,7 +59,7 @@ class Repeated(Stage):
             texts = listed("seeds", self.seeds)
             if wrong := [text for text in texts if not text.isdecimal()]:
                 raise ValueError(f"--seeds is {self.seeds!r}; {wrong[0]!r} is not a whole number from 0 up")
-            return distinct("seeds", self.seeds, [int(text) for text in texts]) or [-1]
+            return _distinct("seeds", self.seeds, [int(text) for text in texts]) or [-1]
 
     def record_ahead(self) -> None:
         """Record what the table needs before its first run or row, so that `gc` keeps those finished so far."""
@@ -159,10 +159,10 @@ class AllSplits(Repeated):
 def listed(name: str, text: str) -> list[str]:
     """The parts of a comma-separated list; an empty or repeated one is refused."""
     parts = [part.strip() for part in text.split(",")] if text else []
-    return distinct(name, text, parts)
+    return _distinct(name, text, parts)
 
 
-def distinct(name: str, text: str, values: list) -> list:
+def _distinct(name: str, text: str, values: list) -> list:
     """The `values` read from `text`; an empty or repeated one is refused (1 and 01 are the same seed)."""
     if "" in values or len(set(values)) < len(values):
         raise ValueError(f"--{name} is {text!r}; it must be different names, separated by commas")

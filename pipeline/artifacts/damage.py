@@ -104,7 +104,8 @@ def _what_raises(function: Callable[..., Any], *given: Any, cure: str = "") -> s
 
 
 def _check(opened: store.Store, video_id: str) -> None:
-    clip, sums, fault = opened[video_id], [], ""  # which reads the ranges of flow, and HDF5 checks those
+    clip = opened[video_id]  # which reads the ranges of flow, and HDF5 checks those
+    sums, fault = [], ""
     if opened.kind == "frames":
         _ = clip.seconds
     for direction in clip.directions:

@@ -69,8 +69,8 @@ class EncodedBatch:
         for some in _alike(flat):
             views = [flat[k] for k in some]
             data = [plane for k in some for plane in planes[k * per_view : (k + 1) * per_view]]
-            images = decoded_planes(data, views, device)
-            stacks, scale_offset = stacks_of(torch.cat(images).unflatten(0, (len(some), per_view)), views)
+            images = _decoded_planes(data, views, device)
+            stacks, scale_offset = _stacks_of(torch.cat(images).unflatten(0, (len(some), per_view)), views)
             for k, view, stack in zip(some, views, stacks, strict=True):
                 snippets[rows[k]] = _finished(stack, view)
             of_snippets.index_copy_(1, torch.tensor([rows[k] for k in some], device=device), scale_offset)
@@ -91,7 +91,7 @@ def _alike(views: Sequence[EncodedView]) -> Iterator[Sequence[int]]:
         yield from np.array_split(alike, -(-len(alike) // _AT_ONCE))
 
 
-def stacks_of(planes: torch.Tensor, views: Sequence[EncodedView]) -> tuple[torch.Tensor, torch.Tensor]:
+def _stacks_of(planes: torch.Tensor, views: Sequence[EncodedView]) -> tuple[torch.Tensor, torch.Tensor]:
     """Stacks from decoded planes: as `stored_stack` makes one, but for a batch on a device.
 
     Args:
@@ -116,7 +116,7 @@ def stacks_of(planes: torch.Tensor, views: Sequence[EncodedView]) -> tuple[torch
     return planes, torch.stack([scale * factor, offset * factor]).float()
 
 
-def decoded_planes(
+def _decoded_planes(
     data: Sequence[torch.Tensor], views: Sequence[EncodedView], device: torch.device
 ) -> list[torch.Tensor]:
     """The planes of some views, each (1, H, W) uint8, on the device.

@@ -194,8 +194,10 @@ def _added_two(table, x, place, bounds, sums):
 
 @inlined
 def _added(pair, bounds, sums):
-    """Add the part of a (value, weight) pair that lies between the bounds: to the weight so far, the same between the
-    bounds, and the weighted sum of the values."""
+    """Add the part of a (value, weight) pair that lies between the bounds.
+
+    It is added to the weight so far, to that between the bounds, and to the weighted sum of the values.
+    """
     until = sums[0] + pair[1]
     inside = min(max(until, bounds[0]), bounds[1])
     return until, inside, sums[2] + pair[0] * (inside - sums[1])

@@ -1,5 +1,6 @@
-"""The flow methods: which there are, what each needs, and the devices on which it works here. Torch is imported only
-to count its devices and to try RAFT's weights.
+"""The flow methods: which there are, what each needs, and the devices on which it works here.
+
+Torch is imported only to count its devices and to try RAFT's weights.
 """
 
 from __future__ import annotations
@@ -115,8 +116,7 @@ def to_download(spec: FlowSpec) -> str:
         return ""
     from pipeline.flow import weights
 
-    path = downloads.path_of(weights.url(spec.method, spec.raft_weights))
-    return "" if path.is_file() else path.name
+    return downloads.missing(weights.url(spec.method, spec.raft_weights))
 
 
 def _missing(name: str) -> str:

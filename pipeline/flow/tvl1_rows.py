@@ -52,11 +52,13 @@ def solve(state, ring, images, box, iterations, constants, most, trusted):
     """Linearize the data term around the current flow, then do all primal-dual iterations of a warping.
 
     Args:
-        state, ring: see above; the flow moves by at most `most` pixels in each component.
+        state, ring: see above.
         images: the warped second image (C, H, W), the first one (C, H, W) and which points land inside (H, W).
         box: (MOST_CHANNELS,) bounds of the data term's dual variable, zero for channels that do not exist.
+        iterations: how many.
         constants: taps of the derivative; FLAT, 1 / SATURATION, 1 / (SATURATION * FAR_PX) of `tvl1_model`; 1 / DOUBT
             and the least confidence.
+        most: pixels by which the flow moves at most, in each component.
         trusted: (H, W), receives the confidence in the flow at each pixel; see `tvl1_torch._trust`.
     """
     height, width = state.shape[0], state.shape[2]

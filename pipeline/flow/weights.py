@@ -24,7 +24,7 @@ def url(method: str, name: str) -> str:
 def why_not(method: str) -> str:
     """What to do if the method's default weights are not on this machine, or "" if they are."""
     spec = FlowSpec(method=method)
-    if downloads.path_of(url(method, spec.raft_weights)).is_file():
+    if not downloads.missing(url(method, spec.raft_weights)):
         return ""
     return f"its weights are not here yet; the first use downloads them. {_cure(spec)}"
 

@@ -203,7 +203,7 @@ def build_untrained(spec: StreamSpec, num_classes: int, other_classes: int = 0) 
     make = OWN.get(spec.network, torchvision_body)
     body, width, replaces = make(spec)
     added = other_classes if spec.with_how == "classes" else 0
-    head = new_head(width, num_classes + added)
+    head = _new_head(width, num_classes + added)
     return Network(
         body,
         head,
@@ -212,11 +212,11 @@ def build_untrained(spec: StreamSpec, num_classes: int, other_classes: int = 0) 
         partial_bn=spec.partial_bn,
         consensus=spec.consensus,
         num_classes=num_classes,
-        other_head=new_head(width, other_classes) if spec.with_how == "heads" else None,
+        other_head=_new_head(width, other_classes) if spec.with_how == "heads" else None,
     )
 
 
-def new_head(width: int, num_classes: int) -> nn.Linear:
+def _new_head(width: int, num_classes: int) -> nn.Linear:
     """A last layer that starts with nearly equal probabilities: small Gaussian weights, zero bias."""
     head = nn.Linear(width, num_classes)
     nn.init.normal_(head.weight, std=0.01)

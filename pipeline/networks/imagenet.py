@@ -43,8 +43,7 @@ def to_download(spec: StreamSpec) -> str:
     if not _wanted(spec):
         return ""
     refuse(spec)
-    path = downloads.path_of(_weights(spec).url)
-    return "" if path.is_file() else path.name
+    return downloads.missing(_weights(spec).url)
 
 
 def fetch(spec: StreamSpec) -> dict[str, torch.Tensor]:

@@ -159,8 +159,8 @@ def _shards_at_once(method: str, devices: tuple[str, ...]) -> int:
     On a GPU two: while one is opened, ends or is written, the other one computes. RAFT's network is so slow that this
     matters little, and takes as much memory as there is; OpenCV's CUDA computes one batch after another.
     """
-    ours = devices and flow.tensor_device(method, devices[0]) != "cpu" and not flow.takes_color(method)
-    return 2 if ours else 1
+    on_tensors = bool(devices) and flow.tensor_device(method, devices[0]) != "cpu"
+    return 2 if on_tensors and not flow.takes_color(method) else 1
 
 
 def _warn_of_a_bound(folder: Path, spec: FlowSpec) -> None:

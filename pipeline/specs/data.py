@@ -50,8 +50,7 @@ class DatasetSpec(Spec):
     """Where a video set lies and how it is read and split."""
 
     SECTION: ClassVar[str] = "dataset"
-    # 2: groups that hold much of a class are drawn last; 3: was for csv with a group pattern alone; 4:
-    # `videos_key` without groups
+    # 2: groups that hold much of a class are drawn last; 3: csv with a group pattern; 4: `videos_key` without groups
     VERSION: ClassVar[int] = 4
     layout: str = setting(
         "folder",

@@ -77,7 +77,7 @@ def window(num_fields: int, spec: StackSpec, start: int) -> Window:
         frame = start + half if num_fields >= spec.length else num_fields // 2
         ahead = fill(frame, frame + half, num_fields, short=spec.short)
         behind = fill(frame - half, frame, num_fields, short=spec.short)[::-1]
-    return Window(span_of(ahead), span_of(behind) if behind else None, ahead, behind)
+    return Window(_span_of(ahead), _span_of(behind) if behind else None, ahead, behind)
 
 
 def fill(first: int, stop: int, num_fields: int, *, short: str) -> tuple[int, ...]:
@@ -104,6 +104,6 @@ def check_count(name: str, fields: int | None, span: tuple[int, int] | None) -> 
         raise ValueError(f"{name} holds {fields} fields; the window asks for {needed}, those of [i, j) = {span}")
 
 
-def span_of(fields: tuple[int, ...]) -> tuple[int, int]:
+def _span_of(fields: tuple[int, ...]) -> tuple[int, int]:
     """The smallest range [i, j) that holds these fields."""
     return min(fields), max(fields) + 1

@@ -22,6 +22,12 @@ def path_of(url: str) -> Path:
     return folder() / PurePosixPath(url).name
 
 
+def missing(url: str) -> str:
+    """Name of the file of this address if it is not here yet; otherwise ""."""
+    path = path_of(url)
+    return "" if path.is_file() else path.name
+
+
 def fetched(url: str) -> Path:
     """The file of this address, downloaded if it is not here yet.
 

@@ -21,6 +21,10 @@ class DamagedFile(ValueError):
     """A file is readable, but not what was written there. No clip is at fault, and none is recorded as failed."""
 
 
+class StageFailed(RuntimeError):
+    """A stage could not be finished; the message says why and what to do."""
+
+
 # CUDA, cuBLAS and cuDNN, torch on the CPU, HDF5, OpenCV
 _OUT_OF_MEMORY = (
     "out of memory",
@@ -29,10 +33,6 @@ _OUT_OF_MEMORY = (
     "memory allocation failed",
     "Insufficient memory",
 )
-
-
-class StageFailed(RuntimeError):
-    """A stage could not be finished; the message says why and what to do."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -21,16 +21,16 @@ from pipeline.system.errors import ClipError, DamagedFile, MachineFault
 FlowBytes = dict[str, tuple[np.ndarray, np.ndarray | None]]  # direction -> bytes (n, 2, H, W), range_px or None
 
 
-def flow_attrs(frames: store.StoredClip, spec: FlowSpec) -> dict[str, Any]:
+def _flow_attrs(frames: store.StoredClip, spec: FlowSpec) -> dict[str, Any]:
     """Attributes of a flow clip that is made from these frames."""
     names = ("label", "class", "group", "source", "fps", "height", "width")
     about = {"method": spec.method, "scaling": spec.scaling}
     if spec.scaling == "bound":
         about["bound_px"] = spec.bound_px
-    return {**{name: frames.attrs[name] for name in names}, **about, "made_from": frames_identity(frames)}
+    return {**{name: frames.attrs[name] for name in names}, **about, "made_from": _frames_identity(frames)}
 
 
-def frames_identity(frames: store.StoredClip) -> str:
+def _frames_identity(frames: store.StoredClip) -> str:
     """Identity of the frames of a clip: their number, and the checksum of their bytes."""
     return f"{len(frames)} {frames.attrs['crc32']:08x}"
 
@@ -59,7 +59,7 @@ class FlowClip:
         self.size, self.pairs = (self.stored.height, self.stored.width), len(self.stored) - 1
         self._errors: list[tuple[int, BaseException]] = []
         self._crc32 = 0  # of the images read so far
-        self._found = earlier.clip(record.id, frames_identity(self.stored))
+        self._found = earlier.clip(record.id, _frames_identity(self.stored))
         self.complete = self._found is not None  # nothing is left to compute
         if self.pairs < 1:
             self.fail(0, ClipError("one frame alone has no flow"))
@@ -106,7 +106,7 @@ class FlowClip:
         """Write the clip into the shard; it must be complete."""
         if self._found:
             copy_into(self.writer, self._found.stored)
-        self.record = self.record._replace(crc32=self.writer.finish(flow_attrs(self.stored, spec)))
+        self.record = self.record._replace(crc32=self.writer.finish(_flow_attrs(self.stored, spec)))
         self.writer = None
 
     def outcome(self) -> store.Record:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import signal as signals
+import signal
 import subprocess
 import sys
 from collections import deque
@@ -103,8 +103,8 @@ def _without_crashes(job: FlowJob) -> FlowJob:
         return job
     records = []
     for record in job.records:
-        if record.status == "ok" and (signal := _crash_of(job, record.id)):
-            record = record._replace(status="failed", reason=f"no flow: {job.spec.method} crashed ({signal})", crc32=0)
+        if record.status == "ok" and (name := _crash_of(job, record.id)):
+            record = record._replace(status="failed", reason=f"no flow: {job.spec.method} crashed ({name})", crc32=0)
         records.append(record)
     return dataclasses.replace(job, records=tuple(records))
 
@@ -120,7 +120,7 @@ def _crash_of(job: FlowJob, video_id: str) -> str:
     command += [str(job.frames), video_id, json.dumps(job.spec.as_dict())]
     code = subprocess.run(command, capture_output=True).returncode
     # one that is killed from outside, perhaps for lack of memory, is not to blame
-    return signals.Signals(-code).name if code < 0 and -code != signals.SIGKILL else ""
+    return signal.Signals(-code).name if code < 0 and -code != signal.SIGKILL else ""
 
 
 def try_clip(frames: str, video_id: str, settings: str) -> None:
