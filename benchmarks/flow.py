@@ -40,6 +40,7 @@ SIZES = ((240, 320), (256, 340))  # height, width of the timed frames; the first
 QUICK_SIZE = (60, 80)
 STREETS, STREETS_REACH_PX = 4, 12.0  # pairs of each kind; bound of their motion
 DARKER = 0.7  # brightness of the second frame when the Middlebury pairs are compared once more
+FLASH = 150.0  # gray values that a flash adds in the center of the second frame, when they are compared again
 FAR_PX = 0.02  # a difference worth counting: an eighth of a quantization step at [flow] bound_px = 20
 DEFINED = ("tvl1", "brox")  # methods of ours, which have a definition in float64
 
@@ -126,7 +127,8 @@ def read(arguments: argparse.Namespace) -> list[Pair]:
         real += scenes.sintel(arguments.sintel, arguments.pairs)
     if arguments.stereo:
         real += stereo.stereo(arguments.stereo)
-    real += [scenes.darkened(pair, DARKER) for pair in real if pair.group == "Middlebury"]
+    known = [pair for pair in real if pair.group == "Middlebury"]
+    real += [scenes.darkened(pair, DARKER) for pair in known] + [scenes.flashed(pair, FLASH) for pair in known]
     drawn = [
         streets.street(kind, seed, reach_px=STREETS_REACH_PX, size=SIZES[0])
         for kind in streets.KINDS

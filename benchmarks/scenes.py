@@ -163,6 +163,18 @@ def darkened(pair: Pair, light: float) -> Pair:
     return pair._replace(group=f"{pair.group}, darker", frames=np.stack([pair.frames[0], second]))
 
 
+def flashed(pair: Pair, gray_values: float, reach: float = 1 / 6) -> Pair:
+    """The pair with light added to the second frame, most in its center, as from a camera's flash.
+
+    It falls off as a Gaussian whose standard deviation is `reach` of the width.
+    """
+    height, width = pair.frames.shape[1:3]
+    y, x = np.mgrid[:height, :width]
+    light = np.exp(-((x - width / 2) ** 2 + (y - height / 2) ** 2) / (2 * (reach * width) ** 2))
+    second = np.clip(np.rint(pair.frames[1] + gray_values * light[..., None]), 0, 255).astype(np.uint8)
+    return pair._replace(group=f"{pair.group}, flash", frames=np.stack([pair.frames[0], second]))
+
+
 def sintel(folder: Path, pairs: int) -> list[Pair]:
     """`pairs` pairs of each render pass, spread evenly over `<folder>/training`; occluded points are not marked.
 

@@ -99,6 +99,18 @@ def test_pure_motions_by_their_formulas(scenes):
     np.testing.assert_allclose(zoomed, [0.05 * x, 0.05 * y], atol=1e-5)
 
 
+def test_a_flash_lights_the_center_of_the_second_frame(scenes):
+    pair = drawn(scenes, "translation")
+    lit = scenes.flashed(pair, 60.0, reach=0.1)
+    more = lit.frames[1].astype(int) - pair.frames[1]
+    height, width = SIZE
+    assert np.array_equal(lit.frames[0], pair.frames[0]) and lit.truth is pair.truth and lit.group.endswith(", flash")
+    dark = pair.frames[1] < 195  # elsewhere it may saturate
+    assert (abs(more[height // 2, width // 2] - 60) <= 0.5)[dark[height // 2, width // 2]].all()
+    one_off = height // 2, width // 2 + round(0.1 * width)  # a standard deviation: exp(-1 / 2)
+    assert (abs(more[one_off] - 60 * np.exp(-0.5)) <= 2)[dark[one_off]].all() and abs(more[0]).max() <= 1
+
+
 def test_a_seed_is_a_scene(scenes):
     one, again, other = (scenes.layered(seed, reach_px=6.0, size=SIZE) for seed in (0, 0, 1))
     assert one.frames.tobytes() == again.frames.tobytes() and one.truth.tobytes() == again.truth.tobytes()

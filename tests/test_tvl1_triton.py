@@ -28,7 +28,7 @@ CASES = {  # height, width, settings; all levels are coarse but one of "both pre
 INTERPRET = """
 import sys
 import numpy as np, torch
-from pipeline.flow import tvl1_triton
+from pipeline.flow import tvl1_triton, warp
 from pipeline.specs import FlowSpec
 from test_tvl1_triton import CASES
 torch.set_num_threads(1)
@@ -46,6 +46,8 @@ images = torch.from_numpy(cases["three terms"])
 still = tvl1_triton.flow_between(images[1:2], images[1:2], FlowSpec(tvl1_coarse_warps=1, tvl1_iterations=2))
 parts = (torch.from_numpy(cases[name]) for name in ("median flow", "median image", "median trust"))
 median = tvl1_triton.weighted_median(*parts, scale=0.6)
+warp.MISMATCHED, warp.BETTER = -1.0, 9.0  # every pair starts afresh
+flows["afresh"] = flow("both precisions", 32, 64)
 np.savez(sys.argv[2], still=still.numpy(), median=median.numpy(), **flows)
 """
 
@@ -95,6 +97,15 @@ def test_kernels_agree_with_the_definition(interpreted, case):
     height, width, settings = CASES[case]
     difference = np.abs(interpreted[case] - reference(clip(height, width, settings), FlowSpec(**settings)))
     assert difference.mean() <= 1e-5 and difference.max() <= 1e-3
+
+
+def test_a_pair_that_starts_afresh_agrees_with_the_definition(interpreted, monkeypatch):
+    height, width, settings = CASES["both precisions"]
+    monkeypatch.setattr(warp, "MISMATCHED", -1.0)
+    monkeypatch.setattr(warp, "BETTER", 9.0)
+    difference = np.abs(interpreted["afresh"] - reference(clip(height, width, settings), FlowSpec(**settings)))
+    assert difference.mean() <= 1e-5 and difference.max() <= 1e-3
+    assert not np.array_equal(interpreted["afresh"], interpreted["both precisions"])
 
 
 def test_kernels_give_the_same_bits_whatever_the_tile_and_the_batch(interpreted):

@@ -11,7 +11,7 @@ import numpy as np
 from pipeline.flow import brox_model as model
 from pipeline.flow import brox_rows as rows
 from pipeline.flow import warp_numba
-from pipeline.flow.filters import DERIVATIVE, TRUST_FLOOR, pyramid_sizes
+from pipeline.flow.filters import BETTER, DERIVATIVE, MISMATCHED, TRUST_FLOOR, pyramid_sizes, restart_level
 from pipeline.flow.median_numba import median3, padded, weighted_median
 from pipeline.flow.warp_numba import flow_of
 from pipeline.specs import FlowSpec
@@ -36,12 +36,16 @@ def _of_pair(first: np.ndarray, second: np.ndarray, spec: FlowSpec) -> np.ndarra
     """Flow of one pair, (2, H, W), coarse to fine."""
     sizes = pyramid_sizes(*first.shape, step=spec.brox_scale_step, min_side=model.MIN_SIDE_PX)
     pyramids = [warp_numba.pyramid(image, sizes, model.PRESMOOTH_PX) for image in (first, second)]
-    state = np.zeros((sizes[-1][0], rows.FIELDS, sizes[-1][1]))
+    state, restart = np.zeros((sizes[-1][0], rows.FIELDS, sizes[-1][1])), restart_level(sizes)
     for number, size in reversed(list(enumerate(sizes))):
         precision = np.float64 if model.is_precise(size, sizes[0]) else np.float32
         state = warp_numba.resized(state, size, precision, _FLOW)
-        images = (levels[number].astype(precision, copy=False) for levels in pyramids)
+        images = [levels[number].astype(precision, copy=False) for levels in pyramids]
         _improve(state, *images, spec, scale=spec.brox_scale_step**number)
+        if number == restart and (found := warp_numba.mismatch(*images, state)) > MISMATCHED:
+            afresh = np.zeros_like(state)
+            _improve(afresh, *images, spec, scale=spec.brox_scale_step**number)
+            state = afresh if warp_numba.mismatch(*images, afresh) < BETTER * found else state
     return flow_of(state).transpose(1, 0, 2)
 
 

@@ -20,7 +20,7 @@ from pipeline.flow.brox_model import (
     STEEP,
     is_precise,
 )
-from pipeline.flow.filters import pyramid_sizes
+from pipeline.flow.filters import pyramid_sizes, restart_level
 from pipeline.specs import FlowSpec
 
 
@@ -51,8 +51,11 @@ def flow_between(first: Tensor, second: Tensor, spec: FlowSpec) -> Tensor:
     for number, size in reversed(list(enumerate(sizes))):
         precision = torch.float64 if is_precise(size, sizes[0]) else wanted
         flow = warp.resize_flow(flow, size).to(precision)
-        images = (level.to(precision) for level in levels[number])
-        flow = _improved(flow, *images, spec, scale=spec.brox_scale_step**number)
+        images, scale = [level.to(precision) for level in levels[number]], spec.brox_scale_step**number
+        flow = _improved(flow, *images, spec, scale=scale)
+        if number == restart_level(sizes):
+            afresh = _improved(torch.zeros_like(flow), *images, spec, scale=scale)
+            flow = torch.where(warp.is_better_afresh(*images, flow, afresh), afresh, flow)
     return flow.to(wanted)
 
 

@@ -16,6 +16,9 @@ NARROW = 2.5  # aspect ratio above which a frame is a narrow strip; see `pyramid
 MEDIAN_GRAY = 16.0  # gray value difference at which a neighbor has half weight in the weighted median
 MEDIAN_FLOOR = 0.1  # least factor of a neighbor of another gray value; keeps the median well conditioned
 MEDIAN_SPREAD = 0.04  # the weighted median is the mean of the quantiles from 1/2 - this to 1/2 + this
+RESTART_SIDE_PX = 48  # see `restart_level`; with 32 px some flashes still mislead, with 64 no fewer
+MISMATCHED = 0.2  # mismatch from which a pair may start afresh; in pairs without a change of light it is mostly less
+BETTER = 0.96  # it does so if its mismatch is below this share: where both starts lead to the same flow, they tie
 TRUST_FLOOR = 0.05  # least confidence in a neighbor in the weighted median
 MEDIAN_SPACING_PX = 3.0  # distance between the rings of neighbors at full size
 MEDIAN_RINGS = ((1, 6, 0.0), (2, 8, 0.5), (3, 8, 0.0))  # radius in spacings, points, turn as a share of their distance
@@ -38,6 +41,17 @@ def median_offsets(scale: float) -> list[tuple[int, int]]:
             radius = ring * spacing_px
             offsets.append((_whole(radius * math.cos(angle)), _whole(radius * math.sin(angle))))
     return offsets
+
+
+def restart_level(sizes: Sequence[tuple[int, int]]) -> int | None:
+    """Number of the level at which the flow is also computed afresh, from zero; None if there is none.
+
+    Where light changes much (a flash, a fade), its own edge is the strongest structure on the coarsest levels, and
+    their flow is so wrong that finer levels cannot repair it. So what they found is compared, for each pair, with what
+    this level finds without them, by `warp.mismatch`. It is the coarsest level whose shorter side has RESTART_SIDE_PX.
+    """
+    large = [number for number, size in enumerate(sizes[:-1]) if min(size) >= RESTART_SIDE_PX]
+    return large[-1] if large else None
 
 
 def _whole(value: float) -> int:

@@ -13,7 +13,7 @@ import numpy as np
 from pipeline.flow import tvl1_model as model
 from pipeline.flow import tvl1_rows as rows
 from pipeline.flow import warp_numba
-from pipeline.flow.filters import DERIVATIVE, TRUST_FLOOR, pyramid_sizes
+from pipeline.flow.filters import BETTER, DERIVATIVE, MISMATCHED, TRUST_FLOOR, pyramid_sizes, restart_level
 from pipeline.flow.median_numba import median3, padded, weighted_median
 from pipeline.flow.warp_numba import flow_of
 from pipeline.specs import FlowSpec
@@ -36,14 +36,18 @@ def _of_pair(first: np.ndarray, second: np.ndarray, spec: FlowSpec) -> np.ndarra
     """Flow of one pair, (2, H, W), coarse to fine."""
     sizes = pyramid_sizes(*first.shape, step=spec.tvl1_scale_step, min_side=model.MIN_SIDE_PX)
     pyramids = [warp_numba.pyramid(image, sizes, model.PRESMOOTH_PX) for image in (first, second)]
-    channels = len(model.box_of(spec))
+    channels, restart = len(model.box_of(spec)), restart_level(sizes)
     state = np.zeros((sizes[-1][0], rows.DATA + channels, sizes[-1][1]))
     for number, size in reversed(list(enumerate(sizes))):
-        coarse = model.is_coarse(size, sizes[0])
+        coarse, scale = model.is_coarse(size, sizes[0]), spec.tvl1_scale_step**number
         precision = np.float64 if coarse else np.float32
         state = _resized(state, size, precision)
-        images = (levels[number].astype(precision, copy=False) for levels in pyramids)
-        _improve(state, *images, spec, scale=spec.tvl1_scale_step**number, coarse=coarse)
+        images = [levels[number].astype(precision, copy=False) for levels in pyramids]
+        _improve(state, *images, spec, scale=scale, coarse=coarse)
+        if number == restart and (found := warp_numba.mismatch(*images, state)) > MISMATCHED:
+            afresh = np.zeros_like(state)
+            _improve(afresh, *images, spec, scale=scale, coarse=coarse)
+            state = afresh if warp_numba.mismatch(*images, afresh) < BETTER * found else state
     return flow_of(state).transpose(1, 0, 2)
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pipeline.flow import warp
-from pipeline.flow.filters import pyramid_sizes
+from pipeline.flow.filters import pyramid_sizes, restart_level
 from pipeline.flow.tvl1_model import (
     DOUBT,
     FAR_PX,
@@ -45,8 +45,12 @@ def flow_between(first: Tensor, second: Tensor, spec: FlowSpec) -> Tensor:
         coarse = is_coarse(size, sizes[0])
         precision = torch.float64 if coarse else wanted
         state = state.resized(size).to(precision)
-        images = (level.to(precision) for level in levels[number])
-        _improve(state, *images, spec, scale=spec.tvl1_scale_step**number, coarse=coarse)
+        images, how = [level.to(precision) for level in levels[number]], {"scale": spec.tvl1_scale_step**number}
+        _improve(state, *images, spec, **how, coarse=coarse)
+        if number == restart_level(sizes):
+            afresh = _State.zero(torch.zeros_like(state.flow), len(box_of(spec)))
+            _improve(afresh, *images, spec, **how, coarse=coarse)
+            state = state.replaced(afresh, warp.is_better_afresh(*images, state.flow, afresh.flow))
     return state.flow.to(wanted)
 
 
@@ -75,7 +79,14 @@ class _State:
 
     def to(self, precision: torch.dtype) -> _State:
         """The state in this precision."""
-        return _State(*(field.to(precision) for field in (self.flow, self.dual_x, self.dual_y, self.dual_data)))
+        return _State(*(field.to(precision) for field in self._fields()))
+
+    def replaced(self, other: _State, where: Tensor) -> _State:
+        """The other state for the pairs named by `where`, (N, 1, 1, 1) bool."""
+        return _State(*(torch.where(where, b, a) for a, b in zip(self._fields(), other._fields(), strict=True)))
+
+    def _fields(self) -> tuple[Tensor, ...]:
+        return self.flow, self.dual_x, self.dual_y, self.dual_data
 
 
 def _improve(state: _State, first: Tensor, second: Tensor, spec: FlowSpec, *, scale: float, coarse: bool) -> None:

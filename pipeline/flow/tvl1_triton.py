@@ -18,13 +18,14 @@ import torch
 import triton
 from torch import Tensor
 
-from pipeline.flow import image_kernels
+from pipeline.flow import image_kernels, warp
 from pipeline.flow import tvl1_kernels as kernels
 from pipeline.flow.filters import (
     MEDIAN_FACTORS,
     gaussian_taps,
     median_offsets,
     pyramid_sizes,
+    restart_level,
     shrinking_sigmas_px,
 )
 from pipeline.flow.tvl1_model import MIN_SIDE_PX, PRESMOOTH_PX, box_of, is_coarse, medians
@@ -54,8 +55,12 @@ def flow_between(first: Tensor, second: Tensor, spec: FlowSpec) -> Tensor:
         for number, size in reversed(list(enumerate(sizes))):
             coarse, scale = is_coarse(size, sizes[0]), spec.tvl1_scale_step**number
             precision = torch.float64 if coarse else torch.float32
-            state = state.resized(size).to(precision)
-            _improve(state, levels[number].to(precision), spec, scale=scale, coarse=coarse)
+            state, images = state.resized(size).to(precision), levels[number].to(precision)
+            _improve(state, images, spec, scale=scale, coarse=coarse)
+            if number == restart_level(sizes):
+                afresh = _State.zero(count, size, spec, first.device).to(precision)
+                _improve(afresh, images, spec, scale=scale, coarse=coarse)
+                state = state.replaced(afresh, warp.is_better_afresh(*images.chunk(2), state.flow, afresh.flow))
     return state.flow.float()
 
 
@@ -95,6 +100,11 @@ class _State:
     def to(self, precision: torch.dtype) -> _State:
         """The state in this precision."""
         return _State(*(field.to(precision) for field in (self.flow, self.duals, self.data)))
+
+    def replaced(self, other: _State, where: Tensor) -> _State:
+        """The other state for the pairs named by `where`, (N, 1, 1, 1) bool."""
+        fields = (self.flow, other.flow), (self.duals, other.duals), (self.data, other.data)
+        return _State(*(torch.where(where, there, here) for here, there in fields))
 
 
 def _pyramid(images: Tensor, sizes: list[tuple[int, int]]) -> list[Tensor]:

@@ -12,11 +12,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from pipeline.flow.filters import (
+    BETTER,
     DERIVATIVE,
     MEDIAN_FACTORS,
     MEDIAN_FLOOR,
     MEDIAN_GRAY,
     MEDIAN_SPREAD,
+    MISMATCHED,
     TRUST_FLOOR,
     gaussian_taps,
     median_offsets,
@@ -172,6 +174,29 @@ def trust(cost: Tensor, *, doubt: float) -> Tensor:
     It is about one half where the cost is `doubt`, and never below `TRUST_FLOOR`.
     """
     return TRUST_FLOOR + (1 - TRUST_FLOOR) / (1 + (cost / doubt).square())
+
+
+def mismatch(first: Tensor, second: Tensor, flow: Tensor) -> Tensor:
+    """How badly the flow explains the second image, (N,) in [0, 1]: the mean over all pixels.
+
+    It is a pixel's difference of gradients as a share of their sizes, which a change of light changes little, and 1
+    where the flow leads out of the image.
+
+    Args:
+        first, second: (N, 1, H, W) float, gray values 0 to 255.
+        flow: (N, 2, H, W) float, pixels.
+    """
+    moved, inside = warp(second, flow)
+    pairs = list(zip(gradient(first), gradient(moved), strict=True))
+    apart = sum((still - there).abs() for still, there in pairs)
+    steep = sum(still.abs() + there.abs() for still, there in pairs)
+    return (1 - inside * (1 - apart / (steep + 1))).mean((1, 2, 3))
+
+
+def is_better_afresh(first: Tensor, second: Tensor, flow: Tensor, afresh: Tensor) -> Tensor:
+    """For which pairs the flow computed afresh replaces the other, (N, 1, 1, 1) bool; see `filters.restart_level`."""
+    found, other = (mismatch(first, second, of) for of in (flow, afresh))
+    return ((found > MISMATCHED) & (other < BETTER * found)).view(-1, 1, 1, 1)
 
 
 def _neighbors(flow: Tensor, image: Tensor, trust: Tensor, scale: float) -> tuple[list[Tensor], list[Tensor]]:

@@ -84,6 +84,16 @@ def gradient(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return _filter(image, DERIVATIVE, [1.0]), _filter(image, [1.0], DERIVATIVE)
 
 
+def mismatch(first: np.ndarray, second: np.ndarray, state: np.ndarray) -> float:
+    """`warp.mismatch` of one pair of images (H, W)."""
+    moved, inside = np.empty_like(first), np.empty_like(first)
+    warp(np.pad(second, (1, 2), mode="edge")[None], state, moved[None], inside)
+    pairs = list(zip(gradient(first), gradient(moved), strict=True))
+    apart = sum(abs(still - there) for still, there in pairs)
+    steep = sum(abs(still) + abs(there) for still, there in pairs)
+    return float((1 - inside * (1 - apart / (steep + 1))).mean())
+
+
 def _blur(image: np.ndarray, sigma_px: float) -> np.ndarray:
     return _filter(image, gaussian_taps(sigma_px), gaussian_taps(sigma_px))
 

@@ -207,8 +207,8 @@ class FlowSpec(Spec):
 
     # how often a method's algorithm has changed
     METHOD_CHANGES: ClassVar[dict[str, int]] = {
-        "tvl1": 6,
-        "brox": 6,
+        "tvl1": 7,
+        "brox": 7,
         "farneback": 1,
         "dis_ultrafast": 2,
         "dis_fast": 2,
