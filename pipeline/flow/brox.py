@@ -43,6 +43,7 @@ def between(
     - the flow is median filtered after each warp (Wedel; Sun, Roth, Black, Secrets of optical flow estimation and their
       principles, CVPR 2010): here twice by 3 x 3, or, after the last warp of a level, by `warp.weighted_median`, where
       pixels that violate the constraints have little weight,
+    - a pair that the coarsest levels do not explain, as under a flash, may start afresh (`filters.restart_level`),
     - iteration counts are fixed, and the unknowns are relaxed in red-black order.
     """
     if device == "cpu" and has_numba():

@@ -42,7 +42,9 @@ def between(
     - Points that lead out of the image have no data term.
     Then the flow is median filtered; after a level's last warping, by `warp.weighted_median`, where pixels with a
     remaining residual (occluded, or leading out of the image) have little weight. The coarse levels are computed in
-    double precision, with more warpings, and the weighted median after each (`tvl1_model.is_coarse`).
+    double precision, with more warpings, and the weighted median after each (`tvl1_model.is_coarse`). What they found
+    may be dropped for a flow computed afresh from a finer level, if that explains the images better, as it does where a
+    flash or a fade misled them (`filters.restart_level`).
 
     Args:
         first, second: (N, H, W) uint8, gray; numpy arrays, or, for CUDA, tensors on the device.

@@ -190,7 +190,7 @@ def mismatch(first: Tensor, second: Tensor, flow: Tensor) -> Tensor:
     pairs = list(zip(gradient(first), gradient(moved), strict=True))
     apart = sum((still - there).abs() for still, there in pairs)
     steep = sum(still.abs() + there.abs() for still, there in pairs)
-    return (1 - inside * (1 - apart / (steep + 1))).mean((1, 2, 3))
+    return (1 - inside * (1 - apart / (steep + 1))).double().mean((1, 2, 3))  # so that the batch cannot tip a scale
 
 
 def is_better_afresh(first: Tensor, second: Tensor, flow: Tensor, afresh: Tensor) -> Tensor:
