@@ -179,8 +179,8 @@ def trust(cost: Tensor, *, doubt: float) -> Tensor:
 def mismatch(first: Tensor, second: Tensor, flow: Tensor) -> Tensor:
     """How badly the flow explains the second image, (N,) in [0, 1]: the mean over all pixels.
 
-    It is a pixel's difference of gradients as a share of their sizes, which a change of light changes little, and 1
-    where the flow leads out of the image.
+    It is a pixel's difference of gradients as a share of their sizes, which a change of light changes little, and one
+    half where the flow leads out of the image: large pans must not count as bad, nor flow that leads nowhere as good.
 
     Args:
         first, second: (N, 1, H, W) float, gray values 0 to 255.
@@ -190,7 +190,8 @@ def mismatch(first: Tensor, second: Tensor, flow: Tensor) -> Tensor:
     pairs = list(zip(gradient(first), gradient(moved), strict=True))
     apart = sum((still - there).abs() for still, there in pairs)
     steep = sum(still.abs() + there.abs() for still, there in pairs)
-    return (1 - inside * (1 - apart / (steep + 1))).double().mean((1, 2, 3))  # so that the batch cannot tip a scale
+    each = 0.5 + inside * (apart / (steep + 1) - 0.5)
+    return each.double().mean((1, 2, 3))  # in double precision, the order of the sum cannot tip a scale
 
 
 def is_better_afresh(first: Tensor, second: Tensor, flow: Tensor, afresh: Tensor) -> Tensor:
