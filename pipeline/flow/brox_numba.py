@@ -6,12 +6,14 @@ by row, so that most of what it reads is still in the cache.
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 
 from pipeline.flow import brox_model as model
 from pipeline.flow import brox_rows as rows
 from pipeline.flow import warp_numba
-from pipeline.flow.filters import BETTER, DERIVATIVE, MISMATCHED, TRUST_FLOOR, pyramid_sizes, restart_level
+from pipeline.flow.filters import DERIVATIVE, TRUST_FLOOR, pyramid_sizes, restart_level
 from pipeline.flow.median_numba import median3, padded, weighted_median
 from pipeline.flow.warp_numba import flow_of
 from pipeline.specs import FlowSpec
@@ -40,18 +42,18 @@ def _of_pair(first: np.ndarray, second: np.ndarray, spec: FlowSpec) -> np.ndarra
     for number, size in reversed(list(enumerate(sizes))):
         precision = np.float64 if model.is_precise(size, sizes[0]) else np.float32
         state = warp_numba.resized(state, size, precision, _FLOW)
-        images = [levels[number].astype(precision, copy=False) for levels in pyramids]
-        _improve(state, *images, spec, scale=spec.brox_scale_step**number)
-        if number == restart and (found := warp_numba.mismatch(*images, state)) > MISMATCHED:
-            afresh = np.zeros_like(state)
-            _improve(afresh, *images, spec, scale=spec.brox_scale_step**number)
-            state = afresh if warp_numba.mismatch(*images, afresh) < BETTER * found else state
+        images = tuple(levels[number].astype(precision, copy=False) for levels in pyramids)
+        improve = functools.partial(_improve, images=images, spec=spec, scale=spec.brox_scale_step**number)
+        improve(state)
+        if number == restart:
+            state = warp_numba.or_afresh(state, images, improve)
     return flow_of(state).transpose(1, 0, 2)
 
 
-def _improve(state: np.ndarray, first: np.ndarray, second: np.ndarray, spec: FlowSpec, *, scale: float) -> None:
+def _improve(state: np.ndarray, images: tuple[np.ndarray, np.ndarray], spec: FlowSpec, *, scale: float) -> None:
     """Improve the flow in the state at one size, `scale` times the full size: warp, solve, filter, several times."""
-    number, (height, width) = state.dtype.type, first.shape
+    (first, second), number = images, state.dtype.type
+    height, width = first.shape
     half_width = (width + 1) // 2
     still, mean = np.empty((2, 2, height, width), number)
     parts = np.empty((2, height, rows.PARTS, half_width), number)

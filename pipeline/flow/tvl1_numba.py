@@ -8,12 +8,14 @@ another. Second, work along a row is a plain loop, which LLVM turns into vector 
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 
 from pipeline.flow import tvl1_model as model
 from pipeline.flow import tvl1_rows as rows
 from pipeline.flow import warp_numba
-from pipeline.flow.filters import BETTER, DERIVATIVE, MISMATCHED, TRUST_FLOOR, pyramid_sizes, restart_level
+from pipeline.flow.filters import DERIVATIVE, TRUST_FLOOR, pyramid_sizes, restart_level
 from pipeline.flow.median_numba import median3, padded, weighted_median
 from pipeline.flow.warp_numba import flow_of
 from pipeline.specs import FlowSpec
@@ -34,28 +36,28 @@ def flow_between(first: np.ndarray, second: np.ndarray, spec: FlowSpec) -> np.nd
 
 def _of_pair(first: np.ndarray, second: np.ndarray, spec: FlowSpec) -> np.ndarray:
     """Flow of one pair, (2, H, W), coarse to fine."""
-    sizes = pyramid_sizes(*first.shape, step=spec.tvl1_scale_step, min_side=model.MIN_SIDE_PX)
+    step = spec.tvl1_scale_step
+    sizes = pyramid_sizes(*first.shape, step=step, min_side=model.MIN_SIDE_PX)
     pyramids = [warp_numba.pyramid(image, sizes, model.PRESMOOTH_PX) for image in (first, second)]
     channels, restart = len(model.box_of(spec)), restart_level(sizes)
     state = np.zeros((sizes[-1][0], rows.DATA + channels, sizes[-1][1]))
     for number, size in reversed(list(enumerate(sizes))):
-        coarse, scale = model.is_coarse(size, sizes[0]), spec.tvl1_scale_step**number
+        coarse = model.is_coarse(size, sizes[0])
         precision = np.float64 if coarse else np.float32
         state = _resized(state, size, precision)
-        images = [levels[number].astype(precision, copy=False) for levels in pyramids]
-        _improve(state, *images, spec, scale=scale, coarse=coarse)
-        if number == restart and (found := warp_numba.mismatch(*images, state)) > MISMATCHED:
-            afresh = np.zeros_like(state)
-            _improve(afresh, *images, spec, scale=scale, coarse=coarse)
-            state = afresh if warp_numba.mismatch(*images, afresh) < BETTER * found else state
+        images, scale = tuple(levels[number].astype(precision, copy=False) for levels in pyramids), step**number
+        improve = functools.partial(_improve, images=images, spec=spec, scale=scale, coarse=coarse)
+        improve(state)
+        if number == restart:
+            state = warp_numba.or_afresh(state, images, improve)
     return flow_of(state).transpose(1, 0, 2)
 
 
 def _improve(
-    state: np.ndarray, first: np.ndarray, second: np.ndarray, spec: FlowSpec, *, scale: float, coarse: bool
+    state: np.ndarray, images: tuple[np.ndarray, np.ndarray], spec: FlowSpec, *, scale: float, coarse: bool
 ) -> None:
     """Improve the flow in the state at one size, `scale` times the full size: warp, solve, filter, several times."""
-    number = state.dtype.type
+    (first, second), number = images, state.dtype.type
     box, derivative = np.zeros(rows.MOST_CHANNELS, number), np.array(DERIVATIVE, number)
     still, moving = _channels(first, spec), padded(_channels(second, spec), 1, 2)
     box[: len(still)] = model.box_of(spec)

@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 
 from pipeline.flow.compiled import compiled, inlined
-from pipeline.flow.filters import DERIVATIVE, gaussian_taps, shrinking_sigmas_px
+from pipeline.flow.filters import BETTER, DERIVATIVE, MISMATCHED, gaussian_taps, shrinking_sigmas_px
 
 _f = np.float32
 _THE_ONLY = np.array([0])  # index of an image's only field
@@ -92,6 +92,18 @@ def mismatch(first: np.ndarray, second: np.ndarray, state: np.ndarray) -> float:
     apart = sum(abs(still - there) for still, there in pairs)
     steep = sum(abs(still) + abs(there) for still, there in pairs)
     return float((0.5 + inside * (apart / (steep + 1) - 0.5)).mean())
+
+
+def or_afresh(
+    state: np.ndarray, images: tuple[np.ndarray, np.ndarray], improve: Callable[[np.ndarray], None]
+) -> np.ndarray:
+    """The state, or one improved from zero if that explains the images better; see `filters.restart_level`."""
+    found = mismatch(*images, state)
+    if found <= MISMATCHED:
+        return state
+    afresh = np.zeros_like(state)
+    improve(afresh)
+    return afresh if mismatch(*images, afresh) < BETTER * found else state
 
 
 def _blur(image: np.ndarray, sigma_px: float) -> np.ndarray:
