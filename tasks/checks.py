@@ -83,7 +83,7 @@ def check_together(name: str, dataset: str, changes: Mapping[str, str] = NOTHING
 
     Raises:
         ValueError: it is this dataset itself, the command line names videos (which would apply to both), settings that
-            must be equal differ, or it is to be started from and would learn in its last layer only.
+            must be equal differ, or the training to start from would keep layers that have learned nothing.
     """
     own = settings.stream(name, dataset, 0, changes)
     other, where = own.with_dataset, f"[{name}] with_dataset is {own.with_dataset!r}"
@@ -106,8 +106,8 @@ def check_together(name: str, dataset: str, changes: Mapping[str, str] = NOTHING
             what = ("train_layers", "all") if there.train_layers == "last" else ("partial_bn", "false")
             raise ValueError(
                 f"{where} and with_how is start, but {what[0]} applies to the training of {other} too, which starts "
-                f"from random weights, so little would be learned to start from; set {name}_{what[0]} = {what[1]} in "
-                f"[dataset.{other}]"
+                f"from random weights: layers that have learned nothing would be kept; set {name}_{what[0]} = "
+                f"{what[1]} in [dataset.{other}]"
             )
 
 

@@ -159,7 +159,8 @@ def test_that_the_only_worker_is_paused_is_reported(scheduler, capsys):
     later.join()
     said = capsys.readouterr().err
     assert (
-        len(re.findall("no worker at tcp.* takes jobs: dask has paused 1, for their use of memory; start", said)) == 1
+        len(re.findall("no worker at tcp.* takes another job: dask has paused 1, for their use of memory; start", said))
+        == 1
     )
     assert said.count("1; going on") == 1
 

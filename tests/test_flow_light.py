@@ -102,7 +102,7 @@ def test_a_mismatch_is_that_of_the_gradients():
     assert warp_numba.mismatch(first, first + 20, state) == pytest.approx(0, abs=1e-12)
     state[:, 0] = 3.4
     there = warp.mismatch(*images, torch.from_numpy(state.transpose(1, 0, 2))[None]).item()
-    assert warp_numba.mismatch(first, first + 20, state) == pytest.approx(there, rel=1e-12) and 0.3 < there < 1
+    assert warp_numba.mismatch(first, first + 20, state) == pytest.approx(there, abs=1e-9) and 0.3 < there < 1
     state[:, 0] = 99
     assert warp_numba.mismatch(first, first + 20, state) == 0.5
 

@@ -41,10 +41,10 @@ def test_zeros_among_the_texts_of_a_file_are_damage_and_hang_nothing(tmp_path, n
 ZEROS = """
 import sys
 from pathlib import Path
-from pipeline.artifacts.damage import verify
+from pipeline.artifacts.damage import repair, verify
 folder, name = Path(sys.argv[1]), sys.argv[2]
 file, read = folder / name, folder / name if name == "made/catalog.h5" else folder
-whole = file.read_bytes()
+whole, index = file.read_bytes(), (folder / "index.h5").read_bytes()
 found = set()
 for start in range(whole.index(b"GCOL") + 16, len(whole), 16):
     if whole[start:start + 16].strip(bytes(1)) and b"GCOL" not in whole[start:start + 16]:
@@ -56,6 +56,17 @@ for start in range(whole.index(b"GCOL") + 16, len(whole), 16):
     if len(found) == 2 or start > whole.index(b"GCOL") + 1000:
         break
 assert True in found, found
+start = whole.index(b"GCOL") + 16
+if name.startswith("shards"):
+    for unfinished in (False, True):
+        for given in (folder, file):
+            file.write_bytes(whole[:start] + bytes(16) + whole[start + 16:])
+            (folder / "index.h5").write_bytes(index)
+            if unfinished:
+                (folder / "index.h5").unlink()
+            if given == file:
+                assert any("zeros among its texts, after byte" in fault for fault in verify(given))
+            assert repair(given).removed == ["shard-all"] and not file.exists(), (unfinished, given)
 """
 
 

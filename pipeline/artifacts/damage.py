@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import errno
-import functools
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from pipeline import store
 from pipeline.artifacts.inspection import describe, file_of, kind_of
@@ -56,6 +57,8 @@ def verify(path: Path) -> list[str]:
     if _has_several_tables(path):
         return [f"{file.relative_to(path)}: {fault}" for file in sorted(path.glob("*/*.h5")) for fault in verify(file)]
     path = file_of(path)
+    if path.suffix == ".h5" and (fault := _what_raises(_refuse_endless_heap, path)):
+        return [fault]
     if not is_store(path):
         fault = _what_raises(_read_all, path, cure="; delete it and run its stage again")
         return [fault] if fault else []
@@ -68,15 +71,23 @@ def _read_all(path: Path) -> None:
         store.read_every_view(path)
 
 
-def _read_records(shard: Path, opened: store.Store) -> None:
+def _refuse_endless_heap(path: Path) -> None:
+    in_store = path.parent.name == "shards"
+    store.refuse_endless_heap(
+        path, store.repair_advice(path.parent.parent) if in_store else "delete it and run its stage again"
+    )
+
+
+def _records_of(shard: Path, kind: str = "") -> list[store.Record]:
+    """The records of a shard, which is searched for what would hang HDF5 first."""
     if shard.is_file():
-        store.refuse_endless_heap(shard, store.repair_advice(opened.folder))
-    store.read_records(shard, opened.kind)
+        _refuse_endless_heap(shard)
+    return store.read_records(shard, kind or kind_of(shard))
 
 
 def _damage(opened: store.Store) -> dict[str, str]:
     """Clip id -> fault, for damaged clips and for all clips whose shard cannot be read."""
-    shards = {path.stem: _what_raises(_read_records, path, opened) for path in opened.shard_paths()}
+    shards = {path.stem: _what_raises(_records_of, path, opened.kind) for path in opened.shard_paths()}
     faults = {video_id: shards[row["shard"]] for video_id, row in opened.rows.items()}
     for video_id in sorted(opened, key=lambda video_id: opened.rows[video_id]["shard"]):  # opens each shard once
         faults[video_id] = faults[video_id] or _what_raises(_check, opened, video_id)
@@ -112,11 +123,17 @@ def _check(opened: store.Store, video_id: str) -> None:
         sums.append(0)
         for data in clip.jpegs(direction=direction):
             sums[-1] = zlib.crc32(data, sums[-1])
-            fault = fault or _what_raises(functools.partial(jpeg.decode, gray=True), data)
+            fault = fault or _what_raises(_decode, data, clip, opened.kind)
     if store.crc32_of_parts(sums) != clip.attrs["crc32"]:
         fault = "its bytes do not match their checksum"
     if fault:
         raise DamagedFile(f"{fault}; `python -m pipeline repair` this store")
+
+
+def _decode(data: np.ndarray, clip: store.StoredClip, kind: str) -> None:
+    image = jpeg.decode(data, gray=kind == "flow")
+    if image.shape[:2] != (clip.height, clip.width):
+        raise DamagedFile(f"an image is {image.shape[:2]}, its clip is {(clip.height, clip.width)}, height and width")
 
 
 def store_folder(path: Path) -> Path:
@@ -183,7 +200,7 @@ def repair(path: Path, *, failed: bool = False) -> Repaired:
 def _of_other_shards(opened: store.Store) -> list[str]:
     """Ids of the clips that a readable shard does not have as the index says, as after a run that was killed."""
     sums: dict[tuple[str, str], int] = {}
-    readable = [path for path in opened.shard_paths() if not _what_raises(store.read_records, path, opened.kind)]
+    readable = [path for path in opened.shard_paths() if not _what_raises(_records_of, path, opened.kind)]
     for path in readable:
         sums |= {(path.stem, record.id): record.crc32 for record in store.read_records(path, opened.kind)}
     known, names = opened.rows.items(), {path.stem for path in readable}
@@ -194,9 +211,10 @@ def _repair_unfinished(folder: Path, *, failed: bool) -> Repaired:
     """`repair` a store without an index, perhaps because its stage failed after too many clips failed."""
     kind, shards, damaged = "", [], []
     for path in sorted(_shards_in(folder)):
-        if _what_raises(kind_of, path) or _what_raises(store.read_records, path, kind := kind_of(path)):
+        if _what_raises(_records_of, path):
             shards.append(path)
             continue
+        kind = kind_of(path)
         opened = store.Store(path, kind)
         faults = list(_damage(opened))
         damaged += faults

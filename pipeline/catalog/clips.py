@@ -67,7 +67,7 @@ class Catalog:
 
     def __post_init__(self):
         object.__setattr__(self, "clips", tuple(sorted(self.clips, key=lambda clip: clip.id)))
-        refuse_duplicates(self.clips)
+        _refuse_duplicates(self.clips)
         names = {UNKNOWN: "", **dict(enumerate(self.classes))}
         for clip in self.clips:
             if clip.part not in PARTS or names.get(clip.label) != clip.class_name:
@@ -116,7 +116,7 @@ class Catalog:
         return digest_of(self.videos_key, list(self.classes), [[clip.part, clip.group] for clip in self.clips])
 
 
-def refuse_duplicates(rows: Iterable[ListedClip | Clip]) -> None:
+def _refuse_duplicates(rows: Iterable[Clip]) -> None:
     """Refuse two rows of one id or of one path.
 
     Raises:

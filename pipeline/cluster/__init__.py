@@ -234,7 +234,7 @@ def _watching(
     over = threading.Event()
 
     def watch() -> None:
-        absent = 0
+        absent, said_paused = 0, False
         while not over.wait(_PATIENCE_SECONDS):
             try:
                 count, paused = _workers(client)
@@ -242,15 +242,16 @@ def _watching(
                     renew()
             except Exception:  # the scheduler is gone; whoever waits for a job gets that error
                 return
-            if count and absent:
+            if count and (absent or said_paused):
                 say(f"workers at {client.scheduler.address}: {count}; going on")
-            absent = 0 if count else absent + 1
-            if absent == 1 and paused:
+            absent = 0 if count or paused else absent + 1
+            if paused and not count and not said_paused:
                 say(
-                    f"no worker at {client.scheduler.address} takes jobs: dask has paused {paused}, for their use "
-                    "of memory; start workers with --memory-limit 0, or give them more memory"
+                    f"no worker at {client.scheduler.address} takes another job: dask has paused {paused}, for their "
+                    "use of memory; start workers with --memory-limit 0, or give them more memory"
                 )
-            elif absent == 1:
+            said_paused = bool(paused and not count)
+            if absent == 1:
                 say(f"no worker at {client.scheduler.address} (the logs of workers say why); waiting for one")
             if absent == _GIVE_UP_AFTER and give_up:
                 client.cancel(list(running), force=True)

@@ -17,8 +17,8 @@ _OPTIONS = {"nogil": True, "error_model": "numpy", "fastmath": {"contract", "arc
 def compiled(function: Callable, **options: object) -> Callable:
     """Compile a function on its first call, caching the machine code beside its file or in the user's cache folder.
 
-    If neither can be written, or what is there is damaged, each process compiles for itself. The function releases the
-    GIL, so threads run it in parallel. Sums are not reordered, so the result does not depend on vectorization.
+    If neither can be written, each process compiles for itself; what is damaged is compiled again. The function
+    releases the GIL, so threads run it in parallel. Sums are not reordered, so the result does not depend on vectorization.
     Constants from other files must be passed as arguments: the cache is renewed when the function's own file changes,
     not when an imported file does.
 
@@ -31,7 +31,7 @@ def compiled(function: Callable, **options: object) -> Callable:
 
 
 class _Cache(FunctionCache):
-    """numba's, but where its files cannot be read or written, the function is compiled for this process only.
+    """numba's, but what cannot be read is compiled again, and what cannot be written is for this process only.
 
     A power cut may leave empty files, and the disk of the cache may be full.
     """
@@ -41,8 +41,9 @@ class _Cache(FunctionCache):
             return super().load_overload(*given)
         except Exception as error:  # unpickling damaged bytes may raise anything
             say_once(f"numba's cache in {self.cache_path} cannot be read ({error!r}); compiling again")
-            with contextlib.suppress(OSError):
-                self.flush()
+            if not isinstance(error, (OSError, MemoryError)):  # those may pass
+                with contextlib.suppress(OSError):
+                    self.flush()
             return None
 
     def save_overload(self, *given: Any) -> None:

@@ -5,8 +5,8 @@ left and upper neighbors, which the divergence needs, are recomputed rather than
 follows from the last two flows, which rotate through three buffers; the step sizes follow from the slopes. Every pixel
 is computed by the same instructions in any batch, so a pair gives the same bits alone as in a batch.
 
-There are many short kernel launches (50 to 70 per pyramid level), which cost the host a few milliseconds, so pass 16 or
-more pairs of 340 x 256 at a time.
+There are many short kernel launches (50 to 70 per pyramid level, and as many where flow is computed afresh), which cost
+the host a few milliseconds, so pass 16 or more pairs of 340 x 256 at a time.
 """
 
 from __future__ import annotations

@@ -91,7 +91,7 @@ def mismatch(first: np.ndarray, second: np.ndarray, state: np.ndarray) -> float:
     pairs = list(zip(gradient(first), gradient(moved), strict=True))
     apart = sum(abs(still - there) for still, there in pairs)
     steep = sum(abs(still) + abs(there) for still, there in pairs)
-    return float((0.5 + inside * (apart / (steep + 1) - 0.5)).mean())
+    return float((0.5 + inside * (apart / (steep + 1) - 0.5)).mean(dtype=np.float64))
 
 
 def or_afresh(

@@ -123,10 +123,10 @@ def other_inputs(path: Path, spec: StreamSpec) -> str:
     values = read_tensors(path, mmap=True)
     ours = isinstance(values, dict) and values.get("format") == CHECKPOINT_FORMAT
     trained = values.get("stream_spec") if ours else None
-    if not trained or not spec.stack or not trained.get("stack"):
+    if not isinstance(trained, dict) or not spec.stack or not isinstance(trained.get("stack"), dict):
         return ""
-    there, here = ({"flow_unit_px": of["flow_unit_px"], **of["stack"]} for of in (trained, spec.as_dict()))
-    return ", ".join(f"{name} {there[name]} (here {here[name]})" for name in here if there.get(name) != here[name])
+    there, here = ({"flow_unit_px": of.get("flow_unit_px"), **of["stack"]} for of in (trained, spec.as_dict()))
+    return ", ".join(f"{name} {there.get(name)} (here {here[name]})" for name in here if there.get(name) != here[name])
 
 
 def _load(path: Path, *, mmap: bool = False) -> dict[str, Any]:

@@ -124,7 +124,7 @@ def open_file(path: Path | str, kind: str | None) -> h5py.File:
             )
         advice = _repair_of(path) or "`python -m pipeline status` shows what has been made"
         raise FileNotFoundError(f"{path} does not exist; {advice}")
-    # larger files are shards, and scores of single views; `verify` and `repair` read those whole too
+    # not a shard, nor scores of single views, of which little may be read; `verify` and `repair` search any file
     if path.parent.name != "shards" and path.stat().st_size <= _READ_WHOLE:
         refuse_endless_heap(path, _deletion_of(path))
     try:
