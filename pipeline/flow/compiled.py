@@ -18,9 +18,9 @@ def compiled(function: Callable, **options: object) -> Callable:
     """Compile a function on its first call, caching the machine code beside its file or in the user's cache folder.
 
     If neither can be written, each process compiles for itself; what is damaged is compiled again. The function
-    releases the GIL, so threads run it in parallel. Sums are not reordered, so the result does not depend on vectorization.
-    Constants from other files must be passed as arguments: the cache is renewed when the function's own file changes,
-    not when an imported file does.
+    releases the GIL, so threads run it in parallel. Sums are not reordered, so the result does not depend on
+    vectorization. Constants from other files must be passed as arguments: the cache is renewed when the function's own
+    file changes, not when an imported file does.
 
     `options` override the numba options chosen here; `fastmath=False` rounds every operation as numpy does.
     """
