@@ -87,6 +87,15 @@ def test_a_flash_does_not_mislead_all_finer_levels(monkeypatch, method):
     assert error_of(estimate(frames, spec, device="cpu")) > 2
 
 
+@pytest.mark.needs_cuda
+@pytest.mark.parametrize("method", ["tvl1", "brox"])
+def test_a_flash_on_cuda_gives_the_flow_of_the_cpu_alone_and_in_a_batch(method):
+    frames, spec = flashed(), FlowSpec(method=method)
+    found = estimate(frames, spec, device="cuda")
+    assert np.abs(found - estimate(frames, spec, device="cpu")).max() < 0.02
+    assert estimate(frames[[0, 1, 1]], spec, device="cuda")[:1].tobytes() == found.tobytes()
+
+
 def test_the_level_of_a_restart_is_the_coarsest_that_is_large_enough():
     assert restart_level([(240, 320), (120, 160), (60, 80), (30, 40)]) == 2
     assert restart_level([(48, 64), (24, 32)]) == 0
