@@ -35,7 +35,6 @@ def plain_model(network):
     ("network", "former"),
     [
         ("resnet18", without_counters),
-        ("vgg11_bn", without_counters),
         ("densenet121", of_densenet),
         ("vit_b_16", of_transformers),
     ],
