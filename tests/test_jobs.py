@@ -6,6 +6,7 @@ import gc
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -20,6 +21,7 @@ import torch
 from conftest import ROOT, moving_texture
 
 from pipeline import store
+from pipeline.artifacts import damage
 from pipeline.flow import estimate_on_device
 from pipeline.preprocess.jobs import flow_pipeline
 from pipeline.preprocess.jobs import frames as frames_job
@@ -56,7 +58,8 @@ def add_clip(shard, name, images, *, height=0, damaged=-1):
     for t, image in enumerate(images):
         clip.append(b"no image" if t == damaged else jpeg.encode(image, quality=95))
     about = {"label": 0, "class": "x", "group": "g", "source": name, "fps": 25.0, "promised_frames": 0}
-    crc32 = clip.finish({**about, "height": height or images.shape[1], "width": images.shape[2]})
+    about |= {"height": height or images.shape[1], "width": images.shape[2]}
+    crc32 = clip.finish(about, [t / 25 for t in range(len(images))])
     shard.record(store.Record(name, "x", 0, "g", len(images), "ok", "", crc32))
 
 
@@ -225,6 +228,8 @@ def test_frames_that_do_not_decode_are_damage_whatever_their_checksum(tmp_path, 
             add_clip(shard, "good", moving_texture(5))
         with pytest.raises(DamagedFile, match=f"clip 'bad' of .* is damaged: {why}; `python -m pipeline repair .*"):
             make(tmp_path / "frames.h5", tmp_path / "s.h5", threads=threads)
+        found = damage.verify(tmp_path / "frames.h5")  # so `repair` removes what the stage complains of
+        assert len(found) == 1 and re.match(f"bad: {why}", found[0]), found
 
 
 def test_after_its_worker_died_a_clip_that_crashes_is_recorded_and_the_others_are_made(frames, tmp_path, monkeypatch):
