@@ -10,6 +10,9 @@ import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[1]
+os.environ.setdefault(
+    "OMP_WAIT_POLICY", "PASSIVE"
+)  # before torch: tests run side by side, so none may wait by spinning
 
 
 @pytest.fixture(scope="session")

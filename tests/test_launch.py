@@ -80,17 +80,10 @@ def test_two_processes_normalize_their_batches_together(data, tmp_path):
     assert_same(shared, alone)
 
 
-def test_two_processes_end_as_one_does_with_snippets_in_parts(data, tmp_path):
-    snippets = spec(segments=3, steps=4, milestones=(3,), validate_every=2)
-    parts = replace(snippets, processes=2, accumulate=2)
-    alone, shared = (run(settings, data, tmp_path / str(settings.processes)) for settings in (snippets, parts))
-    assert_same(shared, alone)
-
-
-def test_two_processes_end_as_one_does_with_two_data_sets(data, tmp_path):
+def test_two_processes_end_as_one_does_with_snippets_of_two_data_sets_in_parts(data, tmp_path):
     catalog, fake = second_set("frames")
     other = OtherDataset("more", write_frames_store(tmp_path / "more", fake, catalog), catalog)
-    heads, found = spec(steps=6, with_dataset="more", with_how="heads"), []
+    heads, found = spec(steps=6, segments=3, with_dataset="more", with_how="heads"), []
     for settings in (heads, replace(heads, processes=2, accumulate=2)):
         found.append(run(settings, data, tmp_path / str(settings.processes), other=other))
     assert found[0][1]["other_head.weight"].shape == (3, 512)

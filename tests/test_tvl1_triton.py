@@ -17,13 +17,12 @@ from pipeline.specs import FlowSpec
 
 GRADIENT, BRIGHTNESS = {"tvl1_brightness_weight": 0.0}, {"tvl1_brightness_weight": 0.2, "tvl1_gradient_weight": 0.0}
 CASES = {  # height, width, settings; all levels are coarse but one of "both precisions"
-    "gradient": (20, 31, {**GRADIENT, "tvl1_coarse_warps": 2, "tvl1_iterations": 7}),
+    "gradient": (20, 31, {**GRADIENT, "tvl1_coarse_warps": 2, "tvl1_iterations": 5}),
     "three terms": (15, 29, {"tvl1_warps": 1, "tvl1_coarse_warps": 1, "tvl1_iterations": 2}),
-    "brightness": (14, 24, {**BRIGHTNESS, "tvl1_coarse_warps": 2, "tvl1_iterations": 5}),
-    "a narrow strip": (9, 64, {"tvl1_scale_step": 0.5, "tvl1_coarse_warps": 2, "tvl1_iterations": 2}),
-    "a column": (20, 1, {"tvl1_iterations": 1}),
+    "brightness": (14, 24, {**BRIGHTNESS, "tvl1_coarse_warps": 1, "tvl1_iterations": 5}),
+    "a narrow strip": (9, 64, {"tvl1_scale_step": 0.5, "tvl1_coarse_warps": 1, "tvl1_iterations": 2}),
+    "a column": (20, 1, {"tvl1_coarse_warps": 1, "tvl1_iterations": 1}),
     "both precisions": (68, 64, {"tvl1_scale_step": 0.3, "tvl1_coarse_warps": 1, "tvl1_iterations": 2}),
-    "wide steps": (38, 35, {"tvl1_scale_step": 0.4, "tvl1_coarse_warps": 2, "tvl1_iterations": 3}),
 }
 INTERPRET = """
 import sys
@@ -39,15 +38,15 @@ def flow(name, rows, columns, first=0, last=None):
     images, spec = torch.from_numpy(cases[name])[first:last], FlowSpec(**CASES[name][2])
     return tvl1_triton.flow_between(images[:-1], images[1:], spec).numpy()
 
-for name in CASES:
-    flows[name] = flow(name, 32, 64)  # one program for most images: the interpreter is slow by the program
-flows["tiles"], flows["alone"] = flow("three terms", 16, 16, first=1), flow("three terms", 32, 64, first=1)
+for name, (height, _, _) in CASES.items():
+    flows[name] = flow(name, 32 if height <= 32 else 128, 64)  # one program an image: the interpreter is slow by the program
+flows["tiles, alone"] = flow("three terms", 16, 16, first=1)
 images = torch.from_numpy(cases["three terms"])
 still = tvl1_triton.flow_between(images[1:2], images[1:2], FlowSpec(tvl1_coarse_warps=1, tvl1_iterations=2))
 parts = (torch.from_numpy(cases[name]) for name in ("median flow", "median image", "median trust"))
 median = tvl1_triton.weighted_median(*parts, scale=0.6)
 warp.MISMATCHED, warp.BETTER = -1.0, 9.0  # every pair starts afresh
-flows["afresh"] = flow("both precisions", 32, 64)
+flows["afresh"] = flow("both precisions", 128, 64)
 np.savez(sys.argv[2], still=still.numpy(), median=median.numpy(), **flows)
 """
 
@@ -109,8 +108,7 @@ def test_a_pair_that_starts_afresh_agrees_with_the_definition(interpreted, monke
 
 
 def test_kernels_give_the_same_bits_whatever_the_tile_and_the_batch(interpreted):
-    assert interpreted["tiles"].tobytes() == interpreted["alone"].tobytes()
-    assert interpreted["alone"].tobytes() == interpreted["three terms"][1:].tobytes()
+    assert interpreted["tiles, alone"].tobytes() == interpreted["three terms"][1:].tobytes()
 
 
 def test_kernels_give_exactly_zero_for_equal_images(interpreted):
