@@ -16,7 +16,7 @@ from typing import Any
 
 from pipeline.artifacts.status import STAGE_FILES, configured_artifacts, read_settings, status
 from pipeline.system.console import in_bytes, plain, print_table, print_values, some
-from pipeline.system.errors import MachineFault, is_out_of_memory
+from pipeline.system.errors import UserError, message_suffices
 
 ROWS_SHOWN = 20
 
@@ -41,9 +41,9 @@ def _answered(run: Callable[..., int], *given: Any) -> int:
     except BrokenPipeError:
         raise
     except Exception as error:
-        if not isinstance(error, (OSError, ValueError, KeyError, MachineFault)) and not is_out_of_memory(error):
+        if not message_suffices(error):
             raise  # a bug
-        said = error.args[0] if isinstance(error, KeyError) else str(error) or type(error).__name__
+        said = str(error) or type(error).__name__
         print("error:", ", ".join([said, *getattr(error, "__notes__", [])]), file=sys.stderr)
         return 2
 
@@ -111,7 +111,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _inspect(arguments: argparse.Namespace) -> int:
     if arguments.picture and len(arguments.paths) > 1:
-        raise ValueError(f"--picture is of one clip, but {len(arguments.paths)} paths are given; give one")
+        raise UserError(f"--picture is of one clip, but {len(arguments.paths)} paths are given; give one")
     return _for_each_path(_inspect_one)(arguments)
 
 
@@ -143,7 +143,7 @@ def _inspect_one(path: Path, arguments: argparse.Namespace) -> int:
 def _rows_of(found: dict[str, Any], clip: str) -> list[dict[str, Any]]:
     rows = [row for row in found["rows"] if row.get("id") == clip]
     if not rows:
-        raise ValueError(f"clip {clip!r} is not in {found['path']}")
+        raise UserError(f"clip {clip!r} is not in {found['path']}")
     return rows
 
 
@@ -229,7 +229,7 @@ def _no_run_in(artifacts: Path) -> Iterator[None]:
         return
     with locks.try_exclusive_lock(artifacts, locks.IN_USE) as alone:
         if not alone:
-            raise ValueError(f"a run is going on in {artifacts}, and may need what it has not read yet; wait")
+            raise UserError(f"a run is going on in {artifacts}, and may need what it has not read yet; wait")
         yield
 
 

@@ -29,6 +29,7 @@ from pipeline.catalog.parts import draw_parts
 from pipeline.catalog.rows import ListedClip
 from pipeline.specs import DatasetSpec, DemoSpec
 from pipeline.specs.base import unknown_name
+from pipeline.system.errors import UserError
 from pipeline.system.files import read_json
 from pipeline.system.progress import Progress
 
@@ -59,10 +60,10 @@ def check_split(split: str) -> None:
     """Refuse a split that the demo will not have, before it is written.
 
     Raises:
-        ValueError: there is no such split; the message names it.
+        UserError: there is no such split; the message names it.
     """
     if split not in SPLITS:
-        raise ValueError(unknown_name(f"split {split!r} of the demo", split, SPLITS))
+        raise UserError(unknown_name(f"split {split!r} of the demo", split, SPLITS))
 
 
 def write_demo(folder: Path, spec: DemoSpec) -> bool:
@@ -108,13 +109,13 @@ def is_written(folder: Path, spec: DemoSpec) -> bool:
     """Whether the folder holds exactly this demo dataset, complete.
 
     Raises:
-        ValueError: `demo.json` is damaged, so that nobody knows whose the folder is.
+        UserError: `demo.json` is damaged, so that nobody knows whose the folder is.
     """
     marker = folder / MARKER
     try:
         return marker.is_file() and read_json(marker) == spec.identity()
     except ValueError:
-        raise ValueError(
+        raise UserError(
             f"{marker} is damaged; delete the folder {folder}, if it is the demo's, and run the same command again"
         ) from None
 

@@ -17,7 +17,7 @@ from pipeline.networks.evaluation import Evaluation, evaluate
 from pipeline.scores import Scores
 from pipeline.specs import ScoreSpec
 from pipeline.system.console import some
-from pipeline.system.errors import StageFailed
+from pipeline.system.errors import StageFailed, UserError
 from pipeline.system.progress import Progress, say
 from pipeline.system.tensors import limit_threads
 
@@ -80,7 +80,7 @@ def score(
         NaN and is reported. A part without clips gives an empty table.
 
     Raises:
-        ValueError: a checkpoint of another format, with other classes, or trained on a store made by other settings; or
+        UserError: a checkpoint of another format, with other classes, or trained on a store made by other settings; or
             the network gives NaN for a clip.
         DamagedFile, OSError: a clip that has not failed in the store cannot be read.
         KeyError: the store does not know a clip.
@@ -129,7 +129,7 @@ def _refuse_nonsense(checkpoint: Path | str, found: Evaluation, video_ids: Seque
     wrong = ~np.isfinite(found.probabilities).all(1)
     nonsense = [name for name, is_wrong in zip(video_ids, wrong, strict=True) if is_wrong and name not in found.failed]
     if nonsense:
-        raise ValueError(
+        raise UserError(
             f"the network of {checkpoint} gives NaN for {len(nonsense)} of {len(video_ids)} clips, such as "
             f"{nonsense[0]!r}: its weights are damaged or its training diverged; train it again"
         )

@@ -7,10 +7,10 @@ from pathlib import Path
 import luigi
 
 from pipeline.specs import FUSIONS, STREAMS
-from pipeline.specs.base import digest_of
 from pipeline.system import files
 from pipeline.system.console import class_difference, some
-from pipeline.system.errors import StageFailed
+from pipeline.system.digests import digest_of
+from pipeline.system.errors import StageFailed, UserError
 from pipeline.system.progress import say
 from tasks.base import Stage
 from tasks.conclude import Fuse
@@ -41,7 +41,7 @@ class ScoreVideos(OfVideos):
         super().check_settings()
         given = [f"--{s}-checkpoint" for s in STREAMS if getattr(self, f"{s}_checkpoint")]
         if self.fuse != "average" and given:
-            raise ValueError(
+            raise UserError(
                 f"--fuse is {self.fuse!r}, which was chosen for the streams trained here, not for {given[0]}; use "
                 "the average"
             )
@@ -79,10 +79,10 @@ class ScoreVideos(OfVideos):
     def check(self) -> None:
         """Refuse a folder without videos, a fusion that cannot be chosen, and streams with different classes."""
         if not self.videos:
-            raise ValueError("ScoreVideos needs --videos, the folder of the videos that are to be scored")
+            raise UserError("ScoreVideos needs --videos, the folder of the videos that are to be scored")
         self.clone(Catalog).outline()
         if self.fuse != "average" and self.clone(Catalog, videos="").lacks_val():
-            raise ValueError(
+            raise UserError(
                 f"--fuse is {self.fuse!r}, which is chosen on validation clips, and [dataset] val_fraction is 0; "
                 "raise it, or use the average"
             )
@@ -99,7 +99,7 @@ class ScoreVideos(OfVideos):
             known[f"dataset {self.dataset_name}"] = clips.classes
         if len(set(known.values())) > 1:
             both = " and ".join(f"{what} knows {len(of)} classes ({some(of, 3)})" for what, of in known.items())
-            raise ValueError(
+            raise UserError(
                 f"{both}: streams of different classes cannot be fused; they have {class_difference(*known.values())}"
             )
 

@@ -19,7 +19,7 @@ from typing import Any
 import luigi
 
 from pipeline.artifacts.status import STAGE_FILES
-from pipeline.specs.base import digest_of
+from pipeline.system.digests import digest_of
 from pipeline.system.errors import StageFailed
 from pipeline.system.files import read_json, read_made_from, record_made_from
 from pipeline.system.locks import one_writer, reading, try_exclusive_lock

@@ -15,6 +15,7 @@ from luigi.configuration import get_config
 from pipeline.artifacts.status import preset
 from pipeline.specs import STREAMS
 from pipeline.specs.base import Spec, unknown_name
+from pipeline.system.errors import UserError
 from tasks import settings
 from tasks.settings import NOTHING
 
@@ -46,27 +47,27 @@ def check(dataset: str, changes: Mapping[str, str] = NOTHING) -> None:
     """Refuse unknown or conflicting settings that a run of this dataset would use, before any work is done.
 
     Raises:
-        ValueError: an unknown section, setting or value, or settings in conflict; the message names it.
+        UserError: an unknown section, setting or value, or settings in conflict; the message names it.
     """
     if not isinstance(changes, Mapping):
-        raise ValueError(f'--changes is {changes!r}; it must be settings and their values, as {{"stack_length": "5"}}')
+        raise UserError(f'--changes is {changes!r}; it must be settings and their values, as {{"stack_length": "5"}}')
     for name in changes:
         if name not in (names := settings.changeable(settings.stage_of(name))):
-            raise ValueError(unknown_name(f"setting {name} in changes", name, names))
+            raise UserError(unknown_name(f"setting {name} in changes", name, names))
     sections = [section for section in settings.SECTIONS if section not in STREAMS]
     found = {section: settings.resolve(section, dataset, changes) for section in sections}
     if found["dataset"].generator and settings.videos_on_command_line():
         others = [name for name in settings.datasets() if not settings.items(f"dataset.{name}").get("generator")]
-        raise ValueError(
+        raise UserError(
             f"--data-videos and --data-lists name videos of your own, but those of dataset {dataset!r} are written by "
             f"the pipeline; give --dataset as well: {' or '.join(others)}"
         )
     for name in STREAMS:
         other = settings.stream(name, dataset, 0, changes).with_dataset
         if other and other not in settings.datasets():
-            raise ValueError(unknown_name(f"[{name}] with_dataset: dataset {other!r}", other, settings.datasets()))
+            raise UserError(unknown_name(f"[{name}] with_dataset: dataset {other!r}", other, settings.datasets()))
     if found["stack"].direction == "bidirectional" and not found["flow"].backward:
-        raise ValueError("[stack] direction is bidirectional, which needs backward flow; set [flow] backward = true")
+        raise UserError("[stack] direction is bidirectional, which needs backward flow; set [flow] backward = true")
 
 
 def for_the_start(name: str, changes: Mapping[str, str]) -> dict[str, str]:
@@ -82,18 +83,18 @@ def check_together(name: str, dataset: str, changes: Mapping[str, str] = NOTHING
     """Refuse another dataset that this one's stream cannot be trained together with.
 
     Raises:
-        ValueError: it is this dataset itself, the command line names videos (which would apply to both), settings that
+        UserError: it is this dataset itself, the command line names videos (which would apply to both), settings that
             must be equal differ, or the training to start from would keep layers that have learned nothing.
     """
     own = settings.stream(name, dataset, 0, changes)
     other, where = own.with_dataset, f"[{name}] with_dataset is {own.with_dataset!r}"
     if other == dataset:
-        raise ValueError(
+        raise UserError(
             f"{where}, which is this dataset itself; name another, or set {name}_with_dataset in the section of the "
             "one dataset that it is meant for"
         )
     if settings.videos_on_command_line():
-        raise ValueError(f"{where}, so --data-videos and --data-lists would name the videos of both; use luigi.cfg")
+        raise UserError(f"{where}, so --data-videos and --data-lists would name the videos of both; use luigi.cfg")
     if name == "temporal":
         flows = settings.resolve("flow", dataset, changes), settings.resolve("flow", other, changes)
         _refuse_difference("flow", dataset, other, *flows)
@@ -104,7 +105,7 @@ def check_together(name: str, dataset: str, changes: Mapping[str, str] = NOTHING
         _refuse_difference(name, dataset, other, own, there, ("network", "start", "crop_px", "flow_unit_px", "stack"))
         if there.warning:
             what = ("train_layers", "all") if there.train_layers == "last" else ("partial_bn", "false")
-            raise ValueError(
+            raise UserError(
                 f"{where} and with_how is start, but {what[0]} applies to the training of {other} too, which starts "
                 f"from random weights: layers that have learned nothing would be kept; set {name}_{what[0]} = "
                 f"{what[1]} in [dataset.{other}]"
@@ -118,7 +119,7 @@ def _refuse_difference(
     for name in names or [name for name in one.settings() if name in one.identity()]:
         here, there = getattr(one, name), getattr(two, name)
         if here != there:
-            raise ValueError(
+            raise UserError(
                 f"[{section}] {name} is {here!r} for {dataset}, but {there!r} for {other}; what is trained "
                 "together must have the same"
             )
@@ -128,11 +129,11 @@ def check_dataset(name: str) -> None:
     """Refuse a dataset without a section, after `check_configuration`.
 
     Raises:
-        ValueError: the dataset has no section.
+        UserError: the dataset has no section.
     """
     check_configuration()
     if name not in settings.datasets():
-        raise ValueError(unknown_name(f"dataset {name!r}", name, settings.datasets()))
+        raise UserError(unknown_name(f"dataset {name!r}", name, settings.datasets()))
 
 
 def check_configuration() -> None:
@@ -141,14 +142,14 @@ def check_configuration() -> None:
     Raises:
         FileNotFoundError: LUIGI_CONFIG_PATH names no file, or there is no luigi.cfg.
         PermissionError: one of them cannot be read.
-        ValueError: a section or a dataset's setting is unknown, luigi.cfg has no exit statuses, the file of
+        UserError: a section or a dataset's setting is unknown, luigi.cfg has no exit statuses, the file of
             LUIGI_CONFIG_PATH has no sections at all or is of TOML, or tasks are to be checked in parallel.
     """
     for variable in ("LUIGI_CONFIG_PARSER", "LUIGI_CONFIG_PATH"):
         if (given := os.environ.get(variable, "")).endswith("toml"):
-            raise ValueError(f"{variable} is {given!r}; settings are read from .cfg files only")
+            raise UserError(f"{variable} is {given!r}; settings are read from .cfg files only")
     if settings.from_command_line() and luigi.interface.core().parallel_scheduling:
-        raise ValueError(
+        raise UserError(
             "parallel_scheduling is not possible here: Luigi would wait forever for tasks that are refused; leave "
             "it out (what is complete is found in little time, and --workers does run tasks in parallel)"
         )
@@ -157,7 +158,7 @@ def check_configuration() -> None:
         if Path(path).is_file():
             text = Path(path).read_text(errors="replace")  # raises if it may not be read
             if path == overlay and not re.search(r"^\[", text, re.MULTILINE):
-                raise ValueError(f"LUIGI_CONFIG_PATH is {overlay!r}, which holds no settings")
+                raise UserError(f"LUIGI_CONFIG_PATH is {overlay!r}, which holds no settings")
     # a preset alone lacks the rest, such as the exit status for failed tasks
     lacks_statuses = settings.from_command_line() and not get_config().has_section("retcode")
     if not Path("luigi.cfg").is_file() and (lacks_statuses or not settings.datasets()):
@@ -167,14 +168,14 @@ def check_configuration() -> None:
         )
     check_sections()  # before what is missing: it may be misspelled
     if lacks_statuses:
-        raise ValueError("luigi.cfg has no section [retcode], without which a failed task would end with status 0")
+        raise UserError("luigi.cfg has no section [retcode], without which a failed task would end with status 0")
 
 
 def check_flags(words: Sequence[str]) -> None:
     """Refuse what Luigi would answer by printing its usage, and a parameter of a task that it would not get.
 
     Raises:
-        ValueError: there is a flag that the task does not have, or a word of no flag; the message says which flag it
+        UserError: there is a flag that the task does not have, or a word of no flag; the message says which flag it
             resembles, or that quotes are needed. Or a flag, such as --TrainStream-seed, is of a task that gets its
             parameters from the one that requires it.
     """
@@ -189,17 +190,17 @@ def check_flags(words: Sequence[str]) -> None:
         family, _, name = flag[2:].partition("-")
         if root and family != root and _is_ours(_task_named(family)):
             instead = f"; give --{name}" if f"--{name}" in known else ""
-            raise ValueError(f"flag {flag} has no effect or a wrong one: {root} gives {family} its parameters{instead}")
+            raise UserError(f"flag {flag} has no effect or a wrong one: {root} gives {family} its parameters{instead}")
         if not any(name.startswith(flag) for name in known):  # argparse takes abbreviations
             if misspelled := "" if root else _bare_word(words):
-                raise ValueError(unknown_name(f"task {misspelled!r}", misspelled, _LAST))
+                raise UserError(unknown_name(f"task {misspelled!r}", misspelled, _LAST))
             shown = sorted(name for name in known if name[2:3].islower())  # not --Flow-videos, --Frames-videos ...
             near = unknown_name(f"flag {flag}", flag, shown).partition(" allowed: ")[0]
-            raise ValueError(f"{near} `luigi --module tasks {root or 'TASK'} --help-all` lists all")
+            raise UserError(f"{near} `luigi --module tasks {root or 'TASK'} --help-all` lists all")
     for before, word in itertools.pairwise(words):
         takes_it = before.startswith("-") and "=" not in before
         if root and not takes_it and not word.startswith("-") and word != root:
-            raise ValueError(f"{word!r} belongs to no flag; a value with spaces needs quotes")
+            raise UserError(f"{word!r} belongs to no flag; a value with spaces needs quotes")
 
 
 def _flag(name: str) -> str:
@@ -210,21 +211,21 @@ def check_sections() -> None:
     """Refuse unknown sections and unknown settings of datasets: a misspelled name would be silently ignored.
 
     Raises:
-        ValueError: there is such a name; the message says which, and which one it resembles.
+        UserError: there is such a name; the message says which, and which one it resembles.
     """
     for section in get_config().sections():
         if section.startswith("dataset."):
             for name in settings.items(section):
                 if name not in (names := _names_in_a_dataset(settings.stage_of(name))):
-                    raise ValueError(unknown_name(f"setting [{section}] {name}", name, names))
+                    raise UserError(unknown_name(f"setting [{section}] {name}", name, names))
         elif section in _LUIGIS_SECTIONS:
             _check_luigis(section)
         elif section not in settings.SECTIONS:
             task = _task_named(section)
             if task is None:
-                raise ValueError(unknown_name(f"section [{section}]", section, [*settings.SECTIONS, "dataset.<name>"]))
+                raise UserError(unknown_name(f"section [{section}]", section, [*settings.SECTIONS, "dataset.<name>"]))
             if _is_ours(task) and section not in _LAST:
-                raise ValueError(
+                raise UserError(
                     f"section [{section}] has no effect or a wrong one: other tasks give {section} its parameters; "
                     "settings of stages are in sections such as [flow]"
                 )
@@ -232,7 +233,7 @@ def check_sections() -> None:
             for name in settings.items(section):
                 if name.replace("-", "_") not in parameters:
                     what = f"parameter {name} of task {section}"
-                    raise ValueError(unknown_name(what, name, parameters))
+                    raise UserError(unknown_name(what, name, parameters))
 
 
 def _names_in_a_dataset(stage: str) -> list[str]:
@@ -249,7 +250,7 @@ def _check_luigis(section: str) -> None:
     for name in settings.items(section):
         near = difflib.get_close_matches(name.replace("-", "_"), declared, 1, 0.85)
         if near and name.replace("-", "_") not in declared:
-            raise ValueError(f"setting [{section}] {name} does not exist; did you mean {near[0]!r}?")
+            raise UserError(f"setting [{section}] {name} does not exist; did you mean {near[0]!r}?")
 
 
 def _task_named(name: str) -> type[luigi.Task] | None:

@@ -16,6 +16,7 @@ import luigi
 from luigi.retcodes import run_with_retcodes
 
 from pipeline.system.console import plain
+from pipeline.system.errors import UserError
 from pipeline.system.files import nameless_file
 from pipeline.system.progress import last_said, say
 from tasks import checks
@@ -160,6 +161,6 @@ def _refuse_unknown_flags() -> None:
         return
     try:
         checks.check_flags(words)
-    except ValueError as error:
+    except UserError as error:
         say(f"error: {error}")
         raise SystemExit(2) from None

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from pipeline.specs import FUSIONS, STREAMS
-from pipeline.specs.base import digest_of
 from pipeline.system import files
+from pipeline.system.digests import digest_of
 from pipeline.system.progress import say
 from tasks import settings
 from tasks.base import Stage

@@ -9,6 +9,7 @@ import luigi
 
 from pipeline.specs import STREAMS, StreamSpec
 from pipeline.system import files
+from pipeline.system.digests import file_hashes
 from pipeline.system.progress import say
 from tasks import checks, settings
 from tasks.base import Stage
@@ -63,7 +64,7 @@ class TrainStream(OnDevice):
 
     def own_digest(self) -> str:
         """Digest of the settings of the stream and of what it reads, and of the file of weights it starts from."""
-        return self.stream_spec.digest(*self.digests_before(), *files.contents(self.stream_spec.start_file))
+        return self.stream_spec.digest(*self.digests_before(), *file_hashes(self.stream_spec.start_file))
 
     def requires(self) -> list[Stage]:
         """The frames (spatial stream) or the flow (temporal stream), the catalog, and `of_other`."""
@@ -210,7 +211,7 @@ class ScoreStream(OfVideos, OnDevice):
 
     def own_digest(self) -> str:
         """Digest of the settings of the test views and of all it reads, and of the content of given weights."""
-        given = (files.contents(self.weights) or [""]) if self.checkpoint else []
+        given = (file_hashes(self.weights) or [""]) if self.checkpoint else []
         return self.spec("score").digest(self.part, *given, *self.digests_before())
 
     def requires(self) -> list[Stage]:

@@ -1,13 +1,12 @@
 """How mistakes are reported: as one line to the user of a command, as an exception to a Python caller.
 
-An error that our code raised on purpose is a mistake of the user or a fault of the machine, whose message suffices; any
-other is a bug, which needs its traceback.
+The type of an error tells a mistake of the user or a fault of the machine, whose message suffices, from a bug, which
+needs its traceback; see `pipeline.system.errors`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import dis
 import errno
 import os
 import re
@@ -21,14 +20,10 @@ from luigi.task_register import TaskClassException
 from pipeline.specs.base import unknown_name
 from pipeline.system import files
 from pipeline.system.console import one_line
-from pipeline.system.errors import DamagedFile, MachineFault, StageFailed, WorkerDied, is_out_of_memory
+from pipeline.system.errors import UNWRITTEN, DamagedFile, UserError, message_suffices
 from tasks import settings
 
-_RAISE = dis.opmap["RAISE_VARARGS"]
-_OURS = Path(__file__).parents[1]
-_NOT_BUGS = (WorkerDied, DamagedFile, MachineFault)
 _OF_LUIGI = "Task finished running, but complete() is still returning false"
-_OF_TORCH = "enforce fail at inline_container"  # torch's message if a file of weights could not be written
 
 
 class Refused(SystemExit):
@@ -49,7 +44,7 @@ def one_line_errors() -> Iterator[None]:
     """Turn a mistake into one line for the user of a command (`Refused`); a Python caller gets the exception."""
     try:
         yield
-    except (ValueError, OSError) as error:
+    except (UserError, DamagedFile, OSError) as error:
         if settings.from_command_line():
             raise Refused(error) from None
         raise
@@ -68,7 +63,7 @@ def error_line(error: BaseException, folder: Path | None = None) -> str:
             "it ended, but what it reads or what it made has been changed meanwhile, by another run or by hand; run "
             "the same command again"
         )
-    elif _OF_TORCH in said:  # which does not say why
+    elif UNWRITTEN in said:  # which does not say why
         said = f"{said}, perhaps for lack of space"
     text = ", ".join([said, *getattr(error, "__notes__", [])])
     if number == errno.EDQUOT:  # the disk's free space would mislead
@@ -84,33 +79,7 @@ def error_line(error: BaseException, folder: Path | None = None) -> str:
 def _is_full(error: BaseException | None) -> bool:
     """Whether a disk is full, or may be."""
     no_space = os.strerror(errno.ENOSPC)
-    return getattr(error, "errno", None) == errno.ENOSPC or any(words in str(error) for words in (no_space, _OF_TORCH))
-
-
-def _is_plain(error: BaseException | None) -> bool:
-    """Whether the message suffices: a fault of files or the machine, or an error our code raised on purpose."""
-    if isinstance(error, OSError) or _is_full(error) or _OF_LUIGI in str(error):
-        return True
-    if isinstance(error, _NOT_BUGS) or (error is not None and is_out_of_memory(error)):
-        return True
-    if isinstance(error, StageFailed) and isinstance(error.__cause__, Exception):  # what a worker raised
-        return _is_plain(error.__cause__)
-    return isinstance(error, (ValueError, StageFailed)) and _was_raised_on_purpose(error)
-
-
-def _was_raised_on_purpose(error: BaseException) -> bool:
-    """Whether one of our `raise` statements raised it: numpy or `zip` may also raise a ValueError in our lines.
-
-    The instruction at which the traceback ends shows it.
-    """
-    end = error.__traceback__
-    if end is None:
-        return False
-    while end.tb_next:
-        end = end.tb_next
-    code = end.tb_frame.f_code
-    ours = any(Path(code.co_filename).is_relative_to(_OURS / folder) for folder in ("pipeline", "tasks"))
-    return ours and code.co_code[end.tb_lasti] == _RAISE
+    return getattr(error, "errno", None) == errno.ENOSPC or any(words in str(error) for words in (no_space, UNWRITTEN))
 
 
 def mistake_of_command(error: BaseException | None) -> str:
@@ -138,4 +107,5 @@ def _of_luigis_setting(error: BaseException) -> str:
 
 def line_unless_bug(error: BaseException) -> str:
     """The error in one line if it is not a bug, else ""."""
-    return mistake_of_command(error) or (error_line(error) if isinstance(error, Refused) or _is_plain(error) else "")
+    known = isinstance(error, Refused) or message_suffices(error) or _is_full(error) or _OF_LUIGI in str(error)
+    return mistake_of_command(error) or (error_line(error) if known else "")

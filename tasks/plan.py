@@ -22,6 +22,7 @@ import tasks
 from pipeline.doctor import machine
 from pipeline.estimates import MOMENTS, Total, Work, total
 from pipeline.system.console import in_bytes, print_table
+from pipeline.system.errors import UserError
 from pipeline.system.progress import duration_text
 from tasks import checks, mistakes
 from tasks.base import Stage
@@ -41,7 +42,7 @@ def main(argv: list[str]) -> int:
     words = _with_task(of_luigi)
     try:
         checks.check_flags(words)
-    except ValueError as error:
+    except UserError as error:
         _parser().error(str(error))
     try:
         with CmdlineParser.global_instance(words) as parser, writing_nothing():

@@ -5,7 +5,8 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
-from pipeline.system import files
+from pipeline.system.digests import file_hashes
+from pipeline.system.errors import UserError
 from pipeline.system.progress import say_once
 from tasks.base import Stage
 from tasks.listing import Catalog, OfVideos
@@ -73,7 +74,7 @@ class Frames(_Store):
         catalog = self.requires()[0]
         if catalog.outlives_its_videos() and self.path.is_file():
             videos = self.spec("dataset").videos
-            raise ValueError(
+            raise UserError(
                 f"the videos are no longer at {videos}, and the frames in {self.folder} are of other videos than the "
                 f"catalog of split {self.split_name}, which is older; bring the videos back, or use a split with a "
                 "catalog of the same videos"
@@ -106,7 +107,7 @@ class Flow(_Store):
     def own_digest(self) -> str:
         """Digest of the settings of flow and frames, and of RAFT's weights if they come from a file."""
         spec = self.spec("flow")
-        return spec.digest(self.requires()[0].digest, *files.contents(spec.weights_file))
+        return spec.digest(self.requires()[0].digest, *file_hashes(spec.weights_file))
 
     def requires(self) -> list[Stage]:
         """The frames."""

@@ -9,8 +9,9 @@ from pathlib import Path
 import luigi
 
 from pipeline.specs import STREAMS
-from pipeline.specs.base import digest_of
 from pipeline.system import files, locks
+from pipeline.system.digests import digest_of
+from pipeline.system.errors import UserError
 from pipeline.system.progress import say
 from tasks.base import Stage
 from tasks.conclude import Report
@@ -58,7 +59,7 @@ class Repeated(Stage):
         with one_line_errors():
             texts = listed("seeds", self.seeds)
             if wrong := [text for text in texts if not text.isdecimal()]:
-                raise ValueError(f"--seeds is {self.seeds!r}; {wrong[0]!r} is not a whole number from 0 up")
+                raise UserError(f"--seeds is {self.seeds!r}; {wrong[0]!r} is not a whole number from 0 up")
             return _distinct("seeds", self.seeds, [int(text) for text in texts]) or [-1]
 
     def record_ahead(self) -> None:
@@ -87,7 +88,7 @@ class Repeated(Stage):
                     self.clone(TrainStream, stream=stream, split=self.split_list[0], seed=s) for s in self.seed_list
                 ]
                 if len({run.stream_spec.seed for run in runs}) < len(runs):
-                    raise ValueError(
+                    raise UserError(
                         f"--seeds is {self.seeds!r}, but [{stream}] seed is given, so this stream would be the same "
                         "with each of them; remove one or the other"
                     )
@@ -165,5 +166,5 @@ def listed(name: str, text: str) -> list[str]:
 def _distinct(name: str, text: str, values: list) -> list:
     """The `values` read from `text`; an empty or repeated one is refused (1 and 01 are the same seed)."""
     if "" in values or len(set(values)) < len(values):
-        raise ValueError(f"--{name} is {text!r}; it must be different names, separated by commas")
+        raise UserError(f"--{name} is {text!r}; it must be different names, separated by commas")
     return values

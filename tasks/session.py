@@ -18,6 +18,7 @@ from luigi.cmdline_parser import CmdlineParser
 from luigi.worker import Worker
 
 from pipeline.system import files, locks
+from pipeline.system.errors import UserError
 from tasks import settings
 from tasks.mistakes import one_line_errors
 
@@ -41,11 +42,11 @@ def use_artifacts(artifacts: str, *, create: bool = False) -> None:
                 if error.errno in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
                     if not create:  # nothing is written
                         return
-                    raise ValueError(
+                    raise UserError(
                         f"[run] artifacts is {artifacts!r}, whose file system has no locks ({error.strerror}), which "
                         "keep two runs from writing the same file; give another folder by --artifacts"
                     ) from None
-                raise ValueError(
+                raise UserError(
                     f"[run] artifacts is {artifacts!r}, where nothing can be written ({error.strerror}); give another "
                     "folder by --artifacts"
                 ) from None

@@ -22,8 +22,10 @@ from luigi.cmdline_parser import CmdlineParser
 from luigi.configuration import LuigiConfigParser, get_config
 
 from pipeline import specs
-from pipeline.specs.base import Spec, digest_of
+from pipeline.specs.base import Spec
 from pipeline.system.console import one_line
+from pipeline.system.digests import digest_of
+from pipeline.system.errors import UserError
 from pipeline.system.files import plain_name
 
 SECTIONS: dict[str, type[Spec]] = {
@@ -137,7 +139,7 @@ def resolve(section: str, dataset: str = "", changes: Mapping[str, str] = NOTHIN
         values: fields that are not text (the stack of a temporal stream) or that the caller sets.
 
     Raises:
-        ValueError: an unknown setting or value; the message names it.
+        UserError: an unknown setting or value; the message names it.
     """
     texts = items(section)
     texts |= _of_dataset(section, dataset) | _of_command_line(section) | _of_section(section, changes)
@@ -220,7 +222,7 @@ def items(section: str) -> dict[str, str]:
     """What luigi.cfg says in one section, as text; nothing if there is no such section.
 
     Raises:
-        ValueError: a percent sign that stands for itself but is not doubled, or an unknown environment variable.
+        UserError: a percent sign that stands for itself but is not doubled, or an unknown environment variable.
     """
     config = get_config()
     if not config.has_section(section):
@@ -231,4 +233,4 @@ def items(section: str) -> dict[str, str]:
         return {name: text for name, text in config.items(section) if name not in shared}
     except InterpolationError as error:
         what = f"[{section}] {one_line(str(error))}"
-        raise ValueError(f"{what}; a percent sign is written %%, and ${{NAME}} is an environment variable") from None
+        raise UserError(f"{what}; a percent sign is written %%, and ${{NAME}} is an environment variable") from None

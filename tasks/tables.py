@@ -12,9 +12,10 @@ import luigi
 from pipeline.artifacts.status import PARTIAL
 from pipeline.report import paper
 from pipeline.specs import STREAMS
-from pipeline.specs.base import digest_of, unknown_name
+from pipeline.specs.base import unknown_name
 from pipeline.system import files, locks
-from pipeline.system.errors import StageFailed
+from pipeline.system.digests import digest_of
+from pipeline.system.errors import StageFailed, UserError
 from pipeline.system.progress import say
 from tasks import settings
 from tasks.base import Stage
@@ -70,11 +71,11 @@ class PaperTable(Repeated, OnDevice):
         super().check_settings()
         names = [name for name in settings.datasets() if name != self.dataset_name]
         if self.with_dataset and self.with_dataset not in names:
-            raise ValueError(unknown_name(f"--with-dataset {self.with_dataset!r}", self.with_dataset, names))
+            raise UserError(unknown_name(f"--with-dataset {self.with_dataset!r}", self.with_dataset, names))
         keys = [row.key for row in self.definition.rows if row.score]
         for key in listed("rows", self.rows):
             if key not in keys:
-                raise ValueError(unknown_name(f"--rows: row {key!r} of table {self.table}", key, keys))
+                raise UserError(unknown_name(f"--rows: row {key!r} of table {self.table}", key, keys))
 
     @property
     def definition(self) -> paper.Table:
@@ -133,7 +134,7 @@ class PaperTable(Repeated, OnDevice):
         try:
             tasks = [self.clone(task, **run, **of) for run in runs]
             _ = [task.digest for task in tasks]  # raises what only an earlier stage would refuse
-        except (ValueError, Refused) as error:
+        except (UserError, Refused) as error:
             if self.with_dataset and planned.row.with_how:  # asked for, so a mistake, not a row to skip
                 raise
             planned.reason, planned.changes = error_line(error), {}

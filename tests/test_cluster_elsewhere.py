@@ -22,7 +22,7 @@ from pipeline import cluster, preprocess
 from pipeline.cluster import Workers, portable
 from pipeline.preprocess.jobs import make_shard
 from pipeline.specs import ClusterSpec
-from pipeline.system import packages
+from pipeline.system import digests
 from pipeline.system.errors import MachineFault, StageFailed
 
 
@@ -88,8 +88,8 @@ def test_a_worker_elsewhere_runs_jobs_of_its_own_version_only(monkeypatch):
 
 def test_the_code_has_another_key_if_a_line_differs(tmp_path, monkeypatch):
     key = portable.code_key()
-    shutil.copytree(packages.CODE, tmp_path / "copy", ignore=shutil.ignore_patterns("__pycache__"))
-    monkeypatch.setattr(packages, "CODE", tmp_path / "copy")
+    shutil.copytree(digests.CODE, tmp_path / "copy", ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(digests, "CODE", tmp_path / "copy")
     assert portable.code_key.__wrapped__() == key
     with (tmp_path / "copy/flow/tvl1.py").open("a") as file:
         file.write("# changed")

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from pipeline.system import files, locks
+from pipeline.system import digests, files, locks
 
 
 def test_commit_shows_the_file_only_at_the_end(tmp_path):
@@ -72,7 +72,7 @@ def test_content_of_a_file_is_its_blake2b(tmp_path):
 
     data = bytes(range(256)) * 9000  # more than one block
     (tmp_path / "a").write_bytes(data)
-    assert files.file_hash(tmp_path / "a") == hashlib.blake2b(data, digest_size=8).hexdigest()
+    assert digests.file_hash(tmp_path / "a") == hashlib.blake2b(data, digest_size=8).hexdigest()
 
 
 def test_link_is_replaced_in_one_step(tmp_path):

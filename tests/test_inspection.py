@@ -333,6 +333,16 @@ def test_mistakes_are_answered_in_words(frames, tmp_path, capsys, arguments, mes
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("bug", [KeyError("id"), ValueError("not enough values to unpack")])
+def test_a_bug_keeps_its_traceback(frames, monkeypatch, bug):
+    def fails(*_, **__):
+        raise bug
+
+    monkeypatch.setattr(inspection, "describe", fails)
+    with pytest.raises(type(bug)):
+        main(["inspect", str(frames)])
+
+
 def test_a_reader_that_has_seen_enough_ends_the_command(capsys):
     """Such as `head`: paths that are still to come are not looked at."""
 

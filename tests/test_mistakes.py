@@ -16,8 +16,8 @@ from chains import build, fresh, luigi_command
 from conftest import ROOT
 
 from pipeline import quantize
-from pipeline.scores import Scores
-from pipeline.system.errors import DamagedFile, MachineFault, StageFailed, WorkerDied
+from pipeline.specs import FlowSpec
+from pipeline.system.errors import DamagedFile, MachineFault, StageFailed, UserError, WorkerDied
 from tasks import Catalog, PaperTable, command, mistakes, session
 
 
@@ -97,25 +97,18 @@ def test_too_many_open_files_are_reported_with_the_command_that_raises_their_num
     assert told.endswith("open files: 'a.h5' (`ulimit -n` shows how many a process may open, and raises it)")
 
 
-def raised_far_below(error: Exception) -> Exception:
-    """The error as if a library had raised it."""
-    try:
-        exec(compile("raise error", "/usr/lib/python3/some_library.py", "exec"), {"error": error})
-    except Exception as caught:
-        return caught
-
-
 @pytest.mark.parametrize(
     ("error", "plain"),
     [
         (PermissionError(13, "Permission denied", "/x/y"), True),
         (RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 704 vs 598"), True),
+        (UserError("of ours"), True),
         (ValueError("of a library"), False),
         (RuntimeError("of a library"), False),
     ],
 )
-def test_what_luigi_logs_of_files_has_no_traceback_wherever_it_was_raised(monkeypatch, caplog, capsys, error, plain):
-    log, error = logging.getLogger("luigi-interface"), raised_far_below(error)
+def test_what_luigi_logs_of_files_has_no_traceback(monkeypatch, caplog, capsys, error, plain):
+    log = logging.getLogger("luigi-interface")
     monkeypatch.setattr(log, "handlers", [])  # those of a run before
     log.error("[pid 1] Worker failed", exc_info=error)
     assert len(caplog.records) == (not plain) and not capsys.readouterr().err
@@ -166,14 +159,13 @@ def caught(function, *arguments) -> Exception:
     return found.value
 
 
-def test_only_what_was_raised_on_purpose_is_reported_without_traceback():
-    """numpy raises a ValueError in lines of ours as well, and that is a fault of the program."""
-    one_row = np.zeros((1, 2), np.float32)
-    on_purpose = caught(quantize.to_bytes, one_row[0].astype(int))
-    by_numpy = caught(Scores, ("a",), one_row.reshape(2), [[0], [0, 1]], ("x", "y"))
-    assert (
-        mistakes.line_unless_bug(on_purpose) and type(by_numpy) is ValueError and not mistakes.line_unless_bug(by_numpy)
-    )
+def test_only_a_mistake_of_the_users_is_reported_without_traceback():
+    """A function that got what it cannot take, of ours or of numpy, was called wrongly by the program."""
+    of_the_user = caught(lambda: FlowSpec(bound_px=-1))
+    of_ours, of_numpy = caught(quantize.to_bytes, np.zeros(2, int)), caught(np.zeros(3).reshape, 2)
+    assert type(of_the_user) is UserError and mistakes.line_unless_bug(of_the_user) == str(of_the_user)
+    for error in (of_ours, of_numpy):
+        assert type(error) is ValueError and not mistakes.line_unless_bug(error)
 
 
 @pytest.mark.parametrize(
@@ -189,9 +181,8 @@ def test_only_what_was_raised_on_purpose_is_reported_without_traceback():
     ],
 )
 def test_a_stage_that_failed_for_a_fault_of_the_program_keeps_its_traceback(cause, plain):
-    line = "raise StageFailed('shard x could not be made') from cause"
-    file = str(ROOT / "pipeline/made_up.py")
-    error = caught(lambda: exec(compile(line, file, "exec"), {"StageFailed": StageFailed, "cause": cause}))
+    error = StageFailed("shard x could not be made")
+    error.__cause__ = cause
     assert bool(mistakes.line_unless_bug(error)) == plain
 
 

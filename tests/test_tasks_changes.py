@@ -23,8 +23,8 @@ from pipeline.preprocess import make_flow
 from pipeline.scores import Scores
 from pipeline.specs import ClusterSpec
 from pipeline.system import locks
+from pipeline.system.digests import file_hash
 from pipeline.system.errors import StageFailed
-from pipeline.system.files import file_hash
 from tasks import Catalog, Flow, Frames, FullPipeline, Fuse, Report, ScoreStream, TrainStream
 from tasks.session import cache_scope
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from pipeline import store
 from pipeline.artifacts.inspection import describe, file_of, kind_of
-from pipeline.system.errors import DamagedFile, MachineFault, is_out_of_memory
+from pipeline.system.errors import DamagedFile, MachineFault, UserError, is_out_of_memory
 from pipeline.video import jpeg
 
 # errno of an OSError that a damaged file may cause: none if HDF5 raised it, EINVAL for a place that makes no sense
@@ -44,7 +44,7 @@ def _has_several_tables(path: Path) -> bool:
     if not path.is_dir() or (last := file_of(path)).suffix == ".h5":
         return False
     if not any(path.glob("*/*.h5")):
-        raise ValueError(f"{path} has no checksums: its stage writes {last.name} and other files that have none")
+        raise UserError(f"{path} has no checksums: its stage writes {last.name} and other files that have none")
     return True
 
 
@@ -179,7 +179,7 @@ def repair(path: Path, *, failed: bool = False) -> Repaired:
         return _repair_unfinished(folder, failed=failed)
     path = file_of(folder if path.parent.name == "shards" else path)
     if not is_store(path):
-        raise ValueError(
+        raise UserError(
             f"{path} is a {kind_of(path)} file, no part of which can be made alone: only stores of frames and flow can "
             "be repaired; `python -m pipeline invalidate` removes a stage, so that it is made again"
         )

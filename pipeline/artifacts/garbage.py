@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from pipeline.artifacts.status import STAGE_FILES, status
 from pipeline.specs.base import unknown_name
 from pipeline.system import files, locks
+from pipeline.system.errors import UserError
 
 _RESULTS = ("report", "score_videos", "all_splits", "tables")
 
@@ -40,7 +41,7 @@ def find(artifacts: Path, *, old: bool = False, unfinished: bool = False) -> lis
         unfinished: include unfinished artifacts, such as a resumable training or a store's finished shards.
 
     Raises:
-        ValueError: a kept artifact has no valid record of what it was made from.
+        UserError: a kept artifact has no valid record of what it was made from.
     """
     rows = {_name(artifacts, row["path"]): row for row in status(artifacts)}
     begun = [name for name, row in rows.items() if row["state"] == "unfinished"]
@@ -107,7 +108,7 @@ def _reachable(artifacts: Path, rows: dict[str, dict[str, Any]], roots: Iterable
         try:
             waiting += files.read_made_from(record.parent)
         except (OSError, ValueError, KeyError):
-            raise ValueError(
+            raise UserError(
                 f"{record} is missing or damaged, so what was used for it is unknown and nothing can safely be "
                 "removed; run the command that made it again to write that file, or delete the folder "
                 f"{record.parent} if you can spare it"
@@ -127,30 +128,30 @@ def invalidate(artifacts: Path, stage: str, *, dataset="", all_datasets=False, d
         digest: only artifacts whose digest, as `status` shows it, begins with this; "" for all.
 
     Raises:
-        ValueError: there is no such stage, dataset or digest, or it is ambiguous; or one of the artifacts is being
+        UserError: there is no such stage, dataset or digest, or it is ambiguous; or one of the artifacts is being
             written, for example by a program that calls the stage's function.
     """
     if stage not in STAGE_FILES:
-        raise ValueError(unknown_name(f"stage {stage!r}", stage, STAGE_FILES))
+        raise UserError(unknown_name(f"stage {stage!r}", stage, STAGE_FILES))
     rows = status(artifacts)
     known = {row["dataset"] for row in rows}
     if known and dataset not in {"", *known}:
         named = [name for name in known if name.startswith(f"{dataset}-")]
         if len(named) != 1:
-            raise ValueError(unknown_name(f"dataset {dataset!r} in {artifacts}", dataset, known))
+            raise UserError(unknown_name(f"dataset {dataset!r} in {artifacts}", dataset, known))
         dataset = named[0]
     rows = [row for row in rows if row["stage"] == stage and dataset in ("", row["dataset"])]
     concerned = sorted({row["dataset"] for row in rows})
     if len(concerned) > 1 and not all_datasets:
-        raise ValueError(
+        raise UserError(
             f"{len(concerned)} datasets have artifacts of stage {stage}: {', '.join(concerned)}; "
             "give --dataset NAME, or --all for all of them"
         )
     wanted = [row for row in rows if row["digest"].startswith(digest)]
     if rows and not wanted:
-        raise ValueError(unknown_name(f"digest {digest!r} of stage {stage}", digest, {row["digest"] for row in rows}))
+        raise UserError(unknown_name(f"digest {digest!r} of stage {stage}", digest, {row["digest"] for row in rows}))
     if digest and len(meant := {row["digest"] for row in wanted}) > 1:
-        raise ValueError(f"{len(meant)} digests of stage {stage} begin with {digest!r}: {', '.join(sorted(meant))}")
+        raise UserError(f"{len(meant)} digests of stage {stage} begin with {digest!r}: {', '.join(sorted(meant))}")
     folders = [Path(row["path"]) for row in wanted]
     for folder in folders:  # all stay if one of them is being written or read
         with locks.nobody_else(folder):

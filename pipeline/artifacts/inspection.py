@@ -12,7 +12,7 @@ from pipeline import store
 from pipeline.artifacts.status import STAGE_FILES
 from pipeline.scores import Scores
 from pipeline.store import motion
-from pipeline.system.errors import MachineFault
+from pipeline.system.errors import MachineFault, UserError
 from pipeline.system.files import read_json
 
 # files of ours without checksums, by suffix
@@ -36,8 +36,7 @@ def describe(path: Path, *, clip: str = "") -> dict[str, Any]:
         {"path", "format", "attrs", "summary": {...}, "rows": [...], "clip": {...} or None}.
 
     Raises:
-        FileNotFoundError, ValueError: no such file, or not one of ours.
-        KeyError: no such clip.
+        FileNotFoundError, ValueError: no such file, or not one of ours; or no such clip (`UserError`).
     """
     path = file_of(path)
     if path.suffix == ".json":
@@ -114,7 +113,19 @@ def _store(path: Path, kind: str, clip: str) -> tuple[dict, list, dict | None]:
     summary = {"clips": len(opened), "failed": len(opened.failed), "frames": sum(row["frames"] for row in rows)}
     summary |= {"shards": len(opened.shard_paths()), "bytes": size, **(_motion(opened) if kind == "flow" else {})}
     first = clip or next(iter(opened), "")
-    return summary, rows, _clip(opened[first]) if first else None
+    return summary, rows, _clip(clip_named(opened, first)) if first else None
+
+
+def clip_named(opened: store.Store, name: str) -> store.StoredClip:
+    """The clip whose id a user gave.
+
+    Raises:
+        UserError: there is no such clip, or it has failed; the message says which.
+    """
+    try:
+        return opened[name]
+    except KeyError as error:
+        raise UserError(error.args[0]) from None
 
 
 def _motion(opened: store.Store) -> dict[str, Any]:
@@ -137,7 +148,7 @@ def _clip(clip: store.StoredClip) -> dict[str, Any]:
 def _refuse_other_files(path: Path) -> None:
     """Refuse our files that are not HDF5, which must not be reported as damaged."""
     if path.is_file() and path.suffix in _OTHER_FILES:
-        raise ValueError(
+        raise UserError(
             f"{path} is no HDF5 file but {_OTHER_FILES[path.suffix]}; this command reads .h5 files and "
             "artifacts' folders"
         )

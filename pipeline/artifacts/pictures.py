@@ -8,7 +8,8 @@ import cv2
 import numpy as np
 
 from pipeline import store
-from pipeline.artifacts.inspection import file_of, kind_of
+from pipeline.artifacts.inspection import clip_named, file_of, kind_of
+from pipeline.system.errors import UserError
 
 
 def picture(path: Path, out: Path, *, clip: str = "", images: int = 8) -> str:
@@ -19,19 +20,19 @@ def picture(path: Path, out: Path, *, clip: str = "", images: int = 8) -> str:
 
     Raises:
         FileNotFoundError: the folder of the picture does not exist.
-        ValueError: the file is not a store, or holds no clips, or `out` does not end in .png.
+        UserError: the file is not a store, or holds no clips or none of this name, or `out` does not end in .png.
     """
     if out.suffix.lower() != ".png":
-        raise ValueError(f"the picture's path is {str(out)!r}; give a path that ends in .png")
+        raise UserError(f"the picture's path is {str(out)!r}; give a path that ends in .png")
     if not out.absolute().parent.is_dir():
         raise FileNotFoundError(f"the folder {str(out.parent)!r} for the picture does not exist")
     kind = kind_of(file_of(path))
     if kind not in ("frames", "flow"):
-        raise ValueError(f"{path} is a {kind} file; pictures are made of frames and flow stores")
+        raise UserError(f"{path} is a {kind} file; pictures are made of frames and flow stores")
     opened = store.Store(file_of(path), kind)
     if not opened:
-        raise ValueError(f"{path} holds no clip of which a picture could be made: all have failed")
-    shown = opened[clip or next(iter(opened))]
+        raise UserError(f"{path} holds no clip of which a picture could be made: all have failed")
+    shown = clip_named(opened, clip or next(iter(opened)))
     at = np.linspace(0, len(shown) - 1, min(images, len(shown))).round().astype(int)
     tiles = [shown.frames(i, i + 1)[0] if kind == "frames" else shown.flow(i, i + 1)[0] for i in at]
     if kind == "flow":

@@ -9,6 +9,7 @@ from typing import Any
 
 from pipeline.specs import RunSpec
 from pipeline.system.console import one_line
+from pipeline.system.errors import UserError
 from pipeline.system.files import read_json, size_of
 
 # stage -> the files of its artifacts: first the one that is written last, then others without which it is unfinished
@@ -32,7 +33,7 @@ def configured_artifacts() -> Path:
     """The folder that runs from here write to: [run] artifacts of luigi.cfg, or of the preset over it.
 
     Raises:
-        ValueError: as `read_settings`.
+        UserError: as `read_settings`.
     """
     found = read_settings().get("run", "artifacts", fallback=RunSpec.artifacts)
     return Path(os.path.expandvars(found)).expanduser()  # Luigi replaces ${NAME} too
@@ -55,16 +56,16 @@ def read_settings() -> configparser.ConfigParser:
 
     Raises:
         FileNotFoundError: as `preset`.
-        ValueError: one of them has an error of syntax, or is not UTF-8.
+        UserError: one of them has an error of syntax, or is not UTF-8.
     """
     parser = configparser.ConfigParser(interpolation=None)
     for path in ("luigi.cfg", preset()):
         try:
             parser.read(path, encoding="utf-8")
         except configparser.Error as error:
-            raise ValueError(f"{path} cannot be read: {one_line(str(error))}") from None
+            raise UserError(f"{path} cannot be read: {one_line(str(error))}") from None
         except UnicodeDecodeError as error:
-            raise ValueError(f"{path} is not UTF-8: {error}") from None
+            raise UserError(f"{path} is not UTF-8: {error}") from None
     return parser
 
 

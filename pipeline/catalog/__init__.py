@@ -27,8 +27,9 @@ from pipeline.catalog.layouts import (
 from pipeline.catalog.parts import draw_parts
 from pipeline.catalog.rows import ListedClip
 from pipeline.specs import DatasetSpec
-from pipeline.specs.base import digest_of
 from pipeline.system.console import some
+from pipeline.system.digests import digest_of
+from pipeline.system.errors import UserError
 
 __all__ = [
     "UNKNOWN",
@@ -80,7 +81,7 @@ def read_dataset(spec: DatasetSpec, split: str | int, *, known: Iterable[Clip] =
 
     Raises:
         FileNotFoundError: the folder of the videos, a list, or a listed video does not exist.
-        ValueError: no videos, a duplicate id, an unknown label, a class without clips or without training clips,
+        UserError: no videos, a duplicate id, an unknown label, a class without clips or without training clips,
             a split that does not exist.
         MachineFault: a disk or a network fails while a video is read.
     """
@@ -111,7 +112,7 @@ def outline(spec: DatasetSpec, split: str, *, known: Iterable[Clip] = ()) -> Cat
     A file not among `known` (by path, size and time stamp) has content UNREADABLE.
 
     Raises:
-        FileNotFoundError, ValueError: as for `read_dataset`.
+        FileNotFoundError, UserError: as for `read_dataset`.
     """
     found, old = _outline(spec, split, _videos(spec)), by_stamp(known)
     return replace(found, clips=tuple(replace(clip, content=old.get(stamp(clip), UNREADABLE)) for clip in found.clips))
@@ -140,7 +141,7 @@ def changes(old: Catalog, new: Catalog) -> list[str]:
 
 def _outline(spec: DatasetSpec, split: str, videos: dict[str, Stat]) -> Catalog:
     if not videos:
-        raise ValueError(f"[dataset] videos: there is no video in {spec.videos!r} or below it")
+        raise UserError(f"[dataset] videos: there is no video in {spec.videos!r} or below it")
     rows, listed_classes = read_layout(spec, split, videos)
     rows, absent = match(spec, rows, videos)
     rows = draw_parts(spec, rows, split)
@@ -152,11 +153,11 @@ def _outline(spec: DatasetSpec, split: str, videos: dict[str, Stat]) -> Catalog:
 
 def _videos(spec: DatasetSpec, ignored: Ignored | None = None) -> dict[str, Stat]:
     if not spec.videos:  # an empty path would mean the current folder
-        raise ValueError("[dataset] videos is empty; give the folder of the videos")
+        raise UserError("[dataset] videos is empty; give the folder of the videos")
     try:
         str(Path(spec.videos).absolute()).encode()
     except UnicodeEncodeError:  # it would crash the decoder
-        raise ValueError(
+        raise UserError(
             f"[dataset] videos is below a folder whose name is not UTF-8: {spec.videos!r}; rename that folder"
         ) from None
     ignored = ignored or Ignored()
@@ -164,7 +165,7 @@ def _videos(spec: DatasetSpec, ignored: Ignored | None = None) -> dict[str, Stat
     if spec.layout == "unlabelled":  # it loses only those videos
         return videos
     if ignored.unnamed:
-        raise ValueError(f"{unnamed_message(spec, ignored.unnamed)}; rename them")
+        raise UserError(f"{unnamed_message(spec, ignored.unnamed)}; rename them")
     if ignored.lost and not spec.partial:  # everything made from videos on an unmounted disk would go
         raise FileNotFoundError(
             f"{lost_message(spec, ignored.lost)}; mount the disk that they lead to, remove the links, or, if the set "
@@ -179,11 +180,11 @@ def _classes(spec: DatasetSpec, rows: list[ListedClip], listed: list[str], split
     trained = {row.class_name for row in rows if row.part == "train"}
     empty, untrained = [name for name in listed if name not in present], sorted(present - trained)
     if empty and not spec.partial:
-        raise ValueError(
+        raise UserError(
             f"no clip of {len(empty)} of the classes: {some(empty)}; take them out, or set [dataset] partial"
         )
     if untrained and not spec.partial:
-        raise ValueError(
+        raise UserError(
             f"{remarks.untrained(untrained, split)}; add clips of other groups, take the class out, or set [dataset] "
             "partial = true to go on anyway"
         )

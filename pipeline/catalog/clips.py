@@ -11,7 +11,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from pipeline.catalog.rows import PARTS, ListedClip
-from pipeline.specs.base import digest_of
+from pipeline.system.digests import digest_of
+from pipeline.system.errors import UserError
 
 UNKNOWN = -1  # label of an unlabeled clip
 UNREADABLE = "0" * 16  # `content` of a file that was not or cannot be read; decoding it later shows why
@@ -71,7 +72,7 @@ class Catalog:
         names = {UNKNOWN: "", **dict(enumerate(self.classes))}
         for clip in self.clips:
             if clip.part not in PARTS or names.get(clip.label) != clip.class_name:
-                raise ValueError(f"clip {clip.id!r}: no part {clip.part!r}, or {clip.class_name!r} not {clip.label}")
+                raise UserError(f"clip {clip.id!r}: no part {clip.part!r}, or {clip.class_name!r} not {clip.label}")
 
     def __repr__(self) -> str:
         parts = ", ".join(f"{name}={len(self.part(name))}" for name in PARTS)
@@ -84,10 +85,10 @@ class Catalog:
         """The clips of "train", "val", "test" or "unused", sorted by id.
 
         Raises:
-            ValueError: there is no such part.
+            UserError: there is no such part.
         """
         if name not in PARTS:
-            raise ValueError(f"part is {name!r}; allowed: {', '.join(PARTS)}")
+            raise UserError(f"part is {name!r}; allowed: {', '.join(PARTS)}")
         return tuple(clip for clip in self.clips if clip.part == name)
 
     def counts(self) -> dict[str, dict[str, int]]:
@@ -120,15 +121,15 @@ def _refuse_duplicates(rows: Iterable[Clip]) -> None:
     """Refuse two rows of one id or of one path.
 
     Raises:
-        ValueError: there are such rows; the message names the first.
+        UserError: there are such rows; the message names the first.
     """
     paths: dict[str, str] = {}
     for row in rows:
         if row.id in paths:
             if paths[row.id] == row.path:
-                raise ValueError(f"the video {row.path!r} is listed twice; take one line out")
-            raise ValueError(f"two videos have the id {row.id!r}: {paths[row.id]!r} and {row.path!r}; rename one")
+                raise UserError(f"the video {row.path!r} is listed twice; take one line out")
+            raise UserError(f"two videos have the id {row.id!r}: {paths[row.id]!r} and {row.path!r}; rename one")
         paths[row.id] = row.path
     for path, times in Counter(paths.values()).items():
         if times > 1:
-            raise ValueError(f"the video {path!r} is listed under {times} names")
+            raise UserError(f"the video {path!r} is listed under {times} names")

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from pipeline.catalog.clips import UNREADABLE, Catalog, Clip
 from pipeline.specs import DatasetSpec
+from pipeline.system.digests import file_hash
 from pipeline.system.errors import MachineFault
-from pipeline.system.files import MAY_PASS, file_hash
+from pipeline.system.files import MAY_PASS
 from pipeline.system.limits import usable_cores
 from pipeline.system.progress import Progress, say
 

@@ -19,6 +19,7 @@ from pipeline.catalog.rows import PARTS, ListedClip, composed, folded, path_id, 
 from pipeline.specs import DatasetSpec
 from pipeline.specs.base import unknown_name
 from pipeline.system.console import some
+from pipeline.system.errors import UserError
 
 VIDEO_SUFFIXES = (
     *(".avi", ".mp4", ".mkv", ".webm", ".mov", ".mpg", ".mpeg", ".m4v", ".wmv", ".flv"),
@@ -131,7 +132,7 @@ def read_layout(spec: DatasetSpec, split: str, videos: Iterable[str]) -> tuple[l
 
     Raises:
         FileNotFoundError: a list is missing.
-        ValueError: a list contradicts itself or the layout, or the split does not exist.
+        UserError: a list contradicts itself or the layout, or the split does not exist.
     """
     list_files(spec)  # raises if they are not there
     lists = Path(spec.lists)
@@ -160,7 +161,7 @@ def split_names(spec: DatasetSpec) -> list[str]:
 
     Raises:
         FileNotFoundError: a list, or the folder of the videos, is missing.
-        ValueError: each clip is its own group, so leaving out each group would take one training per clip; or all clips
+        UserError: each clip is its own group, so leaving out each group would take one training per clip; or all clips
             are in one group.
     """
     if spec.layout == "unlabelled":
@@ -178,14 +179,14 @@ def split_names(spec: DatasetSpec) -> list[str]:
     if len(groups) < 2 or len(groups) == len(rows):
         why = f"each of the {len(rows)} clips is a group of its own" if len(groups) > 1 else "there are no two groups"
         cure = f"[dataset] group_pattern{' or a group column in the CSV file' if csv_file else ''}"
-        raise ValueError(f"{why}, so none can be left out in turn; say what belongs together by {cure}, or name splits")
+        raise UserError(f"{why}, so none can be left out in turn; say what belongs together by {cure}, or name splits")
     return groups
 
 
 def _read_folder(spec: DatasetSpec, videos: list[str]) -> list[ListedClip]:
     """Rows of `<class>/<clip>`."""
     if loose := [path for path in videos if "/" not in path]:
-        raise ValueError(
+        raise UserError(
             f"{len(loose)} of {len(videos)} videos lie in no class folder ({some(loose, 3)}); layout folder needs "
             "<class>/<clip>"
         )
@@ -200,18 +201,18 @@ def _read_csv(spec: DatasetSpec, split: str) -> list[ListedClip]:
         reader.fieldnames = columns = [name.strip() for name in reader.fieldnames or []]
         names = set(columns)
         if not {"path", "label"} <= names <= {"path", "label", "group", "split"} or len(names) < len(columns):
-            raise ValueError(f"{file.name}: the header is {','.join(columns)!r}; it must be path,label[,group][,split]")
+            raise UserError(f"{file.name}: the header is {','.join(columns)!r}; it must be path,label[,group][,split]")
         if "split" in columns and split != "1":
-            raise ValueError(f"split {split!r} does not exist; the split column of {file.name} is split 1")
+            raise UserError(f"split {split!r} does not exist; the split column of {file.name} is split 1")
         if "group" in columns and spec.group_pattern:
-            raise ValueError(
+            raise UserError(
                 f"{file.name} has a group column, and [dataset] group_pattern is {spec.group_pattern!r}; leave one out"
             )
         rows = [_csv_row(record, f"{file.name}, line {reader.line_num}") for record in reader]
     except csv.Error as error:
-        raise ValueError(f"{file.name} is no CSV file: {error}") from None
+        raise UserError(f"{file.name} is no CSV file: {error}") from None
     if not rows:
-        raise ValueError(f"{file.name} lists no video")
+        raise UserError(f"{file.name} lists no video")
     rows = grouped(rows, spec)
     if "split" in columns and ("group" in columns or spec.group_pattern):
         refuse_torn_groups(file.name, rows)
@@ -220,14 +221,14 @@ def _read_csv(spec: DatasetSpec, split: str) -> list[ListedClip]:
 
 def _csv_row(record: dict, where: str) -> ListedClip:
     if None in record or None in record.values():
-        raise ValueError(f"{where}: it has more or fewer fields than the header")
+        raise UserError(f"{where}: it has more or fewer fields than the header")
     path = safe_path(record["path"], where)
     # nobody sees a trailing blank, which would make another class or group
     label, group, part = (composed(record.get(name, "").strip()) for name in ("label", "group", "split"))
     if not label:
-        raise ValueError(f"{where}: {path!r} has no label")
+        raise UserError(f"{where}: {path!r} has no label")
     if "split" in record and part not in PARTS:
-        raise ValueError(f"{where}: split is {part!r}; allowed: {', '.join(PARTS)}")
+        raise UserError(f"{where}: split is {part!r}; allowed: {', '.join(PARTS)}")
     return ListedClip(path_id(path), path, label, group, part)
 
 
@@ -237,7 +238,7 @@ def _hold_out(rows: list[ListedClip], split: str) -> list[ListedClip]:
     if split in groups:
         return [replace(row, part="test" if row.group == split else "train") for row in rows]
     if not re.fullmatch(r"\d+", split):
-        raise ValueError(unknown_name(f"split {split!r} (a group, or a number)", split, groups))
+        raise UserError(unknown_name(f"split {split!r} (a group, or a number)", split, groups))
     return rows
 
 
@@ -249,7 +250,7 @@ def match(spec: DatasetSpec, rows: list[ListedClip], videos: dict[str, Stat]) ->
 
     Raises:
         FileNotFoundError: some videos are absent, and `spec.partial` is false.
-        ValueError: all videos are absent.
+        UserError: all videos are absent.
     """
     by_folded = {folded(path): path for path in videos}
     paths = {row.path: _find(row.path, videos, by_folded) for row in rows}
@@ -259,7 +260,7 @@ def match(spec: DatasetSpec, rows: list[ListedClip], videos: dict[str, Stat]) ->
         message = absent_message(spec, absent, len(found))
         raise FileNotFoundError(f"{message}; if the set is meant to be partial, set [dataset] partial = true")
     if not found:
-        raise ValueError(f"none of the {len(rows)} listed videos is in {spec.videos!r}, such as {some(absent)}")
+        raise UserError(f"none of the {len(rows)} listed videos is in {spec.videos!r}, such as {some(absent)}")
     return found, absent
 
 

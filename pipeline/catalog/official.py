@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 
 from pipeline.catalog.rows import ListedClip, folded, safe_path, text_of
 from pipeline.specs.base import unknown_name
+from pipeline.system.errors import UserError
 
 HMDB51_PARTS = {"0": "unused", "1": "train", "2": "test"}
 # HMDB-51 file names end in: visible part, camera motion, number of people, view, quality, number
@@ -29,17 +30,17 @@ def read_ucf101_classes(folder: Path) -> list[str]:
 
     Raises:
         FileNotFoundError: there is no `classInd.txt`.
-        ValueError: the numbers are not 1, 2, 3 ..., or a class is named twice.
+        UserError: the numbers are not 1, 2, 3 ..., or a class is named twice.
     """
     file = folder / "classInd.txt"
     if not file.is_file():
         raise FileNotFoundError(f"{str(folder)!r} holds no classInd.txt; layout ucf101 needs ucfTrainTestlist")
     pairs = [line.split(maxsplit=1) for line in _lines(file)]
     if [pair[0] for pair in pairs] != [str(number) for number in range(1, len(pairs) + 1)]:
-        raise ValueError(f"{file.name}: the class numbers are not 1, 2, 3 ... in order")
+        raise UserError(f"{file.name}: the class numbers are not 1, 2, 3 ... in order")
     names = [pair[-1] for pair in pairs]
     if len({folded(name) for name in names}) < len(names):
-        raise ValueError(f"{file.name}: a class is named twice")
+        raise UserError(f"{file.name}: a class is named twice")
     return names
 
 
@@ -55,7 +56,7 @@ def read_ucf101_lists(folder: Path, split: str) -> list[ListedClip]:
 
     Raises:
         FileNotFoundError: `classInd.txt` is missing.
-        ValueError: no such split, a wrong class or label, a clip in both lists, or a path not `<Class>/<..._gNN_...>`.
+        UserError: no such split, a wrong class or label, a clip in both lists, or a path not `<Class>/<..._gNN_...>`.
     """
     labels = {folded(name): (label, name) for label, name in enumerate(read_ucf101_classes(folder))}
     found = [re.fullmatch(r"(train|test)list(\d+)\.txt", file.name) for file in sorted(folder.iterdir())]
@@ -68,7 +69,7 @@ def read_ucf101_lists(folder: Path, split: str) -> list[ListedClip]:
             _add(rows, replace(row, part=part if number == wanted else "unused"), name)
     for part in ("train", "test"):
         if not any(row.part == part for row in rows.values()):
-            raise ValueError(f"split {wanted}: {part}list{int(wanted):02d}.txt is missing or empty")
+            raise UserError(f"split {wanted}: {part}list{int(wanted):02d}.txt is missing or empty")
     return [rows[path] for path in sorted(rows)]
 
 
@@ -77,16 +78,16 @@ def _ucf101_row(line: str, labels: dict[str, tuple[int, str]], where: str) -> Li
     path = safe_path(path, where)
     folder, _, file = path.partition("/")
     if not file or "/" in file:
-        raise ValueError(f"{where}: {path!r} is not <Class>/<video>")
+        raise UserError(f"{where}: {path!r} is not <Class>/<video>")
     if folded(folder) not in labels:
         names = [name for _, name in labels.values()]
-        raise ValueError(f"{where}: {path!r}: " + unknown_name(f"class {folder!r}", folder, names))
+        raise UserError(f"{where}: {path!r}: " + unknown_name(f"class {folder!r}", folder, names))
     zero_based, class_name = labels[folded(folder)]
     if label is not None and int(label) - 1 != zero_based:
-        raise ValueError(f"{where}: {path!r} has label {label}; classInd.txt numbers {class_name} {zero_based + 1}")
+        raise UserError(f"{where}: {path!r} has label {label}; classInd.txt numbers {class_name} {zero_based + 1}")
     number = re.search(r"_g(\d+)_", file)
     if number is None:
-        raise ValueError(f"{where}: {path!r} has no _gNN_, so its group is unknown; layout csv can name it")
+        raise UserError(f"{where}: {path!r} has no _gNN_, so its group is unknown; layout csv can name it")
     return ListedClip(PurePosixPath(file).stem, path, class_name, f"{class_name}_g{number[1]}", "unused")
 
 
@@ -101,7 +102,7 @@ def read_hmdb51_lists(folder: Path, split: str) -> list[ListedClip]:
         One row for every clip that any list names, sorted by path.
 
     Raises:
-        ValueError: no such split, a class without a list for it, a line or name of another form, or a clip used twice.
+        UserError: no such split, a class without a list for it, a line or name of another form, or a clip used twice.
     """
     files: dict[tuple[str, str], Path] = {}
     for file in sorted(folder.iterdir()):
@@ -111,7 +112,7 @@ def read_hmdb51_lists(folder: Path, split: str) -> list[ListedClip]:
     rows: dict[str, ListedClip] = {}
     for class_name in sorted({name for name, _ in files}):
         if (class_name, wanted) not in files:
-            raise ValueError(f"split {wanted}: {class_name}_test_split{wanted}.txt is missing")
+            raise UserError(f"split {wanted}: {class_name}_test_split{wanted}.txt is missing")
     for (class_name, number), file in files.items():
         for line in _lines(file):
             row = _hmdb51_row(line, class_name, file.name)
@@ -122,13 +123,13 @@ def read_hmdb51_lists(folder: Path, split: str) -> list[ListedClip]:
 def _hmdb51_row(line: str, class_name: str, where: str) -> ListedClip:
     match = re.fullmatch(r"(.*?\S)\s+([012])", line)
     if match is None:
-        raise ValueError(f"{where}: {line!r} does not end in 0 (unused), 1 (train) or 2 (test)")
+        raise UserError(f"{where}: {line!r} does not end in 0 (unused), 1 (train) or 2 (test)")
     name, number = match.groups()
     path = safe_path(f"{class_name}/{name}", where)
     stem = PurePosixPath(path).stem
     source = re.fullmatch(rf"(.+)_{re.escape(class_name)}{HMDB51_TAIL}", stem)
     if source is None:
-        raise ValueError(
+        raise UserError(
             f"{where}: {name!r} is not <source>_{class_name}_<visible>_<camera>_np<N>_<view>_<quality>_<n>, "
             "so its group is unknown; layout csv can name it"
         )
@@ -143,7 +144,7 @@ def _lines(file: Path) -> list[str]:
 def _wanted_split(split: str, numbers: set[str]) -> str:
     wanted = str(int(split)) if re.fullmatch(r"\d+", split) else split
     if wanted not in numbers:
-        raise ValueError(unknown_name(f"split {split!r}", split, numbers))
+        raise UserError(unknown_name(f"split {split!r}", split, numbers))
     return wanted
 
 
@@ -151,6 +152,6 @@ def _add(rows: dict[str, ListedClip], row: ListedClip, where: str) -> None:
     """Add a list's row to those of the other lists; at most one list may use a clip in the requested split."""
     before = rows.get(row.path)
     if before and "unused" not in (before.part, row.part):
-        raise ValueError(f"{where}: {row.path!r} is listed twice in one split, as {before.part} and as {row.part}")
+        raise UserError(f"{where}: {row.path!r} is listed twice in one split, as {before.part} and as {row.part}")
     if before is None or before.part == "unused":
         rows[row.path] = row

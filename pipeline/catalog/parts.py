@@ -13,6 +13,7 @@ from dataclasses import replace
 
 from pipeline.catalog.rows import ListedClip
 from pipeline.specs import DatasetSpec
+from pipeline.system.errors import UserError
 
 
 def draw_parts(spec: DatasetSpec, rows: list[ListedClip], split: str) -> list[ListedClip]:
@@ -96,7 +97,7 @@ def check_parts(found: Mapping[str, Mapping[str, int]], needed: Iterable[str], s
         split: name of the split, for the message.
 
     Raises:
-        ValueError: a needed part has no clips; the message says why and what to do.
+        UserError: a needed part has no clips; the message says why and what to do.
     """
     use = {
         "val": "validation clips, on which fusions are chosen (TrainStream and ScoreStream need none)",
@@ -105,22 +106,22 @@ def check_parts(found: Mapping[str, Mapping[str, int]], needed: Iterable[str], s
     for part in needed:
         if part not in found and (part != "val" or spec.val_fraction):
             groups = found.get("train", {}).get("groups", 0)
-            raise ValueError(f"split {split} has no {use[part]}: {_why_empty(part, groups, spec)}")
+            raise UserError(f"split {split} has no {use[part]}: {_why_empty(part, groups, spec)}")
 
 
 def check_classes(classes: Sequence[str], dataset: str) -> None:
     """Refuse to train on a single class, or none.
 
     Raises:
-        ValueError: there are fewer than two classes; the message names the only one.
+        UserError: there are fewer than two classes; the message names the only one.
     """
     if not classes:
-        raise ValueError(
+        raise UserError(
             f"the videos of {dataset} are unlabeled, so that nothing can be learned from them; any other [dataset] "
             "layout has labels, and ScoreVideos scores videos without"
         )
     if len(classes) < 2:
-        raise ValueError(
+        raise UserError(
             f"{dataset} has one class, {classes[0]!r}, and a network learns to tell at least two apart; in layout "
             "folder the class of a clip is the first folder below [dataset] videos"
         )

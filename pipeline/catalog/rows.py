@@ -6,6 +6,8 @@ import unicodedata
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from pipeline.system.errors import UserError
+
 PARTS = ("train", "val", "test", "unused")
 
 
@@ -46,11 +48,11 @@ def safe_path(path: str, where: str) -> str:
         The path without empty parts and `.`.
 
     Raises:
-        ValueError: the path is absolute, empty or holds `..`.
+        UserError: the path is absolute, empty or holds `..`.
     """
     parts = path.split("/")
     if ".." in parts or path.startswith("/") or not path.strip("/. "):
-        raise ValueError(f"{where}: {path!r} must be relative to the folder of the videos, and lie below it")
+        raise UserError(f"{where}: {path!r} must be relative to the folder of the videos, and lie below it")
     return "/".join(part for part in parts if part not in ("", "."))
 
 
@@ -59,9 +61,9 @@ def text_of(file: Path) -> str:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is not UTF-8.
+        UserError: it is not UTF-8.
     """
     try:
         return file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{file.name} is not UTF-8 ({error.reason}, byte {error.start}); save it as UTF-8") from None
+        raise UserError(f"{file.name} is not UTF-8 ({error.reason}, byte {error.start}); save it as UTF-8") from None

@@ -10,7 +10,7 @@ from typing import Any
 
 from pipeline.specs import ClusterSpec
 from pipeline.system.console import one_line
-from pipeline.system.errors import MachineFault
+from pipeline.system.errors import MachineFault, UserError
 from pipeline.system.processes import children_ignore_sigint
 
 _ENVIRONMENT = {
@@ -44,7 +44,7 @@ def connect(
         stack: receives what must be closed after use.
 
     Raises:
-        ValueError: dask-jobqueue is not installed.
+        UserError: dask-jobqueue is not installed.
         OSError: the scheduler does not answer.
         MachineFault: processes cannot be started here, for lack of memory, open files or the like.
     """
@@ -107,7 +107,7 @@ def _job_queue(spec: ClusterSpec, devices: tuple[str, ...], at_once: int) -> Any
     try:
         import dask_jobqueue
     except ImportError:
-        raise ValueError("[cluster] kind = jobqueue needs dask-jobqueue: pip install dask-jobqueue") from None
+        raise UserError("[cluster] kind = jobqueue needs dask-jobqueue: pip install dask-jobqueue") from None
     name = {
         "slurm": "SLURMCluster",
         "pbs": "PBSCluster",

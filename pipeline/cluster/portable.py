@@ -9,7 +9,7 @@ import pickle
 from collections.abc import Callable
 from typing import Any
 
-from pipeline.system.packages import code_key
+from pipeline.system.digests import code_key
 
 
 def carrier() -> Callable[[bytes], tuple[bool, Any]]:
@@ -31,11 +31,11 @@ def carrier() -> Callable[[bytes], tuple[bool, Any]]:
             return False, f"{where} has loaded another version of the project; restart it"
         try:
             from pipeline.cluster import portable
-            from pipeline.system import packages
+            from pipeline.system import digests
         except ImportError as error:
             return False, f"{where} lacks this version of the project: {type(error).__name__}: {error}"
         if portable.code_key() != key:
-            return False, f"{where} has another version of the project, at {packages.CODE}; give all machines the same"
+            return False, f"{where} has another version of the project, at {digests.CODE}; give all machines the same"
         function, job = pickle.loads(packed)
         try:
             return True, function(job)

@@ -23,6 +23,7 @@ from pipeline.dataset.inputs import Room, ViewBatch, join_views, new_room
 from pipeline.dataset.pictures import Pictures
 from pipeline.specs import StreamSpec
 from pipeline.system.console import some
+from pipeline.system.errors import UserError
 from pipeline.system.progress import say
 from pipeline.transforms import EncodedView, EvalViews, TrainView, View
 
@@ -92,7 +93,7 @@ class TrainingSet(Dataset):
         `more` holds the stores of other datasets and the clips of each; their labels continue those of `clips`.
 
         Raises:
-            ValueError: no clip of a dataset is left.
+            UserError: no clip of a dataset is left.
         """
         self.spec, self.view = spec, TrainView(spec)
         self.clips: list[Clip] = []
@@ -101,7 +102,7 @@ class TrainingSet(Dataset):
             pictures = Pictures(spec, path)
             held = pictures.usable(wanted)
             if not held:
-                raise ValueError(
+                raise UserError(
                     f"none of the {len(wanted)} training clips is in {path}; `python -m pipeline inspect` shows why"
                 )
             _say_lost_classes(spec, wanted, held)

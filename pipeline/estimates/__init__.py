@@ -13,6 +13,7 @@ from itertools import accumulate
 from typing import NamedTuple
 
 from pipeline.specs import ScoreSpec, StreamSpec
+from pipeline.system.errors import UserError
 
 # bytes of a store besides its images: time and offset of a frame, offsets and ranges of a pair, all the rest of a clip
 FRAME_BYTES, PAIR_BYTES, CLIP_BYTES = 16, 16, 6 << 10
@@ -105,11 +106,11 @@ def extrapolated(values: Sequence[float], sizes: Sequence[float], total: float) 
     """The total value of all items, from the mean value / size of those chosen by `middles_of_equal_shares`.
 
     Raises:
-        ValueError: nothing was measured.
+        UserError: nothing was measured.
     """
     ratios = [value / size for value, size in zip(values, sizes, strict=True) if size]
     if not ratios:
-        raise ValueError("nothing could be measured")
+        raise UserError("nothing could be measured")
     return total * sum(ratios) / len(ratios)
 
 

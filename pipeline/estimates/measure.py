@@ -21,7 +21,8 @@ from pipeline.catalog import Catalog, Clip
 from pipeline.estimates import Cached, PairCost, Videos, Work, extrapolated, middles_of_equal_shares
 from pipeline.flow.device import one_thread
 from pipeline.specs import DemoSpec, FlowSpec, FrameSpec
-from pipeline.system.files import file_hash
+from pipeline.system.digests import file_hash
+from pipeline.system.errors import UserError
 from pipeline.system.progress import say
 from pipeline.video import Video, VideoError, jpeg, resized, target_size
 
@@ -65,7 +66,7 @@ def videos(folder: Path, clips: Sequence[Clip], spec: FrameSpec) -> Videos:
         spec: size and quality of the cached frames.
 
     Raises:
-        ValueError: none of the videos tried can be decoded (with the reason for the last), or their numbers of frames
+        UserError: none of the videos tried can be decoded (with the reason for the last), or their numbers of frames
             are unknown.
     """
     sizes = [clip.bytes for clip in clips]
@@ -81,10 +82,10 @@ def videos(folder: Path, clips: Sequence[Clip], spec: FrameSpec) -> Videos:
         if len(trials) == DECODED:
             break
     if not trials:
-        raise ValueError(f"no video could be decoded: {reason}")
+        raise UserError(f"no video could be decoded: {reason}")
     frames = _frames_of({**dict.fromkeys(middles_of_equal_shares(sizes, OPENED)), **trials}, folder, clips)
     if not frames:
-        raise ValueError("the headers of the videos do not say how many frames they have")
+        raise UserError("the headers of the videos do not say how many frames they have")
     images = [image for trial in trials.values() for image in trial.images]
     mean = {name: float(np.mean([getattr(t, name) for t in trials.values()])) for name in _Trial._fields[:2]}
     in_all = extrapolated(list(frames.values()), [sizes[place] for place in frames], sum(sizes))
@@ -163,12 +164,12 @@ def cached(path: Path) -> Cached:
     """The clips of a finished frames store, with the first frames of a few of them.
 
     Raises:
-        ValueError: the store has no clips.
+        UserError: the store has no clips.
     """
     opened = store.open_frames(path)
     names = list(opened)
     if not names:
-        raise ValueError("no clip has frames")
+        raise UserError("no clip has frames")
     frames = [opened.rows[name]["frames"] for name in names]
     chosen = [opened[names[place]] for place in middles_of_equal_shares(frames, DECODED)]
     samples = tuple(tuple(data.tobytes() for data in clip.jpegs(0, min(FRAMES, len(clip)))) for clip in chosen)
@@ -188,14 +189,14 @@ def pair(samples: Sequence[Sequence[bytes]], spec: FlowSpec, *, device: str) -> 
         device: as for `flow.estimate`.
 
     Raises:
-        ValueError: the device cannot be used here, or no sample has two frames.
+        UserError: the device cannot be used here, or no sample has two frames.
     """
     device = flow.method_device(spec.method, device)
     say(f"plan: timing {spec.method} on {'the CPU' if device == 'cpu' else device}")
     with one_thread() if device == "cpu" else contextlib.nullcontext():
         costs = [_pair(images, spec, device) for images in samples if len(images) > 1]
     if not costs:
-        raise ValueError("no video that was tried has two frames")
+        raise UserError("no video that was tried has two frames")
     return PairCost(*(float(column) for column in np.mean(costs, axis=0)))
 
 

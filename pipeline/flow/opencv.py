@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 
 from pipeline.specs import FlowSpec
+from pipeline.system.errors import UserError
 
 FARNEBACK_BORDER_PX = 16  # images are extended by this: with OpenCV's own border, identical frames seem to move
 FARNEBACK = {"pyr_scale": 0.5, "levels": 5, "winsize": 15, "iterations": 3, "poly_n": 5, "poly_sigma": 1.2, "flags": 0}
@@ -55,7 +56,7 @@ def between(first: np.ndarray, second: np.ndarray, spec: FlowSpec, *, device: st
         (N, 2, H, W) float32, pixels; channel 0 is x (right positive), 1 is y (down positive).
 
     Raises:
-        ValueError: the method needs the contrib modules, and this OpenCV has none.
+        UserError: the method needs the contrib modules, and this OpenCV has none.
 
     Source: Kroeger et al., Fast optical flow using dense inverse search, ECCV 2016; Farneback, Two-frame motion
     estimation based on polynomial expansion, SCIA 2003; Weinzaepfel et al., DeepFlow, ICCV 2013 (OpenCV's has no deep
@@ -94,7 +95,7 @@ def _estimator(method: str) -> tuple[OfPair, tuple[int, int]]:
         finest = dis.getFinestScale()
         return lambda a, b: _dis(dis, finest, a, b), DIS_MIN_SIZE_PX[method]
     if why := why_not(method):
-        raise ValueError(f"[flow] method {method} is not available: {why}")
+        raise UserError(f"[flow] method {method} is not available: {why}")
     contrib = getattr(cv2.optflow, CONTRIB[method])()
     if method == "pcaflow":
         return lambda a, b: _pcaflow(contrib, a, b), PCAFLOW_MIN_SIZE_PX

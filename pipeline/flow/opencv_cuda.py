@@ -16,6 +16,7 @@ import numpy as np
 from pipeline.flow.opencv import OfPair, pair_by_pair
 from pipeline.specs import FlowSpec
 from pipeline.system.console import one_line
+from pipeline.system.errors import UserError
 
 CLASSES = {
     "opencv_cuda_tvl1": ("OpticalFlowDual_TVL1",),
@@ -61,14 +62,14 @@ def between(first: np.ndarray, second: np.ndarray, spec: FlowSpec, *, device: st
         (N, 2, H, W) float32, pixels; channel 0 is x (right positive), 1 is y (down positive).
 
     Raises:
-        ValueError: this OpenCV build lacks the method, or the hardware's vectors have an unknown format.
+        UserError: this OpenCV build lacks the method, or the hardware's vectors have an unknown format.
 
     Source: Zach, Pock, Bischof, A duality based approach for realtime TV-L1 optical flow, DAGM 2007; Brox et al.,
     High accuracy optical flow estimation based on a theory for warping, ECCV 2004; NVIDIA Optical Flow SDK, with one
     vector, in units of 1/32 pixel, per square block of side 1, 2 or 4 pixels: we interpolate between the blocks.
     """
     if why := why_not(spec.method):
-        raise ValueError(f"[flow] method {spec.method} is not available: {why}")
+        raise UserError(f"[flow] method {spec.method} is not available: {why}")
     index = int(device.partition(":")[2] or 0)
     cv2.cuda.setDevice(index)
     with _estimator(spec.method, first.shape[1:], index) as (of_pair, size):
@@ -107,7 +108,7 @@ def _hardware(classes: dict[str, Any], size: tuple[int, int], index: int) -> Any
             return kind.create(size[::-1], perfPreset=SLOW_PRESET, gpuId=index, **grid)
         except cv2.error as error:
             refused = one_line(str(error))
-    raise ValueError(f"[flow] method nvidia_of is not available: the GPU or its driver refuses ({refused})")
+    raise UserError(f"[flow] method nvidia_of is not available: the GPU or its driver refuses ({refused})")
 
 
 def to_pixels(vectors: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -122,11 +123,11 @@ def to_pixels(vectors: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         size, because the hardware counts in pixels of the image.
 
     Raises:
-        ValueError: vectors of the wrong type, or blocks that do not fill the image.
+        UserError: vectors of the wrong type, or blocks that do not fill the image.
     """
     grid = size[0] // vectors.shape[0]
     if vectors.dtype != np.int16 or grid not in GRIDS_PX or vectors.shape != (size[0] // grid, size[1] // grid, 2):
-        raise ValueError(
+        raise UserError(
             f"the optical flow hardware gave {vectors.dtype} of shape {vectors.shape} for an image of {size}; "
             f"expected int16, one vector for each block of side {', '.join(map(str, GRIDS_PX))}"
         )

@@ -15,6 +15,7 @@ from pipeline.flow import weights
 from pipeline.flow.device import in_batches
 from pipeline.specs import FlowSpec
 from pipeline.system import downloads
+from pipeline.system.errors import UserError
 from pipeline.system.tensors import read_tensors, true_float32
 
 CELL_PX = 8  # the network works on cells of this side
@@ -41,7 +42,7 @@ def between(
         CPU, a torch tensor on the device from CUDA.
 
     Raises:
-        FileNotFoundError, ValueError: as for `load`.
+        FileNotFoundError, UserError: as for `load`.
 
     Source: Teed and Deng, RAFT: recurrent all pairs field transforms for optical flow, ECCV 2020, with torchvision's
     networks and weights. Frames are extended by repeating their border pixels to whole cells and at least the smallest
@@ -77,7 +78,7 @@ def load(spec: FlowSpec) -> nn.Module:
 
     Raises:
         FileNotFoundError: no such file, or it cannot be downloaded.
-        ValueError: the file is damaged, or holds other weights.
+        UserError: the file is damaged, or holds other weights.
     """
     path = weights.find(spec)
     if spec.weights_file is None:
@@ -99,7 +100,7 @@ def _on_device(spec: FlowSpec, changed_ns: int, device: str) -> nn.Module:
 def _read(path: Path) -> dict[str, Tensor]:
     state = read_tensors(path)
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(f"{path} holds no named tensors; RAFT's weights are a state_dict of torchvision's network")
+        raise UserError(f"{path} holds no named tensors; RAFT's weights are a state_dict of torchvision's network")
     return state
 
 
@@ -113,7 +114,7 @@ def _refuse_mismatch(wanted: dict[str, Tensor], found: dict[str, Tensor], path: 
     ]
     if faults:
         more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
-        raise ValueError(f"the weights in {path} do not fit {method}: {', '.join(faults[:3])}{more}")
+        raise UserError(f"the weights in {path} do not fit {method}: {', '.join(faults[:3])}{more}")
 
 
 def _images(frames: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 from pipeline.specs import RAFT_WEIGHTS, FlowSpec
 from pipeline.specs.base import check_device
 from pipeline.system import downloads
+from pipeline.system.errors import UserError
 from pipeline.system.gpus import cuda_count
 from pipeline.system.packages import PACKAGES
 
@@ -59,7 +60,7 @@ def cuda_devices(method: str, device: str) -> tuple[str, ...]:
     """The CUDA devices that a method would use here: all for "auto", otherwise the one named; none for the CPU.
 
     Raises:
-        ValueError: the device is unknown or cannot be used, as for `estimate`.
+        UserError: the device is unknown or cannot be used, as for `estimate`.
     """
     found = method_device(method, device)
     if found == "cpu" or device != "auto":
@@ -98,14 +99,14 @@ def check(spec: FlowSpec, *, device: str = "auto") -> None:
     """Reject up front what this machine cannot compute; downloads RAFT's weights if they are missing.
 
     Raises:
-        ValueError, OSError: as for `estimate`, or a missing package or module.
+        UserError, OSError: as for `estimate`, or a missing package or module.
     """
     if spec.method in RAFT_WEIGHTS and not _missing_package(REGISTRY[spec.method]):
         from pipeline.flow import raft
 
         raft.load(spec)
     elif why := _missing(spec.method):
-        raise ValueError(f"[flow] method {spec.method} is not available: {why}")
+        raise UserError(f"[flow] method {spec.method} is not available: {why}")
     if device != "auto" or not REGISTRY[spec.method].cpu:
         method_device(spec.method, device)
 
@@ -141,34 +142,34 @@ def between(name: str) -> Callable:
     """The function of method `name` that computes flow.
 
     Raises:
-        ValueError: what it needs is not installed, or cannot be imported.
+        UserError: what it needs is not installed, or cannot be imported.
     """
     try:
         return importlib.import_module(REGISTRY[name].module).between
     except ImportError as error:
-        raise ValueError(f"[flow] method {name} is not available: {_missing(name) or error}") from error
+        raise UserError(f"[flow] method {name} is not available: {_missing(name) or error}") from error
 
 
 def method_device(name: str, device: str) -> str:
     """The device that method `name` runs on, "cpu", "cuda" or "cuda:N"; only "auto" needs resolving.
 
     Raises:
-        ValueError: an unknown device, or one that this machine lacks or that the method cannot use.
+        UserError: an unknown device, or one that this machine lacks or that the method cannot use.
     """
     method = REGISTRY[name]
     check_device("device", device)
     if device == "cpu" and not method.cpu:
-        raise ValueError(f"device is 'cpu', but method {name} computes on CUDA only; use device auto or cuda")
+        raise UserError(f"device is 'cpu', but method {name} computes on CUDA only; use device auto or cuda")
     if device == "cpu" or (device == "auto" and not method.cuda):
         return "cpu"
     if not method.cuda:
-        raise ValueError(f"device is {device!r}, but method {name} computes on the CPU only; use device auto or cpu")
+        raise UserError(f"device is {device!r}, but method {name} computes on the CPU only; use device auto or cpu")
     counted_by, there = _counted(method)
     if device == "auto" and (there or method.cpu):
         return "cuda" if there else "cpu"
     if int(device.partition(":")[2] or 0) >= there:
         cure = "use device auto or cpu" if method.cpu else "choose another device or method"
-        raise ValueError(f"device is {device!r}, but {counted_by} sees {there} CUDA devices here; {cure}")
+        raise UserError(f"device is {device!r}, but {counted_by} sees {there} CUDA devices here; {cure}")
     return device
 
 

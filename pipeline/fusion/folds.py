@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.scores import Scores
+from pipeline.system.errors import UserError
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,12 +47,12 @@ def scored_pair(val_a: Scores, val_b: Scores) -> tuple[Scores, Scores]:
     """The labeled clips that both streams scored, joined and sorted by id: what a fusion is chosen on.
 
     Raises:
-        ValueError: the tables do not join, or there is no such clip.
+        UserError: the tables do not join, or there is no such clip.
     """
     a, b = val_a.join(val_b)
     scored = np.flatnonzero(~(a.failed_rows | b.failed_rows) & a.labeled)
     if not len(scored):
-        raise ValueError(
+        raise UserError(
             f"none of the {len(a)} validation clips has a label and scores of both streams; "
             "a fusion is chosen on them: raise [dataset] val_fraction, or look at the failed clips"
         )
@@ -74,12 +75,12 @@ def cut_folds(table: Scores, count: int, *, by_class: bool = True) -> Folds:
             least half of the clips find their class outside their own fold; if not, two folds are enough.
 
     Raises:
-        ValueError: count is below 2, or the table has no clips.
+        UserError: count is below 2, or the table has no clips.
     """
     if count < 2:
-        raise ValueError(f"folds is {count}; it must be at least 2")
+        raise UserError(f"folds is {count}; it must be at least 2")
     if not len(table):
-        raise ValueError("there is no clip to cut into folds")
+        raise UserError("there is no clip to cut into folds")
     tried = []
     for unit, names in (("groups", table.groups), ("clips", table.video_ids)):
         if names is None:

@@ -17,6 +17,7 @@ from pipeline.networks.backbones import (
 from pipeline.networks.starting import of_body, read_weights, refuse_absent, start_from
 from pipeline.specs import StreamSpec
 from pipeline.specs.base import check_device
+from pipeline.system.errors import UserError
 from pipeline.system.gpus import cuda_count
 from pipeline.system.progress import say
 
@@ -25,14 +26,14 @@ def resolve_device(device: str) -> torch.device:
     """The device meant by "auto" (CUDA if there is one), "cpu", "cuda" or "cuda:1".
 
     Raises:
-        ValueError: any other text, or a CUDA device that this machine does not have.
+        UserError: any other text, or a CUDA device that this machine does not have.
     """
     check_device("device", device)
     if device == "auto":
         return torch.device("cuda" if cuda_count() else "cpu")
     found = torch.device(device)
     if found.type == "cuda" and (found.index or 0) >= (count := cuda_count()):
-        raise ValueError(f"device is {device!r}, but torch sees {count} CUDA devices here; use auto or cpu")
+        raise UserError(f"device is {device!r}, but torch sees {count} CUDA devices here; use auto or cpu")
     return found
 
 
@@ -133,7 +134,7 @@ def build(spec: StreamSpec, num_classes: int, other_classes: int = 0, *, start: 
         A network on the CPU with new heads; random numbers are drawn from torch's global generator.
 
     Raises:
-        ValueError: unknown network or start, or weights that do not belong to the network.
+        UserError: unknown network or start, or weights that do not belong to the network.
         FileNotFoundError: there is no such weights file, or ImageNet's are damaged or cannot be downloaded.
     """
     network, start = build_untrained(spec, num_classes, other_classes), start or spec.start
@@ -149,7 +150,7 @@ def check(spec: StreamSpec) -> None:
 
     Raises:
         FileNotFoundError: the weights file of `start` does not exist.
-        ValueError: unknown network, one without ImageNet weights, a crop or channels that it cannot take, or a file
+        UserError: unknown network, one without ImageNet weights, a crop or channels that it cannot take, or a file
             with another network's weights.
     """
     if spec.start == "imagenet":
@@ -166,7 +167,7 @@ def fetch_weights(spec: StreamSpec) -> None:
     """Download the ImageNet weights if the stream starts from them, and check that they are the network's.
 
     Raises:
-        ValueError: they are not, such as those of vit_h_14, which are for larger crops.
+        UserError: they are not, such as those of vit_h_14, which are for larger crops.
         FileNotFoundError: they cannot be downloaded, or are damaged.
     """
     if state := imagenet.fetch(spec):
@@ -177,7 +178,7 @@ def check_deterministic(spec: StreamSpec) -> None:
     """Reject a network that cannot be trained on CUDA with `deterministic`.
 
     Raises:
-        ValueError: a layer being trained has no deterministic backward pass on CUDA.
+        UserError: a layer being trained has no deterministic backward pass on CUDA.
     """
     if spec.deterministic and spec.train_layers == "all":
         refuse_unrepeatable(_on_meta(spec).body, spec)
@@ -195,11 +196,11 @@ def build_untrained(spec: StreamSpec, num_classes: int, other_classes: int = 0) 
     """The network of a stream with random weights, into which starting weights or a checkpoint can be loaded.
 
     Raises:
-        ValueError: fewer than two classes, an unknown network, a crop too small for CNN-M-2048, or no layer that could
+        UserError: fewer than two classes, an unknown network, a crop too small for CNN-M-2048, or no layer that could
             take the stream's channels.
     """
     if num_classes < 2:
-        raise ValueError(f"num_classes is {num_classes}; a network needs at least 2 classes")
+        raise UserError(f"num_classes is {num_classes}; a network needs at least 2 classes")
     make = OWN.get(spec.network, torchvision_body)
     body, width, replaces = make(spec)
     added = other_classes if spec.with_how == "classes" else 0

@@ -15,6 +15,7 @@ from torch.nn.functional import avg_pool2d
 
 from pipeline.specs import StreamSpec
 from pipeline.specs.base import unknown_name
+from pipeline.system.errors import UserError
 
 AUXILIARY = ("aux1", "aux2", "AuxLogits")
 _POOLED = 2**31 - 1  # values that CUDA's avg_pool2d counts in 32 bits: 1,882 views of cnn_m_2048
@@ -29,7 +30,7 @@ def cnn_m_2048(spec: StreamSpec) -> tuple[nn.Module, int, str]:
     """
     side = _cnn_m_side(spec.crop_px)
     if side < 1:
-        raise ValueError(f"[{spec.stream}] crop_px is {spec.crop_px}; cnn_m_2048 needs at least 41")
+        raise UserError(f"[{spec.stream}] crop_px is {spec.crop_px}; cnn_m_2048 needs at least 41")
     second_norm = [_krizhevsky_norm()] if spec.stream == "spatial" else []
     body = nn.Sequential(
         nn.Conv2d(spec.channels, 96, 7, stride=2),
@@ -205,7 +206,7 @@ def torchvision_body(spec: StreamSpec) -> tuple[nn.Module, int, str]:
 def _torchvision_model(spec: StreamSpec) -> nn.Module:
     names = torchvision.models.list_models(module=torchvision.models)
     if spec.network not in names:
-        raise ValueError(unknown_name(f"[{spec.stream}] network {spec.network!r}", spec.network, (*OWN, *names)))
+        raise UserError(unknown_name(f"[{spec.stream}] network {spec.network!r}", spec.network, (*OWN, *names)))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # googlenet and inception announce a changed default
         return torchvision.models.get_model(spec.network, weights=None)
@@ -236,7 +237,7 @@ def first_convolution(model: nn.Module) -> tuple[str, nn.Conv2d | None]:
 def _widen_first_convolution(model: nn.Module, spec: StreamSpec) -> None:
     name, old = first_convolution(model)
     if old is None or old.in_channels != 3:
-        raise ValueError(
+        raise UserError(
             f"network {spec.network!r} has no first convolution of 3 channels that could take "
             f"{spec.channels}; choose another network for the temporal stream"
         )
@@ -269,29 +270,27 @@ def refuse_crop(body: nn.Module, spec: StreamSpec) -> None:
     """Check a body on the meta device with one input, using no memory.
 
     Raises:
-        ValueError: the body cannot take the stream's crops.
+        UserError: the body cannot take the stream's crops.
     """
     inputs = torch.empty(1, spec.channels, spec.crop_px, spec.crop_px, device="meta")
     try:
         with torch.no_grad():
             body.eval()(inputs)
     except (AssertionError, RuntimeError) as error:  # vision transformers assert
-        raise ValueError(
-            f"[{spec.stream}] crop_px is {spec.crop_px}; {spec.network} cannot take it: {error}"
-        ) from error
+        raise UserError(f"[{spec.stream}] crop_px is {spec.crop_px}; {spec.network} cannot take it: {error}") from error
 
 
 def refuse_unrepeatable(body: nn.Module, spec: StreamSpec) -> None:
     """Check that every layer has a deterministic backward pass on CUDA.
 
     Raises:
-        ValueError: a layer has none.
+        UserError: a layer has none.
 
     Source: documentation of torch.use_deterministic_algorithms. In torch, AdaptiveAvgPool2d to 1 x 1 is a plain mean.
     """
     for name, layer in body.named_modules():
         if isinstance(layer, nn.AdaptiveAvgPool2d) and layer.output_size not in (1, (1, 1)):
-            raise ValueError(
+            raise UserError(
                 f"[{spec.stream}] deterministic is true, but {spec.network} has a layer ({name}: AdaptiveAvgPool2d to "
                 f"{layer.output_size}) that torch cannot train on CUDA with the same bits each time; allowed: false, "
                 "another network, or the CPU"

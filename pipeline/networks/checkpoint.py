@@ -17,7 +17,7 @@ from pipeline.networks import Network, build_untrained
 from pipeline.networks.starting import CHECKPOINT_FORMAT
 from pipeline.specs import StackSpec, StreamSpec
 from pipeline.system.console import class_difference, some
-from pipeline.system.errors import DamagedFile
+from pipeline.system.errors import DamagedFile, UserError
 from pipeline.system.files import inside
 from pipeline.system.tensors import read_tensors, save_tensors
 
@@ -94,9 +94,9 @@ def load_tensors(path: Path, kind: str, version: int, *, mmap: bool = False, cur
         raise DamagedFile(f"{error}{cure}") from error
     found = values.get("format", "no format") if isinstance(values, dict) else type(values).__name__
     if found != kind:
-        raise ValueError(f"{path} holds {found!r}, not {kind!r}; give the path of the right file")
+        raise UserError(f"{path} holds {found!r}, not {kind!r}; give the path of the right file")
     if values.get("format_version") != version:
-        raise ValueError(
+        raise UserError(
             f"{path} has format version {values.get('format_version')}; this code reads {version}: "
             "update the code, or train again"
         )
@@ -136,7 +136,7 @@ def _load(path: Path, *, mmap: bool = False) -> dict[str, Any]:
     parts = {"stream_spec": dict, "state": dict, "classes": list, "other_classes": list}
     whole = all(isinstance(values.get(name), kind) for name, kind in parts.items())
     if not whole or not all(isinstance(name, str) for name in values["classes"] + values["other_classes"]):
-        raise ValueError(f"{path} lacks the settings, the classes or the weights of a trained stream; train it again")
+        raise UserError(f"{path} lacks the settings, the classes or the weights of a trained stream; train it again")
     return values
 
 
@@ -169,7 +169,7 @@ def refuse_unfit(path: Path, stream: str, data_digest: str, classes: Sequence[st
     values = _load(path, mmap=True)
     found = values["stream_spec"]["stream"]
     if found != stream:
-        raise ValueError(f"{path} is a trained {found} stream, not the {stream} one")
+        raise UserError(f"{path} is a trained {found} stream, not the {stream} one")
     refuse_other_data(path, values.get("data_digest"), data_digest)
     _refuse_other_classes(path, values["classes"], classes)
 
@@ -181,7 +181,7 @@ def refuse_other_data(path: Path | str, trained_on: str | None, given: str) -> N
         ValueError: both digests are known, and they differ.
     """
     if trained_on and given and trained_on != given:
-        raise ValueError(
+        raise UserError(
             f"{path} was trained on data made with other settings (digest {trained_on}) than these ({given}); give "
             "the preset and the flags for frames and flow of its training"
         )
@@ -218,16 +218,14 @@ def load_checkpoint(path: Path | str, *, classes: Sequence[str] | None = None) -
     try:
         rebuilt.load_state_dict(record.pop("state"))
     except (RuntimeError, KeyError, AttributeError) as error:
-        raise ValueError(f"the weights in {path} do not fit its network {spec.network!r}: {error}") from None
+        raise UserError(f"the weights in {path} do not fit its network {spec.network!r}: {error}") from None
     return Checkpoint(rebuilt.eval(), spec, found, others, record)
 
 
 def _refuse_other_classes(path: Path | str, found: Sequence[str], expected: Sequence[str] | None) -> None:
     if expected is not None and tuple(found) != tuple(expected):
         own, other = (f"{len(names)} classes ({some(names, 4)})" for names in (found, expected))
-        raise ValueError(
-            f"{path} was trained on {own}; expected {other}: they have {class_difference(found, expected)}"
-        )
+        raise UserError(f"{path} was trained on {own}; expected {other}: they have {class_difference(found, expected)}")
 
 
 def spec_of(path: Path | str, values: dict[str, Any]) -> StreamSpec:
@@ -240,6 +238,6 @@ def spec_of(path: Path | str, values: dict[str, Any]) -> StreamSpec:
         stack = StackSpec(**values["stack"]) if values.get("stack") else None
         return StreamSpec(**{**values, "stack": stack})
     except TypeError as error:
-        raise ValueError(
+        raise UserError(
             f"{path} has settings that this code does not know ({error}); update the code, or train again"
         ) from None

@@ -9,6 +9,7 @@ import torchvision
 from pipeline.networks.backbones import OWN
 from pipeline.specs import StreamSpec
 from pipeline.system import downloads
+from pipeline.system.errors import UserError
 from pipeline.system.progress import say
 from pipeline.system.tensors import read_tensors
 from pipeline.transforms import IMAGENET_MEAN, IMAGENET_STD
@@ -18,17 +19,17 @@ def refuse(spec: StreamSpec) -> None:
     """Reject ImageNet weights that do not exist for the network, or that expect other inputs.
 
     Raises:
-        ValueError: the network is one of `backbones.OWN`, or its weights were trained with a mean and standard
+        UserError: the network is one of `backbones.OWN`, or its weights were trained with a mean and standard
             deviation other than those that frames are normalized with here.
     """
     if spec.network in OWN:
-        raise ValueError(
+        raise UserError(
             f"[{spec.stream}] start is imagenet, but {spec.network} has no ImageNet weights; "
             "allowed: scratch, or the path of a weights file"
         )
     wants = _weights(spec).transforms()
     if not (np.allclose(wants.mean, IMAGENET_MEAN) and np.allclose(wants.std, IMAGENET_STD)):
-        raise ValueError(
+        raise UserError(
             f"[{spec.stream}] start is imagenet, but the weights of {spec.network} want frames of another mean and "
             f"deviation ({wants.mean}, {wants.std}) than all others; choose another network, such as efficientnet_v2_m"
         )
@@ -38,7 +39,7 @@ def to_download(spec: StreamSpec) -> str:
     """Name of the ImageNet weights file that the stream starts from, if not on this machine yet; otherwise "".
 
     Raises:
-        ValueError: as for `refuse`.
+        UserError: as for `refuse`.
     """
     if not _wanted(spec):
         return ""
@@ -50,7 +51,7 @@ def fetch(spec: StreamSpec) -> dict[str, torch.Tensor]:
     """Download the ImageNet weights if the stream starts from them, and read them; {} if it does not.
 
     Raises:
-        ValueError, FileNotFoundError: as for `read`.
+        UserError, FileNotFoundError: as for `read`.
     """
     if name := to_download(spec):
         say(f"{spec.stream}: fetching {name}")
@@ -61,7 +62,7 @@ def read(spec: StreamSpec) -> dict[str, torch.Tensor]:
     """The ImageNet weights, name -> tensor; downloaded into torch hub's folder if they are not there.
 
     Raises:
-        ValueError: as for `refuse`.
+        UserError: as for `refuse`.
         FileNotFoundError: they cannot be downloaded, or are damaged; the message says which file to put where.
     """
     refuse(spec)

@@ -15,6 +15,7 @@ import torch
 from pipeline.networks import imagenet
 from pipeline.networks.backbones import AUXILIARY, first_convolution, without_second_norm
 from pipeline.specs import StreamSpec
+from pipeline.system.errors import UserError
 from pipeline.system.progress import say
 from pipeline.system.tensors import read_tensors
 
@@ -68,7 +69,7 @@ def of_body(
     A first layer made for RGB is inflated to the stream's channels: each gets the mean over RGB of its weights.
 
     Raises:
-        ValueError: they are another network's weights.
+        UserError: they are another network's weights.
 
     Source: Wang et al., Temporal Segment Networks, 2016, section 3.1 (cross-modality pre-training).
     """
@@ -113,13 +114,13 @@ def read_weights(path: str | Path, *, mmap: bool = False) -> dict[str, torch.Ten
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: it has other content (code in a file is never executed).
+        UserError: it has other content (code in a file is never executed).
     """
     found = read_tensors(path, mmap=mmap)
     if isinstance(found, dict) and found.get("format") == CHECKPOINT_FORMAT:
         found = found["state"]
     if not isinstance(found, dict) or not found or not all(isinstance(value, torch.Tensor) for value in found.values()):
-        raise ValueError(f"{path} holds no state dict (names to tensors)")
+        raise UserError(f"{path} holds no state dict (names to tensors)")
     return found
 
 
@@ -131,7 +132,7 @@ def _refuse_mismatch(wanted: dict, given: dict, spec: StreamSpec, start: str | P
         return
     name = (differ + unknown)[0]
     here, there = (str(tuple(which[name].shape)) if name in which else "absent" for which in (wanted, given))
-    raise ValueError(
+    raise UserError(
         f"[{spec.stream}] start: the weights in {str(start)!r} do not belong to network {spec.network!r} with "
         f"{spec.channels} input channels: {len(differ)} tensors are absent or misshapen, {len(unknown)} are unknown; "
         f"the first is {name}: {here} in the network, {there} in the file"

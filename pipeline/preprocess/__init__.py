@@ -21,10 +21,10 @@ from pipeline.preprocess.jobs.flow import FlowJob
 from pipeline.preprocess.jobs.frames import FramesJob
 from pipeline.preprocess.sharding import Shards, plan_shards
 from pipeline.specs import ClusterSpec, FlowSpec, FrameSpec
-from pipeline.specs.base import canonical_json, digest_of
 from pipeline.store import motion
-from pipeline.system.errors import MachineFault, Misread, StageFailed, WorkerDied
-from pipeline.system.files import MAY_PASS, contents
+from pipeline.system.digests import canonical_json, digest_of, file_hashes
+from pipeline.system.errors import MachineFault, Misread, StageFailed, UserError, WorkerDied
+from pipeline.system.files import MAY_PASS
 from pipeline.system.locks import one_writer
 from pipeline.system.progress import Progress, say
 
@@ -39,7 +39,7 @@ def store_attrs(spec: FrameSpec | FlowSpec, *upstream: str) -> dict[str, str]:
         spec: settings; RAFT's weights count by the content of their file, if they come from one that is there.
         upstream: digests of what the store is made from.
     """
-    found = contents(spec.weights_file if isinstance(spec, FlowSpec) else None)
+    found = file_hashes(spec.weights_file if isinstance(spec, FlowSpec) else None)
     about = {**spec.identity(), **({"raft_weights": found[0]} if found else {})}
     return {"digest": spec.digest(*upstream, *found), "spec": canonical_json(about)}
 
@@ -65,11 +65,11 @@ def make_frames(
             `if __name__ == "__main__":`, or use `ClusterSpec(kind="inline")`.
 
     Raises:
-        ValueError: the catalog has no clips.
+        UserError: the catalog has no clips.
         StageFailed: more than `spec.max_bad_fraction` of the clips failed, or a shard could not be made at all.
     """
     if not catalog.clips:
-        raise ValueError("the catalog has no clips to make a store from")
+        raise UserError("the catalog has no clips to make a store from")
     folder = Path(folder).absolute()  # workers may have another working directory
     attrs = store_attrs(spec)
     jobs = frames_jobs(folder, catalog, videos=Path(videos), spec=spec, cluster=cluster, attrs=attrs)
@@ -131,7 +131,7 @@ def make_flow(
     The arguments are those of `make_frames`, the device as for `flow.estimate`, and the largest share of failed clips.
 
     Raises:
-        ValueError: a device that the method cannot use, or that this machine lacks if the work is done here.
+        UserError: a device that the method cannot use, or that this machine lacks if the work is done here.
         StageFailed: more than `max_bad_fraction` of the clips have no flow, or a shard could not be made at all.
     """
     folder, source = Path(folder).absolute(), store.open_frames(Path(frames).absolute())

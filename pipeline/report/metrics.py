@@ -13,6 +13,7 @@ from pipeline.report import uncertainty
 from pipeline.report.uncertainty import Bootstrap
 from pipeline.scores import Scores
 from pipeline.specs import FUSIONS, STREAMS
+from pipeline.system.errors import UserError
 from pipeline.system.packages import versions
 
 
@@ -68,16 +69,16 @@ def join(streams: Mapping[str, Scores], fused: Mapping[str, Scores]) -> dict[str
     """All tables by name, streams first, with their clips in the order of the spatial stream's clips.
 
     Raises:
-        ValueError: if a stream or the average is absent, tables do not join, or there is no clip.
+        UserError: if a stream or the average is absent, tables do not join, or there is no clip.
     """
     absent = [name for name in (*STREAMS, "average") if name not in {**streams, **fused}]
     if absent:
-        raise ValueError(
+        raise UserError(
             f"the report needs the scores of {', '.join(absent)}; it got {', '.join([*streams, *fused]) or 'none'}"
         )
     first = streams["spatial"]
     if not len(first):
-        raise ValueError("the test part has no clips; there is nothing to report")
+        raise UserError("the test part has no clips; there is nothing to report")
     ordered = {name: streams[name] for name in STREAMS} | dict(fused)
     return {name: first.join(table)[1] for name, table in ordered.items()}
 

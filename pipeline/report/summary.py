@@ -14,6 +14,7 @@ from pipeline.report.uncertainty import Bootstrap, interval_text
 from pipeline.scores import Scores
 from pipeline.specs import STREAMS
 from pipeline.system import files
+from pipeline.system.errors import UserError
 from pipeline.system.packages import versions
 
 
@@ -46,7 +47,7 @@ def write(folder: str | Path, *, dataset: str, runs: Sequence[Run], **attrs: str
         What is in `summary.json`; accuracies are shares, 0..1.
 
     Raises:
-        ValueError: as `collect`.
+        UserError: as `collect`.
     """
     from pipeline.report import page  # imports matplotlib and jinja2, which the numbers alone do not need
 
@@ -67,7 +68,7 @@ def collect(dataset: str, runs: Sequence[Run]) -> dict[str, Any]:
     tested once.
 
     Raises:
-        ValueError: there is no run, two runs have the same split and seed, classes or fusions differ, or a run lacks a
+        UserError: there is no run, two runs have the same split and seed, classes or fusions differ, or a run lacks a
             stream or the average.
     """
     _check(runs)
@@ -131,15 +132,15 @@ def _never_answered_note(runs: Sequence[Run]) -> str:
 
 def _check(runs: Sequence[Run]) -> None:
     if not runs:
-        raise ValueError("there is no run to summarize")
+        raise UserError("there is no run to summarize")
     named = [(run.split, run.seed) for run in runs]
     if twice := [name for name in named if named.count(name) > 1]:
-        raise ValueError(f"split {twice[0][0]!r} with seed {twice[0][1]} appears twice")
+        raise UserError(f"split {twice[0][0]!r} with seed {twice[0][1]} appears twice")
     first = runs[0]
     for run in runs:
         classes = {table.classes for table in (*run.streams.values(), *run.fused.values())}
         if classes != {first.streams["spatial"].classes} or list(run.fused) != list(first.fused):
-            raise ValueError(f"split {run.split!r} has other classes or fusions than split {first.split!r}")
+            raise UserError(f"split {run.split!r} has other classes or fusions than split {first.split!r}")
 
 
 def pool(tables: Sequence[Mapping[str, Scores]]) -> Bootstrap:

@@ -16,6 +16,7 @@ import numpy as np
 from pipeline import store
 from pipeline.catalog import UNKNOWN
 from pipeline.system.console import class_difference, counted
+from pipeline.system.errors import UserError
 from pipeline.system.files import inside
 
 SUM_TOLERANCE = 1e-3  # a float32 softmax, averaged over 250 views, is within 1e-5
@@ -69,7 +70,7 @@ class Scores:
         outside = np.flatnonzero((self.labels < UNKNOWN) | (self.labels >= len(self.classes)))
         if len(outside):
             first = outside[0]
-            raise ValueError(
+            raise UserError(
                 f"labels: {len(outside)} lie outside 0..{len(self.classes) - 1} (-1: unknown), "
                 f"the first is {self.labels[first]} of {self.video_ids[first]!r}"
             )
@@ -79,7 +80,7 @@ class Scores:
         whole = (p >= 0).all(axis=1) & (abs(sums - 1) <= SUM_TOLERANCE)
         wrong = np.flatnonzero(~whole & ~np.isnan(p).all(axis=1))
         if len(wrong):
-            raise ValueError(
+            raise UserError(
                 f"probabilities: {len(wrong)} rows neither are probabilities that sum to 1 nor all NaN, "
                 f"the first is {self.video_ids[wrong[0]]!r} with sum {sums[wrong[0]]:g}"
             )
@@ -133,7 +134,7 @@ class Scores:
             DamagedFile: the file has been written again since; so says every access to its views.
         """
         if self.source is None:
-            raise ValueError("a table in memory has no views; read it from a file scored with [score] per_view = true")
+            raise UserError("a table in memory has no views; read it from a file scored with [score] per_view = true")
         return store.Views(self.source, self.content)
 
     @property
@@ -204,26 +205,26 @@ class Scores:
             ValueError: classes, clip ids, or labels differ; the message says how many and which.
         """
         if self.classes != other.classes:
-            raise ValueError(f"the tables have {class_difference(self.classes, other.classes)}")
+            raise UserError(f"the tables have {class_difference(self.classes, other.classes)}")
         rows = {video_id: row for row, video_id in enumerate(other.video_ids)}
         missing = [video_id for video_id in self.video_ids if video_id not in rows]
         extra = sorted(set(rows) - set(self.video_ids))
         if missing or extra:
-            raise ValueError(
+            raise UserError(
                 f"the tables hold different clips: {counted(missing)} only in the first, "
                 f"{counted(extra)} only in the second; score both streams on the same catalog"
             )
         joined = other.take(rows[video_id] for video_id in self.video_ids)
         differ = np.flatnonzero(joined.labels != self.labels)
         if len(differ):
-            raise ValueError(f"the tables disagree on the label of {counted([self.video_ids[row] for row in differ])}")
+            raise UserError(f"the tables disagree on the label of {counted([self.video_ids[row] for row in differ])}")
         return self, joined
 
 
 def _read_only(name: str, value, dtype) -> np.ndarray:
     array = np.array(value, dtype)  # a copy: the caller may still change its own array
     if dtype is np.int64 and not np.array_equal(array, np.asarray(value)):
-        raise ValueError(f"{name} holds values that are not whole numbers")
+        raise UserError(f"{name} holds values that are not whole numbers")
     array.setflags(write=False)
     return array
 
@@ -232,4 +233,4 @@ def _refuse_duplicates(name: str, values: tuple[str, ...]) -> None:
     seen: set[str] = set()
     repeated = [value for value in values if value in seen or seen.add(value)]
     if repeated:
-        raise ValueError(f"{name}: {counted(repeated)} occur more than once")
+        raise UserError(f"{name}: {counted(repeated)} occur more than once")

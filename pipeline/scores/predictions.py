@@ -14,6 +14,7 @@ from pipeline.scores import Scores
 from pipeline.store import Store
 from pipeline.system import files
 from pipeline.system.console import aligned, plain
+from pipeline.system.errors import UserError
 
 BEST = 5  # classes listed for a video, the likeliest first
 KNOWN = "the streams were trained or chosen on it"
@@ -43,7 +44,7 @@ def write(
         known: content of the clips that a stream was trained or chosen on, as `Clip.content`.
 
     Raises:
-        ValueError: the tables do not join, or their clips are not the catalog's.
+        UserError: the tables do not join, or their clips are not the catalog's.
     """
     fused = tables["fused"]
     streams = {name: fused.join(table)[1] for name, table in tables.items() if name != "fused"}
@@ -51,7 +52,7 @@ def write(
     contents = set(known) - NO_VIDEO
     seen = {clip.id for clip in catalog.clips if clip.content in contents}
     if unknown := set(fused.video_ids) ^ set(paths):
-        raise ValueError(f"the scores and the catalog hold different clips, such as {min(unknown)!r}")
+        raise UserError(f"the scores and the catalog hold different clips, such as {min(unknown)!r}")
     best = min(BEST, len(fused.classes))
     alone = [name for stream in streams for name in (stream, f"{stream}_probability")]
     why = reasons(frames, flow)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
-import hashlib
 import json
 import math
 import numbers
@@ -21,15 +20,8 @@ import typing
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
-
-def digest_of(*parts: Any) -> str:
-    """First 12 hex digits of the SHA-256 of the canonical JSON of `parts` (plain values only)."""
-    return hashlib.sha256(canonical_json(parts).encode()).hexdigest()[:12]
-
-
-def canonical_json(value: Any) -> str:
-    """JSON with sorted keys and no spaces, so equal values give the same text."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"))
+from pipeline.system.digests import digest_of
+from pipeline.system.errors import UserError
 
 
 def setting(
@@ -78,7 +70,7 @@ class Spec:
         return self.SECTION
 
     def check(self) -> None:
-        """Check rules that involve several settings; subclasses raise a ValueError that names the setting."""
+        """Check rules that involve several settings; subclasses raise a UserError that names the setting."""
 
     @classmethod
     def settings(cls) -> dict[str, dataclasses.Field]:
@@ -95,13 +87,13 @@ class Spec:
             values: fields given as values, not as text.
 
         Raises:
-            ValueError: an unknown name, or a text not of the setting's type; the message names the setting.
+            UserError: an unknown name, or a text not of the setting's type; the message names the setting.
         """
         hints, section = _hints(cls), section or cls.SECTION
         parsed = {}
         for name, text in texts.items():
             if name not in cls.settings():
-                raise ValueError(unknown_name(f"setting [{section}] {name}", name, cls.settings()))
+                raise UserError(unknown_name(f"setting [{section}] {name}", name, cls.settings()))
             parsed[name] = _parse_value(f"[{section}] {name}", hints[name], text)
         return cls(**parsed, **values)
 
@@ -133,10 +125,10 @@ def check_device(where: str, device: Any) -> None:
     """Reject any device name but auto, cpu, cuda or cuda:N.
 
     Raises:
-        ValueError: anything else; the message begins with `where`.
+        UserError: anything else; the message begins with `where`.
     """
     if not isinstance(device, str) or not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
-        raise ValueError(f"{where} is {device!r}; allowed: auto, cpu, cuda, cuda:0, cuda:1, ...")
+        raise UserError(f"{where} is {device!r}; allowed: auto, cpu, cuda, cuda:0, cuda:1, ...")
 
 
 def unknown_name(what: str, name: str, allowed) -> str:
@@ -168,18 +160,18 @@ def _check_value(section: str, field: dataclasses.Field, hint: Any, value: Any) 
     else:
         right = isinstance(value, (int, float)) and type(value) is not bool if hint is float else type(value) is hint
     if not right:
-        raise ValueError(f"{where} is {value!r}, which is not {_type_name(hint)}")
+        raise UserError(f"{where} is {value!r}, which is not {_type_name(hint)}")
     if about["choices"] and value not in about["choices"]:
         allowed = [str(choice) for choice in about["choices"]]
         near = difflib.get_close_matches(str(value).lower(), allowed, 1)
         suggestion = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"{where} is {value!r}; allowed: {', '.join(allowed)}{suggestion}")
+        raise UserError(f"{where} is {value!r}; allowed: {', '.join(allowed)}{suggestion}")
     if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"{where} is {value}; it must be finite")
+        raise UserError(f"{where} is {value}; it must be finite")
     if about["low"] is not None and value < about["low"]:
-        raise ValueError(f"{where} is {value}; it must be at least {about['low']}")
+        raise UserError(f"{where} is {value}; it must be at least {about['low']}")
     if about["high"] is not None and value > about["high"]:
-        raise ValueError(f"{where} is {value}; it must be at most {about['high']}")
+        raise UserError(f"{where} is {value}; it must be at most {about['high']}")
 
 
 def _parse_value(where: str, hint: Any, text: str) -> Any:
@@ -193,7 +185,7 @@ def _parse_value(where: str, hint: Any, text: str) -> Any:
             return tuple(inner(part) for part in re.split(separator, text) if part)
         return hint(text)
     except (ValueError, KeyError):
-        raise ValueError(f"{where} is {text!r}, which is not {_type_name(hint)}") from None
+        raise UserError(f"{where} is {text!r}, which is not {_type_name(hint)}") from None
 
 
 def _type_name(hint: Any) -> str:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from pipeline.specs.base import Spec, setting
+from pipeline.system.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,18 +46,18 @@ class ClusterSpec(Spec):
     def check(self):
         """Check that `kind = address` has an address, and that nothing is given which the kind would not read."""
         if self.kind == "address" and self.workers:
-            raise ValueError(
+            raise UserError(
                 f"[cluster] workers is {self.workers}; kind = address uses all workers of the scheduler: leave it at 0"
             )
         if self.kind == "address" and not self.address:
-            raise ValueError(
+            raise UserError(
                 "[cluster] address is empty; kind = address needs the scheduler's, such as tcp://127.0.0.1:8786"
             )
         if self.address and self.kind != "address":
-            raise ValueError(
+            raise UserError(
                 f"[cluster] address is {self.address!r}, which kind = {self.kind} does not read; set kind = "
                 "address, or leave it empty"
             )
         if self.queue and (self.kind != "jobqueue" or self.queue_system == "htcondor"):
             of = "htcondor" if self.kind == "jobqueue" else f"kind = {self.kind}"
-            raise ValueError(f"[cluster] queue is {self.queue!r}, which {of} does not read; leave it empty")
+            raise UserError(f"[cluster] queue is {self.queue!r}, which {of} does not read; leave it empty")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from pipeline.specs.base import Spec, check_device, setting
+from pipeline.system.errors import UserError
 
 OFFICIAL_LAYOUTS = ("ucf101", "hmdb51")
 FLOW_METHODS = (
@@ -94,24 +95,24 @@ class DatasetSpec(Spec):
     def check(self):
         """Check that the layout reads what is given: lists, and a group pattern, which needs a group named `group`."""
         if self.lists and not self.reads_lists:
-            raise ValueError(
+            raise UserError(
                 f"[dataset] lists is {self.lists!r}, but layout {self.layout} reads no lists; set layout = csv (or "
                 "ucf101, hmdb51), or leave lists out"
             )
         if self.group_pattern:
             if not self.draws_groups:
-                raise ValueError(
+                raise UserError(
                     f"[dataset] group_pattern is {self.group_pattern!r}, but layout {self.layout} does not read it "
                     "(official lists give the groups, unlabeled videos have none); leave it out"
                 )
             try:
                 named = "group" in re.compile(self.group_pattern).groupindex
             except re.error as error:
-                raise ValueError(
+                raise UserError(
                     f"[dataset] group_pattern {self.group_pattern!r} is no regular expression: {error}"
                 ) from None
             if not named:
-                raise ValueError(f"[dataset] group_pattern {self.group_pattern!r} has no (?P<group>...)")
+                raise UserError(f"[dataset] group_pattern {self.group_pattern!r} has no (?P<group>...)")
 
     def unlabelled(self, videos: str) -> DatasetSpec:
         """Settings for a folder `videos` of unlabeled videos, with the same default split."""
@@ -262,12 +263,12 @@ class FlowSpec(Spec):
     def check(self):
         """Check that TV-L1 has a data term and that RAFT's weights are a file or torchvision's for this network."""
         if not self.tvl1_gradient_weight + self.tvl1_brightness_weight:
-            raise ValueError(
+            raise UserError(
                 "[flow] tvl1_gradient_weight and tvl1_brightness_weight are both 0; at least one must be more"
             )
         names = RAFT_WEIGHTS.get(self.method, {})
         if names and self.raft_weights not in names and self.weights_file is None:
-            raise ValueError(
+            raise UserError(
                 f"[flow] raft_weights is {self.raft_weights!r}; allowed for {self.method}: {', '.join(names)}, "
                 "or the path of a file, such as ./weights.pth"
             )

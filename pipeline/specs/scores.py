@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from pipeline.specs.base import Spec, setting
 from pipeline.specs.streams import StreamSpec
+from pipeline.system.errors import UserError
 
 FUSIONS = ("average", "weighted", "svm")
 
@@ -56,7 +57,7 @@ class FusionSpec(Spec):
     def check(self):
         """Check that C, if given, and every value of the grid are large enough for the solver."""
         if 0 < self.svm_c < 1e-6:
-            raise ValueError(f"[fusion] svm_c is {self.svm_c}; it must be 0 or at least 1e-06")
+            raise UserError(f"[fusion] svm_c is {self.svm_c}; it must be 0 or at least 1e-06")
         if not self.svm_c_grid or not all(1e-6 <= c < math.inf for c in self.svm_c_grid):
             given = ", ".join(f"{c:g}" for c in self.svm_c_grid)
-            raise ValueError(f"[fusion] svm_c_grid is {given!r}; it must hold numbers of at least 1e-06")
+            raise UserError(f"[fusion] svm_c_grid is {given!r}; it must hold numbers of at least 1e-06")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from pipeline.specs.base import Spec, setting
+from pipeline.system.errors import UserError
 
 STREAMS = ("spatial", "temporal")
 
@@ -32,7 +33,7 @@ class StackSpec(Spec):
     def check(self):
         """Check that a bidirectional stack splits into two equal halves."""
         if self.direction == "bidirectional" and self.length % 2:
-            raise ValueError(f"[stack] length is {self.length}; a bidirectional stack needs an even number")
+            raise UserError(f"[stack] length is {self.length}; a bidirectional stack needs an even number")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,11 +143,11 @@ class StreamSpec(Spec):
     def check(self):
         """Check that exactly the temporal stream has a stack, that crops fit in frames, that parts divide the batch."""
         if not isinstance(self.stack, StackSpec if self.stream == "temporal" else type(None)):
-            raise ValueError(
+            raise UserError(
                 f"[{self.stream}] stack is {self.stack!r}; a temporal stream needs a StackSpec, a spatial one None"
             )
         if self.resize_px and self.crop_px > self.resize_px:
-            raise ValueError(
+            raise UserError(
                 f"[{self.stream}] crop_px is {self.crop_px}; it must be at most resize_px ({self.resize_px})"
             )
         self._check_unread()
@@ -160,7 +161,7 @@ class StreamSpec(Spec):
         for unread in {"spatial": ("flow_unit_px", "gpu_decoding"), "temporal": ("jitter",)}[self.stream]:
             default = self.settings()[unread].default
             if getattr(self, unread) != default:
-                raise ValueError(
+                raise UserError(
                     f"[{self.stream}] {unread} is {getattr(self, unread):g}; the {self.stream} stream does not read "
                     f"it: leave it at {default:g}"
                 )
@@ -171,9 +172,9 @@ class StreamSpec(Spec):
         With `deterministic`, torch fills the memory that nvJPEG writes to, and nvJPEG does not wait for that.
         """
         if -1 < self.gpu_decoding < 0:
-            raise ValueError(f"[{self.stream}] gpu_decoding is {self.gpu_decoding:g}; it must be -1, or from 0 to 1")
+            raise UserError(f"[{self.stream}] gpu_decoding is {self.gpu_decoding:g}; it must be -1, or from 0 to 1")
         if self.deterministic and self.gpu_decoding > 0:
-            raise ValueError(
+            raise UserError(
                 f"[{self.stream}] gpu_decoding is {self.gpu_decoding:g} and deterministic is true; a deterministic "
                 "training decodes on the CPU: set gpu_decoding to 0 or -1"
             )
@@ -182,14 +183,14 @@ class StreamSpec(Spec):
         """Check the schedule. Milestones may lie beyond `steps`, so short trial runs need not change them."""
         falls = self.milestones
         if any(step < 0 for step in falls) or any(a >= b for a, b in zip(falls, falls[1:], strict=False)):
-            raise ValueError(
+            raise UserError(
                 f"[{self.stream}] milestones is {', '.join(map(str, falls))!r}; it must hold ascending numbers of "
                 "steps from 0 up"
             )
         if self.warmup >= self.steps:
-            raise ValueError(f"[{self.stream}] warmup is {self.warmup}; it must be less than steps ({self.steps})")
+            raise UserError(f"[{self.stream}] warmup is {self.warmup}; it must be less than steps ({self.steps})")
         if self.learning_rate_end > self.learning_rate:
-            raise ValueError(
+            raise UserError(
                 f"[{self.stream}] learning_rate_end is {self.learning_rate_end:g}; it must be at most "
                 f"learning_rate ({self.learning_rate:g})"
             )
@@ -198,10 +199,10 @@ class StreamSpec(Spec):
         """Refuse a batch that so many processes on each machine cannot share equally.
 
         Raises:
-            ValueError: the batch is no multiple of accumulate x processes x machines.
+            UserError: the batch is no multiple of accumulate x processes x machines.
         """
         if self.batch % (self.accumulate * processes * self.machines):
-            raise ValueError(
+            raise UserError(
                 f"[{self.stream}] batch is {self.batch}; accumulate ({self.accumulate}) x processes ({processes}) x "
                 f"machines ({self.machines}) must divide it"
             )
@@ -209,18 +210,18 @@ class StreamSpec(Spec):
     def _check_parts(self):
         self.check_divides(max(1, self.processes))
         if self.machines > 1 and not re.fullmatch(r"\S+:\d+", self.rendezvous):
-            raise ValueError(
+            raise UserError(
                 f"[{self.stream}] rendezvous is {self.rendezvous!r}; machines > 1 needs the first machine's host:port"
             )
 
     def _check_with(self):
         if bool(self.with_dataset) != bool(self.with_how):
-            raise ValueError(
+            raise UserError(
                 f"[{self.stream}] with_dataset is {self.with_dataset!r} and with_how is {self.with_how!r}; give both "
                 "(the name of another dataset; heads, classes or start), or neither"
             )
         if wrong := [pair for pair in self.with_same if not re.fullmatch(r"[^:]+:[^:]+", pair)]:
-            raise ValueError(
+            raise UserError(
                 f"[{self.stream}] with_same holds {wrong[0]!r}; allowed: a class of this set, a colon, and a class of "
                 "the other, such as ride_bike:Biking"
             )

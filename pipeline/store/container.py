@@ -19,7 +19,7 @@ import h5py
 import numpy as np
 
 from pipeline.store.heap import refuse_endless_heap
-from pipeline.system.errors import DamagedFile, MachineFault, is_out_of_memory
+from pipeline.system.errors import DamagedFile, MachineFault, UserError, is_out_of_memory
 from pipeline.system.files import commit, nameless_file
 
 FORMAT_VERSION = 1
@@ -145,9 +145,9 @@ def _check_format(path: Path, file: h5py.File, kind: str | None) -> None:
     with _named_damage(path):
         found, version = file.attrs.get("format", "no format attribute"), file.attrs.get("format_version", 0)
     if not fnmatchcase(str(found), wanted := f"two-stream-{kind or '*'}"):
-        raise ValueError(f"{path} holds {found!r}, not {wanted!r}; give the path of the right artifact")
+        raise UserError(f"{path} holds {found!r}, not {wanted!r}; give the path of the right artifact")
     if version != FORMAT_VERSION:
-        raise ValueError(
+        raise UserError(
             f"{path} has format version {version}; this code reads {FORMAT_VERSION}: "
             "update the code, or make the artifact again"
         )

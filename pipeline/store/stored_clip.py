@@ -12,7 +12,7 @@ import numpy as np
 
 from pipeline import quantize
 from pipeline.store.container import checked_attrs, crc32_of_parts, repair_command
-from pipeline.system.errors import ClipError, DamagedFile
+from pipeline.system.errors import ClipError, DamagedFile, UserError
 from pipeline.video import jpeg
 
 if TYPE_CHECKING:
@@ -231,14 +231,14 @@ class StoredClip:
         if direction in self._offsets:
             return direction
         if self.kind == "flow" and direction == "backward":
-            raise ValueError(
+            raise UserError(
                 f"{self._store.path} holds no backward flow; run the Flow stage with [flow] backward = true"
             )
-        raise ValueError(f"direction is {direction!r}; {self._store.path} has {', '.join(self.directions)}")
+        raise UserError(f"direction is {direction!r}; {self._store.path} has {', '.join(self.directions)}")
 
     def _check_kind(self, kind: str, name: str) -> None:
         if self._store.kind != kind:
-            raise ValueError(f"{self._store.path} is a {self._store.kind} store; it has no .{name}")
+            raise UserError(f"{self._store.path} is a {self._store.kind} store; it has no .{name}")
 
     def _check(self, kind: str, first: int, last: int) -> None:
         self._check_kind(kind, f"{kind}()")

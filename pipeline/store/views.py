@@ -11,7 +11,7 @@ import h5py
 import numpy as np
 
 from pipeline.store.container import create, opened, put_arrays
-from pipeline.system.errors import DamagedFile
+from pipeline.system.errors import DamagedFile, UserError
 
 _GROUP = "views"
 
@@ -69,7 +69,7 @@ class Views(Mapping[str, ClipViews]):
         """Read the ids only; `content` is the hash of the table that the views belong to, if that has been read.
 
         Raises:
-            ValueError: the file holds clips, but no views.
+            UserError: the file holds clips, but no views.
             DamagedFile: it holds another table; reading a clip's views raises it, too, from then on.
         """
         self.path, self._content = Path(path), content
@@ -78,8 +78,8 @@ class Views(Mapping[str, ClipViews]):
             self._rows = {video_id: row for row, video_id in enumerate(file["video_ids"].asstr()[()])}
             if self._rows and _GROUP not in file:
                 if "views" in file.attrs:
-                    raise ValueError(f"{self.path} holds no views, because none of its clips could be scored")
-                raise ValueError(f"{self.path} holds no views; score again with [score] per_view = true")
+                    raise UserError(f"{self.path} holds no views, because none of its clips could be scored")
+                raise UserError(f"{self.path} holds no views; score again with [score] per_view = true")
 
     def __len__(self) -> int:
         return len(self._rows)

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import h5py
 import numpy as np
 
-from pipeline.specs.base import digest_of
 from pipeline.store.container import (
     TEXT,
     crc32_of_parts,
@@ -23,6 +22,7 @@ from pipeline.store.container import (
     read_attrs,
     read_table,
 )
+from pipeline.system.digests import digest_of
 from pipeline.system.files import TEMPORARY
 
 _COPY_BYTES = 8 << 20

@@ -10,6 +10,8 @@ import os
 import re
 from pathlib import Path, PurePosixPath
 
+from pipeline.system.errors import UserError
+
 
 def folder() -> Path:
     """The folder where torch hub keeps its downloads, by torch's own rule."""
@@ -47,12 +49,12 @@ def check_content(path: Path) -> None:
     """Compare a file with the digits of SHA-256 in its name: it may have been put there by hand.
 
     Raises:
-        ValueError: the file is damaged; the message says what to do.
+        UserError: the file is damaged; the message says what to do.
     """
     with path.open("rb") as stream:
         found = hashlib.file_digest(stream, "sha256").hexdigest()
     if not found.startswith(wanted := _digits(path)):
-        raise ValueError(f"{path} is damaged: its SHA-256 begins with {found[:8]}, not {wanted}; delete it")
+        raise UserError(f"{path} is damaged: its SHA-256 begins with {found[:8]}, not {wanted}; delete it")
 
 
 def _digits(path: Path) -> str:

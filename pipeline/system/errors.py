@@ -1,4 +1,12 @@
-"""Errors that callers distinguish by type: the cause decides whether the run continues."""
+"""Errors that callers distinguish by type: the cause decides whether the run continues, and what the user is shown."""
+
+
+class UserError(ValueError):
+    """What a user set, named or wrote into a file cannot be used; the message says what to change.
+
+    A plain `ValueError` is a mistake of a function's caller: an array of another shape, say. A command that ends with
+    one has a bug.
+    """
 
 
 class ClipError(ValueError):
@@ -40,3 +48,19 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's
         return True
     return any(words in str(error) for words in _OUT_OF_MEMORY)
+
+
+UNWRITTEN = "enforce fail at inline_container"
+"""torch's message if a file of weights could not be written."""
+
+_KNOWN = (OSError, UserError, ClipError, DamagedFile, MachineFault, WorkerDied, StageFailed)
+
+
+def message_suffices(error: BaseException) -> bool:
+    """Whether the message says it all: a mistake of the user, or a fault of files or the machine.
+
+    Any other error is a bug, which needs its traceback, also if a worker raised it and its stage failed therefore.
+    """
+    if isinstance(error, StageFailed) and isinstance(error.__cause__, Exception):
+        return message_suffices(error.__cause__)
+    return isinstance(error, _KNOWN) or is_out_of_memory(error) or UNWRITTEN in str(error)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import itertools
 import json
 import os
@@ -14,6 +13,7 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from pipeline.system.errors import UserError
 from pipeline.system.progress import say
 
 MADE_FROM = "made_from.json"
@@ -75,15 +75,15 @@ def read_json(path: Path | str) -> dict:
     """Read a mapping that `write_json` wrote.
 
     Raises:
-        ValueError: the file holds something else, for example after disk damage; the message says what to do.
+        UserError: the file holds something else, for example after disk damage; the message says what to do.
     """
     path = Path(path)
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:  # not JSON, or not even text
-        raise ValueError(f"{path} is damaged ({error}); delete it and run the same command again") from None
+        raise UserError(f"{path} is damaged ({error}); delete it and run the same command again") from None
     if not isinstance(value, dict):
-        raise ValueError(f"{path} is damaged (it holds no mapping); delete it and run the same command again")
+        raise UserError(f"{path} is damaged (it holds no mapping); delete it and run the same command again")
     return value
 
 
@@ -110,7 +110,7 @@ def read_made_from(folder: Path) -> list[str]:
     """Read what `record_made_from` wrote: paths relative to the folder of all artifacts.
 
     Raises:
-        OSError, ValueError, KeyError: the file is missing or damaged.
+        OSError, UserError, KeyError: the file is missing or damaged.
     """
     return list(read_json(folder / MADE_FROM)["artifacts"])
 
@@ -144,17 +144,6 @@ def size_of(folder: Path) -> int:
         with contextlib.suppress(FileNotFoundError):
             total += file.lstat().st_size if file.is_file() and not file.is_symlink() else 0
     return total
-
-
-def file_hash(path: Path) -> str:
-    """16 hex digits of BLAKE2b over the bytes of a file."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=8)).hexdigest()
-
-
-def contents(*paths: Path | None) -> list[str]:
-    """The `file_hash` of each of these files that is there, for digests: a file counts by its content."""
-    return [file_hash(path) for path in paths if path and path.is_file()]
 
 
 def plain_name(text: str) -> str:

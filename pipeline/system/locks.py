@@ -17,6 +17,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import IO
 
+from pipeline.system.errors import UserError
 from pipeline.system.files import find_temporaries
 from pipeline.system.progress import say
 
@@ -116,11 +117,11 @@ def nobody_else(folder: Path) -> Iterator[None]:
     """Keep writers and other readers out of an artifact's folder for the block.
 
     Raises:
-        ValueError: somebody is writing or `reading` there.
+        UserError: somebody is writing or `reading` there.
     """
     with try_exclusive_lock(folder) as free:
         if not free:
-            raise ValueError(f"{folder} is being written or read; wait for that to end")
+            raise UserError(f"{folder} is being written or read; wait for that to end")
         yield
 
 

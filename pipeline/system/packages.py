@@ -1,17 +1,12 @@
-"""What results depend on: versions of packages (from metadata, since importing torch takes seconds), and this code."""
+"""Versions of packages, from metadata, since importing torch takes seconds; and of this code."""
 
 from __future__ import annotations
 
-import functools
 import importlib.metadata
 import platform
 import subprocess
 from pathlib import Path
 
-from pipeline.specs.base import digest_of
-from pipeline.system.files import file_hash
-
-CODE = Path(__file__).parents[1]  # pipeline/
 # import name -> what pip calls it
 PACKAGES = {
     "numpy": "numpy",
@@ -49,12 +44,6 @@ def versions() -> dict[str, str]:
     names = dict.fromkeys([*_BESIDES, *PACKAGES.values(), *OPENCVS])
     found |= {name: installed for name in names if (installed := version(name))}
     return found | ({"commit": commit} if (commit := checked_out()) else {})
-
-
-@functools.cache
-def code_key() -> str:
-    """Key of the code in pipeline/, which is the same wherever the same version is installed."""
-    return digest_of({str(path.relative_to(CODE)): file_hash(path) for path in sorted(CODE.rglob("*.py"))})
 
 
 def checked_out() -> str:

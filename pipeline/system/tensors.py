@@ -12,8 +12,9 @@ from typing import Any
 
 import torch
 
+from pipeline.system.digests import file_hash
 from pipeline.system.errors import DamagedFile, is_out_of_memory
-from pipeline.system.files import MAY_PASS, commit, file_hash
+from pipeline.system.files import MAY_PASS, commit
 from pipeline.system.limits import usable_cores
 
 

@@ -28,7 +28,7 @@ from pipeline.dataset.inputs import ViewBatch, to_inputs
 from pipeline.networks import resolve_device
 from pipeline.networks.checkpoint import save_checkpoint, weights_hash
 from pipeline.specs import StreamSpec
-from pipeline.system.errors import is_out_of_memory
+from pipeline.system.errors import UserError, is_out_of_memory
 from pipeline.system.files import write_json
 from pipeline.system.locks import one_writer
 from pipeline.system.progress import Progress, duration_text, say
@@ -71,7 +71,7 @@ def train(
 
     Raises:
         FileNotFoundError: there is no file of weights to start from.
-        ValueError: a setting, weights file or device that does not fit, a weights file that saw clips held out here,
+        UserError: a setting, weights file or device that does not fit, a weights file that saw clips held out here,
             no usable training clip, a missing other dataset, or processes that would not resume from the same step of
             the same training.
         StageFailed: none of the validation clips is in the store.
@@ -81,7 +81,7 @@ def train(
     Source: paper, section 5. Our addition: weights are chosen on validation clips, which are never test clips.
     """
     if (other is None) == spec.reads_other or (start is None) == spec.starts_from_other:
-        raise ValueError(
+        raise UserError(
             f"[{spec.stream}] with_how is {spec.with_how!r}, which does not fit what train() was given: heads and "
             "classes need other, start needs start, and nothing else may be given"
         )
@@ -208,12 +208,12 @@ def train_step(run: TrainingState, inputs: ViewBatch | torch.Tensor, labels: tor
         The loss before the step, averaged over the whole batch.
 
     Raises:
-        ValueError: a batch that cannot be cut into equal parts.
+        UserError: a batch that cannot be cut into equal parts.
         TrainingDiverged: the loss is not finite; the weights are unchanged.
     """
     spec, rate = run.spec, learning_rate(run.spec, run.step)
     if len(labels) % spec.accumulate:
-        raise ValueError(f"a batch of {len(labels)} cannot be cut into {spec.accumulate} equal parts (accumulate)")
+        raise UserError(f"a batch of {len(labels)} cannot be cut into {spec.accumulate} equal parts (accumulate)")
     run.network.train()
     run.optimizer.zero_grad()
     parts = zip(inputs.chunk(spec.accumulate), labels.chunk(spec.accumulate), strict=True)

@@ -20,6 +20,7 @@ from torch import distributed, nn
 
 from pipeline.networks import check_deterministic, resolve_device
 from pipeline.specs import StreamSpec
+from pipeline.system.errors import UserError
 from pipeline.system.gpus import cuda_count
 from pipeline.training.whole_batch import normalize_over_processes
 
@@ -47,7 +48,7 @@ def process_count(spec: StreamSpec, device: str) -> int:
     """Number of processes that train on this machine.
 
     Raises:
-        ValueError: more processes than GPUs, one GPU named for several processes, a batch not divisible among them, or
+        UserError: more processes than GPUs, one GPU named for several processes, a batch not divisible among them, or
             `deterministic` for a network that CUDA cannot train deterministically.
     """
     target = resolve_device(device)
@@ -56,12 +57,12 @@ def process_count(spec: StreamSpec, device: str) -> int:
     found = cuda_count()
     count = spec.processes or (1 if target.index is not None else found)
     if count * spec.machines > 1 and target.index is not None:
-        raise ValueError(
+        raise UserError(
             f"device is {device!r}, one GPU, but [{spec.stream}] processes is {count} and machines is {spec.machines}; "
             "use auto or cuda"
         )
     if count > found:
-        raise ValueError(f"[{spec.stream}] processes is {count}, but torch sees {found} CUDA devices here")
+        raise UserError(f"[{spec.stream}] processes is {count}, but torch sees {found} CUDA devices here")
     spec.check_divides(count)
     check_deterministic(spec)
     return count

@@ -15,9 +15,9 @@ import torch
 from pipeline.networks import build, imagenet
 from pipeline.networks.checkpoint import load_tensors
 from pipeline.specs import StreamSpec
-from pipeline.system.errors import StageFailed
+from pipeline.system.digests import code_key
+from pipeline.system.errors import StageFailed, UserError
 from pipeline.system.files import MAY_PASS
-from pipeline.system.packages import code_key
 from pipeline.system.progress import say
 from pipeline.system.tensors import save_tensors
 from pipeline.training import recipe
@@ -57,7 +57,7 @@ def _read(path: Path, *, mmap: bool = False) -> dict[str, Any]:
     whole = all(isinstance(saved.get(name), kind) for name, kind in parts.items())
     kinds = {"curve": Curve, "best": Best} if whole and saved["best"] else {"curve": Curve}
     if not whole or any(saved[name].keys() != {part.name for part in fields(of)} for name, of in kinds.items()):
-        raise ValueError(f"{path} does not hold a training's state as this version of the code keeps it")
+        raise UserError(f"{path} does not hold a training's state as this version of the code keeps it")
     return saved
 
 
@@ -180,7 +180,7 @@ class TrainingState:
                 what = "has other settings or data"
             if code != first_code:
                 what = "has another version of this project"
-            raise ValueError(
+            raise UserError(
                 f"[{self.spec.stream}] process {different[0]}, on {hosts[different[0]]}, {what}; "
                 "all machines need one folder of artifacts, the same settings and the same version of this project"
             )

@@ -23,6 +23,7 @@ from pipeline.networks.starting import refuse_absent
 from pipeline.specs import StreamSpec
 from pipeline.specs.base import unknown_name
 from pipeline.system.console import some
+from pipeline.system.errors import UserError
 from pipeline.system.progress import say
 from pipeline.transforms import EncodedView, View
 
@@ -50,7 +51,7 @@ def same_classes(own: Sequence[str], other: Sequence[str], pairs: Sequence[str] 
         pairs: texts of the form "name here:name there".
 
     Raises:
-        ValueError: a pair with a name that is not among the classes.
+        UserError: a pair with a name that is not among the classes.
     """
     plain = {_plain(name): name for name in reversed(own)}
     found = {name: plain[_plain(name)] for name in other if _plain(name) in plain}
@@ -58,7 +59,7 @@ def same_classes(own: Sequence[str], other: Sequence[str], pairs: Sequence[str] 
         here, there = pair.split(":")
         for name, names, whose in ((here, own, "this set"), (there, other, "the other set")):
             if name not in names:
-                raise ValueError(unknown_name(f"with_same has {pair!r}: class {name!r} of {whose}", name, names))
+                raise UserError(unknown_name(f"with_same has {pair!r}: class {name!r} of {whose}", name, names))
         found[there] = here
     return {name: found[name] for name in other if name in found}
 
@@ -67,7 +68,7 @@ def other_classes(spec: StreamSpec, catalog: Catalog, other: OtherDataset | None
     """Classes of the other set for which the network has outputs, in their order there.
 
     Raises:
-        ValueError: `with_same` names a class that does not exist, no class is left to be added, or none of those that
+        UserError: `with_same` names a class that does not exist, no class is left to be added, or none of those that
             are has a training clip.
     """
     if other is None:
@@ -77,9 +78,9 @@ def other_classes(spec: StreamSpec, catalog: Catalog, other: OtherDataset | None
     same = same_classes(catalog.classes, other.catalog.classes, spec.with_same)
     added = tuple(name for name in other.catalog.classes if name not in same)
     if not added:
-        raise ValueError(f"[{spec.stream}] with_how is classes, but every class of {other.name} is a class of this set")
+        raise UserError(f"[{spec.stream}] with_how is classes, but every class of {other.name} is a class of this set")
     if not any(clip.class_name in added for clip in other.catalog.part("train")):
-        raise ValueError(
+        raise UserError(
             f"[{spec.stream}] with_how is classes, but {other.name} has no training clip of the classes that it would "
             f"add: {some(added)}"
         )
@@ -95,7 +96,7 @@ def training_set(spec: StreamSpec, store_path: Path, catalog: Catalog, other: Ot
         other: the other set, whose training part is used as well; None for a training on this set alone.
 
     Raises:
-        ValueError: no usable clip in one of the sets, or what `other_classes` refuses.
+        UserError: no usable clip in one of the sets, or what `other_classes` refuses.
     """
     clips = catalog.part("train")
     if other is None:
@@ -141,11 +142,11 @@ def refuse_overlap(spec: StreamSpec, catalog: Catalog, other: OtherDataset) -> N
     other set's validation clips too, by which its weights are chosen.
 
     Raises:
-        ValueError: training or validation clips of the other set are, byte for byte, validation or test clips of this
+        UserError: training or validation clips of the other set are, byte for byte, validation or test clips of this
             set.
     """
     if twice := _held_out(catalog, other, ("train", "val")):
-        raise ValueError(
+        raise UserError(
             f"[{spec.stream}] with_how is start, but {len(twice)} training or validation clips of {other.name} are "
             f"validation or test clips of this set: {some([clip.id for clip in twice])}; "
             "take them out there, or set with_how to heads or classes, which leave them out"
@@ -190,7 +191,7 @@ def refuse_start_that_saw(spec: StreamSpec, catalog: Catalog, start: Path | None
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it was trained on validation or test clips of this split that are not training clips too, or chosen
+        UserError: it was trained on validation or test clips of this split that are not training clips too, or chosen
             on its test clips.
     """
     if not start:
@@ -200,7 +201,7 @@ def refuse_start_that_saw(spec: StreamSpec, catalog: Catalog, start: Path | None
     own = {clip.content for clip in catalog.part("train")} | NO_VIDEO
     seen = {"val": trained - own, "test": (trained | chosen) - own}
     if twice := [clip.id for part, contents in seen.items() for clip in catalog.part(part) if clip.content in contents]:
-        raise ValueError(
+        raise UserError(
             f"[{spec.stream}] start: the weights in {str(start)!r} were trained or chosen on {len(twice)} "
             f"clips that are validation or test clips of split {catalog.split_name}: {some(twice)}; start from weights "
             "that did not see them"

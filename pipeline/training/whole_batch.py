@@ -13,6 +13,8 @@ import torch
 from torch import distributed, nn
 from torchvision.ops import StochasticDepth
 
+from pipeline.system.errors import UserError
+
 
 @dataclass
 class Piece:
@@ -106,13 +108,13 @@ class _BatchNormOfAll(nn.BatchNorm2d):
         """(N, C, ...) -> the same shape and type.
 
         Raises:
-            ValueError: in training, all pieces together have one value for each channel.
+            UserError: in training, all pieces together have one value for each channel.
         """
         if not self.training:
             return super().forward(inputs)
         values = inputs.numel() // inputs.shape[1] * _processes()
         if values == 1:
-            raise ValueError("batch normalization of one value for each channel; raise batch, or crop_px")
+            raise UserError("batch normalization of one value for each channel; raise batch, or crop_px")
         wide = inputs.float() if inputs.dtype in (torch.float16, torch.bfloat16) else inputs
         normalized, mean, variance = _Normalize.apply(wide, self.weight, self.bias, self.eps)
         self._note(mean, variance, values)

@@ -20,8 +20,8 @@ from pipeline.preprocess.jobs import BAD_CLIP, ShardJob, machine_faults
 from pipeline.preprocess.jobs.earlier import Earlier, copy_into
 from pipeline.specs import FrameSpec
 from pipeline.system.console import one_line
+from pipeline.system.digests import file_hash
 from pipeline.system.errors import MachineFault, Misread
-from pipeline.system.files import file_hash
 from pipeline.video import NotDecoded, Video, VideoError, jpeg, try_decoding
 
 _FRAMES_WATCHED = 256  # frames after which the time in which a decoder must not hang begins again
