@@ -4,6 +4,7 @@ import errno
 import hashlib
 import os
 import shutil
+import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -286,15 +287,44 @@ def test_a_file_that_cannot_be_read_is_left_to_the_decoder(tmp_path, monkeypatch
     assert UNREADABLE not in {c.content for c in read_dataset(spec, "1", known=catalog.clips).clips}
 
 
+def fail_on(monkeypatch, name: str, *, times: int, seconds: float = 0.0) -> list[str]:
+    """Let reading files of this name fail so many times. Returns the names of the files as they are read."""
+    read, real = [], contents.file_hash
+
+    def file_hash(file):
+        read.append(file.name)
+        if name in file.name and read.count(file.name) <= times:
+            time.sleep(seconds)
+            raise OSError(errno.EIO, "Input/output error")
+        return real(file)
+
+    monkeypatch.setattr(contents, "file_hash", file_hash)
+    return read
+
+
+def test_a_moment_in_which_a_disk_fails_does_not_cost_the_night(tmp_path, monkeypatch, capsys):
+    spec = folder_spec(tmp_path, "x/a.avi", "x/b.avi", "x/c.avi")
+    whole = read_dataset(spec, "1")
+    read = fail_on(monkeypatch, "a.avi", times=1)
+    assert read_dataset(spec, "1") == whole
+    assert sorted(read[:3]) == ["a.avi", "b.avi", "c.avi"] and read[3:] == ["a.avi"]
+    assert "a.avi cannot be read: [Errno 5] Input/output error; trying again when" in capsys.readouterr().err
+
+
 def test_a_disk_that_fails_leaves_no_catalog_with_blanks(tmp_path, monkeypatch):
     spec = folder_spec(tmp_path, "x/a.avi", "x/b.avi")
-
-    def fail(file):
-        raise OSError(errno.EIO, "Input/output error")
-
-    monkeypatch.setattr(contents, "file_hash", fail)
-    with pytest.raises(MachineFault, match="a.avi cannot be read: .*Input/output error"):
+    read = fail_on(monkeypatch, "a.avi", times=2)
+    with pytest.raises(MachineFault, match="a.avi cannot be read: .*Input/output error; fix that, or remove the f"):
         read_dataset(spec, "1")
+    assert read.count("a.avi") == 2
+
+
+def test_a_disk_that_is_away_is_not_waited_for_file_by_file(tmp_path, monkeypatch, capsys):
+    spec = folder_spec(tmp_path, *(f"x/{number:03}.avi" for number in range(500)))
+    read = fail_on(monkeypatch, ".avi", times=1, seconds=0.02)
+    with pytest.raises(MachineFault, match="008.avi cannot be read: .*Input/output error; fix that, or remove the f"):
+        read_dataset(spec, "1")
+    assert capsys.readouterr().err.count("trying again") == 8 and len(read) < 500
 
 
 def test_listing_changes_with_any_video_or_list(tmp_path):

@@ -15,6 +15,9 @@ from pipeline.system.files import MAY_PASS
 from pipeline.system.limits import usable_cores
 from pipeline.system.progress import Progress, say
 
+_MOMENTARY = 8
+"""So many reads may fail and be tried again; more are no moment that passes but a disk that is away."""
+
 
 def reading_threads() -> int:
     """Number of threads that read videos at full speed; twice as many are used, since some wait for the disk."""
@@ -22,18 +25,35 @@ def reading_threads() -> int:
 
 
 def hashes(spec: DatasetSpec, clips: Iterable[Clip], known: Iterable[Clip]) -> dict[str, str]:
-    """Content hash of each path: from `known` if path, size and time stamp are the same, else computed in threads."""
+    """Content hash of each path: from `known` if path, size and time stamp are the same, else computed in threads.
+
+    A read that fails is tried again after all others: one moment of a disk must not cost the night.
+
+    Raises:
+        MachineFault: a read has failed twice, or many have failed.
+    """
     old = by_stamp(known)
     content = {clip.path: old.get(stamp(clip)) for clip in clips}
-    new = [path for path in content if content[path] is None]
+    new = {path: Path(spec.videos, path) for path in content if content[path] is None}
     if not new:
         return content
+    again: list[str] = []
     with (
         ThreadPoolExecutor(2 * reading_threads()) as pool,
         Progress("catalog: reading", len(new), "videos") as progress,
     ):
-        for path, digest in zip(new, pool.map(_hash_file, [Path(spec.videos, path) for path in new]), strict=True):
-            content[path] = digest
+        for path, found in zip(new, pool.map(_hash_file, new.values()), strict=True):
+            if isinstance(found, OSError):
+                again.append(path)
+                _say_or_raise(new[path], found, fatal=len(again) > _MOMENTARY)
+                continue
+            content[path] = found
+            progress.advance()
+        for path in again:
+            found = _hash_file(new[path])
+            if isinstance(found, OSError):
+                _say_or_raise(new[path], found, fatal=True)
+            content[path] = found
             progress.advance()
     return content
 
@@ -65,11 +85,21 @@ def by_stamp(clips: Iterable[Clip]) -> dict[tuple[str, int, int], str]:
     return {stamp(clip): clip.content for clip in clips if clip.content != UNREADABLE}
 
 
-def _hash_file(file: Path) -> str:
+def _hash_file(file: Path) -> str | OSError:
+    """The content hash, or UNREADABLE; or the error, if another time the file may be read.
+
+    A catalog with a blank for it would be kept, and differ from those of other splits.
+    """
     try:
         return file_hash(file)
     except OSError as error:
-        if error.errno in MAY_PASS:  # a catalog with a blank would be kept, and differ from those of other splits
-            raise MachineFault(f"{file} cannot be read: {error}; fix that, or remove the file") from error
+        if error.errno in MAY_PASS:
+            return error
         say(f"catalog: {file} cannot be read: {error}")
         return UNREADABLE
+
+
+def _say_or_raise(file: Path, error: OSError, *, fatal: bool) -> None:
+    if fatal:
+        raise MachineFault(f"{file} cannot be read: {error}; fix that, or remove the file") from error
+    say(f"catalog: {file} cannot be read: {error}; trying again when all others have been read")
