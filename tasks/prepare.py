@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
+import functools
 import shlex
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipeline.system.digests import file_hashes
 from pipeline.system.errors import UserError
 from pipeline.system.progress import say_once
 from tasks.base import Stage
 from tasks.listing import Catalog, OfVideos
+from tasks.mistakes import one_line_errors
 from tasks.session import may_write
+
+if TYPE_CHECKING:
+    from pipeline.store import Store
+
+
+@functools.lru_cache(64)  # the rows of a table of the paper share a store, whose index takes 0.2 s with UCF-101's clips
+def _outcomes(path: Path, kind: str, stamp: tuple[int, int]) -> tuple[int, int]:
+    """How many clips of a store have failed, and of how many; `stamp` tells its index from a later one."""
+    from pipeline import store
+
+    found = store.Store(path, kind)
+    return len(found.failed), len(found.rows)
 
 
 class _Store(OfVideos):
@@ -23,21 +38,46 @@ class _Store(OfVideos):
         """Content key of all clips."""
         return self.output().recorded().get("key", "")  # without one the file is damaged, as its reader says
 
+    def is_current(self) -> bool:
+        """Whether the store is there and of the current inputs. Too many failed clips are refused, whoever made it.
+
+        The share that may fail changes no byte of a store, so it makes none anew, and has to be looked at here.
+        """
+        if not super().is_current():
+            return False
+        with one_line_errors():
+            allowed, about = self.spec("frames").max_bad_fraction, self.path.stat()
+            failed, clips = _outcomes(self.path, self.stage, (about.st_mtime_ns, about.st_ino))
+            if failed > allowed * clips:
+                raise UserError(
+                    f"{self.title}: {failed} of {clips} clips have failed, more than [frames] max_bad_fraction = "
+                    f"{allowed:g} allows; fix or remove these videos, or allow a larger fraction; {self._retry} makes "
+                    "the next run try them again"
+                )
+        return True
+
+    def _opened(self) -> Store:
+        from pipeline import store
+
+        return store.Store(self.path, self.stage)
+
+    @property
+    def _retry(self) -> str:
+        return f"`python -m pipeline repair {shlex.quote(str(self.folder))} --failed`"
+
     def say_present(self) -> None:
         """Say that it was found, and what failed here or in the frames: a higher time limit alone makes nothing again.
 
         Luigi does not look for the frames if the flow is there.
         """
-        from pipeline import store
-
         super().say_present()
         known: set[str] = set()  # a clip without frames has failed in the flow too, where nothing can be done about it
         for task in (*(before for before in self.before() if isinstance(before, _Store)), self):
-            found = store.Store(task.path, type(task).__name__.lower())
+            found = task._opened()
             if failed := found.failed.keys() - known:
                 say_once(
-                    f"{task.title}: {len(failed)} of {len(found.rows)} clips have failed; `python -m pipeline repair "
-                    f"{shlex.quote(str(task.folder))} --failed` makes the next run try them again"
+                    f"{task.title}: {len(failed)} of {len(found.rows)} clips have failed; {task._retry} makes the next "
+                    "run try them again"
                 )
             known |= failed
 

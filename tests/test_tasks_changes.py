@@ -24,7 +24,7 @@ from pipeline.scores import Scores
 from pipeline.specs import ClusterSpec
 from pipeline.system import locks
 from pipeline.system.digests import file_hash
-from pipeline.system.errors import StageFailed
+from pipeline.system.errors import StageFailed, UserError
 from tasks import Catalog, Flow, Frames, FullPipeline, Fuse, Report, ScoreStream, TrainStream
 from tasks.session import cache_scope
 
@@ -121,6 +121,19 @@ def test_what_failed_in_a_store_is_told_with_what_retries_it(config, tmp_path, c
     told = f"1 of 4 clips have failed; `python -m pipeline repair {fresh(Frames).folder} --failed` makes the next run"
     assert told in said
     assert said.count("clips have failed") == 1  # Flow can do nothing about it
+
+
+def test_a_smaller_share_that_may_fail_counts_for_a_store_that_is_there(config, tmp_path, monkeypatch):
+    config.set("frames", "max_bad_fraction", "0.25")
+    (tmp_path / "videos/d.avi").write_bytes(b"")
+    assert build(fresh(Flow)) and fresh(Flow).complete()
+    config.set("frames", "max_bad_fraction", "0.2")
+    told = r"Frames native: 1 of 4 clips have failed, more than \[frames\] max_bad_fraction = 0.2 allows; fix or remov"
+    with pytest.raises(UserError, match=told):
+        fresh(TrainStream, stream="temporal").complete()
+    monkeypatch.setattr("tasks.settings.from_command_line", lambda: True)
+    with pytest.raises(SystemExit, match=f"error: {told}"):
+        fresh(Flow).complete()
 
 
 def test_weights_replaced_since_the_command_began_start_no_training(config, tmp_path):
