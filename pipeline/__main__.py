@@ -24,6 +24,8 @@ ROWS_SHOWN = 20
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns its exit status."""
     given = sys.argv[1:] if argv is None else argv
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show is no error
     if given[:1] == ["plan"]:  # its flags are Luigi's, unknown to this parser
         return _answered(_plan, given[1:])
     arguments = _parser().parse_args(given)
@@ -153,12 +155,15 @@ def _summary(arguments: argparse.Namespace) -> int:
 
     for table in (arguments.path / name for name in ("summary.md", "table.md")):  # of AllSplits, of PaperTable
         if table.is_file():
-            print(table.read_text(encoding="utf-8"), end="")
+            print(table.read_text(encoding="utf-8", errors="replace"), end="")
             return 0
     file = arguments.path / "metrics.json"
     if not file.is_file():
         raise FileNotFoundError(f"{file} does not exist; `luigi --module tasks FullPipeline` makes it")
-    print(metrics.headline_text(files.read_json(file)))
+    try:
+        print(metrics.headline_text(files.read_json(file)))
+    except (KeyError, TypeError, AttributeError):
+        raise UserError(f"{file} is not that of a report of this version; run `luigi --module tasks Report`") from None
     print(file.with_name("report.html").resolve())
     return 0
 

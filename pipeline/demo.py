@@ -114,7 +114,7 @@ def is_written(folder: Path, spec: DemoSpec) -> bool:
     marker = folder / MARKER
     try:
         return marker.is_file() and read_json(marker) == spec.identity()
-    except ValueError:
+    except UserError:
         raise UserError(
             f"{marker} is damaged; delete the folder {folder}, if it is the demo's, and run the same command again"
         ) from None

@@ -20,7 +20,7 @@ import luigi
 
 from pipeline.artifacts.status import STAGE_FILES
 from pipeline.system.digests import digest_of
-from pipeline.system.errors import StageFailed
+from pipeline.system.errors import StageFailed, UserError
 from pipeline.system.files import read_json, read_made_from, record_made_from
 from pipeline.system.locks import one_writer, reading, try_exclusive_lock
 from pipeline.system.progress import say
@@ -176,7 +176,7 @@ class Stage(OfDataset):
 
     def complete(self) -> bool:
         """Whether the artifact and all it needs are current. True is cached; if False, `check` runs once."""
-        with cache_scope():
+        with cache_scope(), one_line_errors():
             use_artifacts(self.run_spec.artifacts)
             self._look_for_it()
             if not self.cache.is_complete:  # Luigi calls this for every task before it runs any: the time to refuse
@@ -186,8 +186,7 @@ class Stage(OfDataset):
     def _look_for_it(self) -> None:
         cache = self.cache
         if not cache.inputs_key and all(task.complete() for task in self.before()):
-            with one_line_errors():
-                cache.inputs_key = self.inputs_key()
+            cache.inputs_key = self.inputs_key()
         if cache.inputs_key and not cache.is_complete:
             cache.is_complete = self.is_current()
             if cache.is_complete and may_write():  # a plan writes nothing
@@ -284,7 +283,7 @@ class Stage(OfDataset):
         """Rewrite the record if it is missing or damaged; without it, `gc` would remove nothing at all."""
         try:
             read_made_from(self.folder)
-        except (OSError, ValueError, KeyError):
+        except (OSError, UserError):
             with contextlib.suppress(OSError), try_exclusive_lock(self.folder) as free:  # artifacts may be read-only
                 if free:
                     self.record()

@@ -29,14 +29,15 @@ _FAILURES = nameless_file()  # a line each; shared with Luigi's workers, which a
 class _WithoutTraceback(logging.Filter):
     """Keeps tracebacks out of Luigi's log for errors that are not bugs; one line reports such an error.
 
-    If a task failed, its failure handler prints the line; if the error ends the program, it is printed here.
+    If a task failed, its failure handler prints the line; if the error ends the program or a handler of ours, it is
+    printed here.
     """
 
     def filter(self, record: logging.LogRecord) -> bool:
         error = record.exc_info[1] if record.exc_info else None
         if not error or not (line := line_unless_bug(error)):
             return True
-        if record.msg.startswith("Uncaught exception"):
+        if record.msg.startswith(("Uncaught exception", "Error in event callback")):
             say(f"error: {line}")
         return False
 

@@ -10,6 +10,7 @@ import luigi
 from pipeline.specs import STREAMS, StreamSpec
 from pipeline.system import files
 from pipeline.system.digests import file_hashes
+from pipeline.system.files import with_home
 from pipeline.system.progress import say
 from tasks import checks, settings
 from tasks.base import Stage
@@ -234,7 +235,7 @@ class ScoreStream(OfVideos, OnDevice):
     @property
     def weights(self) -> Path:
         """Path of the trained weights."""
-        return Path(settings.with_home(self.checkpoint)) if self.checkpoint else self.trained[0].weights
+        return Path(with_home(self.checkpoint)) if self.checkpoint else self.trained[0].weights
 
     def check(self) -> None:
         """Refuse a given file that is no checkpoint, or of the other stream, other classes, or other frames or flow."""

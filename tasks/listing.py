@@ -10,6 +10,8 @@ import luigi
 
 from pipeline.specs.base import Spec
 from pipeline.system import files, locks
+from pipeline.system.errors import DamagedFile, UserError
+from pipeline.system.files import with_home
 from pipeline.system.progress import say, say_once
 from tasks import checks, settings
 from tasks.base import Stage
@@ -58,7 +60,7 @@ class OfVideos(Stage):
         """The settings of a section; any number of other videos may fail, since each failure is reported."""
         found = super().spec(section)
         if self.videos and section == "dataset":
-            return found.unlabelled(settings.with_home(self.videos))
+            return found.unlabelled(with_home(self.videos))
         if self.videos and section == "frames":
             return dataclasses.replace(found, max_bad_fraction=1.0)
         return found
@@ -190,5 +192,5 @@ def _if_readable(path: Path) -> catalog.Catalog | None:
 
     try:
         return store.read_catalog(path)
-    except ValueError:
+    except (UserError, DamagedFile):
         return None

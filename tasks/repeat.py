@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -58,7 +59,7 @@ class Repeated(Stage):
         """The seeds, in order; -1 stands for the seed of [run]."""
         with one_line_errors():
             texts = listed("seeds", self.seeds)
-            if wrong := [text for text in texts if not text.isdecimal()]:
+            if wrong := [text for text in texts if not re.fullmatch(r"\d{1,18}", text, re.ASCII)]:
                 raise UserError(f"--seeds is {self.seeds!r}; {wrong[0]!r} is not a whole number from 0 up")
             return _distinct("seeds", self.seeds, [int(text) for text in texts]) or [-1]
 

@@ -36,6 +36,8 @@ def use_artifacts(artifacts: str, *, create: bool = False) -> None:
         with one_line_errors():
             try:
                 _IN_USE[key] = locks.hold_shared_lock(Path(artifacts), create=create)
+            except ValueError as error:  # a character that no path may have
+                raise UserError(f"[run] artifacts is {artifacts!r}: {error}") from None
             except OSError as error:
                 if error.errno in files.NO_SPACE:
                     raise

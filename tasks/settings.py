@@ -26,7 +26,7 @@ from pipeline.specs.base import Spec
 from pipeline.system.console import one_line
 from pipeline.system.digests import digest_of
 from pipeline.system.errors import UserError
-from pipeline.system.files import plain_name
+from pipeline.system.files import plain_name, with_home
 
 SECTIONS: dict[str, type[Spec]] = {
     "run": specs.RunSpec,
@@ -202,11 +202,6 @@ def _with_home(section: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a section with a leading ~/ in paths expanded."""
     paths = {name for name, field in SECTIONS[section].settings().items() if field.metadata["path"]}
     return {name: with_home(value) if name in paths else value for name, value in given.items()}
-
-
-def with_home(path: str) -> str:
-    """A path with a leading ~/ expanded: no shell does that in luigi.cfg, nor after --videos=."""
-    return str(Path(path).expanduser()) if path.startswith("~/") else path
 
 
 def _of_command_line(section: str) -> dict[str, str]:

@@ -254,6 +254,10 @@ def test_what_was_chosen_can_be_applied_to_other_clips(tmp_path):
             '{"format": "two-stream-fusion", "format_version": 2, "parameters": {"svm": 3}}',
             "not parameters of .*TypeError",
         ),
+        (
+            '{"format": "two-stream-fusion", "format_version": 2, "parameters": {"average": {"weight": 2}}}',
+            "not parameters of .*weight is 2; it must be in 0..1",
+        ),
     ],
 )
 def test_what_is_no_fusion_is_refused(tmp_path, content, message):

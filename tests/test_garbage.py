@@ -96,7 +96,7 @@ def test_another_datasets_artifact_is_kept_for_what_was_made_from_it(made):
     assert made.waste() == GIVEN_UP
 
 
-@pytest.mark.parametrize("text", [None, "", "{}", "[1]"])
+@pytest.mark.parametrize("text", [None, "", "{}", "[1]", '{"artifacts": 5}', '{"artifacts": [["a"]]}'])
 def test_nothing_goes_if_something_does_not_say_what_it_was_made_from(made, text, capsys):
     record = made.folder / f"d/report/1-{A}" / "made_from.json"
     record.unlink() if text is None else record.write_text(text)

@@ -329,6 +329,7 @@ def test_settings_and_weights_that_do_not_fit_are_refused(tmp_path):
     "part",
     [
         {"stream_spec": "spatial"},
+        {"stream_spec": {}},
         {"classes": [1, 2]},
         {"classes": None},
         {"state": [1]},

@@ -4,12 +4,14 @@ import json
 import os
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
-from conftest import moving_texture
+from conftest import ROOT, moving_texture
 from stores import write_frames
 
 from pipeline import store
@@ -169,6 +171,24 @@ def test_the_folder_of_artifacts_is_the_configured_one(frames, tmp_path, monkeyp
     monkeypatch.setenv("LUIGI_CONFIG_PATH", "mine.cfg")
     assert main(["status"]) == 0 and "0123456789ab" in capsys.readouterr().out
     assert main(["status", "--artifacts", "here"]) == 0 and "nothing has been made in here;" in capsys.readouterr().out
+    Path("luigi.cfg").write_text("[run]\nartifacts = ~nobody/x\n")  # Luigi's command takes it as it is
+    monkeypatch.delenv("LUIGI_CONFIG_PATH")
+    assert main(["status"]) == 0 and "nothing has been made in ~nobody/x;" in capsys.readouterr().out
+
+
+def test_settings_that_may_not_be_read_are_not_those_of_luigi_cfg(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LUIGI_CONFIG_PATH", "mine.cfg")
+    Path("mine.cfg").write_text("[run]\nartifacts = elsewhere\n")
+    read = Path.read_text
+
+    def refuse(path, *given, **named):
+        if path.name == "mine.cfg":
+            raise PermissionError(13, "Permission denied", str(path))
+        return read(path, *given, **named)
+
+    monkeypatch.setattr(Path, "read_text", refuse)
+    assert main(["status"]) == 2 and capsys.readouterr().err == "error: [Errno 13] Permission denied: 'mine.cfg'\n"
 
 
 def test_nothing_is_looked_for_or_removed_if_the_named_settings_are_not_there(tmp_path, monkeypatch, capsys):
@@ -322,15 +342,29 @@ def test_status_verify_invalidate_and_summary(frames, flow, tmp_path, capsys):
         (["inspect", "{frames}", "--clip", "zz"], "error: 'zz' is not in"),
         (["inspect", "{scores}", "--clip", "zz"], "error: clip 'zz' is not in"),
         (["inspect", "{frames}", "{frames}", "--picture", "x.png"], "--picture is of one clip, but 2 paths are given"),
+        (["summary", "{other}"], "metrics.json is not that of a report of this version; run `luigi --module tasks Rep"),
         (["summary", "{empty}"], "metrics.json does not exist; `luigi --module tasks FullPipeline` makes it"),
     ],
 )
 def test_mistakes_are_answered_in_words(frames, tmp_path, capsys, arguments, message):
-    (tmp_path / "empty").mkdir()
+    for name in ("empty", "other"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "other/metrics.json").write_text('{"accuracy": 0.9}')
     Scores(("a",), np.array([[1.0, 0.0]], np.float32), np.array([0]), ("x", "y")).write(tmp_path / "scores.h5")
-    places = {"frames": frames, "empty": tmp_path / "empty", "scores": tmp_path / "scores.h5"}
+    places = {name: tmp_path / name for name in ("empty", "other", "scores.h5")}
+    places = {"frames": frames, "scores": places.pop("scores.h5"), **places}
     assert main([argument.format(**places) for argument in arguments]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_names_that_the_terminal_cannot_show_are_shown_otherwise(frames, tmp_path):
+    shown = tmp_path / "größe"
+    shutil.copytree(frames.parent, shown)
+    command = [sys.executable, "-m", "pipeline", "inspect", str(shown)]
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=ROOT, env={**os.environ, "PYTHONIOENCODING": "ascii"}
+    )
+    assert done.returncode == 0 and "gr\\xf6\\xdfe/index.h5: frames" in done.stdout and not done.stderr
 
 
 @pytest.mark.parametrize("bug", [KeyError("id"), ValueError("not enough values to unpack")])

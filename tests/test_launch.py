@@ -17,6 +17,7 @@ from trainings import without_batch_norm as spec
 
 from pipeline import training
 from pipeline.networks.checkpoint import load_checkpoint
+from pipeline.specs import StreamSpec
 from pipeline.training import launch, train
 from pipeline.training.__main__ import main
 from pipeline.training.launch import TrainingFailed, TrainingJob
@@ -242,7 +243,16 @@ def test_a_process_that_fails_says_so_and_waits_for_nobody(data, tmp_path, monke
     assert main([str(job.job_folder)]) == 1 and group == ["joined"]
     said = (job.job_folder / "error-1").read_text()
     assert said == "ZeroDivisionError: division by zero, while reading training clip 'a'"
-    assert "in fail" in capsys.readouterr().err
+    assert "in fail" in capsys.readouterr().err  # the traceback of a bug, and of nothing else
+
+    (job.job_folder / "output-1").write_text("Traceback (most recent call last):\n  in fail\nZeroDivisionError")
+    failed = f"process 1 of the spatial training failed: {said}"
+    assert launch._what_failed(job, [None, 1]) == failed and "in fail" in capsys.readouterr().err
+    monkeypatch.setattr("pipeline.training.__main__.train_here", lambda *_: StreamSpec(resize_px=128))
+    assert main([str(job.job_folder)]) == 1 and not capsys.readouterr().err
+    (job.job_folder / "output-1").write_text("a warning")
+    assert "failed: UserError: [spatial] crop_px" in launch._what_failed(job, [None, 1])
+    assert not capsys.readouterr().err
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
@@ -254,7 +264,9 @@ def test_on_a_full_disk_the_cause_is_said_where_it_can_be(data, tmp_path):
     child = subprocess.run(command, cwd=ROOT, env={**os.environ, **place}, capture_output=True, text=True)
     assert child.returncode == 1 and "holds no job.json" in child.stderr and "No space left" not in child.stderr
     (job.job_folder / "output-1").write_text(child.stderr)
-    assert "process 1 of the spatial training ended with status 1: Traceback" in launch._what_failed(job, [None, 1])
+    assert "process 1 of the spatial training ended with status 1: FileNotFoundError: " in launch._what_failed(
+        job, [None, 1]
+    )
     (job.job_folder / "output-1").write_text("")
     said = launch._what_failed(job, [None, 1])
     assert said.endswith(f"ended with status 1: it could not say why; is the disk of {tmp_path} full?")

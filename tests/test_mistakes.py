@@ -18,7 +18,7 @@ from conftest import ROOT
 from pipeline import quantize
 from pipeline.specs import FlowSpec
 from pipeline.system.errors import DamagedFile, MachineFault, StageFailed, UserError, WorkerDied
-from tasks import Catalog, PaperTable, command, mistakes, session
+from tasks import Catalog, PaperTable, base, command, mistakes, session
 
 
 @pytest.mark.parametrize(
@@ -112,9 +112,10 @@ def test_what_luigi_logs_of_files_has_no_traceback(monkeypatch, caplog, capsys, 
     monkeypatch.setattr(log, "handlers", [])  # those of a run before
     log.error("[pid 1] Worker failed", exc_info=error)
     assert len(caplog.records) == (not plain) and not capsys.readouterr().err
-    log.error("Uncaught exception in luigi", exc_info=error)
-    assert len(caplog.records) == 2 * (not plain)
-    assert capsys.readouterr().err.startswith("error: " + str(error)) == plain
+    for count, said in enumerate(("Uncaught exception in luigi", "Error in event callback for 'x'"), 2):
+        log.error(said, exc_info=error)
+        assert len(caplog.records) == count * (not plain)
+        assert capsys.readouterr().err.startswith("error: " + str(error)) == plain
 
 
 def test_a_folder_that_cannot_be_written_is_one_line(overlay, tmp_path):
@@ -213,6 +214,22 @@ def test_what_is_read_to_find_whether_a_stage_is_done_is_reported_in_one_line(co
     monkeypatch.setattr("tasks.settings.from_command_line", lambda: True)
     with pytest.raises(SystemExit, match="error: .* Permission denied: 'weights.pth'"):
         fresh(Catalog).complete()
+
+
+def test_a_folder_that_may_not_be_entered_is_reported_in_one_line(config, monkeypatch):
+    def refuse(self):
+        raise PermissionError(13, "Permission denied", str(self.path))
+
+    monkeypatch.setattr(base.Artifact, "exists", refuse)
+    monkeypatch.setattr("tasks.settings.from_command_line", lambda: True)
+    with pytest.raises(SystemExit, match="error: .* Permission denied: '.*catalog.h5'"):
+        fresh(Catalog).complete()
+
+
+def test_a_folder_with_a_character_that_no_path_has_is_reported_in_one_line(monkeypatch):
+    monkeypatch.setattr("tasks.settings.from_command_line", lambda: True)
+    with pytest.raises(SystemExit, match=r"error: \[run\] artifacts is 'a\\x00b': embedded null byte"):
+        session.use_artifacts("a\0b", create=True)
 
 
 def test_a_damaged_table_is_reported_in_one_line(config, monkeypatch):

@@ -11,6 +11,7 @@ from pipeline.networks import backbones, build, build_untrained, imagenet, resol
 from pipeline.networks.checkpoint import weights_hash
 from pipeline.networks.starting import CHECKPOINT_FORMAT
 from pipeline.specs import StackSpec, StreamSpec
+from pipeline.system.errors import UserError
 from pipeline.system.gpus import cuda_count
 
 torch.set_num_threads(1)
@@ -272,15 +273,18 @@ def test_the_paper_s_spatial_network_starts_its_temporal_one(tmp_path, plain):
     assert all(torch.equal(value, again[name]) for name, value in temporal.body.state_dict().items())
 
 
+@pytest.mark.filterwarnings("ignore:Validating sparse tensor")
 def test_a_start_that_is_no_weights_file_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="'nowhere.pth', which is no file; allowed: scratch, imagenet"):
         build(spec(start="nowhere.pth"), 4)
     (tmp_path / "text.pth").write_text("hello")
     with pytest.raises(ValueError, match="text.pth cannot be loaded with weights_only=True"):
         build(spec(start=str(tmp_path / "text.pth")), 4)
-    torch.save({"epoch": 3}, tmp_path / "other.pth")
-    with pytest.raises(ValueError, match="holds no state dict"):
-        build(spec(start=str(tmp_path / "other.pth")), 4)
+    no_weights = {"format": CHECKPOINT_FORMAT, "format_version": 1}
+    for content in ({"epoch": 3}, {0: torch.ones(3)}, {"weight": torch.ones(3).to_sparse()}, no_weights):
+        torch.save(content, tmp_path / "other.pth")
+        with pytest.raises(UserError, match="holds no state dict"):
+            build(spec(start=str(tmp_path / "other.pth")), 4)
 
 
 def test_code_in_a_weights_file_is_never_run(tmp_path):

@@ -7,6 +7,7 @@ from pipeline import networks
 from pipeline.networks import build, check
 from pipeline.networks.backbones import OWN
 from pipeline.specs import StackSpec, StreamSpec
+from pipeline.system.errors import UserError
 
 
 def spec(stream, network, **values):
@@ -47,6 +48,12 @@ def test_check_refuses_crops_that_do_not_suit_the_network(network, side, message
 @pytest.mark.parametrize("stream", ["spatial", "temporal"])
 def test_check_lets_pass_what_can_be_built(network, stream):
     networks.check(spec(stream, network, crop_px=224, segments=3, partial_bn=True))
+
+
+@pytest.mark.parametrize("network", ["resnet1818", "raft_large"])
+def test_a_network_that_does_not_exist_is_refused_whatever_it_starts_from(network):
+    with pytest.raises(UserError, match=rf"\[spatial\] network '{network}' does not exist; "):
+        check(StreamSpec(network=network, start="imagenet"))
 
 
 def test_weights_of_another_network_are_refused_before_any_work(tmp_path):

@@ -67,6 +67,7 @@ def test_other_settings_are_another_summary(tiny, config):
     [
         ({"seeds": "0,x"}, "--seeds is '0,x'; 'x' is not a whole number from 0 up"),
         ({"seeds": "-1"}, "'-1' is not a whole number"),
+        ({"seeds": "9" * 5000}, "' is not a whole number from 0 up"),
         ({"seeds": "1,1"}, "--seeds is '1,1'; it must be different names, separated by commas"),
         ({"seeds": "1,01"}, "--seeds is '1,01'; it must be different names"),
         ({"splits": "a,,b"}, "--splits is 'a,,b'; it must be different names"),

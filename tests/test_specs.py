@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -21,6 +22,7 @@ from pipeline.specs import (
     StreamSpec,
 )
 from pipeline.specs.base import Spec
+from pipeline.system.errors import UserError
 
 
 def test_specs_are_frozen():
@@ -134,8 +136,14 @@ def test_rules_between_settings():
         StackSpec(length=5, direction="bidirectional")
     with pytest.raises(ValueError, match=r"\[cluster\] address is empty; kind = address needs the scheduler's"):
         ClusterSpec(kind="address")
-    with pytest.raises(ValueError, match=r"group_pattern '\(' is no regular expression"):
-        DatasetSpec(group_pattern="(")
+    for address in ("localhost", "xyz://a:1", "tcp://localhost:abc"):
+        with pytest.raises(
+            UserError, match=rf"\[cluster\] address is '{address}'; it must be like tcp://127.0.0.1:8786"
+        ):
+            ClusterSpec(kind="address", address=address)
+    for pattern in ("(", "(?P<group>a{99999999999})"):
+        with pytest.raises(UserError, match=rf"group_pattern '{re.escape(pattern)}' is no regular expression"):
+            DatasetSpec(group_pattern=pattern)
     with pytest.raises(ValueError, match=r"group_pattern 'x' has no \(\?P<group>"):
         DatasetSpec(group_pattern="x")
     with pytest.raises(ValueError, match=r"\[cluster\] address is 'tcp://x:1', which kind = local does not read"):
@@ -169,6 +177,8 @@ def test_numbers_of_numpy_are_numbers():
 
 def test_a_device_is_named_as_torch_names_it():
     assert RunSpec(device="cuda:1").device == "cuda:1"
+    with pytest.raises(UserError, match=r"\[run\] device is 'cuda:99999'; allowed: auto, cpu, cuda, cuda:0, cuda:1"):
+        RunSpec(device="cuda:99999")
     with pytest.raises(ValueError, match=r"\[run\] device is 'gpu'; allowed: auto, cpu, cuda, cuda:0, cuda:1"):
         RunSpec(device="gpu")
 

@@ -13,7 +13,7 @@ from stores import ATTRS, smooth_flow, write_flow, write_frames
 from pipeline import store
 from pipeline.artifacts import damage
 from pipeline.store import container, heap
-from pipeline.system.errors import DamagedFile, MachineFault
+from pipeline.system.errors import DamagedFile, MachineFault, UserError
 from pipeline.video import jpeg
 
 
@@ -180,6 +180,17 @@ def test_foreign_and_damaged_files_are_refused_with_what_to_do(tmp_path):
     with h5py.File(path, "r+") as file:
         file.attrs["format_version"] = 99
     with pytest.raises(ValueError, match="has format version 99; this code reads 1: update the code"):
+        store.open_flow(path)
+
+
+def test_what_other_tools_note_in_a_file_is_no_damage(tmp_path):
+    path = write_flow(tmp_path / "flow", smooth_flow(2))
+    with h5py.File(path, "r+") as file:
+        file.attrs["note"] = [1, 2]
+    assert store.open_flow(path).attrs["note"] == [1, 2]
+    with h5py.File(path, "r+") as file:
+        file.attrs["format_version"] = [1, 2]
+    with pytest.raises(UserError, match=r"has format version \[1, 2\]; this code reads 1: update the code"):
         store.open_flow(path)
 
 

@@ -32,7 +32,7 @@ def what_has_checksums(path: Path) -> str:
     """What `verify` compares, in words: the clips of a store, or tables.
 
     Raises:
-        ValueError: nothing there has checksums.
+        UserError: nothing there has checksums.
     """
     if _has_several_tables(path):
         return "every table"
@@ -171,7 +171,7 @@ def repair(path: Path, *, failed: bool = False) -> Repaired:
         failed: also remove the shards of clips that failed (a locked file, or too short a time limit).
 
     Raises:
-        ValueError: not a store.
+        UserError: not a store.
         OSError, MachineFault, or whatever says that memory ran out: the fault is this machine's; no shard was removed.
     """
     folder = store_folder(path)

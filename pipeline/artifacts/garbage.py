@@ -107,7 +107,7 @@ def _reachable(artifacts: Path, rows: dict[str, dict[str, Any]], roots: Iterable
             continue
         try:
             waiting += files.read_made_from(record.parent)
-        except (OSError, ValueError, KeyError):
+        except (OSError, UserError):
             raise UserError(
                 f"{record} is missing or damaged, so what was used for it is unknown and nothing can safely be "
                 "removed; run the command that made it again to write that file, or delete the folder "

@@ -12,7 +12,7 @@ from pipeline import store
 from pipeline.artifacts.status import STAGE_FILES
 from pipeline.scores import Scores
 from pipeline.store import motion
-from pipeline.system.errors import MachineFault, UserError
+from pipeline.system.errors import UserError, message_suffices
 from pipeline.system.files import read_json
 
 # files of ours without checksums, by suffix
@@ -132,7 +132,9 @@ def _motion(opened: store.Store) -> dict[str, Any]:
     """How far things move, or why that could not be measured; a damaged store is still shown."""
     try:
         found = motion.sample(opened)
-    except (OSError, ValueError, MachineFault) as error:
+    except Exception as error:
+        if not message_suffices(error):
+            raise
         return {"motion": f"not measured: {error}"}
     return {f"motion_{name}": round(value, 4) for name, value in found._asdict().items()} if found else {}
 

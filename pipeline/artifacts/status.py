@@ -10,7 +10,7 @@ from typing import Any
 from pipeline.specs import RunSpec
 from pipeline.system.console import one_line
 from pipeline.system.errors import UserError
-from pipeline.system.files import read_json, size_of
+from pipeline.system.files import read_json, size_of, with_home
 
 # stage -> the files of its artifacts: first the one that is written last, then others without which it is unfinished
 STAGE_FILES = {
@@ -36,7 +36,7 @@ def configured_artifacts() -> Path:
         UserError: as `read_settings`.
     """
     found = read_settings().get("run", "artifacts", fallback=RunSpec.artifacts)
-    return Path(os.path.expandvars(found)).expanduser()  # Luigi replaces ${NAME} too
+    return Path(with_home(os.path.expandvars(found)))  # Luigi replaces ${NAME} too
 
 
 def preset() -> str:
@@ -55,13 +55,15 @@ def read_settings() -> configparser.ConfigParser:
     """luigi.cfg of the current folder, if there is one, and the preset of LUIGI_CONFIG_PATH over it.
 
     Raises:
-        FileNotFoundError: as `preset`.
+        OSError: as `preset`, or one of them may not be read.
         UserError: one of them has an error of syntax, or is not UTF-8.
     """
     parser = configparser.ConfigParser(interpolation=None)
-    for path in ("luigi.cfg", preset()):
+    for path in filter(None, ("luigi.cfg", preset())):
         try:
-            parser.read(path, encoding="utf-8")
+            parser.read_string(Path(path).read_text(encoding="utf-8"), source=path)
+        except FileNotFoundError:  # luigi.cfg: another folder than the project's has none
+            continue
         except configparser.Error as error:
             raise UserError(f"{path} cannot be read: {one_line(str(error))}") from None
         except UnicodeDecodeError as error:
@@ -73,7 +75,7 @@ def _lacks_rows(table: Path) -> bool:
     """Whether the folder is of a table of which a row failed."""
     try:
         return read_json(table / "table.json").get("inputs") == PARTIAL
-    except (OSError, ValueError):  # of another stage, or damaged, which `verify` reports
+    except (OSError, UserError):  # of another stage, or damaged, which `verify` reports
         return False
 
 

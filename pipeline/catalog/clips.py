@@ -85,10 +85,10 @@ class Catalog:
         """The clips of "train", "val", "test" or "unused", sorted by id.
 
         Raises:
-            UserError: there is no such part.
+            ValueError: there is no such part.
         """
         if name not in PARTS:
-            raise UserError(f"part is {name!r}; allowed: {', '.join(PARTS)}")
+            raise ValueError(f"part is {name!r}; allowed: {', '.join(PARTS)}")
         return tuple(clip for clip in self.clips if clip.part == name)
 
     def counts(self) -> dict[str, dict[str, int]]:

@@ -74,7 +74,7 @@ def read_ucf101_lists(folder: Path, split: str) -> list[ListedClip]:
 
 
 def _ucf101_row(line: str, labels: dict[str, tuple[int, str]], where: str) -> ListedClip:
-    path, label = re.fullmatch(r"(.*?\S)(?:\s+(\d+))?", line).groups()
+    path, label = re.fullmatch(r"(.*?\S)(?:\s+(\d{1,9}))?", line).groups()
     path = safe_path(path, where)
     folder, _, file = path.partition("/")
     if not file or "/" in file:
@@ -142,7 +142,7 @@ def _lines(file: Path) -> list[str]:
 
 
 def _wanted_split(split: str, numbers: set[str]) -> str:
-    wanted = str(int(split)) if re.fullmatch(r"\d+", split) else split
+    wanted = str(int(split)) if re.fullmatch(r"\d{1,9}", split) else split
     if wanted not in numbers:
         raise UserError(unknown_name(f"split {split!r}", split, numbers))
     return wanted

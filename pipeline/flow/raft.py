@@ -42,7 +42,7 @@ def between(
         CPU, a torch tensor on the device from CUDA.
 
     Raises:
-        FileNotFoundError, UserError: as for `load`.
+        FileNotFoundError, ValueError: as for `load`.
 
     Source: Teed and Deng, RAFT: recurrent all pairs field transforms for optical flow, ECCV 2020, with torchvision's
     networks and weights. Frames are extended by repeating their border pixels to whole cells and at least the smallest
@@ -78,7 +78,7 @@ def load(spec: FlowSpec) -> nn.Module:
 
     Raises:
         FileNotFoundError: no such file, or it cannot be downloaded.
-        UserError: the file is damaged, or holds other weights.
+        ValueError: the file is damaged, or holds other weights.
     """
     path = weights.find(spec)
     if spec.weights_file is None:

@@ -60,7 +60,7 @@ def cuda_devices(method: str, device: str) -> tuple[str, ...]:
     """The CUDA devices that a method would use here: all for "auto", otherwise the one named; none for the CPU.
 
     Raises:
-        UserError: the device is unknown or cannot be used, as for `estimate`.
+        ValueError: the device is unknown or cannot be used, as for `estimate`.
     """
     found = method_device(method, device)
     if found == "cpu" or device != "auto":
@@ -99,7 +99,7 @@ def check(spec: FlowSpec, *, device: str = "auto") -> None:
     """Reject up front what this machine cannot compute; downloads RAFT's weights if they are missing.
 
     Raises:
-        UserError, OSError: as for `estimate`, or a missing package or module.
+        ValueError, OSError: as for `estimate`, or a missing package or module.
     """
     if spec.method in RAFT_WEIGHTS and not _missing_package(REGISTRY[spec.method]):
         from pipeline.flow import raft

@@ -32,7 +32,7 @@ class Weighted:
 
     def __post_init__(self):
         if not 0 <= self.weight <= 1:
-            raise UserError(f"weight is {self.weight}; it must be in 0..1 (the share of the second table)")
+            raise ValueError(f"weight is {self.weight}; it must be in 0..1 (the share of the second table)")
 
     def apply(self, a: Scores, b: Scores) -> Scores:
         """Fused table in a's order of clips; a is the spatial stream's, b the temporal one's.
@@ -60,7 +60,7 @@ def weighted(a: Scores, b: Scores, weight: float) -> Scores:
         weight: share of b, 0..1.
 
     Raises:
-        UserError: weight is outside 0..1, or the tables do not join.
+        ValueError: weight is outside 0..1, or the tables do not join.
     """
     return Weighted(weight).apply(a, b)
 
@@ -87,10 +87,10 @@ def choose_weight(val_a: Scores, val_b: Scores, step: float = 0.05, *, folds: in
         accuracy of these weights on the held-out folds (None without a cut).
 
     Raises:
-        UserError: step is out of range, or there is no labeled validation clip that both streams scored.
+        ValueError: step is out of range, or there is no labeled validation clip that both streams scored.
     """
     if not 0 < step <= 1:
-        raise UserError(f"step is {step}; it must be above 0 and at most 1")
+        raise ValueError(f"step is {step}; it must be above 0 and at most 1")
     a, b = scored_pair(val_a, val_b)
     grid = [round(k * step, 9) for k in range(int(np.ceil(1 / step - 1e-9)))] + [1.0]
     right, nll = (np.stack(rows) for rows in zip(*(_trial(a, b, weight) for weight in grid), strict=True))
@@ -122,14 +122,14 @@ def fuse(val: Mapping[str, Scores], test: Mapping[str, Scores], spec: FusionSpec
         "fitted_top1" for the SVM, which was fitted on them. Without validation clips, there is only the average.
 
     Raises:
-        UserError: a clip is in both parts, tables do not join, or no validation clip is scored.
+        ValueError: a clip is in both parts, tables do not join, or no validation clip is scored.
     """
     if not any(map(len, val.values())):
         only = Weighted(0.5).apply(test["spatial"], test["temporal"])
         return {"average": only}, {"average": {"weight": 0.5, "val_top1": None}}
     both = sorted(set(val["spatial"].video_ids) & set(test["spatial"].video_ids))
     if both:
-        raise UserError(f"{len(both)} clips are in the validation and in the test tables, such as {both[0]!r}")
+        raise ValueError(f"{len(both)} clips are in the validation and in the test tables, such as {both[0]!r}")
     val_pair, test_pair = ((part["spatial"], part["temporal"]) for part in (val, test))
     weight, why = choose_weight(*val_pair, step=spec.weight_step, folds=spec.folds)
     choice = choose_c(*val_pair, [spec.svm_c] if spec.svm_c else spec.svm_c_grid, folds=spec.folds)
@@ -155,7 +155,7 @@ def from_parameters(parameters: Mapping[str, Any]) -> dict[str, Weighted | Linea
         svm = {"svm": LinearSVM.from_dict(parameters["svm"])} if "svm" in parameters else {}
         means = ["average", *(["weighted"] if "weighted" in parameters else [])]
         return {**{name: Weighted(parameters[name]["weight"]) for name in means}, **svm}
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"these are not parameters of the fusions average, weighted and svm: {error!r}") from None
 
 

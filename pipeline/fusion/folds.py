@@ -75,12 +75,12 @@ def cut_folds(table: Scores, count: int, *, by_class: bool = True) -> Folds:
             least half of the clips find their class outside their own fold; if not, two folds are enough.
 
     Raises:
-        UserError: count is below 2, or the table has no clips.
+        ValueError: count is below 2, or the table has no clips.
     """
     if count < 2:
-        raise UserError(f"folds is {count}; it must be at least 2")
+        raise ValueError(f"folds is {count}; it must be at least 2")
     if not len(table):
-        raise UserError("there is no clip to cut into folds")
+        raise ValueError("there is no clip to cut into folds")
     tried = []
     for unit, names in (("groups", table.groups), ("clips", table.video_ids)):
         if names is None:

@@ -53,15 +53,15 @@ class LinearSVM:
         k = len(self.classes)
         shapes = self.coefficients.shape, self.intercepts.shape
         if shapes != ((k, 2 * k), (k,)):
-            raise UserError(
+            raise ValueError(
                 f"an SVM of {k} classes has coefficients ({k}, {2 * k}) and intercepts ({k},), not {shapes}"
             )
         if not (np.isfinite(self.coefficients).all() and (self.intercepts < np.inf).all()):
-            raise UserError("the coefficients and intercepts of an SVM must be finite (or the class absent)")
+            raise ValueError("the coefficients and intercepts of an SVM must be finite (or the class absent)")
         if not 0 < self.temperature < np.inf:
-            raise UserError(f"the temperature of an SVM is {self.temperature}; it must be above 0 and finite")
+            raise ValueError(f"the temperature of an SVM is {self.temperature}; it must be above 0 and finite")
         if not (self.intercepts > -np.inf).any():
-            raise UserError("an SVM without a single class predicts nothing")
+            raise ValueError("an SVM without a single class predicts nothing")
 
     @classmethod
     def fit(cls, val_a: Scores, val_b: Scores, *, c: float = DEFAULT_C, temperature: float = 1.0) -> LinearSVM:
@@ -73,10 +73,10 @@ class LinearSVM:
             temperature: of `apply`; it does not change the margins. `choose_c` finds both.
 
         Raises:
-            UserError: c is not positive and finite, or there is no labeled validation clip that both streams scored.
+            ValueError: c is not positive and finite, or there is no labeled validation clip that both streams scored.
         """
         if not 0 < c < np.inf:
-            raise UserError(f"c is {c}; it must be above 0 and finite")
+            raise ValueError(f"c is {c}; it must be above 0 and finite")
         a, b = scored_pair(val_a, val_b)
         coefficients, intercepts = _crammer_singer(_features(a, b), a.labels, len(a.classes), c)
         return cls(a.classes, coefficients, intercepts, float(c), len(a), temperature)
@@ -126,7 +126,7 @@ class LinearSVM:
         """The SVM that `as_dict` described; it gives the same margins to the last bit.
 
         Raises:
-            UserError: the values are not those of one SVM.
+            ValueError: the values are not those of one SVM.
         """
         intercepts = [-np.inf if bias is None else bias for bias in values["intercepts"]]
         coefficients, intercepts = np.array(values["coefficients"], np.float64), np.array(intercepts, np.float64)
@@ -164,10 +164,10 @@ def choose_c(val_a: Scores, val_b: Scores, grid: Sequence[float], *, folds: int 
         optimistic as the best of several C, None without a cut.
 
     Raises:
-        UserError: the grid is empty or not above 0, or no validation clip is scored.
+        ValueError: the grid is empty or not above 0, or no validation clip is scored.
     """
     if not len(grid) or not all(0 < c < np.inf for c in grid):
-        raise UserError(f"the grid of C is {list(grid)}; it must hold numbers above 0")
+        raise ValueError(f"the grid of C is {list(grid)}; it must hold numbers above 0")
     a, b = scored_pair(val_a, val_b)
     folded, grid = cut_folds(a, folds), sorted(set(map(float, grid)))
     why = {"chosen_from": grid, **folded.as_dict()}

@@ -134,7 +134,7 @@ def build(spec: StreamSpec, num_classes: int, other_classes: int = 0, *, start: 
         A network on the CPU with new heads; random numbers are drawn from torch's global generator.
 
     Raises:
-        UserError: unknown network or start, or weights that do not belong to the network.
+        ValueError: unknown network or start, or weights that do not belong to the network.
         FileNotFoundError: there is no such weights file, or ImageNet's are damaged or cannot be downloaded.
     """
     network, start = build_untrained(spec, num_classes, other_classes), start or spec.start
@@ -150,14 +150,14 @@ def check(spec: StreamSpec) -> None:
 
     Raises:
         FileNotFoundError: the weights file of `start` does not exist.
-        UserError: unknown network, one without ImageNet weights, a crop or channels that it cannot take, or a file
+        ValueError: unknown network, one without ImageNet weights, a crop or channels that it cannot take, or a file
             with another network's weights.
     """
+    network = _on_meta(spec)  # first: it refuses a network that does not exist
     if spec.start == "imagenet":
         imagenet.refuse(spec)
     if spec.start_file:
         refuse_absent(spec.start_file, spec)
-    network = _on_meta(spec)
     refuse_crop(network.body, spec)
     if spec.start_file:
         of_body(network, read_weights(spec.start, mmap=True), spec, spec.start)
@@ -196,11 +196,11 @@ def build_untrained(spec: StreamSpec, num_classes: int, other_classes: int = 0) 
     """The network of a stream with random weights, into which starting weights or a checkpoint can be loaded.
 
     Raises:
-        UserError: fewer than two classes, an unknown network, a crop too small for CNN-M-2048, or no layer that could
+        ValueError: fewer than two classes, an unknown network, a crop too small for CNN-M-2048, or no layer that could
             take the stream's channels.
     """
     if num_classes < 2:
-        raise UserError(f"num_classes is {num_classes}; a network needs at least 2 classes")
+        raise ValueError(f"num_classes is {num_classes}; a network needs at least 2 classes")
     make = OWN.get(spec.network, torchvision_body)
     body, width, replaces = make(spec)
     added = other_classes if spec.with_how == "classes" else 0

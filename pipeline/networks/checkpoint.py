@@ -15,7 +15,7 @@ import torch
 from pipeline.catalog import Catalog
 from pipeline.networks import Network, build_untrained
 from pipeline.networks.starting import CHECKPOINT_FORMAT
-from pipeline.specs import StackSpec, StreamSpec
+from pipeline.specs import STREAMS, StackSpec, StreamSpec
 from pipeline.system.console import class_difference, some
 from pipeline.system.errors import DamagedFile, UserError
 from pipeline.system.files import inside
@@ -135,6 +135,7 @@ def _load(path: Path, *, mmap: bool = False) -> dict[str, Any]:
     values = load_tensors(path, CHECKPOINT_FORMAT, FORMAT_VERSION, mmap=mmap, cure=cure)
     parts = {"stream_spec": dict, "state": dict, "classes": list, "other_classes": list}
     whole = all(isinstance(values.get(name), kind) for name, kind in parts.items())
+    whole = whole and values["stream_spec"].get("stream") in STREAMS
     if not whole or not all(isinstance(name, str) for name in values["classes"] + values["other_classes"]):
         raise UserError(f"{path} lacks the settings, the classes or the weights of a trained stream; train it again")
     return values
@@ -178,7 +179,7 @@ def refuse_other_data(path: Path | str, trained_on: str | None, given: str) -> N
     """Refuse frames or flow made with other settings than a training's; "" and None mean unknown.
 
     Raises:
-        ValueError: both digests are known, and they differ.
+        UserError: both digests are known, and they differ.
     """
     if trained_on and given and trained_on != given:
         raise UserError(
@@ -232,7 +233,7 @@ def spec_of(path: Path | str, values: dict[str, Any]) -> StreamSpec:
     """A stream's settings from the plain values of `as_dict`; `path` is where they were found, for the message.
 
     Raises:
-        ValueError: settings that this code does not know.
+        UserError: settings that this code does not know.
     """
     try:
         stack = StackSpec(**values["stack"]) if values.get("stack") else None

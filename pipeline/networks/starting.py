@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -114,14 +114,18 @@ def read_weights(path: str | Path, *, mmap: bool = False) -> dict[str, torch.Ten
 
     Raises:
         FileNotFoundError: no such file.
-        UserError: it has other content (code in a file is never executed).
+        ValueError: it is damaged (`DamagedFile`), or has other content (code in a file is never executed).
     """
     found = read_tensors(path, mmap=mmap)
     if isinstance(found, dict) and found.get("format") == CHECKPOINT_FORMAT:
-        found = found["state"]
-    if not isinstance(found, dict) or not found or not all(isinstance(value, torch.Tensor) for value in found.values()):
+        found = found.get("state")
+    if not isinstance(found, dict) or not found or not all(map(_is_weight, *zip(*found.items(), strict=True))):
         raise UserError(f"{path} holds no state dict (names to tensors)")
     return found
+
+
+def _is_weight(name: Any, value: Any) -> bool:
+    return isinstance(name, str) and isinstance(value, torch.Tensor) and value.layout == torch.strided
 
 
 def _refuse_mismatch(wanted: dict, given: dict, spec: StreamSpec, start: str | Path) -> None:

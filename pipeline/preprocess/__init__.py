@@ -23,7 +23,7 @@ from pipeline.preprocess.sharding import Shards, plan_shards
 from pipeline.specs import ClusterSpec, FlowSpec, FrameSpec
 from pipeline.store import motion
 from pipeline.system.digests import canonical_json, digest_of, file_hashes
-from pipeline.system.errors import MachineFault, Misread, StageFailed, UserError, WorkerDied
+from pipeline.system.errors import Misread, StageFailed, UserError, WorkerDied, message_suffices
 from pipeline.system.files import MAY_PASS
 from pipeline.system.locks import one_writer
 from pipeline.system.progress import Progress, say
@@ -170,7 +170,9 @@ def _warn_of_a_bound(folder: Path, spec: FlowSpec) -> None:
     try:
         with store.open_flow(folder / "index.h5") as made:
             found = motion.sample(made)
-    except (OSError, ValueError, MachineFault) as error:  # the store is complete: this is only advice
+    except Exception as error:  # the store is complete: this is only advice
+        if not message_suffices(error):
+            raise
         say(f"flow: how much motion lies at [flow] bound_px is unknown: {error}")
         return
     if found and found.at_bound > MUCH_AT_BOUND:

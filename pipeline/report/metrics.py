@@ -69,11 +69,11 @@ def join(streams: Mapping[str, Scores], fused: Mapping[str, Scores]) -> dict[str
     """All tables by name, streams first, with their clips in the order of the spatial stream's clips.
 
     Raises:
-        UserError: if a stream or the average is absent, tables do not join, or there is no clip.
+        ValueError: if a stream or the average is absent, tables do not join, or there is no clip.
     """
     absent = [name for name in (*STREAMS, "average") if name not in {**streams, **fused}]
     if absent:
-        raise UserError(
+        raise ValueError(
             f"the report needs the scores of {', '.join(absent)}; it got {', '.join([*streams, *fused]) or 'none'}"
         )
     first = streams["spatial"]

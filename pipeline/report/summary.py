@@ -14,7 +14,6 @@ from pipeline.report.uncertainty import Bootstrap, interval_text
 from pipeline.scores import Scores
 from pipeline.specs import STREAMS
 from pipeline.system import files
-from pipeline.system.errors import UserError
 from pipeline.system.packages import versions
 
 
@@ -47,7 +46,7 @@ def write(folder: str | Path, *, dataset: str, runs: Sequence[Run], **attrs: str
         What is in `summary.json`; accuracies are shares, 0..1.
 
     Raises:
-        UserError: as `collect`.
+        ValueError: as `collect`.
     """
     from pipeline.report import page  # imports matplotlib and jinja2, which the numbers alone do not need
 
@@ -68,7 +67,7 @@ def collect(dataset: str, runs: Sequence[Run]) -> dict[str, Any]:
     tested once.
 
     Raises:
-        UserError: there is no run, two runs have the same split and seed, classes or fusions differ, or a run lacks a
+        ValueError: there is no run, two runs have the same split and seed, classes or fusions differ, or a run lacks a
             stream or the average.
     """
     _check(runs)
@@ -132,15 +131,15 @@ def _never_answered_note(runs: Sequence[Run]) -> str:
 
 def _check(runs: Sequence[Run]) -> None:
     if not runs:
-        raise UserError("there is no run to summarize")
+        raise ValueError("there is no run to summarize")
     named = [(run.split, run.seed) for run in runs]
     if twice := [name for name in named if named.count(name) > 1]:
-        raise UserError(f"split {twice[0][0]!r} with seed {twice[0][1]} appears twice")
+        raise ValueError(f"split {twice[0][0]!r} with seed {twice[0][1]} appears twice")
     first = runs[0]
     for run in runs:
         classes = {table.classes for table in (*run.streams.values(), *run.fused.values())}
         if classes != {first.streams["spatial"].classes} or list(run.fused) != list(first.fused):
-            raise UserError(f"split {run.split!r} has other classes or fusions than split {first.split!r}")
+            raise ValueError(f"split {run.split!r} has other classes or fusions than split {first.split!r}")
 
 
 def pool(tables: Sequence[Mapping[str, Scores]]) -> Bootstrap:

@@ -70,7 +70,7 @@ class Scores:
         outside = np.flatnonzero((self.labels < UNKNOWN) | (self.labels >= len(self.classes)))
         if len(outside):
             first = outside[0]
-            raise UserError(
+            raise ValueError(
                 f"labels: {len(outside)} lie outside 0..{len(self.classes) - 1} (-1: unknown), "
                 f"the first is {self.labels[first]} of {self.video_ids[first]!r}"
             )
@@ -80,7 +80,7 @@ class Scores:
         whole = (p >= 0).all(axis=1) & (abs(sums - 1) <= SUM_TOLERANCE)
         wrong = np.flatnonzero(~whole & ~np.isnan(p).all(axis=1))
         if len(wrong):
-            raise UserError(
+            raise ValueError(
                 f"probabilities: {len(wrong)} rows neither are probabilities that sum to 1 nor all NaN, "
                 f"the first is {self.video_ids[wrong[0]]!r} with sum {sums[wrong[0]]:g}"
             )
@@ -130,7 +130,7 @@ class Scores:
         """Clip id -> probabilities and features of each of its views, read from the table's file on access.
 
         Raises:
-            ValueError: the table was not read from a file, or its file holds no views.
+            UserError: the table was not read from a file, or its file holds no views.
             DamagedFile: the file has been written again since; so says every access to its views.
         """
         if self.source is None:
@@ -202,7 +202,7 @@ class Scores:
         """Both tables with the same clip in each row: this one unchanged, the other in this one's order.
 
         Raises:
-            ValueError: classes, clip ids, or labels differ; the message says how many and which.
+            UserError: classes, clip ids, or labels differ; the message says how many and which.
         """
         if self.classes != other.classes:
             raise UserError(f"the tables have {class_difference(self.classes, other.classes)}")
@@ -224,7 +224,7 @@ class Scores:
 def _read_only(name: str, value, dtype) -> np.ndarray:
     array = np.array(value, dtype)  # a copy: the caller may still change its own array
     if dtype is np.int64 and not np.array_equal(array, np.asarray(value)):
-        raise UserError(f"{name} holds values that are not whole numbers")
+        raise ValueError(f"{name} holds values that are not whole numbers")
     array.setflags(write=False)
     return array
 
@@ -233,4 +233,4 @@ def _refuse_duplicates(name: str, values: tuple[str, ...]) -> None:
     seen: set[str] = set()
     repeated = [value for value in values if value in seen or seen.add(value)]
     if repeated:
-        raise UserError(f"{name}: {counted(repeated)} occur more than once")
+        raise ValueError(f"{name}: {counted(repeated)} occur more than once")

@@ -127,7 +127,7 @@ def check_device(where: str, device: Any) -> None:
     Raises:
         UserError: anything else; the message begins with `where`.
     """
-    if not isinstance(device, str) or not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
+    if not isinstance(device, str) or not re.fullmatch(r"auto|cpu|cuda(:\d{1,4})?", device):
         raise UserError(f"{where} is {device!r}; allowed: auto, cpu, cuda, cuda:0, cuda:1, ...")
 
 

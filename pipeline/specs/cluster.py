@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -53,6 +54,8 @@ class ClusterSpec(Spec):
             raise UserError(
                 "[cluster] address is empty; kind = address needs the scheduler's, such as tcp://127.0.0.1:8786"
             )
+        if self.address and not re.fullmatch(r"(tcp|tls|wss?|ucx)://\S+:\d{1,5}", self.address):
+            raise UserError(f"[cluster] address is {self.address!r}; it must be like tcp://127.0.0.1:8786")
         if self.address and self.kind != "address":
             raise UserError(
                 f"[cluster] address is {self.address!r}, which kind = {self.kind} does not read; set kind = "

@@ -107,7 +107,7 @@ class DatasetSpec(Spec):
                 )
             try:
                 named = "group" in re.compile(self.group_pattern).groupindex
-            except re.error as error:
+            except (re.error, OverflowError, RecursionError) as error:
                 raise UserError(
                     f"[dataset] group_pattern {self.group_pattern!r} is no regular expression: {error}"
                 ) from None

@@ -143,7 +143,8 @@ def open_file(path: Path | str, kind: str | None) -> h5py.File:
 
 def _check_format(path: Path, file: h5py.File, kind: str | None) -> None:
     with _named_damage(path):
-        found, version = file.attrs.get("format", "no format attribute"), file.attrs.get("format_version", 0)
+        about = plain_attrs(file.attrs)
+    found, version = about.get("format", "no format attribute"), about.get("format_version", 0)
     if not fnmatchcase(str(found), wanted := f"two-stream-{kind or '*'}"):
         raise UserError(f"{path} holds {found!r}, not {wanted!r}; give the path of the right artifact")
     if version != FORMAT_VERSION:
@@ -196,7 +197,7 @@ def read_attrs(path: Path | str) -> dict[str, Any]:
 
 def plain_attrs(attrs: Mapping[str, Any]) -> dict[str, Any]:
     """Attributes as plain Python values."""
-    return {name: value.item() if hasattr(value, "item") else value for name, value in attrs.items()}
+    return {name: value.tolist() if hasattr(value, "tolist") else value for name, value in attrs.items()}
 
 
 def put_attrs(group: h5py.Group, attrs: Mapping[str, Any]) -> None:

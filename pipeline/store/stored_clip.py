@@ -234,11 +234,11 @@ class StoredClip:
             raise UserError(
                 f"{self._store.path} holds no backward flow; run the Flow stage with [flow] backward = true"
             )
-        raise UserError(f"direction is {direction!r}; {self._store.path} has {', '.join(self.directions)}")
+        raise ValueError(f"direction is {direction!r}; {self._store.path} has {', '.join(self.directions)}")
 
     def _check_kind(self, kind: str, name: str) -> None:
         if self._store.kind != kind:
-            raise UserError(f"{self._store.path} is a {self._store.kind} store; it has no .{name}")
+            raise ValueError(f"{self._store.path} is a {self._store.kind} store; it has no .{name}")
 
     def _check(self, kind: str, first: int, last: int) -> None:
         self._check_kind(kind, f"{kind}()")

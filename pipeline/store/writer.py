@@ -23,6 +23,7 @@ from pipeline.store.container import (
     read_table,
 )
 from pipeline.system.digests import digest_of
+from pipeline.system.errors import DamagedFile, UserError
 from pipeline.system.files import TEMPORARY
 
 _COPY_BYTES = 8 << 20
@@ -153,7 +154,7 @@ def shard_is_current(path: Path, kind: str, *, digest: str, inputs: str) -> bool
         return False
     try:
         attrs = read_attrs(path)
-    except ValueError:  # damaged, or of another version: it is remade
+    except (UserError, DamagedFile):  # damaged, or of another version: it is remade
         return False
     return (attrs["format"], attrs.get("digest"), attrs.get("inputs")) == (f"two-stream-{kind}", digest, inputs)
 

@@ -110,9 +110,12 @@ def read_made_from(folder: Path) -> list[str]:
     """Read what `record_made_from` wrote: paths relative to the folder of all artifacts.
 
     Raises:
-        OSError, UserError, KeyError: the file is missing or damaged.
+        OSError, UserError: the file is missing or damaged.
     """
-    return list(read_json(folder / MADE_FROM)["artifacts"])
+    found = read_json(folder / MADE_FROM).get("artifacts")
+    if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
+        raise UserError(f"{folder / MADE_FROM} is damaged (it names no artifacts)")
+    return found
 
 
 def nameless_file() -> int:
@@ -144,6 +147,11 @@ def size_of(folder: Path) -> int:
         with contextlib.suppress(FileNotFoundError):
             total += file.lstat().st_size if file.is_file() and not file.is_symlink() else 0
     return total
+
+
+def with_home(path: str) -> str:
+    """A path with a leading ~/ expanded: no shell does that in luigi.cfg, nor after --videos=."""
+    return str(Path(path).expanduser()) if path.startswith("~/") else path
 
 
 def plain_name(text: str) -> str:

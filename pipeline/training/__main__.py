@@ -15,6 +15,7 @@ import threading
 import traceback
 from pathlib import Path
 
+from pipeline.system.errors import message_suffices
 from pipeline.training import train_here
 from pipeline.training.launch import TrainingJob
 from pipeline.training.parallel import process_group
@@ -42,12 +43,16 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _report(error: Exception, path: Path) -> None:
-    """Write the error to the file and to standard error, even if the disk of one of them is full."""
+    """Write the error to the file, for the parent to tell; to standard error if the disk is full, or it is a bug."""
+    text, is_told = ", ".join([f"{type(error).__name__}: {error}", *getattr(error, "__notes__", [])]), False
     with contextlib.suppress(OSError):
-        text = ", ".join([f"{type(error).__name__}: {error}", *getattr(error, "__notes__", [])])
         path.write_bytes(text.encode(errors="backslashreplace"))
+        is_told = True
     with contextlib.suppress(OSError):
-        traceback.print_exception(error)
+        if not message_suffices(error):
+            traceback.print_exception(error)
+        elif not is_told:
+            print(text, file=sys.stderr, flush=True)
 
 
 def _end_with_parent() -> None:

@@ -188,9 +188,17 @@ def _what_failed(job: TrainingJob, ended: list[int | None]) -> str:
         cause = "unless someone did that, memory may have run out; the same command goes on"
         return f"{whose.format(killed[0])} was killed by {name}; {cause}"
     if said:
-        return f"{whose.format(said[0].name.removeprefix('error-'))} failed: {said[0].read_text(encoding='utf-8')}"
+        rank = said[0].name.removeprefix("error-")
+        if (output := _output_of(job, rank)).startswith("Traceback") or "\nTraceback" in output:
+            say(output)  # a bug, which the message alone does not explain; that of process 0 has been seen
+        return f"{whose.format(rank)} failed: {said[0].read_text(encoding='utf-8')}"
     rank = next(rank for rank, status in enumerate(ended) if status)
-    output = job.job_folder / f"output-{rank}"
-    last = output.read_text(errors="replace")[-_SHOWN_CHARACTERS:] if output.is_file() else ""
+    last = _output_of(job, rank)
     unsaid = f"it could not say why; is the disk of {job.folder} full?" if errors else "it said why above"
-    return f"{whose.format(rank)} ended with status {ended[rank]}: {last.strip() or unsaid}"
+    return f"{whose.format(rank)} ended with status {ended[rank]}: {last or unsaid}"
+
+
+def _output_of(job: TrainingJob, rank: int | str) -> str:
+    """The end of what a process printed; "" for process 0, which prints to the terminal."""
+    output = job.job_folder / f"output-{rank}"
+    return output.read_text(errors="replace")[-_SHOWN_CHARACTERS:].strip() if output.is_file() else ""

@@ -16,7 +16,7 @@ from pipeline.networks import build, imagenet
 from pipeline.networks.checkpoint import load_tensors
 from pipeline.specs import StreamSpec
 from pipeline.system.digests import code_key
-from pipeline.system.errors import StageFailed, UserError
+from pipeline.system.errors import DamagedFile, StageFailed, UserError
 from pipeline.system.files import MAY_PASS
 from pipeline.system.progress import say
 from pipeline.system.tensors import save_tensors
@@ -40,7 +40,7 @@ def steps_done(path: Path, identity: str) -> int:
     """Steps that a training of this identity has done according to `resume.pt`; 0 if it would start over."""
     try:
         saved = _read(path, mmap=True)
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, UserError, DamagedFile):
         return 0
     return saved["step"] if saved["identity"] == identity else 0
 
@@ -168,7 +168,7 @@ class TrainingState:
         """Resume from `resume.pt` if it has the same identity; if it exists but cannot be used, print why.
 
         Raises:
-            ValueError: the processes would resume from different steps, or have different identities or code.
+            UserError: the processes would resume from different steps, or have different identities or code.
         """
         self._load(path, identity)
         starts = self.world.gather((self.step, identity, code_key()))  # each has read files and settings itself
@@ -190,7 +190,7 @@ class TrainingState:
             saved = _read(path)
         except FileNotFoundError:
             return
-        except ValueError as error:
+        except (UserError, DamagedFile) as error:
             say(f"{self.spec.stream}: training starts over; {path.name} becomes {path.name}{UNUSABLE}: {error}")
             if self.world.rank == 0:
                 path.replace(f"{path}{UNUSABLE}")
