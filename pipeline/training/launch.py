@@ -35,6 +35,7 @@ _POLL_SECONDS, _GRACE_SECONDS = 0.1, 10
 _INTERFACES = "GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"
 _JOIN_SECONDS = 24 * 3600  # machines may come from a queue; torchrun would wait for ten minutes
 _SHOWN_CHARACTERS = 2000  # shown of the end of a dead process's output
+_TRACEBACK_CHARACTERS = 10_000  # the same if it holds the traceback of a bug
 
 
 class TrainingFailed(StageFailed):
@@ -189,16 +190,16 @@ def _what_failed(job: TrainingJob, ended: list[int | None]) -> str:
         return f"{whose.format(killed[0])} was killed by {name}; {cause}"
     if said:
         rank = said[0].name.removeprefix("error-")
-        if (output := _output_of(job, rank)).startswith("Traceback") or "\nTraceback" in output:
-            say(output)  # a bug, which the message alone does not explain; that of process 0 has been seen
+        if "Traceback (most recent" in (output := _output_of(job, rank)):
+            say(output[-_TRACEBACK_CHARACTERS:])  # of a bug, which the message alone does not explain
         return f"{whose.format(rank)} failed: {said[0].read_text(encoding='utf-8')}"
     rank = next(rank for rank, status in enumerate(ended) if status)
-    last = _output_of(job, rank)
+    last = _output_of(job, rank)[-_SHOWN_CHARACTERS:]
     unsaid = f"it could not say why; is the disk of {job.folder} full?" if errors else "it said why above"
     return f"{whose.format(rank)} ended with status {ended[rank]}: {last or unsaid}"
 
 
 def _output_of(job: TrainingJob, rank: int | str) -> str:
-    """The end of what a process printed; "" for process 0, which prints to the terminal."""
+    """What a process printed; "" for process 0, which prints to the terminal."""
     output = job.job_folder / f"output-{rank}"
-    return output.read_text(errors="replace")[-_SHOWN_CHARACTERS:].strip() if output.is_file() else ""
+    return output.read_text(errors="replace").strip() if output.is_file() else ""
