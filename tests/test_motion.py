@@ -7,7 +7,7 @@ from stores import write_flow
 from pipeline import store
 from pipeline.artifacts import inspection
 from pipeline.store import motion
-from pipeline.system.errors import MachineFault
+from pipeline.system.errors import DamagedFile, MachineFault
 
 
 def of(folder, fields, **how):
@@ -48,7 +48,7 @@ def test_short_clips_and_none(tmp_path):
     assert motion.sample({}) is None
 
 
-@pytest.mark.parametrize("error", [ValueError, MachineFault])
+@pytest.mark.parametrize("error", [DamagedFile, MachineFault])
 def test_a_damaged_store_is_shown_anyway(tmp_path, monkeypatch, error):
     path = write_flow(tmp_path, np.ones((3, 2, 16, 16), np.float32))
 

@@ -194,7 +194,9 @@ def _held_out_margins(
 
         found = []
         # not threads: they would share the solver's random number generator
-        pool = Parallel(usable_cores(), backend="loky", initializer=end_with_parent, return_as="generator")
+        options = {"backend": "loky", "initializer": end_with_parent, "return_as": "generator"}
+        # all at once: after Ctrl-C joblib would try to hand over the rest, and print a traceback for each
+        pool = Parallel(usable_cores(), pre_dispatch="all", **options)
         with children_ignore_sigint():
             fits = pool(delayed(_margins)(a, b, *trial) for trial in trials)
         with Progress("fusion, choosing C", len(trials), "SVMs") as progress:
