@@ -58,6 +58,21 @@ def test_many_fits_on_all_cores_give_the_same(monkeypatch, capsys):
     assert "fusion, choosing C: 6 SVMs" in capsys.readouterr().err
 
 
+@pytest.mark.filterwarnings("ignore:.* tasks:UserWarning")
+def test_an_error_while_fits_come_ends_the_processes_that_make_the_others(monkeypatch):
+    psutil = pytest.importorskip("psutil")
+
+    def fail(self):
+        raise ZeroDivisionError("of the one who counts")
+
+    monkeypatch.setattr("pipeline.fusion.svm._MANY", 1)
+    monkeypatch.setattr("pipeline.fusion.svm.Progress.advance", fail)
+    with pytest.raises(ZeroDivisionError, match="of the one who counts") as raised:
+        choose_c(*pair(0), [10.0 + k for k in range(200)], folds=3)
+    at_work = [child for child in psutil.Process().children() if "popen_loky" in " ".join(child.cmdline())]
+    assert not psutil.wait_procs(at_work, timeout=30)[1], raised  # which keeps what was begun from being collected
+
+
 def platt_cross_entropy(margins, labels, temperature):
     powers = np.exp(margins / temperature)
     p, (n, k) = powers / powers.sum(1, keepdims=True), margins.shape

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -194,12 +195,11 @@ def _held_out_margins(
 
         found = []
         # not threads: they would share the solver's random number generator
-        options = {"backend": "loky", "initializer": end_with_parent, "return_as": "generator"}
-        # all at once: after Ctrl-C joblib would try to hand over the rest, and print a traceback for each
-        pool = Parallel(usable_cores(), pre_dispatch="all", **options)
+        pool = Parallel(usable_cores(), backend="loky", initializer=end_with_parent, return_as="generator")
         with children_ignore_sigint():
             fits = pool(delayed(_margins)(a, b, *trial) for trial in trials)
-        with Progress("fusion, choosing C", len(trials), "SVMs") as progress:
+        # closed at once after Ctrl-C: joblib would go on handing over fits while Python exits, and print tracebacks
+        with contextlib.closing(fits), Progress("fusion, choosing C", len(trials), "SVMs") as progress:
             for margins in fits:
                 found.append(margins)
                 progress.advance()
