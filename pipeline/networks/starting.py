@@ -119,7 +119,7 @@ def read_weights(path: str | Path, *, mmap: bool = False) -> dict[str, torch.Ten
     found = read_tensors(path, mmap=mmap)
     if isinstance(found, dict) and found.get("format") == CHECKPOINT_FORMAT:
         found = found.get("state")
-    if not isinstance(found, dict) or not found or not all(map(_is_weight, *zip(*found.items(), strict=True))):
+    if not isinstance(found, dict) or not found or not all(_is_weight(*item) for item in found.items()):
         raise UserError(f"{path} holds no state dict (names to tensors)")
     return found
 
