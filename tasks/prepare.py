@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from pipeline.system.digests import file_hashes
 from pipeline.system.errors import UserError
@@ -15,17 +14,14 @@ from tasks.listing import Catalog, OfVideos
 from tasks.mistakes import one_line_errors
 from tasks.session import may_write
 
-if TYPE_CHECKING:
-    from pipeline.store import Store
-
 
 @functools.lru_cache(64)  # the rows of a table of the paper share a store, whose index takes 0.2 s with UCF-101's clips
-def _outcomes(path: Path, kind: str, stamp: tuple[int, int]) -> tuple[int, int]:
-    """How many clips of a store have failed, and of how many; `stamp` tells its index from a later one."""
+def _outcomes(path: Path, kind: str, stamp: tuple[int, int]) -> tuple[frozenset[str], int]:
+    """The clips of a store that have failed, and of how many; `stamp` tells its index from a later one."""
     from pipeline import store
 
     found = store.Store(path, kind)
-    return len(found.failed), len(found.rows)
+    return frozenset(found.failed), len(found.rows)
 
 
 class _Store(OfVideos):
@@ -46,20 +42,18 @@ class _Store(OfVideos):
         if not super().is_current():
             return False
         with one_line_errors():
-            allowed, about = self.spec("frames").max_bad_fraction, self.path.stat()
-            failed, clips = _outcomes(self.path, self.stage, (about.st_mtime_ns, about.st_ino))
-            if failed > allowed * clips:
+            allowed, (failed, clips) = self.spec("frames").max_bad_fraction, self._failed()
+            if len(failed) > allowed * clips:
                 raise UserError(
-                    f"{self.title}: {failed} of {clips} clips have failed, more than [frames] max_bad_fraction = "
+                    f"{self.title}: {len(failed)} of {clips} clips have failed, more than [frames] max_bad_fraction = "
                     f"{allowed:g} allows; fix or remove these videos, or allow a larger fraction; {self._retry} makes "
                     "the next run try them again"
                 )
         return True
 
-    def _opened(self) -> Store:
-        from pipeline import store
-
-        return store.Store(self.path, self.stage)
+    def _failed(self) -> tuple[frozenset[str], int]:
+        about = self.path.stat()
+        return _outcomes(self.path, self.stage, (about.st_mtime_ns, about.st_ino))
 
     @property
     def _retry(self) -> str:
@@ -73,10 +67,10 @@ class _Store(OfVideos):
         super().say_present()
         known: set[str] = set()  # a clip without frames has failed in the flow too, where nothing can be done about it
         for task in (*(before for before in self.before() if isinstance(before, _Store)), self):
-            found = task._opened()
-            if failed := found.failed.keys() - known:
+            all_failed, clips = task._failed()
+            if failed := all_failed - known:
                 say_once(
-                    f"{task.title}: {len(failed)} of {len(found.rows)} clips have failed; {task._retry} makes the next "
+                    f"{task.title}: {len(failed)} of {clips} clips have failed; {task._retry} makes the next "
                     "run try them again"
                 )
             known |= failed
