@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[1]
-os.environ.setdefault(
-    "OMP_WAIT_POLICY", "PASSIVE"
-)  # before torch: tests run side by side, so none may wait by spinning
+# before torch is imported: tests run side by side, so no thread may wait by spinning
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 @pytest.fixture(scope="session")
