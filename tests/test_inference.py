@@ -11,7 +11,7 @@ from pipeline.catalog import UNREADABLE, Catalog
 from pipeline.dataset import EvalSet
 from pipeline.inference import score, score_to
 from pipeline.networks import build
-from pipeline.networks.checkpoint import load_checkpoint, refuse_unfit, save_checkpoint, save_tensors
+from pipeline.networks.checkpoint import clips_seen, load_checkpoint, refuse_unfit, save_checkpoint, save_tensors
 from pipeline.networks.evaluation import evaluate
 from pipeline.networks.starting import CHECKPOINT_FORMAT
 from pipeline.scores import Scores
@@ -311,6 +311,16 @@ def test_foreign_old_and_damaged_checkpoints_are_refused(tmp_path):
     save_tensors(path, {"format": CHECKPOINT_FORMAT, "format_version": 0})
     with pytest.raises(ValueError, match="has format version 0; this code reads 1"):
         load_checkpoint(path)
+    save_tensors(path, {"format": CHECKPOINT_FORMAT, "format_version": torch.ones(2)})
+    with pytest.raises(ValueError, match=r"has format version tensor\(\[1., 1.\]\); this code reads 1"):
+        load_checkpoint(path)
+
+
+@pytest.mark.parametrize("seen", [3, "abc", [["abc"]], [3]])
+def test_clips_seen_must_be_contents_of_clips(tmp_path, seen):
+    save_tensors(tmp_path / "c.pt", {"format": CHECKPOINT_FORMAT, "chosen_on": seen})
+    with pytest.raises(ValueError, match="c.pt does not say plainly which clips it was trained and chosen on"):
+        clips_seen(tmp_path / "c.pt")
 
 
 def test_settings_and_weights_that_do_not_fit_are_refused(tmp_path):

@@ -95,10 +95,10 @@ def load_tensors(path: Path, kind: str, version: int, *, mmap: bool = False, cur
     found = values.get("format", "no format") if isinstance(values, dict) else type(values).__name__
     if found != kind:
         raise UserError(f"{path} holds {found!r}, not {kind!r}; give the path of the right file")
-    if values.get("format_version") != version:
+    found = values.get("format_version")
+    if not isinstance(found, int) or found != version:  # of others it may be a tensor, which compares with nothing
         raise UserError(
-            f"{path} has format version {values.get('format_version')}; this code reads {version}: "
-            "update the code, or train again"
+            f"{path} has format version {found}; this code reads {version}: update the code, or train again"
         )
     return values
 
@@ -148,11 +148,14 @@ def clips_seen(path: Path) -> tuple[frozenset[str], frozenset[str]]:
 
     Raises:
         FileNotFoundError, DamagedFile: as `read_tensors`.
+        UserError: what it says is not the content of clips.
     """
     values = read_tensors(path, mmap=True)
     ours = isinstance(values, dict) and values.get("format") == CHECKPOINT_FORMAT
-    trained, chosen = (frozenset(values.get(name, ()) if ours else ()) for name in ("trained_on", "chosen_on"))
-    return trained, chosen
+    seen = [values.get(name, ()) if ours else () for name in ("trained_on", "chosen_on")]
+    if not all(isinstance(clips, (list, tuple)) and all(isinstance(clip, str) for clip in clips) for clips in seen):
+        raise UserError(f"{path} does not say plainly which clips it was trained and chosen on; train it again")
+    return frozenset(seen[0]), frozenset(seen[1])
 
 
 def refuse_unfit(path: Path, stream: str, data_digest: str, classes: Sequence[str] | None = None) -> None:
