@@ -64,14 +64,14 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--clip", default="", help="show only this clip; default: the table, and the first clip")
     command.add_argument("--picture", type=Path, help="write a PNG of the clip's frames or flow here")
     command.add_argument("--all", action="store_true", help=f"every row of the table, not the first {ROWS_SHOWN}")
-    command.add_argument("--json", action="store_true", help="everything, as JSON; a line a path")
+    command.add_argument("--json", action="store_true", help="everything, as JSON; of several paths a line each")
     command.set_defaults(run=_inspect)
 
     command = commands.add_parser("summary", help="the table of a report, of all splits or of the paper")
     command.add_argument("path", type=Path, help="folder of the report, such as data/artifacts/demo/report/latest")
     command.set_defaults(run=_summary)
 
-    command = commands.add_parser("verify", help="check every byte of a store against its checksums")
+    command = commands.add_parser("verify", help="check every byte of stores, catalogs or scores against its checksum")
     command.add_argument("paths", type=Path, nargs="+", metavar="PATH")
     command.set_defaults(run=_for_each_path(_verify))
 

@@ -82,7 +82,7 @@ class Repeated(Stage):
         files.record_made_from(self.folder, Path(self.run_spec.artifacts), found)
 
     def check_seeds(self, streams: Iterable[str]) -> None:
-        """Refuse several seeds if a stream has its own seed: a single training would be shown as several."""
+        """Refuse several seeds if a flag or a row gives a stream its own: one training would be shown as several."""
         with one_line_errors():
             for stream in streams:
                 runs = [

@@ -83,7 +83,7 @@ def read_dataset(spec: DatasetSpec, split: str | int, *, known: Iterable[Clip] =
         FileNotFoundError: the folder of the videos, a list, or a listed video does not exist.
         UserError: no videos, a duplicate id, an unknown label, a class without clips or without training clips,
             a split that does not exist.
-        MachineFault: a disk or a network fails while a video is read.
+        MachineFault: a disk or a network fails: a video cannot be read, nor again after all others, or many cannot.
     """
     split = str(split)
     ignored = Ignored()

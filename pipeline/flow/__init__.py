@@ -80,8 +80,8 @@ def estimate(frames: np.ndarray, spec: FlowSpec, *, device: str = "auto", direct
             that this machine lacks or the method cannot use, a missing package, or weights that do not fit RAFT.
         OSError: RAFT's weights are not on this machine and cannot be downloaded.
 
-    On a CPU each of torch's threads computes a pair, and RAFT's rounding depends on their number. A thread needs memory
-    for its pair: of 4000 x 3000 pixels 1.7 GiB with TV-L1, 3.4 with Brox.
+    On a CPU compiled TV-L1 and Brox compute a pair on each of OpenCV's threads (`cv2.setNumThreads`). A pair of
+    4000 x 3000 pixels takes 1.7 GiB with TV-L1, 3.4 with Brox. RAFT's rounding depends on the number of torch threads.
 
     Source: `between` in the method's module cites its paper and says what we do differently.
     """

@@ -22,7 +22,7 @@ def is_precise(size: tuple[int, int], full: tuple[int, int]) -> bool:
 
     Where matches are ambiguous, errors grow from level to level: in single precision throughout, results on real frames
     were up to 8 px off; with exact coarse levels, at most 0.005 px on those. Where matches stay ambiguous, as across
-    hard cuts, even the last bits of double precision may move the flow by pixels (docs/results.md). It costs a tenth
-    more.
+    hard cuts, even the last bits of double precision may move the flow by pixels (docs/experiments.md). It costs a
+    tenth more.
     """
     return size[0] * size[1] < max(PRECISE_SHARE * full[0] * full[1], SMALL_PX)

@@ -29,8 +29,7 @@ def is_coarse(size: tuple[int, int], full: tuple[int, int]) -> bool:
     A coarse level has more warpings, each with a weighted median, and double precision. What it gets wrong, such as
     large motion of small objects, finer levels cannot repair; and a difference of rounding may grow from level to
     level, a hundred- or thousandfold where matches are ambiguous. With the coarse levels exact, single precision on the
-    finer ones led to errors of about a hundredth of a pixel at most in all images tried, except pure noise
-    (docs/results.md).
+    finer ones led to errors of about a hundredth of a pixel at most in all images tried, except pure noise.
     """
     return size[0] * size[1] < max(COARSE_SHARE * full[0] * full[1], SMALL_PX)
 

@@ -79,7 +79,10 @@ class StreamSpec(Spec):
     )
     flip: bool = setting(True, "mirror at random in training (x of the flow negated)")
     jitter: float = setting(
-        0.0, "spatial stream: strength of the random brightness, contrast and saturation", low=0.0, high=1.0
+        0.0,
+        "spatial stream: strength of the random brightness, contrast and saturation (luigi.cfg: 0.1)",
+        low=0.0,
+        high=1.0,
     )
     flow_unit_px: float = setting(
         4.0, "temporal stream: displacement that becomes 1.0 at the network's input", low=0.01
@@ -107,7 +110,9 @@ class StreamSpec(Spec):
         choices=("auto", "float32", "bf16", "float16"),
     )
     accumulate: int = setting(1, "parts of a batch whose gradients are summed before a step: memory for time", low=1)
-    seed: int = setting(0, "seed of initialization, sampling and augmentation", low=0, high=2**63 - 1)
+    seed: int = setting(
+        0, "seed of initialization, sampling and augmentation (tasks: that of [run])", low=0, high=2**63 - 1
+    )
     deterministic: bool = setting(
         False, "only algorithms that give the same bits each time, also on CUDA", neutral=True
     )

@@ -31,7 +31,7 @@ class ShardJob(ABC):
     kind: ClassVar[str]  # of the store: frames or flow
     path: Path
     attrs: dict[str, Any]
-    careful: bool = False  # a clip killed this shard's process before: first try each one in another process
+    careful: bool = False  # the second try, after its process died or a read failed: first try each clip in another
     earlier: tuple[Path, ...] = ()  # earlier shards that may hold some of the clips
 
     @property
