@@ -113,6 +113,7 @@ def test_triton_gets_what_is_on_the_device(fake_cuda, monkeypatch, method, least
         launched.append({tensor.device for tensor in tensors})
 
     monkeypatch.setattr(tvl1_triton, "_launch", launch)
+    monkeypatch.setattr(tvl1_triton, "_where", lambda mask: torch.arange(len(mask), device=mask.device))
     monkeypatch.setattr(tvl1, "triton_works", lambda device: True)
     for cache in (tvl1_triton._taps, tvl1_triton._offsets):  # fake tensors must not stay in them
         monkeypatch.setattr(tvl1_triton, cache.__name__, cache.__wrapped__)

@@ -11,7 +11,7 @@ import pytest
 THREADS, REGISTERS = 2048, 65536
 """Of a multiprocessor of compute capability 9.0, at most."""
 
-COMPILE = """
+DRIVER = """
 import json, re, subprocess, sys
 from pathlib import Path
 import torch, triton
@@ -20,11 +20,24 @@ from triton.runtime.jit import JITFunction
 from pipeline.flow import tvl1_kernels, tvl1_triton
 from pipeline.specs import FlowSpec
 
+launched = []
+
 class Utils:
     get_device_properties = staticmethod(lambda device: {"max_shared_mem": 232448})
+    load_binary = staticmethod(lambda name, binary, shared, device: (1, (name, hash(binary)), 32, 0, 1024))
+    unload_module = staticmethod(lambda module: None)
 
-class Hopper:  # as much of a driver as compiling takes
+class Launcher:
+    def __init__(self, source, metadata):
+        pass
+
+    def __call__(self, x, y, z, stream, function, packed, metadata, enter, leave, *arguments):
+        told = [str(a.dtype) if torch.is_tensor(a) else a for a in arguments]
+        launched.append([[x, y, z], stream, function, packed, told])
+
+class Hopper:  # as much of a driver as compiling takes, and launching nothing
     utils = Utils
+    launcher_cls = Launcher
     get_current_target = staticmethod(lambda: GPUTarget("cuda", 90, 32))
     get_current_device = staticmethod(lambda: 0)
     get_current_stream = staticmethod(lambda device: 0)
@@ -32,6 +45,8 @@ class Hopper:  # as much of a driver as compiling takes
 torch.set_num_threads(1)
 torch.use_deterministic_algorithms(True)  # memory that nothing wrote is NaN every time, not whatever was there
 triton.runtime.driver.set_active(Hopper())
+"""
+COMPILE = """
 dump = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 found = {}
 
@@ -57,6 +72,36 @@ images = torch.zeros(2, 256, 340, dtype=torch.uint8)
 tvl1_triton.flow_between(images[:1], images[1:], FlowSpec())
 print(json.dumps(list(found.values())))
 """
+LAUNCH = """
+images = torch.zeros(2 * 1 * 33 * 70 + 1)
+aligned, other = images[:-1].view(2, 1, 33, 70), images[1:].view(2, 1, 33, 70)
+
+def launches(*calls):
+    launched.clear()
+    for images in calls:
+        tvl1_triton._blur(images, 0.8)
+        tvl1_triton._resize(images, (20, 40))
+        tvl1_triton._resize(images.double(), (20, 40), FLOW=True)
+    return list(launched)
+
+same, asked = launches(aligned, other, aligned.double()), []
+searched = JITFunction.run
+JITFunction.run = lambda kernel, *a, **k: asked.append(kernel.__name__) or searched(kernel, *a, **k)
+again = launches(aligned, other, aligned.double())
+asked_again = list(asked)
+launches(torch.zeros(2, 1, 40, 80))  # other sizes ask for no other kernel
+tvl1_triton._COMPILED.clear()
+third = launches(aligned, other, aligned.double())
+print(json.dumps({"same": same, "again": again, "third": third, "asked": asked_again, "at last": len(asked)}))
+"""
+
+
+def run(script, folder):
+    environment = {"PYTHONPATH": str(Path(__file__).parents[1]), "PATH": "", "TRITON_CACHE_DIR": str(folder / "cache")}
+    command = [sys.executable, "-c", DRIVER + script, folder]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout)
 
 
 @pytest.fixture(scope="module")
@@ -64,11 +109,7 @@ def kernels(tmp_path_factory):
     """Every kernel of a default run at 340 x 256, in both precisions, but for the median's double one."""
     if importlib.util.find_spec("triton") is None:
         pytest.skip("triton is not installed")
-    folder = tmp_path_factory.mktemp("hopper")
-    environment = {"PYTHONPATH": str(Path(__file__).parents[1]), "PATH": "", "TRITON_CACHE_DIR": str(folder / "cache")}
-    done = subprocess.run([sys.executable, "-c", COMPILE, folder], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout)
+    return run(COMPILE, tmp_path_factory.mktemp("hopper"))
 
 
 def test_every_kernel_compiles(kernels):
@@ -91,3 +132,13 @@ def test_iterations_leave_room_for_threads(kernels):
         if row["kernel"] == "iterate":
             at_once = REGISTERS // (row["REG"] * row["threads"]) * row["threads"]
             assert at_once >= (THREADS if row["precision"] == "float32" else THREADS // 2), row
+
+
+def test_a_compiled_kernel_is_launched_as_triton_would_launch_it(tmp_path):
+    """Whatever the types and the alignment; what was compiled is not asked for again."""
+    if importlib.util.find_spec("triton") is None:
+        pytest.skip("triton is not installed")
+    found = run(LAUNCH, tmp_path)
+    assert len(found["same"]) == 12 and found["again"] == found["third"] == found["same"]
+    assert len({json.dumps(function) for _, _, function, *_ in found["same"]}) > 4
+    assert found["asked"] == [] and found["at last"] >= 6

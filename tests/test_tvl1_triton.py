@@ -107,6 +107,26 @@ def test_a_pair_that_starts_afresh_agrees_with_the_definition(interpreted, monke
     assert not np.array_equal(interpreted["afresh"], interpreted["both precisions"])
 
 
+def test_only_pairs_that_the_flow_explains_badly_start_afresh_and_only_better_flow_is_kept(monkeypatch):
+    tvl1_triton = pytest.importorskip("pipeline.flow.tvl1_triton")
+    images = torch.from_numpy(moving_texture(2, height=48, width=64, dx=2, dy=0, seed=0)[..., 0].copy()).double()
+    first, second = (image.expand(3, 1, 48, 64) for image in images)
+    right, wrong = (torch.tensor(flow, dtype=torch.float64).view(2, 1, 1) for flow in ([2, 0], [-5, 4]))
+    flows = torch.stack([flow.expand(2, 48, 64) for flow in (right, wrong, wrong)])
+    state = tvl1_triton._State(flows.clone(), *(flows.new_zeros(3, planes, 48, 64) for planes in (4, 3)))
+
+    def improve(afresh, images, spec, **_):
+        assert len(afresh.flow) == 2 and len(images) == 4 and not any(map(torch.any, vars(afresh).values()))
+        afresh.flow = torch.stack([flow.expand(2, 48, 64) for flow in (right, wrong)])
+        afresh.duals, afresh.data = afresh.duals + 1, afresh.data + 1
+
+    monkeypatch.setattr(tvl1_triton, "_improve", improve)
+    tvl1_triton._start_afresh(state, torch.cat([first, second]), FlowSpec(), scale=1.0, coarse=True)
+    assert torch.equal(state.flow, torch.stack([flow.expand(2, 48, 64) for flow in (right, right, wrong)]))
+    assert [field.flatten(1).unique().tolist() for field in (state.duals[1], state.data[1])] == [[1], [1]]
+    assert not state.duals[::2].any() and not state.data[::2].any()
+
+
 def test_kernels_give_the_same_bits_whatever_the_tile_and_the_batch(interpreted):
     assert interpreted["tiles, alone"].tobytes() == interpreted["three terms"][1:].tobytes()
 

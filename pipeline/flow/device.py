@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 HOST_PIXELS = 2 << 20  # in a batch of frames on a CPU: with more, frames and flow would not stay in its caches
 PLAIN_PIXELS = 320 * 240  # in a batch of pairs of plain torch on a CPU
-CUDA_PIXELS = 128 * 320 * 240  # in a batch of pairs, at most: enough to occupy the largest device
+# in a batch of pairs, at most: enough to occupy the largest device, and for its work to take longer than launching it
+CUDA_PIXELS = 384 * 320 * 240
 # memory that a method needs per pixel of a pair; Brox, in plain torch, needs about 570, or about 790 in images of
 # fewer than `filters.SMALL_PX` pixels (both calculated), for which there is room, as a third of the memory is planned
 CUDA_BYTES_PER_PIXEL = 640

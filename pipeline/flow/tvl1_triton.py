@@ -5,14 +5,15 @@ left and upper neighbors, which the divergence needs, are recomputed rather than
 follows from the last two flows, which rotate through three buffers; the step sizes follow from the slopes. Every pixel
 is computed by the same instructions in any batch, so a pair gives the same bits alone as in a batch.
 
-There are many short kernel launches (50 to 70 per pyramid level, and as many where flow is computed afresh), which cost
-the host a few milliseconds, so pass 16 or more pairs of 340 x 256 at a time.
+There are many short kernel launches (50 to 70 per pyramid level, and as many where flow is computed afresh), some 470
+for images of 340 x 256, which cost the host 5 ms or more, so pass a hundred pairs or more at a time.
 """
 
 from __future__ import annotations
 
 import functools
 import threading
+from typing import Any
 
 import torch
 import triton
@@ -58,9 +59,7 @@ def flow_between(first: Tensor, second: Tensor, spec: FlowSpec) -> Tensor:
             state, images = state.resized(size).to(precision), levels[number].to(precision)
             _improve(state, images, spec, scale=scale, coarse=coarse)
             if number == restart_level(sizes):
-                afresh = _State.zero(count, size, spec, first.device).to(precision)
-                _improve(afresh, images, spec, scale=scale, coarse=coarse)
-                state = state.replaced(afresh, warp.is_better_afresh(*images.chunk(2), state.flow, afresh.flow))
+                _start_afresh(state, images, spec, scale=scale, coarse=coarse)
     return state.flow.float()
 
 
@@ -101,10 +100,10 @@ class _State:
         """The state in this precision."""
         return _State(*(field.to(precision) for field in (self.flow, self.duals, self.data)))
 
-    def replaced(self, other: _State, where: Tensor) -> _State:
-        """The other state for the pairs named by `where`, (N, 1, 1, 1) bool."""
-        fields = (self.flow, other.flow), (self.duals, other.duals), (self.data, other.data)
-        return _State(*(torch.where(where, there, here) for here, there in fields))
+    def replace(self, pairs: Tensor, other: _State, where: Tensor) -> None:
+        """Take pair k of the other state for pair `pairs[k]` of this one where `where`, (n, 1, 1, 1) bool, is true."""
+        for here, there in (self.flow, other.flow), (self.duals, other.duals), (self.data, other.data):
+            here[pairs] = torch.where(where, there, here[pairs])
 
 
 def _pyramid(images: Tensor, sizes: list[tuple[int, int]]) -> list[Tensor]:
@@ -163,6 +162,28 @@ def _improve(state: _State, images: Tensor, spec: FlowSpec, *, scale: float, coa
         state.flow = filtered
 
 
+def _start_afresh(state: _State, images: Tensor, spec: FlowSpec, *, scale: float, coarse: bool) -> None:
+    """Compute the pairs that the flow explains badly from zero too, and keep what is better; see `restart_level`.
+
+    In ordinary videos there are none, so the host waits for the device to name them, once in a batch, and saves an
+    eighth of all launches.
+    """
+    first, second = images.chunk(2)
+    found = warp.mismatch(first, second, state.flow)
+    pairs = _where(found > warp.MISMATCHED)
+    if not len(pairs):
+        return
+    first, second = first[pairs], second[pairs]
+    afresh = _State.zero(len(pairs), state.flow.shape[-2:], spec, images.device).to(images.dtype)
+    _improve(afresh, torch.cat([first, second]), spec, scale=scale, coarse=coarse)
+    better = warp.mismatch(first, second, afresh.flow) < warp.BETTER * found[pairs]
+    state.replace(pairs, afresh, better.view(-1, 1, 1, 1))
+
+
+def _where(mask: Tensor) -> Tensor:
+    return mask.nonzero().squeeze(1)
+
+
 def _solve(state: _State, linear: Tensor, spec: FlowSpec, terms: dict[str, float]) -> Tensor:
     """The flow after all primal-dual iterations of a warping, not yet limited to `UPDATE_PX`; updates the duals."""
     flow = before = state.flow
@@ -179,12 +200,28 @@ def _solve(state: _State, linear: Tensor, spec: FlowSpec, terms: dict[str, float
 
 
 _LAUNCHING = threading.Lock()  # two threads launching a kernel for the first time would both compile it
+_COMPILED: dict[tuple, tuple[triton.compiler.CompiledKernel, list]] = {}  # and its last arguments, which are constant
 
 
-def _launch(kernel: triton.JITFunction, over: Tensor, *arguments, **constants) -> None:
-    """Run a kernel for every pixel of every image of (M, 1, H, W) `over`."""
+def _launch(kernel: triton.JITFunction, over: Tensor, *arguments: Tensor | int, **constants: Any) -> None:
+    """Run a kernel for every pixel of every image of (M, 1, H, W) `over`.
+
+    Triton finds the compiled kernel anew for each launch, with Python's lock held, which takes longer than to launch
+    it: the Flow stage's other threads would wait. So it is kept here, by all that Triton compiles for: the device, the
+    constants, and each tensor's type and alignment (of sizes, see `image_kernels.SIZE`, only that they are numbers).
+    """
     count, _, height, width = over.shape
     tile = MEDIAN_TILE if kernel is kernels.weighted_median else TILE
     tiles = -(-width // tile["COLUMNS"]) * -(-height // tile["ROWS"])  # triton.cdiv takes a microsecond
+    grid = count * tiles, 1, 1
+    kinds = [type(a) is int or (a.dtype, a.data_ptr() % 16 == 0) for a in arguments]
+    key = kernel.fn, over.device, *constants.values(), *tile.values(), *kinds
+    if known := _COMPILED.get(key):
+        compiled, last = known
+        compiled[grid](*arguments, height, width, *last)
+        return
     with _LAUNCHING:
-        kernel[(count * tiles,)](*arguments, height, width, **constants, **tile)
+        compiled = kernel[grid](*arguments, height, width, **constants, **tile)
+    if compiled is not None:  # the interpreter compiles nothing
+        named = {**constants, **tile}
+        _COMPILED[key] = compiled, [named[name] for name in kernel.arg_names[len(arguments) + 2 :]]
