@@ -14,9 +14,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from pipeline.artifacts.status import STAGE_FILES, configured_artifacts, read_settings, status
+from pipeline.artifacts.configured import configured_artifacts, read_settings
+from pipeline.artifacts.status import STAGE_FILES, status
 from pipeline.system.console import in_bytes, plain, print_table, print_values, some
-from pipeline.system.errors import UserError, message_suffices
+from pipeline.system.errors import UserError, message_suffices, with_notes
 
 ROWS_SHOWN = 20
 
@@ -45,8 +46,7 @@ def _answered(run: Callable[..., int], *given: Any) -> int:
     except Exception as error:
         if not message_suffices(error):
             raise  # a bug
-        said = str(error) or type(error).__name__
-        print("error:", ", ".join([said, *getattr(error, "__notes__", [])]), file=sys.stderr)
+        print("error:", with_notes(str(error) or type(error).__name__, error), file=sys.stderr)
         return 2
 
 

@@ -125,6 +125,11 @@ def class_names() -> list[str]:
     return sorted(texture + motion for texture in TEXTURES for motion in MOTIONS)
 
 
+def _clips(spec: DemoSpec) -> Iterator[tuple[str, int, int]]:
+    """Class, group and number of every clip, in the order of the lists."""
+    return itertools.product(class_names(), range(1, spec.groups + 1), range(1, spec.clips + 1))
+
+
 def outline(spec: DemoSpec, dataset: DatasetSpec, split: str) -> Catalog:
     """The clips of the demo before it is written: names, classes, groups and parts, but no sizes or contents.
 
@@ -134,7 +139,7 @@ def outline(spec: DemoSpec, dataset: DatasetSpec, split: str) -> Catalog:
         split: one of SPLITS.
     """
     names, rows = class_names(), []
-    for name, group, number in itertools.product(names, range(1, spec.groups + 1), range(1, spec.clips + 1)):
+    for name, group, number in _clips(spec):
         path = _relative_path(name, group, number)
         rows.append(ListedClip(Path(path).stem, path, name, f"{name}_g{group:02d}", _part(group, int(split))))
     clips = (Clip.of(row, names.index(row.class_name)) for row in draw_parts(dataset, rows, split))
@@ -241,13 +246,11 @@ def _write_videos(folder: Path, spec: DemoSpec) -> None:
         (folder / name).mkdir(parents=True)
     total = len(class_names()) * spec.groups * spec.clips
     with Progress("demo: writing", total, "videos") as progress:
-        for group in range(1, spec.groups + 1):
-            for number in range(1, spec.clips + 1):
-                scene = _scene(spec, group, number)
-                for texture in TEXTURES:
-                    for motion in MOTIONS:
-                        _write_video(folder / _relative_path(texture + motion, group, number), scene, texture, motion)
-                        progress.advance()
+        for group, number in itertools.product(range(1, spec.groups + 1), range(1, spec.clips + 1)):
+            scene = _scene(spec, group, number)
+            for texture, motion in itertools.product(TEXTURES, MOTIONS):
+                _write_video(folder / _relative_path(texture + motion, group, number), scene, texture, motion)
+                progress.advance()
 
 
 def _write_video(file: Path, scene: _Scene, texture: str, motion: str) -> None:
@@ -279,11 +282,8 @@ def _write_lists(folder: Path, spec: DemoSpec) -> None:
     (folder / "classInd.txt").write_text("".join(f"{label} {name}\n" for label, name in enumerate(names, start=1)))
     for split in map(int, SPLITS):
         lines: dict[str, list[str]] = {"train": [], "test": []}
-        for label, name in enumerate(names, start=1):
-            for group in range(1, spec.groups + 1):
-                part = _part(group, split)
-                for number in range(1, spec.clips + 1):
-                    path = _relative_path(name, group, number)
-                    lines[part].append(path if part == "test" else f"{path} {label}")
+        for name, group, number in _clips(spec):
+            part, path = _part(group, split), _relative_path(name, group, number)
+            lines[part].append(path if part == "test" else f"{path} {names.index(name) + 1}")
         for part, listed in lines.items():
             (folder / f"{part}list{split:02d}.txt").write_text("\n".join(listed) + "\n")

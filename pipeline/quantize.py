@@ -64,7 +64,7 @@ def by_spec(flow: np.ndarray | Tensor, spec: FlowSpec, *, check: bool = True) ->
     return (to_bytes(flow, bound_px=spec.bound_px, check=check),)
 
 
-def factors(planes: int, *, bound_px: float = 20.0) -> tuple[np.ndarray, np.ndarray]:
+def factors(planes: int, *, bound_px: float) -> tuple[np.ndarray, np.ndarray]:
     """Scale and offset, (planes,) float64, with which bytes of `to_bytes` become pixels: q * scale + offset."""
     return np.full(planes, 2 * bound_px / 255), np.full(planes, -bound_px)
 
@@ -195,7 +195,7 @@ def _wide(flow: np.ndarray | Tensor) -> np.ndarray | Tensor:
     return flow.float() if flow.element_size() < 4 else flow
 
 
-def _check_flow(flow: np.ndarray | Tensor, *, finite: bool = True) -> None:
+def _check_flow(flow: np.ndarray | Tensor, *, finite: bool) -> None:
     array = isinstance(flow, np.ndarray)
     if not array and not hasattr(flow, "is_floating_point"):
         raise ValueError(f"flow is a {type(flow).__name__}; it must be a numpy array or a tensor, in pixels")

@@ -21,7 +21,7 @@ import luigi
 from pipeline.artifacts.status import STAGE_FILES
 from pipeline.system.digests import digest_of
 from pipeline.system.errors import StageFailed, UserError
-from pipeline.system.files import read_json, read_made_from, record_made_from
+from pipeline.system.files import plain_name, read_json, read_made_from, record_made_from
 from pipeline.system.locks import one_writer, reading, try_exclusive_lock
 from pipeline.system.progress import say
 from tasks import checks, settings
@@ -91,13 +91,13 @@ class Stage(OfDataset):
     # --- what a subclass defines
 
     @property
-    @abc.abstractmethod
     def label(self) -> str:
-        """The readable part of the artifact's name."""
+        """The readable part of the artifact's name: the split, unless a subclass has more to say."""
+        return plain_name(self.split_name)
 
-    @abc.abstractmethod
     def own_digest(self) -> str:
-        """Digest of the settings of this stage and of the digests of those it reads."""
+        """Digest of the settings of this stage, if it has any, and of the digests of those it reads."""
+        return digest_of(self.stage, self.VERSION, self.digests_before())
 
     @abc.abstractmethod
     def make(self) -> None:

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import luigi
 from luigi.configuration import get_config
+from luigi.task_register import Register
 
-from pipeline.artifacts.status import preset
+from pipeline.artifacts.configured import preset
 from pipeline.specs import STREAMS
 from pipeline.specs.base import Spec, unknown_name
 from pipeline.system.errors import UserError
@@ -63,7 +64,7 @@ def check(dataset: str, changes: Mapping[str, str] = NOTHING) -> None:
             f"the pipeline; give --dataset as well: {' or '.join(others)}"
         )
     for name in STREAMS:
-        other = settings.stream(name, dataset, 0, changes).with_dataset
+        other = settings.stream(name, dataset, changes).with_dataset
         if other and other not in settings.datasets():
             raise UserError(unknown_name(f"[{name}] with_dataset: dataset {other!r}", other, settings.datasets()))
     if found["stack"].direction == "bidirectional" and not found["flow"].backward:
@@ -86,7 +87,7 @@ def check_together(name: str, dataset: str, changes: Mapping[str, str] = NOTHING
         UserError: it is this dataset itself, the command line names videos (which would apply to both), settings that
             must be equal differ, or the training to start from would keep layers that have learned nothing.
     """
-    own = settings.stream(name, dataset, 0, changes)
+    own = settings.stream(name, dataset, changes)
     other, where = own.with_dataset, f"[{name}] with_dataset is {own.with_dataset!r}"
     if other == dataset:
         raise UserError(
@@ -101,7 +102,7 @@ def check_together(name: str, dataset: str, changes: Mapping[str, str] = NOTHING
         sizes = settings.resolve("frames", dataset, changes), settings.resolve("frames", other, changes)
         _refuse_difference("frames", dataset, other, *sizes, ("short_side_px",))  # motion is in pixels of cached frames
     if own.starts_from_other:
-        there = settings.stream(name, other, 0, for_the_start(name, changes)).alone()
+        there = settings.stream(name, other, for_the_start(name, changes)).alone()
         _refuse_difference(name, dataset, other, own, there, ("network", "start", "crop_px", "flow_unit_px", "stack"))
         if there.warning:
             what = ("train_layers", "all") if there.train_layers == "last" else ("partial_bn", "false")
@@ -182,7 +183,7 @@ def check_flags(words: Sequence[str]) -> None:
     found = [word for word in words if (task := _task_named(word)) and not issubclass(task, luigi.Config)]
     root = found[0] if found else ""
     known = set()
-    for task, without_section, name, _ in _register().get_all_params():
+    for task, without_section, name, _ in Register.get_all_params():
         known.add(_flag(name if without_section else f"{task}_{name}"))
         if task == root:
             known.add(_flag(name))
@@ -255,7 +256,7 @@ def _check_luigis(section: str) -> None:
 
 def _task_named(name: str) -> type[luigi.Task] | None:
     """The task of this name, or None. (`data` is not one: it is the prefix of [dataset]'s flags.)"""
-    return _register().get_task_cls(name) if name != "data" and name in _register().task_names() else None
+    return Register.get_task_cls(name) if name != "data" and name in Register.task_names() else None
 
 
 def _is_ours(task: type[luigi.Task] | None) -> bool:
@@ -266,8 +267,3 @@ def _bare_word(words: Sequence[str]) -> str:
     """The first word that is no flag and follows none, which must be meant as the task; "" if there is none."""
     pairs = itertools.pairwise(["", *words])
     return next((word for before, word in pairs if not word.startswith("-") and not before.startswith("-")), "")
-
-
-def _register() -> type[luigi.task_register.Register]:
-    """Luigi's register of all tasks."""
-    return luigi.task_register.Register

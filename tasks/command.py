@@ -26,20 +26,18 @@ _FORKED = threading.Event()  # tasks run in their own processes, whose last mess
 _FAILURES = nameless_file()  # a line each; shared with Luigi's workers, which are forked
 
 
-class _WithoutTraceback(logging.Filter):
+def _is_no_mistake(record: logging.LogRecord) -> bool:
     """Keeps tracebacks out of Luigi's log for errors that are not bugs; one line reports such an error.
 
     If a task failed, its failure handler prints the line; if the error ends the program or a handler of ours, it is
     printed here.
     """
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        error = record.exc_info[1] if record.exc_info else None
-        if not error or not (line := line_unless_bug(error)):
-            return True
-        if record.msg.startswith(("Uncaught exception", "Error in event callback")):
-            say(f"error: {line}")
-        return False
+    error = record.exc_info[1] if record.exc_info else None
+    if not error or not (line := line_unless_bug(error)):
+        return True
+    if record.msg.startswith(("Uncaught exception", "Error in event callback")):
+        say(f"error: {line}")
+    return False
 
 
 def _say_or_show(kind: type[BaseException], error: BaseException, trace) -> None:
@@ -140,7 +138,7 @@ def install() -> None:
     Raises:
         SystemExit: the command has a flag that its task does not have.
     """
-    logging.getLogger("luigi-interface").addFilter(_WithoutTraceback())
+    logging.getLogger("luigi-interface").addFilter(_is_no_mistake)
     if any(frame.f_code is run_with_retcodes.__code__ for frame, _ in traceback.walk_stack(None)):
         sys.excepthook = _say_or_show
         # Luigi's workers must know the flags. By default they are forked no more (Python 3.14; macOS before that), and

@@ -24,11 +24,6 @@ class Fuse(Stage):
 
     stage = "fuse"
 
-    @property
-    def label(self) -> str:
-        """The split."""
-        return files.plain_name(self.split_name)
-
     def own_digest(self) -> str:
         """Digest of the settings of the fusion and of the scores."""
         return self.spec("fusion").digest(*self.digests_before())
@@ -72,15 +67,6 @@ class Report(Stage):
 
     stage = "report"
     VERSION = 6
-
-    @property
-    def label(self) -> str:
-        """The split."""
-        return files.plain_name(self.split_name)
-
-    def own_digest(self) -> str:
-        """Digest of everything that is reported."""
-        return digest_of("report", self.VERSION, self.digests_before())
 
     def requires(self) -> dict[str, Stage]:
         """The fusion, the trainings (for their curves), the stores (for failed clips) and the catalog."""

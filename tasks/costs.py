@@ -26,7 +26,7 @@ ELSEWHERE = "on one worker like this machine"  # for kind = address or jobqueue
 class Costs:
     """The costs of the tasks of one plan."""
 
-    def __init__(self, state_of: Callable[[luigi.Task], ArtifactState], *, one_thread: bool = False):
+    def __init__(self, state_of: Callable[[luigi.Task], ArtifactState], *, one_thread: bool):
         """`state_of` gives the state of a task's artifact; `one_thread` times networks on one CPU thread."""
         self._state_of, self._one_thread, self._known, self._read = state_of, one_thread, {}, set()
 

@@ -53,7 +53,7 @@ class TrainStream(OnDevice):
     def stream_spec(self) -> StreamSpec:
         """The settings of the stream."""
         seed, asked = self.run_spec.seed, self.seed >= 0
-        spec = settings.stream(self.stream, self.dataset_name, seed, self.changes, asked=asked)
+        spec = settings.stream(self.stream, self.dataset_name, self.changes, seed=seed, asked=asked)
         return spec.alone() if self.alone else spec
 
     @property

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import luigi
 
 from pipeline.specs.base import Spec
-from pipeline.system import files, locks
+from pipeline.system import locks
 from pipeline.system.errors import DamagedFile, UserError
 from pipeline.system.files import with_home
 from pipeline.system.progress import say, say_once
@@ -79,11 +79,6 @@ class Catalog(OfVideos):
     reads = ("dataset",)
     keeps_old = True  # so that known clips are not hashed again
     priority = 2  # all splits' before any store, so that they name the same videos even if one is added meanwhile
-
-    @property
-    def label(self) -> str:
-        """The split."""
-        return files.plain_name(self.split_name)
 
     def own_digest(self) -> str:
         """Digest of how the dataset is read, and of the split."""

@@ -20,7 +20,7 @@ from luigi.task_register import TaskClassException
 from pipeline.specs.base import unknown_name
 from pipeline.system import files
 from pipeline.system.console import one_line
-from pipeline.system.errors import UNWRITTEN, DamagedFile, UserError, message_suffices
+from pipeline.system.errors import UNWRITTEN, DamagedFile, UserError, message_suffices, with_notes
 from tasks import settings
 
 _OF_LUIGI = "Task finished running, but complete() is still returning false"
@@ -65,7 +65,7 @@ def error_line(error: BaseException, folder: Path | None = None) -> str:
         )
     elif UNWRITTEN in said:  # which does not say why
         said = f"{said}, perhaps for lack of space"
-    text = ", ".join([said, *getattr(error, "__notes__", [])])
+    text = with_notes(said, error)
     if number == errno.EDQUOT:  # the disk's free space would mislead
         return f"{text} (free some, and run the same command again)"
     if number == errno.EMFILE:

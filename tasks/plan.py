@@ -86,7 +86,7 @@ def _with_task(argv: list[str]) -> list[str]:
 # --- the plan
 
 
-def plan(root: luigi.Task, *, quick: bool = False) -> dict[str, Any]:
+def plan(root: luigi.Task, *, quick: bool) -> dict[str, Any]:
     """Every artifact that a task needs, in the order they are made, as plain JSON values.
 
     Args:

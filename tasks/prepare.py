@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import shlex
 from pathlib import Path
 
 from pipeline.system.digests import file_hashes
@@ -57,7 +56,9 @@ class _Store(OfVideos):
 
     @property
     def _retry(self) -> str:
-        return f"`python -m pipeline repair {shlex.quote(str(self.folder))} --failed`"
+        from pipeline import store
+
+        return f"`{store.repair_command(self.folder)} --failed`"
 
     def say_present(self) -> None:
         """Say that it was found, and what failed here or in the frames: a higher time limit alone makes nothing again.

@@ -11,7 +11,6 @@ import luigi
 
 from pipeline.specs import STREAMS
 from pipeline.system import files, locks
-from pipeline.system.digests import digest_of
 from pipeline.system.errors import UserError
 from pipeline.system.progress import say
 from tasks.base import Stage
@@ -81,6 +80,10 @@ class Repeated(Stage):
                 waiting += task.before()
         files.record_made_from(self.folder, Path(self.run_spec.artifacts), found)
 
+    def say_present(self) -> None:
+        """Print the table and the path of the page."""
+        say(f"{self.path.with_suffix('.md').read_text(encoding='utf-8')}\n{self.path.with_suffix('.html')}")
+
     def check_seeds(self, streams: Iterable[str]) -> None:
         """Refuse several seeds if a flag or a row gives a stream its own: one training would be shown as several."""
         with one_line_errors():
@@ -116,10 +119,6 @@ class AllSplits(Repeated):
         """The number of splits and seeds."""
         return f"{len(self.split_list)}splits-{len(self.seed_list)}seeds"
 
-    def own_digest(self) -> str:
-        """Digest of all reports."""
-        return digest_of("all_splits", self.VERSION, self.digests_before())
-
     def requires(self) -> list[Report]:
         """The report of each split and seed."""
         return [self.clone(Report, split=split, seed=seed) for split in self.split_list for seed in self.seed_list]
@@ -152,10 +151,6 @@ class AllSplits(Repeated):
         """Make the table and print it."""
         super().run()
         self.say_present()
-
-    def say_present(self) -> None:
-        """Print the table and the path of the page."""
-        say(f"{self.path.with_name('summary.md').read_text(encoding='utf-8')}\n{self.path.with_name('summary.html')}")
 
 
 def listed(name: str, text: str) -> list[str]:

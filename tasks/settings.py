@@ -148,15 +148,15 @@ def resolve(section: str, dataset: str = "", changes: Mapping[str, str] = NOTHIN
 
 
 def stream(
-    name: str, dataset: str, seed: int, changes: Mapping[str, str] = NOTHING, *, asked: bool = False
+    name: str, dataset: str, changes: Mapping[str, str] = NOTHING, *, seed: int = 0, asked: bool = False
 ) -> specs.StreamSpec:
     """The settings of one stream; the temporal one carries its stack.
 
     Args:
         name: "spatial" or "temporal".
         dataset: name of the dataset.
-        seed: used unless the stream has its own seed in the settings.
         changes: settings that override all others, named as in a dataset's section.
+        seed: used unless the stream has its own seed in the settings.
         asked: whether the user gave the seed (`--seed`), which then overrides those in luigi.cfg.
     """
     stack = resolve("stack", dataset, changes) if name == "temporal" else None

@@ -98,7 +98,7 @@ class PaperTable(Repeated, OnDevice):
     @property
     def second(self) -> str:
         """The second dataset; "" for none. Rows that do not use it are trained without it, even if configured."""
-        return self.with_dataset or settings.stream("temporal", self.dataset_name, 0, self.changes).with_dataset
+        return self.with_dataset or settings.stream("temporal", self.dataset_name, self.changes).with_dataset
 
     # --- rows
 
@@ -117,7 +117,7 @@ class PaperTable(Repeated, OnDevice):
         return planned
 
     def _planned(self, row: paper.Row) -> Planned:
-        spatial, temporal = (settings.stream(name, self.dataset_name, 0, self.changes) for name in STREAMS)
+        spatial, temporal = (settings.stream(name, self.dataset_name, self.changes) for name in STREAMS)
         catalogs = (self.clone(Catalog, split=split) for split in self.split_list)
         lacks_val = row.score == "svm" and any(catalog.lacks_val() for catalog in catalogs)
         reason = paper.why_not(row, spatial, self.second, lacks_val=lacks_val)
@@ -258,7 +258,7 @@ class PaperTable(Repeated, OnDevice):
         """What the row's trainings start from and how many steps they take, where that differs between rows."""
         texts = []
         for name in self.definition.streams:
-            s = settings.stream(name, self.dataset_name, 0, {**self.changes, **planned.changes})
+            s = settings.stream(name, self.dataset_name, {**self.changes, **planned.changes})
             start = "the second set's weights" if s.starts_from_other else s.start
             parts = {"start": f"starts from {start}", "with_how": f"starts from {start}", "steps": f"{s.steps} steps"}
             words = dict.fromkeys(text for part, text in parts.items() if f"{name}_{part}" in self._changed)
@@ -270,7 +270,7 @@ class PaperTable(Repeated, OnDevice):
         """Settings that distinguish tables and that no row changes, and the numbers of training clips of the splits."""
         found = {"flow": self.spec("flow").method} if "temporal" in self.definition.streams else {}
         for name in self.definition.streams:
-            s = settings.stream(name, self.dataset_name, 0, self.changes)
+            s = settings.stream(name, self.dataset_name, self.changes)
             parts = {"": s.network, "start": f"starts from {s.start}", "steps": f"{s.steps} steps"}
             texts = [text for setting, text in parts.items() if f"{name}_{setting}" not in self._changed]
             if f"{name}_with_how" in self._changed:  # rows then start from other weights, and each row says which
@@ -279,10 +279,6 @@ class PaperTable(Repeated, OnDevice):
         train, val = (_span([len(catalog.part(part)) for catalog in catalogs]) for part in ("train", "val"))
         found["training"] = f"{train} clips, and {val} for validation"
         return {**found, "second dataset": self.second or "none"}
-
-    def say_present(self) -> None:
-        """Print the table and the path of the page."""
-        say(f"{self.path.with_name('table.md').read_text(encoding='utf-8')}\n{self.path.with_name('table.html')}")
 
 
 def _span(counts: Sequence[int]) -> str:

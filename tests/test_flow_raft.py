@@ -126,7 +126,7 @@ def test_names_and_files_are_torchvisions():
         ("raft_small", optical_flow.Raft_Small_Weights),
         ("raft_large", optical_flow.Raft_Large_Weights),
     ):
-        ours = {name: weights.SOURCE + weights.file_name(method, name) for name in RAFT_WEIGHTS[method]}
+        ours = {name: weights.url(method, name) for name in RAFT_WEIGHTS[method]}
         assert ours == {one.name: one.url for one in kind}
         assert FlowSpec(method=method).raft_weights == kind.DEFAULT.name
 
@@ -152,7 +152,7 @@ def test_weights_that_are_there_are_not_downloaded(monkeypatch, tmp_path, file, 
     named_spec = named(monkeypatch, tmp_path, file.read_bytes())
     monkeypatch.setattr(torch.hub, "download_url_to_file", lambda *a, **k: pytest.fail("downloads"))
     assert methods()["raft_small"].startswith("not available: its weights are not here yet; the first use downloads")
-    path = downloads.folder() / weights.file_name("raft_small", "C_T_V2")
+    path = downloads.path_of(weights.url("raft_small", "C_T_V2"))
     path.parent.mkdir(parents=True)
     path.write_bytes(file.read_bytes())
     assert methods()["raft_small"] == "available"

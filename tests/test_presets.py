@@ -57,8 +57,8 @@ def test_every_preset_overlays_luigi_cfg(bare_config, preset):
         for section in settings.SECTIONS:
             if section not in ("spatial", "temporal"):
                 settings.resolve(section, dataset)
-        assert settings.stream("spatial", dataset, 0).stream == "spatial"
-        assert settings.stream("temporal", dataset, 0).channels % 2 == 0
+        assert settings.stream("spatial", dataset).stream == "spatial"
+        assert settings.stream("temporal", dataset).channels % 2 == 0
 
 
 def overlaid(bare_config, preset):
@@ -93,7 +93,7 @@ def test_the_presets_of_the_paper_hold_its_constants(bare_config, name):
     overlaid(bare_config, f"{name}-paper.cfg")
     assert settings.resolve("run").dataset == name
     for stream in specs.STREAMS:
-        spec = settings.stream(stream, name, 0)
+        spec = settings.stream(stream, name)
         assert (spec.network, spec.dropout, spec.resize_px, spec.crop_px, spec.flip) == (
             "cnn_m_2048",
             0.9,
@@ -117,7 +117,7 @@ def test_of_the_classes_of_ucf101_as_many_are_added_to_hmdb51_as_in_the_paper(ba
     bare_config.read_dict({"temporal": {"with_dataset": "ucf101", "with_how": "classes"}})
     checks.check("hmdb51")
     checks.check_together("temporal", "hmdb51")
-    pairs = settings.stream("temporal", "hmdb51", 0).with_same
+    pairs = settings.stream("temporal", "hmdb51").with_same
     lists = shared / "data" / "splits"
     files = (lists / "testTrainMulti_7030_splits").glob("*_test_split1.txt")
     hmdb51 = sorted(file.name.removesuffix("_test_split1.txt") for file in files)

@@ -20,8 +20,8 @@ ROOT = Path(__file__).parents[1]
 
 def test_defaults_come_from_the_specs():
     assert settings.resolve("flow") == specs.FlowSpec()
-    assert settings.stream("spatial", "", 3) == specs.StreamSpec(seed=3)
-    assert settings.stream("temporal", "", 0).stack == specs.StackSpec()
+    assert settings.stream("spatial", "", seed=3) == specs.StreamSpec(seed=3)
+    assert settings.stream("temporal", "").stack == specs.StackSpec()
 
 
 def test_stage_then_dataset_then_command_line(bare_config):
@@ -40,17 +40,17 @@ def test_settings_of_a_dataset_are_told_from_overrides_of_stages(bare_config):
     section = {"layout": "ucf101", "split_seed": "4", "spatial_steps": "7", "stack_length": "3", "score_frames": "2"}
     bare_config.read_dict({"dataset.mine": section})
     assert settings.resolve("dataset", "mine") == specs.DatasetSpec(layout="ucf101", split_seed=4)
-    assert settings.stream("spatial", "mine", 0).steps == 7
-    assert settings.stream("temporal", "mine", 0).stack.length == 3
-    assert settings.stream("temporal", "mine", 0).steps == specs.StreamSpec().steps
+    assert settings.stream("spatial", "mine").steps == 7
+    assert settings.stream("temporal", "mine").stack.length == 3
+    assert settings.stream("temporal", "mine").steps == specs.StreamSpec().steps
     assert settings.datasets() == ["mine"]
 
 
 def test_a_stream_may_have_its_own_seed(bare_config):
     bare_config.read_dict({"spatial": {"seed": "9"}})
-    assert settings.stream("spatial", "", 1).seed == 9
-    assert settings.stream("temporal", "", 1).seed == 1
-    assert settings.stream("spatial", "", 1, asked=True).seed == 1  # --seed
+    assert settings.stream("spatial", "", seed=1).seed == 9
+    assert settings.stream("temporal", "", seed=1).seed == 1
+    assert settings.stream("spatial", "", seed=1, asked=True).seed == 1  # --seed
 
 
 def test_bidirectional_stacks_need_backward_flow(bare_config):
@@ -203,8 +203,8 @@ def test_a_tilde_is_the_home_folder_in_every_path(bare_config, tmp_path, monkeyp
     )
     assert settings.resolve("run").artifacts == str(tmp_path / "made")
     assert settings.resolve("run", artifacts="~/else").artifacts == str(tmp_path / "else")
-    assert settings.stream("spatial", "mine", 0).start_file == tmp_path / "weights.pth"
-    assert settings.stream("temporal", "mine", 0).start_file == tmp_path / "flow.pth"
+    assert settings.stream("spatial", "mine").start_file == tmp_path / "weights.pth"
+    assert settings.stream("temporal", "mine").start_file == tmp_path / "flow.pth"
     assert settings.resolve("flow", "mine").weights_file == tmp_path / "raft.pth"
     mine = settings.resolve("dataset", "mine")
     assert mine.videos == str(tmp_path / "videos") and mine.group_pattern == "~/(?P<group>.)"

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import store
+from pipeline.report.metrics import flattened
 
 
 def with_settings(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -43,12 +44,7 @@ def _settings(row: dict[str, Any]) -> dict[str, str]:
     return {}
 
 
-def _flat(settings: dict[str, Any], before: str = "") -> dict[str, str]:
+def _flat(settings: dict[str, Any]) -> dict[str, str]:
     """Flatten nested settings: the outer name becomes a prefix, as on the command line (`stack_length`)."""
-    flat = {}
-    for name, value in settings.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{name}_")
-        else:
-            flat[before + name] = value if isinstance(value, str) else json.dumps(value)
-    return flat
+    found = ((path.replace(".", "_"), value) for path, value in flattened(settings))
+    return {name: value if isinstance(value, str) else json.dumps(value) for name, value in found}

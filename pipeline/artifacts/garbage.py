@@ -43,7 +43,7 @@ def find(artifacts: Path, *, old: bool = False, unfinished: bool = False) -> lis
     Raises:
         UserError: a kept artifact has no valid record of what it was made from.
     """
-    rows = {_name(artifacts, row["path"]): row for row in status(artifacts)}
+    rows = {Path(row["path"]).relative_to(artifacts).as_posix(): row for row in status(artifacts)}
     begun = [name for name, row in rows.items() if row["state"] == "unfinished"]
     results = [name for name, row in rows.items() if row["stage"] in _RESULTS]
     newest = _newest(artifacts, {name: row for name, row in rows.items() if name not in begun})
@@ -77,10 +77,6 @@ def remove(waste: Iterable[Waste]) -> Iterator[tuple[Waste, bool]]:
             if free:
                 item.path.unlink(missing_ok=True)
         yield item, free
-
-
-def _name(artifacts: Path, path: Path | str) -> str:
-    return Path(path).relative_to(artifacts).as_posix()
 
 
 def _newest(artifacts: Path, rows: dict[str, dict[str, Any]]) -> set[str]:

@@ -40,19 +40,13 @@ def describe(path: Path, *, clip: str = "") -> dict[str, Any]:
     """
     path = file_of(path)
     if path.suffix == ".json":
-        return {
-            "path": str(path),
-            "format": path.name,
-            "attrs": {},
-            "summary": read_json(path),
-            "rows": [],
-            "clip": None,
-        }
-    _refuse_other_files(path)
-    attrs = store.read_attrs(path)
-    kind = attrs.pop("format").removeprefix("two-stream-")
-    about = {"catalog": _catalog, "scores": _scores}.get(kind)
-    summary, rows, shown = about(path) if about else _store(path, kind, clip)
+        kind, attrs, (summary, rows, shown) = path.name, {}, (read_json(path), [], None)
+    else:
+        _refuse_other_files(path)
+        attrs = store.read_attrs(path)
+        kind = attrs.pop("format").removeprefix("two-stream-")
+        about = {"catalog": _catalog, "scores": _scores}.get(kind)
+        summary, rows, shown = about(path) if about else _store(path, kind, clip)
     return {"path": str(path), "format": kind, "attrs": attrs, "summary": summary, "rows": rows, "clip": shown}
 
 

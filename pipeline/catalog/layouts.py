@@ -253,7 +253,8 @@ def match(spec: DatasetSpec, rows: list[ListedClip], videos: dict[str, Stat]) ->
         UserError: all videos are absent.
     """
     by_folded = {folded(path): path for path in videos}
-    paths = {row.path: _find(row.path, videos, by_folded) for row in rows}
+    # as written, or else regardless of case and how accents are composed
+    paths = {row.path: row.path if row.path in videos else by_folded.get(folded(row.path)) for row in rows}
     found = [replace(row, path=paths[row.path]) for row in rows if paths[row.path] is not None]
     absent = sorted({path for path, there in paths.items() if there is None})
     if absent and not spec.partial:
@@ -277,8 +278,3 @@ def lost_message(spec: DatasetSpec, lost: Sequence[str]) -> str:
 def unnamed_message(spec: DatasetSpec, unnamed: Sequence[str]) -> str:
     """Message saying how many videos have names that are not UTF-8, and naming some."""
     return f"the names of videos in {spec.videos!r} are not UTF-8 ({len(unnamed)}): {some(sorted(unnamed))}"
-
-
-def _find(path: str, videos: dict[str, Stat], by_folded: dict[str, str]) -> str | None:
-    """Path on disk of a listed clip: as written, or else regardless of case and how accents are composed."""
-    return path if path in videos else by_folded.get(folded(path))

@@ -55,18 +55,18 @@ def draw_groups(rows: Iterable[ListedClip], fraction: float, *, key: str) -> set
     groups = Counter(name for names in classes_of.values() for name in names)
     wanted = {name: _share(fraction, n) for name, n in groups.items()}
     order = sorted(classes_of, key=lambda group: (group in heavy, _order_key(key, group, classes_of[group]), group))
-    drawn: dict[str, set[str]] = {}
+    drawn: set[str] = set()
     taken: Counter[str] = Counter()
     for group in order:
         if all(taken[name] < wanted[name] for name in classes_of[group]):
-            drawn[group] = classes_of[group]
+            drawn.add(group)
             taken.update(classes_of[group])
     for group in (group for group in order if group not in drawn):
         lacking = any(wanted[name] and not taken[name] for name in classes_of[group])
         if lacking and all(taken[name] < groups[name] - 1 for name in classes_of[group]):
-            drawn[group] = classes_of[group]
+            drawn.add(group)
             taken.update(classes_of[group])
-    return set(drawn)
+    return drawn
 
 
 def _heavy_groups(rows: list[ListedClip], share: float) -> set[str]:

@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 import torch
 
-from pipeline.dataset.inputs import Room, ViewBatch, new_room, stack_views
+from pipeline.dataset.inputs import Room, ViewBatch, stack_views
 from pipeline.stacks.paths_torch import along_path
 from pipeline.store import repair_advice
 from pipeline.system.console import one_line
@@ -208,9 +208,7 @@ def _resizing(length: int, side: int, how: int, device: torch.device) -> torch.T
     return torch.from_numpy(rows).to(device)
 
 
-def stack_partly_encoded(
-    items: Sequence[View | list[EncodedView]], *, room: Room = new_room
-) -> ViewBatch | EncodedBatch:
+def stack_partly_encoded(items: Sequence[View | list[EncodedView]], *, room: Room) -> ViewBatch | EncodedBatch:
     """Views of equal shape, some perhaps still JPEG -> one batch, written to what `room` returns."""
     places = [place for place, item in enumerate(items) if not isinstance(item, View)]
     if not places:

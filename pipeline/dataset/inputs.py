@@ -66,20 +66,16 @@ def new_room(shape: tuple[int, ...], dtype: np.dtype) -> torch.Tensor:
 
 def stack_views(views: Sequence[View], *, room: Room = new_room) -> ViewBatch:
     """Views of equal shape -> one batch, its values written to the tensor that `room` returns."""
-    return _written(np.stack, views, room, (len(views), *views[0].values.shape))
+    return join_views([View(*(part[None] for part in view)) for view in views], room=room)
 
 
 def join_views(views: Sequence[View], *, room: Room = new_room) -> ViewBatch:
     """Views of several crops each, (crops, C, H, W) -> one batch of all crops; `room` as for `stack_views`."""
-    return _written(np.concatenate, views, room, (sum(len(view.values) for view in views), *views[0].values.shape[1:]))
-
-
-def _written(join: Callable, views: Sequence[View], room: Room, shape: tuple[int, ...]) -> ViewBatch:
     # numpy's functions, because torch's would start a second set of OpenMP threads beside the training's
     values, scale, offset = zip(*views, strict=True)
-    there = room(shape, np.result_type(*(part.dtype for part in values)))
-    join(values, out=there.numpy())
-    return ViewBatch(there, torch.from_numpy(join(scale)), torch.from_numpy(join(offset)))
+    there = room((sum(map(len, values)), *values[0].shape[1:]), np.result_type(*(part.dtype for part in values)))
+    np.concatenate(values, out=there.numpy())
+    return ViewBatch(there, *(torch.from_numpy(np.concatenate(parts)) for parts in (scale, offset)))
 
 
 def to_inputs(views: ViewBatch | torch.Tensor, device: torch.device) -> torch.Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import multiprocessing
 import multiprocessing.queues
@@ -75,7 +76,7 @@ def loader(
         sampler=numbers,
         num_workers=workers,
         pin_memory=pin,
-        collate_fn=_Collating(collate),
+        collate_fn=functools.partial(_collated, collate),
         generator=torch.Generator(),  # torch's loader draws a number for its processes; not from the caller's state
         **parallel,
     )
@@ -115,14 +116,9 @@ class _Items(Dataset):
             return fault
 
 
-class _Collating:
-    """Makes a batch of items; a fault remains what it is."""
-
-    def __init__(self, collate: Callable):
-        self.collate = collate
-
-    def __call__(self, items: list | Exception) -> Any:
-        return items if isinstance(items, Exception) else self.collate(items)
+def _collated(collate: Callable, items: list | Exception) -> Any:
+    """A batch of items; a fault remains what it is."""
+    return items if isinstance(items, Exception) else collate(items)
 
 
 class _InReusedMemory:

@@ -125,7 +125,7 @@ def pairs_per_second(method: str, *, device: str, seconds: float) -> float:
     comes back as floats, which the Flow stage never fetches from a GPU: there the stage is faster.
     """
     from pipeline.flow import estimate, pairs_of, tensor_device
-    from pipeline.flow.device import one_thread
+    from pipeline.system.limits import one_thread
 
     spec, pairs = FlowSpec(method=method), 1
     if device == "cuda":

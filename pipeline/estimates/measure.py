@@ -19,10 +19,10 @@ import numpy as np
 from pipeline import demo, flow, quantize, store
 from pipeline.catalog import Catalog, Clip
 from pipeline.estimates import Cached, PairCost, Videos, Work, extrapolated, middles_of_equal_shares
-from pipeline.flow.device import one_thread
 from pipeline.specs import DemoSpec, FlowSpec, FrameSpec
 from pipeline.system.digests import file_hash
 from pipeline.system.errors import UserError
+from pipeline.system.limits import one_thread
 from pipeline.system.progress import say
 from pipeline.video import Video, VideoError, jpeg, resized, target_size
 

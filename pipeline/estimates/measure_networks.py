@@ -18,10 +18,10 @@ import torch
 
 from pipeline.estimates import StepCost
 from pipeline.estimates.measure import timed
-from pipeline.flow.device import one_thread as on_one_thread
 from pipeline.networks import resolve_device
 from pipeline.specs import StreamSpec
 from pipeline.system.errors import is_out_of_memory
+from pipeline.system.limits import one_thread as on_one_thread
 from pipeline.system.progress import say
 from pipeline.system.tensors import limit_threads, true_float32
 from pipeline.training import train_step

@@ -72,22 +72,6 @@ def threads() -> int:
     return max(1, cv2.getNumThreads())
 
 
-@contextlib.contextmanager
-def one_thread() -> Iterator[None]:
-    """Use one thread in OpenCV and torch within the block, as worker processes do; then restore the old numbers."""
-    import cv2
-
-    with contextlib.ExitStack() as stack:
-        stack.callback(cv2.setNumThreads, cv2.getNumThreads())
-        cv2.setNumThreads(1)
-        with contextlib.suppress(Exception):  # code that needs torch reports a broken torch itself
-            import torch
-
-            stack.callback(torch.set_num_threads, torch.get_num_threads())
-            torch.set_num_threads(1)
-        yield
-
-
 def _free_bytes(device: str) -> int:
     """Free memory of a CUDA device in bytes, including what torch has reserved but does not use."""
     import torch

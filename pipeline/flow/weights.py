@@ -8,17 +8,12 @@ from pipeline.specs import RAFT_WEIGHTS, FlowSpec
 from pipeline.system import downloads
 from pipeline.system.console import one_line
 
-SOURCE = "https://download.pytorch.org/models/"
-
-
-def file_name(method: str, name: str) -> str:
-    """Name of torchvision's file: ("raft_small", "C_T_V2") gives raft_small_C_T_V2-01064c6d.pth."""
-    return f"{method}_{name}-{RAFT_WEIGHTS[method][name]}.pth"
+_SOURCE = "https://download.pytorch.org/models/"
 
 
 def url(method: str, name: str) -> str:
-    """Address of torchvision's file."""
-    return SOURCE + file_name(method, name)
+    """Address of torchvision's file: ("raft_small", "C_T_V2") gives https://.../raft_small_C_T_V2-01064c6d.pth."""
+    return f"{_SOURCE}{method}_{name}-{RAFT_WEIGHTS[method][name]}.pth"
 
 
 def why_not(method: str) -> str:

@@ -103,21 +103,16 @@ class Network(nn.Module):
         With `both`, inputs of two datasets alternate: even indices go to `head`, odd ones to `other_head`. The result
         is the logits of both sets, (N / 2, K) and (N / 2, K of the other set).
         """
-        if not both:
-            return self._logits(self.head, self.features(inputs.flatten(0, -4)), inputs.shape[:-3])
         features = self.features(inputs.flatten(0, -4)).unflatten(0, inputs.shape[:-3])
-        own, other = features[::2], features[1::2]
-        return (
-            self._logits(self.head, own.flatten(0, -2), own.shape[:-1]),
-            self._logits(self.other_head, other.flatten(0, -2), other.shape[:-1]),
-        )
+        if not both:
+            return self._logits(self.head, features)
+        return self._logits(self.head, features[::2]), self._logits(self.other_head, features[1::2])
 
-    def _logits(self, head: nn.Linear, features: torch.Tensor, shape: torch.Size) -> torch.Tensor:
-        """(N, D) features of `shape` (N,), or (N S, D) of `shape` (N, S) with S snippets -> (N, K) logits."""
-        logits = head(features)
-        if len(shape) == 1:
+    def _logits(self, head: nn.Linear, features: torch.Tensor) -> torch.Tensor:
+        """(N, D) features, or (N, S, D) of S snippets -> (N, K) logits."""
+        logits = head(features.flatten(0, -2)).unflatten(0, features.shape[:-1])
+        if features.ndim == 2:
             return logits
-        logits = logits.unflatten(0, shape)
         return logits.mean(1) if self.consensus == "average" else logits.amax(1)
 
 

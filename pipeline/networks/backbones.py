@@ -199,7 +199,7 @@ def torchvision_body(spec: StreamSpec) -> tuple[nn.Module, int, str]:
         )
         return model, 512, name
     width = model.get_submodule(name).in_features
-    _replace(model, name, nn.Identity() if dropouts else nn.Dropout(spec.dropout))
+    model.set_submodule(name, nn.Identity() if dropouts else nn.Dropout(spec.dropout))
     return model, width, name
 
 
@@ -249,18 +249,13 @@ def _widen_first_convolution(model: nn.Module, spec: StreamSpec) -> None:
         padding=old.padding,
         bias=old.bias is not None,
     )
-    _replace(model, name, wide)
+    model.set_submodule(name, wide)
 
 
 def _last_layer(model: nn.Module) -> str:
     """Name of the layer that produces the logits: the last linear one, or SqueezeNet's last convolution."""
     kind = nn.Conv2d if isinstance(model, torchvision.models.SqueezeNet) else nn.Linear
     return [name for name, module in model.named_modules() if isinstance(module, kind)][-1]
-
-
-def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
-    parent, _, child = name.rpartition(".")
-    setattr(model.get_submodule(parent), child, module)
 
 
 # --- what a body cannot do --------------------------------------------------------------------------------------------

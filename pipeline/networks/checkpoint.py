@@ -120,9 +120,7 @@ def other_inputs(path: Path, spec: StreamSpec) -> str:
     Raises:
         FileNotFoundError, DamagedFile: as `read_tensors`.
     """
-    values = read_tensors(path, mmap=True)
-    ours = isinstance(values, dict) and values.get("format") == CHECKPOINT_FORMAT
-    trained = values.get("stream_spec") if ours else None
+    trained = _values_of_ours(path).get("stream_spec")
     if not isinstance(trained, dict) or not spec.stack or not isinstance(trained.get("stack"), dict):
         return ""
     there, here = ({"flow_unit_px": of.get("flow_unit_px"), **of["stack"]} for of in (trained, spec.as_dict()))
@@ -150,12 +148,17 @@ def clips_seen(path: Path) -> tuple[frozenset[str], frozenset[str]]:
         FileNotFoundError, DamagedFile: as `read_tensors`.
         UserError: what it says is not the content of clips.
     """
-    values = read_tensors(path, mmap=True)
-    ours = isinstance(values, dict) and values.get("format") == CHECKPOINT_FORMAT
-    seen = [values.get(name, ()) if ours else () for name in ("trained_on", "chosen_on")]
+    values = _values_of_ours(path)
+    seen = [values.get(name, ()) for name in ("trained_on", "chosen_on")]
     if not all(isinstance(clips, (list, tuple)) and all(isinstance(clip, str) for clip in clips) for clips in seen):
         raise UserError(f"{path} does not say plainly which clips it was trained and chosen on; train it again")
     return frozenset(seen[0]), frozenset(seen[1])
+
+
+def _values_of_ours(path: Path) -> dict[str, Any]:
+    """What a file of weights holds, if it is a checkpoint of ours; else {}."""
+    values = read_tensors(path, mmap=True)
+    return values if isinstance(values, dict) and values.get("format") == CHECKPOINT_FORMAT else {}
 
 
 def refuse_unfit(path: Path, stream: str, data_digest: str, classes: Sequence[str] | None = None) -> None:

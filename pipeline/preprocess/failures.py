@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import shlex
 from pathlib import Path
 
 from pipeline import store
 from pipeline.system import files
 from pipeline.system.console import plain
-from pipeline.system.errors import StageFailed
+from pipeline.system.errors import StageFailed, with_notes
 from pipeline.system.progress import say
 
 
@@ -20,7 +19,7 @@ def error_message(error: BaseException) -> str:
     """
     full = isinstance(error, OSError) and error.errno in files.NO_SPACE
     message = os.strerror(error.errno) if full else str(error)
-    return ", ".join([f"{type(error).__name__}: {message}", *getattr(error, "__notes__", ())])
+    return with_notes(f"{type(error).__name__}: {message}", error)
 
 
 def say_what_is_odd(records: list[store.Record]) -> None:
@@ -47,6 +46,6 @@ def refuse_too_many(folder: Path, kind: str, records: list[store.Record], max_ba
         raise StageFailed(
             f"{kind}: {len(failed)} of {len(records)} clips failed, more than [frames] max_bad_fraction = "
             f"{max_bad_fraction:g}{also} allows: {names}. Fix or remove these videos, or allow a larger fraction; if "
-            f"the fault was not theirs (a time limit), `python -m pipeline repair {shlex.quote(str(folder))} --failed` "
+            f"the fault was not theirs (a time limit), `{store.repair_command(folder)} --failed` "
             "retries them."
         )

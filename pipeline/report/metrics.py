@@ -111,7 +111,7 @@ def collect(tables: Mapping[str, Scores], background: Background, *, dataset: st
         "agreement": agreement(tables),
         "fusion": _without_matrices(background.fusion),
         "training": {name: _training_facts(curve) for name, curve in background.curves.items()},
-        "seeds": dict(_seeds(background.settings)),
+        "seeds": {path: value for path, value in flattened(background.settings) if path.endswith("seed")},
         "counts": {part: dict(row) for part, row in background.counts.items()},
         "groups": {part: list(names) for part, names in background.groups.items()},
         "stages": [dict(row) for row in background.stages],
@@ -124,15 +124,18 @@ def summary(name: str, bootstrap: Bootstrap) -> dict[str, Any]:
     """Accuracies of one table with their 95 % intervals."""
     table, top1, mean_class = bootstrap.tables[name], bootstrap.top1(name), bootstrap.mean_class(name)
     return {
-        "top1": table.top1(),
-        "mean_class": table.mean_class_accuracy(),
-        "correct": int(table.correct().sum()),
+        **accuracies(table),
         "total": len(table),
         "top1_interval": list(top1.interval),
         "mean_class_interval": list(mean_class.interval),
         "top1_interval_method": top1.method,
         "mean_class_interval_method": mean_class.method,
     }
+
+
+def accuracies(table: Scores) -> dict[str, float]:
+    """Both accuracies of a table, and its number of correct clips."""
+    return {"top1": table.top1(), "mean_class": table.mean_class_accuracy(), "correct": int(table.correct().sum())}
 
 
 def never_answered(name: str, fusion: Mapping[str, Any]) -> tuple[str, ...]:
@@ -153,7 +156,7 @@ def never_answered_text(classes: int, clips: int) -> str:
     return f"{which}; without test clips of these either, the task is easier than that of the others"
 
 
-def comparison(name: str, bootstrap: Bootstrap, never: int = 0) -> dict[str, Any]:
+def comparison(name: str, bootstrap: Bootstrap, never: int) -> dict[str, Any]:
     """Compare a fusion with the better stream on the same clips: the difference in top-1, and McNemar's test.
 
     `never` is the number of classes that the fusion cannot answer: see `never_answered_text`.
@@ -282,10 +285,6 @@ def flattened(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str
 def xml_text(text: Any) -> str:
     """Text that all our files can hold: control characters and undecodable bytes become U+FFFD."""
     return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]", "\ufffd", str(text))
-
-
-def _seeds(settings: Mapping) -> Iterator[tuple[str, int]]:
-    return ((path, value) for path, value in flattened(settings) if path.rpartition(".")[2].endswith("seed"))
 
 
 def _training_facts(curve: Mapping[str, Any]) -> dict[str, Any]:

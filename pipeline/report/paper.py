@@ -224,10 +224,8 @@ def changes(row: Row, spatial: StreamSpec, temporal: StreamSpec, with_dataset: s
         found |= {"spatial_start": "scratch", "spatial_partial_bn": "false"}  # random weights have nothing to keep
     if row.score != "temporal":
         starts = row.start != "scratch" and spatial.start != "scratch"
-        if starts and from_scratch:
-            found |= _steps("spatial", spatial, max(1, spatial.steps // 4), 7 / 10)
-        if not starts and not from_scratch:
-            found |= _steps("spatial", spatial, 4 * spatial.steps, 5 / 8, 7 / 8)
+        if starts == from_scratch:
+            found |= _steps("spatial", spatial, tunes=starts)
     for name, configured in (("spatial", spatial), ("temporal", temporal)):
         if configured.with_dataset:
             found |= {f"{name}_with_dataset": "", f"{name}_with_how": ""}
@@ -238,16 +236,13 @@ def changes(row: Row, spatial: StreamSpec, temporal: StreamSpec, with_dataset: s
             found |= {f"{name}_partial_bn": "false", f"{name}_train_layers": "all"}
     tuned, tunes = temporal.with_how == "start", found.get("temporal_with_how") == "start"
     if row.score != "spatial" and temporal.start == "scratch" and tuned != tunes:
-        found |= (
-            _steps("temporal", temporal, max(1, temporal.steps // 4), 7 / 10)
-            if tunes
-            else _steps("temporal", temporal, 4 * temporal.steps, 5 / 8, 7 / 8)
-        )
+        found |= _steps("temporal", temporal, tunes=tunes)
     return dict(sorted(found.items()))
 
 
-def _steps(name: str, configured: StreamSpec, steps: int, *falls: float) -> dict[str, str]:
-    """A stream's steps, its milestones at these fractions of them, and the configured share of warm-up."""
+def _steps(name: str, configured: StreamSpec, *, tunes: bool) -> dict[str, str]:
+    """A quarter of a stream's steps for fine-tuning, else four times as many; milestones, and its share of warm-up."""
+    steps, falls = (max(1, configured.steps // 4), (7 / 10,)) if tunes else (4 * configured.steps, (5 / 8, 7 / 8))
     found = {f"{name}_steps": str(steps), f"{name}_milestones": ", ".join(str(round(steps * f)) for f in falls)}
     if configured.warmup:
         found[f"{name}_warmup"] = str(configured.warmup * steps // configured.steps)

@@ -174,10 +174,7 @@ def _row(run: Run, tables: Mapping[str, Scores]) -> dict[str, Any]:
         "weight": run.fusion.get("weighted", {}).get("weight"),
         "svm_c": run.fusion.get("svm", {}).get("c"),
         "page": run.page,
-        **{
-            name: {"top1": t.top1(), "mean_class": t.mean_class_accuracy(), "correct": int(t.correct().sum())}
-            for name, t in tables.items()
-        },
+        **{name: metrics.accuracies(table) for name, table in tables.items()},
     }
 
 

@@ -170,9 +170,7 @@ def _trial(trial: Trial) -> dict[str, Any]:
     return {
         "split": trial.split,
         "seed": trial.seed,
-        "top1": table.top1(),
-        "mean_class": table.mean_class_accuracy(),
-        "correct": int(table.correct().sum()),
+        **metrics.accuracies(table),
         "clips": len(table),
         "failed": len(table.failed),
         "made": trial.made,

@@ -148,9 +148,8 @@ def _as_plain(hint: Any, value: Any) -> Any:
     """The value, with numpy's numbers as Python's, and whole numbers as floats where the type is float."""
     if type(value) is tuple and typing.get_origin(hint) is tuple:
         return tuple(_as_plain(typing.get_args(hint)[0], each) for each in value)
-    if isinstance(value, numbers.Integral) and type(value) is not bool and hint in (int, float):
-        return hint(value)
-    return float(value) if isinstance(value, numbers.Real) and hint is float and type(value) is not bool else value
+    number = {int: numbers.Integral, float: numbers.Real}.get(hint)
+    return hint(value) if number and isinstance(value, number) and type(value) is not bool else value
 
 
 def _check_value(section: str, field: dataclasses.Field, hint: Any, value: Any) -> None:
@@ -158,7 +157,7 @@ def _check_value(section: str, field: dataclasses.Field, hint: Any, value: Any) 
     if typing.get_origin(hint) is tuple:
         right = isinstance(value, tuple) and all(type(v) is typing.get_args(hint)[0] for v in value)
     else:
-        right = isinstance(value, (int, float)) and type(value) is not bool if hint is float else type(value) is hint
+        right = type(value) is hint  # of a number, `_as_plain` has seen to it
     if not right:
         raise UserError(f"{where} is {value!r}, which is not {_type_name(hint)}")
     if about["choices"] and value not in about["choices"]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -187,7 +188,7 @@ class StreamSpec(Spec):
     def _check_schedule(self):
         """Check the schedule. Milestones may lie beyond `steps`, so short trial runs need not change them."""
         falls = self.milestones
-        if any(step < 0 for step in falls) or any(a >= b for a, b in zip(falls, falls[1:], strict=False)):
+        if any(step < 0 for step in falls) or any(a >= b for a, b in itertools.pairwise(falls)):
             raise UserError(
                 f"[{self.stream}] milestones is {', '.join(map(str, falls))!r}; it must hold ascending numbers of "
                 "steps from 0 up"
@@ -266,12 +267,14 @@ class StreamSpec(Spec):
     @property
     def warning(self) -> str:
         """Warning about settings that are allowed but probably a mistake; "" if there are none."""
-        if self.partial_bn and self.train_layers == "all" and self.start == "scratch" and not self.starts_from_other:
+        if self.start != "scratch" or self.starts_from_other:
+            return ""
+        if self.partial_bn and self.train_layers == "all":
             return (
                 f"[{self.stream}] partial_bn is true and start is scratch: normalizations that have learned nothing "
                 "are kept as they are; start from weights, or set partial_bn = false"
             )
-        if self.train_layers == "last" and self.start == "scratch" and not self.starts_from_other:
+        if self.train_layers == "last":
             return (
                 f"[{self.stream}] train_layers is last and start is scratch: the layers below have learned nothing and "
                 "stay so; start from weights, or set train_layers = all"

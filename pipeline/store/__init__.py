@@ -11,6 +11,7 @@ from pipeline.store.container import (
     read_arrays,
     read_attrs,
     repair_advice,
+    repair_command,
     write_arrays,
 )
 from pipeline.store.heap import refuse_endless_heap
@@ -48,6 +49,7 @@ __all__ = [
     "read_records",
     "refuse_endless_heap",
     "repair_advice",
+    "repair_command",
     "shard_is_current",
     "target_of",
     "write_arrays",

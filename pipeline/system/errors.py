@@ -50,6 +50,11 @@ def is_out_of_memory(error: BaseException) -> bool:
     return any(words in str(error) for words in _OUT_OF_MEMORY)
 
 
+def with_notes(message: str, error: BaseException) -> str:
+    """The message, and what was noted on the error, such as the path or the worker."""
+    return ", ".join([message, *getattr(error, "__notes__", ())])
+
+
 UNWRITTEN = "enforce fail at inline_container"
 """torch's message if a file of weights could not be written."""
 

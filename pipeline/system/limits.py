@@ -7,6 +7,7 @@ memory.limit_in_bytes).
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 from collections.abc import Iterator
@@ -28,6 +29,22 @@ def usable_cores() -> int:
 def processors() -> set[int]:
     """Numbers of the processors that this process may run on; all, where the system does not say (macOS)."""
     return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Use one thread in OpenCV and torch within the block, as worker processes do; then restore the old numbers."""
+    import cv2
+
+    with contextlib.ExitStack() as stack:
+        stack.callback(cv2.setNumThreads, cv2.getNumThreads())
+        cv2.setNumThreads(1)
+        with contextlib.suppress(Exception):  # code that needs torch reports a broken torch itself
+            import torch
+
+            stack.callback(torch.set_num_threads, torch.get_num_threads())
+            torch.set_num_threads(1)
+        yield
 
 
 def speed_of(processes: int) -> float:

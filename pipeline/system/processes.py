@@ -6,6 +6,8 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -45,6 +47,16 @@ def _defer_sigint() -> Iterator[None]:
         signal.signal(signal.SIGINT, handler)
         if heard:
             signal.raise_signal(signal.SIGINT)  # waits until this thread no longer blocks it
+
+
+def status_of(code: str, *arguments: str, timeout: float | None = None) -> int:
+    """Exit status of Python code in a process of its own, which may crash without harming this one, and ends with it.
+
+    Raises:
+        subprocess.TimeoutExpired: it took longer than `timeout` seconds, and was ended.
+    """
+    code = f"import sys; from pipeline.system.processes import end_with_parent; end_with_parent(); {code}"
+    return subprocess.run([sys.executable, "-c", code, *arguments], timeout=timeout, capture_output=True).returncode
 
 
 def end_with_parent() -> None:

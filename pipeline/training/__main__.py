@@ -15,7 +15,7 @@ import threading
 import traceback
 from pathlib import Path
 
-from pipeline.system.errors import message_suffices
+from pipeline.system.errors import message_suffices, with_notes
 from pipeline.training import train_here
 from pipeline.training.launch import TrainingJob
 from pipeline.training.parallel import process_group
@@ -44,7 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _report(error: Exception, path: Path) -> None:
     """Write the error to the file, for the parent to tell; to standard error if the disk is full, or it is a bug."""
-    text, is_told = ", ".join([f"{type(error).__name__}: {error}", *getattr(error, "__notes__", [])]), False
+    text, is_told = with_notes(f"{type(error).__name__}: {error}", error), False
     with contextlib.suppress(OSError):
         path.write_bytes(text.encode(errors="backslashreplace"))
         is_told = True

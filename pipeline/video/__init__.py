@@ -10,7 +10,6 @@ import errno
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +18,7 @@ import cv2
 import numpy as np
 
 from pipeline.system.errors import ClipError, MachineFault
+from pipeline.system.processes import status_of
 
 _MOST_ASPECT = 64  # resized to a usual short side, narrower frames would need gigabytes, hours later in a training
 
@@ -138,15 +138,9 @@ def try_decoding(path: Path | str, *, timeout_seconds: float) -> None:
         VideoError: the decoder crashed, or took longer than `timeout_seconds`.
         MachineFault: the process was killed from outside, perhaps for lack of memory; the video is not at fault.
     """
-    command = [
-        sys.executable,
-        "-c",
-        "import sys; from pipeline.system.processes import end_with_parent; end_with_parent(); "
-        "from pipeline.video import Video; [None for _ in Video(sys.argv[1])]",
-        str(path),
-    ]
+    decode = "from pipeline.video import Video; [None for _ in Video(sys.argv[1])]"
     try:
-        code = subprocess.run(command, timeout=timeout_seconds, capture_output=True).returncode
+        code = status_of(decode, str(path), timeout=timeout_seconds)
     except subprocess.TimeoutExpired:
         raise VideoError(f"decoding takes longer than timeout_seconds = {timeout_seconds:g}") from None
     if code == -signal.SIGKILL:

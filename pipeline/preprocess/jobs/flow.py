@@ -9,8 +9,6 @@ import contextlib
 import dataclasses
 import json
 import signal
-import subprocess
-import sys
 from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,14 +19,15 @@ import cv2
 from pipeline import store
 from pipeline.flow import check as check_method
 from pipeline.flow import estimate_on_device, method_device, pairs_of, takes_color, tensor_device
-from pipeline.flow.device import on_cuda_device, one_thread
+from pipeline.flow.device import on_cuda_device
 from pipeline.preprocess.jobs import ShardJob
 from pipeline.preprocess.jobs.batches import FlowClip, write_complete
 from pipeline.preprocess.jobs.earlier import Earlier
 from pipeline.preprocess.jobs.flow_pipeline import FlowPipeline
 from pipeline.preprocess.jobs.helpers import Helpers
 from pipeline.specs import FlowSpec
-from pipeline.system.limits import usable_cores
+from pipeline.system.limits import one_thread, usable_cores
+from pipeline.system.processes import status_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,14 +110,8 @@ def _without_crashes(job: FlowJob) -> FlowJob:
 
 def _crash_of(job: FlowJob, video_id: str) -> str:
     """Name of the signal that ends a process of its own in which the flow of a clip is computed; "" if none does."""
-    command = [
-        sys.executable,
-        "-c",
-        "import sys; from pipeline.system.processes import end_with_parent; end_with_parent(); "
-        "from pipeline.preprocess.jobs.flow import try_clip; try_clip(*sys.argv[1:])",
-    ]
-    command += [str(job.frames), video_id, json.dumps(job.spec.as_dict())]
-    code = subprocess.run(command, capture_output=True).returncode
+    compute = "from pipeline.preprocess.jobs.flow import try_clip; try_clip(*sys.argv[1:])"
+    code = status_of(compute, str(job.frames), video_id, json.dumps(job.spec.as_dict()))
     # one that is killed from outside, perhaps for lack of memory, is not to blame
     return signal.Signals(-code).name if code < 0 and -code != signal.SIGKILL else ""
 

@@ -34,8 +34,9 @@ class FlowPipeline:
     def __init__(self, spec: FlowSpec, device: str, clips: deque[FlowClip], helpers: Helpers):
         self.spec, self.device, self.clips, self.helpers = spec, device, clips, helpers
         self.tensors_on = tensor_device(spec.method, device)
-        self.gray = not takes_color(self.spec.method)  # only luminance is decoded, a plane of its own in JPEG
-        self._room: dict[tuple[int, int], int] = {}  # pairs in a batch, by size: free memory changes during the run
+        self.gray = not takes_color(spec.method)  # only luminance is decoded, a plane of its own in JPEG
+        # pairs in a batch, by size; asked once, because free memory changes during the run
+        self._room_of = functools.cache(functools.partial(pairs_of, spec=spec, device=self.tensors_on))
 
     def run(self) -> None:
         """Compute the clips that are not complete, and write all of them into the shard, in their order."""
@@ -64,11 +65,6 @@ class FlowPipeline:
                     spans = []
         if spans:
             yield Batch(spans)
-
-    def _room_of(self, size: tuple[int, int]) -> int:
-        if size not in self._room:
-            self._room[size] = pairs_of(size, self.spec, device=self.tensors_on)
-        return self._room[size]
 
     # --- the steps
 
