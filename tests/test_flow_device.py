@@ -88,7 +88,7 @@ def test_the_batch_fits_into_a_third_of_the_free_memory(monkeypatch):
     assert pairs_at_once(pixels, device="cuda:1") == 7
     assert pairs_at_once(pixels, device="cuda:1", batch_pairs=33) == 33
     monkeypatch.setattr(device, "_free_bytes", lambda name: 1 << 40)
-    assert pairs_at_once(pixels, device="cuda") == 128  # no more: the device is full
+    assert pairs_at_once(pixels, device="cuda") == 384  # no more: the device is full
     monkeypatch.setattr(device, "_free_bytes", lambda name: 1)
     assert pairs_at_once(pixels, device="cuda") == 1
     assert pairs_at_once(pixels, device="cpu", batch_pairs=33) == (2 << 20) // pixels
