@@ -22,7 +22,7 @@ from pipeline.flow.tvl1_model import MIN_SIDE_PX, box_of, is_coarse, medians
 from pipeline.specs import FlowSpec
 
 SIZES = (240, 320), (256, 340)
-BATCHES = 1, 4, 16, 32, 64, 128, 256
+BATCHES = 1, 4, 16, 64, 128, 256, 384
 SPEC = FlowSpec()
 # rows and columns; each thread computes one pixel
 TILES = {
@@ -78,7 +78,8 @@ def images(pairs: int, height: int, width: int) -> tuple[torch.Tensor, torch.Ten
     """Smooth noise that moves by 1 and 2 pixels per frame: two tensors (pairs, H, W) uint8 on the device."""
     noise = torch.rand(1, 1, (height + 40) // 4, (width + 40) // 4, device="cuda") * 255
     large = torch.nn.functional.interpolate(noise, (height + 40, width + 40), mode="bicubic").clamp(0, 255)[0, 0]
-    moved = [large[t % 30 : t % 30 + height, 2 * t % 40 : 2 * t % 40 + width] for t in range(pairs + 1)]
+    turning = [20 - abs(t % 40 - 20) for t in range(pairs + 1)]  # back and forth: no pair jumps
+    moved = [large[at : at + height, 2 * at : 2 * at + width] for at in turning]
     frames = torch.stack(moved).byte()
     return frames[:-1].contiguous(), frames[1:].contiguous()
 

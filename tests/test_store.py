@@ -16,7 +16,7 @@ import h5py
 import numpy as np
 import pytest
 from conftest import moving_texture
-from stores import ATTRS, smooth_flow, write_flow, write_frames
+from stores import ABOUT, ATTRS, smooth_flow, write_flow, write_frames
 
 from pipeline import store
 from pipeline.catalog import Catalog, Clip
@@ -157,6 +157,23 @@ def test_same_content_gives_same_bytes(tmp_path):
         write_frames(tmp_path / name, {"b": moving_texture(4), "a": moving_texture(3, seed=1)}, failed={"c": "x"})
         digests.add(hashlib.sha256((tmp_path / name / "shards/shard-all.h5").read_bytes()).hexdigest())
     assert len(digests) == 1
+
+
+def test_images_may_come_one_by_one_or_several_at_a_time(tmp_path):
+    images, made = [bytes([number]) * (number + 1) for number in range(7)], []
+    for name, sizes in (("one by one", [1] * 7), ("several", [3, 1, 2, 1])):
+        (tmp_path / name).mkdir()
+        with store.create_shard(tmp_path / name / "s.h5", "flow", ATTRS) as shard:
+            clip, left = shard.clip("a"), iter(images)
+            for size in sizes:
+                clip.extend([next(left) for _ in range(size)])
+            clip.extend([b"back", b"ward"], direction="backward")
+            made.append(clip.finish(ABOUT))
+    assert made[0] == made[1] and len({path.read_bytes() for path in tmp_path.glob("*/s.h5")}) == 1
+    with h5py.File(tmp_path / "several" / "s.h5") as file:
+        assert file["clips/a/jpeg"][()].tobytes() == b"".join(images)
+        assert file["clips/a/offsets"][()].tolist() == [0, 1, 3, 6, 10, 15, 21, 28]
+        assert file["clips/a/backward/offsets"][()].tolist() == [0, 4, 8]
 
 
 def test_the_key_changes_with_the_content_only(tmp_path):

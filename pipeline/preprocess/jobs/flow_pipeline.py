@@ -25,7 +25,7 @@ from pipeline.specs import FlowSpec
 from pipeline.system.errors import ClipError
 from pipeline.video import jpeg
 
-_IMAGES = 8  # images that one helper decodes or encodes at a time; a batch keeps a dozen helpers busy
+_IMAGES = 8  # images that one helper decodes or encodes at a time, at least
 
 
 class FlowPipeline:
@@ -77,9 +77,8 @@ class FlowPipeline:
             span.frames, end = batch.frames[end : end + count], end + count
             with span.recording_clip_errors():
                 images = span.clip.read(span.first, span.last)
-                for k in range(0, count, _IMAGES):
-                    target = span.frames[k : k + _IMAGES]
-                    span.decoding.append(self.helpers.start(_decode, images[k : k + _IMAGES], target, self.gray))
+                for piece in self._pieces(count, of=shape[0]):
+                    span.decoding.append(self.helpers.start(_decode, images[piece], span.frames[piece], self.gray))
 
     def _compute(self, batch: Batch) -> None:
         """Start to compute the flow and to quantize it to bytes."""
@@ -126,12 +125,20 @@ class FlowPipeline:
             span.frames = None
         batch.frames = batch.motion = None
 
+    def _pieces(self, count: int, *, of: int) -> Iterator[slice]:
+        """Slices of a span's `count` images, one for each helper to take; `of` is the number of the batch's images.
+
+        Each helper gets one or two of a batch: to hand one over takes as long as to encode an image, and Python's lock.
+        """
+        size = max(_IMAGES, -(-of // self.helpers.threads)) if self.helpers.threads > 1 else _IMAGES
+        return (slice(k, k + size) for k in range(0, count, size))
+
     def _start_encoding(self, span: Span, planes: FlowBytes, pairs: slice) -> None:
         for direction, (q, range_px) in planes.items():
             images = q[pairs].reshape(-1, *q.shape[2:])  # x0 y0 x1 y1 ...
             span.encoding[direction] = [
-                self.helpers.start(_encode, images[k : k + _IMAGES], self.spec.jpeg_quality)
-                for k in range(0, len(images), _IMAGES)
+                self.helpers.start(_encode, images[piece], self.spec.jpeg_quality)
+                for piece in self._pieces(len(images), of=2 * len(q))
             ]
             if range_px is not None:
                 span.ranges[direction] = range_px[pairs]
@@ -142,9 +149,9 @@ class FlowPipeline:
             clip = span.clip
             with span.recording_clip_errors():
                 for direction, waiting in span.encoding.items():
-                    for data in (data for wait in waiting for data in wait()):
+                    for images in (wait() for wait in waiting):
                         if not clip.failed:
-                            clip.writer.append(data, direction=direction)
+                            clip.writer.extend(images, direction=direction)
                 for direction, range_px in () if clip.failed else span.ranges.items():
                     clip.writer.append_range(range_px, direction=direction)
             if clip.failed:

@@ -21,7 +21,7 @@ class Helpers:
     """
 
     def __init__(self, threads: int):
-        self._pool = ThreadPoolExecutor(threads, "pipeline-helper") if threads > 1 else None
+        self.threads, self._pool = threads, ThreadPoolExecutor(threads, "pipeline-helper") if threads > 1 else None
         self.ahead = 2 if self._pool else 0  # batches that wait between two steps
 
     def start(self, function: Callable[..., Any], *arguments: Any) -> Callable[[], Any]:
