@@ -51,6 +51,7 @@ def resize(
     from_width,
     height,
     width,
+    PLANES: tl.constexpr,
     FLOW: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
@@ -58,22 +59,26 @@ def resize(
     """Bilinear resizing in the images' precision; with FLOW, vectors are scaled with the grid; see `warp.resize`.
 
     A pixel's position in the source is a fraction with denominator 2 width (or 2 height). Integers keep it exact,
-    whereas floating point loses precision with distance from the origin.
+    whereas floating point loses precision with distance from the origin. To find it takes longer than resizing a plane.
     """
     x, y, stored, image = tile(height, width, ROWS, COLUMNS)
-    images += image * from_height * from_width
+    images += image * PLANES * from_height * from_width
+    resized += image * PLANES * height * width + y * width + x
     left, right, t = _source(x, from_width, width)
     top, bottom, s = _source(y, from_height, height)
     top, bottom = top * from_width, bottom * from_width
-    upper_left, lower_left = tl.load(images + top + left), tl.load(images + bottom + left)
-    t, s = t.to(upper_left.dtype), s.to(upper_left.dtype)
-    upper = upper_left + t * (tl.load(images + top + right) - upper_left)
-    lower = lower_left + t * (tl.load(images + bottom + right) - lower_left)
-    value = upper + s * (lower - upper)
-    if FLOW:  # x in even images, y in odd ones
-        value *= tl.where(image % 2 == 0, width, height).to(value.dtype)
-        value /= tl.where(image % 2 == 0, from_width, from_height).to(value.dtype)
-    tl.store(resized + image * height * width + y * width + x, value, mask=stored)
+    t, s = t.to(images.dtype.element_ty), s.to(images.dtype.element_ty)
+    for plane in tl.static_range(PLANES):
+        upper_left, lower_left = tl.load(images + top + left), tl.load(images + bottom + left)
+        upper = upper_left + t * (tl.load(images + top + right) - upper_left)
+        lower = lower_left + t * (tl.load(images + bottom + right) - lower_left)
+        value = upper + s * (lower - upper)
+        if FLOW:  # first x, then y
+            value *= (width if plane == 0 else height).to(value.dtype)
+            value /= (from_width if plane == 0 else from_height).to(value.dtype)
+        tl.store(resized, value, mask=stored)
+        images += from_height * from_width
+        resized += height * width
 
 
 @triton.jit(do_not_specialize=SIZE, do_not_specialize_on_alignment=["moving"])

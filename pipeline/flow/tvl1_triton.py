@@ -134,8 +134,8 @@ def _offsets(scale: float, device: torch.device) -> Tensor:
 
 def _resize(images: Tensor, size: tuple[int, int], *, FLOW: bool = False) -> Tensor:
     """Resize (M, planes, H, W); with FLOW the planes are x and y, and the vectors are scaled with the grid."""
-    resized = images.new_empty(*images.shape[:2], *size)
-    _launch(image_kernels.resize, resized.view(-1, 1, *size), images, resized, *images.shape[-2:], FLOW=FLOW)
+    resized, planes = images.new_empty(*images.shape[:2], *size), images.shape[1]
+    _launch(image_kernels.resize, resized[:, :1], images, resized, *images.shape[-2:], PLANES=planes, FLOW=FLOW)
     return resized
 
 
