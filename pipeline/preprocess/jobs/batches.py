@@ -87,8 +87,7 @@ class FlowClip:
             DamagedFile: the clip has been read to its end, and its bytes do not match their checksum.
         """
         images = list(self.stored.jpegs(first, last + 1))
-        for data in images[1:] if first else images:
-            self._crc32 = zlib.crc32(data, self._crc32)
+        self._crc32 = zlib.crc32(b"".join(images[1:] if first else images), self._crc32)
         if last == self.pairs:
             self._compare(store.crc32_of_parts([self._crc32]))
         return images
