@@ -261,9 +261,8 @@ class Stage(OfDataset):
         if self.folder in seen or not self.output().exists():
             return True
         seen.add(self.folder)
-        if not all(task.agrees(seen) for task in self._stages_before()):
-            return False
-        return self.output().recorded().get("inputs") == self._inputs_now()
+        before = all(task.agrees(seen) for task in self._stages_before())
+        return before and self.output().recorded().get("inputs") == self._inputs_now()
 
     def _inputs_now(self) -> str:
         """Content key of what this stage reads, of what is there now, which replaces the cached one."""

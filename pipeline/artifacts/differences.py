@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import store
-from pipeline.report.metrics import flattened
+from pipeline.specs.base import flattened
 
 
 def with_settings(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:

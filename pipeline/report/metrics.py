@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +13,7 @@ from pipeline.report import uncertainty
 from pipeline.report.uncertainty import Bootstrap
 from pipeline.scores import Scores
 from pipeline.specs import FUSIONS, STREAMS
+from pipeline.specs.base import flattened
 from pipeline.system.errors import UserError
 from pipeline.system.packages import versions
 
@@ -271,15 +272,6 @@ def failures(tables: Mapping[str, Scores], failed: Sequence[Mapping[str, str]]) 
     unexplained = [{"id": name, "stage": "score", "reason": "no score, and no stage gave a reason"} for name in silent]
     rows = [{**row, "test": row["id"] in tested} for row in (*failed, *unexplained)]
     return sorted(rows, key=lambda row: (not row["test"], row["id"]))
-
-
-def flattened(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """('stack.length', 10) and so on: every value of a nested mapping, by its path."""
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            yield from flattened(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
 
 
 def xml_text(text: Any) -> str:

@@ -17,6 +17,7 @@ from pipeline.report.paper import MEAN_OVER_SPLITS
 from pipeline.report.uncertainty import FEWEST, WILSON
 from pipeline.scores import Scores
 from pipeline.specs import STREAMS
+from pipeline.specs.base import flattened
 
 LABELS = {
     "spatial": "Spatial stream",
@@ -59,7 +60,7 @@ def render(tables: Mapping[str, Scores], numbers: Mapping, drawn: Mapping[str, F
         fusion=_fusion_rows(numbers["fusion"]),
         c_was_chosen=len(numbers["fusion"].get("svm", {}).get("choice", {}).get("right", ())) > 1,
         few_to_choose_on=_few_to_choose_on(numbers),
-        settings={stage: list(metrics.flattened(values)) for stage, values in background.settings.items()},
+        settings={stage: list(flattened(values)) for stage, values in background.settings.items()},
         stage_columns=_columns(numbers["stages"]),
         count_columns=_columns(numbers["counts"].values()),
         group_names={part: _listed(names) for part, names in numbers["groups"].items()},
@@ -149,11 +150,7 @@ def _note(name: str, parameters: Mapping[str, Any]) -> str:
 def _fusion_rows(parameters: Mapping[str, Any]) -> dict[str, list[tuple[str, Any]]]:
     """Fusion -> (parameter, value) pairs, without lists, which are in metrics.json, except an SVM's absent classes."""
     return {
-        name: [
-            (path, value)
-            for path, value in metrics.flattened(values)
-            if path == "absent" or not isinstance(value, list)
-        ]
+        name: [(path, value) for path, value in flattened(values) if path == "absent" or not isinstance(value, list)]
         for name, values in parameters.items()
     }
 
