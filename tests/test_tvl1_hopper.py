@@ -11,7 +11,7 @@ import pytest
 THREADS, REGISTERS = 2048, 65536
 """Of a multiprocessor of compute capability 9.0, at most."""
 
-DRIVER = """
+SCRIPT = """
 import json, re, subprocess, sys
 from pathlib import Path
 import torch, triton
@@ -45,8 +45,6 @@ class Hopper:  # as much of a driver as compiling takes, and launching nothing
 torch.set_num_threads(1)
 torch.use_deterministic_algorithms(True)  # memory that nothing wrote is NaN every time, not whatever was there
 triton.runtime.driver.set_active(Hopper())
-"""
-COMPILE = """
 dump = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 found = {}
 
@@ -70,9 +68,7 @@ def compiled(kernel, grid):
 JITFunction.__getitem__ = compiled
 images = torch.zeros(2, 256, 340, dtype=torch.uint8)
 tvl1_triton.flow_between(images[:1], images[1:], FlowSpec())
-print(json.dumps(list(found.values())))
-"""
-LAUNCH = """
+del JITFunction.__getitem__  # from here on kernels are launched
 images = torch.zeros(2 * 1 * 33 * 70 + 1)
 aligned, other = images[:-1].view(2, 1, 33, 70), images[1:].view(2, 1, 33, 70)
 
@@ -84,32 +80,35 @@ def launches(*calls):
         tvl1_triton._resize(images.double(), (20, 40), FLOW=True)
     return list(launched)
 
-same, asked = launches(aligned, other, aligned.double()), []
+given = aligned, other, aligned.double()
+same, asked = launches(*given), []
 searched = JITFunction.run
 JITFunction.run = lambda kernel, *a, **k: asked.append(kernel.__name__) or searched(kernel, *a, **k)
-again = launches(aligned, other, aligned.double())
+again = launches(*given)
 asked_again = list(asked)
 launches(torch.zeros(2, 1, 40, 80))  # other sizes ask for no other kernel
 tvl1_triton._COMPILED.clear()
-third = launches(aligned, other, aligned.double())
-print(json.dumps({"same": same, "again": again, "third": third, "asked": asked_again, "at last": len(asked)}))
+third = launches(*given)
+launches = {"same": same, "again": again, "third": third, "asked": asked_again, "at last": len(asked)}
+print(json.dumps({"kernels": list(found.values()), "launches": launches}))
 """
 
 
-def run(script, folder):
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    if importlib.util.find_spec("triton") is None:
+        pytest.skip("triton is not installed")
+    folder = tmp_path_factory.mktemp("hopper")
     environment = {"PYTHONPATH": str(Path(__file__).parents[1]), "PATH": "", "TRITON_CACHE_DIR": str(folder / "cache")}
-    command = [sys.executable, "-c", DRIVER + script, folder]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", SCRIPT, folder], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout)
 
 
-@pytest.fixture(scope="module")
-def kernels(tmp_path_factory):
+@pytest.fixture
+def kernels(found):
     """Every kernel of a default run at 340 x 256, in both precisions, but for the median's double one."""
-    if importlib.util.find_spec("triton") is None:
-        pytest.skip("triton is not installed")
-    return run(COMPILE, tmp_path_factory.mktemp("hopper"))
+    return found["kernels"]
 
 
 def test_every_kernel_compiles(kernels):
@@ -134,11 +133,9 @@ def test_iterations_leave_room_for_threads(kernels):
             assert at_once >= (THREADS if row["precision"] == "float32" else THREADS // 2), row
 
 
-def test_a_compiled_kernel_is_launched_as_triton_would_launch_it(tmp_path):
+def test_a_compiled_kernel_is_launched_as_triton_would_launch_it(found):
     """Whatever the types and the alignment; what was compiled is not asked for again."""
-    if importlib.util.find_spec("triton") is None:
-        pytest.skip("triton is not installed")
-    found = run(LAUNCH, tmp_path)
+    found = found["launches"]
     assert len(found["same"]) == 12 and found["again"] == found["third"] == found["same"]
     assert len({json.dumps(function) for _, _, function, *_ in found["same"]}) > 4
     assert found["asked"] == [] and found["at last"] >= 6
