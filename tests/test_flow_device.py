@@ -10,8 +10,9 @@ import pytest
 import torch
 from conftest import moving_texture
 
-from pipeline.flow import compiling, cuda_devices, device, estimate, estimate_on_device, may_use_cuda
-from pipeline.flow.device import Download, in_halving_batches, pairs_at_once, pinned_array
+from pipeline import flow
+from pipeline.flow import compiling, cuda_devices, device, estimate, estimate_on_device, may_use_cuda, pairs_to_time
+from pipeline.flow.device import Download, in_halving_batches, pairs_at_once, pinned_array, plain_pairs_at_once
 from pipeline.specs import FlowSpec
 
 DIS, TVL1 = FlowSpec(method="dis_fast"), FlowSpec(tvl1_warps=2, tvl1_iterations=5)
@@ -93,6 +94,24 @@ def test_the_batch_fits_into_a_third_of_the_free_memory(monkeypatch):
     assert pairs_at_once(pixels, device="cuda") == 1
     assert pairs_at_once(pixels, device="cpu", batch_pairs=33) == (2 << 20) // pixels
     assert pairs_at_once(1 << 30, device="cpu") == 1
+
+
+@pytest.mark.parametrize("free_gib", [2, 14.5, 23, 47, 139])
+def test_a_batch_that_was_planned_is_not_divided_since_its_images_take_memory_too(monkeypatch, free_gib):
+    free = int(free_gib * 2**30)
+    monkeypatch.setattr(device, "_free_bytes", lambda name: free)
+    planned = pairs_at_once(256 * 340, device="cuda")
+    free -= planned * 256 * 340 * (3 + 10)  # bytes: frames, both images, and flow and bytes of the batch before
+    assert plain_pairs_at_once(256 * 340, device="cuda", batch_pairs=0) >= planned
+    assert plain_pairs_at_once(256 * 340, device="cuda", batch_pairs=5) == 5
+
+
+def test_what_times_a_method_is_some_batches_or_one_large_one(monkeypatch):
+    found = []
+    for pairs in (1, 112, 147, 338, 900):
+        monkeypatch.setattr(flow, "pairs_of", lambda size, spec, *, device, pairs=pairs: pairs)
+        found.append(pairs_to_time((256, 340), FlowSpec(), device="cuda"))
+    assert found == [3, 3 * 112, 2 * 147, 338, 900]
 
 
 def test_memory_that_torch_keeps_for_itself_is_free(monkeypatch):

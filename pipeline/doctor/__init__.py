@@ -18,7 +18,6 @@ from pipeline.system.packages import PACKAGES
 
 UCF101_PAIRS = 2_456_655  # pairs of consecutive frames in the 13,320 clips, forward
 SIZE_PX = (256, 341)  # height and width of its cached frames
-CUDA_BATCHES = 3  # batches in one call on a GPU: as in the Flow stage, one is fetched while the next is computed
 DAY_HOURS = 24.0
 # by mean end-point error on Middlebury (docs/results.md), except Brox, which is as good as TV-L1 at a fifth of its
 # speed; RAFT needs weights and was not measured
@@ -124,12 +123,12 @@ def pairs_per_second(method: str, *, device: str, seconds: float) -> float:
     slow. A first call warms up, since a method may compile; then flow is computed for `seconds`, at least once. Flow
     comes back as floats, which the Flow stage never fetches from a GPU: there the stage is faster.
     """
-    from pipeline.flow import estimate, pairs_of, tensor_device
+    from pipeline.flow import estimate, pairs_to_time, tensor_device
     from pipeline.system.limits import one_thread
 
     spec, pairs = FlowSpec(method=method), 1
     if device == "cuda":
-        pairs = CUDA_BATCHES * pairs_of(SIZE_PX, spec, device=tensor_device(method, device))
+        pairs = pairs_to_time(SIZE_PX, spec, device=tensor_device(method, device))
     frames = _moving_texture(pairs + 1)
     with one_thread():
         estimate(frames if device == "cuda" else frames[:, :64, :64], spec, device=device)

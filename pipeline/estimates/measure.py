@@ -29,7 +29,6 @@ from pipeline.video import Video, VideoError, jpeg, resized, target_size
 DECODED = 3  # videos whose frames are decoded
 OPENED = 24  # videos whose header is read for the number of frames
 FRAMES = 33  # most frames decoded of a video
-_BATCHES = 3  # batches of pairs in a trial on a GPU
 VIDEO_SECONDS, FLOW_SECONDS = 1.0, 1.5  # no more of a kind is tried after this long
 
 
@@ -215,11 +214,12 @@ def _motion(frames: np.ndarray, spec: FlowSpec, device: str) -> tuple[float, np.
     clock = _worked if device == "cpu" else timed
     flow.estimate(frames[:2], spec, device=device)  # a first call may compile or load weights
     seconds, motion = clock(flow.estimate, frames[:2], spec, device=device)
-    pairs = flow.pairs_of(frames.shape[1:3], spec, device=flow.tensor_device(spec.method, device))
+    size, tensors_on = frames.shape[1:3], flow.tensor_device(spec.method, device)
     if device == "cpu":
+        pairs = flow.pairs_of(size, spec, device=tensors_on)
         pairs = min(pairs, len(frames) - 1, int(FLOW_SECONDS / max(seconds, 1e-6)))
-    else:  # frames are repeated to fill several batches, since one is fetched while the next is computed
-        pairs *= _BATCHES
+    else:  # frames are repeated
+        pairs = flow.pairs_to_time(size, spec, device=tensors_on)
         frames = np.concatenate([frames] * -(-(pairs + 1) // len(frames)))
         flow.estimate(frames[: pairs + 1], spec, device=device)
     if pairs > 1:

@@ -52,6 +52,7 @@ __all__ = [
     "method_device",
     "methods",
     "pairs_of",
+    "pairs_to_time",
     "takes_color",
     "tensor_device",
     "to_download",
@@ -60,6 +61,7 @@ __all__ = [
 ]
 
 _PICTURE_PX = 16  # least side of what is surely a picture
+_TIMED_PAIRS = 400
 
 
 def estimate(frames: np.ndarray, spec: FlowSpec, *, device: str = "auto", direction: str = "forward") -> np.ndarray:
@@ -160,6 +162,14 @@ def estimate_on_device(
 def pairs_of(size: tuple[int, int], spec: FlowSpec, *, device: str) -> int:
     """Number of pairs of `size` (height, width) frames to compute together; see `device.pairs_at_once`."""
     return pairs_at_once(size[0] * size[1] * spec.enlarge**2, device=device, batch_pairs=spec.batch_pairs)
+
+
+def pairs_to_time(size: tuple[int, int], spec: FlowSpec, *, device: str) -> int:
+    """Number of pairs with which to time a method on CUDA: three batches, since one is fetched while the next is
+    computed, or fewer if they are large.
+    """
+    pairs = pairs_of(size, spec, device=device)
+    return pairs * min(3, max(1, _TIMED_PAIRS // pairs))
 
 
 def to_gray(frames: np.ndarray) -> np.ndarray:

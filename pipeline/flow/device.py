@@ -34,14 +34,22 @@ def pairs_at_once(pixels: int, *, device: str, batch_pairs: int = 0) -> int:
     """
     if device == "cpu":
         return max(1, HOST_PIXELS // pixels)
-    return batch_pairs or max(1, min(CUDA_PIXELS, _free_bytes(device) // 3 // CUDA_BYTES_PER_PIXEL) // pixels)
+    return batch_pairs or _that_fit(_free_bytes(device) // 3, pixels)
 
 
 def plain_pairs_at_once(pixels: int, *, device: str, batch_pairs: int) -> int:
-    """As `pairs_at_once`, for methods in plain torch, which do not divide a batch further on a CPU."""
+    """Number of pairs of a given batch that a method on tensors computes together.
+
+    On CUDA half the free memory may be taken: a batch of `pairs_at_once` is not to be divided because its own images,
+    and the flow of the batch before, are in memory by now; the last pairs would take as many launches as all others.
+    """
     if device == "cpu":
         return batch_pairs or max(1, PLAIN_PIXELS // pixels)
-    return pairs_at_once(pixels, device=device, batch_pairs=batch_pairs)
+    return batch_pairs or _that_fit(_free_bytes(device) // 2, pixels)
+
+
+def _that_fit(size: int, pixels: int) -> int:
+    return max(1, min(CUDA_PIXELS, size // CUDA_BYTES_PER_PIXEL) // pixels)
 
 
 def in_batches(

@@ -222,6 +222,7 @@ def _launch(kernel: triton.JITFunction, over: Tensor, *arguments: Tensor | int, 
         return
     with _LAUNCHING:
         compiled = kernel[grid](*arguments, height, width, **constants, **tile)
-    if compiled is not None:  # the interpreter compiles nothing
+    # the interpreter compiles nothing; what is compiled for AMD's GPUs also depends on the sizes of tensors
+    if compiled is not None and torch.version.hip is None:
         named = {**constants, **tile}
         _COMPILED[key] = compiled, [named[name] for name in kernel.arg_names[len(arguments) + 2 :]]

@@ -128,7 +128,7 @@ class FlowPipeline:
     def _pieces(self, count: int, *, of: int) -> Iterator[slice]:
         """Slices of a span's `count` images, one for each helper to take; `of` is the number of the batch's images.
 
-        Each helper gets one or two of a batch: to hand one over takes as long as to encode an image, and Python's lock.
+        As few as occupy all helpers: to hand one over takes as long as to encode an image, and Python's lock.
         """
         size = max(_IMAGES, -(-of // self.helpers.threads)) if self.helpers.threads > 1 else _IMAGES
         return (slice(k, k + size) for k in range(0, count, size))
