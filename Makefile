@@ -1,7 +1,7 @@
 # make demo   install, run the whole chain on the demo dataset, print the accuracies and the path of the report
 # make test   install if needed, run the tests, in up to four processes
 # make lint   style of the code
-# make bench  measurements of docs/results.md: flow, Frames and Flow, loader, training, demo (an hour or more)
+# make bench  measurements of docs/results.md: flow, Frames and Flow, loader, training, demo
 # make clean  remove the environment
 
 PYTHON ?= python3

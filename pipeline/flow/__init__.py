@@ -61,7 +61,7 @@ __all__ = [
 ]
 
 _PICTURE_PX = 16  # least side of what is surely a picture
-_TIMED_PAIRS = 400
+_TIMED_PAIRS = 400  # more would take doctor and plan too long with slow methods
 
 
 def estimate(frames: np.ndarray, spec: FlowSpec, *, device: str = "auto", direction: str = "forward") -> np.ndarray:
@@ -165,10 +165,8 @@ def pairs_of(size: tuple[int, int], spec: FlowSpec, *, device: str) -> int:
 
 
 def pairs_to_time(size: tuple[int, int], spec: FlowSpec, *, device: str) -> int:
-    """Number of pairs with which to time a method on CUDA: three batches, since one is fetched while the next is
-    computed, or fewer if they are large.
-    """
-    pairs = pairs_of(size, spec, device=device)
+    """Number of pairs with which to time a method on CUDA: up to three whole batches, or a single large one."""
+    pairs = pairs_of(size, spec, device=device)  # of several, one is fetched while the next is computed
     return pairs * min(3, max(1, _TIMED_PAIRS // pairs))
 
 

@@ -1,4 +1,4 @@
-"""Cores and memory that this process may use, which may be less than the machine has, in a container or a job.
+"""Cores and memory that this process may use, which may be less than the machine has; work on one thread.
 
 In a container limited to the time of 2 out of 64 cores, the operating system counts 64; only control groups do not.
 Source: the Linux kernel's documentation of cgroup v2 (cpu.max, memory.max) and v1 (cpu.cfs_quota_us,
