@@ -346,6 +346,19 @@ def test_a_start_from_what_is_validated_or_tested_here_is_refused(sets):
         refuse_overlap(settings, empty, with_content(none))
 
 
+def test_a_checkpoint_names_the_clips_of_the_other_set_that_were_trained_on_and_no_others(sets, tmp_path):
+    catalog, other = sets()
+    clips = [replace(clip, content=f"{n:016x}") for n, clip in enumerate(other.catalog.clips, 1)]
+    other = other._replace(catalog=replace(other.catalog, clips=tuple(clips)))
+    own = {clip.content for clip in catalog.part("train")}
+    theirs = {clip.content: clip.class_name for clip in clips if clip.part == "train"}
+    assert set(theirs.values()) == {"LEFT", "down", "up"}
+    for how, used in ((HEADS, {"LEFT", "down", "up"}), (CLASSES, {"down", "up"})):  # LEFT is a class of this set
+        run(spec(steps=1, milestones=(), **how), catalog, other, tmp_path / how["with_how"])
+        trained, _ = clips_seen(tmp_path / how["with_how"] / "checkpoint.pt")
+        assert trained - own == {content for content, name in theirs.items() if name in used}
+
+
 def test_weights_of_another_split_that_saw_the_clips_held_out_here_are_refused(sets, tmp_path):
     catalog, other = sets()
     clips = [replace(clip, content=f"{n + 1:016x}") for n, clip in enumerate(catalog.clips)]
@@ -382,8 +395,8 @@ def test_weights_of_another_split_that_saw_the_clips_held_out_here_are_refused(s
     copy = moved(taken["test"], "test", content=clips[0].content)  # of a training clip
     refuse_start_that_saw(start, copy, start.start_file)
     copied = moved(taken["test"], "test", content="e" * 16)  # a clip of the other set, which is left out there
-    assert "e" * 16 in seen_by(one, other, None)["trained_on"]
-    assert "e" * 16 not in seen_by(copied, other, None)["trained_on"]
+    assert "e" * 16 in seen_by(start, one, other, None)["trained_on"]
+    assert "e" * 16 not in seen_by(start, copied, other, None)["trained_on"]
     torch.save(build(start, 2).state_dict(), tmp_path / "others.pth")  # which do not say what they saw
     refuse_start_that_saw(start, moved(taken["train"], "test"), tmp_path / "others.pth")
 

@@ -101,7 +101,7 @@ def train_here(job: TrainingJob, world: World, device: torch.device) -> None:
     spec, catalog, resume = job.spec, job.catalog, job.folder / "resume.pt"
     others = other_classes(spec, catalog, job.other)
     identity = identity_of(spec, job.inputs_key, catalog.classes, others)
-    seen = seen_by(catalog, job.other, job.start or spec.start_file)  # at the end, that file may be gone
+    seen = seen_by(spec, catalog, job.other, job.start or spec.start_file)  # at the end, that file may be gone
     with _own_random_state(device), algorithms(spec):
         run = TrainingState(spec, len(catalog.classes), device, world, other_classes=len(others), start=job.start)
         run.resume(resume, identity)

@@ -102,7 +102,7 @@ def training_set(spec: StreamSpec, store_path: Path, catalog: Catalog, other: Ot
     if other is None:
         return TrainingSet(spec, store_path, clips)
     _say_left_out(spec, catalog, other)
-    others = _apart(catalog, other)
+    others = _read(spec, catalog, other)
     if spec.with_how == "heads":
         drawn = int(np.random.SeedSequence([spec.seed, _OTHER_SEED]).generate_state(1, np.uint64)[0])
         second = TrainingSet(replace(spec, seed=drawn % 2**63), other.store_path, others)  # a seed has 63 bits
@@ -110,7 +110,7 @@ def training_set(spec: StreamSpec, store_path: Path, catalog: Catalog, other: Ot
     added, first = other_classes(spec, catalog, other), len(catalog.classes)
     _say_matching(spec, catalog, other, added)
     label = {name: first + place for place, name in enumerate(added)}
-    more = [replace(clip, label=label[clip.class_name]) for clip in others if clip.class_name in label]
+    more = [replace(clip, label=label[clip.class_name]) for clip in others]
     return TrainingSet(spec, store_path, clips, (other.store_path, more))
 
 
@@ -161,11 +161,7 @@ def say_shared_groups(spec: StreamSpec, catalog: Catalog, other: OtherDataset) -
     """
     held_out = {clip.group for part in ("val", "test") for clip in catalog.part(part)}
     held_out -= {clip.group for clip in catalog.part("train")}
-    used = _apart(catalog, other)
-    if spec.with_how == "classes":
-        added = other_classes(spec, catalog, other)
-        used = [clip for clip in used if clip.class_name in added]
-    shared = sorted(held_out & {clip.group for clip in used})
+    shared = sorted(held_out & {clip.group for clip in _read(spec, catalog, other)})
     if shared:
         say(
             f"{spec.stream}: {len(shared)} groups that are held out here have training clips in {other.name}, by their "
@@ -173,13 +169,14 @@ def say_shared_groups(spec: StreamSpec, catalog: Catalog, other: OtherDataset) -
         )
 
 
-def seen_by(catalog: Catalog, other: OtherDataset | None, start: Path | None) -> dict[str, list[str]]:
+def seen_by(spec: StreamSpec, catalog: Catalog, other: OtherDataset | None, start: Path | None) -> dict[str, list[str]]:
     """What the checkpoint records as `trained_on` and `chosen_on`: content of the clips that the weights have seen.
 
-    They include the clips of the other set, and all that the weights had seen from which the training starts.
+    They include the clips of the other set that are used, and all that the weights had seen from which the training
+    starts.
     """
     trained, chosen = clips_seen(start) if start else (frozenset(), frozenset())
-    used = [*catalog.part("train"), *(_apart(catalog, other) if other else [])]
+    used = [*catalog.part("train"), *(_read(spec, catalog, other) if other else [])]
     return {
         "trained_on": sorted(trained.union(clip.content for clip in used)),
         "chosen_on": sorted(chosen.union(clip.content for clip in catalog.part("val"))),
@@ -214,10 +211,14 @@ def _held_out(catalog: Catalog, other: OtherDataset, parts: Sequence[str] = ("tr
     return [clip for part in parts for clip in other.catalog.part(part) if clip.content in held_out]
 
 
-def _apart(catalog: Catalog, other: OtherDataset) -> list[Clip]:
-    """Training clips of the other set, except those that are, byte for byte, validation or test clips of this set."""
+def _read(spec: StreamSpec, catalog: Catalog, other: OtherDataset) -> list[Clip]:
+    """Training clips of the other set, except validation or test clips of this set, byte for byte.
+
+    With `classes`, only those of the classes that are added.
+    """
+    names = other_classes(spec, catalog, other) if spec.with_how == "classes" else other.catalog.classes
     left_out = {clip.id for clip in _held_out(catalog, other)}
-    return [clip for clip in other.catalog.part("train") if clip.id not in left_out]
+    return [c for c in other.catalog.part("train") if c.id not in left_out and c.class_name in names]
 
 
 def _say_left_out(spec: StreamSpec, catalog: Catalog, other: OtherDataset) -> None:
