@@ -119,8 +119,8 @@ def test_the_page_tells_which_intervals_are_wilsons(tmp_path):
     write(tmp_path / "few", drawn=True, **grouped())
     write(tmp_path / "many", drawn=True, **grouped(clips=60, groups=20, wrong=12))
     few, many = (Page((tmp_path / name / "report.html").read_text()).text for name in ("few", "many"))
-    assert "for 5 trials: here Spatial stream, Temporal stream, Fused: average, Fused: weighted." in few
-    assert "for 20 trials." in many
+    assert "for 5 trials: here every one." in few and "It comes from drawing" not in few
+    assert "for 20 trials." in many and "It comes from drawing the 20 groups 5000 times" in many
 
 
 @pytest.mark.parametrize(

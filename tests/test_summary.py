@@ -119,7 +119,7 @@ def test_the_markdown_table(tmp_path):
         in lines[-1]
     )
     assert (
-        "; where fewer than 5 clips have a wrong clip, or fewer than 5 a right one, in classes of several clips that have both, Wilson's for 8"
+        "; where fewer than 5 clips are wrong, or fewer than 5 right (counting only classes of several clips with right and wrong clips), Wilson's for 8"
         in lines[-1]
     )
     told = json.loads((tmp_path / "summary.json").read_text())

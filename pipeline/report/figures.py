@@ -180,7 +180,8 @@ def _name_cells(axes, names: list[str]) -> None:
     """Write class names on the left and below, small enough for their number, and draw lines between the cells."""
     k = len(names)
     size = float(np.clip(600 / k, 5, 8.5))
-    axes.set_xticks(range(k), names, rotation=90 if k > 4 else 0, fontsize=size, parse_math=False)
+    crowded = k > 4 or max(map(len, names)) > 8  # names side by side would overlap
+    axes.set_xticks(range(k), names, rotation=90 if crowded else 0, fontsize=size, parse_math=False)
     axes.set_yticks(range(k), names, fontsize=size, parse_math=False)
     axes.tick_params(length=0, labelcolor=COLORS["ink"], pad=2)
     axes.set_xlabel("predicted", color=COLORS["soft"], fontsize=8.5)

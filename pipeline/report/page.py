@@ -26,6 +26,7 @@ LABELS = {
     "weighted": "Fused: weighted",
     "svm": "Fused: SVM",
 }
+_KINDS = {"top1": "top-1", "mean_class": "mean class"}  # of accuracy
 ROWS_SHOWN = 60  # a longer list of clips is collapsed
 GROUPS_SHOWN = 12  # the same of groups
 _MOST_NAMES = 12  # in a sentence
@@ -47,6 +48,7 @@ def render(tables: Mapping[str, Scores], numbers: Mapping, drawn: Mapping[str, F
         labels=LABELS,
         headline=rows,
         by_wilson=_by_wilson(rows),
+        resampled=any(row[f"{kind}_interval_method"] != WILSON for row in rows for kind in _KINDS),
         against={name: row["against_stream"] for name, row in numbers["fused"].items()},
         chance=chance(tables["average"]),
         figures={name: Markup(figures.inline(figure, name)) for name, figure in drawn.items()},
@@ -70,10 +72,10 @@ def render(tables: Mapping[str, Scores], numbers: Mapping, drawn: Mapping[str, F
 def render_summary(numbers: Mapping[str, Any]) -> str:
     """The page over several splits and seeds, as HTML; `numbers` as `summary.collect` gives them."""
     failed = sum(run["num_failed"] for run in numbers["runs"])
-    by_wilson = [
-        LABELS.get(name, name) for name, row in numbers["pooled"].items() if row["top1_interval_method"] == WILSON
-    ]
-    shown = {"numbers": numbers, "labels": LABELS, "failed": failed, "by_wilson": by_wilson}
+    pooled = numbers["pooled"]
+    by_wilson = [LABELS.get(name, name) for name in pooled if pooled[name]["top1_interval_method"] == WILSON]
+    shown = {"numbers": numbers, "labels": LABELS, "failed": failed}
+    shown |= {"by_wilson": by_wilson, "resampled": len(by_wilson) < len(pooled)}
     return _environment().get_template("summary.html").render(shown)
 
 
@@ -81,7 +83,8 @@ def render_table(numbers: Mapping[str, Any]) -> str:
     """The page that compares a table of the paper with ours, as HTML; `numbers` as `tables.collect` gives them."""
     measured = [row for row in numbers["rows"] if row["state"] == "measured"]
     by_wilson = [row["words"] for row in measured if row["interval"]["method"] == WILSON]
-    shown = {"numbers": numbers, "by_wilson": by_wilson, "MEAN_OVER_SPLITS": MEAN_OVER_SPLITS}
+    shown = {"numbers": numbers, "MEAN_OVER_SPLITS": MEAN_OVER_SPLITS}
+    shown |= {"by_wilson": by_wilson, "resampled": len(by_wilson) < len(measured)}
     return _environment().get_template("table.html").render(shown)
 
 
@@ -101,11 +104,11 @@ def headline(tables: Mapping[str, Scores], numbers: Mapping) -> list[dict[str, A
 
 def _by_wilson(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Which rows of the headline have an interval of Wilson's, not a bootstrap's, and for which accuracy."""
-    kinds, found = {"top1": "top-1", "mean_class": "mean class"}, []
+    found = []
     for row in rows:
-        of = [words for kind, words in kinds.items() if row[f"{kind}_interval_method"] == WILSON]
+        of = [words for kind, words in _KINDS.items() if row[f"{kind}_interval_method"] == WILSON]
         if of:
-            found.append(LABELS.get(row["name"], row["name"]) + ("" if len(of) == len(kinds) else f" ({of[0]})"))
+            found.append(LABELS.get(row["name"], row["name"]) + ("" if len(of) == len(_KINDS) else f" ({of[0]})"))
     return found
 
 

@@ -209,9 +209,10 @@ class Bootstrap:
 def interval_text(how: Mapping[str, Any]) -> str:
     """How intervals were made, from `Bootstrap.as_dict`, as the end of a sentence."""
     unit, units, few = how["unit"], how["units"], how["fewest"]
+    wrong, right = ("have a wrong clip", "a right one") if unit == "groups" else ("are wrong", "right")
     otherwise = (
-        f"where fewer than {few} {unit} have a wrong clip, or fewer than {few} a right one, in classes of several "
-        f"{unit} that have both"
+        f"where fewer than {few} {unit} {wrong}, or fewer than {few} {right} (counting only classes of several "
+        f"{unit} with right and wrong clips)"
     )
     note = f" ({how['note']})" if how["note"] else ""
     return (
