@@ -182,11 +182,12 @@ def check_flags(words: Sequence[str]) -> None:
     """
     found = [word for word in words if (task := _task_named(word)) and not issubclass(task, luigi.Config)]
     root = found[0] if found else ""
-    known = set()
+    known, ours = set(), set()
     for task, without_section, name, _ in Register.get_all_params():
-        known.add(_flag(name if without_section else f"{task}_{name}"))
-        if task == root:
-            known.add(_flag(name))
+        flags = {_flag(name if without_section else f"{task}_{name}"), *([_flag(name)] if task == root else [])}
+        known |= flags
+        if task == "core" or not Register.get_task_cls(task).__module__.startswith("luigi."):
+            ours |= {flag for flag in flags if flag[2:3].islower()}  # not --Flow-videos, --Frames-videos ...
     for flag in (word.partition("=")[0] for word in words if re.match(r"--\w", word)):
         family, _, name = flag[2:].partition("-")
         if root and family != root and _is_ours(_task_named(family)):
@@ -195,13 +196,19 @@ def check_flags(words: Sequence[str]) -> None:
         if not any(name.startswith(flag) for name in known):  # argparse takes abbreviations
             if misspelled := "" if root else _bare_word(words):
                 raise UserError(unknown_name(f"task {misspelled!r}", misspelled, _LAST))
-            shown = sorted(name for name in known if name[2:3].islower())  # not --Flow-videos, --Frames-videos ...
-            near = unknown_name(f"flag {flag}", flag, shown).partition(" allowed: ")[0]
+            near = _unknown_flag(flag, sorted(ours))
             raise UserError(f"{near} `luigi --module tasks {root or 'TASK'} --help-all` lists all")
     for before, word in itertools.pairwise(words):
         takes_it = before.startswith("-") and "=" not in before
         if root and not takes_it and not word.startswith("-") and word != root:
             raise UserError(f"{word!r} belongs to no flag; a value with spaces needs quotes")
+
+
+def _unknown_flag(flag: str, known: Sequence[str]) -> str:
+    """What is said of a flag that does not exist: those that end like it, as --steps does, or the most similar one."""
+    if ends := [name for name in known if name.endswith(flag[1:])]:
+        return f"flag {flag} does not exist; did you mean {' or '.join(ends)}?"
+    return unknown_name(f"flag {flag}", flag, known).partition(" allowed: ")[0]
 
 
 def _flag(name: str) -> str:

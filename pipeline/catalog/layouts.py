@@ -65,7 +65,8 @@ def scan_videos(folder: Path, ignored: Ignored | None = None) -> dict[str, Stat]
     if not folder.is_dir():
         raise FileNotFoundError(
             f"[dataset] videos: the folder {str(folder)!r} does not exist; "
-            "put the videos there, or name their folder (--data-videos; of ScoreVideos: --videos)"
+            "put the videos there, or correct `videos` in the dataset's section, if it has one (what was made stays), "
+            "or name their folder (--data-videos; of ScoreVideos: --videos)"
         )
     found: dict[str, Stat] = {}
     _scan(folder, "", (), found, ignored or Ignored())

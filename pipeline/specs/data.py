@@ -103,7 +103,7 @@ class DatasetSpec(Spec):
             if not self.draws_groups:
                 raise UserError(
                     f"[dataset] group_pattern is {self.group_pattern!r}, but layout {self.layout} does not read it "
-                    "(official lists give the groups, unlabeled videos have none); leave it out"
+                    "(official lists give the groups, unlabeled videos have none); leave it out, or empty"
                 )
             try:
                 named = "group" in re.compile(self.group_pattern).groupindex
