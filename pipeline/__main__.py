@@ -10,12 +10,13 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from pipeline.artifacts.configured import configured_artifacts, read_settings
 from pipeline.artifacts.status import STAGE_FILES, status
+from pipeline.system import locks
 from pipeline.system.console import in_bytes, plain, print_table, print_values, some
 from pipeline.system.errors import UserError, message_suffices, with_notes
 
@@ -61,15 +62,23 @@ def _parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("inspect", help="show what a file or an artifact's folder holds")
     command.add_argument("paths", type=Path, nargs="+", metavar="PATH")
-    command.add_argument("--clip", default="", help="show only this clip; default: the table, and the first clip")
+    command.add_argument("--clip", default="", help="only this clip (--clip=-NAME if a dash begins it)")
     command.add_argument("--picture", type=Path, help="write a PNG of the clip's frames or flow here")
     command.add_argument("--all", action="store_true", help=f"every row of the table, not the first {ROWS_SHOWN}")
     command.add_argument("--json", action="store_true", help="everything, as JSON; of several paths a line each")
     command.set_defaults(run=_inspect)
 
     command = commands.add_parser("summary", help="the table of a report, of all splits or of the paper")
-    command.add_argument("path", type=Path, help="folder of the report, such as data/artifacts/demo/report/latest")
-    command.set_defaults(run=_summary)
+    command.add_argument(
+        "paths", type=Path, nargs="+", metavar="PATH", help="such as data/artifacts/demo/report/latest"
+    )
+    command.set_defaults(run=_for_each_path(_summary))
+
+    command = commands.add_parser("compare", help="two runs on the same clips: settings that differ, and accuracies")
+    command.add_argument("first", type=Path, help="folder of a report or a fusion, or a scores file")
+    command.add_argument("second", type=Path, help="likewise; differences are second minus first")
+    command.add_argument("--json", action="store_true")
+    command.set_defaults(run=_compare)
 
     command = commands.add_parser("verify", help="check every byte of stores, catalogs or scores against its checksum")
     command.add_argument("paths", type=Path, nargs="+", metavar="PATH")
@@ -97,11 +106,9 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("gc", help="list artifacts of settings no longer used, and leftovers of killed runs")
     command.add_argument("--yes", action="store_true", help="remove them; else they are listed")
     command.add_argument(
-        "--old", action="store_true", help="also results that newer ones replace, and what only they need"
+        "--old", action="store_true", help="also results that have a newer one, and what only they need"
     )
-    command.add_argument(
-        "--unfinished", action="store_true", help="also unfinished artifacts, which a run would resume"
-    )
+    command.add_argument("--unfinished", action="store_true", help="also what is unfinished, which a run would resume")
     _with_artifacts(command, _gc)
 
     command = commands.add_parser("doctor", help="what works on this machine, what does not and why, and how fast")
@@ -149,15 +156,15 @@ def _rows_of(found: dict[str, Any], clip: str) -> list[dict[str, Any]]:
     return rows
 
 
-def _summary(arguments: argparse.Namespace) -> int:
+def _summary(path: Path, arguments: argparse.Namespace) -> int:
     from pipeline.report import metrics
     from pipeline.system import files
 
-    for table in (arguments.path / name for name in ("summary.md", "table.md")):  # of AllSplits, of PaperTable
+    for table in (path / name for name in ("summary.md", "table.md")):  # of AllSplits, of PaperTable
         if table.is_file():
             print(table.read_text(encoding="utf-8", errors="replace"), end="")
             return 0
-    file = arguments.path / "metrics.json"
+    file = path / "metrics.json"
     if not file.is_file():
         raise FileNotFoundError(f"{file} does not exist; `luigi --module tasks FullPipeline` makes it")
     try:
@@ -165,6 +172,14 @@ def _summary(arguments: argparse.Namespace) -> int:
     except (KeyError, TypeError, AttributeError):
         raise UserError(f"{file} is not that of a report of this version; run `luigi --module tasks Report`") from None
     print(file.with_name("report.html").resolve())
+    return 0
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    from pipeline.artifacts import comparison
+
+    found = comparison.compare(arguments.first, arguments.second)
+    print(json.dumps(found, indent=1) if arguments.json else comparison.text(found))
     return 0
 
 
@@ -179,14 +194,13 @@ def _verify(path: Path, arguments: argparse.Namespace) -> int:
 
 def _repair(path: Path, arguments: argparse.Namespace) -> int:
     from pipeline.artifacts import damage
-    from pipeline.system import locks
 
     folder = damage.store_folder(path).absolute()
     # the folder of all artifacts is three levels up; with links, both the path as given and the resolved one count
     above = {Path(os.path.normpath(store / "../../..")).resolve() for store in (folder, folder.resolve())}
     with contextlib.ExitStack() as stack:
         for artifacts in sorted(above):
-            stack.enter_context(_no_run_in(artifacts))
+            stack.enter_context(locks.no_run_in(artifacts))
         if (folder / locks.LOCK).exists():
             stack.enter_context(locks.nobody_else(folder))
         kind, removed, damaged = damage.repair(path, failed=arguments.failed)
@@ -224,20 +238,6 @@ def _with_artifacts(command: argparse.ArgumentParser, run: Callable[[Path, argpa
     command.set_defaults(run=lambda arguments: run(arguments.artifacts or configured_artifacts(), arguments))
 
 
-@contextlib.contextmanager
-def _no_run_in(artifacts: Path) -> Iterator[None]:
-    """Keep runs out while something is removed; refuse if a run, which may need it, is active."""
-    from pipeline.system import locks
-
-    if not (artifacts / locks.IN_USE).exists():  # no run has ever been here
-        yield
-        return
-    with locks.try_exclusive_lock(artifacts, locks.IN_USE) as alone:
-        if not alone:
-            raise UserError(f"a run is going on in {artifacts}, and may need what it has not read yet; wait")
-        yield
-
-
 def _plan(argv: list[str]) -> int:
     """Replace this process by the planner, which needs Luigi; nothing in `pipeline` imports that."""
     read_settings()  # Luigi, when it is imported, would print a traceback for an error of syntax
@@ -248,7 +248,7 @@ def _invalidate(artifacts: Path, arguments: argparse.Namespace) -> int:
     from pipeline.artifacts import garbage
 
     chosen = {"dataset": arguments.dataset, "all_datasets": arguments.all, "digest": arguments.digest}
-    with _no_run_in(artifacts):
+    with locks.no_run_in(artifacts):
         removed = garbage.invalidate(artifacts, arguments.stage, **chosen)
     print("\n".join(f"removed {folder}" for folder in removed) or f"nothing to remove in {artifacts}")
     return 0
@@ -259,7 +259,7 @@ def _gc(artifacts: Path, arguments: argparse.Namespace) -> int:
 
     options = {"old": arguments.old, "unfinished": arguments.unfinished}
     if arguments.yes:
-        with _no_run_in(artifacts):
+        with locks.no_run_in(artifacts):
             return _remove(garbage.find(artifacts, **options))
     waste = garbage.find(artifacts, **options)
     _print_waste(waste, artifacts)

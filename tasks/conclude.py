@@ -59,7 +59,7 @@ class Fuse(Stage):
         fused, parameters = fusion.fuse(tables["val"], tables["test"], spec=self.spec("fusion"))
         for name, scores in fused.items():
             scores.write(self.scores_path(name), **self.attrs())
-        fusion.write(self.path, parameters, **self.attrs())
+        fusion.write(self.path, parameters, **self.attrs(), spec=self.spec("fusion").identity())
 
 
 class Report(Stage):

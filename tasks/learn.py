@@ -9,7 +9,7 @@ import luigi
 
 from pipeline.specs import STREAMS, StreamSpec
 from pipeline.system import files
-from pipeline.system.digests import file_hashes
+from pipeline.system.digests import canonical_json, file_hashes
 from pipeline.system.files import with_home
 from pipeline.system.progress import say
 from tasks import checks, settings
@@ -255,7 +255,7 @@ class ScoreStream(OfVideos, OnDevice):
         *_, data, catalog = self.requires()
         inference.score_to(
             self.path,
-            self.attrs(),
+            {**self.attrs(), "spec": canonical_json(self.spec("score").identity())},
             checkpoint=self.weights,
             store_path=data.path,
             catalog=catalog.read(),
@@ -271,3 +271,12 @@ class ExtractFeatures(Whole):
     def requires(self) -> list[Stage]:
         """ScoreStream for both streams and all parts."""
         return [self.clone(ScoreStream, stream=s, part=p) for s in STREAMS for p in ("train", "val", "test")]
+
+    def run(self) -> None:
+        """Print where the scores of each stream and part are."""
+        say("\n".join(str(task.path) for task in self.requires()))
+
+    def say_present(self) -> None:
+        """Print the same paths."""
+        say("ExtractFeatures: everything is there")
+        self.run()

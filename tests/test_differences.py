@@ -33,13 +33,17 @@ def test_trainings_of_one_name_show_what_differs(tmp_path, capsys):
     training(streams / "temporal-small-1-b", spec("temporal", dropout=0.9, milestones=(3, 9)))
     training(streams / "spatial-small-1-c", spec("spatial"))
     assert settings_of(tmp_path) == {
-        "train_stream a": "dropout 0.3, milestones [9]",
-        "train_stream b": "dropout 0.9, milestones [3, 9]",
+        "train_stream a": "temporal_dropout 0.3, temporal_milestones [9]",
+        "train_stream b": "temporal_dropout 0.9, temporal_milestones [3, 9]",
         "train_stream c": "",
     }
     assert main(["status", "--artifacts", str(tmp_path)]) == 0
     head, spatial, first, _ = capsys.readouterr().out.splitlines()
-    assert head.endswith("  settings") and first.endswith("  dropout 0.3, milestones [9]") and "drop" not in spatial
+    assert (
+        head.endswith("  settings")
+        and first.endswith("  temporal_dropout 0.3, temporal_milestones [9]")
+        and "drop" not in spatial
+    )
     (streams / "temporal-small-1-b/checkpoint.pt").write_bytes(b"damaged")
     shutil.copytree(streams / "temporal-small-1-a", streams / "temporal-small-1-d")
     assert set(settings_of(tmp_path).values()) == {""}
@@ -56,8 +60,8 @@ def test_settings_within_settings_and_of_stores(tmp_path):
         attrs = {**ATTRS, "split_name": "1", "spec": json.dumps({"short_side_px": side, "jpeg_quality": 95})}
         store.write_index(path, "frames", found, {}, attrs)
     assert settings_of(tmp_path) == {
-        "frames e": "short_side_px 0",
-        "frames f": "short_side_px 64",
+        "frames e": "frames_short_side_px 0",
+        "frames f": "frames_short_side_px 64",
         "train_stream a": "stack_length 3",
         "train_stream b": "stack_length 5",
     }

@@ -81,6 +81,16 @@ def test_old_results_go_on_request_with_what_only_they_need(made):
     assert set(made.waste(old=True)) == {f"d/flow/tvl1-{B}", f"d/report/1-{A}"}
 
 
+def test_features_of_the_training_part_are_a_result(made):
+    """Those of validation and test clips are kept by the report that was made from them."""
+    for digest in (A, B):
+        for part in ("train", "test"):
+            made.add(f"d/score_stream/temporal-{part}-1-{digest}", f"d/train_stream/temporal-{A}")
+    unused = {f"d/score_stream/temporal-test-1-{A}": "there is a newer one, and no result was made from this"}
+    assert made.waste() == GIVEN_UP | unused
+    assert set(made.waste(old=True)) - set(made.waste()) >= {f"d/score_stream/temporal-train-1-{A}"}
+
+
 def test_what_was_begun_stays_with_what_it_reads(made):
     made.add(f"d/train_stream/temporal-{C}", f"d/flow/tvl1-{B}", done=False)
     assert made.waste() == {}

@@ -88,8 +88,19 @@ class TestReport(Contract):
 # --- the whole chain
 
 
-def test_four_tiny_clips_go_all_the_way(config, tmp_path):
+def said_of_features(tmp_path, capsys, *, again=False):
+    """Paths that ExtractFeatures prints, relative to the artifacts."""
+    if again:
+        fresh(ExtractFeatures).say_present()
+    lines = capsys.readouterr().err.splitlines()
+    paths = [line for line in lines if line.endswith("scores.h5") and ":" not in line]
+    assert len(paths) == 6 and all((tmp_path / path).is_file() for path in paths), lines
+    return paths
+
+
+def test_four_tiny_clips_go_all_the_way(config, tmp_path, capsys):
     assert build(fresh(FullPipeline), fresh(ExtractFeatures))
+    assert said_of_features(tmp_path, capsys) == said_of_features(tmp_path, capsys, again=True)
     report = tmp_path / "artifacts/four/report"
     metrics = json.loads((report / "latest/metrics.json").read_text())
     assert (metrics["dataset"], metrics["split"], metrics["num_test"]) == ("four", "1", 1)

@@ -37,7 +37,8 @@ def find(artifacts: Path, *, old: bool = False, unfinished: bool = False) -> lis
 
     Args:
         artifacts: folder of all artifacts.
-        old: include results (reports, tables, predictions) that have a newer version, and what only they need.
+        old: include results (reports, tables, predictions, training features) that have a newer version, and what only
+            they need.
         unfinished: include unfinished artifacts, such as a resumable training or a store's finished shards.
 
     Raises:
@@ -45,7 +46,7 @@ def find(artifacts: Path, *, old: bool = False, unfinished: bool = False) -> lis
     """
     rows = {Path(row["path"]).relative_to(artifacts).as_posix(): row for row in status(artifacts)}
     begun = [name for name, row in rows.items() if row["state"] == "unfinished"]
-    results = [name for name, row in rows.items() if row["stage"] in _RESULTS]
+    results = [name for name, row in rows.items() if _is_result(row)]
     newest = _newest(artifacts, {name: row for name, row in rows.items() if name not in begun})
     roots = {*newest, *([] if old else results), *begun}
     kept = _reachable(artifacts, rows, roots - set(begun) if unfinished else roots)
@@ -77,6 +78,11 @@ def remove(waste: Iterable[Waste]) -> Iterator[tuple[Waste, bool]]:
             if free:
                 item.path.unlink(missing_ok=True)
         yield item, free
+
+
+def _is_result(row: dict[str, Any]) -> bool:
+    """Whether an artifact is made for its own sake; the training part is scored only for its features."""
+    return row["stage"] in _RESULTS or (row["stage"] == "score_stream" and row["label"].split("-")[1] == "train")
 
 
 def _newest(artifacts: Path, rows: dict[str, dict[str, Any]]) -> set[str]:

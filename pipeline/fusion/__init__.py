@@ -159,7 +159,7 @@ def from_parameters(parameters: Mapping[str, Any]) -> dict[str, Weighted | Linea
         raise UserError(f"these are not parameters of the fusions average, weighted and svm: {error!r}") from None
 
 
-def write(path: Path | str, parameters: Mapping[str, Any], **attrs: str) -> None:
+def write(path: Path | str, parameters: Mapping[str, Any], **attrs: Any) -> None:
     """Write `fusion.json`: the parameters that `fuse` returned, and `attrs`."""
     heading = {"format": FORMAT, "format_version": FORMAT_VERSION, "order": ["spatial", "temporal"]}
     files.write_json(path, {**heading, **attrs, "parameters": parameters})

@@ -112,6 +112,7 @@ def collect(tables: Mapping[str, Scores], background: Background, *, dataset: st
         "agreement": agreement(tables),
         "fusion": _without_matrices(background.fusion),
         "training": {name: _training_facts(curve) for name, curve in background.curves.items()},
+        "settings": {stage: dict(values) for stage, values in background.settings.items()},
         "seeds": {path: value for path, value in flattened(background.settings) if path.endswith("seed")},
         "counts": {part: dict(row) for part, row in background.counts.items()},
         "groups": {part: list(names) for part, names in background.groups.items()},

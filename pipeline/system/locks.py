@@ -125,6 +125,22 @@ def nobody_else(folder: Path) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def no_run_in(artifacts: Path) -> Iterator[None]:
+    """Keep runs out of the folder of all artifacts while something in it is removed.
+
+    Raises:
+        UserError: a run is active, which may need what would be removed.
+    """
+    if not (artifacts / IN_USE).exists():  # no run has ever been here
+        yield
+        return
+    with try_exclusive_lock(artifacts, IN_USE) as alone:
+        if not alone:
+            raise UserError(f"a run is going on in {artifacts}, and may need what it has not read yet; wait")
+        yield
+
+
 def hold_shared_lock(artifacts: Path, *, create: bool) -> int:
     """Hold a shared lock on the folder of all artifacts, so that `try_exclusive_lock` on it fails.
 
