@@ -60,12 +60,12 @@ def main() -> None:
             print(f"{method} is {found[method]}")
     if not flow_speed.has_opencv_tvl1():
         print(f"{flow_speed.BASELINE} is left out: this OpenCV has no contrib modules (cv2.optflow)")
-    pairs = read(arguments)
     record = {"threads": arguments.threads, "unavailable": {k: v for k, v in found.items() if v != "available"}}
-    record["error"] = accuracy(lanes, pairs)
-    record["agreement"] = agreement([lane for lane in lanes if lane.method in DEFINED and lane.enlarge == 1], pairs)
     sizes = (QUICK_SIZE,) if arguments.quick else SIZES
     record["speed"] = flow_speed.measure(lanes, sizes, arguments.threads, arguments.seconds, arguments.rounds)
+    pairs = read(arguments)
+    record["error"] = accuracy(lanes, pairs)
+    record["agreement"] = agreement([lane for lane in lanes if lane.method in DEFINED and lane.enlarge == 1], pairs)
     write("flow quick" if arguments.quick else "flow", record)
 
 

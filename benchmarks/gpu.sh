@@ -50,7 +50,7 @@ versions='import torch, triton; print(torch.cuda.get_device_name(), torch.__vers
 step "device" 40 "$python" -c "$versions"
 step "shared memory" 15 df -h /dev/shm
 if group flow; then
-    step "tests of TV-L1" 230 "${cuda_tests[@]}" tests/test_tvl1_triton.py
+    step "tests of TV-L1" 220 "${cuda_tests[@]}" tests/test_tvl1_triton.py
     step "rates of TV-L1" 110 "$python" benchmarks/tvl1_gpu.py rates
     step "flow stage" 130 "$python" benchmarks/flow_stage.py
     step "flow stage, larger shards" 75 "$python" benchmarks/flow_stage.py --shard-clips 32 --runs 2
@@ -62,9 +62,9 @@ if group streams; then
     step "training, float32, the CPU decodes" 105 "${training[@]}" --precision float32 --rounds 1 --gpu-decoding 0
     step "training, bf16" 80 "${training[@]}" --precision bf16 --rounds 2
     # enough items to keep 16 processes busy for seconds, not only while they start
-    step "loader" 110 "$python" benchmarks/loader.py --workers 16 --items 6144 --rounds 2
+    step "loader" 110 "$python" benchmarks/loader.py --workers 16 --clips 24 --items 4096 --rounds 2
     stream_tests=(tests/test_{quantize,inputs,encoded,feeding,loading,training,together,launch}.py)
-    step "tests of the streams" 130 "${cuda_tests[@]}" "${stream_tests[@]}"
+    step "tests of the streams" 120 "${cuda_tests[@]}" "${stream_tests[@]}"
 fi
 if group methods; then
     methods=(tvl1 brox raft_small raft_large)

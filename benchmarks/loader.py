@@ -42,6 +42,7 @@ from pipeline.video import jpeg
 
 LENGTH, SIDE, BOUND_PX = 10, 224, 20.0
 CLIPS, FIELDS, CLIPS_A_SHARD = 64, 185, 8  # written by default; UCF-101's clips have 186 frames on average
+ENCODED_TIMES = 8  # as many items that stay encoded: they are read so fast that processes would still be starting
 ITEMS_A_PROCESS = 160  # per round; with fewer, the processes would have read them all before the clock starts
 
 
@@ -124,7 +125,10 @@ def rate_of(batches, use: Callable[[ViewBatch], object] | None = None) -> float:
 
 def read_rates(flow: Path, files: Path, clips: list[Clip], arguments) -> dict[str, float]:
     """Items per second of each reader, one after another, for one round."""
-    ours = TrainingSet(stream(arguments.batch, arguments.items, arguments.kind), flow, clips)
+    ours, more = (
+        TrainingSet(stream(arguments.batch, items, arguments.kind), flow, clips)
+        for items in (arguments.items, ENCODED_TIMES * arguments.items)
+    )
     usual = UsualReader(files, len(ours))
     pin = torch.cuda.is_available()  # as for a training
     parallel = {"num_workers": arguments.workers, "pin_memory": pin}
@@ -141,7 +145,7 @@ def read_rates(flow: Path, files: Path, clips: list[Clip], arguments) -> dict[st
         ("usual", lambda: DataLoader(usual, arguments.batch, **parallel), None),
         ("views", lambda: batches(ours), None),
         ("inputs", lambda: batches(ours), lambda views: to_inputs(views, torch.device("cpu"))),
-        ("encoded", lambda: batches(PartlyEncoded(ours, 1.0, batch=arguments.batch)), None),
+        ("encoded", lambda: batches(PartlyEncoded(more, 1.0, batch=arguments.batch)), None),
     ):
         found[name] = rate_of(made(), use)
         print(f"{name}: {found[name]:.0f} items/s", flush=True)

@@ -279,7 +279,7 @@ def test_help_lists_the_flags(capsys, task, asked):
         ("Flow --table 1b", "flag --table does not exist"),  # another task's
         ("FullPipeline --steps 9", "--steps does not exist; did you mean --spatial-steps or --temporal-steps?"),
         ("FullPipeline --videos x", "flag --videos does not exist; did you mean --data-videos?"),
-        ("FullPipeline --ssl 1", "flag --ssl does not exist; `luigi"),  # Luigi's --smtp-ssl is not what was meant
+        ("FullPipeline --ssl 1", "--ssl does not exist; did you mean '--split'?"),  # not Luigi's --smtp-ssl
         ("FullPipelin --dataset demo", "task 'FullPipelin' does not exist; did you mean 'FullPipeline'?"),
         ("--module tasks PaperTables --table 1b", "task 'PaperTables' does not exist; did you mean 'PaperTable'?"),
         ("FullPipeline --TrainStream-seed 5", "flag --TrainStream-seed has no effect or a wrong one: .*; give --seed"),

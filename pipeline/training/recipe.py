@@ -14,7 +14,7 @@ from pipeline.specs import StreamSpec
 from pipeline.system.tensors import true_float32
 
 _PRECISIONS = {"float32": None, "bf16": torch.bfloat16, "float16": torch.float16}
-_REPEATABLE_CUBLAS = ":4096:8"  # without it, cuBLAS raises an error if deterministic algorithms are required
+_REPEATABLE_CUBLAS = ":4096:8"  # without it, cuBLAS does not promise the same bits if streams share it
 
 
 def learning_rate(spec: StreamSpec, step: int) -> float:
