@@ -193,22 +193,19 @@ def check_flags(words: Sequence[str]) -> None:
         if root and family != root and _is_ours(_task_named(family)):
             instead = f"; give --{name}" if f"--{name}" in known else ""
             raise UserError(f"flag {flag} has no effect or a wrong one: {root} gives {family} its parameters{instead}")
-        if not any(name.startswith(flag) for name in known):  # argparse takes abbreviations
+        if flag in known:
+            continue
+        meant = [name for name in sorted(ours) if name.endswith(flag[1:])]  # --spatial-steps, --temporal-steps: --steps
+        if meant or not any(name.startswith(flag) for name in known):  # argparse takes abbreviations
             if misspelled := "" if root else _bare_word(words):
                 raise UserError(unknown_name(f"task {misspelled!r}", misspelled, _LAST))
-            near = _unknown_flag(flag, sorted(ours))
+            near = f"flag {flag} does not exist; did you mean {' or '.join(meant[:4])}?"
+            near = near if meant else unknown_name(f"flag {flag}", flag, sorted(ours)).partition(" allowed: ")[0]
             raise UserError(f"{near} `luigi --module tasks {root or 'TASK'} --help-all` lists all")
     for before, word in itertools.pairwise(words):
         takes_it = before.startswith("-") and "=" not in before
         if root and not takes_it and not word.startswith("-") and word != root:
             raise UserError(f"{word!r} belongs to no flag; a value with spaces needs quotes")
-
-
-def _unknown_flag(flag: str, known: Sequence[str]) -> str:
-    """What is said of a flag that does not exist: those that end like it, as --steps does, or the most similar one."""
-    if ends := [name for name in known if name.endswith(flag[1:])]:
-        return f"flag {flag} does not exist; did you mean {' or '.join(ends)}?"
-    return unknown_name(f"flag {flag}", flag, known).partition(" allowed: ")[0]
 
 
 def _flag(name: str) -> str:

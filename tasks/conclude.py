@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 from pipeline.specs import FUSIONS, STREAMS
+from pipeline.specs.base import Spec
 from pipeline.system import files
 from pipeline.system.digests import digest_of
 from pipeline.system.progress import say
@@ -107,7 +109,12 @@ class Report(Stage):
             curves={stream: files.read_json(above[stream].path) for stream in STREAMS},
             failed=metrics.first_reasons({stage: opened.failed for stage, opened in stores.items()}),
             odd=stores["Frames"].odd,
-            settings=self.all_settings(),
+            settings={name: spec.as_dict() for name, spec in self.specs().items()},
+            identity={
+                name: spec.identity_with_paths()
+                for name, spec in self.specs().items()
+                if name not in ("cluster", "run")
+            },
             stages=[
                 {"stage": type(t).__name__, "label": t.label, "digest": t.digest, "path": str(t.path)}
                 for t in self.before()
@@ -121,14 +128,11 @@ class Report(Stage):
         report.write(self.folder, background, **self.tables(), **about)
         files.link(self.folder.parent / "latest", self.folder)
 
-    def all_settings(self) -> dict[str, dict]:
-        """Every setting, with its value in this run."""
-        streams = {stream: self.requires()[stream].stream_spec.as_dict() for stream in STREAMS}
-        others = {
-            name: self.spec(name).as_dict() for name in ("dataset", "frames", "flow", "score", "fusion", "cluster")
-        }
-        others["dataset"]["split"] = self.split_name
-        return {**others, **streams, "run": self.run_spec.as_dict()}
+    def specs(self) -> dict[str, Spec]:
+        """Every setting, with its value in this run, by section."""
+        found = {name: self.spec(name) for name in ("dataset", "frames", "flow", "score", "fusion", "cluster")}
+        found["dataset"] = dataclasses.replace(found["dataset"], split=self.split_name)
+        return {**found, **{s: self.requires()[s].stream_spec for s in STREAMS}, "run": self.run_spec}
 
 
 class FullPipeline(Whole):

@@ -45,6 +45,7 @@ def arguments(labels=(0, 0, 1, 1, 2, 2), spatial=(0, 1, 1, 1, 0, -1), temporal=(
         "failed": [],
         "odd": {"clip3": "68 of 444 promised frames decode"},
         "settings": {"flow": {"method": "tvl1"}, "temporal": {"seed": 7, "stack": {"length": 10}}},
+        "identity": {"flow": {"version": 3, "method": "tvl1"}},
         "stages": [{"stage": "flow", "digest": "1f3a9c2e04b7"}],
         "counts": {"test": {"clips": 6, "groups": 2}},
     }

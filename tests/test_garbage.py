@@ -81,14 +81,17 @@ def test_old_results_go_on_request_with_what_only_they_need(made):
     assert set(made.waste(old=True)) == {f"d/flow/tvl1-{B}", f"d/report/1-{A}"}
 
 
-def test_features_of_the_training_part_are_a_result(made):
-    """Those of validation and test clips are kept by the report that was made from them."""
+def test_features_are_a_result(made):
+    """Of a stream whose training part was scored, which nothing but ExtractFeatures needs; and of its other parts."""
+    made.add(f"d/train_stream/temporal-{B}", f"d/flow/tvl1-{C}")
+    made.add(f"d/score_stream/temporal-test-1-{C}", f"d/train_stream/temporal-{B}")
     for digest in (A, B):
         for part in ("train", "test"):
             made.add(f"d/score_stream/temporal-{part}-1-{digest}", f"d/train_stream/temporal-{A}")
-    unused = {f"d/score_stream/temporal-test-1-{A}": "there is a newer one, and no result was made from this"}
-    assert made.waste() == GIVEN_UP | unused
-    assert set(made.waste(old=True)) - set(made.waste()) >= {f"d/score_stream/temporal-train-1-{A}"}
+    made.add("d/score_stream/mine-old")  # a folder of the user's
+    assert made.waste() == GIVEN_UP | {f"d/score_stream/temporal-test-1-{C}": GIVEN_UP[f"d/flow/tvl1-{B}"]}
+    features = {f"d/score_stream/temporal-{part}-1-{A}" for part in ("train", "test")}
+    assert set(made.waste(old=True)) >= features
 
 
 def test_what_was_begun_stays_with_what_it_reads(made):

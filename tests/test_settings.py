@@ -278,6 +278,10 @@ def test_help_lists_the_flags(capsys, task, asked):
         ("PaperTable --tabel=1b", "flag --tabel does not exist; did you mean '--table'?"),
         ("Flow --table 1b", "flag --table does not exist"),  # another task's
         ("FullPipeline --steps 9", "--steps does not exist; did you mean --spatial-steps or --temporal-steps?"),
+        (
+            "FullPipeline --frames 3",
+            "flag --frames does not exist; did you mean --demo-frames or --frames-min-frames or --score-frames",
+        ),
         ("FullPipeline --videos x", "flag --videos does not exist; did you mean --data-videos?"),
         ("FullPipeline --ssl 1", "--ssl does not exist; did you mean '--split'?"),  # not Luigi's --smtp-ssl
         ("FullPipelin --dataset demo", "task 'FullPipelin' does not exist; did you mean 'FullPipeline'?"),

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pipeline.artifacts.differences import made_from
 from pipeline.artifacts.status import STAGE_FILES, status
 from pipeline.specs.base import unknown_name
 from pipeline.system import files, locks
@@ -37,7 +38,7 @@ def find(artifacts: Path, *, old: bool = False, unfinished: bool = False) -> lis
 
     Args:
         artifacts: folder of all artifacts.
-        old: include results (reports, tables, predictions, training features) that have a newer version, and what only
+        old: include results (reports, tables, predictions, features) that have a newer version, and what only
             they need.
         unfinished: include unfinished artifacts, such as a resumable training or a store's finished shards.
 
@@ -46,7 +47,7 @@ def find(artifacts: Path, *, old: bool = False, unfinished: bool = False) -> lis
     """
     rows = {Path(row["path"]).relative_to(artifacts).as_posix(): row for row in status(artifacts)}
     begun = [name for name, row in rows.items() if row["state"] == "unfinished"]
-    results = [name for name, row in rows.items() if _is_result(row)]
+    results = [name for name, row in rows.items() if row["stage"] in _RESULTS] + _features(artifacts, rows)
     newest = _newest(artifacts, {name: row for name, row in rows.items() if name not in begun})
     roots = {*newest, *([] if old else results), *begun}
     kept = _reachable(artifacts, rows, roots - set(begun) if unfinished else roots)
@@ -80,9 +81,11 @@ def remove(waste: Iterable[Waste]) -> Iterator[tuple[Waste, bool]]:
         yield item, free
 
 
-def _is_result(row: dict[str, Any]) -> bool:
-    """Whether an artifact is made for its own sake; the training part is scored only for its features."""
-    return row["stage"] in _RESULTS or (row["stage"] == "score_stream" and row["label"].split("-")[1] == "train")
+def _features(artifacts: Path, rows: dict[str, dict[str, Any]]) -> list[str]:
+    """Names of the scores that `ExtractFeatures` made: it alone scores a training part, and the others with it."""
+    scores = {name: sorted(made_from(artifacts / name)) for name, row in rows.items() if row["stage"] == "score_stream"}
+    of_training_parts = [read for name, read in scores.items() if "train" in rows[name]["label"].split("-")[1:2]]
+    return [name for name, read in scores.items() if read in of_training_parts]
 
 
 def _newest(artifacts: Path, rows: dict[str, dict[str, Any]]) -> set[str]:

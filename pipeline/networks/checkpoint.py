@@ -103,13 +103,13 @@ def load_tensors(path: Path, kind: str, version: int, *, mmap: bool = False, cur
     return values
 
 
-def settings_in(path: Path) -> dict[str, Any]:
-    """The settings of a trained stream as plain values; its weights are not read.
+def settings_in(path: Path) -> StreamSpec:
+    """The settings of a trained stream; its weights are not read.
 
     Raises:
         FileNotFoundError, ValueError: as `load_checkpoint`.
     """
-    return _load(path, mmap=True)["stream_spec"]
+    return spec_of(path, _load(path, mmap=True)["stream_spec"])
 
 
 def other_inputs(path: Path, spec: StreamSpec) -> str:

@@ -33,6 +33,8 @@ class Background:
     """Clip id -> what is odd about a clip that is still used (fewer frames than its header promises)."""
     settings: Mapping[str, Mapping[str, Any]]
     """Stage -> its settings, as `Spec.as_dict` gives them."""
+    identity: Mapping[str, Mapping[str, Any]]
+    """Of these stages, the settings that can change their artifacts, as `Spec.identity_with_paths` gives them."""
     stages: Sequence[Mapping[str, Any]]
     """One row per stage, with `stage`, `digest` and any further columns."""
     counts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
@@ -112,7 +114,7 @@ def collect(tables: Mapping[str, Scores], background: Background, *, dataset: st
         "agreement": agreement(tables),
         "fusion": _without_matrices(background.fusion),
         "training": {name: _training_facts(curve) for name, curve in background.curves.items()},
-        "settings": {stage: dict(values) for stage, values in background.settings.items()},
+        "settings": {stage: dict(values) for stage, values in background.identity.items()},
         "seeds": {path: value for path, value in flattened(background.settings) if path.endswith("seed")},
         "counts": {part: dict(row) for part, row in background.counts.items()},
         "groups": {part: list(names) for part, names in background.groups.items()},

@@ -212,7 +212,7 @@ class Scores:
         if missing or extra:
             raise UserError(
                 f"the tables hold different clips: {counted(missing)} only in the first, "
-                f"{counted(extra)} only in the second; score both streams on the same catalog"
+                f"{counted(extra)} only in the second; both must be of the same part of the same catalog"
             )
         joined = other.take(rows[video_id] for video_id in self.video_ids)
         differ = np.flatnonzero(joined.labels != self.labels)

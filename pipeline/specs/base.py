@@ -24,6 +24,8 @@ from typing import Any, ClassVar, Self
 from pipeline.system.digests import digest_of
 from pipeline.system.errors import UserError
 
+A_FILE = "a file"  # stands in an identity for the path of one, whose content is part of the digest
+
 
 def flattened(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """('stack.length', 10) and so on: every value of a nested mapping, by its path."""
@@ -125,6 +127,11 @@ class Spec:
             value = getattr(self, field.name)
             kept[field.name] = value.identity() if isinstance(value, Spec) else value
         return json.loads(json.dumps(kept))
+
+    def identity_with_paths(self) -> dict[str, Any]:
+        """`identity` for people: of a file of weights the path, although not that but its content counts."""
+        kept = self.identity()
+        return kept | {name: getattr(self, name) for name, value in kept.items() if value == A_FILE}
 
     def digest(self, *upstream: str) -> str:
         """12 hex digits over the identity of these settings and the digests of what the stage reads."""

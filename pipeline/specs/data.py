@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from pipeline.specs.base import Spec, check_device, setting
+from pipeline.specs.base import A_FILE, Spec, check_device, setting
 from pipeline.system.errors import UserError
 
 OFFICIAL_LAYOUTS = ("ucf101", "hmdb51")
@@ -234,7 +234,7 @@ class FlowSpec(Spec):
         """
         kept = super().identity()
         if self.weights_file:
-            kept["raft_weights"] = "a file"
+            kept["raft_weights"] = A_FILE
         return {**kept, "version": self.VERSION + self.METHOD_CHANGES.get(self.method, 0)}
 
     def __post_init__(self):

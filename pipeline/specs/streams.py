@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from pipeline.specs.base import Spec, setting
+from pipeline.specs.base import A_FILE, Spec, setting
 from pipeline.system.errors import UserError
 
 STREAMS = ("spatial", "temporal")
@@ -234,7 +234,7 @@ class StreamSpec(Spec):
 
     def identity(self) -> dict[str, Any]:
         """As for every spec, but a weights file counts by its content, which the stage adds, not by its path."""
-        return {**super().identity(), **({"start": "a file"} if self.start_file else {})}
+        return {**super().identity(), **({"start": A_FILE} if self.start_file else {})}
 
     def unread(self) -> set[str]:
         """Settings that the schedule, the number of segments, the trained layers or `with_how` make irrelevant."""

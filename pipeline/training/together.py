@@ -102,7 +102,7 @@ def training_set(spec: StreamSpec, store_path: Path, catalog: Catalog, other: Ot
     if other is None:
         return TrainingSet(spec, store_path, clips)
     _say_left_out(spec, catalog, other)
-    others = _read(spec, catalog, other)
+    others = _used(spec, catalog, other)
     if spec.with_how == "heads":
         drawn = int(np.random.SeedSequence([spec.seed, _OTHER_SEED]).generate_state(1, np.uint64)[0])
         second = TrainingSet(replace(spec, seed=drawn % 2**63), other.store_path, others)  # a seed has 63 bits
@@ -161,7 +161,7 @@ def say_shared_groups(spec: StreamSpec, catalog: Catalog, other: OtherDataset) -
     """
     held_out = {clip.group for part in ("val", "test") for clip in catalog.part(part)}
     held_out -= {clip.group for clip in catalog.part("train")}
-    shared = sorted(held_out & {clip.group for clip in _read(spec, catalog, other)})
+    shared = sorted(held_out & {clip.group for clip in _used(spec, catalog, other)})
     if shared:
         say(
             f"{spec.stream}: {len(shared)} groups that are held out here have training clips in {other.name}, by their "
@@ -176,7 +176,7 @@ def seen_by(spec: StreamSpec, catalog: Catalog, other: OtherDataset | None, star
     starts.
     """
     trained, chosen = clips_seen(start) if start else (frozenset(), frozenset())
-    used = [*catalog.part("train"), *(_read(spec, catalog, other) if other else [])]
+    used = [*catalog.part("train"), *(_used(spec, catalog, other) if other else [])]
     return {
         "trained_on": sorted(trained.union(clip.content for clip in used)),
         "chosen_on": sorted(chosen.union(clip.content for clip in catalog.part("val"))),
@@ -211,7 +211,7 @@ def _held_out(catalog: Catalog, other: OtherDataset, parts: Sequence[str] = ("tr
     return [clip for part in parts for clip in other.catalog.part(part) if clip.content in held_out]
 
 
-def _read(spec: StreamSpec, catalog: Catalog, other: OtherDataset) -> list[Clip]:
+def _used(spec: StreamSpec, catalog: Catalog, other: OtherDataset) -> list[Clip]:
     """Training clips of the other set, except validation or test clips of this set, byte for byte.
 
     With `classes`, only those of the classes that are added.
