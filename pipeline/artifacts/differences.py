@@ -13,6 +13,8 @@ from pipeline.artifacts.status import STAGE_FILES
 from pipeline.specs.base import flattened
 from pipeline.system import files
 
+_OF_ONE_RUN = ("frames", "flow", "train_stream", "score_stream", "fuse", "report", "score_videos")
+
 Settings = dict[str, dict[str, str]]
 """Section of luigi.cfg -> the name of each flag, such as `temporal_dropout`, -> its value as text."""
 
@@ -56,7 +58,7 @@ def settings_of(artifact: Path, cache: dict[Path, Settings] | None = None) -> Se
         cache: what was found before, by folder; what is found is added.
     """
     cache = {} if cache is None else cache
-    if artifact.parent.name not in ("frames", "flow", "train_stream", "score_stream", "fuse", "report", "score_videos"):
+    if artifact.parent.name not in _OF_ONE_RUN:
         return {}
     if artifact not in cache:
         own = _recorded(artifact)
@@ -103,7 +105,7 @@ def _recorded(artifact: Path) -> Settings:
             return _by_flag({"fusion": files.read_json(file)["spec"]})
         if stage == "report":
             return _by_flag(files.read_json(file)["settings"])
-    # a RuntimeError: HDF5 may take damage for a lack of memory
+    # HDF5 may take damage for a lack of memory, which is a RuntimeError here
     except (ImportError, OSError, RuntimeError, ValueError, KeyError, TypeError, AttributeError):
         pass
     return {}

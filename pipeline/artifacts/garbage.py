@@ -38,8 +38,8 @@ def find(artifacts: Path, *, old: bool = False, unfinished: bool = False) -> lis
 
     Args:
         artifacts: folder of all artifacts.
-        old: include results (reports, tables, predictions, features) that have a newer version, and what only
-            they need.
+        old: include results (reports, tables, predictions, features) that have a newer version, and what only they
+            need.
         unfinished: include unfinished artifacts, such as a resumable training or a store's finished shards.
 
     Raises:
@@ -83,8 +83,9 @@ def remove(waste: Iterable[Waste]) -> Iterator[tuple[Waste, bool]]:
 
 def _features(artifacts: Path, rows: dict[str, dict[str, Any]]) -> list[str]:
     """Names of the scores that `ExtractFeatures` made: it alone scores a training part, and the others with it."""
-    scores = {name: sorted(made_from(artifacts / name)) for name, row in rows.items() if row["stage"] == "score_stream"}
-    of_training_parts = [read for name, read in scores.items() if "train" in rows[name]["label"].split("-")[1:2]]
+    scores = {name: frozenset(made_from(artifacts / name)) for name in rows if rows[name]["stage"] == "score_stream"}
+    # the label of scores is <stream>-<part>-<split>
+    of_training_parts = {read for name, read in scores.items() if "train" in rows[name]["label"].split("-")[1:2]}
     return [name for name, read in scores.items() if read in of_training_parts]
 
 
