@@ -4,16 +4,20 @@ import dataclasses
 import json
 import shutil
 
+import pytest
 from conftest import moving_texture
+from scored import table
 from stores import ATTRS, write_frames
 from trainings import spec
 
 from pipeline import store
 from pipeline.__main__ import main
+from pipeline.artifacts import differences
 from pipeline.artifacts.differences import with_settings
 from pipeline.artifacts.status import status
 from pipeline.catalog import Catalog
 from pipeline.networks.checkpoint import save_checkpoint
+from pipeline.system.errors import MachineFault
 
 
 def training(folder, settings):
@@ -47,6 +51,34 @@ def test_trainings_of_one_name_show_what_differs(tmp_path, capsys):
     (streams / "temporal-small-1-b/checkpoint.pt").write_bytes(b"damaged")
     shutil.copytree(streams / "temporal-small-1-a", streams / "temporal-small-1-d")
     assert set(settings_of(tmp_path).values()) == {""}
+
+
+@pytest.mark.parametrize(
+    ("artifact", "content"),
+    [
+        ("frames/native-a/index.h5", "damaged"),
+        ("score_stream/temporal-test-1-a/scores.h5", "damaged"),
+        ("fuse/1-a/fusion.json", "{"),
+        ("fuse/1-a/fusion.json", '{"spec": 5}'),
+        ("report/1-a/metrics.json", "{}"),
+        ("report/1-a/metrics.json", '{"settings": [1]}'),
+    ],
+)
+def test_damaged_artifacts_and_earlier_ones_tell_no_settings(tmp_path, artifact, content):
+    file = tmp_path / "d" / artifact
+    file.parent.mkdir(parents=True)
+    file.write_text(content)
+    assert differences.settings_of(file.parent) == {}
+
+
+def test_what_hdf5_takes_for_a_lack_of_memory_does_not_end_the_list(tmp_path, monkeypatch):
+    def too_little(path):
+        raise MachineFault("there is too little memory")
+
+    for digest in "ab":
+        table("10", ["a", "b"]).write(tmp_path / f"d/score_stream/temporal-test-1-{digest}/scores.h5")
+    monkeypatch.setattr(differences.store, "read_attrs", too_little)
+    assert settings_of(tmp_path) == {"score_stream a": "", "score_stream b": ""}
 
 
 def test_settings_within_settings_and_of_stores(tmp_path):
