@@ -63,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("inspect", help="show what a file or an artifact's folder holds")
     command.add_argument("paths", type=Path, nargs="+", metavar="PATH")
     command.add_argument(
-        "--clip", default="", help="only this clip (--clip=-NAME after a dash), not the table and the first one"
+        "--clip", default="", help="only this clip, not the table and the first one; --clip=NAME if it begins with -"
     )
     command.add_argument("--picture", type=Path, help="write a PNG of the clip's frames or flow here")
     command.add_argument("--all", action="store_true", help=f"every row of the table, not the first {ROWS_SHOWN}")

@@ -108,6 +108,7 @@ def test_two_files_of_scores_are_compared_whatever_the_order_of_their_clips(tmp_
     there, back = (of["tables"]["scores"]["interval"] for of in grouped)
     assert there == pytest.approx([-end for end in reversed(back)], abs=0.02)
     said = text(found)
+    assert "the interval draws clips" in said
     assert "no setting is known to differ" in said and said.endswith(f"intervals: {found['note']}")
 
 

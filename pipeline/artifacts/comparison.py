@@ -80,7 +80,8 @@ def text(found: Mapping[str, Any]) -> str:
     lines += aligned([head, *([name, *_cells(row)] for name, row in found["tables"].items())])
     intervals = [row["interval"] for row in found["tables"].values()]
     if any(intervals):
-        lines.append("the interval draws groups, with classes as frequent as here; p takes clips as independent")
+        unit = "clips" if found["note"] else "groups"
+        lines.append(f"the interval draws {unit}, with classes as frequent as here; p takes clips as independent")
     if not all(intervals):
         lines.append("no interval: fewer than five groups (or clips, without groups) tell the two apart, or all alike")
     return "\n".join([*lines, *([f"intervals: {found['note']}"] if found["note"] else [])])
